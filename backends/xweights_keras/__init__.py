@@ -1,0 +1,64 @@
+"""The Keras 3 backend: models, layers and variables on any Keras backend (tensorflow, jax, torch).
+
+Owns the door's object, ``backend``. Importing it imports Keras, and thereby only the framework that Keras runs on.
+
+- ``layers``: the table, layer type -> variable -> role and axes
+- ``naming``, ``walk``: from a model to named weights
+- ``adapter``: from those to parameters
+- ``storage``: the one place that reads and writes a ``keras.Variable``
+- ``ops``: whose maths a leaf has
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from xweights.backend import Adapter, Ops, Storage, Tracing, backend_for, load
+from xweights.errors import TraceError
+from xweights.parameter import Array
+from xweights_keras.adapter import KerasAdapter
+from xweights_keras.ops import ops_of
+from xweights_keras.storage import storage_for
+
+
+class KerasBackend:
+    """What the entry point loads. All maths, tracing and compiling is that of the framework below Keras."""
+
+    name = "keras"
+
+    def __init__(self) -> None:
+        self._adapter = KerasAdapter()
+
+    def adapter(self, target: Any) -> Adapter | None:
+        # An optimizer, a loss or a metric has variables too, and none of them is a weight.
+        return self._adapter if isinstance(target, (keras.Layer, keras.Variable)) else None
+
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, keras.KerasTensor)
+
+    def storage(self, variable: Any) -> Storage:
+        return storage_for(variable)
+
+    def to_host(self, value: Any) -> Array:
+        if isinstance(value, keras.KerasTensor):
+            raise TraceError("a symbolic KerasTensor has no values\nFix: pass the numbers, or call a model on them first")
+        if isinstance(value, keras.Variable):
+            return storage_for(value).read(value)
+        below = backend_for(value)
+        return np.asarray(value) if below is None or below is self else below.to_host(value)
+
+    def ops(self, array: Any) -> Ops:
+        return ops_of(array)
+
+    def tracing(self) -> Tracing:
+        return load(keras.backend.backend()).tracing()
+
+    def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
+        return load(keras.backend.backend()).compiled(function)
+
+
+backend = KerasBackend()

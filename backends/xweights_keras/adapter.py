@@ -1,0 +1,159 @@
+"""Keras targets: models, layers and single variables, walked and named.
+
+Owns :class:`KerasAdapter`. Imports the walk and the storages. What it found is kept for each model, weakly, for as long as
+the model's layers, variables and attribute paths are the same.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from xweights.axes import Layout, plain_layout
+from xweights.errors import NotBuiltError
+from xweights.parameter import Parameter
+from xweights_keras.naming import is_made_up
+from xweights_keras.storage import KerasStorage, Refreshing, dtype_of, raw_value, storage_for
+from xweights_keras.walk import Found, Walk, join, signature
+
+
+class KerasAdapter:
+    """Finds the weights of a ``keras.Model``, ``keras.Layer`` or ``keras.Variable``."""
+
+    def __init__(self) -> None:
+        self._kept: weakref.WeakKeyDictionary[Any, tuple[list[Any], list[Parameter]]] = weakref.WeakKeyDictionary()
+
+    def parameters(self, target: Any) -> Sequence[Parameter]:
+        if isinstance(target, keras.Variable):
+            found = [_single(target)]
+        else:
+            now = signature(target)
+            kept = self._kept.get(target)
+            if kept is None or kept[0] != now:
+                kept = (now, _walked(target))
+                self._kept[target] = kept
+            found = list(kept[1])
+        _check_initialised(found, target)
+        return found
+
+
+def _walked(target: Any) -> list[Parameter]:
+    walk = Walk()
+    walk.visit(target)
+    if walk.unbuilt or (walk.unused and not walk.found) or (not walk.found and not target.built):
+        raise _not_built(target, walk.unbuilt or walk.unused)
+    root_statistics = frozenset(walk.statistics)
+    storages: dict[type[Any], KerasStorage] = {}
+    refreshing: dict[int, Refreshing] = {}
+    found = []
+    for one in walk.found.values():
+        if one.variable is None:
+            found.append(_of_module(one))
+            continue
+        kind = type(one.variable._value)
+        if kind not in storages and one.variable._value is not None:
+            storages[kind] = storage_for(one.variable, target, root_statistics)
+        storage: Any = storages.get(kind) or KerasStorage(target, root_statistics)
+        if one.module is not None and type(one.module.storage) is not type(getattr(storage, "inner", None)):
+            found.append(_of_module(one))  # parametrized, or otherwise only the torch backend's to write
+            continue
+        if keeps_copy(one.owner) and one.entry is not None and one.entry.native in ("mean", "variance"):
+            key = id(one.owner)
+            if key not in refreshing:
+                refreshing[key] = Refreshing(storage, one.owner, lambda layer: layer.finalize_state())
+            storage = refreshing[key]
+        found.append(_parameter(one, storage))
+    return found
+
+
+def keeps_copy(layer: Any) -> bool:
+    """Return True for a Normalization layer, which computes with tensors that finalize_state() makes of its weights."""
+    return hasattr(layer, "finalize_state") and hasattr(layer, "input_mean")
+
+
+def _parameter(one: Found, storage: Any) -> Parameter:
+    shape = tuple(int(n) for n in one.variable.shape)
+    layout: Layout = plain_layout(shape) if one.entry is None else one.entry.layout(shape)
+    gates = None if one.entry is None else one.entry.gates
+    native_name, role = one.variable.path, None
+    if one.module is not None:
+        layout, gates, role = one.module.layout, one.module.gates, one.module.role
+        native_name = _native(one)
+    return Parameter(
+        name=one.name,
+        native_name=native_name,
+        layout=layout,
+        dtype=dtype_of(one.variable),
+        storage=storage,
+        handle=one.variable,
+        role=role,
+        layer=one.layer,
+        gates=gates if layout.axes is not None else None,
+        aliases=tuple(one.aliases),
+    )
+
+
+def _of_module(one: Found) -> Parameter:
+    module: Parameter = one.module
+    return Parameter(
+        name=one.name,
+        native_name=_native(one),
+        layout=module.layout,
+        dtype=module.dtype,
+        storage=module.storage,
+        handle=module.handle,
+        role=module.role,
+        layer=one.layer,
+        gates=module.gates,
+        aliases=tuple(one.aliases),
+        hidden=module.hidden,
+    )
+
+
+def _native(one: Found) -> str:
+    return join(one.owner.path or one.owner.name, one.module.native_name)
+
+
+def _single(variable: Any) -> Parameter:
+    name = "variable" if is_made_up(variable.name, type(variable)) else variable.name
+    storage: Any = KerasStorage(None, frozenset()) if variable._value is None else storage_for(variable)
+    return _parameter(Found(variable, None, name, ""), storage)
+
+
+def _check_initialised(found: Sequence[Parameter], target: Any) -> None:
+    waiting = [
+        one.name
+        for one in found
+        if isinstance(one.handle, keras.Variable)
+        and one.handle._value is None
+        and raw_value(one.handle) is None
+        and one.handle._initializer is not None
+    ]
+    if waiting:
+        raise NotBuiltError(
+            f"{_shown(target)} was built in a keras.StatelessScope, and its weights have no values yet\n"
+            f"waiting: {', '.join(waiting[:8])}{', ...' if len(waiting) > 8 else ''}\n"
+            "Fix: leave the scope (keras.StatelessScope(initialize_variables=True) initialises them at its end)"
+        )
+
+
+def _not_built(target: Any, missing: Sequence[tuple[str, Any]]) -> NotBuiltError:
+    what = "model" if isinstance(target, keras.Model) else "layer"
+    lines = [f"  - {path or layer.name} ({type(layer).__name__})" for path, layer in missing[:12]]
+    if len(missing) > 12:
+        lines.append(f"  - ... and {len(missing) - 12} more")
+    listed = "these have no weights yet:\n" + "\n".join(lines) if lines else "it has no weights yet"
+    return NotBuiltError(
+        f"{_shown(target)} isn't built: {listed}\n"
+        f"Fix: call it once on a batch, as in {what}(x), or call {what}.build(input_shape), such as (None, 28, 28, 1) "
+        "with None for the batch"
+    )
+
+
+def _shown(target: Any) -> str:
+    return f"the {type(target).__name__} {target.name!r}"
+
+

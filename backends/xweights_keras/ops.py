@@ -1,0 +1,25 @@
+"""The array maths for Keras: that of the framework whose tensor a leaf is.
+
+Owns :func:`ops_of`. Keras has no ops of its own here, so that a rule gives the same bits inside a Keras model and outside.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from xweights.backend import Ops, backend_for
+from xweights.errors import TraceError
+from xweights_keras.storage import raw_value
+
+
+def ops_of(array: Any) -> Ops:
+    """Return the ops for a Keras variable's value; a symbolic tensor has none."""
+    if isinstance(array, keras.KerasTensor):
+        raise TraceError("a symbolic KerasTensor has no values\nFix: edit the model's weights, not its inputs or outputs")
+    value = raw_value(array) if isinstance(array, keras.Variable) else array
+    backend = backend_for(value)
+    if backend is None or isinstance(value, keras.Variable):
+        raise TraceError(f"no backend knows arrays of {type(value).__module__}.{type(value).__qualname__}")
+    return backend.ops(value)

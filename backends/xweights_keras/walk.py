@@ -1,0 +1,238 @@
+"""One walk through a model or layer: every weight once, in definition order, with its neutral name.
+
+Owns :class:`Walk` and :func:`signature`. Imports the table, the names and the errors. What it asks Keras for, beside public
+attributes, are the tracker's lists ``_layers``, ``_trainable_variables`` and ``_non_trainable_variables`` (Keras 3.13 to 3.15):
+``weights`` flattens them, and loses which layer owns what.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from xweights.backend import Entry
+from xweights_keras.layers import Rows, Spec, spec_of
+from xweights_keras.naming import by_attribute, by_name, is_made_up, snake
+
+Path = str
+
+
+@dataclass(slots=True)
+class Found:
+    """A variable, the layer that owns it, and what it is called. ``module`` is a wrapped torch module's parameter."""
+
+    variable: Any
+    owner: Any
+    name: str
+    layer: str
+    entry: Entry | None = None
+    module: Any = None
+    aliases: list[str] = field(default_factory=list)
+
+
+class Walk:
+    """Visit a layer and everything in it.
+
+    Attributes:
+        found: The weights in order, by ``id`` of the variable.
+        unbuilt: Paths and layers that have no weights yet, and will have some.
+        unused: The same, but inside a built layer, whose call left them out.
+        statistics: ``id`` of each variable that was made untrainable.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[int, Found] = {}
+        self.unbuilt: list[tuple[Path, Any]] = []
+        self.unused: list[tuple[Path, Any]] = []
+        self.statistics: set[int] = set()
+        self._names: dict[str, int] = {}
+        self._above: set[int] = set()
+
+    def visit(
+        self, layer: Any, path: Path = "", *, home: Path | None = None, rows: Rows | None = None, used: bool = True
+    ) -> None:
+        """Add the weights of ``layer``, called ``path``. ``home`` is the composite that it counts as a part of.
+
+        ``used`` is False inside a built layer: what isn't built there is not needed by its call.
+        """
+        if id(layer) in self._above:
+            return  # a layer that refers to the one it is part of
+        self._above.add(id(layer))
+        spec = spec_of(layer)
+        if needs_building(layer, spec):
+            (self.unbuilt if used else self.unused).append((path, layer))
+        if not (self.unbuilt and self.unbuilt[-1][1] is layer):
+            self._weights(layer, spec, path, home, rows, used and not layer.built)
+        self._above.discard(id(layer))
+
+    def _weights(
+        self, layer: Any, spec: Spec | None, path: Path, home: Path | None, rows: Rows | None, used: bool
+    ) -> None:
+        place = path if home is None else home
+        if is_module_wrapper(layer):
+            self._module(layer, path)
+            return
+        inners = [] if spec is None else list(spec.inners(layer))
+        inside = place if spec is not None and spec.whole else home
+        own = [*layer._trainable_variables, *layer._non_trainable_variables]
+        self.statistics.update(map(id, layer._non_trainable_variables))
+        if not inners:
+            self._own(layer, own, path, place, spec, rows)
+        for inner in inners:
+            self.visit(inner.layer, join(path, inner.path), home=inside, rows=inner.rows, used=used)
+        if inners:
+            self._own(layer, own, path, place, spec, rows)
+        for part, child in children(layer, {id(inner.layer) for inner in inners}):
+            self.visit(child, join(path, part), home=inside, used=used)
+
+    def _own(
+        self, layer: Any, own: Sequence[Any], path: Path, place: Path, spec: Spec | None, rows: Rows | None
+    ) -> None:
+        """Add a layer's own variables: first those of its table, in the table's order, then the rest."""
+        if not own:
+            return
+        if rows is None:
+            rows = () if spec is None else spec.rows(layer)
+        by_native = {variable.name: variable for variable in reversed(own)}
+        known = [(row, by_native[row.native]) for row in rows if row.native in by_native]
+        for row, variable in known:
+            self._add(layer, variable, join(path, row.name), place, row)
+        listed = {id(variable) for _, variable in known}
+        rest = [variable for variable in own if id(variable) not in listed]
+        for name, variable in own_names(layer, rest, taken=[row.name for row, _ in known]):
+            self._add(layer, variable, join(path, name), place, None)
+
+    def _add(self, layer: Any, variable: Any, name: str, place: Path, entry: Entry | None, module: Any = None) -> None:
+        key = id(variable) if module is None else id(module.handle)
+        before = self.found.get(key)
+        if before is not None:
+            if name != before.name and name not in before.aliases and self._names.setdefault(name, key) == key:
+                before.aliases.append(name)
+            return
+        name = free(name, self._names)
+        self._names[name] = key
+        self.found[key] = Found(variable, layer, name, place, entry, module)
+
+    def _module(self, wrapper: Any, path: Path) -> None:
+        """Add the parameters of a torch module inside a Keras layer, as the torch backend sees them."""
+        from xweights.backend import load
+
+        adapter = load("torch").adapter(wrapper.module)
+        variables = {id(one._value): one for one in wrapper._trainable_variables + wrapper._non_trainable_variables}
+        natives = dict(wrapper.module.named_parameters(remove_duplicate=False))
+        for parameter in () if adapter is None else adapter.parameters(wrapper.module):
+            variable = variables.get(id(natives.get(parameter.native_name)))
+            place = join(path, parameter.layer)
+            self._add(wrapper, variable, join(path, parameter.name), place, None, parameter)
+
+
+def own_names(layer: Any, variables: Sequence[Any], taken: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Yield names for variables that no table knows: the name the user gave, else the attribute, else a position."""
+    if not variables:
+        return
+    given = Counter([*taken, *(one.name for one in variables)])
+    paths = by_attribute(layer, {id(one) for one in variables})
+    nameless = 0
+    for one in variables:
+        made_up = is_made_up(one.name, type(one))
+        if not made_up and given[one.name] == 1:
+            yield one.name, one
+        elif id(one) in paths:
+            yield paths[id(one)][0], one
+        elif made_up:
+            yield f"variable/{nameless}", one
+            nameless += 1
+        else:
+            yield one.name, one
+
+
+def children(layer: Any, known: set[int]) -> Iterator[tuple[Path, Any]]:
+    """Yield the layers inside that no table names, with their paths; a layer with two paths comes twice."""
+    tracked = [one for one in layer._layers if id(one) not in known]
+    if not tracked:
+        return
+    if is_graph(layer):
+        named = list(by_name(layer.layers))
+        yield from named
+        inside = {id(one) for _, one in named}
+        tracked = [one for one in tracked if id(one) not in inside and snake(type(one)) != "input_layer"]
+    paths = by_attribute(layer, {id(one) for one in tracked})
+    for one in tracked:
+        for path in paths.get(id(one), ()):
+            yield path, one
+    # Tracked, but in no attribute, list or dict: a layer that was replaced, or one in a set.
+    yield from by_name([one for one in tracked if id(one) not in paths])
+
+
+def is_graph(layer: Any) -> bool:
+    """Return True for functional and Sequential models."""
+    return any(base.__name__ in ("Functional", "Sequential") and _is_keras(base) for base in type(layer).__mro__)
+
+
+def is_module_wrapper(layer: Any) -> bool:
+    """Return True for a layer around a ``torch.nn.Module``."""
+    return any(base.__name__ == "TorchModuleWrapper" and _is_keras(base) for base in type(layer).__mro__)
+
+
+def needs_building(layer: Any, spec: Spec | None) -> bool:
+    """Return True for a layer whose own weights don't exist yet; those of layers inside are their own matter."""
+    if layer.built:
+        return False
+    if spec is not None:
+        return spec.weighs(layer)
+    if is_graph(layer) or _is_keras(type(layer)):
+        return False
+    # The user's own class: if it has a build method, that makes something.
+    return not getattr(type(layer).build, "_is_default", False)
+
+
+def _is_keras(kind: type[Any]) -> bool:
+    return kind.__module__.partition(".")[0] == "keras"
+
+
+def join(path: Path, part: str) -> Path:
+    """Return ``path/part``; either may be empty."""
+    return f"{path}/{part}" if path and part else path or part
+
+
+def free(name: str, taken: Iterable[str]) -> str:
+    """Return the name, or with ``_1``, ``_2`` ... if another weight has it."""
+    names, number = name, 0
+    while names in taken:
+        number += 1
+        names = f"{name}_{number}"
+    return names
+
+
+def signature(layer: Any) -> list[Any]:
+    """Return what changes whenever the weights or their names do: the ids of layers and variables, and attribute paths.
+
+    It costs a small part of a walk, because a layer without layers inside has nothing else to look at.
+    """
+    parts: list[Any] = []
+    _sign(layer, parts, set())
+    return parts
+
+
+def _sign(layer: Any, parts: list[Any], above: set[int]) -> None:
+    parts.append(id(layer))
+    parts.extend(map(id, layer._trainable_variables))
+    parts.append(None)
+    parts.extend(map(id, layer._non_trainable_variables))
+    inside = layer._layers
+    if not inside or id(layer) in above:
+        return
+    above.add(id(layer))
+    if is_graph(layer):
+        inside = [*layer.layers, *inside]
+    elif spec_of(layer) is None:
+        paths = by_attribute(layer, {id(one) for one in inside})
+        parts.extend(path for one in inside for path in paths.get(id(one), ()))
+    seen: set[int] = set()
+    for one in inside:
+        if id(one) not in seen:
+            seen.add(id(one))
+            _sign(one, parts, above)
+    above.discard(id(layer))

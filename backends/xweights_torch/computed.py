@@ -1,0 +1,269 @@
+"""Parameters that a module computes from others: parametrizations, weight_norm, spectral_norm, pruning masks.
+
+Owns :class:`Computed`, its storage, and how such parameters are found. Imports torch, NumPy, errors and this backend's
+dtypes and storage.
+
+Each is one parameter under its plain name. It reads as the value that the module computes with in eval mode (in
+training mode a mere look at a spectral norm would change its buffers). It is written through ``right_inverse``: what
+the module computes from afterwards has to be the value again, up to rounding (64 units in the last place of the largest
+entry); otherwise everything is put back and WriteError says so.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from xweights.errors import WriteError
+from xweights.parameter import Array
+from xweights_torch.dtypes import from_host, host_view
+from xweights_torch.refusing import reason
+from xweights_torch.storage import bring_back, keep
+
+Hook = WeightNorm | SpectralNorm | BasePruningMethod
+
+# How far a value may come back from where it was written, in units in the last place of the largest entry.
+_SLACK = 64
+
+# The shape that a parametrization computes is known only by computing; once for each state of its inputs' shapes.
+_known: weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, torch.Size, torch.dtype]] = weakref.WeakKeyDictionary()
+
+
+class Computed:
+    """A parameter of ``module`` that is computed from others: the handle of a Parameter."""
+
+    __slots__ = ("how", "module", "name")
+
+    def __init__(self, module: nn.Module, name: str, how: parametrize.ParametrizationList | Hook) -> None:
+        self.module = module
+        self.name = name
+        self.how = how
+
+    @property
+    def inputs(self) -> list[torch.Tensor]:
+        """Every tensor that its value depends on."""
+        if isinstance(self.how, parametrize.ParametrizationList):
+            return [*self.how.parameters(), *self.how.buffers()]
+        ends = ("_g", "_v", "_orig", "_mask", "_u")
+        found = (getattr(self.module, self.name + end, None) for end in ends)
+        return [one for one in found if isinstance(one, torch.Tensor)]
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that it is computed from."""
+        return [one for one in self.inputs if isinstance(one, nn.Parameter)]
+
+    def value(self) -> torch.Tensor:
+        """Return what the module computes, in eval mode; a tensor of its own."""
+        how = self.how
+        with torch.no_grad():
+            if isinstance(how, parametrize.ParametrizationList):
+                with _looking(how):
+                    return _own(how())
+            if isinstance(how, WeightNorm):
+                return _own(how.compute_weight(self.module))
+            if isinstance(how, SpectralNorm):
+                return _own(how.compute_weight(self.module, do_power_iteration=False))
+            return _own(how.apply_mask(self.module))
+
+    def form(self) -> tuple[torch.Size, torch.dtype]:
+        """Return the shape and the dtype of the value."""
+        inputs = self.inputs
+        if not isinstance(self.how, parametrize.ParametrizationList):
+            main = getattr(self.module, self.name + ("_v" if isinstance(self.how, WeightNorm) else "_orig"))
+            return main.shape, main.dtype
+        state = (*((one.shape, one.dtype, one.device) for one in inputs), *(id(one) for one in self.how))
+        if self.how not in _known or _known[self.how][0] != state:
+            if any(one.is_meta for one in inputs):
+                main = inputs[-1 if self.how.is_tensor else 0]
+                return main.shape, main.dtype
+            value = self.value()
+            _known[self.how] = (state, value.shape, value.dtype)
+        return _known[self.how][1:]
+
+    def why_not(self) -> str | None:
+        """Return why it can't be written, and the way out; None if it can be tried."""
+        how = self.how
+        if isinstance(how, BasePruningMethod):
+            return (
+                f"torch.nn.utils.prune computes it from {self.name}_orig and {self.name}_mask\n"
+                f"Fix: torch.nn.utils.prune.remove(module, {self.name!r}), and xweights.prune(..., hold=True) in its place"
+            )
+        if isinstance(how, SpectralNorm):
+            return (
+                f"torch.nn.utils.spectral_norm divides {self.name}_orig by its largest singular value\n"
+                f"Fix: torch.nn.utils.remove_spectral_norm(module, {self.name!r}) first"
+            )
+        if isinstance(how, parametrize.ParametrizationList):
+            one_way = [type(one).__name__ for one in how if not hasattr(one, "right_inverse")]
+            if one_way:
+                return (
+                    f"it is parametrized by {', '.join(one_way)}, which has no right_inverse: nothing says what to store\n"
+                    f"Fix: give it one, or parametrize.remove_parametrizations(module, {self.name!r}) first"
+                )
+        return None
+
+    def write(self, value: torch.Tensor) -> None:
+        """Store what the module computes ``value`` from, in place; verify, or put everything back and raise."""
+        kept = [(one, keep(one)) for one in self.inputs]
+        try:
+            with torch.no_grad():
+                self._store(value)
+            self._verify(value)
+        except BaseException:
+            for one, former in kept:
+                bring_back(one, former)
+            raise
+        finally:
+            self.refresh()
+
+    def _store(self, value: torch.Tensor) -> None:
+        how = self.how
+        if isinstance(how, WeightNorm):
+            _fill(getattr(self.module, self.name + "_g"), torch.norm_except_dim(value, 2, how.dim), self.name)
+            _fill(getattr(self.module, self.name + "_v"), value, self.name)
+            return
+        assert isinstance(how, parametrize.ParametrizationList)
+        # As module.weight = value would, but copied into the originals: torch gives them new memory.
+        stored: Any = value
+        for one in reversed(how):
+            try:
+                stored = one.right_inverse(stored)  # type: ignore[operator]
+            except NotImplementedError as cause:
+                raise WriteError(
+                    f"{type(one).__name__} can't be inverted as it is set up: {cause}\n"
+                    f"Fix: torch.nn.utils.parametrize.remove_parametrizations(module, {self.name!r}) first"
+                ) from cause
+        if how.is_tensor:
+            _fill(how.original, stored, self.name)
+        else:
+            for position, part in enumerate(stored):
+                _fill(getattr(how, f"original{position}"), part, self.name)
+
+    def _verify(self, value: torch.Tensor) -> None:
+        wanted, got = value.to(torch.float64), self.value().to(torch.float64)
+        finite = wanted[wanted.isfinite()].abs()
+        slack = _SLACK * torch.finfo(value.dtype).eps * float(finite.max()) if finite.numel() else 0.0
+        if not torch.allclose(got, wanted, rtol=0.0, atol=slack, equal_nan=True):
+            raise WriteError(
+                f"{type(self.module).__name__}.{self.name} can't take this value: what is computed from it again differs\n"
+                f"largest difference: {float((got - wanted).abs().max()):.3g} (rounding would be {slack:.3g})\n"
+                f"computed by:        {self.maker}\n"
+                "Fix: write values that it can represent, or remove the parametrization first"
+            )
+
+    @property
+    def maker(self) -> str:
+        """Names of what computes it."""
+        parts = self.how if isinstance(self.how, parametrize.ParametrizationList) else [self.how]
+        return ", ".join(type(one).__name__ for one in parts)
+
+    def refresh(self) -> None:
+        """Bring the copy up to date that the old hooks keep beside their inputs until the next forward."""
+        if not isinstance(self.how, parametrize.ParametrizationList):
+            former = self.module.__dict__.get(self.name)
+            if isinstance(former, torch.Tensor):
+                object.__setattr__(self.module, self.name, self.value())
+
+
+def _own(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().clone()
+
+
+def _fill(tensor: torch.Tensor, value: torch.Tensor, name: str) -> None:
+    if tensor.shape != value.shape:
+        raise WriteError(
+            f"right_inverse gave another shape for {name!r}\ngot:      {tuple(value.shape)}\nexpected: {tuple(tensor.shape)}"
+        )
+    tensor.copy_(value)
+
+
+@contextmanager
+def _looking(how: nn.Module) -> Iterator[None]:
+    modes = [(one, one.training) for one in how.modules()]
+    try:
+        for one, _ in modes:
+            one.training = False
+        yield
+    finally:
+        for one, mode in modes:
+            one.training = mode
+
+
+def computed_in(module: nn.Module) -> list[Computed]:
+    """Return the computed parameters of a module, without those of its children."""
+    found = []
+    if parametrize.is_parametrized(module):
+        lists: Any = module.parametrizations
+        found += [Computed(module, name, how) for name, how in lists.items()]
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, (WeightNorm, SpectralNorm)):
+            found.append(Computed(module, hook.name, hook))
+        elif isinstance(hook, BasePruningMethod):
+            found.append(Computed(module, hook._tensor_name, hook))
+    return found
+
+
+class ComputedStorage:
+    """Reads and writes :class:`Computed` handles."""
+
+    fallible = True
+
+    def identity(self, handle: Computed) -> Hashable:
+        return id(handle.how)
+
+    def refusal(self, handle: Computed, *, writing: bool) -> str | None:
+        for one in handle.inputs:
+            why = reason(one, writing=writing)
+            if why is not None:
+                return why
+        if not writing:
+            return None
+        if torch.compiler.is_compiling():
+            return "it is computed, and a compiled step can't verify what it stores\nFix: call the verb in eager code"
+        return handle.why_not()
+
+    def read(self, handle: Computed) -> Array:
+        return host_view(handle.value())
+
+    def write(self, handle: Computed, value: Array) -> None:
+        handle.write(from_host(np.array(value)).to(handle.inputs[0].device))
+
+    def leaf(self, handle: Computed, *, native: bool = False) -> Any:
+        return handle.value()
+
+    def put(self, handle: Computed, leaf: Any, value: Any) -> None:
+        if torch.compiler.is_compiling():
+            raise WriteError("a computed parameter can't be written from a compiled step: what it stores can't be verified")
+        handle.write(value if isinstance(value, torch.Tensor) else from_host(np.array(value)))
+
+    def guard(self) -> AbstractContextManager[Any]:
+        return torch.no_grad()
+
+    def backup(self, handle: Computed) -> Any:
+        return [(one, keep(one)) for one in handle.inputs]
+
+    def restore(self, handle: Computed, kept: Any) -> None:
+        for one, former in kept:
+            bring_back(one, former)
+        handle.refresh()
+
+    def trainable(self, handle: Computed) -> bool:
+        return any(one.requires_grad for one in handle.trained)
+
+    def set_trainable(self, handle: Computed, flag: bool) -> None:
+        for one in handle.trained:
+            one.requires_grad_(flag)
+
+
+COMPUTED = ComputedStorage()

@@ -1,0 +1,186 @@
+"""The table: layer type -> parameter -> role and axes.
+
+Owns every fact about ``torch.nn`` layers that has to do with weights; nothing else in this backend knows one. Imports
+torch and the core's Entry. A row says what a layer calls an array, its neutral path inside the layer (the last part is
+the role) and its axes, stored order -> neutral order. A parameter or module without a row keeps torch's words and order,
+and its axes are unknown.
+
+What the axes mean where it isn't plain:
+
+* Convolutions with groups: ``in`` counts the input channels *of one group*, as in Keras; ``out`` all output channels.
+  One group per channel is a depthwise convolution: ``(h, w, in, mult)``, where ``out = in * mult``.
+* Transposed convolutions with groups have no counterpart in Keras. Their axes are ``(h, w, group, out, in)``, where
+  ``out`` and ``in`` count within a group: an output channel is ``per=("group", "out")``.
+* LayerNorm and RMSNorm over 3 (4) axes are taken for torch's image order (channel, [d,] h, w). Over 2 axes it can't be
+  known whether the first or the last are the channels: their axes are unknown.
+* A recurrent layer with ``proj_size`` feeds back its projection: ``recurrent_kernel`` is ``(proj, gate*unit)``.
+* A simple RNN has one gate, so no ``gates``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from xweights.backend import Entry
+
+Rows = tuple[Entry, ...]
+Config = tuple[Hashable, ...]
+
+LSTM_GATES = ("i", "f", "c", "o")  # torch's papers call c g
+GRU_GATES = ("r", "z", "h")  # and h n
+QKV = ("query", "key", "value")
+
+_SPACE = {1: "t", 2: "h w", 3: "d h w"}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Rows of one layer type, and the attributes of a module that they depend on."""
+
+    rows: Callable[..., Rows]
+    reads: tuple[str, ...] = ()
+
+    def config(self, module: nn.Module) -> Config:
+        """Return what the rows of this module depend on, besides shapes."""
+        return tuple(getattr(module, name) for name in self.reads)
+
+
+def _fixed(*rows: Entry) -> Kind:
+    return Kind(lambda: rows)
+
+
+_OUT_BIAS = Entry("bias", "bias", "out")
+
+
+def _conv(space: int, groups: int, channels: int) -> Rows:
+    axes = _SPACE[space]
+    if groups == channels > 1:
+        return (Entry("weight", "depthwise_kernel", f"(in mult) 1 {axes} -> {axes} in mult", {"in": channels}), _OUT_BIAS)
+    return (Entry("weight", "kernel", f"out in {axes} -> {axes} in out"), _OUT_BIAS)
+
+
+def _conv_transpose(space: int, groups: int) -> Rows:
+    axes = _SPACE[space]
+    if groups == 1:
+        return (Entry("weight", "kernel", f"in out {axes} -> {axes} out in"), _OUT_BIAS)
+    pattern = f"(group in) out {axes} -> {axes} group out in"
+    return (Entry("weight", "kernel", pattern, {"group": groups}), _OUT_BIAS)
+
+
+def _norm(scale: str) -> Callable[[tuple[int, ...]], Rows]:
+    patterns = {1: "channel", 3: "channel h w -> h w channel", 4: "channel d h w -> d h w channel"}
+
+    def rows(normalized_shape: tuple[int, ...]) -> Rows:
+        pattern = patterns.get(len(normalized_shape))
+        return (Entry("weight", scale, pattern), Entry("bias", "beta", pattern))
+
+    return rows
+
+
+def _recurrent(gates: tuple[str, ...] | None, suffix: str, path: str, feedback: str = "unit") -> Rows:
+    # torch stores (gate*unit, in): one transposition, and the gates keep their order.
+    return (
+        Entry(f"weight_ih{suffix}", f"{path}kernel", "gate*unit in -> in gate*unit", gates=gates),
+        Entry(f"weight_hh{suffix}", f"{path}recurrent_kernel", f"gate*unit {feedback} -> {feedback} gate*unit", gates=gates),
+        Entry(f"bias_ih{suffix}", f"{path}bias", "gate*unit", gates=gates),
+        Entry(f"bias_hh{suffix}", f"{path}recurrent_bias", "gate*unit", gates=gates),
+    )
+
+
+def _stack(gates: tuple[str, ...] | None) -> Kind:
+    def rows(layers: int, bidirectional: bool, proj_size: int) -> Rows:
+        found: list[Entry] = []
+        for layer in range(layers):
+            for turn in ("", "_reverse") if bidirectional else ("",):
+                suffix, path = f"_l{layer}{turn}", f"l{layer}{turn}/"
+                found += _recurrent(gates, suffix, path, "proj" if proj_size else "unit")
+                if proj_size:
+                    found.append(Entry(f"weight_hr{suffix}", f"{path}projection_kernel", "proj unit -> unit proj"))
+        return tuple(found)
+
+    return Kind(rows, ("num_layers", "bidirectional", "proj_size"))
+
+
+def _attention(heads: int) -> Rows:
+    split = {"head": heads}
+    separate = tuple(
+        Entry(f"{one[0]}_proj_weight", f"{one}/kernel", f"(head {last}) in -> in head {last}", split)
+        for one, last in (("query", "key"), ("key", "key"), ("value", "value"))
+    )
+    return (
+        Entry("in_proj_weight", "qkv/kernel", "(qkv head key) in -> in qkv head key", {"qkv": 3, **split}, QKV),
+        *separate,
+        # Packed even where the three kernels are separate.
+        Entry("in_proj_bias", "qkv/bias", "(qkv head key)", {"qkv": 3, **split}, QKV),
+        Entry("bias_k", "bias_k", "1 1 (head key)", split),
+        Entry("bias_v", "bias_v", "1 1 (head value)", split),
+        Entry("out_proj.weight", "attention_output/kernel", "out (head value) -> head value out", split),
+        Entry("out_proj.bias", "attention_output/bias", "out"),
+    )
+
+
+_STATISTICS = (
+    Entry("weight", "gamma", "channel"),
+    Entry("bias", "beta", "channel"),
+    Entry("running_mean", "moving_mean", "channel"),
+    Entry("running_var", "moving_variance", "channel"),
+    Entry("num_batches_tracked", "num_batches_tracked", ""),
+)
+_EMBEDDINGS = _fixed(Entry("weight", "embeddings", "vocab dim"))
+
+
+def _conv_kind(space: int) -> Kind:
+    return Kind(lambda groups, channels: _conv(space, groups, channels), ("groups", "in_channels"))
+
+
+def _conv_transpose_kind(space: int) -> Kind:
+    return Kind(lambda groups: _conv_transpose(space, groups), ("groups",))
+
+
+# Lazy layers, SyncBatchNorm and the like are subclasses of these and need no rows of their own. Transformer layers,
+# AdaptiveLogSoftmaxWithLoss and other containers are made of them.
+LAYERS: dict[type[nn.Module], Kind] = {
+    nn.Linear: _fixed(Entry("weight", "kernel", "out in -> in out"), _OUT_BIAS),
+    nn.Bilinear: _fixed(Entry("weight", "kernel", "out in1 in2 -> in1 in2 out"), _OUT_BIAS),
+    nn.Conv1d: _conv_kind(1),
+    nn.Conv2d: _conv_kind(2),
+    nn.Conv3d: _conv_kind(3),
+    nn.ConvTranspose1d: _conv_transpose_kind(1),
+    nn.ConvTranspose2d: _conv_transpose_kind(2),
+    nn.ConvTranspose3d: _conv_transpose_kind(3),
+    nn.Embedding: _EMBEDDINGS,
+    nn.EmbeddingBag: _EMBEDDINGS,
+    _NormBase: _fixed(*_STATISTICS),
+    nn.GroupNorm: _fixed(Entry("weight", "gamma", "channel"), Entry("bias", "beta", "channel")),
+    nn.LayerNorm: Kind(_norm("gamma"), ("normalized_shape",)),
+    nn.RMSNorm: Kind(_norm("scale"), ("normalized_shape",)),
+    nn.PReLU: _fixed(Entry("weight", "alpha", "channel")),
+    nn.RNN: _stack(None),
+    nn.LSTM: _stack(LSTM_GATES),
+    nn.GRU: _stack(GRU_GATES),
+    nn.RNNCell: _fixed(*_recurrent(None, "", "")),
+    nn.LSTMCell: _fixed(*_recurrent(LSTM_GATES, "", "")),
+    nn.GRUCell: _fixed(*_recurrent(GRU_GATES, "", "")),
+    nn.MultiheadAttention: Kind(_attention, ("num_heads",)),
+}
+
+
+@lru_cache(maxsize=1024)
+def kind_of(cls: type[Any]) -> Kind | None:
+    """Return the table's entry for a class, or for the nearest of its bases that has one."""
+    return next((LAYERS[base] for base in cls.__mro__ if base in LAYERS), None)
+
+
+@lru_cache(maxsize=4096)
+def rows_of(cls: type[Any], config: Config) -> Mapping[str, Entry]:
+    """Return the rows of a layer by torch's names; none for an unknown one."""
+    kind = kind_of(cls)
+    return {} if kind is None else {row.native: row for row in kind.rows(*config)}
+
+

@@ -1,0 +1,169 @@
+"""The array maths of torch, as rules use it: in eager code, under torch.compile, on any device.
+
+Owns :class:`TorchOps`. Imports torch, NumPy and this backend's dtypes. Nothing here depends on values, so all of it
+can be traced. Operands are tensors of the weights' dtype, never Python numbers: those give other bits in float16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from xweights.axes import Shape
+from xweights.parameter import Array
+from xweights_torch.dtypes import BITS, TORCH_OF, from_host
+
+Tensor = torch.Tensor
+
+# Zeros that no compiler can know: it sees a tensor that is passed in at run time. A zero made inside of a graph would
+# be folded away, and the fence with it. On the CPU also for tensors elsewhere: a 0-d operand may live there.
+_ZERO = {dtype: torch.zeros((), dtype=dtype) for dtype in BITS.values()}
+
+
+class TorchOps:
+    """The maths on torch tensors; multiply, add, fill and set_at edit in place."""
+
+    name = "torch"
+
+    # edits
+    def multiply(self, x: Tensor, y: Tensor) -> Tensor:
+        x.mul_(y)
+        return x
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        x.add_(y)
+        return x
+
+    def clip(self, x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+        # torch.clamp won't do: with tensor bounds it replaces -0.0 by a bound of +0.0, with Python numbers it rewrites
+        # the payload of a bfloat16 NaN. Choosing among bits does neither.
+        bits = BITS[x.element_size()]
+        new = x.view(bits)
+        if high is not None:
+            new = torch.where(x > high, high.view(bits), new)
+        if low is not None:
+            new = torch.where(x < low, low.view(bits), new)
+        return new.view(x.dtype)
+
+    def keep(self, x: Tensor, mask: Tensor) -> Tensor:
+        bits = BITS[x.element_size()]
+        return torch.where(mask, x.view(bits), torch.zeros((), dtype=bits, device=x.device)).view(x.dtype)
+
+    def choose(self, x: Tensor, mask: Tensor, y: Tensor) -> Tensor:
+        bits = BITS[x.element_size()]
+        return torch.where(mask, x.view(bits), y.view(bits)).view(x.dtype)
+
+    def fill(self, x: Tensor, value: Tensor) -> Tensor:
+        x.copy_(value)
+        return x
+
+    def set_at(self, x: Tensor, index: tuple[Any, ...], value: Tensor) -> Tensor:
+        if len(index) == 1 and isinstance(index[0], (np.ndarray, Tensor)) and tuple(index[0].shape) == tuple(x.shape):
+            return self._set_where(x, index[0], value)
+        plain, turned = _without_negative_steps(index, x.shape)
+        if turned:
+            value = value.expand(x[plain].shape).flip(turned)
+        x[plain] = value
+        return x
+
+    def _set_where(self, x: Tensor, mask: Array | Tensor, value: Tensor) -> Tensor:
+        where = torch.as_tensor(mask, device=x.device)
+        bits = BITS[x.element_size()]
+        if value.numel() == 1:
+            return torch.where(where, value.reshape(()).view(bits), x.view(bits)).view(x.dtype)
+        # As many values as there are True entries, in C order: no shape depends on the mask, so it can be traced.
+        return x.view(bits).masked_scatter(where, value.contiguous().view(bits)).view(x.dtype)
+
+    def fence(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return x
+        # Whoever computes in a wider type, or fuses a multiply with an add, has to round before it can take the bits.
+        # It stays one kernel: a custom op, which would do as well, splits it in two.
+        bits = BITS[x.element_size()]
+        return torch.bitwise_xor(x.view(bits), _ZERO[bits]).view(x.dtype)
+
+    # measures
+    def sum_squares(self, x: Tensor, axes: tuple[int, ...] | None) -> Tensor:
+        wide = x.to(torch.float64)
+        squares = wide * wide
+        if axes is None:
+            return squares.sum()
+        return squares.sum(dim=axes, keepdim=True) if axes else squares
+
+    def largest_singular_value(self, x: Tensor) -> Tensor:
+        if 0 in x.shape:
+            return torch.zeros((), dtype=torch.float64, device=x.device)
+        return torch.linalg.svdvals(x.to(torch.float64)).max()
+
+    def rank(self, x: Tensor) -> Tensor:
+        order = torch.argsort(x, stable=True)
+        places = torch.arange(x.numel(), dtype=torch.int64, device=x.device)
+        return torch.empty_like(order).scatter_(0, order, places)
+
+    def abs(self, x: Tensor) -> Tensor:
+        return torch.abs(x)
+
+    def sqrt(self, x: Tensor) -> Tensor:
+        return torch.sqrt(x)
+
+    def divide(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.divide(x, y)
+
+    def minimum(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.minimum(x, y)
+
+    def sum(self, x: Tensor, axes: tuple[int, ...]) -> Tensor:
+        # For torch, no axes are all axes.
+        return torch.sum(x, dim=axes, dtype=x.dtype) if axes else x.clone()
+
+    def greater(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.gt(x, y)
+
+    def where(self, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return torch.where(mask, x, y)
+
+    def cast(self, x: Tensor, dtype: np.dtype[Any]) -> Tensor:
+        return x.to(TORCH_OF[dtype])
+
+    def reshape(self, x: Tensor, shape: Shape) -> Tensor:
+        return x.reshape(shape)
+
+    def transpose(self, x: Tensor, order: tuple[int, ...]) -> Tensor:
+        return x.permute(order)
+
+    def concatenate(self, xs: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(xs))
+
+    # host arrays
+    def constant(self, value: Array, like: Tensor) -> Tensor:
+        return from_host(value).to(like.device)
+
+    def buffer(self, value: Array, like: Tensor) -> Tensor:
+        return from_host(value).to(like.device, copy=True)
+
+    def refill(self, buffer: Tensor, value: Array) -> None:
+        with torch.no_grad():
+            buffer.copy_(from_host(value))
+
+    def current(self, buffer: Tensor) -> Tensor:
+        return buffer
+
+
+def _without_negative_steps(index: tuple[Any, ...], shape: Sequence[int]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """Return the index with every slice going upwards, and the result's axes that have to be turned round for it."""
+    plain: list[Any] = []
+    turned: list[int] = []
+    axis = 0
+    for item, length in zip(index, shape, strict=False):
+        if isinstance(item, slice) and item.step is not None and item.step < 0:
+            walk = range(length)[item]
+            item = slice(walk[-1], walk[0] + 1, -item.step) if walk else slice(0, 0)
+            turned.append(axis)
+        elif isinstance(item, np.ndarray):
+            item = torch.as_tensor(item)
+        plain.append(item)
+        axis += isinstance(item, slice)
+    return tuple(plain), tuple(turned)

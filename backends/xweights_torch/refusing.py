@@ -1,0 +1,98 @@
+"""Why a tensor can't be read, or can't be written.
+
+Owns :func:`reason` and :func:`overlaps_itself`. Imports torch and NumPy. Called for every parameter before every call,
+so the common case comes first and asks little.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+_BY_NAME = {
+    "DTensor": "it is a DTensor, sharded over devices, which xweights can't write yet (a write could be lost)\n"
+    "Fix: edit the model before it is sharded, or a full_tensor() copy",
+    "FakeTensor": "it is a fake tensor, which has a shape and no values\nFix: build the model outside of FakeTensorMode",
+    "FunctionalTensor": "it belongs to a program that is being traced\nFix: call it outside of the traced function",
+}
+
+
+def reason(tensor: torch.Tensor, *, writing: bool) -> str | None:
+    """Return why ``tensor`` can't be read (or written), and the way out; None if it can."""
+    kind = type(tensor)
+    if kind is not nn.Parameter and kind is not torch.Tensor:
+        strange = _foreign(tensor)
+        if strange is not None:
+            return strange
+    if tensor.layout is not torch.strided:
+        return f"it is sparse ({tensor.layout})\nFix: keep it dense: tensor.to_dense()"
+    if tensor.is_meta:
+        return (
+            "it is on the meta device: it has a shape and no values\n"
+            "Fix: model.to_empty(device='cpu'), then load its weights"
+        )
+    if tensor.is_quantized:
+        return f"it is quantized ({tensor.dtype})\nFix: edit the floating-point model and quantize it again"
+    if tensor.is_nested:
+        return "it is a nested tensor\nFix: edit its parts: tensor.unbind()"
+    if tensor.is_inference() and writing and not torch.is_inference_mode_enabled():
+        return (
+            "it was made under torch.inference_mode(), and torch forbids to change it outside\n"
+            "Fix: make the model outside of inference_mode, or call this inside of it"
+        )
+    if not tensor.is_contiguous() and writing and overlaps_itself(tensor):
+        return (
+            f"several of its entries share one place in memory (shape {tuple(tensor.shape)}, strides {tensor.stride()})\n"
+            "Fix: give it memory of its own: nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format))"
+        )
+    return _without_memory(tensor)
+
+
+def _foreign(tensor: torch.Tensor) -> str | None:
+    kind = type(tensor)
+    if nn.parameter.is_lazy(tensor):  # type: ignore[no-untyped-call]
+        return "it has no shape yet\nFix: call the module once on a sample batch"
+    if kind.__name__ == "FlatParameter":
+        return (
+            "it is the flat parameter of FullyShardedDataParallel, which xweights can't edit yet\n"
+            "Fix: edit the model before it is wrapped"
+        )
+    if kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
+        return None
+    known = next((_BY_NAME[base.__name__] for base in kind.__mro__ if base.__name__ in _BY_NAME), None)
+    return known or (
+        f"it is a {kind.__module__}.{kind.__qualname__}, a tensor type that keeps its values in a way of its own\n"
+        "Fix: turn it into a plain tensor first"
+    )
+
+
+def _without_memory(tensor: torch.Tensor) -> str | None:
+    try:
+        if tensor.data_ptr() or not tensor.numel():
+            return None
+    except RuntimeError:
+        return (
+            "it is a placeholder of a function transform (vmap, grad, functional_call)\n"
+            "Fix: call this outside of the transformed function"
+        )
+    return "its memory was given back (storage of size 0)\nFix: gather or load the weights first"
+
+
+def overlaps_itself(tensor: torch.Tensor) -> bool:
+    """Return True if two entries lie in one place (an expanded tensor, overlapping windows)."""
+    steps = sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1)
+    reach = 0
+    for stride, size in steps:
+        if stride <= reach:
+            break
+        reach += stride * (size - 1)
+    else:
+        return False
+    if any(stride == 0 for stride, _ in steps):
+        return True
+    # Strides that interleave may still be free of overlap: count the places.
+    places = np.zeros((), np.int64)
+    for stride, size in steps:
+        places = np.add.outer(places, np.arange(size, dtype=np.int64) * stride)
+    return int(np.unique(places).size) < tensor.numel()

@@ -1,0 +1,255 @@
+"""The one place that reads and writes torch tensors.
+
+Owns :class:`Slot`, :class:`TensorStorage` and the backup of a tensor. Imports torch, NumPy, errors and this backend's
+dtypes and refusing.
+
+How a write happens: into the memory the tensor has, under no_grad, never by ``.data =``. The object, its memory, dtype,
+device and requires_grad stay, so optimizers, tied parameters and views keep seeing the same tensor; and its version
+counter goes up, so that a backward pass that needed the old values raises instead of using the new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, MutableMapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from xweights.errors import WriteError
+from xweights.parameter import Array
+from xweights_torch.dtypes import BITS, QUICK, from_host, host_view, is_lazy_view, plain_bits
+from xweights_torch.refusing import reason
+
+Table = Literal["parameter", "buffer", "item"]
+Place = tuple[torch.Tensor, Any, Table, str]
+
+# From this size on a second core pays for handing the work to torch (measured: below, NumPy's copy is quicker).
+_LARGE = 1 << 17
+
+
+class Slot:
+    """A tensor, and every place where its module, or mapping, keeps it: the handle of a Parameter.
+
+    The places are for undo: a user's ``module.weight = nn.Parameter(...)`` leaves the tensor as it was and takes it out
+    of its place. A tied tensor has several.
+    """
+
+    __slots__ = ("places", "tensor")
+
+    def __init__(self, tensor: torch.Tensor, places: tuple[Place, ...] = ()) -> None:
+        self.tensor = tensor
+        self.places = places
+
+
+def identity(tensor: torch.Tensor) -> Hashable:
+    """Return a key that two tensors share if they are one array: the same entries in the same memory."""
+    try:
+        address = tensor.data_ptr()
+    except RuntimeError:
+        return id(tensor)
+    return (address, tensor.shape, tensor.stride(), tensor.dtype) if address else id(tensor)
+
+
+@dataclass(slots=True)
+class Kept:
+    """What brings one tensor back: a copy of its bits, and the memory they were in."""
+
+    memory: torch.Tensor
+    bits: torch.Tensor
+    requires_grad: bool
+
+
+def keep(tensor: torch.Tensor) -> Kept:
+    """Return what :func:`bring_back` needs."""
+    memory = tensor.detach()
+    return Kept(memory, _entries(memory).clone(), tensor.requires_grad)
+
+
+def bring_back(tensor: torch.Tensor, kept: Kept) -> None:
+    """Put the kept bits back into the kept memory, and that memory back into the tensor if it has another by now."""
+    with torch.no_grad():
+        _entries(kept.memory).copy_(kept.bits)
+    if not _same_memory(tensor, kept.memory):
+        # The user swapped the memory (p.data = x, module.to(...)). To copy into the new one would write into x.
+        tensor.data = kept.memory
+        bump(tensor)
+    if tensor.requires_grad != kept.requires_grad:
+        tensor.requires_grad_(kept.requires_grad)
+
+
+def _entries(tensor: torch.Tensor) -> torch.Tensor:
+    # One of each: torch refuses to write to an expanded tensor. As integers, so that no NaN loses its payload.
+    if 0 in tensor.stride() and tensor.numel():
+        tensor = tensor[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride())]
+    return tensor if tensor.is_complex() or tensor.dtype not in BITS_OF else tensor.view(BITS[tensor.itemsize])
+
+
+BITS_OF = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+
+def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return (
+        one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+        and one.dtype == other.dtype
+        and one.device == other.device
+    )
+
+
+def bump(tensor: torch.Tensor) -> None:
+    """Tell autograd that the values changed behind its back."""
+    if not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
+
+
+def write_tensor(tensor: torch.Tensor, value: Array) -> None:
+    """Copy host values in, by the quickest way that keeps every bit."""
+    if not tensor.is_cpu or is_lazy_view(tensor):
+        with torch.no_grad():
+            tensor.copy_(from_host(value))
+        return
+    view = host_view(tensor)
+    if view.dtype != value.dtype or view.shape != value.shape:
+        raise WriteError(f"got:      {value.dtype} {value.shape}\nexpected: {view.dtype} {view.shape}")
+    view, value = plain_bits(view), plain_bits(value)
+    if np.may_share_memory(view, value):
+        value = value.copy()
+    if value.nbytes < _LARGE:
+        np.copyto(view, value, casting="no")
+    else:
+        torch.from_numpy(view).copy_(from_host(value))
+    bump(tensor)
+
+
+class TensorStorage:
+    """Dense tensors of any device. A handle is a :class:`Slot`, or a bare tensor (then nobody can replace it)."""
+
+    def __init__(self, *, fallible: bool) -> None:
+        self.fallible = fallible
+
+    def identity(self, handle: Slot | torch.Tensor) -> Hashable:
+        """Return a key that two handles share if they are one array."""
+        return identity(tensor_of(handle))
+
+    def refusal(self, handle: Slot | torch.Tensor, *, writing: bool) -> str | None:
+        return reason(tensor_of(handle), writing=writing)
+
+    def read(self, handle: Slot | torch.Tensor) -> Array:
+        return host_view(tensor_of(handle))
+
+    def write(self, handle: Slot | torch.Tensor, value: Array) -> None:
+        write_tensor(tensor_of(handle), value)
+
+    def leaf(self, handle: Slot | torch.Tensor, *, native: bool = False) -> Any:
+        tensor = tensor_of(handle)
+        if not native and tensor.is_cpu and tensor.dtype in QUICK and not is_lazy_view(tensor):
+            return host_view(tensor)
+        return tensor.detach()
+
+    def put(self, handle: Slot | torch.Tensor, leaf: Any, value: Any) -> None:
+        tensor = tensor_of(handle)
+        if isinstance(value, torch.Tensor):
+            # In place already: torch has counted it, since a detached tensor shares the counter.
+            if value is not leaf:
+                with torch.no_grad():
+                    tensor.copy_(value)
+        elif value is leaf:
+            bump(tensor)
+        else:
+            write_tensor(tensor, value)
+
+    def guard(self) -> AbstractContextManager[Any]:
+        return torch.no_grad()
+
+    def backup(self, handle: Slot | torch.Tensor) -> Any:
+        # Several objects only where parameters are tied by their memory.
+        places = handle.places if isinstance(handle, Slot) else ()
+        tensors = {id(one): one for one in (tensor_of(handle), *(one for one, *_ in places))}
+        return [(one, keep(one)) for one in tensors.values()]
+
+    def restore(self, handle: Slot | torch.Tensor, kept: list[tuple[torch.Tensor, Kept]]) -> None:
+        for tensor, one in kept:
+            bring_back(tensor, one)
+        if isinstance(handle, Slot):
+            for place in handle.places:
+                _put_back(*place)
+
+    def trainable(self, handle: Slot | torch.Tensor) -> bool:
+        if isinstance(handle, Slot) and handle.places:
+            _, _, table, _ = handle.places[0]
+            if table == "parameter":
+                return any(one.requires_grad for one, *_ in handle.places)
+            if table == "buffer":
+                return False
+        tensor = tensor_of(handle)
+        if isinstance(tensor, nn.Parameter):
+            return tensor.requires_grad
+        # An array in a mapping: nobody trains it, and it counts as what it would be in a model.
+        return tensor.is_floating_point() or tensor.is_complex()
+
+    def set_trainable(self, handle: Slot | torch.Tensor, flag: bool) -> None:
+        if flag == self.trainable(handle):
+            return
+        tensors = [one for one, _, table, _ in handle.places if table == "parameter"] if isinstance(handle, Slot) else []
+        if not tensors and isinstance(tensor_of(handle), nn.Parameter):
+            tensors = [tensor_of(handle)]
+        if not tensors:
+            raise WriteError("it is no nn.Parameter: torch trains parameters only, no buffers and no bare tensors")
+        if flag and not (tensors[0].is_floating_point() or tensors[0].is_complex()):
+            raise WriteError(f"torch can't train {tensors[0].dtype}")
+        for tensor in tensors:
+            tensor.requires_grad_(flag)
+
+
+def tensor_of(handle: Slot | torch.Tensor) -> torch.Tensor:
+    """Return the tensor behind a handle."""
+    return handle if isinstance(handle, torch.Tensor) else handle.tensor
+
+
+def _put_back(tensor: torch.Tensor, owner: Any, table: Table, key: str) -> None:
+    if table == "item":
+        assert isinstance(owner, MutableMapping)
+        owner[key] = tensor
+        return
+    kept = owner._parameters if table == "parameter" else owner._buffers
+    if kept.get(key) is tensor:
+        return
+    if parametrize.is_parametrized(owner, key) or key in owner.__dict__:
+        raise WriteError(
+            f"{type(owner).__name__}.{key} is computed from other parameters now: its values were put back, but\n"
+            "the parametrization that was added meanwhile is still there\n"
+            f"Fix: remove it: torch.nn.utils.parametrize.remove_parametrizations(module, {key!r})"
+        )
+    if table == "parameter" and isinstance(tensor, nn.Parameter):
+        # By the module's own door, because some modules keep further lists of their parameters.
+        if owner._buffers.get(key) is not None:
+            del owner._buffers[key]
+        setattr(owner, key, tensor)
+    else:
+        kept[key] = tensor
+
+
+CPU = TensorStorage(fallible=False)
+DEVICE = TensorStorage(fallible=True)
+
+
+class Refused(TensorStorage):
+    """Tensors that must not be touched, whatever they look like (shards inside of FSDP)."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(fallible=False)
+        self.why = why
+
+    def refusal(self, handle: Slot | torch.Tensor, *, writing: bool) -> str | None:
+        return self.why
+
+
+def storage_of(tensor: torch.Tensor) -> TensorStorage:
+    """Return the storage for a tensor: device memory may run out in the middle of a write."""
+    return CPU if tensor.is_cpu else DEVICE

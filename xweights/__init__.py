@@ -1,0 +1,135 @@
+"""xweights: one API over the weights of neural networks, whatever framework holds them.
+
+Importing it imports NumPy and the standard library; a framework's backend is loaded when its object arrives.
+"""
+
+from xweights.errors import (
+    ArgumentError,
+    BackendBrokenError,
+    BackendMissingError,
+    DtypeError,
+    LayoutError,
+    NonfiniteError,
+    NotBuiltError,
+    SelectionError,
+    ShapeError,
+    StaleDrawError,
+    TargetError,
+    TraceError,
+    UseBindError,
+    WriteError,
+    XweightsError,
+)
+from xweights.initializers import Init
+from xweights.measure import Diff, Stats, backends, diff, equal, stats, summary
+from xweights.parameter import Parameter
+from xweights.params import Params
+from xweights.pruning import Prune
+from xweights.randomness import Noise
+from xweights.reading import get_params, parameters
+from xweights.rules import (
+    Add,
+    Clip,
+    ClipNorm,
+    Fill,
+    Mask,
+    MaxNorm,
+    NonNegative,
+    Rule,
+    Scale,
+    SetEntries,
+    SpectralNorm,
+    UnitNorm,
+)
+from xweights.running import Bound, apply, bind
+from xweights.selecting import Where, layer, native, role, trainable
+from xweights.undo import Snapshot, snapshot, transaction
+from xweights.verbs import (
+    add,
+    clip,
+    clip_norm,
+    fill,
+    init,
+    mask,
+    max_norm,
+    noise,
+    non_negative,
+    prune,
+    scale,
+    set_entries,
+    spectral_norm,
+    unit_norm,
+)
+from xweights.writing import set_params
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Add",
+    "ArgumentError",
+    "BackendBrokenError",
+    "BackendMissingError",
+    "Bound",
+    "Clip",
+    "ClipNorm",
+    "Diff",
+    "DtypeError",
+    "Fill",
+    "Init",
+    "LayoutError",
+    "Mask",
+    "MaxNorm",
+    "Noise",
+    "NonNegative",
+    "NonfiniteError",
+    "NotBuiltError",
+    "Parameter",
+    "Params",
+    "Prune",
+    "Rule",
+    "Scale",
+    "SelectionError",
+    "SetEntries",
+    "ShapeError",
+    "Snapshot",
+    "SpectralNorm",
+    "StaleDrawError",
+    "Stats",
+    "TargetError",
+    "TraceError",
+    "UnitNorm",
+    "UseBindError",
+    "Where",
+    "WriteError",
+    "XweightsError",
+    "add",
+    "apply",
+    "backends",
+    "bind",
+    "clip",
+    "clip_norm",
+    "diff",
+    "equal",
+    "fill",
+    "get_params",
+    "init",
+    "layer",
+    "mask",
+    "max_norm",
+    "native",
+    "noise",
+    "non_negative",
+    "parameters",
+    "prune",
+    "role",
+    "scale",
+    "set_entries",
+    "set_params",
+    "snapshot",
+    "spectral_norm",
+    "stats",
+    "summary",
+    "trainable",
+    "transaction",
+    "unit_norm",
+]

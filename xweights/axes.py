@@ -1,0 +1,148 @@
+"""Named axes: how an array stored by a framework relates to its neutral view.
+
+Owns the pattern language of the layer tables and :class:`Layout`. Imports NumPy and errors.
+
+A pattern reads like einops: ``"out in h w -> h w in out"`` says that the framework stores (out, in, h, w)
+and that the neutral order is (h, w, in, out). ``"(in mult) 1 h w -> h w in mult"`` takes a stored axis apart
+and drops one of length 1. A pattern without an arrow is stored in neutral order already. A name such as
+``gate*unit`` is one axis that is known to be packed; :func:`unpacked` takes it apart for the calls that need it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xweights.errors import LayoutError
+
+Shape = tuple[int, ...]
+Axes = tuple[str, ...]
+
+_TOKEN = re.compile(r"\([^()]*\)|[^\s()]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a stored array becomes its neutral view: ``stored.reshape(split).transpose(order)``.
+
+    ``stored`` is the shape the framework keeps, ``split`` the same with packed axes taken apart, ``order`` the
+    permutation to the neutral order, ``axes`` the neutral names (None: the layer is unknown).
+    """
+
+    stored: Shape
+    split: Shape
+    order: tuple[int, ...]
+    axes: Axes | None
+
+    @property
+    def shape(self) -> Shape:
+        """The neutral shape."""
+        return tuple(self.split[i] for i in self.order)
+
+    @property
+    def is_identity(self) -> bool:
+        """True if the stored array is its own neutral view."""
+        return self.split == self.stored and self.order == tuple(range(len(self.order)))
+
+    def to_neutral(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the neutral view of a stored NumPy array (a view, writable if the array is)."""
+        if self.is_identity:
+            return array
+        return array.reshape(self.split).transpose(self.order)
+
+    def to_stored(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return a neutral NumPy array in the stored order (a view where strides allow)."""
+        if self.is_identity:
+            return array
+        return array.transpose(self.inverse).reshape(self.stored)
+
+    @property
+    def inverse(self) -> tuple[int, ...]:
+        """The permutation from the neutral order back to the split one."""
+        back = [0] * len(self.order)
+        for position, axis in enumerate(self.order):
+            back[axis] = position
+        return tuple(back)
+
+
+def plain_layout(shape: Shape, axes: Axes | None = None) -> Layout:
+    """Return the layout of an array that is stored in neutral order."""
+    shape = tuple(int(n) for n in shape)
+    return Layout(shape, shape, tuple(range(len(shape))), axes)
+
+
+_layouts: dict[tuple[str, Shape, tuple[tuple[str, int], ...]], Layout] = {}
+
+
+def layout_of(pattern: str, shape: Shape, **sizes: int) -> Layout:
+    """Read a table's pattern for a stored ``shape``; ``sizes`` gives the axes a packed one is made of.
+
+    Example: ``layout_of("(in mult) 1 h w -> h w in mult", (8, 1, 3, 3), mult=2).shape == (3, 3, 4, 2)``.
+    """
+    shape = tuple(int(n) for n in shape)
+    key = (pattern, shape, tuple(sorted(sizes.items())))
+    if key not in _layouts:
+        _layouts[key] = _read(pattern, shape, sizes)
+    return _layouts[key]
+
+
+def _read(pattern: str, shape: Shape, sizes: dict[str, int]) -> Layout:
+    stored, arrow, neutral = pattern.partition("->")
+    tokens = _TOKEN.findall(stored)
+    if len(tokens) != len(shape):
+        raise LayoutError(f"the pattern {pattern!r} has {len(tokens)} stored axes, the array {shape} has {len(shape)}")
+    names: list[str] = []
+    split: list[int] = []
+    for token, length in zip(tokens, shape, strict=True):
+        if token == "1":
+            if length != 1:
+                raise LayoutError(f"the pattern {pattern!r} wants an axis of length 1, the array is {shape}")
+            continue
+        parts = token[1:-1].split() if token.startswith("(") else [token]
+        known = {part: sizes[part] for part in parts if part in sizes and len(parts) > 1}
+        open_parts = [part for part in parts if part not in known]
+        rest = math.prod(known.values())
+        if len(open_parts) > 1 or (not open_parts and rest != length) or (rest and length % rest) or (length and not rest):
+            raise LayoutError(f"the pattern {pattern!r} with {sizes} doesn't fit an axis of length {length} of {shape}")
+        names += parts
+        split += [known[part] if part in known else length // max(rest, 1) for part in parts]
+    axes = tuple(neutral.split()) if arrow else tuple(names)
+    if sorted(axes) != sorted(names) or len(set(axes)) != len(axes):
+        raise LayoutError(f"the two sides of {pattern!r} don't name the same axes")
+    return Layout(shape, tuple(split), tuple(names.index(axis) for axis in axes), axes)
+
+
+def unpacked(axes: Axes, shape: Shape, gates: tuple[str, ...] | None) -> tuple[Axes, Shape]:
+    """Take packed axes such as ``gate*unit`` apart: ``(in, gate*unit), (3, 8)`` with 4 gates -> ``(in, gate, unit), (3, 4, 2)``."""
+    names: list[str] = []
+    lengths: list[int] = []
+    for axis, length in zip(axes, shape, strict=True):
+        first, star, second = axis.partition("*")
+        if star and gates:
+            names += [first, second]
+            lengths += [len(gates), length // len(gates)]
+        else:
+            names.append(axis)
+            lengths.append(length)
+    return tuple(names), tuple(lengths)
+
+
+def reorder(
+    array: np.ndarray[Any, Any], have: Axes, want: Axes, *, what: str = "the array"
+) -> np.ndarray[Any, Any]:
+    """Return ``array`` (axes ``have``) with the axes ``want``: transposed by name, axes of length 1 dropped or added."""
+    if have == want:
+        return array
+    shape = dict(zip(have, array.shape, strict=True))
+    lost = [axis for axis in have if axis not in want and shape[axis] != 1]
+    if lost or len(set(have)) != len(have):
+        raise LayoutError(f"{what} has the axes ({', '.join(have)}), which can't be brought to ({', '.join(want)}) by name")
+    shared = [axis for axis in want if axis in have]
+    kept = array.reshape([shape[axis] for axis in have if axis in want])
+    order = [[axis for axis in have if axis in want].index(axis) for axis in shared]
+    turned = kept.transpose(order)
+    return turned.reshape([shape.get(axis, 1) for axis in want])

@@ -1,0 +1,161 @@
+"""Every error of xweights, and the way several problems are raised as one.
+
+Owns the tree of exceptions and :class:`Problems`. Imports the standard library only.
+
+    XweightsError
+    ├── SelectionError (LookupError)          nothing, or something ambiguous, was selected; a key is missing or unknown
+    ├── ShapeError (ValueError)               got one shape, expected another
+    ├── DtypeError (TypeError)                a dtype that can't hold the values, or a cast that would change them
+    ├── NonfiniteError (ValueError)           NaN or infinity where it was not asked for
+    ├── LayoutError (ValueError)              an axis that isn't known, or an order that can't be settled by name
+    ├── ArgumentError (ValueError, TypeError) an argument out of its range, or of the wrong kind
+    ├── WriteError (RuntimeError)             a parameter that can't lawfully be written
+    ├── TraceError (RuntimeError)             a call that can't be part of a compiled step
+    │   ├── UseBindError                      ... but works when bound first
+    │   └── StaleDrawError                    a bound random rule was called again without a new draw
+    ├── TargetError (TypeError)               an object that holds no weights we can reach
+    │   └── NotBuiltError                     a model whose weights don't exist yet
+    └── BackendMissingError (ImportError)     the backend of a framework is not installed
+        └── BackendBrokenError                ... or is installed and fails to import
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import NoReturn
+
+
+class XweightsError(Exception):
+    """Every error that xweights raises on purpose."""
+
+
+class SelectionError(XweightsError, LookupError):
+    """A selection, a name or a key that matches nothing, or more than it should."""
+
+
+class ShapeError(XweightsError, ValueError):
+    """A value whose shape isn't the parameter's."""
+
+
+class DtypeError(XweightsError, TypeError):
+    """A value whose dtype can't be stored without changing it."""
+
+
+class NonfiniteError(XweightsError, ValueError):
+    """NaN or infinity where it was not asked for."""
+
+
+class LayoutError(XweightsError, ValueError):
+    """An axis order that can't be known, or an axis that isn't there."""
+
+
+class ArgumentError(XweightsError, ValueError, TypeError):
+    """An argument out of its range, or of the wrong kind."""
+
+
+class WriteError(XweightsError, RuntimeError):
+    """A parameter that can't lawfully be written."""
+
+
+class TraceError(XweightsError, RuntimeError):
+    """A call that can't be part of a compiled step."""
+
+
+class UseBindError(TraceError):
+    """A verb called inside a compiled step that needs it bound first."""
+
+
+class StaleDrawError(TraceError):
+    """A bound random rule that was called again without a new draw."""
+
+
+class TargetError(XweightsError, TypeError):
+    """An object that holds no weights xweights can reach."""
+
+
+class NotBuiltError(TargetError):
+    """A model whose weights don't exist yet."""
+
+
+class BackendMissingError(XweightsError, ImportError):
+    """The backend that a target needs is not installed."""
+
+
+class BackendBrokenError(BackendMissingError):
+    """The backend that a target needs is installed but fails to import."""
+
+
+_combined: dict[tuple[type[XweightsError], ...], type[XweightsError]] = {}
+
+
+class Problems:
+    """Collect everything that is wrong with a call, and raise it once.
+
+    The error is of *every* kind it lists, so ``except ShapeError`` catches a call that had
+    a wrong shape among other things.
+    """
+
+    def __init__(self, headline: str) -> None:
+        self.headline = headline
+        self._found: list[tuple[type[XweightsError], str]] = []
+        self._fixes: list[str] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def add(self, kind: type[XweightsError], text: str, *, fix: str | None = None) -> None:
+        """Note one problem, and what would mend it."""
+        self._found.append((kind, text))
+        if fix is not None and fix not in self._fixes:
+            self._fixes.append(fix)
+
+    def check(self) -> None:
+        """Raise everything found so far, or do nothing."""
+        if self._found:
+            self.throw()
+
+    def throw(self) -> NoReturn:
+        """Raise everything found so far as one error."""
+        lines = [self.headline]
+        for _, text in self._found:
+            first, *rest = text.splitlines()
+            lines.append(f"  - {first}")
+            lines.extend(f"    {line}" for line in rest)
+        lines.extend(f"Fix: {fix}" for fix in self._fixes)
+        kinds: list[type[XweightsError]] = []
+        for kind, _ in self._found:
+            if kind not in kinds:
+                kinds.append(kind)
+        raise combined(tuple(kinds))("\n".join(lines))
+
+
+def combined(kinds: tuple[type[XweightsError], ...]) -> type[XweightsError]:
+    """Return the one error class that is all of ``kinds`` at once."""
+    if len(kinds) == 1:
+        return kinds[0]
+    kinds = tuple(sorted(kinds, key=lambda kind: kind.__name__))
+    if kinds not in _combined:
+        name = "And".join(kind.__name__ for kind in kinds)
+        _combined[kinds] = type(name, kinds, {"__module__": __name__, "__doc__": "Several kinds at once."})
+    return _combined[kinds]
+
+
+def got_expected(got: object, expected: object) -> str:
+    """Return ``got`` against ``expected`` on aligned lines."""
+    return f"got:      {got}\nexpected: {expected}"
+
+
+def near(name: str, known: Iterable[str], *, limit: int = 3) -> str:
+    """Return a line that suggests the known names nearest to ``name``, or all of them when they are few."""
+    names = list(dict.fromkeys(known))
+    if not names:
+        return "There are no names to choose from."
+    close = difflib.get_close_matches(name, names, n=limit, cutoff=0.5)
+    if not close:
+        last = name.rsplit("/", 1)[-1].strip("*")
+        close = [one for one in names if last and last in one][:limit]
+    if close:
+        return "Near names: " + ", ".join(repr(one) for one in close)
+    shown = ", ".join(repr(one) for one in names[:8])
+    return f"Known names: {shown}" + (f", ... ({len(names)} in all)" if len(names) > 8 else "")

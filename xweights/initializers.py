@@ -1,0 +1,195 @@
+"""Initial weights by their usual names, the same bytes in every framework.
+
+Owns the table of initializers and the rule :class:`Init`. Imports errors, parameter, randomness, rules and values.
+Fans are counted by axis names, so a kernel means the same however a framework stores it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from xweights.backend import Ops
+from xweights.errors import ArgumentError, LayoutError, ShapeError, near
+from xweights.parameter import Array, Parameter
+from xweights.randomness import check_seed, drawing_dtype, generator
+from xweights.rules import Rule, check_finite, need_floating
+from xweights.values import as_number, need_axes, operand
+
+# Standard deviation of a standard normal cut at two standard deviations.
+TRUNCATED_STD = 0.87962566103423978
+
+SPATIAL = frozenset({"t", "h", "w", "d"})
+
+# name: (scale, mode, distribution) of the variance-scaling family, with torch's words beside Keras'.
+VARIANCE_SCALING: dict[str, tuple[float, str, str]] = {
+    "glorot_uniform": (1.0, "fan_avg", "uniform"),
+    "glorot_normal": (1.0, "fan_avg", "truncated_normal"),
+    "xavier_uniform": (1.0, "fan_avg", "uniform"),
+    "xavier_normal": (1.0, "fan_avg", "normal"),
+    "he_uniform": (2.0, "fan_in", "uniform"),
+    "he_normal": (2.0, "fan_in", "truncated_normal"),
+    "kaiming_uniform": (2.0, "fan_in", "uniform"),
+    "kaiming_normal": (2.0, "fan_in", "normal"),
+    "lecun_uniform": (1.0, "fan_in", "uniform"),
+    "lecun_normal": (1.0, "fan_in", "truncated_normal"),
+}
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "zeros": (), "ones": (), "constant": ("value",), "uniform": ("low", "high"), "normal": ("mean", "std"),
+    "truncated_normal": ("mean", "std"), "orthogonal": ("gain",), "identity": ("gain",),
+    "variance_scaling": ("scale", "mode", "distribution"), **{name: () for name in VARIANCE_SCALING},
+}  # fmt: skip
+
+Initializer = str | Callable[..., Any]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Init(Rule):
+    """Replace the weights by initial ones. Exact: drawn on the host in float64 or float32, rounded once."""
+
+    initializer: Initializer
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if callable(self.initializer):
+            return
+        if self.initializer not in OPTIONS:
+            raise ArgumentError(f"no initializer is named {self.initializer!r}\n{near(str(self.initializer), OPTIONS)}")
+        strange = [name for name in self.options if name not in OPTIONS[self.initializer]]
+        if strange:
+            takes = ", ".join(OPTIONS[self.initializer]) or "no options"
+            raise ArgumentError(f"{self.initializer!r} has no option {strange[0]!r}\nit takes: {takes}")
+
+    def operands(self, parameter: Parameter) -> tuple[Array, ...]:
+        return (initial(self.initializer, parameter, self.seed, self.options),)
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        return ops.fill(w, operands[0])
+
+
+def initial(initializer: Initializer, parameter: Parameter, seed: int, options: Mapping[str, Any]) -> Array:
+    """Return the initial weights of one parameter, in neutral order and its dtype."""
+    source = generator(seed, parameter.name)
+    if callable(initializer):
+        name = getattr(initializer, "__name__", repr(initializer))
+        made = initializer(parameter.shape, source, **options)
+        value = np.broadcast_to(operand(made, parameter, what=f"what {name} returned"), parameter.shape)
+        check_finite(value, f"what {name} returned for {parameter.name!r}")
+        return value
+    if initializer in ("zeros", "ones", "constant"):
+        if initializer == "constant" and "value" not in options:
+            raise ArgumentError("'constant' needs value=\nFix: init(target, 'constant', seed=0, value=0.5)")
+        number = {"zeros": 0, "ones": 1}.get(initializer, options.get("value"))
+        return np.broadcast_to(as_number(number, parameter.dtype), parameter.shape)
+    need_floating(parameter, f"init {initializer!r}")
+    drawn = _draw(initializer, parameter, source, options)
+    return drawn.astype(parameter.dtype, copy=False)
+
+
+def _draw(name: str, parameter: Parameter, source: np.random.Generator, options: Mapping[str, Any]) -> Array:
+    shape, dtype = parameter.shape, drawing_dtype(parameter.dtype)
+    if name == "uniform":
+        return _uniform(source, shape, dtype, options.get("low", -0.05), options.get("high", 0.05))
+    if name in ("normal", "truncated_normal"):
+        make = _normal if name == "normal" else _truncated
+        return make(source, shape, dtype, options.get("mean", 0.0), options.get("std", 0.05))
+    if name == "orthogonal":
+        return _orthogonal(parameter, source, options.get("gain", 1.0))
+    if name == "identity":
+        if len(shape) != 2:
+            raise ShapeError(f"'identity' needs a matrix\n{parameter.name!r} has the shape {shape}")
+        return np.eye(*shape) * float(options.get("gain", 1.0))
+    scale, mode, distribution = VARIANCE_SCALING.get(name, (1.0, "fan_in", "truncated_normal"))
+    scale, mode = float(options.get("scale", scale)), options.get("mode", mode)
+    distribution = options.get("distribution", distribution)
+    fan_in, fan_out = fans(parameter)
+    by_mode = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
+    if mode not in by_mode:
+        raise ArgumentError(f"mode= is one of {', '.join(by_mode)}\ngot: {mode!r}")
+    if not scale > 0:
+        raise ArgumentError(f"scale= must be positive\ngot: {scale!r}")
+    variance = scale / max(1.0, by_mode[mode])
+    if distribution == "uniform":
+        limit = math.sqrt(3.0 * variance)
+        return _uniform(source, shape, dtype, -limit, limit)
+    if distribution == "normal":
+        return _normal(source, shape, dtype, 0.0, math.sqrt(variance))
+    if distribution == "truncated_normal":
+        return _truncated(source, shape, dtype, 0.0, math.sqrt(variance) / TRUNCATED_STD)
+    raise ArgumentError(f"distribution= is uniform, normal or truncated_normal\ngot: {distribution!r}")
+
+
+def _uniform(source: Any, shape: tuple[int, ...], dtype: np.dtype[Any], low: float, high: float) -> Array:
+    if not low < high:
+        raise ArgumentError(f"low must be smaller than high\ngot: low={low!r}, high={high!r}")
+    return np.asarray(low + (high - low) * np.asarray(source.random(shape, dtype=dtype.type), np.float64))
+
+
+def _normal(source: Any, shape: tuple[int, ...], dtype: np.dtype[Any], mean: float, std: float) -> Array:
+    if not std >= 0:
+        raise ArgumentError(f"std= must be >= 0\ngot: {std!r}")
+    return np.asarray(mean + std * np.asarray(source.standard_normal(shape, dtype=dtype.type), np.float64))
+
+
+def _truncated(source: Any, shape: tuple[int, ...], dtype: np.dtype[Any], mean: float, std: float) -> Array:
+    """Normal numbers cut at two standard deviations: what lies outside is drawn again."""
+    if not std >= 0:
+        raise ArgumentError(f"std= must be >= 0\ngot: {std!r}")
+    numbers = np.asarray(source.standard_normal(shape, dtype=dtype.type), np.float64).reshape(-1)
+    outside = np.flatnonzero(np.abs(numbers) > 2)
+    while outside.size:
+        numbers[outside] = source.standard_normal(outside.size, dtype=dtype.type)
+        outside = outside[np.abs(numbers[outside]) > 2]
+    return (mean + std * numbers).reshape(shape)
+
+
+def _orthogonal(parameter: Parameter, source: Any, gain: float) -> Array:
+    """Saxe et al., arXiv:1312.6120: all axes but the outputs flattened; signs fixed by the diagonal of R."""
+    shape = parameter.shape
+    if len(shape) < 2:
+        raise ShapeError(f"'orthogonal' needs at least two axes\n{parameter.name!r} has the shape {shape}")
+    last = 1
+    if len(shape) > 2:
+        axes = need_axes(parameter, "'orthogonal' of more than two axes")
+        last = len(outputs_of(axes))
+        if axes[-last:] != outputs_of(axes):
+            last = 1
+    columns = math.prod(shape[-last:])
+    rows = parameter.size // max(columns, 1)
+    tall = source.standard_normal((max(rows, columns), min(rows, columns)))
+    q, r = np.linalg.qr(tall)
+    q = q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
+    return np.asarray((q if rows >= columns else q.T).reshape(shape) * float(gain))
+
+
+def outputs_of(axes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the axes of a kernel that its layer's output has."""
+    for group in (("out",), ("mult",), ("gate*unit",), ("dim",), ("head", "key"), ("unit",)):
+        if set(group) <= set(axes):
+            return tuple(axis for axis in axes if axis in group)
+    return axes[-1:]
+
+
+def fans(parameter: Parameter) -> tuple[float, float]:
+    """Return (fan in, fan out) by axis names: inputs and outputs, each times the spatial axes.
+
+    Depthwise kernels count ``in`` and ``mult`` as Keras does; packed projections (``qkv``) count as separate ones.
+    """
+    axes = need_axes(parameter, "variance scaling")
+    if len(axes) < 2:
+        raise LayoutError(
+            f"variance scaling needs inputs and outputs\n{parameter.name!r} has the axes ({', '.join(axes)})\n"
+            "Fix: 'zeros', 'normal' or 'uniform' for vectors"
+        )
+    outputs = outputs_of(axes)
+    sizes = dict(zip(axes, parameter.shape, strict=True))
+    spatial = math.prod(sizes[axis] for axis in axes if axis in SPATIAL)
+    inside = math.prod(sizes[a] for a in axes if a not in outputs and a not in SPATIAL and a != "qkv")
+    return float(inside * spatial), float(math.prod(sizes[axis] for axis in outputs) * spatial)

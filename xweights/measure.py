@@ -1,0 +1,358 @@
+"""Looking closer: numbers per parameter, and what differs between two targets.
+
+Owns :func:`stats`, :func:`summary`, :func:`diff`, :func:`equal` and :func:`backends`. Imports arrays, axes, backend,
+errors, parameter, reading, renaming, selecting, tables and targets. One pass, no full-size copies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from xweights.arrays import blocks
+from xweights.axes import reorder
+from xweights.backend import doors, load
+from xweights.errors import ArgumentError, BackendBrokenError, LayoutError, TraceError
+from xweights.parameter import COUNTERS, Array, Parameter, is_half
+from xweights.reading import check_readable, neutral_view
+from xweights.renaming import Names, renamer
+from xweights.selecting import WhereLike, select
+from xweights.tables import render
+from xweights.targets import open_target, tracing
+
+
+@dataclass(frozen=True)
+class ParameterStats:
+    """Numbers of one parameter; NaN entries count in ``nan`` and ``count`` only, infinities in min and max."""
+
+    name: str
+    axes: tuple[str, ...] | None
+    shape: tuple[int, ...]
+    dtype: str
+    trainable: bool
+    count: int
+    norm: float
+    mean: float
+    std: float
+    min: float
+    max: float
+    zeros: int
+    nan: int
+
+    @property
+    def sparsity(self) -> float:
+        """Share of entries that are zero (of either sign)."""
+        return self.zeros / self.count if self.count else 0.0
+
+
+class Stats(Mapping[str, ParameterStats]):
+    """What :func:`stats` returns: one row per parameter; prints as a table."""
+
+    def __init__(self, rows: list[ParameterStats]) -> None:
+        self.rows = rows
+        self._by_name = {row.name: row for row in rows}
+
+    def __getitem__(self, name: str) -> ParameterStats:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """Return plain rows, for JSON."""
+        return [asdict(row) | {"sparsity": row.sparsity} for row in self.rows]
+
+    def __str__(self) -> str:
+        head = ["name", "count", "norm", "mean", "std", "min", "max", "sparsity", "NaN"]
+        rows = [
+            [r.name, f"{r.count:,}", *(f"{x:.4g}" for x in (r.norm, r.mean, r.std, r.min, r.max)), f"{r.sparsity:.1%}", str(r.nan)]
+            for r in self.rows
+        ]
+        return render(head, rows)
+
+    __repr__ = __str__
+
+
+def stats(target: Any, *, where: WhereLike = ...) -> Stats:
+    """Return count, norm, mean, standard deviation, min, max, zeros and NaN count of each parameter.
+
+    Args:
+        target: Model, layer, module, variable, mapping of arrays, or a list of these.
+        where: Default: all.
+
+    Close (rtol 1e-12): accumulated in float64, one pass, no full-size copy. ``std`` is of the population.
+    Raises TargetError, SelectionError, TraceError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> xw.stats({"w": np.array([3.0, 0.0, 4.0])})["w"].norm
+        5.0
+    """
+    chosen = _opened(target, where)
+    return Stats([_stats_of(p) for p in chosen])
+
+
+def _stats_of(p: Parameter) -> ParameterStats:
+    view = neutral_view(p)
+    zeros = nan = finite = 0
+    total = squares = 0.0
+    low, high = math.inf, -math.inf
+    flat = view.ravel(order="K")
+    shift: float | None = None  # close to the mean, so that the difference of two large sums isn't all that is left
+    spread = 0.0
+    for (cut,) in blocks((flat.size,)) if flat.size else []:
+        part = flat[cut].astype(np.float32) if is_half(flat.dtype) else flat[cut]
+        wide = part.astype(np.float64)
+        zeros += int(np.count_nonzero(wide == 0))
+        with np.errstate(invalid="ignore"):
+            if not math.isfinite(float(wide.sum())):
+                missing = np.isnan(wide)
+                nan += int(np.count_nonzero(missing))
+                wide = wide[~missing]
+            if not wide.size:
+                continue
+            shift = float(wide[0]) if shift is None or not math.isfinite(shift) else shift
+            finite += wide.size
+            low, high = min(low, float(wide.min())), max(high, float(wide.max()))
+            squares += float(np.dot(wide, wide))
+            np.subtract(wide, shift, out=wide)
+            total += float(wide.sum())
+            spread += float(np.dot(wide, wide))
+    mean = (shift or 0.0) + total / finite if finite else math.nan
+    variance = max(spread / finite - (total / finite) ** 2, 0.0) if finite and math.isfinite(spread) else math.nan
+    return ParameterStats(
+        p.name, p.axes, p.shape, p.dtype.name, p.trainable, view.size, math.sqrt(squares) if squares == squares else math.nan,
+        mean, math.sqrt(variance) if variance == variance else math.nan,
+        low if finite else math.nan, high if finite else math.nan, zeros, nan,
+    )  # fmt: skip
+
+
+def summary(target: Any, *, where: WhereLike = ...) -> str:
+    """Return a table of the parameters: name, axes and shape, dtype, entries, trainable.
+
+    Args:
+        target: As for :func:`stats`.
+        where: Default: all.
+
+    Raises TargetError, SelectionError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> "dense/kernel" in xw.summary({"dense/kernel": np.ones((3, 2))})
+        True
+    """
+    chosen = select(open_target(target), where)
+    rows = []
+    for p in chosen:
+        axes = "?" if p.axes is None else ", ".join(p.axes)
+        rows.append(
+            [p.name, axes, ", ".join(map(str, p.shape)), p.dtype.name, f"{p.size:,}", "yes" if p.trainable else "no", ", ".join(p.aliases)]
+        )
+    entries = sum(p.size for p in chosen)
+    trained = sum(p.size for p in chosen if p.trainable)
+    megabytes = sum(p.size * p.dtype.itemsize for p in chosen) / 1e6
+    head = ["name", "axes", "shape", "dtype", "entries", "trainable", "also"]
+    if not any(p.aliases for p in chosen):
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    foot = f"{len(chosen)} parameters, {entries:,} entries ({trained:,} trainable), {megabytes:,.1f} MB"
+    return render(head, rows) + "\n" + foot
+
+
+@dataclass(frozen=True)
+class Change:
+    """How one parameter differs: entries that differ in their bits, and by how much."""
+
+    name: str
+    count: int
+    changed: int
+    max_abs: float
+    rel: float
+    note: str = ""
+
+
+class Diff:
+    """What :func:`diff` returns: falsy if nothing differs; prints as a table."""
+
+    def __init__(self, changes: list[Change], only_a: list[str], only_b: list[str], same: int) -> None:
+        self.changes, self.only_a, self.only_b, self.same = changes, only_a, only_b, same
+
+    def __bool__(self) -> bool:
+        return bool(self.changes or self.only_a or self.only_b)
+
+    @property
+    def max_abs(self) -> float:
+        """The largest absolute difference of all."""
+        return max((one.max_abs for one in self.changes), default=0.0)
+
+    def __str__(self) -> str:
+        if not self:
+            return f"no difference in {self.same} parameters"
+        rows = [
+            [c.name, f"{c.changed:,} of {c.count:,}", f"{c.max_abs:.4g}", f"{c.rel:.4g}", c.note] for c in self.changes
+        ]
+        rows += [[name, "only in a", "", "", ""] for name in self.only_a]
+        rows += [[name, "only in b", "", "", ""] for name in self.only_b]
+        head = ["name", "changed", "max |a-b|", "max |a-b| / max |a|", "note"]
+        if not any(row[4] for row in rows):
+            head, rows = head[:-1], [row[:-1] for row in rows]
+        return render(head, rows) + f"\n{self.same} parameters are equal"
+
+    __repr__ = __str__
+
+
+def diff(a: Any, b: Any, *, where: WhereLike = ..., names: Names | None = None) -> Diff:
+    """Compare two targets parameter by parameter, bit by bit, across frameworks.
+
+    Args:
+        a, b: Targets; arrays meet in neutral order, by axis name where both know theirs.
+        where: Which parameters of ``a`` (and of ``b``) count. Default: all.
+        names: ``{glob in a: glob in b}`` where names differ.
+
+    Exact: NaN equals the same NaN. Counters such as ``num_batches_tracked`` on one side only are left out.
+    Raises TargetError, SelectionError, TraceError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> xw.diff({"w": np.zeros(3)}, {"w": np.array([0.0, 0.0, 2.0])}).changes[0].changed
+        1
+    """
+    changes, same, only_a, only_b = [], 0, [], []
+    for name, mine, theirs in _met(a, b, where, names):
+        if mine is None or theirs is None:
+            (only_b if mine is None else only_a).append(name)
+            continue
+        change = _change(name, mine, theirs)
+        if change is None:
+            same += 1
+        else:
+            changes.append(change)
+    return Diff(changes, only_a, only_b, same)
+
+
+def equal(a: Any, b: Any, *, rtol: float = 0, where: WhereLike = ..., names: Names | None = None) -> bool:
+    """Return True if two targets hold the same parameters with the same values.
+
+    Args:
+        a, b: As for :func:`diff`.
+        rtol: 0: bitwise, dtype included. Else: the largest difference of a parameter may be rtol times its largest value.
+        where, names: As for :func:`diff`.
+
+    Exact for rtol=0. Raises TargetError, SelectionError, TraceError, ArgumentError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> xw.equal({"w": np.zeros(3)}, {"w": np.zeros(3)})
+        True
+    """
+    if not 0 <= rtol < math.inf:
+        raise ArgumentError(f"rtol= is a number >= 0\ngot: {rtol!r}")
+    for name, mine, theirs in _met(a, b, where, names):
+        if mine is None or theirs is None:
+            return False
+        change = _change(name, mine, theirs)
+        if change is None:
+            continue
+        if not rtol or change.note.startswith(("shape", "axes", "gates")) or not change.rel <= rtol:
+            return False
+    return True
+
+
+def _opened(target: Any, where: WhereLike) -> list[Parameter]:
+    if tracing(target):
+        raise TraceError("values can't be read on the host inside a compiled step\nFix: look before or after the step")
+    chosen = select(open_target(target), where)
+    check_readable(chosen)
+    return chosen
+
+
+def _met(
+    a: Any, b: Any, where: WhereLike, names: Names | None
+) -> Iterator[tuple[str, Parameter | None, Parameter | None]]:
+    mine, theirs, rename = _opened(a, where), _opened(b, where if names is None else ...), renamer(names)
+    by_name = {name: p for p in theirs for name in (p.name, *p.aliases)}
+    met: set[int] = set()
+    for p in mine:
+        twin = next((by_name[rename(n)] for n in (p.name, *p.aliases) if rename(n) in by_name), None)
+        if twin is not None:
+            met.add(id(twin))
+        elif p.role in COUNTERS:
+            continue
+        yield p.name, p, twin
+    for p in theirs:
+        if id(p) not in met and p.role not in COUNTERS and (names is None or where is ...):
+            yield p.name, None, p
+
+
+def _change(name: str, a: Parameter, b: Parameter) -> Change | None:
+    x, y = neutral_view(a), neutral_view(b)
+    nothing = Change(name, x.size, x.size, math.nan, math.nan)
+    if a.gates is not None and b.gates is not None and a.gates != b.gates:
+        return _noted(nothing, f"gates {a.gates} against {b.gates}")
+    try:
+        if a.axes is not None and b.axes is not None and a.axes != b.axes:
+            y = reorder(y, b.axes, a.axes)
+    except LayoutError:
+        return _noted(nothing, f"axes {a.axes} against {b.axes}")
+    if x.shape != y.shape:
+        return _noted(nothing, f"shape {x.shape} against {y.shape}")
+    changed, worst, largest = 0, 0.0, 0.0
+    for block in blocks(x.shape):
+        part, other = x[block], y[block]
+        if x.dtype == y.dtype and _bits(part) == _bits(other):
+            largest = max(largest, _largest(part))
+            continue
+        wide, wide_other = part.astype(np.float64), other.astype(np.float64)
+        if x.dtype == y.dtype:
+            width = np.dtype(f"u{x.dtype.itemsize}")
+            unequal = np.ascontiguousarray(part).view(width) != np.ascontiguousarray(other).view(width)
+        else:
+            unequal = ~((wide == wide_other) | (np.isnan(wide) & np.isnan(wide_other)))
+        changed += int(np.count_nonzero(unequal))
+        with np.errstate(invalid="ignore"):
+            gap = np.abs(wide - wide_other)[unequal]
+        worst = max(worst, float(np.max(np.where(np.isnan(gap), np.inf, gap), initial=0.0)))
+        largest = max(largest, _largest(part))
+    note = "" if x.dtype == y.dtype else f"dtype {x.dtype.name} against {y.dtype.name}"
+    if not changed and not note:
+        return None
+    return Change(name, x.size, changed, worst, worst / largest if largest else (math.inf if worst else 0.0), note)
+
+
+def _noted(change: Change, note: str) -> Change:
+    return Change(change.name, change.count, change.changed, change.max_abs, change.rel, note)
+
+
+def _bits(part: Array) -> bytes:
+    return part.tobytes()
+
+
+def _largest(part: Array) -> float:
+    wide = np.abs(part.astype(np.float64))
+    return float(np.max(np.where(np.isfinite(wide), wide, 0.0), initial=0.0))
+
+
+def backends() -> dict[str, str]:
+    """Return the installed backends and whether each loads: ``{"torch": "ready", "keras": "broken: ..."}``.
+
+    Loading imports the framework. Raises nothing.
+
+    Example:
+        >>> import xweights as xw
+        >>> isinstance(xw.backends(), dict)
+        True
+    """
+    found = {}
+    for door in sorted(doors()):
+        try:
+            load(door)
+            found[door] = "ready"
+        except BackendBrokenError as broken:
+            found[door] = "broken: " + str(broken).splitlines()[1].removeprefix("cause: ")
+    return found

@@ -1,0 +1,158 @@
+"""One native weight array, seen neutrally.
+
+Owns :class:`Parameter` and the words for dtypes. Imports axes, errors and (for types only) backend.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xweights.axes import Axes, Layout, Shape
+
+if TYPE_CHECKING:
+    from xweights.backend import Storage
+
+Array = np.ndarray[Any, Any]
+
+# Counters that frameworks keep beside the weights. They have no counterpart in other frameworks, so they may be
+# absent on either side of a comparison or a strict set_params.
+COUNTERS = frozenset({"num_batches_tracked", "count"})
+
+
+class Parameter:
+    """One native weight array of a target: a neutral handle that is never split or merged.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> xw.parameters({"dense/kernel": np.ones((3, 2))})[0].role
+        'kernel'
+
+    Attributes:
+        name: Neutral path, ``/``-separated, the last part is the role.
+        native_name: What the framework calls it.
+        role: What it is, in Keras 3's words (``kernel``, ``bias``, ``gamma``, ...).
+        layer: Neutral path of the layer that owns it.
+        gates: Order of what is packed along the ``gate`` or ``qkv`` axis, or None.
+        aliases: Other neutral names of the same array (tied weights).
+        layout: How the stored array becomes the neutral one.
+        dtype: NumPy (or ml_dtypes) dtype.
+        hidden: True for what only an explicit name selects (non-persistent buffers).
+        storage, handle: Where the native array lives; for backends.
+    """
+
+    __slots__ = (
+        "aliases", "dtype", "gates", "handle", "hidden", "layer", "layout", "name", "native_name", "role", "storage",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        native_name: str,
+        layout: Layout,
+        dtype: np.dtype[Any],
+        storage: Storage,
+        handle: Any,
+        role: str | None = None,
+        layer: str | None = None,
+        gates: tuple[str, ...] | None = None,
+        aliases: tuple[str, ...] = (),
+        hidden: bool = False,
+    ) -> None:
+        self.name = name
+        self.native_name = native_name
+        self.role = name.rsplit("/", 1)[-1] if role is None else role
+        self.layer = name.rpartition("/")[0] if layer is None else layer
+        self.gates = gates
+        self.aliases = aliases
+        self.layout = layout
+        self.dtype = dtype
+        self.hidden = hidden
+        self.storage = storage
+        self.handle = handle
+
+    @property
+    def axes(self) -> Axes | None:
+        """Names of the axes in neutral order; None if the layer is unknown."""
+        return self.layout.axes
+
+    @property
+    def shape(self) -> Shape:
+        """Shape in neutral order."""
+        return self.layout.shape
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        size = 1
+        for length in self.layout.split:
+            size *= length
+        return size
+
+    @property
+    def trainable(self) -> bool:
+        """True if the framework would train it, as of now."""
+        return self.storage.trainable(self.handle)
+
+    @property
+    def floating(self) -> bool:
+        """True for float16, bfloat16, float32, float64 and float8 types."""
+        return is_floating(self.dtype)
+
+    def numpy(self) -> Array:
+        """Return a copy in neutral order.
+
+        Example:
+            >>> import numpy as np, xweights as xw
+            >>> xw.parameters({"b": np.zeros(2)})[0].numpy()
+            array([0., 0.])
+        """
+        from xweights.reading import get_params
+
+        return get_params(self)[self.name]
+
+    def assign(self, value: Any) -> None:
+        """Write ``value`` (neutral order) in place, checked as :func:`xweights.set_params` checks it.
+
+        Example:
+            >>> import numpy as np, xweights as xw
+            >>> xw.parameters({"b": np.zeros(2)})[0].assign([1.0, 2.0])
+        """
+        from xweights.writing import set_params
+
+        set_params(self, {self.name: value})
+
+    def renamed(self, prefix: str) -> Parameter:
+        """Return the same parameter under ``prefix/``, as a list of targets names it."""
+        return Parameter(
+            name=f"{prefix}/{self.name}",
+            native_name=self.native_name,
+            role=self.role,
+            layer=f"{prefix}/{self.layer}" if self.layer else prefix,
+            gates=self.gates,
+            aliases=tuple(f"{prefix}/{alias}" for alias in self.aliases),
+            layout=self.layout,
+            dtype=self.dtype,
+            hidden=self.hidden,
+            storage=self.storage,
+            handle=self.handle,
+        )
+
+    def __repr__(self) -> str:
+        axes = "?" if self.axes is None else ", ".join(self.axes)
+        shape = ", ".join(str(n) for n in self.shape)
+        frozen = "" if self.trainable else ", not trainable"
+        tied = f", also {', '.join(self.aliases)}" if self.aliases else ""
+        return f"<Parameter {self.name!r} ({axes}) = ({shape}) {self.dtype.name}{frozen}{tied}>"
+
+
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Return True for NumPy's and ml_dtypes' floating-point types (the latter have kind 'V' or 'f')."""
+    return dtype.kind == "f" or dtype.name.startswith(("bfloat16", "float8", "float4", "float6"))
+
+
+def is_half(dtype: np.dtype[Any]) -> bool:
+    """Return True for floating-point types of less than 32 bits."""
+    return is_floating(dtype) and dtype.itemsize < 4

@@ -1,0 +1,251 @@
+"""Weights as plain arrays that know their axes and roles.
+
+Owns :class:`Params`, what :func:`xweights.get_params` returns. Imports axes, errors, numbers_ and selecting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+
+from xweights.axes import Axes
+from xweights.errors import ArgumentError, DtypeError, LayoutError, Problems, SelectionError, ShapeError, near
+from xweights.parameter import Array
+from xweights.values import as_number
+
+LayoutName = Literal["neutral", "native"]
+
+
+class Params(Mapping[str, Array]):
+    """An ordered mapping of names to NumPy arrays that knows each array's axes, role and gate order.
+
+    It is a target like any other: verbs edit its arrays in place. Arithmetic (``a - b``, ``a + 0.5 * d``) needs equal
+    names, shapes and axes, and keeps the dtype. Exact.
+
+    Args:
+        mapping: Arrays by name; nested string-keyed mappings flatten with ``/``. The arrays are not copied.
+        axes: Axis names by name; absent or None: unknown.
+        roles: Roles by name; by default the last part of the name.
+        gates: Order of packed gates by name.
+        layout: "neutral" (Keras' axis order) or "native" (as a framework stored it).
+
+    Raises:
+        ArgumentError: a key that is no string, a value that is no array.
+        LayoutError: axes that don't fit their array.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> xw.Params({"dense": {"kernel": np.ones((3, 2))}}, axes={"dense/kernel": ("in", "out")})
+        Params of 1 array, 6 entries
+          dense/kernel  (in, out) = (3, 2)  float64
+    """
+
+    def __init__(
+        self,
+        mapping: Mapping[str, Any],
+        *,
+        axes: Mapping[str, Axes | None] | None = None,
+        roles: Mapping[str, str] | None = None,
+        gates: Mapping[str, tuple[str, ...] | None] | None = None,
+        layout: LayoutName = "neutral",
+    ) -> None:
+        self._arrays: dict[str, Array] = dict(flattened(mapping))
+        self._axes: dict[str, Axes | None] = {name: None for name in self._arrays}
+        self._roles = {name: last_part(name) for name in self._arrays}
+        self._gates: dict[str, tuple[str, ...] | None] = {name: None for name in self._arrays}
+        self.layout: LayoutName = layout
+        problems = Problems("these Params don't fit together")
+        for given, kept in ((axes, self._axes), (roles, self._roles), (gates, self._gates)):
+            for name, value in (given or {}).items():
+                if name not in self._arrays:
+                    problems.add(SelectionError, f"{name!r} is no array of these Params\n{near(name, self._arrays)}")
+                else:
+                    kept[name] = tuple(value) if isinstance(value, list) else value  # type: ignore[index]
+        for name, one in self._axes.items():
+            if one is not None and len(one) != self._arrays[name].ndim:
+                problems.add(LayoutError, f"{name!r} has the shape {self._arrays[name].shape}, its axes are {one}")
+        problems.check()
+
+    @classmethod
+    def _made(
+        cls,
+        arrays: dict[str, Array],
+        axes: dict[str, Axes | None],
+        roles: dict[str, str],
+        gates: dict[str, tuple[str, ...] | None],
+        layout: LayoutName,
+    ) -> Params:
+        """Build from parts that are known to fit (no checks: this is the quick way in)."""
+        self = cls.__new__(cls)
+        self._arrays, self._axes, self._roles, self._gates, self.layout = arrays, axes, roles, gates, layout
+        return self
+
+    def __getitem__(self, name: str) -> Array:
+        try:
+            return self._arrays[name]
+        except KeyError:
+            raise SelectionKeyError(f"no array is named {name!r}\n{near(str(name), self._arrays)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    @property
+    def axes(self) -> Mapping[str, Axes | None]:
+        """Axis names by name, None where the layer is unknown."""
+        return MappingProxyType(self._axes)
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """Roles by name."""
+        return MappingProxyType(self._roles)
+
+    @property
+    def gates(self) -> Mapping[str, tuple[str, ...] | None]:
+        """Order of packed gates by name, None where nothing is packed."""
+        return MappingProxyType(self._gates)
+
+    def select(self, where: Any) -> Params:
+        """Return the Params that ``where`` selects, sharing the arrays.
+
+        Example:
+            >>> import numpy as np, xweights as xw
+            >>> list(xw.Params({"a/kernel": np.ones(1), "a/bias": np.ones(1)}).select("*/bias"))
+            ['a/bias']
+        """
+        from xweights.selecting import select
+        from xweights.targets import open_target
+
+        return self._subset([p.name for p in select(open_target(self), where)])
+
+    def copy(self) -> Params:
+        """Return Params with arrays of their own.
+
+        Example:
+            >>> import numpy as np, xweights as xw
+            >>> a = xw.Params({"w": np.ones(1)}); a.copy()["w"] is a["w"]
+            False
+        """
+        return self._mapped(lambda array: array.copy(order="K"))
+
+    def _subset(self, names: list[str]) -> Params:
+        return Params._made(
+            {name: self._arrays[name] for name in names},
+            {name: self._axes[name] for name in names},
+            {name: self._roles[name] for name in names},
+            {name: self._gates[name] for name in names},
+            self.layout,
+        )
+
+    def _mapped(self, function: Callable[[Array], Array]) -> Params:
+        made = self._subset(list(self._arrays))
+        made._arrays = {name: np.asarray(function(array)) for name, array in self._arrays.items()}
+        return made
+
+    def _combine(self, other: Any, function: Callable[..., Array], sign: str, *, swapped: bool = False) -> Params:
+        if isinstance(other, (int, float, np.number)):
+            arrays = {}
+            for name, array in self._arrays.items():
+                number = as_number(other, array.dtype, what=f"the number beside {name!r}")
+                arrays[name] = np.asarray(function(number, array) if swapped else function(array, number))
+        elif isinstance(other, Mapping):
+            twin = other if isinstance(other, Params) else Params(other)
+            self._check_twin(twin, sign)
+            arrays = {name: np.asarray(function(array, twin._arrays[name])) for name, array in self._arrays.items()}
+        else:
+            return NotImplemented
+        made = self._subset(list(self._arrays))
+        made._arrays = arrays
+        return made
+
+    def _check_twin(self, other: Params, sign: str) -> None:
+        problems = Problems(f"Params {sign} Params needs equal names, shapes, dtypes and axes")
+        for name in [*self, *(name for name in other if name not in self)]:
+            if name not in self or name not in other:
+                side = "left" if name in self else "right"
+                problems.add(SelectionError, f"{name!r} is only on the {side}", fix="use .select(...) on both sides")
+                continue
+            mine, theirs = self._arrays[name], other._arrays[name]
+            if mine.shape != theirs.shape:
+                problems.add(ShapeError, f"{name!r}: {mine.shape} {sign} {theirs.shape}")
+            if mine.dtype != theirs.dtype:
+                problems.add(DtypeError, f"{name!r}: {mine.dtype} {sign} {theirs.dtype}", fix="cast one side first")
+            ours, their_axes = self._axes[name], other._axes[name]
+            if ours is not None and their_axes is not None and ours != their_axes:
+                problems.add(LayoutError, f"{name!r}: axes {ours} {sign} {their_axes}")
+            if self._gates[name] != other._gates[name] and None not in (self._gates[name], other._gates[name]):
+                problems.add(LayoutError, f"{name!r}: gates {self._gates[name]} {sign} {other._gates[name]}")
+        if self.layout != other.layout:
+            problems.add(LayoutError, f"the left is in {self.layout} order, the right in {other.layout} order")
+        problems.check()
+
+    def __add__(self, other: Any) -> Params:
+        return self._combine(other, np.add, "+")
+
+    def __radd__(self, other: Any) -> Params:
+        return self._combine(other, np.add, "+", swapped=True)
+
+    def __sub__(self, other: Any) -> Params:
+        return self._combine(other, np.subtract, "-")
+
+    def __rsub__(self, other: Any) -> Params:
+        return self._combine(other, np.subtract, "-", swapped=True)
+
+    def __mul__(self, other: Any) -> Params:
+        return self._combine(other, np.multiply, "*")
+
+    def __rmul__(self, other: Any) -> Params:
+        return self._combine(other, np.multiply, "*", swapped=True)
+
+    def __truediv__(self, other: Any) -> Params:
+        return self._combine(other, np.divide, "/")
+
+    def __neg__(self) -> Params:
+        return self._mapped(np.negative)
+
+    def __repr__(self) -> str:
+        entries = sum(array.size for array in self._arrays.values())
+        count = len(self)
+        order = "" if self.layout == "neutral" else f", in {self.layout} order"
+        lines = [f"Params of {count} array{'s' * (count != 1)}, {entries:,} entries{order}"]
+        width = max((len(name) for name in self), default=0)
+        for name in list(self)[:12]:
+            array, axes = self._arrays[name], self._axes[name]
+            named = f"({', '.join(axes)}) = " if axes is not None else ""
+            lines.append(f"  {name:<{width}}  {named}({', '.join(map(str, array.shape))})  {array.dtype.name}")
+        if count > 12:
+            lines.append(f"  ... and {count - 12} more")
+        return "\n".join(lines)
+
+
+class SelectionKeyError(SelectionError, KeyError):
+    """A missing key of Params: a SelectionError that code written for dicts catches as KeyError."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def flattened(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Array]]:
+    """Yield the arrays of a nested mapping under ``/``-joined names; refuse what is no array."""
+    from xweights.values import host_array
+
+    for key, value in mapping.items():
+        if not isinstance(key, str):
+            raise ArgumentError(f"the names of weights are strings\ngot: {key!r} ({type(key).__name__})")
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", host_array(value, what=repr(prefix + key))
+
+
+def last_part(name: str) -> str:
+    """Return the role that a bare name suggests: its last part, by ``/`` or ``.``."""
+    return name.rsplit("/", 1)[-1].rsplit(".", 1)[-1]

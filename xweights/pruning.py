@@ -1,0 +1,266 @@
+"""Which entries to drop: exact counts, ties broken the same way everywhere.
+
+Owns the scores and the rule :class:`Prune`. Imports arrays, backend, errors, parameter, rules, smallest and values.
+
+Everything is decided on score vectors in one flat order: parameters by neutral name (code points), entries by neutral
+flat index. A tie goes to the smaller place in that order, which is dropped first; so the mask is the same on every backend.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xweights.arrays import NumpyOps
+from xweights.backend import Ops
+from xweights.errors import ArgumentError, LayoutError, NonfiniteError, ShapeError
+from xweights.parameter import Array, Parameter
+from xweights.rules import FLOAT64, Per, Rule, Scope, need_floating, per_axes
+from xweights.smallest import at_least, has_nan, keep_largest
+from xweights.values import as_number, is_number, need_axes, operand
+
+Score = Callable[[Any], Any] | Mapping[str, Any]
+Pattern = tuple[int, int, str]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prune(Rule):
+    """Drop the entries (or whole units, or blocks) with the smallest scores. Exact.
+
+    The score of an entry is its magnitude, of a unit or block its L2 norm in float64, unless ``score`` says otherwise.
+    """
+
+    fraction: float | None = None
+    count: int | None = None
+    threshold: float | None = None
+    scope: Scope = "each"
+    per: Per | None = None
+    pattern: Pattern | None = None
+    block: Mapping[str, int] | None = None
+    score: Score | None = None
+    joint = True
+
+    def __post_init__(self) -> None:
+        given = [word for word in ("fraction", "count", "threshold", "pattern") if getattr(self, word) is not None]
+        if len(given) != 1:
+            raise ArgumentError(
+                f"prune takes exactly one of fraction=, count=, threshold= and pattern=\ngot: {', '.join(given) or 'none'}"
+            )
+        if self.fraction is not None:
+            if isinstance(self.fraction, (int, np.integer)) or not is_number(self.fraction):
+                raise ArgumentError(
+                    f"fraction= is a float between 0.0 and 1.0\ngot: {self.fraction!r}\n"
+                    "Fix: count= for a number of entries, 1.0 for all"
+                )
+            if not 0.0 <= self.fraction <= 1.0:
+                raise ArgumentError(f"fraction= is between 0.0 and 1.0\ngot: {self.fraction!r}")
+        if self.count is not None and (
+            isinstance(self.count, bool) or not isinstance(self.count, (int, np.integer)) or self.count < 0
+        ):
+            raise ArgumentError(f"count= is a whole number >= 0\ngot: {self.count!r}")
+        if self.threshold is not None and (not is_number(self.threshold) or not float(self.threshold) >= 0):
+            raise ArgumentError(f"threshold= is a number >= 0\ngot: {self.threshold!r}")
+        if self.scope not in ("each", "global"):
+            raise ArgumentError(f'scope= is "each" or "global"\ngot: {self.scope!r}')
+        if self.per is not None and self.block is not None:
+            raise ArgumentError("prune takes per= or block=, not both")
+        if self.pattern is not None:
+            self._check_pattern()
+
+    def _check_pattern(self) -> None:
+        pattern = self.pattern
+        if not (isinstance(pattern, tuple) and len(pattern) == 3 and isinstance(pattern[2], str)):
+            raise ArgumentError(f"pattern= is (n, m, axis): keep n of m along an axis\ngot: {pattern!r}\nFix: (2, 4, 'in')")
+        n, m, _ = pattern
+        if not (isinstance(n, int) and isinstance(m, int) and 0 <= n <= m and m > 0):
+            raise ArgumentError(f"pattern= keeps n of m, with 0 <= n <= m\ngot: {pattern!r}")
+        if self.per is not None or self.block is not None or self.scope != "each":
+            raise ArgumentError("pattern= goes with neither per=, block= nor scope='global'")
+
+    def operands(self, parameter: Parameter) -> tuple[Array, ...]:
+        need_floating(parameter, "prune")
+        shape = self.units(parameter)[0]
+        if self.count is not None and self.scope == "each" and self.count > math.prod(shape):
+            raise ArgumentError(
+                f"count={self.count} is more than {parameter.name!r} has\n"
+                f"shape: {parameter.shape}, {math.prod(shape)} {'entries' if shape == parameter.shape else 'units'}"
+            )
+        return ()
+
+    def units(self, parameter: Parameter) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Return (shape of the scores, shape to view the weights in, axes of that to sum over)."""
+        if self.per is not None:
+            _, fine, others = per_axes(self.per, parameter)
+            return tuple(1 if i in others else n for i, n in enumerate(fine)), fine, others
+        if self.block is not None:
+            return _blocked(self.block, parameter)
+        if self.pattern is not None:
+            n, m, axis = self.pattern
+            axes = need_axes(parameter, f"pattern={self.pattern!r}")
+            if axis not in axes:
+                raise LayoutError(f"{parameter.name!r} has no axis {axis!r}\naxes: ({', '.join(axes)})")
+            length = parameter.shape[axes.index(axis)]
+            if length % m:
+                raise ShapeError(
+                    f"{n} of {m} needs an axis whose length {m} divides\n"
+                    f"{parameter.name!r}: {axis} has {length}\nFix: narrow the selection with where="
+                )
+        return parameter.shape, parameter.shape, ()
+
+    def dropped(self, size: int) -> int:
+        """Return how many of ``size`` are dropped: floor(fraction * size + 0.5), or the count."""
+        if self.count is not None:
+            if self.count > size:
+                raise ArgumentError(f"count={self.count} is more than there are\nselected: {size}")
+            return int(self.count)
+        assert self.fraction is not None
+        return math.floor(float(self.fraction) * size + 0.5)
+
+    def bound_above(self, dtype: np.dtype[Any]) -> Array:
+        """Return the smallest number above the threshold: ``score < it`` is ``score <= threshold``, and False for NaN."""
+        exact = float(self.threshold if self.threshold is not None else 0.0)
+        rounded = as_number(exact, dtype, what="threshold")
+        if float(rounded) > exact:
+            return rounded
+        bits = rounded.view(f"i{dtype.itemsize}")
+        return np.asarray(bits + bits.dtype.type(1), bits.dtype).view(dtype)
+
+    # The traced way: the same selection, made of ops. (Eager code selects on the host: see smallest.py.)
+
+    def measure(self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter]) -> Any:
+        """Return the bool mask of each parameter, True = kept."""
+        scores = [self._score(w, ops, p) for w, p in zip(ws, parameters, strict=True)]
+        if self.scope == "each" or self.threshold is not None:
+            kept = [self._kept(score, ops, p.dtype) for score, p in zip(scores, parameters, strict=True)]
+        else:
+            order = sorted(range(len(parameters)), key=lambda i: parameters[i].name)
+            sizes = [math.prod(self.units(parameters[i])[0]) for i in order]
+            joined = self._kept(ops.concatenate([ops.cast(scores[i], FLOAT64) for i in order]), ops, FLOAT64)
+            kept, start = [None] * len(order), 0
+            for i, size in zip(order, sizes, strict=True):
+                kept[i], start = joined[start : start + size], start + size
+        return [self._spread(one, ops, p) for one, p in zip(kept, parameters, strict=True)]
+
+    def _score(self, w: Any, ops: Ops, p: Parameter) -> Any:
+        shape, fine, others = self.units(p)
+        if self.score is not None:
+            given = self.score(w) if callable(self.score) else ops.constant(given_score(self.score, p), w)
+            summed = given if shape == fine else ops.sum(ops.cast(ops.reshape(given, fine), FLOAT64), others)
+            return ops.reshape(summed, (math.prod(shape),))
+        if shape != fine:
+            return ops.reshape(ops.sqrt(ops.sum_squares(ops.reshape(w, fine), others)), (math.prod(shape),))
+        magnitude = ops.abs(w)
+        if self.pattern is None:
+            return ops.reshape(magnitude, (p.size,))
+        shape, order = self.groups(p)
+        return ops.reshape(ops.transpose(magnitude, order), shape)
+
+    def _kept(self, score: Any, ops: Ops, dtype: np.dtype[Any]) -> Any:
+        if self.threshold is not None:
+            wide = dtype if self.per is None and self.block is None and self.score is None else FLOAT64
+            score = ops.cast(score, wide)
+            small = ops.greater(ops.constant(self.bound_above(wide), score), score)
+            return ops.where(small, ops.constant(np.asarray(False), score), ops.constant(np.asarray(True), score))
+        drop = self.dropped(int(score.shape[-1])) if self.pattern is None else self.pattern[1] - self.pattern[0]
+        rank = ops.cast(ops.rank(score), np.dtype(np.int32))
+        return ops.greater(rank, ops.constant(np.asarray(drop - 1, np.int32), score))
+
+    def groups(self, p: Parameter) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return (shape of n:m groups, order that brings the pattern's axis last)."""
+        assert self.pattern is not None and p.axes is not None
+        at = p.axes.index(self.pattern[2])
+        order = (*(i for i in range(len(p.shape)) if i != at), at)
+        return (*(p.shape[i] for i in order[:-1]), p.shape[at] // self.pattern[1], self.pattern[1]), order
+
+    def _spread(self, kept: Any, ops: Ops, p: Parameter) -> Any:
+        if self.pattern is not None:
+            _, order = self.groups(p)
+            back = tuple(order.index(i) for i in range(len(order)))
+            return ops.transpose(ops.reshape(kept, tuple(p.shape[i] for i in order)), back)
+        shape, fine, _ = self.units(p)
+        kept = ops.reshape(kept, shape)
+        if shape != fine:
+            yes = ops.constant(np.ones(fine, np.bool_), kept)
+            kept = ops.where(kept, yes, ops.constant(np.asarray(False), kept))
+        return ops.reshape(kept, p.shape)
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        return ops.keep(w, shared)
+
+
+def given_score(score: Any, parameter: Parameter) -> Array:
+    """Return the scores a mapping holds for one parameter, in its shape."""
+    dtype = np.dtype(np.float64)
+    return np.broadcast_to(operand(score, parameter, what="score", dtype=dtype), parameter.shape)
+
+
+def _blocked(block: Mapping[str, int], p: Parameter) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    axes = need_axes(p, f"block={dict(block)!r}")
+    strange = [axis for axis in block if axis not in axes]
+    if strange or not block:
+        raise LayoutError(f"{p.name!r} has no axis {', '.join(map(repr, strange))}\naxes: ({', '.join(axes)})")
+    shape: list[int] = []
+    fine: list[int] = []
+    others: list[int] = []
+    for axis, length in zip(axes, p.shape, strict=True):
+        size = block.get(axis, 1)
+        if not isinstance(size, int) or size < 1 or length % size:
+            raise ShapeError(f"blocks of {size!r} don't divide {axis} of {p.name!r}\nlength: {length}")
+        others.append(len(fine) + 1)
+        fine += [length // size, size]
+        shape += [length // size, 1]
+    return tuple(shape), tuple(fine), tuple(others)
+
+
+def host_masks(rule: Prune, parameters: Sequence[Parameter]) -> list[Array]:
+    """Return the bool mask of each parameter in neutral order, True = kept, selected on the host."""
+    scores = [_host_score(rule, p) for p in parameters]
+    for score, p in zip(scores, parameters, strict=True):
+        if has_nan(score):
+            raise NonfiniteError(f"{p.name!r} has NaN, which is neither small nor large\nFix: mend it, or leave it out with where=")
+    absolute = rule.score is None and rule.per is None and rule.block is None
+    if rule.pattern is not None:
+        return [_pattern_mask(rule, score, p, absolute) for score, p in zip(scores, parameters, strict=True)]
+    if rule.threshold is not None:
+        kept = [at_least(score, rule.bound_above(score.dtype), absolute=absolute) for score in scores]
+    elif rule.scope == "global":
+        order = sorted(range(len(parameters)), key=lambda i: parameters[i].name)
+        joined = keep_largest([scores[i] for i in order], rule.dropped(sum(one.size for one in scores)), absolute=absolute)
+        kept = [joined[order.index(i)] for i in range(len(order))]
+    else:
+        kept = [keep_largest([one], rule.dropped(one.size), absolute=absolute)[0] for one in scores]
+    masks = []
+    for mask, p in zip(kept, parameters, strict=True):
+        _, fine, _ = rule.units(p)
+        masks.append(mask if mask.shape == p.shape else np.broadcast_to(mask, fine).reshape(p.shape))
+    return masks
+
+
+def _host_score(rule: Prune, p: Parameter) -> Array:
+    w = p.layout.to_neutral(p.storage.read(p.handle))
+    shape, fine, others = rule.units(p)
+    if rule.score is not None:
+        if callable(rule.score):
+            seen = w.view()
+            seen.flags.writeable = False
+            given = operand(rule.score(seen), p, what="what score returned", dtype=FLOAT64)
+        else:
+            given = given_score(rule.score, p)
+        given = np.broadcast_to(given, p.shape)
+        return given if shape == fine else given.reshape(fine).sum(axis=others, keepdims=True)
+    if shape == fine:
+        return w
+    return np.sqrt(NumpyOps().sum_squares(w.reshape(fine), others))
+
+
+def _pattern_mask(rule: Prune, score: Array, p: Parameter, absolute: bool) -> Array:
+    assert rule.pattern is not None
+    n, m, _ = rule.pattern
+    shape, order = rule.groups(p)
+    grouped = score.transpose(order).reshape(shape)
+    rank = NumpyOps().rank(np.abs(grouped) if absolute else grouped)
+    return (rank >= m - n).reshape([p.shape[i] for i in order]).transpose([order.index(i) for i in range(len(order))])

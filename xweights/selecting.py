@@ -1,0 +1,347 @@
+"""Which parameters a call means: one normaliser from ``where=`` to a printable predicate.
+
+Owns :class:`Where`, its combinators and :func:`select`. Imports errors and parameter.
+
+A glob matches neutral names (``*`` anything, ``/`` included; ``?`` one character; a leading ``*/`` also at the root).
+A name without wildcards may be neutral or native. Everything combines with ``&``, ``|`` and ``~``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+from xweights.errors import ArgumentError, Problems, SelectionError, near
+from xweights.parameter import Parameter
+
+WhereLike = Union[str, "Where", Callable[[Parameter], bool], Iterable[Any], Parameter, Any]
+
+
+class Where:
+    """A printable predicate on parameters. ``&``, ``|`` and ``~`` combine it with anything ``where=`` takes."""
+
+    def picks(self, everything: Sequence[Parameter]) -> set[int]:
+        """Return the ``id`` of each parameter this selects among ``everything``."""
+        return {id(one) for one in everything if self.matches(one)}
+
+    def matches(self, parameter: Parameter) -> bool:
+        raise NotImplementedError(f"{type(self).__name__} must define matches or picks")
+
+    def parts(self) -> Sequence[Where]:
+        """Return the parts of which each must select something."""
+        return (self,)
+
+    def __and__(self, other: Any) -> Where:
+        return Both(self, to_where(other))
+
+    def __rand__(self, other: Any) -> Where:
+        return Both(to_where(other), self)
+
+    def __or__(self, other: Any) -> Where:
+        return Either((self, to_where(other)))
+
+    def __ror__(self, other: Any) -> Where:
+        return Either((to_where(other), self))
+
+    def __invert__(self) -> Where:
+        return Except(self)
+
+
+@dataclass(frozen=True)
+class Everything(Where):
+    def matches(self, parameter: Parameter) -> bool:
+        return not parameter.hidden
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+@dataclass(frozen=True)
+class Glob(Where):
+    """Neutral names by glob; or one name, neutral or native, where there is no wildcard."""
+
+    pattern: str
+
+    def picks(self, everything: Sequence[Parameter]) -> set[int]:
+        if is_glob(self.pattern):
+            match = glob_matcher(self.pattern)
+            return {id(p) for p in everything if not p.hidden and any(map(match, (p.name, *p.aliases)))}
+        return {id(p) for p in named(self.pattern, everything)}
+
+    def __repr__(self) -> str:
+        return repr(self.pattern)
+
+
+@dataclass(frozen=True)
+class Native(Where):
+    pattern: str
+
+    def matches(self, parameter: Parameter) -> bool:
+        if is_glob(self.pattern):
+            return not parameter.hidden and glob_matcher(self.pattern)(parameter.native_name)
+        return parameter.native_name == self.pattern
+
+    def __repr__(self) -> str:
+        return f"native({self.pattern!r})"
+
+
+@dataclass(frozen=True)
+class Role(Where):
+    names: tuple[str, ...]
+
+    def matches(self, parameter: Parameter) -> bool:
+        return not parameter.hidden and any(glob_matcher(name)(parameter.role) for name in self.names)
+
+    def __repr__(self) -> str:
+        return f"role({', '.join(map(repr, self.names))})"
+
+
+@dataclass(frozen=True)
+class Layer(Where):
+    which: int | str
+
+    def picks(self, everything: Sequence[Parameter]) -> set[int]:
+        if isinstance(self.which, str):
+            match = glob_matcher(self.which)
+            return {id(p) for p in everything if not p.hidden and match(p.layer)}
+        layers = layers_of(everything)
+        if not -len(layers) <= self.which < len(layers):
+            return set()
+        chosen = layers[self.which]
+        return {id(p) for p in everything if p.layer == chosen and not p.hidden}
+
+    def __repr__(self) -> str:
+        return f"layer({self.which!r})"
+
+
+@dataclass(frozen=True)
+class Trainable(Where):
+    def matches(self, parameter: Parameter) -> bool:
+        return not parameter.hidden and parameter.trainable
+
+    def __repr__(self) -> str:
+        return "trainable()"
+
+
+@dataclass(frozen=True)
+class Floating(Where):
+    def matches(self, parameter: Parameter) -> bool:
+        return not parameter.hidden and parameter.floating
+
+    def __repr__(self) -> str:
+        return "floating()"
+
+
+@dataclass(frozen=True)
+class Predicate(Where):
+    function: Callable[[Parameter], bool]
+
+    def matches(self, parameter: Parameter) -> bool:
+        return not parameter.hidden and bool(self.function(parameter))
+
+    def __repr__(self) -> str:
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+@dataclass(frozen=True, eq=False)
+class These(Where):
+    """These very parameters, as returned by :func:`xweights.parameters`."""
+
+    names: tuple[str, ...]
+
+    def matches(self, parameter: Parameter) -> bool:
+        return parameter.name in self.names
+
+    def __repr__(self) -> str:
+        return repr(list(self.names))
+
+
+@dataclass(frozen=True)
+class Both(Where):
+    left: Where
+    right: Where
+
+    def picks(self, everything: Sequence[Parameter]) -> set[int]:
+        return self.left.picks(everything) & self.right.picks(everything)
+
+    def __repr__(self) -> str:
+        return f"({self.left!r} & {self.right!r})"
+
+
+@dataclass(frozen=True)
+class Either(Where):
+    these: tuple[Where, ...]
+
+    def picks(self, everything: Sequence[Parameter]) -> set[int]:
+        return set().union(*(one.picks(everything) for one in self.these))
+
+    def parts(self) -> Sequence[Where]:
+        return [part for one in self.these for part in one.parts()]
+
+    def __repr__(self) -> str:
+        return "(" + " | ".join(map(repr, self.these)) + ")"
+
+
+@dataclass(frozen=True)
+class Except(Where):
+    this: Where
+
+    def picks(self, everything: Sequence[Parameter]) -> set[int]:
+        return Everything().picks(everything) - self.this.picks(everything)
+
+    def __repr__(self) -> str:
+        return f"~{self.this!r}"
+
+
+def role(*names: str) -> Where:
+    """Select parameters by role: ``role("kernel")``, ``role("kernel", "embeddings")``, ``role("*kernel")``.
+
+    Example:
+        >>> import xweights as xw
+        >>> xw.role("kernel") & ~xw.layer(0)
+        (role('kernel') & ~layer(0))
+    """
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ArgumentError(f"role() takes role names\ngot: {names!r}\nFix: role('kernel')")
+    return Role(names)
+
+
+def layer(which: int | str) -> Where:
+    """Select the i-th layer that has weights (negative: from the end), or layers by a glob on their path.
+
+    Example:
+        >>> import xweights as xw
+        >>> xw.layer(-1)
+        layer(-1)
+    """
+    if isinstance(which, bool) or not isinstance(which, (int, str)):
+        raise ArgumentError(f"layer() takes an index or a glob\ngot: {which!r}\nFix: layer(0) or layer('encoder/*')")
+    return Layer(which)
+
+
+def trainable() -> Where:
+    """Select what the framework would train, as of now.
+
+    Example:
+        >>> import xweights as xw
+        >>> xw.trainable() & "*/kernel"
+        (trainable() & '*/kernel')
+    """
+    return Trainable()
+
+
+def native(pattern: str) -> Where:
+    """Select by glob on the framework's own names: ``native("encoder.*.weight")``.
+
+    Example:
+        >>> import xweights as xw
+        >>> xw.native("*.weight")
+        native('*.weight')
+    """
+    return Native(pattern)
+
+
+def to_where(value: WhereLike) -> Where:
+    """Return the one predicate that ``where=value`` means."""
+    if isinstance(value, Where):
+        return value
+    if value is ...:
+        return Everything()
+    if isinstance(value, str):
+        return Glob(value)
+    if isinstance(value, Parameter):
+        return These((value.name,))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        if not value:
+            raise SelectionError("where= is an empty list: it selects nothing\nFix: give at least one name")
+        return Either(tuple(to_where(one) for one in value))
+    if callable(value):
+        return Predicate(value)
+    raise ArgumentError(
+        f"where= can't be understood\ngot:      {value!r} ({type(value).__name__})\n"
+        "expected: a glob, a name, role(...), layer(...), trainable(), native(...), a function of a parameter, "
+        "a list of these, or ..."
+    )
+
+
+DEFAULT_EDITED: Where = Trainable() & Floating()
+DEFAULT_KERNELS: Where = Role(("*kernel", "embeddings")) & Floating()
+
+
+def select(everything: Sequence[Parameter], where: WhereLike) -> list[Parameter]:
+    """Return the parameters that ``where`` selects, in the target's order; raise if a part of it selects none."""
+    chosen_by = to_where(where)
+    if isinstance(chosen_by, Everything):
+        return [p for p in everything if not p.hidden]
+    problems = Problems(f"where={chosen_by!r} selects nothing in this target")
+    for part in chosen_by.parts():
+        if not part.picks(everything):
+            problems.add(SelectionError, *_why_empty(part, everything))
+    problems.check()
+    picked = chosen_by.picks(everything)
+    return [p for p in everything if id(p) in picked]
+
+
+def named(name: str, everything: Sequence[Parameter]) -> list[Parameter]:
+    """Return the one parameter that a full name means, neutral or native; refuse a name that means two."""
+    neutral = [p for p in everything if name == p.name or name in p.aliases]
+    exact = [p for p in everything if p.native_name == name]
+    # A native path may be given with or without the model's own name in front.
+    by_native = exact or [p for p in everything if p.native_name.partition("/")[2] == name]
+    if neutral and by_native and neutral[0] is not by_native[0]:
+        raise SelectionError(
+            f"the name {name!r} means two parameters\n"
+            f"neutral name: {neutral[0]!r}\n"
+            f"native name:  {by_native[0]!r} (native {by_native[0].native_name!r})\n"
+            f"Fix: where=native({by_native[0].native_name!r}) for the second, or "
+            f"where=lambda p: p.name == {name!r} for the first"
+        )
+    if not neutral and len(by_native) > 1:
+        paths = ", ".join(repr(p.name) for p in by_native)
+        raise SelectionError(f"the native name {name!r} means {len(by_native)} parameters\nFix: use one of {paths}")
+    return neutral or by_native
+
+
+def layers_of(everything: Sequence[Parameter]) -> list[str]:
+    """Return the paths of the layers that have weights, in order."""
+    return list(dict.fromkeys(p.layer for p in everything if not p.hidden))
+
+
+def is_glob(pattern: str) -> bool:
+    """Return True if the pattern has a wildcard."""
+    return "*" in pattern or "?" in pattern
+
+
+_matchers: dict[str, Callable[[str], Any]] = {}
+
+
+def glob_matcher(pattern: str) -> Callable[[str], Any]:
+    """Return a function that tells whether a name matches a glob."""
+    if pattern not in _matchers:
+        lead = "(?:.*/)?" if pattern.startswith("*/") else ""
+        rest = pattern[2:] if lead else pattern
+        body = "".join(".*" if c == "*" else "." if c == "?" else re.escape(c) for c in rest)
+        _matchers[pattern] = re.compile(lead + body, re.DOTALL).fullmatch
+    return _matchers[pattern]
+
+
+def _why_empty(part: Where, everything: Sequence[Parameter]) -> tuple[str]:
+    visible = [p for p in everything if not p.hidden]
+    if not visible:
+        return ("the target has no parameters at all",)
+    if isinstance(part, Glob):
+        hint = near(part.pattern, [p.name for p in visible] + [p.native_name for p in visible])
+        if is_glob(part.pattern) and any(glob_matcher(part.pattern)(p.native_name) for p in visible):
+            hint += f"\nIt does match native names: native({part.pattern!r})"
+        return (f"{part!r} matches no neutral name\n{hint}",)
+    if isinstance(part, Native):
+        return (f"{part!r} matches no native name\n{near(part.pattern, [p.native_name for p in visible])}",)
+    if isinstance(part, Role):
+        return (f"{part!r}: no parameter has this role\nRoles here: {', '.join(sorted({p.role for p in visible}))}",)
+    if isinstance(part, Layer):
+        paths = layers_of(visible)
+        shown = ", ".join(f"{i}: {path or '(the target itself)'}" for i, path in enumerate(paths[:8]))
+        return (f"{part!r}: there are {len(paths)} layers with weights\n{shown}{', ...' if len(paths) > 8 else ''}",)
+    return (f"{part!r} is true for none of the {len(visible)} parameters",)

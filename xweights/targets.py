@@ -1,0 +1,161 @@
+"""From whatever a user passes as a target to its parameters.
+
+Owns :func:`open_target` and the mapping adapter. Imports arrays, axes, backend, errors, parameter and params.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from xweights.arrays import NumpyStorage
+from xweights.axes import plain_layout
+from xweights.backend import Storage, backend_for, doors, roots
+from xweights.errors import ArgumentError, TargetError, UseBindError
+from xweights.parameter import Array, Parameter
+from xweights.params import Params, last_part
+
+NUMPY = NumpyStorage()
+
+
+def open_target(target: Any, *, bind_line: str = "bound = xweights.bind(target, rule, where=...)") -> list[Parameter]:
+    """Return the parameters of a target, hidden ones included; raise TargetError for what is none.
+
+    ``bind_line`` is the corrected call that UseBindError shows inside a compiled step which can't trace us.
+    """
+    if isinstance(target, Parameter):
+        return [target]
+    if isinstance(target, Mapping):
+        return _mapping_parameters(target)
+    if isinstance(target, (list, tuple)):
+        return _listed_parameters(target, bind_line)
+    if isinstance(target, (np.ndarray, np.generic)):
+        raise _bare(target, "{'name': array}")
+    backend = backend_for(target)
+    if backend is None:
+        raise _unknown(target)
+    if backend.tracing() == "refuse":
+        raise UseBindError(
+            "this call is inside a compiled step that can't trace it\n"
+            "Fix: select once, outside of the step, and call what comes back inside:\n"
+            f"    {bind_line}\n"
+            "    ... and in the compiled step: bound()"
+        )
+    adapter = backend.adapter(target)
+    if adapter is None:
+        if backend.is_tensor(target):
+            raise _bare(target, "{'name': tensor}")
+        raise _unknown(target)
+    return list(adapter.parameters(target))
+
+
+def tracing(target: Any) -> bool:
+    """Return True while a compiled step is being traced that a verb on ``target`` becomes a part of."""
+    if isinstance(target, Parameter):
+        return _traced_handle(target)
+    if isinstance(target, (list, tuple)):
+        return any(tracing(one) for one in target)
+    if isinstance(target, (Mapping, np.ndarray)):
+        return False
+    backend = backend_for(target)
+    return backend is not None and backend.tracing() == "inline"
+
+
+def _traced_handle(parameter: Parameter) -> bool:
+    backend = backend_for(parameter.handle)
+    return backend is not None and backend.tracing() == "inline"
+
+
+def _mapping_parameters(target: Mapping[str, Any]) -> list[Parameter]:
+    found: dict[int, Parameter] = {}
+    known = target if isinstance(target, Params) else None
+    for name, value in _leaves(target):
+        if id(value) in found:
+            found[id(value)].aliases += (name,)
+            continue
+        storage, host = _leaf_storage(name, value)
+        axes = None if known is None or known.layout == "native" else known.axes[name]
+        found[id(value)] = Parameter(
+            name=name,
+            native_name=name,
+            layout=plain_layout(host.shape, axes),
+            dtype=host.dtype,
+            storage=storage,
+            handle=value,
+            role=last_part(name) if known is None else known.roles[name],
+            layer=name[: len(name) - len(last_part(name))].rstrip("/."),
+            gates=None if known is None else known.gates[name],
+        )
+    return list(found.values())
+
+
+def _leaf_storage(name: str, value: Any) -> tuple[Storage, Array]:
+    if isinstance(value, np.ndarray):
+        return NUMPY, value
+    backend = backend_for(value)
+    if backend is None or isinstance(value, np.generic):
+        raise TargetError(
+            f"{name!r} can't be edited in place\n"
+            f"got:      {type(value).__module__}.{type(value).__qualname__}\n"
+            "expected: a NumPy array (or a tensor or variable of an installed framework)"
+        )
+    return backend.storage(value), backend.to_host(value)
+
+
+def _leaves(target: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in target.items():
+        if not isinstance(key, str):
+            raise ArgumentError(f"the names of weights are strings\ngot: {key!r} ({type(key).__name__})")
+        if isinstance(value, Mapping):
+            found += _leaves(value, f"{prefix}{key}/")
+        else:
+            found.append((prefix + key, value))
+    return found
+
+
+def _listed_parameters(targets: Sequence[Any], bind_line: str) -> list[Parameter]:
+    if not targets:
+        raise TargetError("an empty list is no target")
+    if all(isinstance(one, Parameter) for one in targets):
+        return list(targets)
+    # The same array may sit in two of the targets; it is still one parameter.
+    seen: dict[tuple[int, int], Parameter] = {}
+    for position, target in enumerate(targets):
+        for parameter in open_target(target, bind_line=bind_line):
+            one = parameter.renamed(str(position))
+            key = (id(type(one.storage)), id(one.handle))
+            if key in seen:
+                seen[key].aliases += (one.name, *one.aliases)
+            else:
+                seen[key] = one
+    return list(seen.values())
+
+
+def _bare(target: Any, fix: str) -> TargetError:
+    return TargetError(
+        f"a bare array or tensor is no target: a rule's result could be lost\n"
+        f"got:      {type(target).__module__}.{type(target).__qualname__}\n"
+        f"Fix: give it a name, as in {fix}, or pass the model it belongs to"
+    )
+
+
+def _unknown(target: Any) -> TargetError:
+    kind = type(target)
+    shown = f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(target, (str, bytes)) or hasattr(target, "__fspath__"):
+        return TargetError(f"a path is no live target\ngot: {target!r}\nFix: load the file into a mapping of arrays first")
+    family = [root for root in dict.fromkeys(roots(kind)) if root not in ("builtins", "__main__", "abc", "typing")]
+    installed = ", ".join(sorted(doors())) or "none (in a checkout: python -m pip install -e .)"
+    text = (
+        f"xweights can't reach weights in this object\n"
+        f"got:      {shown}\n"
+        f"expected: a model, layer, module or variable of an installed backend, a mapping of arrays, or a list of these\n"
+        f"installed backends: {installed}"
+    )
+    if family and not (set(family) & doors().keys()):
+        # Not BackendMissingError alone: whoever passed a wrong object expects a TypeError.
+        text += f"\nFix: if {family[0]!r} is a framework, install its backend: python -m pip install 'xweights-nn[{family[0]}]'"
+    return TargetError(text)

@@ -1,0 +1,110 @@
+"""Undo: bring back the very bits, whoever wrote in between.
+
+Owns :func:`snapshot` and :func:`transaction`. Imports errors, parameter, reading, running, selecting and targets.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from xweights.errors import TraceError
+from xweights.parameter import Parameter
+from xweights.reading import check_readable
+from xweights.running import guarded, uninterrupted
+from xweights.selecting import WhereLike, select
+from xweights.targets import open_target, tracing
+
+
+class Snapshot:
+    """The values and trainable flags of parameters at one moment.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"b": np.zeros(1)}; before = xw.snapshot(w); xw.fill(w, 1.0); before.restore(); w["b"]
+        array([0.])
+    """
+
+    def __init__(self, parameters: list[Parameter]) -> None:
+        self.parameters = tuple(parameters)
+        self._kept = [(p, p.storage.backup(p.handle), p.trainable) for p in parameters]
+
+    def restore(self) -> None:
+        """Write everything back, bit for bit, trainable flags included. Can be called again."""
+        with guarded(self.parameters), uninterrupted():
+            for p, backup, trainable in self._kept:
+                p.storage.restore(p.handle, backup)
+                if p.trainable != trainable:
+                    p.storage.set_trainable(p.handle, trainable)
+
+    def __repr__(self) -> str:
+        count = len(self.parameters)
+        return f"<Snapshot of {count} parameter{'s' * (count != 1)}>"
+
+
+def snapshot(target: Any, *, where: WhereLike = ...) -> Snapshot:
+    """Remember the values and trainable flags of the selected parameters.
+
+    Args:
+        target: Model, layer, module, variable, mapping of arrays, or a list of these.
+        where: Default: all.
+
+    Exact: bits, -0.0 and NaN payloads included. By reference where the framework replaces buffers, else by copy.
+    Raises TargetError, SelectionError, TraceError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> xw.snapshot({"b": np.zeros(1)})
+        <Snapshot of 1 parameter>
+    """
+    if tracing(target):
+        raise TraceError("a snapshot can't be taken inside a compiled step\nFix: take it before the step")
+    chosen = select(open_target(target), where)
+    check_readable(chosen)
+    return Snapshot(chosen)
+
+
+class Transaction:
+    """What ``with transaction(target) as tx`` gives: ``tx.rollback()`` undoes everything since the beginning."""
+
+    def __init__(self, target: Any, where: WhereLike) -> None:
+        self._target, self._where = target, where
+        self._snapshot: Snapshot | None = None
+
+    def __enter__(self) -> Transaction:
+        self._snapshot = snapshot(self._target, where=self._where)
+        return self
+
+    def rollback(self) -> None:
+        """Restore the state at the beginning of the block, and go on."""
+        if self._snapshot is None:
+            raise TraceError("this transaction has not begun\nFix: with transaction(target) as tx: ... tx.rollback()")
+        self._snapshot.restore()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and self._snapshot is not None:
+            self._snapshot.restore()
+        self._snapshot = None
+
+
+def transaction(target: Any, *, where: WhereLike = ...) -> Transaction:
+    """Make a block all or nothing: any exception restores values and trainable flags, also after your own writes.
+
+    Args:
+        target: Model, layer, module, variable, mapping of arrays, or a list of these.
+        where: Default: all.
+
+    Exact. Raises TargetError, SelectionError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"b": np.zeros(1)}
+        >>> with xw.transaction(w) as tx:
+        ...     w["b"][:] = 1.0
+        ...     tx.rollback()
+        >>> w["b"]
+        array([0.])
+    """
+    return Transaction(target, where)

@@ -1,0 +1,379 @@
+"""The verbs: functions that edit a target now, each one line over a rule.
+
+Owns fill, scale, add, clip, clip_norm, max_norm, unit_norm, non_negative, spectral_norm, noise, init, mask, prune and
+set_entries. Imports initializers, params, pruning, randomness, rules, running, selecting and targets.
+
+Every verb takes a target first: a model, layer, module or variable of an installed framework, a mapping of arrays, or
+a list of these. ``where=`` selects (DESIGN: a glob, a name, ``role(...)``, ``layer(...)``, a function, a list, ``...``);
+nothing is written unless everything can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xweights.errors import SelectionError
+from xweights.initializers import Init, Initializer
+from xweights.params import Params
+from xweights.pruning import Pattern, Prune, Score, host_masks
+from xweights.randomness import Noise
+from xweights.rules import (
+    Add,
+    Clip,
+    ClipNorm,
+    Fill,
+    Mask,
+    MaxNorm,
+    NonNegative,
+    Per,
+    Scale,
+    Scope,
+    SetEntries,
+    SpectralNorm,
+    UnitNorm,
+)
+from xweights.running import execute, prepare, run
+from xweights.selecting import DEFAULT_EDITED, DEFAULT_KERNELS, WhereLike, select
+from xweights.targets import open_target, tracing
+
+
+def fill(target: Any, value: Any, *, where: WhereLike | None = None) -> None:
+    """Set every selected entry to ``value``.
+
+    Args:
+        target: What holds the weights.
+        value: A number, an array that broadcasts to the neutral shape, or a mapping of these by name.
+        where: Default: trainable floating-point parameters.
+
+    Exact. Raises SelectionError, ShapeError, DtypeError, WriteError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"b": np.zeros(2)}; xw.fill(w, 1.0); w["b"]
+        array([1., 1.])
+    """
+    run(target, Fill(value), where=_named_in(value, where), call="fill")
+
+
+def scale(target: Any, factor: Any, *, where: WhereLike | None = None) -> None:
+    """Multiply the selected entries by ``factor``.
+
+    Args:
+        target: What holds the weights.
+        factor: A number, an array that broadcasts to the neutral shape, or a mapping of these by name.
+        where: Default: trainable floating-point parameters.
+
+    Exact (subnormals aside). Raises SelectionError, ShapeError, DtypeError, WriteError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"b": np.ones(2)}; xw.scale(w, 0.9); w["b"]
+        array([0.9, 0.9])
+    """
+    run(target, Scale(factor), where=_named_in(factor, where), call="scale")
+
+
+def add(target: Any, delta: Any, *, where: WhereLike | None = None) -> None:
+    """Add ``delta`` to the selected entries.
+
+    Args:
+        target: What holds the weights.
+        delta: A number, an array that broadcasts to the neutral shape, or a mapping of these by name.
+        where: Default: trainable floating-point parameters; with a mapping: the names in it.
+
+    Exact (subnormals aside). Raises SelectionError, ShapeError, DtypeError, WriteError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"b": np.ones(2)}; xw.add(w, {"b": np.array([0.5, -0.5])}); w["b"]
+        array([1.5, 0.5])
+    """
+    run(target, Add(delta), where=_named_in(delta, where), call="add")
+
+
+def clip(target: Any, low: Any = None, high: Any = None, *, where: WhereLike | None = None) -> None:
+    """Bring every selected entry into [low, high]; NaN stays NaN.
+
+    Args:
+        target: What holds the weights.
+        low, high: A number, an array, a mapping by name, or None for no bound.
+        where: Default: trainable floating-point parameters.
+
+    Exact: ``where(w < low, low, where(w > high, high, w))``, so -0.0 stays -0.0.
+    Raises ArgumentError if low > high, SelectionError, ShapeError, DtypeError, WriteError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"b": np.array([-3.0, 0.5])}; xw.clip(w, -1, 1); w["b"]
+        array([-1. ,  0.5])
+    """
+    run(target, Clip(low, high), where=where, call="clip")
+
+
+def clip_norm(target: Any, max: float, *, scope: Scope = "each", where: WhereLike | None = None) -> None:
+    """Scale each parameter, or all together, down to an L2 norm of at most ``max``.
+
+    Args:
+        target: What holds the weights.
+        max: The largest norm, > 0.
+        scope: "each" parameter by itself, or "global": one norm over all of them.
+        where: Default: trainable floating-point parameters.
+
+    Close (rtol 1e-6): norms are accumulated in float64. Pascanu et al., ICML 2013.
+    Raises ArgumentError, SelectionError, DtypeError, WriteError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"b": np.array([3.0, 4.0])}; xw.clip_norm(w, 1.0); w["b"]
+        array([0.6, 0.8])
+    """
+    run(target, ClipNorm(max, scope), where=where, call="clip_norm")
+
+
+def max_norm(target: Any, max: float, *, per: Per, where: WhereLike | None = None) -> None:
+    """Scale each unit down to an L2 norm of at most ``max``; a unit within the bound keeps its bits.
+
+    Args:
+        target: What holds the weights.
+        max: The largest norm, > 0.
+        per: The axis (or axes) that number the units: "out" is one per output, over all other axes.
+        where: Default: kernels and embeddings.
+
+    Close (rtol 1e-6): norms are accumulated in float64. Srebro & Shraibman, COLT 2005.
+    Raises ArgumentError, LayoutError (no such axis, or axes unknown), SelectionError, WriteError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = xw.Params({"d/kernel": np.array([[3.0, 0.1], [4.0, 0.2]])}, axes={"d/kernel": ("in", "out")})
+        >>> xw.max_norm(w, 1.0, per="out"); w["d/kernel"]
+        array([[0.6, 0.1],
+               [0.8, 0.2]])
+    """
+    run(target, MaxNorm(max, per), where=where, call="max_norm", default=DEFAULT_KERNELS)
+
+
+def unit_norm(target: Any, *, per: Per, where: WhereLike | None = None) -> None:
+    """Scale each unit to an L2 norm of 1; a zero unit stays zero.
+
+    Args:
+        target: What holds the weights.
+        per: The axis (or axes) that number the units.
+        where: Default: kernels and embeddings.
+
+    Close (rtol 1e-6). Raises ArgumentError, LayoutError, SelectionError, WriteError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = xw.Params({"d/kernel": np.array([[3.0], [4.0]])}, axes={"d/kernel": ("in", "out")})
+        >>> xw.unit_norm(w, per="out"); w["d/kernel"].ravel()
+        array([0.6, 0.8])
+    """
+    run(target, UnitNorm(per), where=where, call="unit_norm", default=DEFAULT_KERNELS)
+
+
+def non_negative(target: Any, *, where: WhereLike | None = None) -> None:
+    """Set the selected negative entries to +0.0; -0.0 and NaN stay.
+
+    Args:
+        target: What holds the weights.
+        where: Default: trainable floating-point parameters.
+
+    Exact. Raises SelectionError, WriteError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"b": np.array([-3.0, 0.5])}; xw.non_negative(w); w["b"]
+        array([0. , 0.5])
+    """
+    run(target, NonNegative(), where=where, call="non_negative")
+
+
+def spectral_norm(target: Any, max: float, *, where: WhereLike | None = None) -> None:
+    """Scale each kernel down to a largest singular value of at most ``max``.
+
+    Args:
+        target: What holds the weights.
+        max: The largest singular value, > 0; the matrix is (all other axes, ``out``).
+        where: Default: kernels and embeddings.
+
+    Close (rtol 1e-5): a full decomposition in float64. Yoshida & Miyato, arXiv:1705.10941.
+    Raises ArgumentError, LayoutError, ShapeError, SelectionError, WriteError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"d/kernel": np.diag([4.0, 1.0])}; xw.spectral_norm(w, 2.0); w["d/kernel"].diagonal()
+        array([2. , 0.5])
+    """
+    run(target, SpectralNorm(max), where=where, call="spectral_norm", default=DEFAULT_KERNELS)
+
+
+def noise(
+    target: Any,
+    std: float | None = None,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    seed: int,
+    step: int = 0,
+    where: WhereLike | None = None,
+) -> None:
+    """Add random numbers: normal with ``std``, or uniform in [low, high).
+
+    Args:
+        target: What holds the weights.
+        std: Standard deviation, >= 0.
+        low, high: Bounds of uniform noise instead.
+        seed: With the neutral name and ``step`` it decides the numbers, on every framework the same.
+        step: Another step gives other numbers.
+        where: Default: trainable floating-point parameters.
+
+    Exact: drawn and scaled on the host, in neutral order. Inside a compiled step, bind it first and call
+    ``bound.draw(step)`` before each step. Raises ArgumentError, SelectionError, DtypeError, UseBindError, WriteError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"b": np.zeros(2, np.float32)}; xw.noise(w, 0.1, seed=0); bool(w["b"].all())
+        True
+    """
+    rule = Noise(std, low, high, seed, step)
+    run(target, rule, where=where, call="noise")
+
+
+def init(
+    target: Any, initializer: Initializer, *, seed: int, where: WhereLike | None = None, **options: Any
+) -> None:
+    """Replace the selected weights by initial ones, the same bytes in every framework.
+
+    Args:
+        target: What holds the weights.
+        initializer: "zeros", "ones", "constant" (value=), "uniform" (low=, high=), "normal" and "truncated_normal"
+            (mean=, std=), "orthogonal" and "identity" (gain=), "variance_scaling" (scale=, mode=, distribution=) or
+            one of its names: glorot/xavier, he/kaiming, lecun, each with _uniform or _normal; or a function
+            ``(shape, generator, **options) -> array`` in neutral order.
+        seed: With the neutral name it decides the numbers.
+        where: Default: kernels and embeddings.
+        **options: The initializer's.
+
+    Exact. torch's kaiming_normal and xavier_normal are not truncated, Keras' he_normal and glorot_normal are: both are
+    here under their own names. Fans are counted by axis names. Glorot & Bengio, AISTATS 2010; He et al., ICCV 2015;
+    Saxe et al., arXiv:1312.6120. Raises ArgumentError, LayoutError, ShapeError, SelectionError, WriteError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"d/kernel": np.zeros((2, 2))}; xw.init(w, "identity", seed=0); w["d/kernel"]
+        array([[1., 0.],
+               [0., 1.]])
+    """
+    run(target, Init(initializer, seed, options), where=where, call="init", default=DEFAULT_KERNELS)
+
+
+def mask(target: Any, keep: Any, *, where: WhereLike | None = None) -> None:
+    """Keep the entries where ``keep`` is True; the others become +0.0, also where they were NaN or negative.
+
+    Args:
+        target: What holds the weights.
+        keep: A bool array of the neutral shape, or a mapping of these by name (what :func:`prune` returns).
+        where: Default: with a mapping, the names in it; else kernels and embeddings.
+
+    Exact, for subnormals and NaN payloads too: bits are moved, not multiplied.
+    Raises SelectionError, ShapeError, DtypeError, WriteError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"d/kernel": np.array([1.0, -2.0])}; xw.mask(w, {"d/kernel": np.array([True, False])}); w["d/kernel"]
+        array([1., 0.])
+    """
+    run(target, Mask(keep), where=_named_in(keep, where), call="mask", default=DEFAULT_KERNELS)
+
+
+def prune(
+    target: Any,
+    *,
+    fraction: float | None = None,
+    count: int | None = None,
+    threshold: float | None = None,
+    scope: Scope = "each",
+    per: Per | None = None,
+    pattern: Pattern | None = None,
+    block: Mapping[str, int] | None = None,
+    score: Score | None = None,
+    where: WhereLike | None = None,
+) -> Params | None:
+    """Drop the smallest entries, units or blocks, and return the masks (True = kept).
+
+    Args:
+        target: What holds the weights.
+        fraction: How much to drop, 0.0 to 1.0 (a float), zeros included: floor(fraction * n + 0.5) of n.
+        count: How many to drop instead.
+        threshold: Drop what is <= threshold instead.
+        scope: "each" parameter by itself, or "global": the smallest of all selected.
+        per: Drop whole units, one per index of these axes, by their L2 norm.
+        pattern: (n, m, axis): keep the n largest of every m along an axis, as in (2, 4, "in").
+        block: {axis: size}: drop whole blocks, by their L2 norm.
+        score: A function of an array (NumPy, neutral order) or a mapping by name, instead of the magnitude.
+        where: Default: kernels and embeddings.
+
+    Exact: counts are exact, and ties fall in the order of (neutral name, neutral flat index), so the masks are the same
+    on every backend. Inside a compiled step nothing is returned. Raises ArgumentError, NonfiniteError (NaN is neither
+    small nor large), LayoutError, ShapeError, SelectionError, WriteError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"d/kernel": np.array([0.1, -2.0, 0.3, 4.0])}
+        >>> masks = xw.prune(w, fraction=0.5); w["d/kernel"]
+        array([ 0., -2.,  0.,  4.])
+    """
+    rule = Prune(fraction, count, threshold, scope, per, pattern, block, score)
+    if tracing(target):
+        run(target, rule, where=where, call="prune", default=DEFAULT_KERNELS)
+        return None
+    shown = "..." if where is None or where is ... else repr(where)
+    line = f"bound = xweights.bind(model, {rule!r}, where={shown})"
+    chosen = select(open_target(target, bind_line=line), DEFAULT_KERNELS if where is None else where)
+    prepare(rule, chosen, "prune")
+    masks = dict(zip((p.name for p in chosen), host_masks(rule, chosen), strict=True))
+    execute(Mask(masks), chosen, [(masks[p.name],) for p in chosen])
+    return Params._made(
+        masks,
+        {p.name: p.axes for p in chosen},
+        {p.name: p.role for p in chosen},
+        {p.name: p.gates for p in chosen},
+        "neutral",
+    )
+
+
+def set_entries(target: Any, index: Any, value: Any, *, where: WhereLike) -> None:
+    """Set single entries, rows or blocks of the selected parameters to ``value``.
+
+    Args:
+        target: What holds the weights.
+        index: In neutral order: a tuple of ints and slices, {"in": 0, "out": slice(3)} by axis names, or a bool array
+            of the parameter's shape.
+        value: A number, or an array that broadcasts to the indexed part.
+        where: Which parameters; required.
+
+    Exact. Raises SelectionError (also if the index selects no entry), ShapeError, LayoutError, DtypeError, WriteError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"d/kernel": np.zeros((2, 2))}; xw.set_entries(w, (0, 0), 1.0, where="d/kernel"); w["d/kernel"]
+        array([[1., 0.],
+               [0., 0.]])
+    """
+    run(target, SetEntries(index, value), where=where, call="set_entries")
+
+
+def _named_in(value: Any, where: WhereLike | None) -> WhereLike | None:
+    """With a mapping of values and no ``where=``, the names in it are meant, all of them."""
+    if where is None and isinstance(value, Mapping):
+        if not value:
+            raise SelectionError("an empty mapping of values selects nothing")
+        return list(value)
+    return where
+
+
+__all__ = [
+    "DEFAULT_EDITED", "add", "clip", "clip_norm", "fill", "init", "mask", "max_norm", "noise", "non_negative", "prune",
+    "scale", "set_entries", "spectral_norm", "unit_norm",
+]  # fmt: skip

@@ -1,0 +1,181 @@
+"""Writing values: all of them, or none.
+
+Owns :func:`set_params` and the matching of values to parameters. Imports axes, errors, parameter, params, rules,
+running, selecting, targets and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from xweights.axes import reorder
+from xweights.errors import (
+    ArgumentError,
+    LayoutError,
+    Problems,
+    SelectionError,
+    ShapeError,
+    WriteError,
+    XweightsError,
+    got_expected,
+    near,
+)
+from xweights.parameter import COUNTERS, Array, Parameter
+from xweights.params import LayoutName, Params, last_part
+from xweights.renaming import Names, renamer
+from xweights.rules import check_finite
+from xweights.running import guarded, undone_on_error, uninterrupted
+from xweights.selecting import WhereLike, named, select
+from xweights.targets import open_target
+from xweights.values import cast_exactly, host_array
+
+
+def set_params(
+    target: Any,
+    values: Any,
+    *,
+    where: WhereLike = ...,
+    layout: LayoutName = "neutral",
+    strict: bool = True,
+    cast: bool = False,
+    allow_nonfinite: bool = False,
+    names: Names | None = None,
+) -> None:
+    """Write values into a target in place: everything is checked first, and nothing is written unless all of it fits.
+
+    Args:
+        target: Model, layer, module, variable, mapping of arrays, or a list of these.
+        values: Params (transposed by axis name between frameworks), a mapping by name (neutral or native names, in
+            ``layout`` order), or a list in ``parameters(target)`` order.
+        where: Which parameters are meant. Default: all.
+        layout: The axis order of a plain mapping or list: "neutral" or "native".
+        strict: True wants a value for each selected parameter; False takes a subset. An unknown key is always an error.
+        cast: True rounds to the parameter's dtype; False accepts another dtype only if no value changes.
+        allow_nonfinite: True accepts NaN and infinity.
+        names: ``{"0/*": "dense/0/*"}`` where the names of target and values differ (target glob: values' glob).
+
+    Exact: the very bits. The caller's arrays are never aliased; optimizer state is not touched.
+    Raises SelectionError (missing, unknown), ShapeError, DtypeError, NonfiniteError, LayoutError, WriteError: all that is
+    wrong at once, as one error that is of each of these kinds.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"b": np.zeros(2)}; xw.set_params(w, {"b": [1.0, 2.0]}); w["b"]
+        array([1., 2.])
+    """
+    if layout not in ("neutral", "native"):
+        raise ArgumentError(f'layout= is "neutral" or "native"\ngot: {layout!r}')
+    everything = open_target(target)
+    chosen = select(everything, where)
+    problems = Problems("set_params can't write these values, and nothing was changed")
+    pairs = _matched(values, chosen, everything, strict, renamer(names), problems)
+    order = values.layout if isinstance(values, Params) else layout
+    writes: list[tuple[Parameter, Array]] = []
+    for p, key, value in pairs:
+        reason = p.storage.refusal(p.handle, writing=True)
+        if reason is not None:
+            problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
+            continue
+        try:
+            array = fitted(value, p, order, axes=_known(values, "axes", key), gates=_known(values, "gates", key))
+            array = cast_exactly(array, p.dtype, what=repr(p.name), cast=cast)
+            if not allow_nonfinite:
+                check_finite(array, repr(p.name))
+            writes.append((p, array))
+        except XweightsError as wrong:
+            problems.add(type(wrong), str(wrong))
+    problems.check()
+    with guarded(chosen), undone_on_error([p for p, _ in writes if p.storage.fallible]), uninterrupted():
+        for p, array in writes:
+            p.storage.write(p.handle, array)
+
+
+def fitted(
+    value: Any, p: Parameter, order: LayoutName, *, axes: tuple[str, ...] | None, gates: tuple[str, ...] | None
+) -> Array:
+    """Return a value in the stored order and shape of a parameter, transposed by axis name where names are known."""
+    array = host_array(value, what=repr(p.name))
+    if gates is not None and p.gates is not None and gates != p.gates:
+        raise LayoutError(
+            f"{p.name!r} packs its gates in another order\n{got_expected(', '.join(gates), ', '.join(p.gates))}\n"
+            "Fix: reorder them by hand, or port the model, which knows the recipes of both layers"
+        )
+    if order == "native":
+        if array.shape != p.layout.stored:
+            raise ShapeError(f"{p.name!r} (native order)\n{got_expected(array.shape, p.layout.stored)}")
+        return array
+    if axes is not None and p.axes is not None and axes != p.axes:
+        array = reorder(array, axes, p.axes, what=repr(p.name))
+    if array.shape != p.shape:
+        raise ShapeError(f"{p.name!r}{_axes_text(p)}\n{got_expected(array.shape, p.shape)}{_transposed_hint(array, p)}")
+    return p.layout.to_stored(array)
+
+
+def _transposed_hint(array: Array, p: Parameter) -> str:
+    if array.shape == p.layout.stored and array.shape != p.shape:
+        return '\nFix: these look like native values: pass layout="native"'
+    return ""
+
+
+def _axes_text(p: Parameter) -> str:
+    return "" if p.axes is None else f" ({', '.join(p.axes)})"
+
+
+def _known(values: Any, what: str, key: str | None) -> Any:
+    return getattr(values, what).get(key) if isinstance(values, Params) and key is not None else None
+
+
+def _matched(
+    values: Any,
+    chosen: Sequence[Parameter],
+    everything: Sequence[Parameter],
+    strict: bool,
+    renamed: Any,
+    problems: Problems,
+) -> list[tuple[Parameter, str | None, Any]]:
+    if isinstance(values, np.ndarray) or values is None or isinstance(values, (str, bytes)):
+        raise ArgumentError(f"values= is a mapping by name, Params, or a list\ngot: {type(values).__name__}")
+    if not isinstance(values, Mapping):
+        given = list(values)
+        if len(given) != len(chosen):
+            problems.add(
+                ShapeError,
+                f"a list of values goes by position\n{got_expected(f'{len(given)} values', f'{len(chosen)} parameters')}",
+                fix="use names, which can't shift",
+            )
+            return []
+        return [(p, None, value) for p, value in zip(chosen, given, strict=True)]
+    flat = values if isinstance(values, Params) else Params(values)
+    by_key: dict[str, Parameter] = {}
+    wanted = {id(p) for p in chosen}
+    back = {renamed(name): p for p in everything for name in (p.name, *p.aliases)}
+    for key in flat:
+        found = [back[key]] if key in back else named(key, everything)
+        if not found:
+            if last_part(key) not in COUNTERS:
+                problems.add(SelectionError, f"{key!r} is no parameter of the target\n{near(key, [p.name for p in everything])}")
+        elif id(found[0]) not in wanted:
+            if strict:
+                problems.add(SelectionError, f"{key!r} is not selected by where=", fix="leave it out, or widen where=")
+        else:
+            by_key[key] = found[0]
+    pairs: dict[int, tuple[Parameter, str | None, Any]] = {}
+    for key, p in by_key.items():
+        if id(p) in pairs:
+            first = pairs[id(p)][1]
+            if not np.array_equal(host_array(flat[str(first)]), host_array(flat[key]), equal_nan=True):
+                problems.add(SelectionError, f"{first!r} and {key!r} are one tied parameter, and their values differ")
+        else:
+            pairs[id(p)] = (p, key, flat[key])
+    if strict:
+        for p in chosen:
+            if id(p) not in pairs and p.role not in COUNTERS:
+                problems.add(
+                    SelectionError,
+                    f"there is no value for {p.name!r} {p.shape}\n{near(p.name, flat)}",
+                    fix="strict=False to write a subset",
+                )
+    return [pairs[id(p)] for p in chosen if id(p) in pairs]
