@@ -89,6 +89,7 @@ def tests(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """Run examples/demo.py: one script that edits twins in Keras and PyTorch, and a pretrained network."""
     everything = Everything(session)
+    everything.install("transformers")
     everything.run("python", "examples/demo.py", *session.posargs, env={"KERAS_BACKEND": KERAS_BACKENDS[0]})
 
 

@@ -3,6 +3,7 @@
 Importing it imports NumPy and the standard library; a framework's backend is loaded when its object arrives.
 """
 
+from xweights.checksums import checksum
 from xweights.errors import (
     ArgumentError,
     BackendBrokenError,
@@ -106,6 +107,7 @@ __all__ = [
     "apply",
     "backends",
     "bind",
+    "checksum",
     "clip",
     "clip_norm",
     "diff",

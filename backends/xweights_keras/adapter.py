@@ -17,7 +17,7 @@ from xweights.errors import NotBuiltError
 from xweights.parameter import Parameter
 from xweights_keras.naming import is_made_up
 from xweights_keras.storage import KerasStorage, Refreshing, dtype_of, raw_value, storage_for
-from xweights_keras.walk import Found, Walk, join, signature
+from xweights_keras.walk import Found, Walk, is_keras, join, signature
 
 
 class KerasAdapter:
@@ -43,7 +43,8 @@ class KerasAdapter:
 def _walked(target: Any) -> list[Parameter]:
     walk = Walk()
     walk.visit(target)
-    if walk.unbuilt or (walk.unused and not walk.found) or (not walk.found and not target.built):
+    empty = not walk.found and (walk.unused or not (target.built or is_keras(type(target))))
+    if walk.unbuilt or empty:
         raise _not_built(target, walk.unbuilt or walk.unused)
     root_statistics = frozenset(walk.statistics)
     storages: dict[type[Any], KerasStorage] = {}
@@ -118,7 +119,7 @@ def _native(one: Found) -> str:
 
 
 def _single(variable: Any) -> Parameter:
-    name = "variable" if is_made_up(variable.name, type(variable)) else variable.name
+    name = "parameter" if is_made_up(variable.name, type(variable)) else variable.name
     storage: Any = KerasStorage(None, frozenset()) if variable._value is None else storage_for(variable)
     return _parameter(Found(variable, None, name, ""), storage)
 
@@ -142,12 +143,12 @@ def _check_initialised(found: Sequence[Parameter], target: Any) -> None:
 
 def _not_built(target: Any, missing: Sequence[tuple[str, Any]]) -> NotBuiltError:
     what = "model" if isinstance(target, keras.Model) else "layer"
-    lines = [f"  - {path or layer.name} ({type(layer).__name__})" for path, layer in missing[:12]]
-    if len(missing) > 12:
-        lines.append(f"  - ... and {len(missing) - 12} more")
-    listed = "these have no weights yet:\n" + "\n".join(lines) if lines else "it has no weights yet"
+    inside = [f"  - {path} ({type(layer).__name__})" for path, layer in missing if layer is not target]
+    if len(inside) > 12:
+        inside[12:] = [f"  - ... and {len(inside) - 12} more"]
+    listed = ", and these in it have no weights yet:\n" + "\n".join(inside) if inside else " and has no weights yet"
     return NotBuiltError(
-        f"{_shown(target)} isn't built: {listed}\n"
+        f"{_shown(target)} isn't built{listed}\n"
         f"Fix: call it once on a batch, as in {what}(x), or call {what}.build(input_shape), such as (None, 28, 28, 1) "
         "with None for the batch"
     )

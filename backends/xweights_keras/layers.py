@@ -21,7 +21,6 @@ SPATIAL = {1: "t", 2: "h w", 3: "d h w"}
 # Gates as Keras packs them: input, forget, candidate, output; update, reset, candidate.
 LSTM_GATES = ("i", "f", "c", "o")
 GRU_GATES = ("z", "r", "h")
-SIMPLE_GATES = ("h",)
 # Kernels of which several values share a byte: what an index of their axes means is then no longer one weight.
 PACKED = ("int4", "gptq", "awq")
 
@@ -97,7 +96,7 @@ def _dense(layer: Any) -> Rows:
 
 
 def _einsum(layer: Any) -> Rows:
-    inputs, _, output = layer.equation.replace(" ", "").partition("->")
+    inputs, _, output = layer.equation.partition("->")
     letters = inputs.partition(",")[2]
     if not letters.isalpha():
         return entries(("kernel", None), ("bias", None))
@@ -130,8 +129,11 @@ def _embedding(layer: Any) -> Rows:
 
 def _conv(layer: Any) -> Rows:
     space = SPATIAL[layer.rank]
-    return entries(
-        ("kernel", f"{space} in out"),
+    kernel = Entry("kernel", "kernel", f"{space} in out")
+    if layer.groups > 1 and layer.kernel is not None and layer.kernel.shape[-2] == 1:
+        # One group per channel: the depthwise convolution, which DepthwiseConv stores with two axes instead of one.
+        kernel = Entry("kernel", "kernel", f"{space} 1 (in mult) -> {space} in mult", {"in": layer.groups})
+    return kernel, *entries(
         ("bias", "out"),
         ("lora_kernel_a", f"{space} in rank"),
         ("lora_kernel_b", "rank out"),
@@ -217,7 +219,7 @@ def _spectral(layer: Any) -> Rows:
 # Recurrent layers. The cell inside is an attribute of the implementation and no part of the name.
 
 
-def _cell(gates: tuple[str, ...]) -> Spec:
+def _cell(gates: tuple[str, ...] | None) -> Spec:
     def rows(layer: Any) -> Rows:
         bias = getattr(layer, "bias", None)
         # A GRU with reset_after keeps two biases: for the input's side and for the recurrent one.
@@ -263,7 +265,7 @@ def _by_inner(layer: Any) -> bool:
     return False  # what is inside says it
 
 
-_RNN = Spec(inners=_at(("cell", "")), whole=True, weighs=_by_inner)
+_RNN = Spec(inners=_at(("cell", "")), whole=True, weighs=lambda layer: not getattr(layer.cell, "built", True))
 _WRAPPER = Spec(inners=_at(("layer", "")), weighs=_by_inner)
 
 
@@ -318,14 +320,16 @@ TABLE: dict[str, Spec] = {
     "Normalization": Spec(_normalization, weighs=lambda layer: layer.input_mean is None),
     "SpectralNormalization": Spec(_spectral, _at(("layer", ""))),
     "PReLU": Spec(_prelu),
-    "SimpleRNNCell": _cell(SIMPLE_GATES),
+    "SimpleRNNCell": _cell(None),
     "LSTMCell": _cell(LSTM_GATES),
     "GRUCell": _cell(GRU_GATES),
     "ConvLSTMCell": Spec(_conv_lstm_cell),
     "RNN": _RNN,
     "StackedRNNCells": Spec(inners=_stacked, whole=True, weighs=_by_inner),
     "Bidirectional": Spec(
-        inners=_at(("forward_layer", "forward"), ("backward_layer", "backward")), whole=True, weighs=_by_inner
+        inners=_at(("forward_layer", "forward"), ("backward_layer", "backward")),
+        whole=True,
+        weighs=lambda layer: not layer.forward_layer.built,
     ),
     "Wrapper": _WRAPPER,
     "MultiHeadAttention": _ATTENTION,

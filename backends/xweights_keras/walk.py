@@ -61,9 +61,11 @@ class Walk:
             return  # a layer that refers to the one it is part of
         self._above.add(id(layer))
         spec = spec_of(layer)
-        if needs_building(layer, spec):
-            (self.unbuilt if used else self.unused).append((path, layer))
-        if not (self.unbuilt and self.unbuilt[-1][1] is layer):
+        missing = needs_building(layer, spec)
+        listed = self.unbuilt if used else self.unused
+        if missing and not any(layer is one for _, one in listed):
+            listed.append((path, layer))
+        if not missing or not used:
             self._weights(layer, spec, path, home, rows, used and not layer.built)
         self._above.discard(id(layer))
 
@@ -168,12 +170,12 @@ def children(layer: Any, known: set[int]) -> Iterator[tuple[Path, Any]]:
 
 def is_graph(layer: Any) -> bool:
     """Return True for functional and Sequential models."""
-    return any(base.__name__ in ("Functional", "Sequential") and _is_keras(base) for base in type(layer).__mro__)
+    return any(base.__name__ in ("Functional", "Sequential") and is_keras(base) for base in type(layer).__mro__)
 
 
 def is_module_wrapper(layer: Any) -> bool:
     """Return True for a layer around a ``torch.nn.Module``."""
-    return any(base.__name__ == "TorchModuleWrapper" and _is_keras(base) for base in type(layer).__mro__)
+    return any(base.__name__ == "TorchModuleWrapper" and is_keras(base) for base in type(layer).__mro__)
 
 
 def needs_building(layer: Any, spec: Spec | None) -> bool:
@@ -182,13 +184,13 @@ def needs_building(layer: Any, spec: Spec | None) -> bool:
         return False
     if spec is not None:
         return spec.weighs(layer)
-    if is_graph(layer) or _is_keras(type(layer)):
+    if is_graph(layer) or is_keras(type(layer)):
         return False
     # The user's own class: if it has a build method, that makes something.
     return not getattr(type(layer).build, "_is_default", False)
 
 
-def _is_keras(kind: type[Any]) -> bool:
+def is_keras(kind: type[Any]) -> bool:
     return kind.__module__.partition(".")[0] == "keras"
 
 

@@ -26,13 +26,15 @@ from xweights.arrays import NumpyOps
 from xweights.axes import Shape
 from xweights.parameter import Array, is_floating
 from xweights_tensorflow.graphs import any_gpu, in_xla, lifted, runtime_zero
-from xweights_tensorflow.storage import VARIABLES, copied
+from xweights_tensorflow.storage import VARIABLES, copied, host
 
 HOST = NumpyOps()
-FLOAT64 = np.dtype(np.float64)
-INT64 = np.dtype(np.int64)
 _BITS = {1: tf.int8, 2: tf.int16, 4: tf.int32, 8: tf.int64}
-_constants: dict[tuple[np.dtype[Any], bytes], Any] = {}
+_constants: dict[tuple[np.dtype[Any], Shape, bytes], Any] = {}
+# TensorFlow stores and casts these, and computes with none of them.
+_NARROW = frozenset(
+    getattr(tf.dtypes.experimental, name) for name in dir(tf.dtypes.experimental) if name.startswith("float8")
+)
 
 
 class TensorFlowOps:
@@ -70,9 +72,9 @@ class TensorFlowOps:
 
     def fill(self, x: Any, value: Any) -> Any:
         if value.shape.rank == 0:
-            return raw_ops.Fill(dims=self.constant(np.asarray(x.shape, np.int32), x), value=value)
+            return raw_ops.Fill(dims=_static(self, x.shape), value=value)
         if value.shape != x.shape:
-            return raw_ops.BroadcastTo(input=value, shape=self.constant(np.asarray(x.shape, np.int32), x))
+            return raw_ops.BroadcastTo(input=value, shape=_static(self, x.shape))
         # Two variables filled from one array must not share its memory (nor this one, should it belong to a caller).
         return raw_ops.DeepCopy(x=value) if tf.executing_eagerly() else raw_ops.Identity(input=value)
 
@@ -87,11 +89,10 @@ class TensorFlowOps:
             # No kernel knows this kind of index, but it is static: NumPy says which flat positions it means.
             shape = tuple(x.shape)
             positions = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.int64).reshape(shape)[index]
-            target = self.constant(np.asarray(positions.shape, np.int32), x)
             edited = raw_ops.TensorScatterUpdate(
                 tensor=tf.reshape(bits, [-1]),
                 indices=self.constant(positions.reshape(-1, 1), x),
-                updates=tf.reshape(raw_ops.BroadcastTo(input=new, shape=target), [-1]),
+                updates=tf.reshape(raw_ops.BroadcastTo(input=new, shape=_static(self, positions.shape)), [-1]),
             )
             edited = tf.reshape(edited, shape)
         return _unbits(edited, x.dtype)
@@ -105,20 +106,20 @@ class TensorFlowOps:
     # measures
     def sum_squares(self, x: Any, axes: tuple[int, ...] | None) -> Any:
         if tf.executing_eagerly():
-            return tf.constant(HOST.sum_squares(_view(x), axes))
+            return tf.constant(HOST.sum_squares(host(x), axes))
         wide = tf.cast(x, tf.float64)
         return tf.reduce_sum(wide * wide, axis=None if axes is None else list(axes), keepdims=axes is not None)
 
     def largest_singular_value(self, x: Any) -> Any:
         if tf.executing_eagerly():
-            return tf.constant(HOST.largest_singular_value(_view(x)))
+            return tf.constant(HOST.largest_singular_value(host(x)))
         if 0 in x.shape:
             return self.constant(np.zeros((), np.float64), x)
         return tf.reduce_max(tf.linalg.svd(tf.cast(x, tf.float64), compute_uv=False))
 
     def rank(self, x: Any) -> Any:
         if tf.executing_eagerly():
-            return tf.constant(HOST.rank(_view(x)))
+            return tf.constant(HOST.rank(host(x)))
         order = tf.argsort(_sort_key(x), stable=True)
         return tf.cast(tf.math.invert_permutation(order), tf.int64)
 
@@ -136,7 +137,7 @@ class TensorFlowOps:
 
     def sum(self, x: Any, axes: tuple[int, ...]) -> Any:
         if tf.executing_eagerly():
-            return tf.constant(HOST.sum(_view(x), axes))
+            return tf.constant(HOST.sum(host(x), axes))
         return tf.reduce_sum(x, axis=list(axes))
 
     def greater(self, x: Any, y: Any) -> Any:
@@ -184,3 +185,98 @@ class TensorFlowOps:
 
     def current(self, buffer: Any) -> Any:
         return VARIABLES.leaf(buffer)
+
+
+def _is_native(x: Any) -> bool:
+    return x.dtype not in _NARROW
+
+
+def _widened(function: Callable[..., Any], *operands: Any) -> Any:
+    # As ml_dtypes does it: compute in float32, round once.
+    wide = [None if one is None else raw_ops.Cast(x=one, DstT=tf.float32) for one in operands]
+    result = function(*wide) if function.__name__ == "clip" else function(x=wide[0], y=wide[1])
+    return raw_ops.Cast(x=result, DstT=operands[0].dtype)
+
+
+def _bits(x: Any) -> Any:
+    return raw_ops.Bitcast(input=x, type=_BITS[x.dtype.size]) if x.dtype.is_floating else x
+
+
+def _unbits(x: Any, dtype: Any) -> Any:
+    return raw_ops.Bitcast(input=x, type=dtype) if x.dtype != dtype else x
+
+
+def _select(mask: Any, x: Any, y: Any) -> Any:
+    dtype = x.dtype
+    if dtype in _NARROW or (dtype.is_floating and dtype.size < 4 and not tf.executing_eagerly()):
+        return _unbits(raw_ops.SelectV2(condition=mask, t=_bits(x), e=_bits(y)), dtype)
+    return raw_ops.SelectV2(condition=mask, t=x, e=y)
+
+
+def _static(ops: TensorFlowOps, shape: Any) -> Any:
+    # XLA must know shapes when it compiles, so a graph gets them as literals; in eager code making one is the cost.
+    sizes = [int(n) for n in shape]
+    return ops.constant(np.asarray(sizes, np.int32), None) if tf.executing_eagerly() else tf.constant(sizes, tf.int32)
+
+
+_ranges: dict[Any, tuple[Any, Any]] = {}
+
+
+def _range(dtype: Any) -> tuple[Any, Any]:
+    if dtype not in _ranges:
+        least, most = (-np.inf, np.inf) if dtype.is_floating else (dtype.min, dtype.max)
+        _ranges[dtype] = tf.constant(least, dtype), tf.constant(most, dtype)
+    return _ranges[dtype]
+
+
+def _is_nonzero(bound: Any) -> bool:
+    """Return True for a number that is known now and no zero: there ``Maximum`` and ``Minimum`` are exact."""
+    return bound.shape.rank == 0 and not tf.is_symbolic_tensor(bound) and bool(host(bound) != 0)
+
+
+def _view(x: Any) -> Array:
+    return np.asarray(x)
+
+
+def _strided_update(ops: TensorFlowOps, bits: Any, index: tuple[Any, ...], value: Any) -> Any:
+    """Return ``bits`` with the part that ints and forward slices select replaced."""
+    begin, end, step, shape, shrink = [], [], [], [], 0
+    for axis, (one, length) in enumerate(zip(index, bits.shape, strict=True)):
+        if isinstance(one, slice):
+            start, stop, stride = one.indices(length)
+            shape.append(len(range(start, stop, stride)))
+        else:
+            start, stop, stride = int(one) % length, int(one) % length + 1, 1
+            shrink |= 1 << axis
+        begin.append(start)
+        end.append(stop)
+        step.append(stride)
+    if not bits.shape.rank:
+        return raw_ops.Reshape(tensor=value, shape=[])
+    return raw_ops.TensorStridedSliceUpdate(
+        input=bits, begin=begin, end=end, strides=step, shrink_axis_mask=shrink,
+        value=raw_ops.BroadcastTo(input=value, shape=_static(ops, shape)),
+    )  # fmt: skip
+
+
+def _sort_key(x: Any) -> Any:
+    """Return integers in the order of NumPy's stable sort: -0.0 equals 0.0, and NaN comes last."""
+    if not x.dtype.is_floating:
+        return x
+    if x.dtype.size < 4:
+        x = raw_ops.Cast(x=x, DstT=tf.float32)
+    bits = _bits(x)
+    # A float's bits are sign and magnitude: least - bits is the negative of the magnitude of a negative one.
+    key = tf.where(bits < 0, bits.dtype.min - bits, bits)
+    return tf.where(tf.math.is_nan(x), bits.dtype.max, key)
+
+
+def _narrowed(x: Any, wanted: Any) -> Any:
+    """Return float64 in a half type with the bits of NumPy's cast."""
+    if wanted == tf.float16:
+        # NumPy rounds once; by way of float32 it is right only if that step rounds to odd: cut, and mark what was lost.
+        lost = (1 << 29) - 1
+        bits = raw_ops.Bitcast(input=x, type=tf.int64)
+        odd = tf.where((bits & lost) != 0, tf.constant(1 << 29, tf.int64), tf.constant(0, tf.int64))
+        x = raw_ops.Bitcast(input=(bits & ~lost) | odd, type=tf.float64)
+    return raw_ops.Cast(x=raw_ops.Cast(x=x, DstT=tf.float32), DstT=wanted)

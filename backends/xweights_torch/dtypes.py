@@ -49,16 +49,11 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
 
 def host_view(tensor: torch.Tensor) -> Array:
     """Return the values on the host: on the CPU a writable view of the tensor's own memory."""
-    tensor = tensor.detach()
-    if not tensor.is_cpu:
-        tensor = tensor.cpu()
-    if tensor.dtype in _BY_BITS:
-        return tensor.view(BITS[tensor.itemsize]).numpy().view(NUMPY_OF[tensor.dtype])
-    try:
-        array: Array = tensor.numpy()
-    except RuntimeError:
-        # A lazy conjugate or negative: its memory holds other numbers than it stands for.
-        array = tensor.resolve_conj().resolve_neg().numpy()
+    dtype = tensor.dtype
+    if dtype in _BY_BITS:
+        return tensor.detach().view(BITS[dtype.itemsize]).numpy(force=True).view(NUMPY_OF[dtype])
+    # force=True detaches, and copies only what has to be: from a device, or a lazy conjugate.
+    array: Array = tensor.numpy(force=True)
     return array
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from xweights_torch.dtypes import NUMPY_OF
+
 _BY_NAME = {
     "DTensor": "it is a DTensor, sharded over devices, which xweights can't write yet (a write could be lost)\n"
     "Fix: edit the model before it is sharded, or a full_tensor() copy",
@@ -25,6 +27,8 @@ def reason(tensor: torch.Tensor, *, writing: bool) -> str | None:
         strange = _foreign(tensor)
         if strange is not None:
             return strange
+    if tensor.is_cpu and tensor.layout is torch.strided and not writing and tensor.dtype in NUMPY_OF and not tensor.is_nested:
+        return _without_memory(tensor)
     if tensor.layout is not torch.strided:
         return f"it is sparse ({tensor.layout})\nFix: keep it dense: tensor.to_dense()"
     if tensor.is_meta:

@@ -10,7 +10,7 @@ counter goes up, so that a backward pass that needed the old values raises inste
 
 from __future__ import annotations
 
-from collections.abc import Hashable, MutableMapping
+from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,25 +25,55 @@ from xweights.parameter import Array
 from xweights_torch.dtypes import BITS, QUICK, from_host, host_view, is_lazy_view, plain_bits
 from xweights_torch.refusing import reason
 
-Table = Literal["parameter", "buffer", "item"]
-Place = tuple[torch.Tensor, Any, Table, str]
+Table = Literal["parameter", "buffer"]
 
 # From this size on a second core pays for handing the work to torch (measured: below, NumPy's copy is quicker).
 _LARGE = 1 << 17
 
 
 class Slot:
-    """A tensor, and every place where its module, or mapping, keeps it: the handle of a Parameter.
+    """A tensor, and every place where a module keeps it: the handle of a Parameter.
 
     The places are for undo: a user's ``module.weight = nn.Parameter(...)`` leaves the tensor as it was and takes it out
-    of its place. A tied tensor has several.
+    of its place. ``twins`` are the further places of a tied one.
     """
 
-    __slots__ = ("places", "tensor")
+    __slots__ = ("key", "owner", "table", "tensor", "twins")
 
-    def __init__(self, tensor: torch.Tensor, places: tuple[Place, ...] = ()) -> None:
+    def __init__(self, tensor: torch.Tensor, owner: nn.Module, table: Table, key: str) -> None:
         self.tensor = tensor
-        self.places = places
+        self.owner = owner
+        self.table = table
+        self.key = key
+        self.twins: tuple[Slot, ...] = ()
+
+    @property
+    def places(self) -> tuple[Slot, ...]:
+        """This place and all others of the same array."""
+        return (self, *self.twins)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensor; several objects only where parameters are tied by their memory."""
+        return list({id(one.tensor): one.tensor for one in self.places}.values())
+
+    def put_back(self) -> None:
+        """Put the tensor back into its place in the module."""
+        owner, key, tensor = self.owner, self.key, self.tensor
+        kept = owner._parameters if self.table == "parameter" else owner._buffers
+        if kept.get(key) is tensor:
+            return
+        if parametrize.is_parametrized(owner, key) or key in owner.__dict__:
+            raise WriteError(
+                f"{type(owner).__name__}.{key} is computed from other parameters now: its values were put back, but\n"
+                "the parametrization that was added meanwhile is still there\n"
+                f"Fix: remove it: torch.nn.utils.parametrize.remove_parametrizations(module, {key!r})"
+            )
+        if isinstance(tensor, nn.Parameter):
+            # By the module's own door, because some modules keep further lists of their parameters.
+            setattr(owner, key, tensor)
+        else:
+            kept[key] = tensor
 
 
 def identity(tensor: torch.Tensor) -> Hashable:
@@ -168,26 +198,21 @@ class TensorStorage:
         return torch.no_grad()
 
     def backup(self, handle: Slot | torch.Tensor) -> Any:
-        # Several objects only where parameters are tied by their memory.
-        places = handle.places if isinstance(handle, Slot) else ()
-        tensors = {id(one): one for one in (tensor_of(handle), *(one for one, *_ in places))}
-        return [(one, keep(one)) for one in tensors.values()]
+        return [(one, keep(one)) for one in (handle.tensors if isinstance(handle, Slot) else [handle])]
 
     def restore(self, handle: Slot | torch.Tensor, kept: list[tuple[torch.Tensor, Kept]]) -> None:
         for tensor, one in kept:
             bring_back(tensor, one)
         if isinstance(handle, Slot):
             for place in handle.places:
-                _put_back(*place)
+                place.put_back()
 
     def trainable(self, handle: Slot | torch.Tensor) -> bool:
-        if isinstance(handle, Slot) and handle.places:
-            _, _, table, _ = handle.places[0]
-            if table == "parameter":
-                return any(one.requires_grad for one, *_ in handle.places)
-            if table == "buffer":
-                return False
         tensor = tensor_of(handle)
+        if isinstance(handle, Slot):
+            if not handle.twins:
+                return handle.table == "parameter" and tensor.requires_grad
+            return any(one.table == "parameter" and one.tensor.requires_grad for one in handle.places)
         if isinstance(tensor, nn.Parameter):
             return tensor.requires_grad
         # An array in a mapping: nobody trains it, and it counts as what it would be in a model.
@@ -196,9 +221,10 @@ class TensorStorage:
     def set_trainable(self, handle: Slot | torch.Tensor, flag: bool) -> None:
         if flag == self.trainable(handle):
             return
-        tensors = [one for one, _, table, _ in handle.places if table == "parameter"] if isinstance(handle, Slot) else []
-        if not tensors and isinstance(tensor_of(handle), nn.Parameter):
-            tensors = [tensor_of(handle)]
+        if isinstance(handle, Slot):
+            tensors = [one.tensor for one in handle.places if one.table == "parameter"]
+        else:
+            tensors = [handle] if isinstance(handle, nn.Parameter) else []
         if not tensors:
             raise WriteError("it is no nn.Parameter: torch trains parameters only, no buffers and no bare tensors")
         if flag and not (tensors[0].is_floating_point() or tensors[0].is_complex()):
@@ -210,29 +236,6 @@ class TensorStorage:
 def tensor_of(handle: Slot | torch.Tensor) -> torch.Tensor:
     """Return the tensor behind a handle."""
     return handle if isinstance(handle, torch.Tensor) else handle.tensor
-
-
-def _put_back(tensor: torch.Tensor, owner: Any, table: Table, key: str) -> None:
-    if table == "item":
-        assert isinstance(owner, MutableMapping)
-        owner[key] = tensor
-        return
-    kept = owner._parameters if table == "parameter" else owner._buffers
-    if kept.get(key) is tensor:
-        return
-    if parametrize.is_parametrized(owner, key) or key in owner.__dict__:
-        raise WriteError(
-            f"{type(owner).__name__}.{key} is computed from other parameters now: its values were put back, but\n"
-            "the parametrization that was added meanwhile is still there\n"
-            f"Fix: remove it: torch.nn.utils.parametrize.remove_parametrizations(module, {key!r})"
-        )
-    if table == "parameter" and isinstance(tensor, nn.Parameter):
-        # By the module's own door, because some modules keep further lists of their parameters.
-        if owner._buffers.get(key) is not None:
-            del owner._buffers[key]
-        setattr(owner, key, tensor)
-    else:
-        kept[key] = tensor
 
 
 CPU = TensorStorage(fallible=False)

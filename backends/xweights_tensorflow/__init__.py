@@ -1,0 +1,70 @@
+"""TensorFlow for xweights: ``tf.Module`` and ``tf.Variable`` as targets, and the array ops of TensorFlow.
+
+Owns the door's object :data:`backend`. Loaded by xweights once an object of TensorFlow has arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from xweights.backend import Adapter, Ops, Storage, Tracing, roots
+from xweights.errors import TargetError, TraceError
+from xweights.parameter import Array
+from xweights_tensorflow.adapter import ModuleAdapter, keras_2
+from xweights_tensorflow.graphs import CompiledStep
+from xweights_tensorflow.ops import TensorFlowOps
+from xweights_tensorflow.storage import VARIABLES, host
+
+__all__ = ["backend"]
+
+
+class TensorFlowBackend:
+    """What xweights asks of TensorFlow; see :class:`xweights.backend.Backend`."""
+
+    name = "tensorflow"
+
+    def __init__(self) -> None:
+        self._adapter = ModuleAdapter()
+        self._ops = TensorFlowOps()
+
+    def adapter(self, target: Any) -> Adapter | None:
+        if "tf_keras" in roots(type(target)):
+            raise keras_2(target)
+        return self._adapter if isinstance(target, (tf.Module, tf.Variable)) else None
+
+    def is_tensor(self, value: Any) -> bool:
+        return tf.is_tensor(value) and not isinstance(value, tf.Variable)
+
+    def storage(self, variable: Any) -> Storage:
+        if isinstance(variable, tf.Variable):
+            return VARIABLES
+        raise TargetError(
+            "only a variable of TensorFlow can be edited in place\n"
+            f"got:      {type(variable).__module__}.{type(variable).__qualname__}\n"
+            "expected: tf.Variable"
+        )
+
+    def to_host(self, value: Any) -> Array:
+        if isinstance(value, tf.Variable):
+            return VARIABLES.read(value)
+        if tf.is_symbolic_tensor(value):
+            raise TraceError(
+                f"the values of {value.name!r} aren't known while a tf.function is traced\n"
+                "Fix: pass host arrays, or call this in plain Python, outside of the compiled step"
+            )
+        return host(value)
+
+    def ops(self, array: Any) -> Ops:
+        return self._ops
+
+    def tracing(self) -> Tracing:
+        return "no" if tf.executing_eagerly() else "inline"
+
+    def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
+        return CompiledStep(function, lambda: VARIABLES.edits)
+
+
+backend = TensorFlowBackend()

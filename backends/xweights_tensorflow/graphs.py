@@ -1,0 +1,100 @@
+"""What tracing and compiling need: values that outlive a graph, a zero that no compiler knows, and compiled steps.
+
+Owns :func:`lifted`, :func:`runtime_zero`, :func:`in_xla` and :class:`CompiledStep`. Imports TensorFlow only.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+try:
+    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext as _graph_in_xla
+except ImportError:  # not public: without it every graph is taken to be XLA's, which costs time and no bits
+    _graph_in_xla = None
+
+# Tracing and compiling take some milliseconds a variable (2-7 measured), an eager edit from 0.07 up.
+SECONDS_PER_VARIABLE = 0.004
+
+_zeros: dict[Any, Any] = {}
+_gpus: bool | None = None
+
+
+def lifted(make: Callable[[], Any]) -> Any:
+    """Return ``make()`` as made outside of any ``tf.function`` being traced; a graph takes the result as an input."""
+    if tf.executing_eagerly():
+        return make()
+    with tf.init_scope():
+        return make()
+
+
+def runtime_zero(dtype: Any) -> Any:
+    """Return a 0-d integer zero whose value reaches a graph only at run time, so that nothing can be folded with it."""
+    if dtype not in _zeros:
+        zero = lifted(lambda: tf.zeros((), dtype))
+        if tf.is_symbolic_tensor(zero):
+            # A plain tf.Graph, which has no outside: a placeholder's default isn't folded either.
+            return tf.compat.v1.placeholder_with_default(zero, ())
+        _zeros[dtype] = zero
+    return _zeros[dtype]
+
+
+def in_xla() -> bool:
+    """Return False only if the graph being traced is surely not compiled by XLA."""
+    if _graph_in_xla is None or "auto_jit" in os.environ.get("TF_XLA_FLAGS", "") or tf.config.optimizer.get_jit():
+        return True
+    return bool(_graph_in_xla(tf.compat.v1.get_default_graph()))
+
+
+def any_gpu() -> bool:
+    """Return whether this process could run a kernel on an accelerator, whose bits were not measured."""
+    global _gpus
+    if _gpus is None:
+        _gpus = any(device.device_type != "CPU" for device in tf.config.list_physical_devices())
+    return _gpus
+
+
+class CompiledStep:
+    """A bound step that compiles itself once its eager calls have cost as much as compiling would.
+
+    So a step called a few times never pays for tracing, and one called for ever costs at most twice the best choice.
+    """
+
+    def __init__(self, function: Callable[[], None], edits: Callable[[], int]) -> None:
+        self._function = function
+        self._edits = edits
+        self._spent = 0.0
+        self._step: Callable[[], Any] | None = None
+
+    def __call__(self) -> None:
+        """Edit now: traced into a graph, eagerly, or compiled."""
+        if not tf.executing_eagerly():
+            self._function()
+        elif self._step is not None:
+            self._step()
+        else:
+            before, start = self._edits(), time.perf_counter()
+            self._function()
+            self._spent += time.perf_counter() - start
+            if self._spent > SECONDS_PER_VARIABLE * (self._edits() - before):
+                self._step = self._compile()
+
+    def _compile(self) -> Callable[[], Any]:
+        # XLA updates variables in place: half the time of a plain graph where memory is what limits. It can't compile
+        # everything (and nothing across devices); it says so before anything has run, and a plain graph then serves.
+        quick = tf.function(self._function, autograph=False, jit_compile=True)
+
+        def first() -> None:
+            try:
+                quick()
+            except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.NotFoundError):
+                self._step = tf.function(self._function, autograph=False)
+                self._step()
+            else:
+                self._step = quick
+
+        return first

@@ -1,0 +1,149 @@
+"""How a ``tf.Variable`` is read and lawfully written; the one place that touches its memory.
+
+Owns :class:`VariableStorage`. Imports TensorFlow, NumPy and the core.
+
+A tensor and a variable share memory until one of them is written: TensorFlow counts references and copies on write, so
+reading is free, and holding what was read is a backup. Three things would break that, and are never done here:
+
+* writing through a NumPy view: every tensor that shares the memory would change, ``tf.constant(3.0)`` among them;
+* a slice assign or scatter: it makes all later reads of the variable copy;
+* handing a 64-byte aligned array of the caller to a raw op: TensorFlow takes its memory over instead of copying it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import raw_ops
+
+from xweights.errors import TraceError, WriteError
+from xweights.parameter import Array
+
+ALIGNMENT = 64
+"""TensorFlow takes over host memory that is aligned to so many bytes, and copies other."""
+
+
+def is_aligned(array: Array) -> bool:
+    """Return whether a raw op would share the memory of a host array."""
+    return array.__array_interface__["data"][0] % ALIGNMENT == 0
+
+
+def copied(value: Array) -> Any:
+    """Return a host array as an eager tensor that shares no memory with it, in one copy."""
+    if not value.flags.c_contiguous:
+        value = _own(value)
+    elif is_aligned(value):
+        return raw_ops.DeepCopy(x=value)
+    return raw_ops.Identity(input=value)
+
+
+def host(tensor: Any) -> Array:
+    """Return the read-only NumPy view of an eager tensor."""
+    # TensorFlow's view of a bfloat16 or float8 tensor is writable, and a 0-d one of these is no array at all.
+    array = np.asarray(tensor) if tensor.ndim else np.asarray(tensor.numpy())
+    array.flags.writeable = False
+    return array
+
+
+def _own(value: Array) -> Array:
+    # A copy that TensorFlow can take over, so that an array with other strides is copied once and not twice.
+    room = np.empty(value.nbytes + ALIGNMENT, np.uint8)
+    start = -room.__array_interface__["data"][0] % ALIGNMENT
+    mine = room[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
+    np.copyto(mine, value, casting="no")
+    return mine
+
+
+class VariableStorage:
+    """Reads and writes variables, eagerly with raw ops, and in a graph so that the order of effects is kept."""
+
+    fallible = False
+
+    def __init__(self) -> None:
+        self.edits = 0
+        # Being initialised is asked of each variable once; a variable can't be a key, it has no hash.
+        self._initialised: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+    def refusal(self, handle: Any, *, writing: bool) -> str | None:
+        if self._initialised.get(id(handle)) is handle:
+            return None
+        if isinstance(handle, tf.distribute.DistributedValues) or hasattr(handle, "layout"):
+            return (
+                "it is distributed over several devices, which is not supported yet; edit the model before it is "
+                "distributed, or outside of the strategy's scope"
+            )
+        if not hasattr(handle, "handle"):
+            return "it is a reference variable of TensorFlow 1; make it with tf.Variable in eager code"
+        if not tf.executing_eagerly():
+            return None  # whether a graph's variable has a value is known when the graph runs
+        if not handle.is_initialized():
+            return "it has no value yet: it was created in a tf.function or graph whose initialisation has not run"
+        self._initialised[id(handle)] = handle
+        return None
+
+    def read(self, handle: Any) -> Array:
+        if not tf.executing_eagerly():
+            raise TraceError(
+                f"the values of {handle.name!r} aren't known while a tf.function is traced\n"
+                "Fix: call this in plain Python, outside of the compiled step"
+            )
+        return host(raw_ops.ReadVariableOp(resource=handle.handle, dtype=handle.dtype))
+
+    def write(self, handle: Any, value: Array) -> None:
+        if not tf.executing_eagerly():
+            handle.assign(_lifted_copy(value), read_value=False)
+            return
+        if not value.flags.c_contiguous:
+            value = _own(value)
+        elif is_aligned(value):
+            value = raw_ops.DeepCopy(x=value)
+        raw_ops.AssignVariableOp(resource=handle.handle, value=value)
+
+    def leaf(self, handle: Any, *, native: bool = False) -> Any:
+        if native or not tf.executing_eagerly():
+            return handle.read_value()  # which tells gradient tapes and graphs that the variable is used
+        return raw_ops.ReadVariableOp(resource=handle.handle, dtype=handle.dtype)
+
+    def put(self, handle: Any, leaf: Any, value: Any) -> None:
+        self.edits += 1
+        if value is leaf:
+            return
+        if tf.executing_eagerly():
+            raw_ops.AssignVariableOp(resource=handle.handle, value=value)
+        else:
+            handle.assign(value, read_value=False)
+
+    def guard(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def backup(self, handle: Any) -> Any:
+        return self.leaf(handle)
+
+    def restore(self, handle: Any, kept: Any) -> None:
+        if tf.executing_eagerly():
+            raw_ops.AssignVariableOp(resource=handle.handle, value=kept)
+        else:
+            handle.assign(kept, read_value=False)
+
+    def trainable(self, handle: Any) -> bool:
+        return bool(handle.trainable)
+
+    def set_trainable(self, handle: Any, flag: bool) -> None:
+        if bool(flag) != self.trainable(handle):
+            raise WriteError(
+                f"TensorFlow fixes whether {handle.name!r} is trainable when the variable is made\n"
+                "Fix: make it with tf.Variable(..., trainable=...), or leave it out of the list of variables that "
+                "your training step passes to the optimizer"
+            )
+
+
+def _lifted_copy(value: Array) -> Any:
+    with tf.init_scope():
+        return copied(value)
+
+
+VARIABLES = VariableStorage()

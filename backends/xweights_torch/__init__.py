@@ -1,0 +1,84 @@
+"""PyTorch for xweights: ``torch.nn`` modules and parameters as targets.
+
+Owns the door object ``backend`` of the entry point ``torch``. Imports torch and the rest of this backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from xweights.backend import Adapter, Ops, Storage, Tracing
+from xweights.errors import TargetError
+from xweights.parameter import Array
+from xweights_torch.adapter import ModuleAdapter, TensorAdapter
+from xweights_torch.dtypes import host_view
+from xweights_torch.ops import TorchOps
+from xweights_torch.refusing import reason
+from xweights_torch.storage import storage_of
+
+__all__ = ["TorchBackend", "backend"]
+
+_MODULES = ModuleAdapter()
+_TENSORS = TensorAdapter()
+_OPS = TorchOps()
+
+
+class TorchBackend:
+    """What xweights needs to know of PyTorch.
+
+    Example:
+        >>> from xweights_torch import backend
+        >>> backend.name
+        'torch'
+    """
+
+    name = "torch"
+
+    def adapter(self, target: Any) -> Adapter | None:
+        if isinstance(target, nn.Module):
+            return _MODULES
+        if isinstance(target, nn.Parameter):
+            return _TENSORS
+        return None
+
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter)
+
+    def storage(self, variable: Any) -> Storage:
+        return storage_of(variable)
+
+    def to_host(self, value: Any) -> Array:
+        why = reason(value, writing=False)
+        if why is not None:
+            raise TargetError(f"this tensor can't be read: {why}")
+        return host_view(value)
+
+    def ops(self, array: Any) -> Ops:
+        return _OPS
+
+    def tracing(self) -> Tracing:
+        # Dynamo takes is_compiling() for a constant, so what follows is never traced.
+        if torch.compiler.is_compiling():
+            return "refuse"
+        return "refuse" if _inside_compiled_code() else "no"
+
+    def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
+        # torch edits in place at full speed in eager code; compiling a step takes seconds and gains nothing.
+        return function
+
+
+def _inside_compiled_code() -> bool:
+    """Return True where Dynamo gave up on a frame, so that it runs as plain Python in the middle of a compiled step."""
+    try:
+        from torch._C._dynamo.eval_frame import get_eval_frame_callback
+    except ImportError:
+        return False
+    # None: compiled code isn't running. False: it runs, and torch.compiler.disable lets plain code run inside of it.
+    return get_eval_frame_callback() not in (None, False)
+
+
+backend = TorchBackend()

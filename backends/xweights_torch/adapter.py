@@ -1,0 +1,252 @@
+"""torch modules as targets: which parameters they have, and what these are called.
+
+Owns :class:`ModuleAdapter` and :class:`TensorAdapter`. Imports torch, the core's protocols and this backend's walking,
+layers and storage. Names come from attribute paths, roles and axes from the layer table.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from xweights.axes import plain_layout
+from xweights.backend import Entry, Storage
+from xweights.errors import NotBuiltError, TargetError
+from xweights.parameter import Parameter
+from xweights_torch.computed import COMPUTED
+from xweights_torch.dtypes import numpy_dtype
+from xweights_torch.layers import rows_of
+from xweights_torch.storage import CPU, DEVICE, Refused, storage_of
+from xweights_torch.walking import TRANSIENT, Held, Node, walk
+
+# Modules that only wrap another one: their names get no part of their own.
+_WRAPPERS = {
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.CheckpointWrapper": "_checkpoint_wrapped_module",
+}
+_SHARDED = ("FullyShardedDataParallel", "FSDPModule")
+_NO_ENTRIES: Mapping[str, Entry] = {}
+
+
+class Row(NamedTuple):
+    """One parameter of a plan: which array, or which computed parameter, and a Parameter that has no tensor yet."""
+
+    number: int
+    computed: bool
+    refused: Refused | None
+    like: Parameter
+
+
+class ModuleAdapter:
+    """``nn.Module`` of any kind: layers, models, compiled and wrapped ones, ScriptModules."""
+
+    def __init__(self) -> None:
+        self._plans: weakref.WeakKeyDictionary[nn.Module, tuple[list[Node], tuple[Row, ...]]]
+        self._plans = weakref.WeakKeyDictionary()
+
+    def parameters(self, target: nn.Module) -> Sequence[Parameter]:
+        """Return the parameters in the order of ``state_dict``, a tied one once; persistent buffers included."""
+        facts, arrays, computed = walk(target)
+        found = []
+        for number, is_computed, refused, like in self._plan(target, facts):
+            if is_computed:
+                found.append(_with_handle(like, refused or COMPUTED, computed[number]))
+            else:
+                slot = arrays[number]
+                found.append(_with_handle(like, refused or (CPU if slot.tensor.is_cpu else DEVICE), slot))
+        return found
+
+    def _plan(self, target: nn.Module, facts: list[Node]) -> tuple[Row, ...]:
+        try:
+            known = self._plans.get(target)
+            if known is None or known[0] != facts:
+                known = self._plans[target] = (facts, plan(facts))
+        except TypeError:
+            # A module that defines its own equality and no hash.
+            return plan(facts)
+        return known[1]
+
+
+def _with_handle(like: Parameter, storage: Storage, handle: Any) -> Parameter:
+    # Four times as quick as the constructor, of which there would be one call for each parameter at each call.
+    made = Parameter.__new__(Parameter)
+    made.name = like.name
+    made.native_name = like.native_name
+    made.role = like.role
+    made.layer = like.layer
+    made.gates = like.gates
+    made.aliases = like.aliases
+    made.layout = like.layout
+    made.dtype = like.dtype
+    made.hidden = like.hidden
+    made.storage = storage
+    made.handle = handle
+    return made
+
+
+class TensorAdapter:
+    """A lone ``nn.Parameter``: nothing says what its axes are."""
+
+    def parameters(self, target: nn.Parameter) -> Sequence[Parameter]:
+        """Return the one parameter, called ``parameter``."""
+        if nn.parameter.is_lazy(target):  # type: ignore[no-untyped-call]
+            raise _not_built(["parameter"])
+        return [
+            Parameter(
+                name="parameter",
+                native_name="parameter",
+                layer="",
+                layout=plain_layout(target.shape),
+                dtype=numpy_dtype(target.dtype),
+                storage=storage_of(target),
+                handle=target,
+            )
+        ]
+
+
+def plan(facts: list[Node]) -> tuple[Row, ...]:
+    """Return the names, roles and layouts that follow from the facts of a model."""
+    planner = _Planner(facts)
+    planner.visit(0, "", "", (), _NO_ENTRIES, None, False, None)
+    if planner.missing:
+        raise _not_built(planner.missing)
+    rows = planner.rows
+    names = [row.like.name for row in rows]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        natives = [row.like.native_name for row in rows if row.like.name == twice]
+        raise TargetError(f"two parameters would both be called {twice!r}: {', '.join(natives)}\nFix: rename one of them")
+    return tuple(rows)
+
+
+class _Planner:
+    def __init__(self, facts: list[Node]) -> None:
+        self.facts = facts
+        self.rows: list[Row] = []
+        self.seen: dict[tuple[bool, int], int] = {}
+        self.missing: list[str] = []
+
+    def visit(
+        self,
+        number: int,
+        path: str,
+        native: str,
+        above: tuple[int, ...],
+        given: Mapping[str, Entry],
+        owner: str | None,
+        hidden: bool,
+        refused: Refused | None,
+    ) -> None:
+        """Name what one module has. ``owner``: the layer above; ``given``: the rows it has for the arrays of this child."""
+        kind, config, held, made, children = self.facts[number]
+        if number in above:
+            return
+        if _is_sharded(kind):
+            refused = _SHARDED_STORAGE
+        own = _NO_ENTRIES if config is None else rows_of(kind, config)
+        order = list(own)
+        arrays = [(one, False) for one in held] + [(one, True) for one in made]
+        if made:
+            # Where the plain layer would have it.
+            arrays.sort(key=lambda pair: order.index(pair[0][0]) if pair[0][0] in own else len(order))
+        inputs = {f"{one[0]}{end}" for one in made for end in ("_g", "_v", "_u", "_orig", "_mask")}
+        taken = {one[0] for one, _ in arrays if one[0] not in own}
+        for one, computed in arrays:
+            attribute = one[0]
+            entry, base = own.get(attribute), path
+            if attribute in given:
+                entry, base = given[attribute], owner or ""
+            elif entry is not None and entry.name in taken:
+                entry = None
+            # What a computed parameter is computed from is no layer of its own.
+            layer = owner if hidden and owner is not None else base
+            self.add(one, computed, entry, base, layer, native, hidden or attribute in inputs, refused)
+        stripped = wrapped_child(kind)
+        for name, child in children:
+            inside = path if name == stripped else _join(path, name, "/")
+            mine = {key.partition(".")[2]: row for key, row in own.items() if key.startswith(f"{name}.")}
+            secret = hidden or (bool(made) and name == "parametrizations")
+            owns = owner if hidden else path
+            self.visit(child, inside, _join(native, name, "."), (*above, number), mine, owns, secret, refused)
+
+    def add(
+        self,
+        one: Held,
+        computed: bool,
+        entry: Entry | None,
+        base: str,
+        layer: str,
+        native: str,
+        hidden: bool,
+        refused: Refused | None,
+    ) -> None:
+        """Note one array under the name of its row, or as an alias of the row it has."""
+        attribute, table, number, shape, dtype = one
+        name = _join(base, attribute if entry is None else entry.name, "/")
+        if shape is None:
+            self.missing.append(name)
+            return
+        key = (computed, number)
+        hidden = hidden or table == TRANSIENT
+        former = self.rows[self.seen[key]].like if key in self.seen else None
+        if former is not None and (hidden or not former.hidden):
+            if name != former.name and name not in former.aliases:
+                former.aliases += (name,)
+            return
+        layout = plain_layout(shape) if entry is None else entry.layout(shape)
+        like = Parameter(
+            name=name,
+            native_name=_join(native, attribute, "."),
+            layer=layer,
+            gates=None if entry is None or layout.axes is None else entry.gates,
+            aliases=() if former is None else (former.name, *former.aliases),
+            layout=layout,
+            dtype=numpy_dtype(dtype),
+            hidden=hidden,
+            storage=CPU,
+            handle=None,
+        )
+        row = Row(number, computed, refused, like)
+        if former is None:
+            self.seen[key] = len(self.rows)
+            self.rows.append(row)
+        else:
+            # It was met first in a hidden place (tied, and parametrized there): the plain place gives the name.
+            self.rows[self.seen[key]] = row
+
+
+_SHARDED_STORAGE = Refused(
+    "it belongs to a module that FSDP shards, where a write may be lost without an error\n"
+    "Fix: edit the model before it is wrapped"
+)
+
+
+def _is_sharded(kind: type[Any]) -> bool:
+    return any(base.__name__ in _SHARDED and base.__module__.startswith("torch.") for base in kind.__mro__)
+
+
+@lru_cache(maxsize=1024)
+def wrapped_child(kind: type[Any]) -> str | None:
+    """Return the attribute of the module that a wrapper wraps, None for other modules."""
+    names = (f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
+    return next((_WRAPPERS[name] for name in names if name in _WRAPPERS), None)
+
+
+def _join(path: str, name: str, mark: str) -> str:
+    return f"{path}{mark}{name}" if path else name
+
+
+def _not_built(names: list[str]) -> NotBuiltError:
+    shown = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
+    return NotBuiltError(
+        f"lazy layers have no weights yet: {shown}\n"
+        "Fix: call the model once on a sample batch, so that they learn their shapes: model(sample)"
+    )
