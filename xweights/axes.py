@@ -106,7 +106,12 @@ def _read(pattern: str, shape: Shape, sizes: dict[str, int]) -> Layout:
         known = {part: sizes[part] for part in parts if part in sizes and len(parts) > 1}
         open_parts = [part for part in parts if part not in known]
         rest = math.prod(known.values())
-        if len(open_parts) > 1 or (not open_parts and rest != length) or (rest and length % rest) or (length and not rest):
+        if (
+            len(open_parts) > 1
+            or (not open_parts and rest != length)
+            or (rest and length % rest)
+            or (length and not rest)
+        ):
             raise LayoutError(f"the pattern {pattern!r} with {sizes} doesn't fit an axis of length {length} of {shape}")
         names += parts
         split += [known[part] if part in known else length // max(rest, 1) for part in parts]
@@ -131,16 +136,16 @@ def unpacked(axes: Axes, shape: Shape, gates: tuple[str, ...] | None) -> tuple[A
     return tuple(names), tuple(lengths)
 
 
-def reorder(
-    array: np.ndarray[Any, Any], have: Axes, want: Axes, *, what: str = "the array"
-) -> np.ndarray[Any, Any]:
+def reorder(array: np.ndarray[Any, Any], have: Axes, want: Axes, *, what: str = "the array") -> np.ndarray[Any, Any]:
     """Return ``array`` (axes ``have``) with the axes ``want``: transposed by name, axes of length 1 dropped or added."""
     if have == want:
         return array
     shape = dict(zip(have, array.shape, strict=True))
     lost = [axis for axis in have if axis not in want and shape[axis] != 1]
     if lost or len(set(have)) != len(have):
-        raise LayoutError(f"{what} has the axes ({', '.join(have)}), which can't be brought to ({', '.join(want)}) by name")
+        raise LayoutError(
+            f"{what} has the axes ({', '.join(have)}), which can't be brought to ({', '.join(want)}) by name"
+        )
     shared = [axis for axis in want if axis in have]
     kept = array.reshape([shape[axis] for axis in have if axis in want])
     order = [[axis for axis in have if axis in want].index(axis) for axis in shared]

@@ -22,6 +22,7 @@ Owns the tree of exceptions and :class:`Problems`. Imports the standard library 
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable
 from typing import NoReturn
 
@@ -116,18 +117,18 @@ class Problems:
             self.throw()
 
     def throw(self) -> NoReturn:
-        """Raise everything found so far as one error."""
-        lines = [self.headline]
-        for _, text in self._found:
+        """Raise everything found so far as one error: equal problems once, every fix once and last."""
+        lines, fixes = [self.headline], list(self._fixes)
+        for text, count in Counter(text for _, text in self._found).items():
             first, *rest = text.splitlines()
-            lines.append(f"  - {first}")
-            lines.extend(f"    {line}" for line in rest)
-        lines.extend(f"Fix: {fix}" for fix in self._fixes)
-        kinds: list[type[XweightsError]] = []
-        for kind, _ in self._found:
-            if kind not in kinds:
-                kinds.append(kind)
-        raise combined(tuple(kinds))("\n".join(lines))
+            lines.append(f"  - {first}" + (f" ({count} times)" if count > 1 else ""))
+            for line in rest:
+                if line.startswith("Fix: "):
+                    fixes.append(line.removeprefix("Fix: "))
+                else:
+                    lines.append(f"    {line}")
+        lines.extend(f"Fix: {fix}" for fix in dict.fromkeys(fixes))
+        raise combined(tuple(dict.fromkeys(kind for kind, _ in self._found)))("\n".join(lines))
 
 
 def combined(kinds: tuple[type[XweightsError], ...]) -> type[XweightsError]:
@@ -151,10 +152,12 @@ def near(name: str, known: Iterable[str], *, limit: int = 3) -> str:
     names = list(dict.fromkeys(known))
     if not names:
         return "There are no names to choose from."
+    last = name.rsplit("/", 1)[-1].strip("*")
     close = difflib.get_close_matches(name, names, n=limit, cutoff=0.5)
+    close = close or [one for one in names if last and last in one][:limit]
     if not close:
-        last = name.rsplit("/", 1)[-1].strip("*")
-        close = [one for one in names if last and last in one][:limit]
+        ends = dict.fromkeys(one.rsplit("/", 1)[-1] for one in names)
+        close = [f"*/{end}" for end in difflib.get_close_matches(last, ends, n=limit, cutoff=0.6)]
     if close:
         return "Near names: " + ", ".join(repr(one) for one in close)
     shown = ", ".join(repr(one) for one in names[:8])

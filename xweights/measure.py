@@ -72,7 +72,13 @@ class Stats(Mapping[str, ParameterStats]):
     def __str__(self) -> str:
         head = ["name", "count", "norm", "mean", "std", "min", "max", "sparsity", "NaN"]
         rows = [
-            [r.name, f"{r.count:,}", *(f"{x:.4g}" for x in (r.norm, r.mean, r.std, r.min, r.max)), f"{r.sparsity:.1%}", str(r.nan)]
+            [
+                r.name,
+                f"{r.count:,}",
+                *(f"{x:.4g}" for x in (r.norm, r.mean, r.std, r.min, r.max)),
+                f"{r.sparsity:.1%}",
+                str(r.nan),
+            ]
             for r in self.rows
         ]
         return render(head, rows)
@@ -153,7 +159,15 @@ def summary(target: Any, *, where: WhereLike = ...) -> str:
     for p in chosen:
         axes = "?" if p.axes is None else ", ".join(p.axes)
         rows.append(
-            [p.name, axes, ", ".join(map(str, p.shape)), p.dtype.name, f"{p.size:,}", "yes" if p.trainable else "no", ", ".join(p.aliases)]
+            [
+                p.name,
+                axes,
+                ", ".join(map(str, p.shape)),
+                p.dtype.name,
+                f"{p.size:,}",
+                "yes" if p.trainable else "no",
+                ", ".join(p.aliases),
+            ]
         )
     entries = sum(p.size for p in chosen)
     trained = sum(p.size for p in chosen if p.trainable)

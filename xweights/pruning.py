@@ -74,7 +74,9 @@ class Prune(Rule):
     def _check_pattern(self) -> None:
         pattern = self.pattern
         if not (isinstance(pattern, tuple) and len(pattern) == 3 and isinstance(pattern[2], str)):
-            raise ArgumentError(f"pattern= is (n, m, axis): keep n of m along an axis\ngot: {pattern!r}\nFix: (2, 4, 'in')")
+            raise ArgumentError(
+                f"pattern= is (n, m, axis): keep n of m along an axis\ngot: {pattern!r}\nFix: (2, 4, 'in')"
+            )
         n, m, _ = pattern
         if not (isinstance(n, int) and isinstance(m, int) and 0 <= n <= m and m > 0):
             raise ArgumentError(f"pattern= keeps n of m, with 0 <= n <= m\ngot: {pattern!r}")
@@ -221,7 +223,9 @@ def host_masks(rule: Prune, parameters: Sequence[Parameter]) -> list[Array]:
     scores = [_host_score(rule, p) for p in parameters]
     for score, p in zip(scores, parameters, strict=True):
         if has_nan(score):
-            raise NonfiniteError(f"{p.name!r} has NaN, which is neither small nor large\nFix: mend it, or leave it out with where=")
+            raise NonfiniteError(
+                f"{p.name!r} has NaN, which is neither small nor large\nFix: mend it, or leave it out with where="
+            )
     absolute = rule.score is None and rule.per is None and rule.block is None
     if rule.pattern is not None:
         return [_pattern_mask(rule, score, p, absolute) for score, p in zip(scores, parameters, strict=True)]
@@ -229,7 +233,9 @@ def host_masks(rule: Prune, parameters: Sequence[Parameter]) -> list[Array]:
         kept = [at_least(score, rule.bound_above(score.dtype), absolute=absolute) for score in scores]
     elif rule.scope == "global":
         order = sorted(range(len(parameters)), key=lambda i: parameters[i].name)
-        joined = keep_largest([scores[i] for i in order], rule.dropped(sum(one.size for one in scores)), absolute=absolute)
+        joined = keep_largest(
+            [scores[i] for i in order], rule.dropped(sum(one.size for one in scores)), absolute=absolute
+        )
         kept = [joined[order.index(i)] for i in range(len(order))]
     else:
         kept = [keep_largest([one], rule.dropped(one.size), absolute=absolute)[0] for one in scores]

@@ -73,10 +73,14 @@ class Noise(Rule):
             raise ArgumentError("noise takes either std= (normal) or low= and high= (uniform)")
         if uniform:
             if not (is_number(self.low) and is_number(self.high)):
-                raise ArgumentError(f"uniform noise needs both low= and high=\ngot: low={self.low!r}, high={self.high!r}")
+                raise ArgumentError(
+                    f"uniform noise needs both low= and high=\ngot: low={self.low!r}, high={self.high!r}"
+                )
             assert self.low is not None and self.high is not None
             if not self.low < self.high or math.isinf(self.high - self.low):
-                raise ArgumentError(f"low must be smaller than high, both finite\ngot: low={self.low!r}, high={self.high!r}")
+                raise ArgumentError(
+                    f"low must be smaller than high, both finite\ngot: low={self.low!r}, high={self.high!r}"
+                )
         elif not is_number(self.std) or not 0 <= float(self.std or 0.0) < math.inf:
             raise ArgumentError(f"std= must be a number >= 0\ngot: {self.std!r}")
 

@@ -34,9 +34,7 @@ def parameters(target: Any, *, where: WhereLike = ...) -> list[Parameter]:
     return select(open_target(target), where)
 
 
-def get_params(
-    target: Any, *, where: WhereLike = ..., layout: LayoutName = "neutral", copy: bool = True
-) -> Params:
+def get_params(target: Any, *, where: WhereLike = ..., layout: LayoutName = "neutral", copy: bool = True) -> Params:
     """Return the values as NumPy arrays that know their axes and roles.
 
     Args:

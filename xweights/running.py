@@ -97,8 +97,7 @@ def as_rule(rule: Rule | Callable[[Any], Any]) -> Rule:
 
 def run(target: Any, rule: Rule, *, where: WhereLike | None, call: str, default: WhereLike = DEFAULT_EDITED) -> None:
     """Do what every editing verb does: select, check everything, then edit."""
-    shown = "..." if where is None or where is ... else repr(where)
-    line = f"bound = xweights.bind(model, {rule!r}, where={shown})"
+    line = bind_line(rule, default if where is None else where)
     chosen = select(open_target(target, bind_line=line), default if where is None else where)
     if tracing(target):
         if rule.random:
@@ -110,6 +109,11 @@ def run(target: Any, rule: Rule, *, where: WhereLike | None, call: str, default:
         Bound(rule, chosen, prepare(rule, chosen, call))()
         return
     execute(rule, chosen, prepare(rule, chosen, call))
+
+
+def bind_line(rule: Rule, where: WhereLike) -> str:
+    """Return the call that does bound what a verb would do."""
+    return f"bound = xweights.bind(model, {rule!r}, where={'...' if where is ... else repr(where)})"
 
 
 def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Array, ...]]:

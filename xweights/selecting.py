@@ -266,8 +266,18 @@ def to_where(value: WhereLike) -> Where:
     )
 
 
-DEFAULT_EDITED: Where = Trainable() & Floating()
-DEFAULT_KERNELS: Where = Role(("*kernel", "embeddings")) & Floating()
+@dataclass(frozen=True, repr=False)
+class Default(Both):
+    """What a verb means without ``where=``: printed as the public words that say nearly the same."""
+
+    words: str = "..."
+
+    def __repr__(self) -> str:
+        return self.words
+
+
+DEFAULT_EDITED: Where = Default(Trainable(), Floating(), "xweights.trainable()")
+DEFAULT_KERNELS: Where = Default(Role(("*kernel", "embeddings")), Floating(), "xweights.role('*kernel', 'embeddings')")
 
 
 def select(everything: Sequence[Parameter], where: WhereLike) -> list[Parameter]:

@@ -146,7 +146,9 @@ def _unknown(target: Any) -> TargetError:
     kind = type(target)
     shown = f"{kind.__module__}.{kind.__qualname__}"
     if isinstance(target, (str, bytes)) or hasattr(target, "__fspath__"):
-        return TargetError(f"a path is no live target\ngot: {target!r}\nFix: load the file into a mapping of arrays first")
+        return TargetError(
+            f"a path is no live target\ngot: {target!r}\nFix: load the file into a mapping of arrays first"
+        )
     family = [root for root in dict.fromkeys(roots(kind)) if root not in ("builtins", "__main__", "abc", "typing")]
     installed = ", ".join(sorted(doors())) or "none (in a checkout: python -m pip install -e .)"
     text = (

@@ -41,7 +41,9 @@ def as_number(value: Any, dtype: np.dtype[Any], *, what: str = "the value") -> A
     if dtype.kind in "iu":
         info = np.iinfo(dtype)
         if float(value) != int(value) or not info.min <= int(value) <= info.max:
-            raise DtypeError(f"{what} can't be stored as {dtype.name}\ngot: {value!r}\nFix: give a whole number in its range")
+            raise DtypeError(
+                f"{what} can't be stored as {dtype.name}\ngot: {value!r}\nFix: give a whole number in its range"
+            )
         return np.asarray(int(value), dtype)
     if not is_floating(dtype):
         raise DtypeError(f"{what} can't be stored as {dtype.name}\ngot: {value!r}")
@@ -127,7 +129,9 @@ def operand(value: Any, parameter: Parameter, *, what: str, dtype: np.dtype[Any]
     """
     wanted = parameter.dtype if dtype is None else dtype
     if isinstance(value, Mapping):
-        key = next((name for name in (parameter.name, *parameter.aliases, parameter.native_name) if name in value), None)
+        key = next(
+            (name for name in (parameter.name, *parameter.aliases, parameter.native_name) if name in value), None
+        )
         if key is None:
             raise SelectionError(f"{what} has nothing for {parameter.name!r}\n{near(parameter.name, value)}")
         named_axes = getattr(value, "axes", {}).get(key)

@@ -33,7 +33,7 @@ from xweights.rules import (
     SpectralNorm,
     UnitNorm,
 )
-from xweights.running import execute, prepare, run
+from xweights.running import bind_line, execute, prepare, run
 from xweights.selecting import DEFAULT_EDITED, DEFAULT_KERNELS, WhereLike, select
 from xweights.targets import open_target, tracing
 
@@ -240,9 +240,7 @@ def noise(
     run(target, rule, where=where, call="noise")
 
 
-def init(
-    target: Any, initializer: Initializer, *, seed: int, where: WhereLike | None = None, **options: Any
-) -> None:
+def init(target: Any, initializer: Initializer, *, seed: int, where: WhereLike | None = None, **options: Any) -> None:
     """Replace the selected weights by initial ones, the same bytes in every framework.
 
     Args:
@@ -328,9 +326,8 @@ def prune(
     if tracing(target):
         run(target, rule, where=where, call="prune", default=DEFAULT_KERNELS)
         return None
-    shown = "..." if where is None or where is ... else repr(where)
-    line = f"bound = xweights.bind(model, {rule!r}, where={shown})"
-    chosen = select(open_target(target, bind_line=line), DEFAULT_KERNELS if where is None else where)
+    where = DEFAULT_KERNELS if where is None else where
+    chosen = select(open_target(target, bind_line=bind_line(rule, where)), where)
     prepare(rule, chosen, "prune")
     masks = dict(zip((p.name for p in chosen), host_masks(rule, chosen), strict=True))
     execute(Mask(masks), chosen, [(masks[p.name],) for p in chosen])

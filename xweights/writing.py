@@ -156,7 +156,9 @@ def _matched(
         found = [back[key]] if key in back else named(key, everything)
         if not found:
             if last_part(key) not in COUNTERS:
-                problems.add(SelectionError, f"{key!r} is no parameter of the target\n{near(key, [p.name for p in everything])}")
+                problems.add(
+                    SelectionError, f"{key!r} is no parameter of the target\n{near(key, [p.name for p in everything])}"
+                )
         elif id(found[0]) not in wanted:
             if strict:
                 problems.add(SelectionError, f"{key!r} is not selected by where=", fix="leave it out, or widen where=")

@@ -79,9 +79,9 @@ def _parameter(one: Found, storage: Any) -> Parameter:
     shape = tuple(int(n) for n in one.variable.shape)
     layout: Layout = plain_layout(shape) if one.entry is None else one.entry.layout(shape)
     gates = None if one.entry is None else one.entry.gates
-    native_name, role = one.variable.path, None
+    native_name = one.variable.path
     if one.module is not None:
-        layout, gates, role = one.module.layout, one.module.gates, one.module.role
+        layout, gates = one.module.layout, one.module.gates
         native_name = _native(one)
     return Parameter(
         name=one.name,
@@ -90,7 +90,7 @@ def _parameter(one: Found, storage: Any) -> Parameter:
         dtype=dtype_of(one.variable),
         storage=storage,
         handle=one.variable,
-        role=role,
+        role=one.role,
         layer=one.layer,
         gates=gates if layout.axes is not None else None,
         aliases=tuple(one.aliases),
@@ -106,7 +106,7 @@ def _of_module(one: Found) -> Parameter:
         dtype=module.dtype,
         storage=module.storage,
         handle=module.handle,
-        role=module.role,
+        role=one.role,
         layer=one.layer,
         gates=module.gates,
         aliases=tuple(one.aliases),
@@ -121,7 +121,7 @@ def _native(one: Found) -> str:
 def _single(variable: Any) -> Parameter:
     name = "parameter" if is_made_up(variable.name, type(variable)) else variable.name
     storage: Any = KerasStorage(None, frozenset()) if variable._value is None else storage_for(variable)
-    return _parameter(Found(variable, None, name, ""), storage)
+    return _parameter(Found(variable, None, name, "", name), storage)
 
 
 def _check_initialised(found: Sequence[Parameter], target: Any) -> None:

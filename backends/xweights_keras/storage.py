@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
-from xweights.backend import Storage, backend_for
+from xweights.backend import Storage, backend_for, load
 from xweights.errors import TargetError, TraceError, WriteError
 from xweights.parameter import Array, is_floating
 
@@ -244,38 +244,46 @@ class JaxStorage(KerasStorage):
 
 
 class Refreshing:
-    """Wrap the storage of a layer that goes on with a copy of its weights, and has it take a new one after each write."""
+    """Wrap the storage of a layer that computes with a copy of its weights, and have it take a new one after each write."""
 
-    def __init__(self, inner: KerasStorage, layer: Any, refresh: Callable[[Any], None]) -> None:
+    def __init__(self, inner: Any, layer: Any, refresh: Callable[[Any], None]) -> None:
         self.inner = inner
-        self.fallible = inner.fallible
+        self.fallible: bool = inner.fallible
         self._layer = weakref.ref(layer)
         self._refresh = refresh
 
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
-        if writing and get_stateless_scope() is not None:
+        if writing and in_compiled_step():
             return "its layer keeps a copy that a compiled step can't renew; write it outside of the step"
-        return self.inner.refusal(handle, writing=writing)  # type: ignore[attr-defined, no-any-return]
+        reason: str | None = self.inner.refusal(handle, writing=writing)
+        return reason
+
+    def write(self, handle: Any, value: Array) -> None:
+        self.inner.write(handle, value)
+        self._renew()
+
+    def put(self, handle: Any, leaf: Any, value: Any) -> None:
+        if in_compiled_step():
+            raise TraceError(f"{handle.path!r} can't be written here: {self.refusal(handle, writing=True)}")
+        self.inner.put(handle, leaf, value)
+        self._renew()
+
+    def restore(self, handle: Any, kept: Any) -> None:
+        self.inner.restore(handle, kept)
+        self._renew()
 
     def _renew(self) -> None:
         layer = self._layer()
         if layer is not None:
             self._refresh(layer)
 
-    def write(self, handle: Any, value: Array) -> None:
-        self.inner.write(handle, value)  # type: ignore[attr-defined]
-        self._renew()
-
-    def put(self, handle: Any, leaf: Any, value: Any) -> None:
-        self.inner.put(handle, leaf, value)  # type: ignore[attr-defined]
-        self._renew()
-
-    def restore(self, handle: Any, kept: Any) -> None:
-        self.inner.restore(handle, kept)  # type: ignore[attr-defined]
-        self._renew()
-
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+        return getattr(self.inner, name)  # everything that writes nothing
+
+
+def in_compiled_step() -> bool:
+    """Return True where a write doesn't reach the model now: while a step is traced, and in a StatelessScope."""
+    return get_stateless_scope() is not None or load(keras.backend.backend()).tracing() != "no"
 
 
 def _scoped(variable: Any) -> Any:

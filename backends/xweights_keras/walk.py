@@ -27,6 +27,7 @@ class Found:
     owner: Any
     name: str
     layer: str
+    role: str
     entry: Entry | None = None
     module: Any = None
     aliases: list[str] = field(default_factory=list)
@@ -113,9 +114,10 @@ class Walk:
             if name != before.name and name not in before.aliases and self._names.setdefault(name, key) == key:
                 before.aliases.append(name)
             return
+        role = name.rpartition("/")[2] if module is None else module.role
         name = free(name, self._names)
         self._names[name] = key
-        self.found[key] = Found(variable, layer, name, place, entry, module)
+        self.found[key] = Found(variable, layer, name, place, role, entry, module)
 
     def _module(self, wrapper: Any, path: Path) -> None:
         """Add the parameters of a torch module inside a Keras layer, as the torch backend sees them."""
@@ -201,11 +203,11 @@ def join(path: Path, part: str) -> Path:
 
 def free(name: str, taken: Iterable[str]) -> str:
     """Return the name, or with ``_1``, ``_2`` ... if another weight has it."""
-    names, number = name, 0
-    while names in taken:
+    unique, number = name, 0
+    while unique in taken:
         number += 1
-        names = f"{name}_{number}"
-    return names
+        unique = f"{name}_{number}"
+    return unique
 
 
 def signature(layer: Any) -> list[Any]:

@@ -55,7 +55,8 @@ class ModuleAdapter:
             if isinstance(one, Parameter):
                 fresh[name] = _renamed(one, name, aliases)
             elif old is not None and old.handle is one and old.aliases == aliases and old.native_name == spelled:
-                fresh[name] = old
+                # (a variable made with shape=None may have another shape by now)
+                fresh[name] = old if one.shape.is_fully_defined() else _parameter(name, spelled, one, aliases)
             else:
                 fresh[name] = _parameter(name, spelled, one, aliases)
         known.clear()
@@ -141,7 +142,7 @@ def _renamed(one: Parameter, name: str, aliases: tuple[str, ...]) -> Parameter:
         name=name,
         native_name=name if lone else one.native_name,
         role=name.rpartition("/")[2] if lone else one.role,
-        layer=name.rpartition("/")[0] if lone else name.removesuffix(one.name) + one.layer,
+        layer=name.rpartition("/")[0] if lone else f"{name.removesuffix(one.name)}{one.layer}".rstrip("/"),
         gates=one.gates,
         aliases=aliases,
         layout=one.layout,

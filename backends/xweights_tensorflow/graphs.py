@@ -32,14 +32,17 @@ def lifted(make: Callable[[], Any]) -> Any:
         return make()
 
 
+def has_outside() -> bool:
+    """Return False in a plain ``tf.Graph`` of TensorFlow 1, which can't take an eager tensor as an input."""
+    return tf.executing_eagerly() or tf.compat.v1.executing_eagerly_outside_functions()
+
+
 def runtime_zero(dtype: Any) -> Any:
     """Return a 0-d integer zero whose value reaches a graph only at run time, so that nothing can be folded with it."""
+    if not has_outside():
+        return tf.compat.v1.placeholder_with_default(tf.zeros((), dtype), ())
     if dtype not in _zeros:
-        zero = lifted(lambda: tf.zeros((), dtype))
-        if tf.is_symbolic_tensor(zero):
-            # A plain tf.Graph, which has no outside: a placeholder's default isn't folded either.
-            return tf.compat.v1.placeholder_with_default(zero, ())
-        _zeros[dtype] = zero
+        _zeros[dtype] = lifted(lambda: tf.zeros((), dtype))
     return _zeros[dtype]
 
 

@@ -8,7 +8,7 @@ What keeps the bits the same everywhere (each line was measured; the tests hold 
   (which keeps -0.0) and ``x * 0.0`` to zeros, and merge ``(x * a) * b``.
 * ``ClipByValue`` is the definition of clip in TensorFlow's own kernel, but turns NaN into a bound under XLA; ``Maximum``
   and ``Minimum`` are exact in both unless the bound is a zero.
-* XLA widens bfloat16 to move it, which quietens signalling NaNs: halves are moved as integers.
+* XLA widens halves to compare and move them, which quietens signalling NaNs: they are moved as integers.
 * Measures run on the host in eager code, in the very code that serves NumPy: the same bits, and no full-size
   float64 copy.
 """
@@ -25,7 +25,7 @@ from tensorflow import raw_ops
 from xweights.arrays import NumpyOps
 from xweights.axes import Shape
 from xweights.parameter import Array, is_floating
-from xweights_tensorflow.graphs import any_gpu, in_xla, lifted, runtime_zero
+from xweights_tensorflow.graphs import any_gpu, has_outside, in_xla, lifted, runtime_zero
 from xweights_tensorflow.storage import VARIABLES, copied, host
 
 HOST = NumpyOps()
@@ -44,24 +44,24 @@ class TensorFlowOps:
 
     # edits
     def multiply(self, x: Any, y: Any) -> Any:
-        return raw_ops.Mul(x=x, y=y) if _is_native(x) else _widened(raw_ops.Mul, x, y)
+        return _narrow(self.multiply, x, y) if x.dtype in _NARROW else raw_ops.Mul(x=x, y=y)
 
     def add(self, x: Any, y: Any) -> Any:
-        return raw_ops.AddV2(x=x, y=y) if _is_native(x) else _widened(raw_ops.AddV2, x, y)
+        return _narrow(self.add, x, y) if x.dtype in _NARROW else raw_ops.AddV2(x=x, y=y)
 
     def clip(self, x: Any, low: Any | None, high: Any | None) -> Any:
-        if not _is_native(x):
-            return _widened(self.clip, x, low, high)
-        if tf.executing_eagerly() and not any_gpu() and all(bound is None or bound.shape.rank == 0 for bound in (low, high)):
+        if x.dtype in _NARROW:
+            return _narrow(self.clip, x, low, high)
+        if tf.executing_eagerly() and not any_gpu() and all(one is None or not one.ndim for one in (low, high)):
             least, most = _range(x.dtype)
             return raw_ops.ClipByValue(
                 t=x, clip_value_min=least if low is None else low, clip_value_max=most if high is None else high
             )
-        # Where high < x < low can't be (low <= high is checked), one bound after the other is the definition.
+        # low <= high is checked, so one bound after the other is the definition.
         if low is not None:
-            x = raw_ops.Maximum(x=x, y=low) if _is_nonzero(low) else _select(raw_ops.Less(x=x, y=low), low, x)
+            x = raw_ops.Maximum(x=x, y=low) if _is_plain(x, low) else _select(raw_ops.Less(x=x, y=low), low, x)
         if high is not None:
-            x = raw_ops.Minimum(x=x, y=high) if _is_nonzero(high) else _select(raw_ops.Greater(x=x, y=high), high, x)
+            x = raw_ops.Minimum(x=x, y=high) if _is_plain(x, high) else _select(raw_ops.Greater(x=x, y=high), high, x)
         return x
 
     def keep(self, x: Any, mask: Any) -> Any:
@@ -71,23 +71,27 @@ class TensorFlowOps:
         return _select(mask, x, y)
 
     def fill(self, x: Any, value: Any) -> Any:
+        if x.dtype in _NARROW:
+            return _narrow(self.fill, x, value)
         if value.shape.rank == 0:
             return raw_ops.Fill(dims=_static(self, x.shape), value=value)
         if value.shape != x.shape:
             return raw_ops.BroadcastTo(input=value, shape=_static(self, x.shape))
-        # Two variables filled from one array must not share its memory (nor this one, should it belong to a caller).
-        return raw_ops.DeepCopy(x=value) if tf.executing_eagerly() else raw_ops.Identity(input=value)
+        # Eager results are assigned as they are, and two variables filled from one array should not share its memory.
+        return raw_ops.DeepCopy(x=value) if tf.executing_eagerly() else value
 
     def set_at(self, x: Any, index: tuple[Any, ...], value: Any) -> Any:
+        if x.dtype in _NARROW:
+            return _narrow(self.set_at, x, index, value)
+        shape = tuple(x.shape)
         mask = next((one for one in index if isinstance(one, np.ndarray)), None)
-        if mask is not None and len(index) == 1 and mask.shape == tuple(x.shape) and value.shape.rank == 0:
+        if mask is not None and mask.shape == shape and value.shape.rank == 0:
             return _select(self.constant(~mask, x), x, value)
         bits, new = _bits(x), _bits(value)
-        if mask is None and all(not isinstance(one, slice) or (one.step or 1) > 0 for one in index):
+        if mask is None and shape and all(not isinstance(one, slice) or one.step in (None, 1) for one in index):
             edited = _strided_update(self, bits, index, new)
         else:
             # No kernel knows this kind of index, but it is static: NumPy says which flat positions it means.
-            shape = tuple(x.shape)
             positions = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.int64).reshape(shape)[index]
             edited = raw_ops.TensorScatterUpdate(
                 tensor=tf.reshape(bits, [-1]),
@@ -98,10 +102,14 @@ class TensorFlowOps:
         return _unbits(edited, x.dtype)
 
     def fence(self, x: Any) -> Any:
-        if tf.executing_eagerly() or not x.dtype.is_floating or not in_xla():
+        if tf.executing_eagerly() or not x.dtype.is_floating:
             return x
-        bits = _bits(x)
-        return _unbits(raw_ops.BitwiseXor(x=bits, y=runtime_zero(bits.dtype)), x.dtype)
+        if in_xla() and x.dtype not in _NARROW:
+            bits = _bits(x)
+            return _unbits(raw_ops.BitwiseXor(x=bits, y=runtime_zero(bits.dtype)), x.dtype)
+        # Grappler turns (x * a) * b into x * (a * b), through identities and bitcasts too; what may be fed, it leaves
+        # alone, and it costs nothing.
+        return raw_ops.PlaceholderWithDefault(input=x, shape=x.shape)
 
     # measures
     def sum_squares(self, x: Any, axes: tuple[int, ...] | None) -> Any:
@@ -138,7 +146,7 @@ class TensorFlowOps:
     def sum(self, x: Any, axes: tuple[int, ...]) -> Any:
         if tf.executing_eagerly():
             return tf.constant(HOST.sum(host(x), axes))
-        return tf.reduce_sum(x, axis=list(axes))
+        return tf.reduce_sum(x, axis=list(axes), keepdims=True)
 
     def greater(self, x: Any, y: Any) -> Any:
         return raw_ops.Greater(x=x, y=y)
@@ -164,17 +172,14 @@ class TensorFlowOps:
         return tf.concat(xs, 0)
 
     def constant(self, value: Array, like: Any) -> Any:
-        # Numbers come again and again, one for each parameter; making a tensor of one costs as much as an edit.
-        if value.size > 16:
+        if value.size > 16 or not has_outside():
             return lifted(lambda: copied(value))
+        # Numbers come again and again, one for each parameter; making a tensor of one costs as much as an edit.
         key = (value.dtype, value.shape, value.tobytes())
         if key not in _constants:
-            made = lifted(lambda: tf.constant(value))
-            if tf.is_symbolic_tensor(made):
-                return made
             if len(_constants) >= 1024:
                 _constants.clear()
-            _constants[key] = made
+            _constants[key] = lifted(lambda: tf.constant(value))
         return _constants[key]
 
     def buffer(self, value: Array, like: Any) -> Any:
@@ -187,15 +192,13 @@ class TensorFlowOps:
         return VARIABLES.leaf(buffer)
 
 
-def _is_native(x: Any) -> bool:
-    return x.dtype not in _NARROW
-
-
-def _widened(function: Callable[..., Any], *operands: Any) -> Any:
-    # As ml_dtypes does it: compute in float32, round once.
-    wide = [None if one is None else raw_ops.Cast(x=one, DstT=tf.float32) for one in operands]
-    result = function(*wide) if function.__name__ == "clip" else function(x=wide[0], y=wide[1])
-    return raw_ops.Cast(x=result, DstT=operands[0].dtype)
+def _narrow(edit: Callable[..., Any], x: Any, *operands: Any) -> Any:
+    """Edit a float8 tensor: on the host, or in a graph by way of float32, rounded once as ml_dtypes does."""
+    if tf.executing_eagerly():
+        given = [host(one) if tf.is_tensor(one) else one for one in operands]
+        return copied(np.asarray(getattr(HOST, edit.__name__)(host(x), *given)))
+    wide = [raw_ops.Cast(x=one, DstT=tf.float32) if tf.is_tensor(one) and one.dtype == x.dtype else one for one in (x, *operands)]
+    return raw_ops.Cast(x=edit(*wide), DstT=x.dtype)
 
 
 def _bits(x: Any) -> Any:
@@ -208,7 +211,9 @@ def _unbits(x: Any, dtype: Any) -> Any:
 
 def _select(mask: Any, x: Any, y: Any) -> Any:
     dtype = x.dtype
-    if dtype in _NARROW or (dtype.is_floating and dtype.size < 4 and not tf.executing_eagerly()):
+    if dtype in _NARROW:
+        return _narrow(TensorFlowOps().choose, x, mask, y)
+    if dtype.is_floating and dtype.size < 4 and not tf.executing_eagerly():
         return _unbits(raw_ops.SelectV2(condition=mask, t=_bits(x), e=_bits(y)), dtype)
     return raw_ops.SelectV2(condition=mask, t=x, e=y)
 
@@ -229,13 +234,11 @@ def _range(dtype: Any) -> tuple[Any, Any]:
     return _ranges[dtype]
 
 
-def _is_nonzero(bound: Any) -> bool:
-    """Return True for a number that is known now and no zero: there ``Maximum`` and ``Minimum`` are exact."""
-    return bound.shape.rank == 0 and not tf.is_symbolic_tensor(bound) and bool(host(bound) != 0)
-
-
-def _view(x: Any) -> Array:
-    return np.asarray(x)
+def _is_plain(x: Any, bound: Any) -> bool:
+    """Return whether ``Maximum`` and ``Minimum`` are exact: the bound is a number known now, and no zero."""
+    # XLA widens halves, which quietens signalling NaNs.
+    wide = x.dtype.size >= 4 or not x.dtype.is_floating
+    return wide and bound.shape.rank == 0 and not tf.is_symbolic_tensor(bound) and bool(host(bound) != 0)
 
 
 def _strided_update(ops: TensorFlowOps, bits: Any, index: tuple[Any, ...], value: Any) -> Any:
@@ -251,8 +254,6 @@ def _strided_update(ops: TensorFlowOps, bits: Any, index: tuple[Any, ...], value
         begin.append(start)
         end.append(stop)
         step.append(stride)
-    if not bits.shape.rank:
-        return raw_ops.Reshape(tensor=value, shape=[])
     return raw_ops.TensorStridedSliceUpdate(
         input=bits, begin=begin, end=end, strides=step, shrink_axis_mask=shrink,
         value=raw_ops.BroadcastTo(input=value, shape=_static(ops, shape)),

@@ -31,7 +31,8 @@ _BY_BITS = {
 }  # fmt: skip
 
 NUMPY_OF: dict[torch.dtype, np.dtype[Any]] = {one: np.dtype(other) for one, other in (_PLAIN | _BY_BITS).items()}
-TORCH_OF: dict[np.dtype[Any], torch.dtype] = {other: one for one, other in NUMPY_OF.items()}
+# By name, because Dynamo can look up strings, and no NumPy dtypes.
+TORCH_OF: dict[str, torch.dtype] = {other.name: one for one, other in NUMPY_OF.items()}
 
 # Same-width integers to move bits through: a float that passes through arithmetic, or through a compiler's wider
 # registers, may lose the payload of a NaN.
@@ -74,7 +75,7 @@ _AS_INTEGERS = frozenset(np.dtype(one) for one in _BY_BITS.values())
 
 def from_host(array: Array) -> torch.Tensor:
     """Return a host array as a CPU tensor that shares its memory where it can; only to be read."""
-    dtype = TORCH_OF[array.dtype]
+    dtype = TORCH_OF[array.dtype.name]
     array = plain_bits(array)
     # torch has no negative strides, and warns of arrays that it could write to and shouldn't.
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):

@@ -46,9 +46,16 @@ class Kind:
     rows: Callable[..., Rows]
     reads: tuple[str, ...] = ()
 
-    def config(self, module: nn.Module) -> Config:
-        """Return what the rows of this module depend on, besides shapes."""
-        return tuple(getattr(module, name) for name in self.reads)
+    def config(self, module: nn.Module) -> Config | None:
+        """Return what the rows of this module depend on, besides shapes; None for a subclass that hasn't got it."""
+        if not self.reads:
+            return ()
+        try:
+            found = tuple([getattr(module, name) for name in self.reads])
+            hash(found)
+        except (AttributeError, TypeError):
+            return None
+        return found
 
 
 def _fixed(*rows: Entry) -> Kind:

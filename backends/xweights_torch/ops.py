@@ -126,7 +126,7 @@ class TorchOps:
         return torch.where(mask, x, y)
 
     def cast(self, x: Tensor, dtype: np.dtype[Any]) -> Tensor:
-        return x.to(TORCH_OF[dtype])
+        return x.to(TORCH_OF[dtype.name])
 
     def reshape(self, x: Tensor, shape: Shape) -> Tensor:
         return x.reshape(shape)

@@ -56,14 +56,12 @@ class _Walker:
 
     def visit(self, module: nn.Module) -> int:
         """Note a module, and return its position among the nodes. Called for every module at every call: kept quick."""
-        position = self.modules.get(id(module))
-        if position is not None:
+        facts, arrays, known = self.facts, self.arrays, self.known
+        position = self.modules.setdefault(id(module), len(facts))
+        if position != len(facts):
             return position
-        facts = self.facts
-        position = self.modules[id(module)] = len(facts)
         facts.append(None)
         held: list[Held] = []
-        arrays, known = self.arrays, self.known
         for key, tensor in module._parameters.items():
             # The common case first, and without a call: an array that wasn't met before.
             if type(tensor) is nn.Parameter and (address := tensor.data_ptr()) and address not in known:
@@ -76,12 +74,13 @@ class _Walker:
             if tensor is not None:
                 one = self.note(tensor, module, "buffer", key)
                 held.append((key, TRANSIENT, *one[2:]) if key in module._non_persistent_buffers_set else one)
-        made = []
-        if module._forward_pre_hooks or "parametrizations" in module._modules:
+        made: list[Held] = []
+        inner = module._modules
+        if module._forward_pre_hooks or "parametrizations" in inner:
             for computed in computed_in(module):
                 made.append((computed.name, PARAMETER, len(self.computed), *computed.form()))
                 self.computed.append(computed)
-        children = [(name, self.visit(child)) for name, child in module._modules.items() if child is not None]
+        children = [(name, self.visit(child)) for name, child in inner.items() if child is not None] if inner else []
         kind = type(module) if not isinstance(module, torch.jit.ScriptModule) else _scripted_type(module)
         layer = kind_of(kind)
         facts[position] = (kind, None if layer is None else layer.config(module), held, made, children)

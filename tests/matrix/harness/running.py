@@ -1,0 +1,198 @@
+"""How a cell is run: the row's body on a twin of the column, and on the referee, and what lies between.
+
+Owns :func:`run` and the compiled steps. Steps of one family are compiled together, once per process: compiling is what the
+matrix spends its time on. Imports a framework only inside the functions that need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+from harness import values
+from harness.columns import DTYPES, Column
+from harness.compare import Gap, gap
+from harness.hands import Bound, Now
+from harness.naive import Naive
+from harness.rows import ROWS, Row
+from harness.twins import AXES, Arrays, Twin
+
+from xweights.errors import LayoutError
+
+NO_AXES = "needs axis names, and a tf.Module has none: refused with a LayoutError"
+
+
+@contextmanager
+def wide_enough(column: Column, dtype: str) -> Iterator[None]:
+    """JAX needs its 64-bit mode for float64, which a user turns on for a whole process."""
+    if column.framework == "jax" and dtype == "float64":
+        import jax
+
+        with jax.enable_x64(True):
+            yield
+    else:
+        yield
+
+
+def refused(row: Row, column: Column) -> str | None:
+    """Why this column has to refuse the row, or None."""
+    return NO_AXES if row.needs == "axes" and not _has_axes(column) else None
+
+
+def _has_axes(column: Column) -> bool:
+    return column.twin_name != "tf_module"
+
+
+@cache
+def eager_twin(column: Column, dtype: str) -> Twin:
+    """One model for all eager cells of a column and dtype: each loads its own values, by hand."""
+    return column.twin(DTYPES[dtype])
+
+
+def check_refusal(row: Row, column: Column, dtype: str) -> None:
+    """The row must be refused, with the target as it was."""
+    twin = eager_twin(column, dtype)
+    start = values.make(row.values, DTYPES[dtype])
+    twin.load(start)
+    try:
+        row.body(Now(twin.target))
+    except LayoutError:
+        left = gap(twin.read(), start, bits=True)
+        assert left.entries == 0, f"a refused call left traces: {left}"
+    else:
+        raise AssertionError(f"{row.name} was done to a target without axes")
+
+
+def run(row: Row, column: Column, dtype: str) -> Gap:
+    """Run one cell and measure it."""
+    with wide_enough(column, dtype):
+        if column.mode == "eager":
+            return run_eager(row, column, dtype)
+        return run_compiled(row, column, dtype)
+
+
+def run_eager(row: Row, column: Column, dtype: str) -> Gap:
+    """The verbs as they are called in a script. What they return (masks) is compared as well."""
+    twin = eager_twin(column, dtype)
+    start = values.make(row.values, DTYPES[dtype])
+    twin.load(start)
+    before = twin.identity()
+    returned = row.body(Now(twin.target))
+    assert twin.identity() == before, "a verb put another object in the place of a parameter"
+    want, expected = referee(row, start, twin)
+    found = gap(twin.read(), want, bits=row.bits)
+    if found.entries == 0 and isinstance(expected, dict):
+        found = gap(returned, expected, bits=True)
+    return found
+
+
+def referee(row: Row, start: Arrays, twin: Twin) -> tuple[Arrays, Any]:
+    """What the row has to come to: (arrays, what the verb returns)."""
+    naive = Naive({name: array.copy() for name, array in start.items()}, AXES, list(twin.trainable))
+    expected = row.body(naive)
+    return naive.w, expected
+
+
+# Compiled steps
+
+
+def run_compiled(row: Row, column: Column, dtype: str) -> Gap:
+    """The verbs in a compiled step, together with those of the row's family on twins of their own."""
+    finished = family_of(row.family, column, dtype)
+    if row.name not in finished:
+        # The family as a whole failed to compile: then this row has to say for itself why, or that it isn't its fault.
+        finished = run_steps([row], column, dtype)
+    twin, start = finished[row.name]
+    want, _ = referee(row, start, twin)
+    return gap(twin.read(), want, bits=row.bits)
+
+
+@cache
+def family_of(family: str, column: Column, dtype: str) -> dict[str, tuple[Twin, Arrays]]:
+    """Run every row of a family in one compiled step; nothing if it can't be compiled."""
+    rows = [row for row in ROWS.values() if row.family == family and refused(row, column) is None]
+    try:
+        return run_steps(rows, column, dtype)
+    except Exception:  # noqa: BLE001 - whatever it is, the rows are then run one by one, and say it
+        return {}
+
+
+def run_steps(rows: list[Row], column: Column, dtype: str) -> dict[str, tuple[Twin, Arrays]]:
+    """Compile one step for these rows, each on its own twin, and run it as often as the row draws."""
+    twins = [column.twin(DTYPES[dtype]) for _ in rows]
+    starts = [values.make(row.values, DTYPES[dtype]) for row in rows]
+    for twin, start in zip(twins, starts, strict=True):
+        twin.load(start)
+    traced = column.framework == "tensorflow" and not any(row.draws for row in rows)
+    bodies: list[Callable[[], Any]] = []
+    draws: list[list[int]] = []
+    bound: list[Bound] = []
+    for row, twin in zip(rows, twins, strict=True):
+        if traced:  # TensorFlow traces the verbs themselves
+            bodies.append(lambda row=row, twin=twin: row.body(Now(twin.target)))
+            continue
+        hand = Bound(twin.target)
+        row.body(hand)
+        bound.append(hand)
+        bodies += hand.steps
+        draws.append(hand.draws)
+    step = COMPILERS[column.framework, column.mode](bodies, twins)
+    for turn in range(max([1, *map(len, draws)])):
+        for hand, steps in zip(bound, draws, strict=True):
+            if steps:
+                hand.steps[0].draw(steps[turn])
+        step()
+    return {row.name: (twin, start) for row, twin, start in zip(rows, twins, starts, strict=True)}
+
+
+def _torch_compiled(bodies: list[Callable[[], Any]], twins: list[Twin]) -> Callable[[], None]:
+    import torch
+
+    def step() -> None:
+        for body in bodies:
+            body()
+
+    torch.compiler.reset()
+    return torch.compile(step, fullgraph=True)
+
+
+def _tf_function(bodies: list[Callable[[], Any]], twins: list[Twin], jit: bool) -> Callable[[], None]:
+    import tensorflow as tf
+
+    def step() -> None:
+        for body in bodies:
+            body()
+
+    return tf.function(step, autograph=False, jit_compile=jit)
+
+
+def _jax_jitted(bodies: list[Callable[[], Any]], twins: list[Twin]) -> Callable[[], None]:
+    """As Keras trains on JAX: values go in and out of a pure function, through a StatelessScope."""
+    import jax
+    import keras
+
+    variables = [variable for twin in twins for variable in twin.target.weights]
+
+    @jax.jit
+    def pure(now: list[Any]) -> list[Any]:
+        with keras.StatelessScope(state_mapping=list(zip(variables, now, strict=True))) as scope:
+            for body in bodies:
+                body()
+        return [scope.get_current_value(variable) for variable in variables]
+
+    def step() -> None:
+        for variable, value in zip(variables, pure([variable._value for variable in variables]), strict=True):
+            variable.assign(value)
+
+    return step
+
+
+COMPILERS: dict[tuple[str, str], Callable[[list[Callable[[], Any]], list[Twin]], Callable[[], None]]] = {
+    ("torch", "compiled"): _torch_compiled,
+    ("tensorflow", "function"): lambda bodies, twins: _tf_function(bodies, twins, jit=False),
+    ("tensorflow", "jit"): lambda bodies, twins: _tf_function(bodies, twins, jit=True),
+    ("jax", "jit"): _jax_jitted,
+}

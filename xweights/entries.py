@@ -1,0 +1,95 @@
+"""Single entries by index: which ones a call means, in neutral order.
+
+Owns :class:`SetEntries` and :func:`entries_index`. Imports axes, backend (protocols), errors, parameter, rules and values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xweights.axes import plain_layout
+from xweights.backend import Ops
+from xweights.errors import ArgumentError, LayoutError, SelectionError, ShapeError
+from xweights.parameter import Array, Parameter
+from xweights.rules import Rule, _short
+from xweights.values import host_array, need_axes, operand
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SetEntries(Rule):
+    """Set the entries at ``index`` to ``value``. Exact.
+
+    ``index``: a tuple of ints and slices, a mapping of axis names to them, or a bool array of the parameter's shape.
+    """
+
+    index: Any
+    value: Any
+
+    def operands(self, parameter: Parameter) -> tuple[Array, ...]:
+        index = self.resolve(parameter)
+        shape = np.broadcast_to(np.empty((), np.bool_), parameter.shape)[index].shape
+        if 0 in shape:
+            raise SelectionError(f"index={_short(self.index)} selects no entry of {parameter.name!r} {parameter.shape}")
+        one_by_one = Parameter(
+            name=parameter.name, native_name=parameter.native_name, layout=_plain(shape),
+            dtype=parameter.dtype, storage=parameter.storage, handle=None,
+        )  # fmt: skip
+        return (operand(self.value, one_by_one, what="value"),)
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        return ops.set_at(w, self.resolve(parameter), operands[0])
+
+    def resolve(self, parameter: Parameter) -> tuple[Any, ...]:
+        """Return the index as a full tuple of ints and slices, or of one bool array; raise if it doesn't fit."""
+        return entries_index(self.index, parameter)
+
+
+def _plain(shape: tuple[int, ...]) -> Any:
+    from xweights.axes import plain_layout
+
+    return plain_layout(shape)
+
+
+def entries_index(index: Any, parameter: Parameter) -> tuple[Any, ...]:
+    """Return what ``index`` means for a parameter: ints and slices per neutral axis, or one bool array."""
+    shape, name = parameter.shape, parameter.name
+    if hasattr(index, "keys"):
+        axes = need_axes(parameter, "an index by axis names")
+        strange = [axis for axis in index if axis not in axes]
+        if strange:
+            raise LayoutError(f"{name!r} has no axis {strange[0]!r}\naxes: ({', '.join(axes)})")
+        items = [index.get(axis, slice(None)) for axis in axes]
+    elif not isinstance(index, (tuple, int, slice, type(...), np.integer)):
+        mask = host_array(index, what="index")
+        if mask.dtype.kind != "b":
+            raise ArgumentError(
+                f"index is a list or an integer array, which NumPy and the frameworks read differently\ngot: {index!r}\n"
+                "Fix: a tuple of ints and slices, {'axis': int or slice}, or a bool array of the parameter's shape"
+            )
+        if mask.shape != shape:
+            raise ShapeError(f"the bool index doesn't fit {name!r}\ngot:      {mask.shape}\nexpected: {shape}")
+        return (mask,)
+    else:
+        given = index if isinstance(index, tuple) else (index,)
+        if ... in [one for one in given if isinstance(one, type(...))]:
+            cut = next(i for i, one in enumerate(given) if isinstance(one, type(...)))
+            given = (*given[:cut], *[slice(None)] * (len(shape) - len(given) + 1), *given[cut + 1 :])
+        if len(given) > len(shape):
+            raise ShapeError(f"index has {len(given)} parts, {name!r} has {len(shape)} axes\nshape: {shape}")
+        items = [*given, *[slice(None)] * (len(shape) - len(given))]
+    full: list[Any] = []
+    for position, (item, length) in enumerate(zip(items, shape, strict=True)):
+        if isinstance(item, slice):
+            full.append(slice(*item.indices(length)) if item.step is None or item.step > 0 else item)
+        elif isinstance(item, (int, np.integer)) and not isinstance(item, (bool, np.bool_)):
+            if not -length <= item < length:
+                raise ShapeError(f"index {item} is out of range for axis {position} of {name!r}\nshape: {shape}")
+            full.append(int(item) % length)
+        else:
+            raise ArgumentError(f"index may hold ints and slices\ngot: {item!r} for axis {position} of {name!r}")
+    return tuple(full)
+
+

@@ -1,0 +1,191 @@
+"""Rules that scale by a norm, which is accumulated in float64.
+
+Owns :class:`MaxNorm`, :class:`UnitNorm`, :class:`ClipNorm`, :class:`SpectralNorm` and what ``per=`` means. Imports axes,
+backend (protocols), errors, parameter, rules and values. As in rules.py, only ``ops.*`` touches weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from xweights.axes import unpacked
+from xweights.backend import Ops
+from xweights.errors import ArgumentError, LayoutError, ShapeError
+from xweights.parameter import Array, Parameter
+from xweights.rules import FLOAT64, Rule, need_floating
+from xweights.values import is_number, need_axes
+
+Per = str | tuple[str, ...]
+Scope = Literal["each", "global"]
+
+
+def per_axes(per: Per, parameter: Parameter) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
+    """Return (fine axes, fine shape, positions of all axes not in ``per``) for "one per index of these axes".
+
+    A packed axis such as ``gate*unit`` may be named whole or by its parts.
+    """
+    axes, shape = need_axes(parameter, f"per={per!r}"), parameter.shape
+    wanted = (per,) if isinstance(per, str) else tuple(per)
+    if not set(wanted) <= set(axes):
+        axes, shape = unpacked(axes, shape, parameter.gates)
+    missing = [axis for axis in wanted if axis not in axes]
+    if missing or not wanted:
+        raise LayoutError(
+            f"{parameter.name!r} has no axis {', '.join(map(repr, missing)) or repr(per)}\n"
+            f"axes: ({', '.join(parameter.axes or ())})\n"
+            "Fix: per= names axes of every selected parameter; narrow the selection with where="
+        )
+    return axes, shape, tuple(i for i, axis in enumerate(axes) if axis not in wanted)
+
+
+def _check_positive(number: Any, word: str) -> None:
+    if not is_number(number) or not float(number) > 0 or math.isinf(number):
+        raise ArgumentError(f"{word} must be a positive number\ngot: {number!r}")
+
+
+def _check_per(per: Any) -> None:
+    if not (isinstance(per, str) or (isinstance(per, tuple) and per and all(isinstance(one, str) for one in per))):
+        raise ArgumentError(f"per= takes an axis name or a tuple of them\ngot: {per!r}\nFix: per='out'")
+
+
+class _Scaled(Rule):
+    """A rule that multiplies each group of entries by a factor computed in float64 from its norm."""
+
+    def factor(self, norm: Any, ops: Ops, limit: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} must define factor")
+
+    def scaled(self, w: Any, ops: Ops, parameter: Parameter, per: Per, limit: Any) -> Any:
+        _, shape, others = per_axes(per, parameter)
+        fine = w if shape == parameter.shape else ops.reshape(w, shape)
+        norm = ops.sqrt(ops.sum_squares(fine, others))
+        new = ops.multiply(fine, ops.cast(self.factor(norm, ops, limit), parameter.dtype))
+        return new if shape == parameter.shape else ops.reshape(new, parameter.shape)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MaxNorm(_Scaled):
+    """Scale each unit (one per index of the axes ``per``) down to an L2 norm of at most ``max``. Close (rtol 1e-6).
+
+    Norms are accumulated in float64. A unit within the bound keeps its bits. Srebro & Shraibman, COLT 2005.
+    """
+
+    max: float
+    per: Per
+    exact = False
+
+    def __post_init__(self) -> None:
+        _check_positive(self.max, "max")
+        _check_per(self.per)
+
+    def operands(self, parameter: Parameter) -> tuple[Array, ...]:
+        need_floating(parameter, "max_norm")
+        per_axes(self.per, parameter)
+        return (np.asarray(self.max, FLOAT64), np.ones((), FLOAT64))
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        return self.scaled(w, ops, parameter, self.per, operands)
+
+    def factor(self, norm: Any, ops: Ops, limit: Any) -> Any:
+        most, one = limit
+        return ops.where(ops.greater(norm, most), ops.divide(most, norm), one)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class UnitNorm(_Scaled):
+    """Scale each unit (one per index of the axes ``per``) to an L2 norm of 1; a zero unit stays zero. Close (rtol 1e-6)."""
+
+    per: Per
+    exact = False
+
+    def __post_init__(self) -> None:
+        _check_per(self.per)
+
+    def operands(self, parameter: Parameter) -> tuple[Array, ...]:
+        need_floating(parameter, "unit_norm")
+        per_axes(self.per, parameter)
+        return (np.ones((), FLOAT64), np.zeros((), FLOAT64))
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        return self.scaled(w, ops, parameter, self.per, operands)
+
+    def factor(self, norm: Any, ops: Ops, limit: Any) -> Any:
+        one, zero = limit
+        return ops.where(ops.greater(norm, zero), ops.divide(one, norm), one)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClipNorm(Rule):
+    """Scale a whole parameter (or, ``scope="global"``, all together) down to an L2 norm of at most ``max``. Close (rtol 1e-6).
+
+    Norms are accumulated in float64. Pascanu et al., ICML 2013, there for gradients.
+    """
+
+    max: float
+    scope: Scope = "each"
+    exact = False
+
+    def __post_init__(self) -> None:
+        _check_positive(self.max, "max")
+        if self.scope not in ("each", "global"):
+            raise ArgumentError(f'scope= is "each" or "global"\ngot: {self.scope!r}')
+
+    @property
+    def joint(self) -> bool:  # type: ignore[override]
+        return self.scope == "global"
+
+    def operands(self, parameter: Parameter) -> tuple[Array, ...]:
+        need_floating(parameter, "clip_norm")
+        return (np.asarray(self.max, FLOAT64), np.ones((), FLOAT64))
+
+    def measure(self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter]) -> Any:
+        total = None
+        for _, w in sorted(zip((p.name for p in parameters), ws, strict=True), key=lambda pair: pair[0]):
+            part = ops.sum_squares(w, None)
+            total = part if total is None else ops.add(total, part)
+        return total
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        most, one = operands
+        norm = ops.sqrt(ops.sum_squares(w, None) if shared is None else shared)
+        factor = ops.where(ops.greater(norm, most), ops.divide(most, norm), one)
+        return ops.multiply(w, ops.cast(factor, parameter.dtype))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SpectralNorm(Rule):
+    """Scale down to a largest singular value of at most ``max``. Close (rtol 1e-5).
+
+    The matrix is (all other axes, ``out``), or (all other axes, last axis) where there is no ``out``.
+    Singular values come from a full decomposition in float64. Yoshida & Miyato, arXiv:1705.10941.
+    """
+
+    max: float
+    exact = False
+
+    def __post_init__(self) -> None:
+        _check_positive(self.max, "max")
+
+    def operands(self, parameter: Parameter) -> tuple[Array, ...]:
+        need_floating(parameter, "spectral_norm")
+        if len(parameter.shape) < 2:
+            raise ShapeError(f"spectral_norm needs a matrix\n{parameter.name!r} has the shape {parameter.shape}")
+        if len(parameter.shape) > 2:
+            need_axes(parameter, "spectral_norm of more than two axes")
+        return (np.asarray(self.max, FLOAT64), np.ones((), FLOAT64))
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        most, one = operands
+        axes, shape = parameter.axes or (), parameter.shape
+        last = axes.index("out") if "out" in axes else len(shape) - 1
+        order = (*(i for i in range(len(shape)) if i != last), last)
+        matrix = ops.reshape(ops.transpose(w, order), (parameter.size // max(shape[last], 1), shape[last]))
+        sigma = ops.largest_singular_value(matrix)
+        factor = ops.where(ops.greater(sigma, most), ops.divide(most, sigma), one)
+        return ops.multiply(w, ops.cast(factor, parameter.dtype))
+
+
