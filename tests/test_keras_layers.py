@@ -6,14 +6,18 @@ import os
 
 import pytest
 
+import xweights as xw
+
 pytestmark = pytest.mark.keras_backend
 
 keras = pytest.importorskip("keras")
-import xweights as xw
-from keras import layers as L
+L = keras.layers
 
 LSTM = ("i", "f", "c", "o")
 GRU = ("z", "r", "h")
+
+CELL = "kernel: in gate*unit, recurrent_kernel: unit gate*unit, bias: gate*unit"
+TWO_BIASES = "kernel: in gate*unit, recurrent_kernel: unit gate*unit, bias: side gate*unit"
 
 # layer, input shapes -> "name: axes" of each weight, in order. A name is a role where it has one part.
 ROWS = {
@@ -106,8 +110,10 @@ ROWS = {
     "BatchNormalization with renorm": (
         lambda: L.BatchNormalization(renorm=True, scale=False, axis=1),
         [(None, 4, 5)],
-        "beta: channel, moving_mean: channel, moving_variance: channel, "
-        "moving_stddev: channel, renorm_mean: channel, renorm_stddev: channel",
+        (
+            "beta: channel, moving_mean: channel, moving_variance: channel, "
+            "moving_stddev: channel, renorm_mean: channel, renorm_stddev: channel"
+        ),
     ),
     "LayerNormalization": (lambda: L.LayerNormalization(), [(None, 5, 4)], "gamma: channel, beta: channel"),
     "LayerNormalization over two axes": (
@@ -134,55 +140,61 @@ ROWS = {
     "SimpleRNN": (
         lambda: L.SimpleRNN(3),
         [(None, 5, 4)],
-        "kernel: in gate*unit, recurrent_kernel: unit gate*unit, bias: gate*unit",
+        CELL,
     ),
     "SimpleRNNCell": (
         lambda: L.SimpleRNNCell(3),
         [(None, 4)],
-        "kernel: in gate*unit, recurrent_kernel: unit gate*unit, bias: gate*unit",
+        CELL,
     ),
     "LSTM": (
         lambda: L.LSTM(3),
         [(None, 5, 4)],
-        "kernel: in gate*unit, recurrent_kernel: unit gate*unit, bias: gate*unit",
+        CELL,
     ),
     "LSTMCell": (
         lambda: L.LSTMCell(3),
         [(None, 4)],
-        "kernel: in gate*unit, recurrent_kernel: unit gate*unit, bias: gate*unit",
+        CELL,
     ),
     "GRU": (
         lambda: L.GRU(3),
         [(None, 5, 4)],
-        "kernel: in gate*unit, recurrent_kernel: unit gate*unit, bias: side gate*unit",
+        TWO_BIASES,
     ),
     "GRU without reset_after": (
         lambda: L.GRU(3, reset_after=False),
         [(None, 5, 4)],
-        "kernel: in gate*unit, recurrent_kernel: unit gate*unit, bias: gate*unit",
+        CELL,
     ),
     "GRUCell": (
         lambda: L.GRUCell(3),
         [(None, 4)],
-        "kernel: in gate*unit, recurrent_kernel: unit gate*unit, bias: side gate*unit",
+        TWO_BIASES,
     ),
     "RNN": (
         lambda: L.RNN([L.LSTMCell(3), L.GRUCell(2, use_bias=False)]),
         [(None, 5, 4)],
-        "l0/kernel: in gate*unit, l0/recurrent_kernel: unit gate*unit, l0/bias: gate*unit, "
-        "l1/kernel: in gate*unit, l1/recurrent_kernel: unit gate*unit",
+        (
+            "l0/kernel: in gate*unit, l0/recurrent_kernel: unit gate*unit, l0/bias: gate*unit, "
+            "l1/kernel: in gate*unit, l1/recurrent_kernel: unit gate*unit"
+        ),
     ),
     "StackedRNNCells": (
         lambda: L.StackedRNNCells([L.SimpleRNNCell(3, use_bias=False), L.SimpleRNNCell(2, use_bias=False)]),
         [(None, 4)],
-        "l0/kernel: in gate*unit, l0/recurrent_kernel: unit gate*unit, "
-        "l1/kernel: in gate*unit, l1/recurrent_kernel: unit gate*unit",
+        (
+            "l0/kernel: in gate*unit, l0/recurrent_kernel: unit gate*unit, "
+            "l1/kernel: in gate*unit, l1/recurrent_kernel: unit gate*unit"
+        ),
     ),
     "Bidirectional": (
         lambda: L.Bidirectional(L.LSTM(3, use_bias=False)),
         [(None, 5, 4)],
-        "forward/kernel: in gate*unit, forward/recurrent_kernel: unit gate*unit, "
-        "backward/kernel: in gate*unit, backward/recurrent_kernel: unit gate*unit",
+        (
+            "forward/kernel: in gate*unit, forward/recurrent_kernel: unit gate*unit, "
+            "backward/kernel: in gate*unit, backward/recurrent_kernel: unit gate*unit"
+        ),
     ),
     "TimeDistributed": (
         lambda: L.TimeDistributed(L.Conv1D(3, 2)),
@@ -192,22 +204,28 @@ ROWS = {
     "MultiHeadAttention": (
         lambda: L.MultiHeadAttention(2, 3, value_dim=5, use_gate=True),
         [(None, 6, 4), (None, 6, 4)],
-        "query/kernel: in head key, query/bias: head key, key/kernel: in head key, key/bias: head key, "
-        "value/kernel: in head value, value/bias: head value, gate/kernel: in head value, gate/bias: head value, "
-        "attention_output/kernel: head value out, attention_output/bias: out",
+        (
+            "query/kernel: in head key, query/bias: head key, key/kernel: in head key, key/bias: head key, "
+            "value/kernel: in head value, value/bias: head value, gate/kernel: in head value, gate/bias: head value, "
+            "attention_output/kernel: head value out, attention_output/bias: out"
+        ),
     ),
     "MultiHeadAttention to several axes": (
         lambda: L.MultiHeadAttention(2, 3, output_shape=(5, 7), use_bias=False),
         [(None, 6, 4), (None, 6, 4)],
-        "query/kernel: in head key, key/kernel: in head key, value/kernel: in head value, "
-        "attention_output/kernel: head value out0 out1",
+        (
+            "query/kernel: in head key, key/kernel: in head key, value/kernel: in head value, "
+            "attention_output/kernel: head value out0 out1"
+        ),
     ),
     "GroupQueryAttention": (
         lambda: L.GroupQueryAttention(3, 4, 2),
         [(None, 6, 5), (None, 6, 5)],
-        "query/kernel: in head key, query/bias: head key, key/kernel: in head key, key/bias: head key, "
-        "value/kernel: in head value, value/bias: head value, "
-        "attention_output/kernel: head value out, attention_output/bias: out",
+        (
+            "query/kernel: in head key, query/bias: head key, key/kernel: in head key, key/bias: head key, "
+            "value/kernel: in head value, value/bias: head value, "
+            "attention_output/kernel: head value out, attention_output/bias: out"
+        ),
     ),
     "Attention": (
         lambda: L.Attention(use_scale=True, score_mode="concat"),
@@ -217,7 +235,8 @@ ROWS = {
     "AdditiveAttention": (lambda: L.AdditiveAttention(), [[(None, 6, 4), (None, 6, 4)]], "scale: in"),
 }
 
-GATES = {"LSTM": LSTM, "LSTMCell": LSTM, "ConvLSTM2D": LSTM, "Bidirectional": LSTM, "GRU": GRU, "GRUCell": GRU, "Dense": None}
+GATES = dict.fromkeys(["LSTM", "LSTMCell", "ConvLSTM2D", "Bidirectional"], LSTM)
+GATES |= {"GRU": GRU, "GRUCell": GRU, "SimpleRNN": None, "Dense": None}
 
 # Sizes that tell axes apart, so that a wrong name shows: the input always ends in 4 or 2, see above.
 SIZES = {
@@ -355,7 +374,8 @@ def test_a_spectrogram_has_the_kernels_of_a_convolution() -> None:
     pytest.importorskip("scipy", reason="STFTSpectrogram needs scipy")
     layer = L.STFTSpectrogram(frame_length=8, fft_length=8, frame_step=4)
     layer.build((None, 32, 1))
-    assert {p.name: p.axes for p in xw.parameters(layer)} == dict.fromkeys(["real_kernel", "imag_kernel"], ("t", "in", "out"))
+    kernel = ("t", "in", "out")
+    assert {p.name: p.axes for p in xw.parameters(layer)} == {"real_kernel": kernel, "imag_kernel": kernel}
 
 
 @pytest.mark.skipif(os.environ.get("KERAS_BACKEND") != "torch", reason="TorchModuleWrapper exists on torch only")

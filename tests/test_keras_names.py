@@ -8,11 +8,12 @@ import weakref
 import numpy as np
 import pytest
 
+import xweights as xw
+
 pytestmark = pytest.mark.keras_backend
 
 keras = pytest.importorskip("keras")
-import xweights as xw
-from keras import layers as L
+L = keras.layers
 
 
 def names(target) -> list[str]:

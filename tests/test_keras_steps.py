@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import xweights as xw
+
 pytestmark = pytest.mark.keras_backend
 
 keras = pytest.importorskip("keras")
-import xweights as xw
-from keras import layers as L
+L = keras.layers
 
 BACKEND = keras.backend.backend()
 on_jax = pytest.mark.skipif(BACKEND != "jax", reason="about Keras on JAX")

@@ -5,21 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import xweights as xw
+
 pytestmark = pytest.mark.keras_backend
 
 keras = pytest.importorskip("keras")
-import xweights as xw
-from keras import layers as L
+L = keras.layers
 
 BACKEND = keras.backend.backend()
 on_jax = pytest.mark.skipif(BACKEND != "jax", reason="about Keras on JAX")
 
 
 def network(**options):
-    model = keras.Sequential(
+    return keras.Sequential(
         [keras.Input((4,)), L.Dense(16, **options), L.BatchNormalization(**options), L.Dense(3, **options)]
     )
-    return model
 
 
 def bits(model) -> dict[str, bytes]:
@@ -94,10 +94,15 @@ def test_a_snapshot_brings_the_very_bits_back_after_training() -> None:
 def test_an_exception_in_a_transaction_undoes_everything_that_was_written() -> None:
     model = network()
     before = bits(model)
-    with pytest.raises(KeyError), xw.transaction(model):
-        xw.fill(model, 3.0)
-        model.set_weights([w * 0 for w in model.get_weights()])
-        raise KeyError
+
+    def fail() -> None:
+        with xw.transaction(model):
+            xw.fill(model, 3.0)
+            model.set_weights([w * 0 for w in model.get_weights()])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert bits(model) == before
 
 
@@ -126,8 +131,8 @@ def test_every_bit_of_every_dtype_comes_back(dtype: str) -> None:
 
 @on_jax
 def test_float64_without_the_64_bit_mode_of_jax_is_refused() -> None:
+    layer = L.Dense(2, dtype="float64")
     with pytest.warns(UserWarning, match="float64"):
-        layer = L.Dense(2, dtype="float64")
         layer.build((None, 2))
     with pytest.raises(xw.XweightsError, match="jax_enable_x64"):
         xw.scale(layer, 0.5)

@@ -4,6 +4,7 @@ Importing it imports NumPy and the standard library; a framework's backend is lo
 """
 
 from xweights.checksums import checksum
+from xweights.entries import SetEntries
 from xweights.errors import (
     ArgumentError,
     BackendBrokenError,
@@ -23,25 +24,13 @@ from xweights.errors import (
 )
 from xweights.initializers import Init
 from xweights.measure import Diff, Stats, backends, diff, equal, stats, summary
+from xweights.norms import ClipNorm, MaxNorm, SpectralNorm, UnitNorm
 from xweights.parameter import Parameter
 from xweights.params import Params
 from xweights.pruning import Prune
 from xweights.randomness import Noise
 from xweights.reading import get_params, parameters
-from xweights.rules import (
-    Add,
-    Clip,
-    ClipNorm,
-    Fill,
-    Mask,
-    MaxNorm,
-    NonNegative,
-    Rule,
-    Scale,
-    SetEntries,
-    SpectralNorm,
-    UnitNorm,
-)
+from xweights.rules import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
 from xweights.running import Bound, apply, bind
 from xweights.selecting import Where, layer, native, role, trainable
 from xweights.undo import Snapshot, snapshot, transaction

@@ -5,8 +5,10 @@ Owns :class:`NumpyOps` and :class:`NumpyStorage`. Imports axes, errors and param
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,25 @@ def blocks(shape: Shape, entries: int = BLOCK) -> list[tuple[slice, ...]]:
     return [(slice(i, min(i + step, shape[0])), *(slice(0, n) for n in shape[1:])) for i in range(0, shape[0], step)]
 
 
+def strays(values: Sequence[tuple[int, Array]], homes: Sequence[Array]) -> set[int]:
+    """Return which of the values, each meant for ``homes[its number]``, share memory with another of the homes.
+
+    Written one after the other, such a value would have changed by the time it is read: as when two arrays are swapped.
+    """
+    spans = sorted((*np.lib.array_utils.byte_bounds(home), at) for at, home in enumerate(homes) if home.size)
+    starts = [start for start, _, _ in spans]
+    reach = list(accumulate((end for _, end, _ in spans), max))
+    found = set()
+    for position, (own, value) in enumerate(values):
+        start, end = np.lib.array_utils.byte_bounds(value)
+        at = bisect_left(starts, end) - 1
+        while at >= 0 and reach[at] > start and position not in found:
+            if spans[at][2] != own and np.may_share_memory(value, homes[spans[at][2]]):
+                found.add(position)
+            at -= 1
+    return found
+
+
 class NumpyOps:
     """The array maths on host arrays; edits happen in place where ``x`` is writable."""
 
@@ -55,15 +76,19 @@ class NumpyOps:
             return np.clip(x, low, high, out=out)
         result = x.copy() if out is None else out
         for block in blocks(x.shape):
-            part = result[block]
+            part = result[(*block, ...)]  # an array, where a 0-d one would otherwise give a scalar
             if low is not None:
-                np.copyto(part, low[block] if low.shape else low, where=part < low_at(low, block))
+                bound = bound_at(low, block, x.shape)
+                np.copyto(part, bound, where=part < bound)
             if high is not None:
-                np.copyto(part, high[block] if high.shape else high, where=part > low_at(high, block))
+                bound = bound_at(high, block, x.shape)
+                np.copyto(part, bound, where=part > bound)
         return result
 
     def keep(self, x: Array, mask: Array) -> Array:
-        bits = _BITS[x.dtype.itemsize]
+        bits = _BITS.get(x.dtype.itemsize)
+        if bits is None:  # wider than any integer
+            return self.choose(x, mask, np.zeros((), x.dtype))
         out = _out(x)
         result = np.empty_like(x) if out is None else out
         np.multiply(x.view(bits), mask, out=result.view(bits))
@@ -91,22 +116,26 @@ class NumpyOps:
 
     def sum_squares(self, x: Array, axes: tuple[int, ...] | None) -> Array:
         if axes is None:
-            total = np.float64(0.0)
+            total = 0.0
             for block in blocks(x.shape):
                 part = x[block].astype(np.float64).ravel()
-                total = total + np.dot(part, part)
+                total += float(np.dot(part, part))
             return np.asarray(total)
         shape = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
         result = np.zeros(shape, np.float64)
         for block in blocks(x.shape):
             part = x[block].astype(np.float64)
-            np.multiply(part, part, out=part)
             where = tuple(slice(0, 1) if i in axes else cut for i, cut in enumerate(block))
-            result[where] += part.sum(axis=axes, keepdims=True)
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.multiply(part, part, out=part)
+                result[where] += part.sum(axis=axes, keepdims=True)
         return result
 
     def largest_singular_value(self, x: Array) -> Array:
-        return np.asarray(np.linalg.svd(x.astype(np.float64), compute_uv=False).max(initial=0.0))
+        wide = x.astype(np.float64)
+        if not np.isfinite(wide).all():  # where the decomposition would raise, with some parameters written
+            return np.asarray(np.nan)
+        return np.asarray(np.linalg.svd(wide, compute_uv=False).max(initial=0.0))
 
     def rank(self, x: Array) -> Array:
         order = np.argsort(x.astype(np.float32) if is_half(x.dtype) else x, axis=-1, kind="stable")
@@ -159,9 +188,9 @@ class NumpyOps:
         return buffer
 
 
-def low_at(bound: Array, block: tuple[slice, ...]) -> Array:
-    """Return the part of a bound that stands against a block; a 0-d bound stands against all."""
-    return bound[block] if bound.shape else bound
+def bound_at(bound: Array, block: tuple[slice, ...], shape: Shape) -> Array:
+    """Return the part of a bound that stands against a block of ``shape``; a 0-d bound stands against all."""
+    return np.broadcast_to(bound, shape)[block] if bound.shape else bound
 
 
 def _out(x: Array) -> Array | None:
@@ -205,7 +234,14 @@ class NumpyStorage:
         return handle.copy()
 
     def restore(self, handle: Array, kept: Array) -> None:
+        frozen = not handle.flags.writeable
+        if frozen:
+            try:
+                handle.flags.writeable = True
+            except ValueError:  # memory that nobody can have written to
+                return
         np.copyto(handle, kept)
+        handle.flags.writeable = not frozen
 
     def trainable(self, handle: Array) -> bool:
         return handle.dtype.kind not in "iub"

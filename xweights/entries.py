@@ -34,7 +34,7 @@ class SetEntries(Rule):
         if 0 in shape:
             raise SelectionError(f"index={_short(self.index)} selects no entry of {parameter.name!r} {parameter.shape}")
         one_by_one = Parameter(
-            name=parameter.name, native_name=parameter.native_name, layout=_plain(shape),
+            name=parameter.name, native_name=parameter.native_name, layout=plain_layout(shape),
             dtype=parameter.dtype, storage=parameter.storage, handle=None,
         )  # fmt: skip
         return (operand(self.value, one_by_one, what="value"),)
@@ -45,12 +45,6 @@ class SetEntries(Rule):
     def resolve(self, parameter: Parameter) -> tuple[Any, ...]:
         """Return the index as a full tuple of ints and slices, or of one bool array; raise if it doesn't fit."""
         return entries_index(self.index, parameter)
-
-
-def _plain(shape: tuple[int, ...]) -> Any:
-    from xweights.axes import plain_layout
-
-    return plain_layout(shape)
 
 
 def entries_index(index: Any, parameter: Parameter) -> tuple[Any, ...]:
@@ -83,7 +77,11 @@ def entries_index(index: Any, parameter: Parameter) -> tuple[Any, ...]:
     full: list[Any] = []
     for position, (item, length) in enumerate(zip(items, shape, strict=True)):
         if isinstance(item, slice):
-            full.append(slice(*item.indices(length)) if item.step is None or item.step > 0 else item)
+            try:
+                bounds = item.indices(length)
+            except (TypeError, ValueError) as wrong:
+                raise ArgumentError(f"index has a slice that can't be read: {wrong}\ngot: {item!r}") from None
+            full.append(slice(*bounds) if bounds[2] > 0 else item)
         elif isinstance(item, (int, np.integer)) and not isinstance(item, (bool, np.bool_)):
             if not -length <= item < length:
                 raise ShapeError(f"index {item} is out of range for axis {position} of {name!r}\nshape: {shape}")

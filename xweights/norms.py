@@ -16,12 +16,13 @@ import numpy as np
 from xweights.axes import unpacked
 from xweights.backend import Ops
 from xweights.errors import ArgumentError, LayoutError, ShapeError
-from xweights.parameter import Array, Parameter
+from xweights.parameter import Array, Parameter, is_half
 from xweights.rules import FLOAT64, Rule, need_floating
 from xweights.values import is_number, need_axes
 
 Per = str | tuple[str, ...]
 Scope = Literal["each", "global"]
+FLOAT32 = np.dtype(np.float32)
 
 
 def per_axes(per: Per, parameter: Parameter) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
@@ -41,6 +42,16 @@ def per_axes(per: Per, parameter: Parameter) -> tuple[tuple[str, ...], tuple[int
             "Fix: per= names axes of every selected parameter; narrow the selection with where="
         )
     return axes, shape, tuple(i for i, axis in enumerate(axes) if axis not in wanted)
+
+
+def scaled(w: Any, factor: Any, ops: Ops, parameter: Parameter) -> Any:
+    """Return ``w`` times a float64 factor, in the parameter's dtype; half types by way of float32.
+
+    float16 can't hold the reciprocal of a small norm, and rounds a small factor to a few bits.
+    """
+    if not is_half(parameter.dtype):
+        return ops.multiply(w, ops.cast(factor, parameter.dtype))
+    return ops.cast(ops.multiply(ops.cast(w, FLOAT32), ops.cast(factor, FLOAT32)), parameter.dtype)
 
 
 def _check_positive(number: Any, word: str) -> None:
@@ -63,7 +74,7 @@ class _Scaled(Rule):
         _, shape, others = per_axes(per, parameter)
         fine = w if shape == parameter.shape else ops.reshape(w, shape)
         norm = ops.sqrt(ops.sum_squares(fine, others))
-        new = ops.multiply(fine, ops.cast(self.factor(norm, ops, limit), parameter.dtype))
+        new = scaled(fine, self.factor(norm, ops, limit), ops, parameter)
         return new if shape == parameter.shape else ops.reshape(new, parameter.shape)
 
 
@@ -97,7 +108,10 @@ class MaxNorm(_Scaled):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class UnitNorm(_Scaled):
-    """Scale each unit (one per index of the axes ``per``) to an L2 norm of 1; a zero unit stays zero. Close (rtol 1e-6)."""
+    """Scale each unit (one per index of the axes ``per``) to an L2 norm of 1; a zero unit stays zero.
+
+    Close (rtol 1e-6).
+    """
 
     per: Per
     exact = False
@@ -120,9 +134,9 @@ class UnitNorm(_Scaled):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ClipNorm(Rule):
-    """Scale a whole parameter (or, ``scope="global"``, all together) down to an L2 norm of at most ``max``. Close (rtol 1e-6).
+    """Scale a whole parameter (or, ``scope="global"``, all together) down to an L2 norm of at most ``max``.
 
-    Norms are accumulated in float64. Pascanu et al., ICML 2013, there for gradients.
+    Close (rtol 1e-6). Norms are accumulated in float64. Pascanu et al., ICML 2013, there for gradients.
     """
 
     max: float
@@ -153,7 +167,7 @@ class ClipNorm(Rule):
         most, one = operands
         norm = ops.sqrt(ops.sum_squares(w, None) if shared is None else shared)
         factor = ops.where(ops.greater(norm, most), ops.divide(most, norm), one)
-        return ops.multiply(w, ops.cast(factor, parameter.dtype))
+        return scaled(w, factor, ops, parameter)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -186,6 +200,6 @@ class SpectralNorm(Rule):
         matrix = ops.reshape(ops.transpose(w, order), (parameter.size // max(shape[last], 1), shape[last]))
         sigma = ops.largest_singular_value(matrix)
         factor = ops.where(ops.greater(sigma, most), ops.divide(most, sigma), one)
-        return ops.multiply(w, ops.cast(factor, parameter.dtype))
+        return scaled(w, factor, ops, parameter)
 
 

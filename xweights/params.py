@@ -1,6 +1,6 @@
 """Weights as plain arrays that know their axes and roles.
 
-Owns :class:`Params`, what :func:`xweights.get_params` returns. Imports axes, errors, numbers_ and selecting.
+Owns :class:`Params`, what :func:`xweights.get_params` returns. Imports axes, errors, parameter and values.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from xweights.axes import Axes
 from xweights.errors import ArgumentError, DtypeError, LayoutError, Problems, SelectionError, ShapeError, near
 from xweights.parameter import Array
-from xweights.values import as_number
+from xweights.values import as_number, host_array
 
 LayoutName = Literal["neutral", "native"]
 
@@ -52,21 +52,34 @@ class Params(Mapping[str, Array]):
         gates: Mapping[str, tuple[str, ...] | None] | None = None,
         layout: LayoutName = "neutral",
     ) -> None:
-        self._arrays: dict[str, Array] = dict(flattened(mapping))
+        self._arrays: dict[str, Array] = {
+            name: host_array(value, what=repr(name)) for name, value in leaves(mapping).items()
+        }
         self._axes: dict[str, Axes | None] = {name: None for name in self._arrays}
         self._roles = {name: last_part(name) for name in self._arrays}
         self._gates: dict[str, tuple[str, ...] | None] = {name: None for name in self._arrays}
         self.layout: LayoutName = layout
         problems = Problems("these Params don't fit together")
-        for given, kept in ((axes, self._axes), (roles, self._roles), (gates, self._gates)):
+        kinds: tuple[tuple[Any, dict[str, Any]], ...] = (
+            (axes, self._axes),
+            (roles, self._roles),
+            (gates, self._gates),
+        )
+        for given, kept in kinds:
             for name, value in (given or {}).items():
                 if name not in self._arrays:
                     problems.add(SelectionError, f"{name!r} is no array of these Params\n{near(name, self._arrays)}")
                 else:
-                    kept[name] = tuple(value) if isinstance(value, list) else value  # type: ignore[index]
+                    kept[name] = tuple(value) if isinstance(value, list) else value
         for name, one in self._axes.items():
-            if one is not None and len(one) != self._arrays[name].ndim:
+            if one is None:
+                continue
+            if isinstance(one, str):
+                problems.add(LayoutError, f"axes are a tuple of names\ngot: {one!r} for {name!r}")
+            elif len(one) != self._arrays[name].ndim:
                 problems.add(LayoutError, f"{name!r} has the shape {self._arrays[name].shape}, its axes are {one}")
+            elif len(set(one)) != len(one):
+                problems.add(LayoutError, f"{name!r} has two axes of one name: {one}")
         problems.check()
 
     @classmethod
@@ -82,6 +95,9 @@ class Params(Mapping[str, Array]):
         self = cls.__new__(cls)
         self._arrays, self._axes, self._roles, self._gates, self.layout = arrays, axes, roles, gates, layout
         return self
+
+    # NumPy's own numbers then leave arithmetic with Params to Params.
+    __array_ufunc__ = None
 
     def __getitem__(self, name: str) -> Array:
         try:
@@ -124,7 +140,8 @@ class Params(Mapping[str, Array]):
         from xweights.selecting import select
         from xweights.targets import open_target
 
-        return self._subset([p.name for p in select(open_target(self), where)])
+        chosen = {name for p in select(open_target(self), where) for name in (p.name, *p.aliases)}
+        return self._subset([name for name in self if name in chosen])
 
     def copy(self) -> Params:
         """Return Params with arrays of their own.
@@ -150,7 +167,15 @@ class Params(Mapping[str, Array]):
         made._arrays = {name: np.asarray(function(array)) for name, array in self._arrays.items()}
         return made
 
-    def _combine(self, other: Any, function: Callable[..., Array], sign: str, *, swapped: bool = False) -> Params:
+    def _check_kept(self, function: Any, sign: str) -> None:
+        problems = Problems(f"Params {sign} keeps the dtype, and can't here")
+        for name, array in self._arrays.items():
+            if array.dtype.kind == "b" or (array.dtype.kind in "iu" and function is np.divide):
+                problems.add(DtypeError, f"{name!r} is {array.dtype.name}", fix="use .select(...), or cast first")
+        problems.check()
+
+    def _combine(self, other: Any, function: Callable[..., Array], sign: str, *, swapped: bool = False) -> Any:
+        self._check_kept(function, sign)
         if isinstance(other, (int, float, np.number)):
             arrays = {}
             for name, array in self._arrays.items():
@@ -209,6 +234,7 @@ class Params(Mapping[str, Array]):
         return self._combine(other, np.divide, "/")
 
     def __neg__(self) -> Params:
+        self._check_kept(np.negative, "-")
         return self._mapped(np.negative)
 
     def __repr__(self) -> str:
@@ -233,17 +259,18 @@ class SelectionKeyError(SelectionError, KeyError):
         return str(self.args[0])
 
 
-def flattened(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Array]]:
-    """Yield the arrays of a nested mapping under ``/``-joined names; refuse what is no array."""
-    from xweights.values import host_array
-
+def leaves(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return what a nested mapping holds by ``/``-joined names; refuse keys that aren't strings, and equal names."""
+    found: dict[str, Any] = {}
     for key, value in mapping.items():
         if not isinstance(key, str):
             raise ArgumentError(f"the names of weights are strings\ngot: {key!r} ({type(key).__name__})")
-        if isinstance(value, Mapping):
-            yield from flattened(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", host_array(value, what=repr(prefix + key))
+        inside = leaves(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {prefix + key: value}
+        twice = next((name for name in inside if name in found), None)
+        if twice is not None:
+            raise ArgumentError(f"two arrays have the name {twice!r}: one nested, one with / in its key")
+        found |= inside
+    return found
 
 
 def last_part(name: str) -> str:

@@ -18,8 +18,9 @@ import numpy as np
 from xweights.arrays import NumpyOps
 from xweights.backend import Ops
 from xweights.errors import ArgumentError, LayoutError, NonfiniteError, ShapeError
+from xweights.norms import Per, Scope, per_axes
 from xweights.parameter import Array, Parameter
-from xweights.rules import FLOAT64, Per, Rule, Scope, need_floating, per_axes
+from xweights.rules import FLOAT64, Rule, need_floating
 from xweights.smallest import at_least, has_nan, keep_largest
 from xweights.values import as_number, is_number, need_axes, operand
 
@@ -62,8 +63,8 @@ class Prune(Rule):
             isinstance(self.count, bool) or not isinstance(self.count, (int, np.integer)) or self.count < 0
         ):
             raise ArgumentError(f"count= is a whole number >= 0\ngot: {self.count!r}")
-        if self.threshold is not None and (not is_number(self.threshold) or not float(self.threshold) >= 0):
-            raise ArgumentError(f"threshold= is a number >= 0\ngot: {self.threshold!r}")
+        if self.threshold is not None and not (is_number(self.threshold) and 0 <= float(self.threshold) < math.inf):
+            raise ArgumentError(f"threshold= is a finite number >= 0\ngot: {self.threshold!r}")
         if self.scope not in ("each", "global"):
             raise ArgumentError(f'scope= is "each" or "global"\ngot: {self.scope!r}')
         if self.per is not None and self.block is not None:
@@ -124,7 +125,8 @@ class Prune(Rule):
 
     def bound_above(self, dtype: np.dtype[Any]) -> Array:
         """Return the smallest number above the threshold: ``score < it`` is ``score <= threshold``, and False for NaN."""
-        exact = float(self.threshold if self.threshold is not None else 0.0)
+        exact = abs(float(self.threshold if self.threshold is not None else 0.0))
+        dtype = dtype.newbyteorder("=")
         rounded = as_number(exact, dtype, what="threshold")
         if float(rounded) > exact:
             return rounded
@@ -150,16 +152,17 @@ class Prune(Rule):
     def _score(self, w: Any, ops: Ops, p: Parameter) -> Any:
         shape, fine, others = self.units(p)
         if self.score is not None:
-            given = self.score(w) if callable(self.score) else ops.constant(given_score(self.score, p), w)
-            summed = given if shape == fine else ops.sum(ops.cast(ops.reshape(given, fine), FLOAT64), others)
-            return ops.reshape(summed, (math.prod(shape),))
-        if shape != fine:
-            return ops.reshape(ops.sqrt(ops.sum_squares(ops.reshape(w, fine), others)), (math.prod(shape),))
-        magnitude = ops.abs(w)
+            score = self.score(w) if callable(self.score) else ops.constant(given_score(self.score, p), w)
+            if shape != fine:
+                score = ops.sum(ops.cast(ops.reshape(score, fine), FLOAT64), others)
+        elif shape != fine:
+            score = ops.sqrt(ops.sum_squares(ops.reshape(w, fine), others))
+        else:
+            score = ops.abs(w)
         if self.pattern is None:
-            return ops.reshape(magnitude, (p.size,))
+            return ops.reshape(score, (math.prod(shape),))
         shape, order = self.groups(p)
-        return ops.reshape(ops.transpose(magnitude, order), shape)
+        return ops.reshape(ops.transpose(score, order), shape)
 
     def _kept(self, score: Any, ops: Ops, dtype: np.dtype[Any]) -> Any:
         if self.threshold is not None:
@@ -189,6 +192,9 @@ class Prune(Rule):
             yes = ops.constant(np.ones(fine, np.bool_), kept)
             kept = ops.where(kept, yes, ops.constant(np.asarray(False), kept))
         return ops.reshape(kept, p.shape)
+
+    def measure_on_host(self, parameters: Sequence[Parameter]) -> Any:
+        return host_masks(self, parameters)
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
         return ops.keep(w, shared)
@@ -242,7 +248,9 @@ def host_masks(rule: Prune, parameters: Sequence[Parameter]) -> list[Array]:
     masks = []
     for mask, p in zip(kept, parameters, strict=True):
         _, fine, _ = rule.units(p)
-        masks.append(mask if mask.shape == p.shape else np.broadcast_to(mask, fine).reshape(p.shape))
+        if mask.shape != p.shape or rule.per is not None:  # what comes back is an array that its owner may edit
+            mask = np.broadcast_to(mask, fine).copy().reshape(p.shape)
+        masks.append(mask)
     return masks
 
 

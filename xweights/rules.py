@@ -1,6 +1,7 @@
 """Rules: small frozen objects, each a pure function ``w -> w'`` written in ``ops.*`` and axis names only.
 
-Owns :class:`Rule` and the deterministic rules. Imports axes, backend (protocols), errors, parameter and values.
+Owns :class:`Rule` and the elementwise rules. Imports arrays, backend (protocols), errors, parameter and
+values.
 Rules get traced: no ``.item()``, no data-dependent ``if``, nothing of NumPy on weights. What a rule needs besides the
 weights (numbers, masks, deltas) is prepared on the host by :meth:`Rule.operands`, before anything is written.
 """
@@ -10,18 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from xweights.axes import unpacked
+from xweights.arrays import NumpyOps, blocks
 from xweights.backend import Ops
-from xweights.errors import ArgumentError, DtypeError, LayoutError, NonfiniteError, SelectionError, ShapeError
-from xweights.parameter import Array, Parameter
-from xweights.values import host_array, is_number, need_axes, operand
+from xweights.errors import ArgumentError, DtypeError, NonfiniteError, ShapeError
+from xweights.parameter import Array, Parameter, is_floating, is_half
+from xweights.values import as_number, is_number, operand
 
-Per = str | tuple[str, ...]
-Scope = Literal["each", "global"]
 FLOAT64 = np.dtype(np.float64)
 
 
@@ -56,6 +55,11 @@ class Rule:
     def measure(self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter]) -> Any:
         """Return what a joint rule has to know of all the weights; passed on as ``shared``."""
         return None
+
+    def measure_on_host(self, parameters: Sequence[Parameter]) -> Any:
+        """Return the same in eager code; a rule may have a better way there."""
+        views = [p.layout.to_neutral(p.storage.read(p.handle)) for p in parameters]
+        return self.measure(views, NumpyOps(), parameters)
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
         """Return the new weights. ``w`` is in neutral axis order; edits of ``ops`` may reuse its memory."""
@@ -139,9 +143,6 @@ class Clip(Rule):
             raise ArgumentError("clip without a bound does nothing\nFix: give low=, high= or both")
         if is_number(self.low) and is_number(self.high) and self.low > self.high:
             raise ArgumentError(f"low is greater than high\nlow:  {self.low!r}\nhigh: {self.high!r}\nFix: swap them")
-        for word, bound in (("low", self.low), ("high", self.high)):
-            if is_number(bound) and math.isnan(bound):
-                raise ArgumentError(f"{word} is NaN: nothing compares with it")
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
         bounds = [
@@ -149,6 +150,8 @@ class Clip(Rule):
             for word, bound in (("low", self.low), ("high", self.high))
         ]
         low, high = bounds
+        if any(bound is not None and bool(np.isnan(bound).any()) for bound in bounds):
+            raise ArgumentError(f"a bound for {parameter.name!r} has NaN: nothing compares with it")
         if low is not None and high is not None and bool(np.any(low > high)):
             raise ArgumentError(f"low is greater than high somewhere in {parameter.name!r}")
         return tuple(bound for bound in bounds if bound is not None)
@@ -196,7 +199,16 @@ class Function(Rule):
         name = getattr(self.function, "__name__", repr(self.function))
         if new is None:
             raise ArgumentError(f"{name} returned None for {parameter.name!r}\nFix: return the new tensor")
-        if is_number(new) or isinstance(new, (np.ndarray, np.generic)):
+        if isinstance(new, np.generic):  # what NumPy makes of arithmetic on a 0-d array
+            new = np.asarray(new)
+        if is_number(new) and not isinstance(new, np.ndarray):
+            new = as_number(new, parameter.dtype, what=f"what {name} returned")
+        if not hasattr(new, "shape") or not hasattr(new, "dtype"):
+            raise ArgumentError(
+                f"{name} returned no tensor for {parameter.name!r}\n"
+                f"got: {type(new).__module__}.{type(new).__qualname__}\nFix: return the new tensor"
+            )
+        if isinstance(new, np.ndarray) and not isinstance(w, np.ndarray):
             new = ops.constant(operand(new, parameter, what=f"what {name} returned"), w)
         if tuple(new.shape) != parameter.shape:
             raise ShapeError(
@@ -213,11 +225,12 @@ class Function(Rule):
 
 def check_finite(array: Array, what: str) -> None:
     """Refuse NaN and infinity. One pass without a temporary: a finite sum of finite numbers is the common case."""
-    if array.dtype.kind not in "fV" or array.dtype.kind == "f" and np.isfinite(_quick_sum(array)):
+    if not is_floating(array.dtype) or (not is_half(array.dtype) and np.isfinite(_quick_sum(array))):
         return
-    bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+    cuts = blocks(array.shape)
+    bad = array.size - sum(int(np.count_nonzero(np.isfinite(array[cut]))) for cut in cuts)
     if bad:
-        nan = int(np.count_nonzero(np.isnan(array)))
+        nan = sum(int(np.count_nonzero(np.isnan(array[cut]))) for cut in cuts)
         raise NonfiniteError(
             f"{what} has {bad:,} non-finite entries ({nan:,} NaN, {bad - nan:,} infinite) of {array.size:,}\n"
             "Fix: allow_nonfinite=True if that is meant"
@@ -226,5 +239,5 @@ def check_finite(array: Array, what: str) -> None:
 
 def _quick_sum(array: Array) -> Any:
     with np.errstate(over="ignore", invalid="ignore"):
-        # K order: a transposed view is summed the way it lies in memory.
-        return np.add.reduce(array.ravel(order="K")) if array.dtype != np.float16 else np.nan
+        # Over all axes at once: NumPy then walks the array the way it lies in memory.
+        return np.add.reduce(array, axis=None)

@@ -9,17 +9,18 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 
-from xweights.arrays import NumpyOps
+from xweights.arrays import NumpyOps, strays
 from xweights.axes import Layout
 from xweights.backend import Ops, Storage, backend_for
 from xweights.errors import (
     ArgumentError,
     Problems,
+    SelectionError,
     StaleDrawError,
     TraceError,
     UseBindError,
@@ -57,7 +58,7 @@ def apply(target: Any, rule: Rule | Callable[[Any], Any], *, where: WhereLike) -
         >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.Clip(-1, 1), where="w"); w["w"]
         array([-1. ,  0.5])
     """
-    run(target, as_rule(rule), where=where, call="apply")
+    run(target, as_rule(rule), where=where, call="apply", default=where)
 
 
 def bind(target: Any, rule: Rule | Callable[[Any], Any], *, where: WhereLike) -> Bound:
@@ -119,6 +120,8 @@ def bind_line(rule: Rule, where: WhereLike) -> str:
 def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Array, ...]]:
     """Return the operands for each parameter, or raise everything that is wrong; writes nothing."""
     problems = Problems(f"{call} can't be done, and nothing was changed")
+    if not chosen:
+        problems.add(SelectionError, "the target has no parameters at all")
     prepared = []
     for parameter in chosen:
         reason = parameter.storage.refusal(parameter.handle, writing=True)
@@ -137,16 +140,45 @@ def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Ar
 
 def execute(rule: Rule, chosen: Sequence[Parameter], prepared: Sequence[tuple[Array, ...]]) -> None:
     """Edit in eager code. Built-in rules can't fail any more; what runs foreign code is backed up."""
-    shared = None
-    if rule.joint:
-        views = [p.layout.to_neutral(p.storage.read(p.handle)) for p in chosen]
-        shared = rule.measure(views, NUMPY_OPS, chosen)
-        del views
     foreign = type(rule).__module__.partition(".")[0] != __name__.partition(".")[0] or isinstance(rule, Function)
     risky = [p for p in chosen if foreign or p.storage.fallible]
-    with guarded(chosen), undone_on_error(risky), nullcontext() if foreign else uninterrupted():
-        for position, (p, operands) in enumerate(zip(chosen, prepared, strict=True)):
-            _edit(rule, p, operands, shared[position] if isinstance(shared, list) else shared)
+    with ExitStack() as stack:
+        if not foreign:
+            stack.enter_context(uninterrupted())
+            # An overflow is a value like any other. Where the user has NumPy raise, it would raise halfway.
+            stack.enter_context(np.errstate(all="ignore"))
+        shared = rule.measure_on_host(chosen) if rule.joint else None
+        prepared = detached(chosen, prepared)
+        stack.enter_context(guarded(chosen))
+        stack.enter_context(undone_on_error(risky))
+        for position in fallible_first(chosen):
+            mine = shared[position] if isinstance(shared, list) else shared
+            _edit(rule, chosen[position], prepared[position], mine)
+
+
+def fallible_first(chosen: Sequence[Parameter]) -> list[int]:
+    """Return the positions with those first whose write may fail: then nothing else has been written yet."""
+    return sorted(range(len(chosen)), key=lambda position: not chosen[position].storage.fallible)
+
+
+def detached(chosen: Sequence[Parameter], values: Sequence[tuple[Array, ...]]) -> list[tuple[Array, ...]]:
+    """Return the values with copies of those that lie in the memory of another of these parameters."""
+    mine = [
+        (position, value)
+        for position, p in enumerate(chosen)
+        for value in values[position]
+        # What had to be cast is an array of our own.
+        if value.shape and value.size and value.dtype == p.dtype
+    ]
+    # A storage that puts a new buffer in the old one's place never writes where somebody may still look.
+    homes = [p for p in chosen if not getattr(p.storage, "replaces", False)]
+    if not mine or len(chosen) < 2 or not homes:
+        return list(values)
+    at = {id(p): position for position, p in enumerate(homes)}
+    placed = [(at.get(id(chosen[position]), -1), value) for position, value in mine]
+    astray = strays(placed, [p.storage.read(p.handle) for p in homes])
+    moved = {id(placed[position][1]) for position in astray}
+    return [tuple(one.copy() if id(one) in moved else one for one in some) for some in values]
 
 
 def _edit(rule: Rule, p: Parameter, operands: tuple[Array, ...], shared: Any) -> None:
@@ -172,25 +204,30 @@ def uninterrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    waiting: list[tuple[int, Any]] = []
-    former = signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
+    former = signal.getsignal(signal.SIGINT)
+    if former is None:  # set by something that isn't Python, which couldn't be put back
+        yield
+        return
+    waiting: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, former)
-    if waiting and callable(former):
-        former(*waiting[0])
+        if waiting:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
-def undone_on_error(parameters: Iterator[Parameter] | Sequence[Parameter]) -> Iterator[None]:
+def undone_on_error(parameters: Sequence[Parameter]) -> Iterator[None]:
     """Back up now, and restore these parameters if anything is raised inside."""
     kept = [(p, p.storage.backup(p.handle)) for p in parameters]
     try:
         yield
     except BaseException:
-        for p, backup in kept:
-            p.storage.restore(p.handle, backup)
+        with uninterrupted():
+            for p, backup in kept:
+                p.storage.restore(p.handle, backup)
         raise
 
 
@@ -243,7 +280,8 @@ class _Step:
             if random:
                 self.operands = (self.ops.buffer(np.zeros(parameter.shape, parameter.dtype), leaf),)
             else:
-                self.operands = tuple(self.ops.constant(one, leaf) for one in operands)
+                # Copies, since the step lives on when the caller's arrays change.
+                self.operands = tuple(self.ops.constant(one.copy(), leaf) for one in operands)
 
     def leaf_of(self) -> Any:
         with self.storage.guard():
@@ -272,7 +310,7 @@ class Bound:
         self._run = self._edit_all
         if len(self._storages) == 1:
             backend = backend_for(self._steps[0].leaf_of())
-            self._run = self._edit_all if backend is None else backend.compiled(self._edit_all)
+            self._run = self._edit_quietly if backend is None else backend.compiled(self._edit_all)
         if rule.joint and len({step.ops.name for step in self._steps}) > 1:
             raise ArgumentError(
                 f"{rule!r} looks at all parameters together, and these are of several frameworks\n"
@@ -284,6 +322,10 @@ class Bound:
         if self.rule.random:
             self._use_draw()
         self._run()
+
+    def _edit_quietly(self) -> None:
+        with np.errstate(all="ignore"):
+            self._edit_all()
 
     def _edit_all(self) -> None:
         for storage in self._storages:

@@ -60,7 +60,9 @@ def _keep_largest(arrays: Sequence[Array], drop: int, absolute: bool) -> list[Ar
 def at_least(array: Array, edge: Any, *, absolute: bool) -> Array:
     """Return ``magnitude >= edge`` as a mask that lies in memory as the array does."""
     mask = np.empty_like(array, dtype=np.bool_, order="K")
-    edge = np.asarray(edge, _wide(array))
+    # In its own width: an edge of float64 may lie between two float32 numbers.
+    edge = np.asarray(edge)
+    edge = edge.astype(np.float32) if is_half(edge.dtype) else edge
     for block in blocks(array.shape):
         np.greater_equal(_magnitude(array[block], absolute), edge, out=mask[block] if block else mask)
     return mask

@@ -6,7 +6,8 @@ errors and parameter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ def is_number(value: Any) -> bool:
         return False
     if isinstance(value, (int, float, np.integer, np.floating)):
         return True
-    return isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind != "b"
+    if not isinstance(value, (np.ndarray, np.generic)) or value.shape:
+        return False
+    return value.dtype.kind in "iuf" or is_floating(value.dtype)
 
 
 def as_number(value: Any, dtype: np.dtype[Any], *, what: str = "the value") -> Array:
@@ -38,20 +41,56 @@ def as_number(value: Any, dtype: np.dtype[Any], *, what: str = "the value") -> A
         return np.asarray(value, dtype)
     if not is_number(value):
         raise ArgumentError(f"{what} must be a number\ngot: {value!r} ({type(value).__name__})")
+    exact = _exact(value)
     if dtype.kind in "iu":
         info = np.iinfo(dtype)
-        if float(value) != int(value) or not info.min <= int(value) <= info.max:
+        if not (isinstance(exact, int) or exact.is_integer()) or not info.min <= exact <= info.max:
             raise DtypeError(
                 f"{what} can't be stored as {dtype.name}\ngot: {value!r}\nFix: give a whole number in its range"
             )
-        return np.asarray(int(value), dtype)
+        return np.asarray(int(exact), dtype)
     if not is_floating(dtype):
         raise DtypeError(f"{what} can't be stored as {dtype.name}\ngot: {value!r}")
-    exact = float(value)
-    rounded = _round_once(exact, dtype)
-    if np.isfinite(exact) and not np.isfinite(np.float64(rounded)):
+    number = rounded(_double(exact, dtype), dtype)
+    turned = float(number)
+    if not math.isfinite(turned) and exact == exact and turned != exact:
         raise DtypeError(f"{what} overflows {dtype.name}\ngot: {value!r}\nlargest: {largest(dtype)}")
-    return rounded
+    return number
+
+
+def _exact(value: Any) -> int | float:
+    if isinstance(value, (int, float)):
+        return value
+    return int(value) if np.asarray(value).dtype.kind in "iu" else float(value)
+
+
+def _double(exact: int | float, dtype: np.dtype[Any]) -> Array:
+    try:
+        double = np.asarray(exact, np.float64)
+    except OverflowError:  # an int beyond every float
+        return np.asarray(math.inf if exact > 0 else -math.inf)
+    if isinstance(exact, int) and dtype.itemsize < 8:
+        _to_odd(double, np.asarray(int(double) != exact), np.asarray(abs(int(double)) > abs(exact)))
+    return double
+
+
+def rounded(array: Array, dtype: np.dtype[Any]) -> Array:
+    """Return an array rounded to a floating-point type: once, to nearest even. Silent where it overflows."""
+    with np.errstate(all="ignore"):
+        if array.dtype.itemsize <= 4 or dtype.name in ("float16", "float32", "float64"):
+            return array.astype(dtype)
+        # ml_dtypes rounds float64 by way of float32: twice. Rounding to float32 "to odd" makes the second one right.
+        single = array.astype(np.float32)
+        back = single.astype(array.dtype)
+        _to_odd(single, (back != array) & np.isfinite(single), np.abs(back) > np.abs(array))
+        return single.astype(dtype)
+
+
+def _to_odd(near: Array, inexact: Array, above: Array) -> None:
+    """Turn what was rounded to nearest into what is rounded towards zero, with the last bit as "there was more"."""
+    bits = near.view(f"u{near.itemsize}")
+    np.subtract(bits, 1, out=bits, where=inexact & above)
+    np.bitwise_or(bits, 1, out=bits, where=inexact)
 
 
 def _round_once(exact: float, dtype: np.dtype[Any]) -> Array:
@@ -74,20 +113,26 @@ def largest(dtype: np.dtype[Any]) -> float:
         return float(np.finfo(dtype).max)
     import ml_dtypes
 
-    return float(ml_dtypes.finfo(dtype).max)
+    finfo: Any = ml_dtypes.finfo
+    return float(finfo(dtype).max)
 
 
-def host_array(value: Any, *, what: str = "the value") -> Array:
-    """Return anything array-like as a NumPy array: a view of a tensor where there can be one."""
-    if isinstance(value, np.ndarray):
-        return value
-    if isinstance(value, (int, float, bool, np.generic)):
-        return np.asarray(value)
-    if isinstance(value, (list, tuple)):
+def host_array(value: Any, *, what: str = "the value", dtype: np.dtype[Any] | None = None) -> Array:
+    """Return anything array-like as a NumPy array: a view of a tensor where there can be one.
+
+    A list of Python numbers is rounded to ``dtype``, as a single number is.
+    """
+    if isinstance(value, (np.ndarray, np.generic, int, float)):
+        array = np.asarray(value)
+    elif isinstance(value, (list, tuple)):
         try:
             array = np.asarray(value)
         except ValueError as cause:
             raise ShapeError(f"{what} is a ragged list: {cause}") from None
+        if dtype is not None and is_floating(dtype) and array.dtype.kind in "iuf" and _all_numbers(value):
+            wide, array = array, rounded(array, dtype)
+            if bool(np.any(np.isfinite(wide) & ~np.isfinite(array))):
+                raise DtypeError(f"{what} overflows {dtype.name}\nlargest: {largest(dtype)}")
     else:
         backend = backend_for(value)
         if backend is not None:
@@ -95,9 +140,16 @@ def host_array(value: Any, *, what: str = "the value") -> Array:
         if not hasattr(value, "__array__"):
             raise ArgumentError(f"{what} is no array\ngot: {type(value).__module__}.{type(value).__qualname__}")
         array = np.asarray(value)
-    if array.dtype.kind not in "biufV":
-        raise DtypeError(f"{what} holds no numbers\ngot: an array of {array.dtype}")
+    if array.dtype.kind not in "biufV" or array.dtype.names:
+        raise DtypeError(f"{what} holds no real numbers\ngot: an array of {array.dtype}")
     return array
+
+
+def _all_numbers(values: Sequence[Any]) -> bool:
+    return all(
+        _all_numbers(one) if isinstance(one, (list, tuple)) else isinstance(one, (int, float)) and not isinstance(one, bool)
+        for one in values
+    )
 
 
 def cast_exactly(array: Array, dtype: np.dtype[Any], *, what: str, cast: bool = False) -> Array:
@@ -107,7 +159,7 @@ def cast_exactly(array: Array, dtype: np.dtype[Any], *, what: str, cast: bool = 
     if (dtype.kind == "b") != (array.dtype.kind == "b") and not cast:
         raise DtypeError(f"{what} has the wrong dtype\n{got_expected(array.dtype.name, dtype.name)}")
     with np.errstate(over="ignore", invalid="ignore"):
-        turned = array.astype(dtype)
+        turned = rounded(array, dtype) if is_floating(array.dtype) and is_floating(dtype) else array.astype(dtype)
         if cast:
             return turned
         back = turned.astype(array.dtype)
@@ -140,7 +192,7 @@ def operand(value: Any, parameter: Parameter, *, what: str, dtype: np.dtype[Any]
             value = reorder(host_array(value), named_axes, parameter.axes, what=f"{what}[{key!r}]")
     if is_number(value) and not (isinstance(value, np.ndarray) and wanted.kind == "b"):
         return as_number(value, wanted, what=what)
-    array = host_array(value, what=what)
+    array = host_array(value, what=what, dtype=wanted)
     try:
         fits = np.broadcast_shapes(array.shape, parameter.shape) == parameter.shape
     except ValueError:

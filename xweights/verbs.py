@@ -13,26 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from xweights.entries import SetEntries
 from xweights.errors import SelectionError
 from xweights.initializers import Init, Initializer
+from xweights.norms import ClipNorm, MaxNorm, Per, Scope, SpectralNorm, UnitNorm
 from xweights.params import Params
 from xweights.pruning import Pattern, Prune, Score, host_masks
 from xweights.randomness import Noise
-from xweights.rules import (
-    Add,
-    Clip,
-    ClipNorm,
-    Fill,
-    Mask,
-    MaxNorm,
-    NonNegative,
-    Per,
-    Scale,
-    Scope,
-    SetEntries,
-    SpectralNorm,
-    UnitNorm,
-)
+from xweights.rules import Add, Clip, Fill, Mask, NonNegative, Scale
 from xweights.running import bind_line, execute, prepare, run
 from xweights.selecting import DEFAULT_EDITED, DEFAULT_KERNELS, WhereLike, select
 from xweights.targets import open_target, tracing
@@ -358,7 +346,7 @@ def set_entries(target: Any, index: Any, value: Any, *, where: WhereLike) -> Non
         array([[1., 0.],
                [0., 0.]])
     """
-    run(target, SetEntries(index, value), where=where, call="set_entries")
+    run(target, SetEntries(index, value), where=where, call="set_entries", default=where)
 
 
 def _named_in(value: Any, where: WhereLike | None) -> WhereLike | None:

@@ -5,7 +5,7 @@ Owns the door's object, ``backend``. Importing it imports Keras, and thereby onl
 - ``layers``: the table, layer type -> variable -> role and axes
 - ``naming``, ``walk``: from a model to named weights
 - ``adapter``: from those to parameters
-- ``storage``: the one place that reads and writes a ``keras.Variable``
+- ``storage``, ``immutable`` (JAX): the one place that reads and writes a ``keras.Variable``
 - ``ops``: whose maths a leaf has
 """
 
@@ -45,11 +45,13 @@ class KerasBackend:
 
     def to_host(self, value: Any) -> Array:
         if isinstance(value, keras.KerasTensor):
-            raise TraceError("a symbolic KerasTensor has no values\nFix: pass the numbers, or call a model on them first")
+            raise TraceError("a symbolic KerasTensor has no values\nFix: pass the numbers themselves")
         if isinstance(value, keras.Variable):
             return storage_for(value).read(value)
         below = backend_for(value)
-        return np.asarray(value) if below is None or below is self else below.to_host(value)
+        if below is None or below is self:
+            return np.asarray(value)
+        return below.to_host(value)
 
     def ops(self, array: Any) -> Ops:
         return ops_of(array)

@@ -1,7 +1,7 @@
 """Keras targets: models, layers and single variables, walked and named.
 
-Owns :class:`KerasAdapter`. Imports the walk and the storages. What it found is kept for each model, weakly, for as long as
-the model's layers, variables and attribute paths are the same.
+Owns :class:`KerasAdapter`. Imports the walk and the storages. What it found is kept for each model, weakly, for as
+long as the model's layers, variables and attribute paths are the same.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 import keras
 
 from xweights.axes import Layout, plain_layout
+from xweights.backend import Storage
 from xweights.errors import NotBuiltError
 from xweights.parameter import Parameter
 from xweights_keras.naming import is_made_up
-from xweights_keras.storage import KerasStorage, Refreshing, dtype_of, raw_value, storage_for
+from xweights_keras.storage import Refreshing, dtype_of, storage_for
 from xweights_keras.walk import Found, Walk, is_keras, join, signature
 
 
@@ -36,7 +37,6 @@ class KerasAdapter:
                 kept = (now, _walked(target))
                 self._kept[target] = kept
             found = list(kept[1])
-        _check_initialised(found, target)
         return found
 
 
@@ -46,8 +46,9 @@ def _walked(target: Any) -> list[Parameter]:
     empty = not walk.found and (walk.unused or not (target.built or is_keras(type(target))))
     if walk.unbuilt or empty:
         raise _not_built(target, walk.unbuilt or walk.unused)
-    root_statistics = frozenset(walk.statistics)
-    storages: dict[type[Any], KerasStorage] = {}
+    _check_initialised([(one.name, one.variable) for one in walk.found.values()], target)
+    statistics = frozenset(walk.statistics)
+    storages: dict[type[Any], Storage] = {}
     refreshing: dict[int, Refreshing] = {}
     found = []
     for one in walk.found.values():
@@ -55,9 +56,9 @@ def _walked(target: Any) -> list[Parameter]:
             found.append(_of_module(one))
             continue
         kind = type(one.variable._value)
-        if kind not in storages and one.variable._value is not None:
-            storages[kind] = storage_for(one.variable, target, root_statistics)
-        storage: Any = storages.get(kind) or KerasStorage(target, root_statistics)
+        if kind not in storages:
+            storages[kind] = storage_for(one.variable, target, statistics)
+        storage: Any = storages[kind]
         if one.module is not None and type(one.module.storage) is not type(getattr(storage, "inner", None)):
             found.append(_of_module(one))  # parametrized, or otherwise only the torch backend's to write
             continue
@@ -120,24 +121,17 @@ def _native(one: Found) -> str:
 
 def _single(variable: Any) -> Parameter:
     name = "parameter" if is_made_up(variable.name, type(variable)) else variable.name
-    storage: Any = KerasStorage(None, frozenset()) if variable._value is None else storage_for(variable)
-    return _parameter(Found(variable, None, name, "", name), storage)
+    _check_initialised([(name, variable)], variable)
+    return _parameter(Found(variable, None, name, "", name), storage_for(variable))
 
 
-def _check_initialised(found: Sequence[Parameter], target: Any) -> None:
-    waiting = [
-        one.name
-        for one in found
-        if isinstance(one.handle, keras.Variable)
-        and one.handle._value is None
-        and raw_value(one.handle) is None
-        and one.handle._initializer is not None
-    ]
+def _check_initialised(found: Sequence[tuple[str, Any]], target: Any) -> None:
+    waiting = [name for name, one in found if one is not None and one._value is None and one._initializer is not None]
     if waiting:
         raise NotBuiltError(
             f"{_shown(target)} was built in a keras.StatelessScope, and its weights have no values yet\n"
             f"waiting: {', '.join(waiting[:8])}{', ...' if len(waiting) > 8 else ''}\n"
-            "Fix: leave the scope (keras.StatelessScope(initialize_variables=True) initialises them at its end)"
+            "Fix: leave the scope, which initialises them unless it was made with initialize_variables=False"
         )
 
 
@@ -156,5 +150,3 @@ def _not_built(target: Any, missing: Sequence[tuple[str, Any]]) -> NotBuiltError
 
 def _shown(target: Any) -> str:
     return f"the {type(target).__name__} {target.name!r}"
-
-

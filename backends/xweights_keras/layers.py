@@ -1,10 +1,10 @@
 """The table of Keras 3's layers: what each calls its arrays, and what their axes are.
 
-Owns :data:`TABLE`, :func:`spec_of` and the axis names. Imports the core's ``Entry``; it needs no Keras, because
-a layer is found by the names of the classes it inherits from, the nearest first. So a subclass of a built-in layer is read as
+Owns :data:`TABLE`, :func:`spec_of` and the axis names. Imports the core's ``Entry``; it needs no Keras, because a layer
+is found by the names of the classes it inherits from, the nearest first. So a subclass of a built-in layer is read as
 that layer wherever its shapes still fit. A row's ``native`` is the variable's own name (``add_weight(name=...)``).
 
-Keras stores every array in the neutral order, ``data_format="channels_first"`` included, so most patterns have no arrow.
+Keras stores its arrays in the neutral order, with ``data_format="channels_first"`` too, so most patterns have no arrow.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def _always(layer: Any) -> bool:
 class Spec:
     """What a type of layer holds.
 
-    ``rows`` are its own variables in order, ``inners`` the layers inside that are named by this table and not by attribute,
-    ``whole`` says that all of it counts as one layer, ``weighs`` that it will have weights once it is built.
+    ``rows`` are its own variables in order, ``inners`` the layers inside that are named by this table and not by
+    attribute, ``whole`` says that all of it counts as one layer, ``weighs`` that it will have weights once it is built.
     """
 
     rows: Callable[[Any], Rows] = _none
@@ -150,9 +150,7 @@ def _depthwise(layer: Any) -> Rows:
 
 def _separable(layer: Any) -> Rows:
     space = SPATIAL[layer.rank]
-    return entries(
-        ("depthwise_kernel", f"{space} in mult"), ("pointwise_kernel", f"{space} in out"), ("bias", "out")
-    )
+    return entries(("depthwise_kernel", f"{space} in mult"), ("pointwise_kernel", f"{space} in out"), ("bias", "out"))
 
 
 # Norms. Their arrays have one axis for each normalised axis of the input.
@@ -182,7 +180,7 @@ def norm_pattern(layer: Any) -> str | None:
 
 
 def feature_pattern(rank: int, axes: list[int]) -> str | None:
-    """Return the pattern for an array over these axes of an input: ``channel h w -> h w channel`` if channels come first."""
+    """Return the pattern for an array over these axes of an input, such as ``channel h w -> h w channel``."""
     space = SPATIAL.get(rank - 2, "").split()
     if (rank > 2 and not space) or 0 in axes:
         return None
@@ -273,7 +271,7 @@ _WRAPPER = Spec(inners=_at(("layer", "")), weighs=_by_inner)
 
 
 def _attention(layer: Any) -> Iterator[Inner]:
-    for attribute, path, kernel, bias in (
+    for attribute, path, axes, bias_axes in (
         ("_query_dense", "query", "in head key", "head key"),
         ("_key_dense", "key", "in head key", "head key"),
         ("_value_dense", "value", "in head value", "head value"),
@@ -283,10 +281,11 @@ def _attention(layer: Any) -> Iterator[Inner]:
         inner = getattr(layer, attribute, None)
         if inner is None:
             continue
+        kernel, bias = axes, bias_axes
         if path == "attention_output" and len(inner.kernel.shape) > 3:
             # output_shape= gave the result several axes
-            several = " ".join(f"out{i}" for i in range(len(inner.kernel.shape) - 2))
-            kernel, bias = f"head value {several}", several
+            bias = " ".join(f"out{i}" for i in range(len(inner.kernel.shape) - 2))
+            kernel = f"head value {bias}"
         names = kernel.split()
         rows = entries(
             ("kernel", None if _is_packed(inner) else kernel),

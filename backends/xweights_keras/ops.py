@@ -1,6 +1,6 @@
 """The array maths for Keras: that of the framework whose tensor a leaf is.
 
-Owns :func:`ops_of`. Keras has no ops of its own here, so that a rule gives the same bits inside a Keras model and outside.
+Owns :func:`ops_of`. Keras has no ops of its own here, so that a rule gives the same bits in a Keras model and outside.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from xweights_keras.storage import raw_value
 def ops_of(array: Any) -> Ops:
     """Return the ops for a Keras variable's value; a symbolic tensor has none."""
     if isinstance(array, keras.KerasTensor):
-        raise TraceError("a symbolic KerasTensor has no values\nFix: edit the model's weights, not its inputs or outputs")
+        raise TraceError("a symbolic KerasTensor has no values\nFix: edit weights, not inputs or outputs")
     value = raw_value(array) if isinstance(array, keras.Variable) else array
     backend = backend_for(value)
     if backend is None or isinstance(value, keras.Variable):

@@ -1,17 +1,17 @@
 """How a ``keras.Variable`` is read and lawfully written, on any Keras backend.
 
-Owns :class:`KerasStorage` (TensorFlow, torch: delegates to the storage of the native variable inside), :class:`JaxStorage`
-(immutable arrays, written through ``assign``) and :class:`Refreshing`. A handle is the ``keras.Variable`` itself.
+Owns :class:`KerasStorage`, :class:`DelegatingStorage` (TensorFlow and torch: the storage of the native variable inside)
+and :class:`Refreshing`; JAX has a file of its own, ``immutable``. A handle is the ``keras.Variable`` itself.
 
-Inside a ``keras.StatelessScope`` a variable has the scope's value, and only ``assign`` may change that: this is how a bound
-rule becomes part of a ``jax.jit`` step. Everywhere the raw value is used: ``variable.value`` may be cast (autocast).
+Inside a ``keras.StatelessScope`` a variable has the scope's value, and only ``assign`` may change that: this is how a
+bound rule becomes part of a ``jax.jit`` step. The raw value is meant everywhere: ``variable.value`` may be autocast.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -35,26 +35,25 @@ def raw_value(variable: Any) -> Any:
     return variable._value
 
 
-def is_allocated(variable: Any) -> bool:
-    """Return False for a variable whose value doesn't exist yet, or was handed over to a training step."""
-    return raw_value(variable) is not None
-
-
 def dtype_of(variable: Any) -> np.dtype[Any]:
     """Return the dtype that is stored. JAX without its 64-bit mode stores less than the variable declares."""
     value = variable._value
     name = str(variable._dtype if keras.backend.backend() != "jax" or value is None else value.dtype)
-    try:
-        return np.dtype(name)
-    except TypeError:
+    if name not in _dtypes:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, name))
+        _dtypes[name] = np.dtype(getattr(ml_dtypes, name, name))
+    return _dtypes[name]
 
 
-def storage_for(variable: Any, root: Any = None, statistics: frozenset[int] = frozenset()) -> KerasStorage:
+_dtypes: dict[str, np.dtype[Any]] = {}
+
+
+def storage_for(variable: Any, root: Any = None, statistics: frozenset[int] = frozenset()) -> Storage:
     """Return a storage for variables like this one. ``root`` is the model whose ``trainable`` counts."""
     if keras.backend.backend() == "jax":
+        from xweights_keras.immutable import JaxStorage
+
         return JaxStorage(root, statistics)
     backend = backend_for(variable._value)
     if backend is None:
@@ -113,7 +112,7 @@ class DelegatingStorage(KerasStorage):
 
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
         if handle._value is None:
-            return _missing(handle)
+            return missing(handle)
         return self.inner.refusal(handle._value, writing=writing)
 
     def read(self, handle: Any) -> Array:
@@ -155,96 +154,8 @@ class DelegatingStorage(KerasStorage):
             handle.assign(kept)
 
 
-class JaxStorage(KerasStorage):
-    """JAX: an array is never changed, the variable gets another one.
-
-    JAX takes over a NumPy array without copying if it is aligned to 64 bytes. So what is handed over is always a buffer
-    of our own, aligned on purpose: one copy, whatever the source.
-    """
-
-    def refusal(self, handle: Any, *, writing: bool) -> str | None:
-        value = raw_value(handle)
-        if value is None:
-            return _missing(handle)
-        if _is_tracer(value):
-            return None if get_stateless_scope() is not None else _leaked(handle)
-        if value.is_deleted():
-            return "its buffer was handed over to a compiled step (donated) and no longer exists"
-        if len(value.sharding.device_set) > 1:
-            return f"it is spread over {len(value.sharding.device_set)} devices; sharded parameters aren't supported yet"
-        declared = str(handle._dtype)
-        if declared == "float64" and str(value.dtype) != declared:
-            return f"it is declared {declared} and JAX holds {value.dtype}; call jax.config.update('jax_enable_x64', True) first"
-        return None
-
-    def read(self, handle: Any) -> Array:
-        value = raw_value(handle)
-        if _is_tracer(value):
-            raise TraceError(
-                f"{handle.path!r} has no numbers while JAX traces: it can't be read inside jax.jit\n"
-                "Fix: read it before or after the step; edits inside the step need bind"
-            )
-        return np.asarray(value)
-
-    def write(self, handle: Any, value: Array) -> None:
-        buffer = _aligned(value.shape, value.dtype)
-        np.copyto(buffer, value, casting="no")
-        self._hand_over(handle, buffer)
-
-    def leaf(self, handle: Any, *, native: bool = False) -> Any:
-        value = raw_value(handle)
-        if native or get_stateless_scope() is not None or _is_tracer(value) or not _on_host(value):
-            return value
-        # A private copy is edited in place and handed over: one pass over fresh memory, and no compiling for each shape.
-        buffer = _aligned(value.shape, np.dtype(value.dtype))
-        np.copyto(buffer, np.asarray(value), casting="no")
-        return buffer
-
-    def put(self, handle: Any, leaf: Any, value: Any) -> None:
-        if isinstance(value, np.ndarray):
-            if value is leaf:
-                self._hand_over(handle, value)
-            else:
-                self.write(handle, value)
-            return
-        if value is raw_value(handle):
-            return
-        if _is_tracer(value) and get_stateless_scope() is None:
-            raise TraceError(
-                f"inside jax.jit a write to {handle.path!r} would leave a tracer in the model\n"
-                "Fix: run the step in a keras.StatelessScope and take the new values from it:\n"
-                "    with keras.StatelessScope(state_mapping=[(v, x), ...]) as scope:\n"
-                "        bound()\n"
-                "    new = [scope.get_current_value(v) for v in model.weights]"
-            )
-        handle.assign(value)
-
-    def guard(self) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def backup(self, handle: Any) -> Any:
-        value = raw_value(handle)
-        # The view keeps the buffer from being reused by a step that donates it; on a device it is a copy.
-        return value, None if _is_tracer(value) else np.asarray(value)
-
-    def restore(self, handle: Any, kept: Any) -> None:
-        value, host = kept
-        if host is not None and value.is_deleted():
-            self.write(handle, host)
-        else:
-            handle.assign(value)
-
-    def _hand_over(self, handle: Any, buffer: Array) -> None:
-        import jax
-
-        old = raw_value(handle)
-        # An array that was put nowhere in particular stays so: committed ones make jitted steps compile again.
-        target = None if _is_tracer(old) or not getattr(old, "committed", True) else old.sharding
-        handle.assign(jax.device_put(buffer, target))
-
-
 class Refreshing:
-    """Wrap the storage of a layer that computes with a copy of its weights, and have it take a new one after each write."""
+    """Wrap the storage of a layer that computes with a copy of its weights: it takes a new one after each write."""
 
     def __init__(self, inner: Any, layer: Any, refresh: Callable[[Any], None]) -> None:
         self.inner = inner
@@ -295,29 +206,8 @@ def _scoped(variable: Any) -> Any:
     return keras.ops.convert_to_tensor(variable._value) if value is None else value
 
 
-def _missing(variable: Any) -> str:
+def missing(variable: Any) -> str:
+    """Return why a variable has no value."""
     if getattr(variable, "_initializer", None) is not None:
         return "it isn't initialised yet; call the model once, outside of the scope it was made in"
     return "its value is inside a running training step; in a callback reach the model as self.model"
-
-
-def _leaked(variable: Any) -> str:
-    return "it holds a tracer: a raw jax.jit step assigned to it without a keras.StatelessScope, and its value is lost"
-
-
-def _is_tracer(value: Any) -> bool:
-    import jax
-
-    return isinstance(value, jax.core.Tracer)
-
-
-def _on_host(value: Any) -> bool:
-    return all(device.platform == "cpu" for device in value.sharding.device_set)
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Return a fresh array aligned to 64 bytes, which JAX takes over without a copy."""
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype).reshape(shape)

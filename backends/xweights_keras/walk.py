@@ -1,8 +1,8 @@
 """One walk through a model or layer: every weight once, in definition order, with its neutral name.
 
-Owns :class:`Walk` and :func:`signature`. Imports the table, the names and the errors. What it asks Keras for, beside public
-attributes, are the tracker's lists ``_layers``, ``_trainable_variables`` and ``_non_trainable_variables`` (Keras 3.13 to 3.15):
-``weights`` flattens them, and loses which layer owns what.
+Owns :class:`Walk` and :func:`signature`. Imports the table and the names. What it asks Keras for, beside public
+attributes, are the tracker's lists ``_layers``, ``_trainable_variables`` and ``_non_trainable_variables``: ``weights`` is
+made of them, and loses which layer owns what.
 """
 
 from __future__ import annotations
@@ -193,6 +193,7 @@ def needs_building(layer: Any, spec: Spec | None) -> bool:
 
 
 def is_keras(kind: type[Any]) -> bool:
+    """Return True for a class that Keras itself defines."""
     return kind.__module__.partition(".")[0] == "keras"
 
 

@@ -190,8 +190,8 @@ CHAINS = _rows(
 )  # fmt: skip
 NORM_CHAINS = _rows(
     "chain",
-    ("several rules: add, max_norm, scale, clip_norm", _all(
-        lambda w: w.add(0.1), lambda w: w.max_norm(1.2, per="out", where=WITH_OUT), lambda w: w.scale(0.9),
+    ("several rules: max_norm, add, scale, clip_norm", _all(
+        lambda w: w.max_norm(1.2, per="out", where=WITH_OUT), lambda w: w.add(0.1), lambda w: w.scale(0.9),
         lambda w: w.clip_norm(1.5),
     )),
     values="plain",

@@ -1,0 +1,35 @@
+"""Importing: whole processes.
+
+Owns its rows. Imports the standard library and timing.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+from timing import Memory, Timing, compare
+
+FRAMEWORKS = ("torch", "tensorflow", "keras", "jax")
+
+
+def rows(quick: bool) -> Iterator[Timing | Memory]:
+    """Yield the rows."""
+    loaded = _python(f"import sys, xweights; print(*({{*{FRAMEWORKS!r}}} & sys.modules.keys()))").strip()
+    if loaded:
+        raise AssertionError(f"import xweights imports {loaded}")
+    yield compare(
+        "import xweights",
+        "process",
+        "-",
+        partial(_python, "import xweights"),
+        {"import numpy": partial(_python, "import numpy")},
+        1.25,
+        seconds=4 if quick else 12,
+    )
+
+
+def _python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

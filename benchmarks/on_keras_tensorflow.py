@@ -1,0 +1,172 @@
+"""Keras models on TensorFlow, against loops of raw ops written by hand, and against hand-written ``tf.function`` steps.
+
+Owns its rows. Imports TensorFlow, Keras, NumPy, shapes and timing. A peer starts where we start, from the model (its
+``weights``); one that a bound rule is compared with has looked its variables up before, as the bound rule has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from shapes import Shape, arrays, by_name, keras_model, masks, shapes
+from tensorflow import raw_ops
+from timing import Memory, Timing, can_measure_memory, compare, extra_memory
+
+import xweights as xw
+
+
+def rows(quick: bool) -> Iterator[Timing | Memory]:
+    """Yield the rows."""
+    for shape in shapes(quick):
+        model = keras_model(shape)
+        yield from _reading(model, shape)
+        yield from _writing(model, shape)
+        yield from _editing(model, shape)
+        yield from _compiled(model, shape)
+    if can_measure_memory() and not quick:
+        yield from _memory(shapes(quick)[1])
+
+
+def raw_read(variable: Any) -> Any:
+    """Read as cheaply as can be."""
+    return raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
+
+
+def raw_write(variable: Any, value: Any) -> None:
+    """Write as cheaply as can be. Shares the memory of an array that is aligned to 64 bytes."""
+    raw_ops.AssignVariableOp(resource=variable.handle, value=value)
+
+
+def _reading(model: Any, shape: Shape) -> Iterator[Timing]:
+    yield compare(
+        "get_params(copy=False)", "keras-tensorflow", shape.name,
+        lambda: xw.get_params(model, copy=False),
+        {"raw ReadVariableOp, np.asarray": lambda: [np.asarray(raw_read(v.value)) for v in model.weights]},
+        1.2, idiom=("get_weights", model.get_weights), idiom_goal=4.0,
+    )  # fmt: skip
+    yield compare(
+        "get_params()", "keras-tensorflow", shape.name,
+        lambda: xw.get_params(model),
+        {"the same, .copy()": lambda: [np.asarray(raw_read(v.value)).copy() for v in model.weights]},
+        1.15, idiom=("get_weights", model.get_weights), idiom_goal=2.0 if shape.name == "many" else None,
+    )  # fmt: skip
+
+
+def _writing(model: Any, shape: Shape) -> Iterator[Timing]:
+    for words, offset, factor in (("", 4, 3.5 if shape.name == "many" else 2.0), (", aligned", 0, 1.25)):
+        values = arrays(shape, offset=offset)
+        named = by_name(model, values)
+        aside = arrays(shape, offset=4)  # what can be handed over as it is
+        for options, goal in (({"allow_nonfinite": True}, 1.2), ({}, 1.7)):
+            how = "allow_nonfinite=True" if options else "checked"
+            yield compare(
+                f"set_params({how}){words}", "keras-tensorflow", shape.name,
+                lambda options=options, named=named: xw.set_params(model, named, **options),
+                {"raw AssignVariableOp, misaligned": lambda aside=aside: _assign(model, aside)},
+                # An aligned source has to be copied by us where TensorFlow would take it over: no peer does that.
+                goal if offset else None,
+                idiom=("set_weights", lambda values=values: model.set_weights(values)),
+                idiom_goal=factor if options else None,
+            )  # fmt: skip
+
+
+def _assign(model: Any, values: list[Any]) -> None:
+    for v, value in zip(model.weights, values, strict=True):
+        raw_write(v.value, value)
+
+
+def _editing(model: Any, shape: Shape) -> Iterator[Timing]:
+    goal = 4.0 if shape.name == "many" else 6.0
+    low, high, factor = (tf.constant(x, tf.float32) for x in (-0.05, 0.05, 0.999))
+
+    def clip() -> None:
+        for v in model.trainable_weights:
+            new = raw_ops.ClipByValue(t=raw_read(v.value), clip_value_min=low, clip_value_max=high)
+            raw_write(v.value, new)
+
+    def clip_idiom() -> None:
+        model.set_weights([np.clip(w, -0.05, 0.05) for w in model.get_weights()])
+
+    yield compare(
+        "clip", "keras-tensorflow", shape.name, lambda: xw.clip(model, -0.05, 0.05),
+        {"raw Read / ClipByValue / Assign": clip}, 1.2, idiom=("get, np.clip, set", clip_idiom), idiom_goal=goal,
+    )  # fmt: skip
+
+    def scale() -> None:
+        for v in model.trainable_weights:
+            raw_write(v.value, raw_ops.Mul(x=raw_read(v.value), y=factor))
+
+    def scale_idiom() -> None:
+        model.set_weights([w * 0.999 for w in model.get_weights()])
+
+    yield compare(
+        "scale", "keras-tensorflow", shape.name, lambda: xw.scale(model, 0.999),
+        {"raw Read / Mul / Assign": scale}, 1.2, idiom=("get, multiply, set", scale_idiom), idiom_goal=goal,
+    )  # fmt: skip
+    made = masks(shape)
+    keep = by_name(model, made)
+    zero = tf.zeros(())
+
+    def mask() -> None:
+        for v, one in zip(model.trainable_weights, made, strict=True):
+            raw_write(v.value, raw_ops.SelectV2(condition=one, t=raw_read(v.value), e=zero))
+
+    def on_views() -> None:
+        for v, one in zip(model.trainable_weights, made, strict=True):
+            raw_write(v.value, np.multiply(np.asarray(raw_read(v.value)), one))
+
+    def mask_idiom() -> None:
+        model.set_weights([w * one for w, one in zip(model.get_weights(), made, strict=True)])
+
+    yield compare(
+        "mask", "keras-tensorflow", shape.name, lambda: xw.mask(model, keep),
+        {"raw Read / SelectV2 / Assign": mask, "np.multiply on the view, raw Assign": on_views}, 1.2,
+        idiom=("get, multiply, set", mask_idiom), idiom_goal=goal,
+    )  # fmt: skip
+
+
+def _compiled(model: Any, shape: Shape) -> Iterator[Timing]:
+    """Yield rules inside of a tf.function against the same step written by hand; tracing is outside of the times."""
+    # XLA pays where memory limits; 1,000 variables take it minutes to compile.
+    jit = shape.name == "mid"
+    variables = [v.value for v in model.trainable_weights]
+    low, high = tf.constant(-0.05), tf.constant(0.05)
+
+    def by_hand(low: Any, high: Any) -> None:
+        for v in variables:
+            v.assign(tf.clip_by_value(v, low, high), read_value=False)
+
+    def idiom() -> None:
+        model.set_weights([np.clip(w, -0.05, 0.05) for w in model.get_weights()])
+
+    peer = tf.function(by_hand, jit_compile=jit, autograph=False)
+    bound = xw.bind(model, xw.Clip(-0.05, 0.05), where="*kernel")
+    step = tf.function(bound, jit_compile=jit, autograph=False)
+    words = ", jit_compile" if jit else ""
+    yield compare(
+        f"clip in a tf.function{words}", "keras-tensorflow", shape.name, step,
+        {"tf.function by hand": lambda: peer(low, high)}, 1.15, idiom=("get, np.clip, set", idiom), idiom_goal=15.0,
+    )  # fmt: skip
+    if jit:
+        while bound._run._step is None:  # it compiles itself once its eager calls have cost as much
+            bound()
+        yield compare(
+            "clip, bound, called again and again", "keras-tensorflow", shape.name, bound,
+            {"tf.function by hand": lambda: peer(low, high)}, 1.15, idiom=("get, np.clip, set", idiom), idiom_goal=15.0,
+        )  # fmt: skip
+
+
+def _memory(shape: Shape) -> Iterator[Memory]:
+    model = keras_model(shape)
+    keep = by_name(model, masks(shape))
+    one = shape.mib / shape.count
+    for operation, call in (
+        ("clip", lambda: xw.clip(model, -0.05, 0.05)),
+        ("scale", lambda: xw.scale(model, 0.999)),
+        ("mask", lambda: xw.mask(model, keep)),
+        ("noise", lambda: xw.noise(model, 1e-9, seed=0)),
+    ):
+        yield extra_memory(operation, "keras-tensorflow", shape.name, call, one)

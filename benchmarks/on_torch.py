@@ -1,0 +1,285 @@
+"""PyTorch modules and mappings of arrays, against loops written by hand.
+
+Owns its rows. Imports torch, NumPy, shapes and timing. A peer starts where we start, from the model: ``model.parameters()``
+is part of it. The models are Linear layers, so the neutral order is the transpose of the stored one, and "C order" below
+is an array that somebody made in neutral order: it lies across the stored one, for us as for a peer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from shapes import Shape, arrays, by_name, masks, shapes, torch_model
+from timing import Call, Memory, Timing, can_measure_memory, compare, extra_memory
+from torch.nn.utils import prune
+
+import xweights as xw
+from xweights.smallest import order_statistic
+
+
+def rows(quick: bool) -> Iterator[Timing | Memory]:
+    """Yield the rows."""
+    for shape in shapes(quick):
+        model = torch_model(shape)
+        yield from _reading(model, shape)
+        yield from _writing(model, shape)
+        yield from _editing(model, shape)
+    many, mid = shapes(quick)
+    yield from _pruning(many)
+    if can_measure_memory() and not quick:
+        yield from _memory(many, mid)
+
+
+def _reading(model: Any, shape: Shape) -> Iterator[Timing]:
+    mapping = dict(xw.get_params(model, layout="native"))
+    yield compare(
+        "get_params(copy=False)", "torch", shape.name,
+        lambda: xw.get_params(model, copy=False),
+        {"p.detach().numpy()": lambda: [p.detach().numpy() for p in model.parameters()]},
+        2.0,
+        idiom=("state_dict, .numpy()", lambda: {k: v.numpy() for k, v in model.state_dict().items()}),
+    )  # fmt: skip
+    yield compare(
+        "get_params()", "torch", shape.name,
+        lambda: xw.get_params(model),
+        {"p.detach().numpy().copy()": lambda: [p.detach().numpy().copy() for p in model.parameters()],
+         "p.detach().clone().numpy()": lambda: [p.detach().clone().numpy() for p in model.parameters()]},
+        1.15,
+        idiom=("state_dict, .numpy().copy()", lambda: {k: v.numpy().copy() for k, v in model.state_dict().items()}),
+    )  # fmt: skip
+    yield compare(
+        "get_params(copy=False)", "numpy", shape.name,
+        lambda: xw.get_params(mapping, copy=False),
+        {"read-only views": lambda: {k: _read_only(v) for k, v in mapping.items()}},
+        2.0,
+    )  # fmt: skip
+    yield compare(
+        "get_params()", "numpy", shape.name,
+        lambda: xw.get_params(mapping),
+        {"v.copy()": lambda: {k: v.copy() for k, v in mapping.items()}},
+        1.15,
+    )  # fmt: skip
+
+
+def _read_only(array: Any) -> Any:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _writing(model: Any, shape: Shape) -> Iterator[Timing]:
+    params = xw.get_params(model)
+    stored = [value.T for value in params.values()]
+    across = by_name(model, arrays(shape))
+    state = {p.native_name: torch.from_numpy(one) for p, one in zip(xw.parameters(model), stored, strict=True)}
+    idiom = ("load_state_dict", lambda: model.load_state_dict(state))
+    for words, options, goal in (("allow_nonfinite=True", {"allow_nonfinite": True}, 1.15), ("checked", {}, 1.7)):
+        yield compare(
+            f"set_params({words})", "torch", shape.name,
+            lambda options=options: xw.set_params(model, params, **options),
+            {"np.copyto": lambda: _copyto(model, stored), "_foreach_copy_": lambda: _foreach(model, stored)},
+            goal, idiom=idiom,
+        )  # fmt: skip
+        yield compare(
+            f"set_params({words}), C order", "torch", shape.name,
+            lambda options=options: xw.set_params(model, across, **options),
+            {"np.copyto(view, a.T)": lambda: _copyto(model, [a.T for a in across.values()]),
+             "p.copy_(t.T)": lambda: _copy(model, [a.T for a in across.values()])},
+            goal,
+        )  # fmt: skip
+
+
+def _copyto(model: Any, values: list[Any]) -> None:
+    for p, value in zip(model.parameters(), values, strict=True):
+        np.copyto(p.detach().numpy(), value)
+
+
+@torch.no_grad()
+def _copy(model: Any, values: list[Any]) -> None:
+    for p, value in zip(model.parameters(), values, strict=True):
+        p.copy_(torch.from_numpy(value))
+
+
+@torch.no_grad()
+def _foreach(model: Any, values: list[Any]) -> None:
+    torch._foreach_copy_(list(model.parameters()), [torch.from_numpy(value) for value in values])
+
+
+def _editing(model: Any, shape: Shape) -> Iterator[Timing]:
+    many = shape.name == "many"
+
+    def each(edit: Any) -> Call:
+        @torch.no_grad()
+        def call() -> None:
+            for p in model.parameters():
+                edit(p)
+
+        return call
+
+    def views(edit: Any) -> Call:
+        def call() -> None:
+            for p in model.parameters():
+                edit(p.detach().numpy())
+
+        return call
+
+    yield compare(
+        "clip", "torch", shape.name, lambda: xw.clip(model, -0.05, 0.05),
+        {"p.clamp_": each(lambda p: p.clamp_(-0.05, 0.05)),
+         "np.clip(out=)": views(lambda v: np.clip(v, np.float32(-0.05), np.float32(0.05), out=v))},
+        1.5 if many else 1.15,
+        idiom=("p.data = torch.clamp(p.data)", each(lambda p: setattr(p, "data", torch.clamp(p.data, -0.05, 0.05)))),
+    )  # fmt: skip
+    yield compare(
+        "scale", "torch", shape.name, lambda: xw.scale(model, 0.999),
+        {"p.mul_": each(lambda p: p.mul_(0.999)),
+         "_foreach_mul_": torch.no_grad()(lambda: torch._foreach_mul_(list(model.parameters()), 0.999)),
+         "np.multiply(out=)": views(lambda v: np.multiply(v, np.float32(0.999), out=v))},
+        1.5 if many else 1.15,
+        idiom=("p.data = p.data * s", each(lambda p: setattr(p, "data", p.data * 0.999))),
+    )  # fmt: skip
+    made = masks(shape)
+    for words, stored in (("mask (as prune returns it)", made), ("mask, C order", [one.T for one in made])):
+        keep = by_name(model, [one.T for one in stored])
+        tensors = [torch.from_numpy(one) for one in stored]
+
+        def multiply(stored: Any = stored) -> None:
+            for p, one in zip(model.parameters(), stored, strict=True):
+                view = p.detach().numpy()
+                np.multiply(view, one, out=view)
+
+        @torch.no_grad()
+        def filled(tensors: Any = tensors) -> None:
+            for p, one in zip(model.parameters(), tensors, strict=True):
+                p.masked_fill_(~one, 0.0)
+
+        yield compare(
+            words, "torch", shape.name, lambda keep=keep: xw.mask(model, keep),
+            {"np.multiply(v, bool, out=v)": multiply}, 1.2, idiom=("p.masked_fill_(~keep, 0)", filled),
+            idiom_goal=5.0 if words != "mask, C order" else None,
+        )  # fmt: skip
+    scratch = np.empty((shape.side, shape.side), np.float32)
+    source = np.random.default_rng(0)
+
+    def noise() -> None:
+        for p in model.parameters():
+            view = p.detach().numpy()
+            source.standard_normal(dtype=np.float32, out=scratch)
+            np.multiply(scratch, np.float32(1e-9), out=scratch)
+            np.add(view, scratch, out=view)
+
+    def seed_idiom() -> None:
+        for p in model.parameters():
+            p.data = p.data + torch.tensor(np.random.normal(0.0, 1e-9, p.shape), dtype=p.dtype)  # noqa: NPY002
+
+    yield compare(
+        "noise", "torch", shape.name, lambda: xw.noise(model, 1e-9, seed=0),
+        {"standard_normal(f4) into a scratch": noise}, 1.15,
+        idiom=("np.random.normal", seed_idiom), idiom_goal=2.0, most=10,
+    )  # fmt: skip
+
+
+def _pruning(shape: Shape) -> Iterator[Timing]:
+    model = torch_model(shape)
+    first = xw.snapshot(model)
+    views = [p.detach().numpy() for p in model.parameters()]
+    drop = int(0.9 * sum(one.size for one in views) + 0.5)
+    # (The time of restore() is inside of neither: the same entries are dropped again.)
+    yield compare(
+        "prune 90 % global: threshold alone", "numpy", shape.name,
+        lambda: order_statistic(views, drop, absolute=True),
+        {"np.partition(concatenated)": lambda: _partition(views, drop), "bracket by hand": lambda: _bracket(views, drop)},
+        1.15, idiom=("torch.kthvalue(cat)", lambda: torch.cat([p.detach().abs().flatten() for p in model.parameters()]).kthvalue(drop)),
+    )  # fmt: skip
+
+    def ours() -> None:
+        first.restore()
+        xw.prune(model, fraction=0.9, scope="global")
+
+    def kth() -> None:
+        first.restore()
+        with torch.no_grad():
+            edge = torch.cat([p.abs().flatten() for p in model.parameters()]).kthvalue(drop).values
+            for p in model.parameters():
+                p.mul_(p.abs() > edge)
+
+    def partition() -> None:
+        first.restore()
+        edge = _partition(views, drop)
+        for view in views:
+            np.multiply(view, np.abs(view) > edge, out=view)
+
+    elapsed: list[float] = []
+
+    def whole_idiom() -> None:
+        other = torch_model(shape)
+        start = time.perf_counter()
+        prune.global_unstructured([(m, "weight") for m in other], prune.L1Unstructured, amount=0.9)
+        elapsed.append(time.perf_counter() - start)
+
+    yield compare(
+        "prune 90 % global (with undoing it)", "torch", shape.name, ours,
+        {"np.partition, np.multiply": partition}, None, idiom=("kthvalue, p.mul_(bool)", kth), idiom_goal=2.5, most=12,
+    )  # fmt: skip
+    for _ in range(2):
+        whole_idiom()
+    row = compare(
+        "prune 90 % global (with undoing it)", "torch", shape.name, ours, {"np.partition, np.multiply": partition}, None,
+        idiom=("prune.global_unstructured", whole_idiom), idiom_goal=20.0, most=5,
+    )  # fmt: skip
+    yield row
+
+
+def _partition(views: list[Any], drop: int) -> Any:
+    joined = np.concatenate([one.ravel() for one in views])
+    np.abs(joined, out=joined)
+    joined.partition(drop - 1)
+    return joined[drop - 1]
+
+
+def _bracket(views: list[Any], drop: int) -> Any:
+    """The best way known: a sample brackets the threshold, one pass counts below and gathers inside."""
+    total = sum(one.size for one in views)
+    some = np.sort(np.abs(np.concatenate([one.ravel()[:: max(1, total >> 16)] for one in views])))
+    at, wide = drop / total * some.size, 4 * np.sqrt(drop / total * (1 - drop / total) * some.size) + 1
+    low, high = some[int(at - wide)], some[min(some.size - 1, int(at + wide))]
+    below, inside, scratch = 0, [], np.empty(1 << 15, np.float32)
+    for one in views:
+        flat = one.ravel()
+        for start in range(0, flat.size, 1 << 15):
+            part = flat[start : start + (1 << 15)]
+            size = np.abs(part, out=scratch[: part.size])
+            below += np.count_nonzero(size < low)
+            inside.append(size[(size >= low) & (size <= high)])
+    found = np.concatenate(inside)
+    found.partition(drop - below - 1)
+    return found[drop - below - 1]
+
+
+def _memory(many: Shape, mid: Shape) -> Iterator[Memory]:
+    for shape in (many, mid):
+        model = torch_model(shape)
+        keep = by_name(model, masks(shape))
+        for operation, call in (
+            ("clip", lambda model=model: xw.clip(model, -0.05, 0.05)),
+            ("scale", lambda model=model: xw.scale(model, 0.999)),
+            ("mask", lambda model=model, keep=keep: xw.mask(model, keep)),
+            ("noise", lambda model=model: xw.noise(model, 1e-9, seed=0)),
+        ):
+            yield extra_memory(operation, "torch", shape.name, call, 2.0)
+        prune_goal = 0.02 * shape.mib + 2.0
+        yield extra_memory("prune 90 % global, beside the masks", "torch", shape.name, lambda m=model: _pruned(m), prune_goal)
+
+
+class _Result:
+    def __init__(self, masks: Any) -> None:
+        self.masks = masks
+        self.nbytes = sum(one.nbytes for one in masks.values())
+
+
+def _pruned(model: Any) -> _Result:
+    return _Result(xw.prune(model, fraction=0.9, scope="global"))
