@@ -156,6 +156,31 @@ class Adapter(Protocol):
         """Return the parameters in definition order, a tied one once. Raise NotBuiltError for an unbuilt model."""
 
 
+class HeldChain(Protocol):
+    """The rules held on one parameter, as a backend sees them (the core's ``holds.Chain``)."""
+
+    parameter: Parameter
+
+    def apply(self) -> None:
+        """Edit the parameter in place, in eager code or traced inline."""
+
+    def apply_native(self) -> None:
+        """Edit the framework's own tensor, traceable where a verb isn't."""
+
+    def of(self, value: Any, ops: Ops) -> Any:
+        """Return what becomes of a stored tensor of the framework, without writing."""
+
+
+class Attachment(Protocol):
+    """What keeps chains attached to a framework's update."""
+
+    def check(self) -> None:
+        """Raise StaleTrainFunctionError if a step went by without the chains."""
+
+    def detach(self) -> None:
+        """Restore the former state exactly; chains that others still hold stay attached by theirs."""
+
+
 Tracing = Literal["no", "inline", "refuse"]
 
 
@@ -182,6 +207,12 @@ class Backend(Protocol):
 
     def tracing(self) -> Tracing:
         """Return "no" in eager code, "inline" where a verb may be traced, "refuse" where it must be bound first."""
+
+    def attach(self, chains: Sequence[HeldChain], *, target: Any, optimizer: Any) -> Attachment | None:
+        """Have the framework's own update apply these chains after each step; None where it has no such place.
+
+        Raise HoldError if ``optimizer`` doesn't train one of the parameters. A chain may come again with another hold.
+        """
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
         """Return a quicker equivalent of a bound step for calls from eager code, or the function itself."""

@@ -13,6 +13,8 @@ Owns the tree of exceptions and :class:`Problems`. Imports the standard library 
     ├── TraceError (RuntimeError)             a call that can't be part of a compiled step
     │   ├── UseBindError                      ... but works when bound first
     │   └── StaleDrawError                    a bound random rule was called again without a new draw
+    ├── HoldError (RuntimeError)              a rule that can't be held, or isn't true although it is held
+    │   └── StaleTrainFunctionError           a step compiled before the hold, which goes on without it
     ├── TargetError (TypeError)               an object that holds no weights we can reach
     │   └── NotBuiltError                     a model whose weights don't exist yet
     └── BackendMissingError (ImportError)     the backend of a framework is not installed
@@ -69,6 +71,14 @@ class UseBindError(TraceError):
 
 class StaleDrawError(TraceError):
     """A bound random rule that was called again without a new draw."""
+
+
+class HoldError(XweightsError, RuntimeError):
+    """A rule that can't be held, or that isn't true although it is held."""
+
+
+class StaleTrainFunctionError(HoldError):
+    """A training step that was compiled before a hold began, and goes on without it."""
 
 
 class TargetError(XweightsError, TypeError):

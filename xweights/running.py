@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from xweights import ledger
 from xweights.arrays import NumpyOps, strays
 from xweights.axes import Layout
 from xweights.backend import Ops, Storage, backend_for
@@ -100,6 +101,7 @@ def run(target: Any, rule: Rule, *, where: WhereLike | None, call: str, default:
     """Do what every editing verb does: select, check everything, then edit."""
     line = bind_line(rule, default if where is None else where)
     chosen = select(open_target(target, bind_line=line), default if where is None else where)
+    ledger.check(chosen)
     if tracing(target):
         if rule.random:
             raise UseBindError(
@@ -108,8 +110,9 @@ def run(target: Any, rule: Rule, *, where: WhereLike | None, call: str, default:
                 "    ... before each step: bound.draw(step)    ... in the step: bound()"
             )
         Bound(rule, chosen, prepare(rule, chosen, call))()
-        return
-    execute(rule, chosen, prepare(rule, chosen, call))
+    else:
+        execute(rule, chosen, prepare(rule, chosen, call))
+    ledger.obey(chosen)
 
 
 def bind_line(rule: Rule, where: WhereLike) -> str:
@@ -153,7 +156,7 @@ def execute(rule: Rule, chosen: Sequence[Parameter], prepared: Sequence[tuple[Ar
         stack.enter_context(undone_on_error(risky))
         for position in fallible_first(chosen):
             mine = shared[position] if isinstance(shared, list) else shared
-            _edit(rule, chosen[position], prepared[position], mine)
+            edit_one(rule, chosen[position], prepared[position], mine)
 
 
 def fallible_first(chosen: Sequence[Parameter]) -> list[int]:
@@ -181,7 +184,8 @@ def detached(chosen: Sequence[Parameter], values: Sequence[tuple[Array, ...]]) -
     return [tuple(one.copy() if id(one) in moved else one for one in some) for some in values]
 
 
-def _edit(rule: Rule, p: Parameter, operands: tuple[Array, ...], shared: Any) -> None:
+def edit_one(rule: Rule, p: Parameter, operands: tuple[Array, ...], shared: Any) -> None:
+    """Edit one parameter by the quickest way: in place on the host where its memory can be seen, else by its ops."""
     leaf = p.storage.leaf(p.handle, native=isinstance(rule, Function))
     if isinstance(leaf, np.ndarray) and leaf.flags.writeable:
         w = p.layout.to_neutral(leaf)

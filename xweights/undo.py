@@ -8,6 +8,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+from xweights import ledger
 from xweights.errors import TraceError
 from xweights.parameter import Parameter
 from xweights.reading import check_readable
@@ -36,6 +37,7 @@ class Snapshot:
                 p.storage.restore(p.handle, backup)
                 if p.trainable != trainable:
                     p.storage.set_trainable(p.handle, trainable)
+        ledger.obey(self.parameters)
 
     def __repr__(self) -> str:
         count = len(self.parameters)

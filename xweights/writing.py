@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from xweights import ledger
 from xweights.axes import reorder
 from xweights.errors import (
     ArgumentError,
@@ -70,6 +71,7 @@ def set_params(
         raise ArgumentError(f'layout= is "neutral" or "native"\ngot: {layout!r}')
     everything = open_target(target)
     chosen = select(everything, where)
+    ledger.check(chosen)
     problems = Problems("set_params can't write these values, and nothing was changed")
     pairs = _matched(values, chosen, everything, strict, renamer(names), problems)
     order = values.layout if isinstance(values, Params) else layout
@@ -91,6 +93,7 @@ def set_params(
     with guarded(chosen), undone_on_error([p for p, _ in writes if p.storage.fallible]), uninterrupted():
         for p, array in writes:
             p.storage.write(p.handle, array)
+    ledger.obey(chosen)
 
 
 def fitted(

@@ -5,17 +5,18 @@ Owns the door object ``backend`` of the entry point ``torch``. Imports torch and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from xweights.backend import Adapter, Ops, Storage, Tracing
+from xweights.backend import Adapter, Attachment, HeldChain, Ops, Storage, Tracing
 from xweights.errors import TargetError
 from xweights.parameter import Array
 from xweights_torch.adapter import ModuleAdapter, TensorAdapter
 from xweights_torch.dtypes import host_view
+from xweights_torch.holding import attach
 from xweights_torch.ops import TorchOps
 from xweights_torch.refusing import reason
 from xweights_torch.storage import storage_of
@@ -65,6 +66,9 @@ class TorchBackend:
         if torch.compiler.is_compiling():
             return "refuse"
         return "refuse" if _inside_compiled_code() else "no"
+
+    def attach(self, chains: Sequence[HeldChain], *, target: Any, optimizer: Any) -> Attachment | None:
+        return attach(chains, optimizer)
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
         # torch edits in place at full speed in eager code; compiling a step takes seconds and gains nothing.

@@ -1,0 +1,119 @@
+"""Holds in PyTorch: chains run after each optimizer step.
+
+Owns :func:`attach`. Imports torch, errors and the core's protocols. A step post-hook runs whatever the optimizer's rule is
+(foreach, fused, LBFGS, under a GradScaler or gradient accumulation), where masked gradients leak: momentum and weight
+decay moved a "frozen" entry under each of ten optimizers tried, and under none with a post-hook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from xweights.backend import HeldChain
+from xweights.errors import HoldError, Problems
+from xweights_torch.storage import tensor_of
+
+
+class Hooks:
+    """The chains that follow one optimizer, or (``optimizer`` None) any that steps their parameters."""
+
+    def __init__(self, optimizer: Optimizer | None) -> None:
+        self.chains: dict[int, tuple[HeldChain, int]] = {}  # by tensor, with the number of holds
+        self._owned: tuple[tuple[int, ...], list[HeldChain]] | None = None
+        # Plain Python on purpose: Dynamo would trace the hook into a compiled step and freeze today's chains there.
+        run = torch.compiler.disable(self._run)
+        if optimizer is None:
+            self.handle = register_optimizer_step_post_hook(run)
+        else:
+            self.handle = optimizer.register_step_post_hook(run)
+
+    def add(self, chains: Sequence[HeldChain]) -> None:
+        """Have these chains follow, once each."""
+        for chain in chains:
+            key = id(tensor_of(chain.parameter.handle))
+            self.chains[key] = (chain, self.chains.get(key, (chain, 0))[1] + 1)
+        self._owned = None
+
+    def drop(self, chains: Sequence[HeldChain]) -> None:
+        """Take one hold off these chains, and the hook off with the last."""
+        for chain in chains:
+            key = id(tensor_of(chain.parameter.handle))
+            count = self.chains[key][1] - 1
+            if count:
+                self.chains[key] = (chain, count)
+            else:
+                del self.chains[key]
+        self._owned = None
+        if not self.chains:
+            self.handle.remove()
+
+    def _run(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for chain in self._stepped(optimizer):
+            chain.apply()
+
+    def _stepped(self, optimizer: Optimizer) -> list[HeldChain]:
+        # Looked up once for each optimizer and set of parameters, since a loop over all of them costs as much as a rule.
+        key = (id(optimizer), *(id(group["params"]) for group in optimizer.param_groups))
+        key = (*key, *(len(group["params"]) for group in optimizer.param_groups))
+        if self._owned is None or self._owned[0] != key:
+            mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            self._owned = (key, [chain for at, (chain, _) in self.chains.items() if at in mine])
+        return self._owned[1]
+
+
+_hooks: dict[int, tuple[Optimizer | None, Hooks]] = {}
+
+
+class TorchAttachment:
+    """One hold's share in the hooks of an optimizer."""
+
+    def __init__(self, optimizer: Optimizer | None, chains: Sequence[HeldChain]) -> None:
+        self.key = id(optimizer)
+        self.chains = list(chains)
+        if self.key not in _hooks or not _hooks[self.key][1].chains:
+            _hooks[self.key] = (optimizer, Hooks(optimizer))
+        _hooks[self.key][1].add(self.chains)
+
+    def check(self) -> None:
+        """A post-hook can't be passed by: nothing to find."""
+
+    def detach(self) -> None:
+        """Take this hold's share off."""
+        hooks = _hooks[self.key][1]
+        hooks.drop(self.chains)
+        if not hooks.chains:
+            del _hooks[self.key]
+
+
+def attach(chains: Sequence[HeldChain], optimizer: Any) -> TorchAttachment | None:
+    """Attach chains to an optimizer, or to whichever steps them."""
+    trained = [chain for chain in chains if isinstance(tensor_of(chain.parameter.handle), torch.nn.Parameter)]
+    if optimizer is None:
+        return TorchAttachment(None, trained) if trained else None
+    plain = unwrapped(optimizer)
+    owned = {id(p) for group in plain.param_groups for p in group["params"]}
+    problems = Problems("this optimizer can't keep the hold, and nothing was changed")
+    for chain in chains:
+        if id(tensor_of(chain.parameter.handle)) not in owned:
+            problems.add(
+                HoldError,
+                f"{chain.parameter.name!r} is not among the optimizer's parameters",
+                fix="pass the optimizer that trains it, or narrow where=",
+            )
+    problems.check()
+    return TorchAttachment(plain, chains)
+
+
+def unwrapped(optimizer: Any) -> Optimizer:
+    """Return the torch optimizer inside of a wrapper such as Accelerate's or Lightning's, whose hooks don't register."""
+    # Accelerate's wrapper is an Optimizer by class, but was never initialised as one: registering a hook on it raises.
+    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, Optimizer):
+        raise HoldError(f"optimizer= is no torch optimizer\ngot: {type(optimizer).__module__}.{type(optimizer).__qualname__}")
+    return optimizer

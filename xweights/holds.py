@@ -1,0 +1,285 @@
+"""Rules that stay true while training goes on.
+
+Owns :func:`hold`, :class:`Hold` and :class:`Chain`. Imports backend, errors, ledger, parameter, rules, running,
+selecting and targets. When a rule is applied is the framework's business: the backend attaches a chain to its own
+update (``Backend.attach``); where there is nothing to attach to, ``held.apply()`` is called by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from xweights import ledger
+from xweights.backend import Attachment, Ops, backend_for
+from xweights.errors import ArgumentError, HoldError, Problems, WriteError, XweightsError
+from xweights.keeping import Keep
+from xweights.parameter import Array, Parameter
+from xweights.rules import Mask, Rule
+from xweights.running import NUMPY_OPS, as_rule, edit_one, guarded, ops_for, to_neutral, to_stored
+from xweights.selecting import WhereLike, select
+from xweights.targets import open_target, tracing
+
+LAST = (Mask, Keep)
+
+
+class Link:
+    """One rule on one parameter, with its operands."""
+
+    __slots__ = ("native", "operands", "owner", "rule")
+
+    def __init__(self, owner: Hold, rule: Rule, operands: tuple[Array, ...]) -> None:
+        self.owner, self.rule, self.operands = owner, rule, operands
+        self.native: tuple[Any, ...] | None = None
+
+
+class Chain:
+    """All the rules held on one parameter: in order of attachment, Mask and Keep last."""
+
+    def __init__(self, parameter: Parameter) -> None:
+        self.parameter = parameter
+        self.links: list[Link] = []
+        self.attachments: list[Attachment] = []
+
+    def add(self, link: Link) -> None:
+        """Put a link in its place."""
+        self.links.append(link)
+        self.links.sort(key=lambda one: isinstance(one.rule, LAST))
+
+    def apply(self) -> None:
+        """Edit the parameter in place: in eager code, or traced where a verb would be."""
+        p = self.parameter
+        with p.storage.guard(), np.errstate(all="ignore"):
+            for link in self.links:
+                edit_one(link.rule, p, link.operands, None)
+
+    def apply_native(self) -> None:
+        """Edit the framework's own tensor, with nothing but its ops: for steps that can't trace a verb."""
+        p = self.parameter
+        with p.storage.guard():
+            for link in self.links:
+                leaf = p.storage.leaf(p.handle, native=True)
+                ops = ops_for(leaf)
+                if link.native is None:
+                    link.native = tuple(ops.constant(one, leaf) for one in link.operands)
+                w = to_neutral(ops, leaf, p.layout)
+                new = link.rule(w, ops, p, *link.native)
+                p.storage.put(p.handle, leaf, leaf if new is w else to_stored(ops, ops.fence(new), p.layout))
+
+    def of(self, value: Any, ops: Ops) -> Any:
+        """Return what becomes of a stored tensor of the framework; pure, so a step can contain it."""
+        layout = self.parameter.layout
+        for link in self.links:
+            constants = [ops.constant(one, value) for one in link.operands]
+            new = link.rule(to_neutral(ops, value, layout), ops, self.parameter, *constants)
+            value = to_stored(ops, ops.fence(new), layout)
+        return value
+
+    def check(self) -> None:
+        """Raise if a training step went by without the rules."""
+        for attachment in self.attachments:
+            attachment.check()
+
+    def violated(self) -> str | None:
+        """Return which rule is not true of the weights now, or None."""
+        p = self.parameter
+        value = p.layout.to_neutral(p.storage.read(p.handle))
+        return next((repr(link.rule) for link in self.links if not _true_of(link, value, p)), None)
+
+    def contradiction(self) -> str | None:
+        """Return which rule would not be true after all of them were applied, or None."""
+        p = self.parameter
+        value = p.layout.to_neutral(p.storage.read(p.handle)).copy()
+        for link in self.links:
+            value = _on_host(link, value, p)
+        return next((repr(link.rule) for link in self.links if not _true_of(link, value, p)), None)
+
+
+def _on_host(link: Link, value: Array, p: Parameter) -> Array:
+    with np.errstate(all="ignore"):
+        return np.asarray(link.rule(value, NUMPY_OPS, p, *link.operands))
+
+
+def _true_of(link: Link, value: Array, p: Parameter) -> bool:
+    """A rule is true of weights that it leaves as they are: bit for bit, or a close one within its tolerance."""
+    again = _on_host(link, value.copy(), p)
+    if link.rule.exact:
+        bits = np.dtype(f"u{p.dtype.itemsize}")
+        return bool(np.array_equal(np.ascontiguousarray(again).view(bits), np.ascontiguousarray(value).view(bits)))
+    wide, other = again.astype(np.float64), value.astype(np.float64)
+    largest = float(np.max(np.abs(other[np.isfinite(other)]), initial=0.0))
+    gap = np.abs(wide - other)
+    return not bool(np.any(gap[np.isfinite(gap)] > (1e-2 if p.dtype.itemsize < 4 else 1e-5) * largest))
+
+
+class Hold:
+    """A rule kept true on some parameters, until :meth:`release`; also a context manager.
+
+    Attributes:
+        parameters: The held parameters.
+        rule: The rule.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([3.0])}
+        >>> with xw.hold(w, xw.Clip(-1, 1), where="w"):
+        ...     xw.add(w, 5.0)
+        >>> w["w"]
+        array([1.])
+    """
+
+    def __init__(self, rule: Rule, chains: Sequence[Chain]) -> None:
+        self.rule = rule
+        self._chains = list(chains)
+        self._attachments: list[Attachment] = []
+        self.manual = True
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """The held parameters."""
+        return [chain.parameter for chain in self._chains]
+
+    def apply(self) -> None:
+        """Make the rule true now: after the update of a step that has no optimizer to attach to. Traceable."""
+        for chain in self._chains:
+            backend = backend_for(_handle(chain.parameter))
+            if backend is not None and backend.tracing() == "refuse":
+                chain.apply_native()
+            else:
+                chain.apply()
+
+    def check(self) -> None:
+        """Raise StaleTrainFunctionError if a training step went by without the rule, HoldError if it isn't true."""
+        for attachment in self._attachments:
+            attachment.check()
+        problems = Problems("a held rule is not true")
+        for chain in self._chains:
+            if any(link.owner is self for link in chain.links):
+                wrong = chain.violated()
+                if wrong is not None:
+                    problems.add(HoldError, f"{chain.parameter.name!r} doesn't obey {wrong}", fix="call held.apply() after your update")
+        problems.check()
+
+    def release(self) -> None:
+        """Take this rule off again; the others stay. Calling it twice does nothing."""
+        for chain in self._chains:
+            chain.links = [link for link in chain.links if link.owner is not self]
+            if not chain.links:
+                ledger.leave(chain.parameter)
+        attachments, self._attachments, self._chains = self._attachments, [], []
+        for attachment in attachments:
+            attachment.detach()
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        count = len(self._chains)
+        return f"<Hold {self.rule!r} on {count} parameter{'s' * (count != 1)}>"
+
+
+def hold(
+    target: Any, rule: Rule | Callable[[Any], Any], *, where: WhereLike, optimizer: Any = None
+) -> Hold:
+    """Keep a rule true on the selected parameters: after every optimizer step, and after every write by xweights.
+
+    Args:
+        target: Model, layer, module, variable, mapping of arrays, or a list of these.
+        rule: A rule such as ``Clip(-1, 1)``, ``Mask(masks)`` or ``Keep()``; or a function of the native tensor.
+        where: Which parameters; required.
+        optimizer: The optimizer that trains them. Default: in torch any optimizer that steps them, in Keras the one the
+            model was compiled with.
+
+    Returns:
+        A :class:`Hold`. Its ``manual`` is True where there is no optimizer to attach to (``tf.Module``, arrays): call
+        ``held.apply()`` after each update then.
+
+    The rule is applied at once. Holds on one parameter run in the order of attachment, after a constraint that was there
+    before; Mask and Keep last. Optimizer slots are left alone. As exact as the rule.
+    Raises ArgumentError (a random or joint rule), HoldError (a rule that contradicts another hold, an optimizer that
+    doesn't own a parameter), SelectionError, WriteError; nothing is attached then, and nothing changed.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([3.0])}; held = xw.hold(w, xw.Clip(-1, 1), where="w"); xw.fill(w, -5.0); w["w"]
+        array([-1.])
+    """
+    rule = as_rule(rule)
+    if rule.random:
+        raise ArgumentError(f"{rule!r} is random: it is never true, so it can't be held\nFix: bind it and draw each step")
+    if rule.joint:
+        raise ArgumentError(f"{rule!r} looks at several parameters together, and holds work on each by itself")
+    if tracing(target):
+        raise ArgumentError("a hold can't begin inside a compiled step\nFix: hold before the step is traced")
+    chosen = select(open_target(target), where)
+    made = Hold(rule, [])
+    problems = Problems("this can't be held, and nothing was changed")
+    chains: list[Chain] = []
+    for p in chosen:
+        reason = p.storage.refusal(p.handle, writing=True)
+        if reason is not None:
+            problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
+            continue
+        try:
+            rule.check(p)
+            operands = tuple(_as_stored(one, p) for one in rule.operands(p))
+        except XweightsError as wrong:
+            problems.add(type(wrong), str(wrong))
+            continue
+        known = ledger.held(p)
+        chain = known if isinstance(known, Chain) else Chain(p)
+        chain.add(Link(made, rule, operands))
+        chains.append(chain)
+        wrong_rule = chain.contradiction()
+        if wrong_rule is not None:
+            others = ", ".join(repr(link.rule) for link in chain.links if repr(link.rule) != wrong_rule)
+            problems.add(HoldError, f"{p.name!r}: {wrong_rule} can't stay true together with {others or 'itself'}")
+    made._chains = chains
+    attached: list[Attachment] = []
+    try:
+        problems.check()
+        groups: dict[str, list[Chain]] = {}
+        for chain in chains:
+            backend = backend_for(_handle(chain.parameter))
+            if backend is not None:
+                groups.setdefault(backend.name, []).append(chain)
+        for some in groups.values():
+            backend = backend_for(_handle(some[0].parameter))
+            assert backend is not None
+            attachment = backend.attach(some, target=target, optimizer=optimizer)
+            if attachment is not None:
+                attached.append(attachment)
+        if optimizer is not None and not attached:
+            raise HoldError("optimizer= was given, and nothing here is trained by an optimizer that can be attached to")
+    except BaseException:
+        made._attachments = attached
+        made.release()
+        raise
+    made._attachments = attached
+    made.manual = not attached
+    for chain in chains:
+        ledger.enter(chain.parameter, chain)
+    with guarded(chosen):
+        for chain in chains:
+            chain.apply()
+    return made
+
+
+def _handle(parameter: Parameter) -> Any:
+    """Return the native object of a parameter, by whose type its backend is found."""
+    return getattr(parameter.handle, "tensor", parameter.handle)
+
+
+def _as_stored(operand: Array, p: Parameter) -> Array:
+    """Return an operand of our own that lies in memory as the weights do: a mask across the grain costs 5 times as much."""
+    if operand.shape != p.shape or p.layout.is_identity:
+        return np.array(operand)
+    return p.layout.to_neutral(np.ascontiguousarray(p.layout.to_stored(operand)))

@@ -1,0 +1,117 @@
+"""Rules that are made to be held: they say what stays.
+
+Owns :class:`Keep`, :class:`SumToOne`, :class:`Symmetric` and :class:`Pattern`. Imports backend (protocols), entries,
+errors, norms, parameter, pruning and rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xweights.backend import Ops
+from xweights.entries import entries_index
+from xweights.errors import SelectionError, ShapeError
+from xweights.norms import Per, per_axes
+from xweights.parameter import Array, Parameter
+from xweights.pruning import Prune
+from xweights.rules import FLOAT64, Rule, need_floating
+from xweights.values import need_axes
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Keep(Rule):
+    """Keep the entries at ``index`` (None: all) at the values they have when the rule is prepared. Exact.
+
+    ``index`` is as in ``set_entries``: a tuple, a mapping of axis names, or a bool array; in neutral order.
+    """
+
+    index: Any = None
+
+    def operands(self, parameter: Parameter) -> tuple[Array, ...]:
+        free = np.zeros(parameter.shape, np.bool_) if self.index is None else np.ones(parameter.shape, np.bool_)
+        if self.index is not None:
+            free[entries_index(self.index, parameter)] = False
+            if free.all():
+                raise SelectionError(f"Keep selects no entry of {parameter.name!r} {parameter.shape}")
+        return (free, parameter.layout.to_neutral(parameter.storage.read(parameter.handle)).copy())
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        free, kept = operands
+        return ops.choose(w, free, kept)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SumToOne(Rule):
+    """Divide each unit (one per index of the axes ``per``) by its sum; a unit whose sum is 0 stays. Close (rtol 1e-6)."""
+
+    per: Per
+    exact = False
+
+    def operands(self, parameter: Parameter) -> tuple[Array, ...]:
+        need_floating(parameter, "SumToOne")
+        per_axes(self.per, parameter)
+        return (np.ones((), FLOAT64), np.zeros((), FLOAT64))
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        one, zero = operands
+        _, shape, others = per_axes(self.per, parameter)
+        fine = w if shape == parameter.shape else ops.reshape(w, shape)
+        total = ops.sum(ops.cast(fine, FLOAT64), others)
+        factor = ops.where(ops.greater(ops.abs(total), zero), ops.divide(one, total), one)
+        new = ops.multiply(fine, ops.cast(factor, parameter.dtype))
+        return new if shape == parameter.shape else ops.reshape(new, parameter.shape)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Symmetric(Rule):
+    """Replace a matrix by the mean of itself and its transpose, over two axes of equal length. Exact."""
+
+    axes: tuple[str, str] = ("in", "out")
+
+    def operands(self, parameter: Parameter) -> tuple[Array, ...]:
+        need_floating(parameter, "Symmetric")
+        names = need_axes(parameter, "Symmetric")
+        lengths = {axis: parameter.shape[names.index(axis)] for axis in self.axes if axis in names}
+        if len(lengths) != 2 or len(set(lengths.values())) != 1:
+            raise ShapeError(
+                f"Symmetric needs two axes of equal length\n{parameter.name!r}: ({', '.join(names)}) = {parameter.shape}\n"
+                f"asked for: {self.axes}"
+            )
+        return (np.asarray(0.5, FLOAT64),)
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        names = parameter.axes or ()
+        order = list(range(len(names)))
+        first, second = (names.index(axis) for axis in self.axes)
+        order[first], order[second] = second, first
+        wide = ops.cast(w, FLOAT64)
+        # The minimum of a thing and itself is a copy of it: an edit in place must not read what it has written already.
+        total = ops.add(ops.minimum(wide, wide), ops.transpose(wide, tuple(order)))
+        mean = ops.multiply(ops.fence(total), operands[0])
+        return ops.cast(mean, parameter.dtype)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Pattern(Rule):
+    """Keep the ``n`` largest of every ``m`` entries along an axis, anew at each step. Exact."""
+
+    n: int
+    m: int
+    axis: str
+
+    def __post_init__(self) -> None:
+        self.prune  # noqa: B018 - checks the arguments
+
+    @property
+    def prune(self) -> Prune:
+        """The rule that selects."""
+        return Prune(pattern=(self.n, self.m, self.axis))
+
+    def operands(self, parameter: Parameter) -> tuple[Array, ...]:
+        return self.prune.operands(parameter)
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        return ops.keep(w, self.prune.measure([w], ops, [parameter])[0])
