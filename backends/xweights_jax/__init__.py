@@ -6,13 +6,13 @@ target; what owns such arrays (a Keras model) is, through its own backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from xweights.backend import Adapter, Ops, Storage, Tracing
+from xweights.backend import Adapter, Attachment, HeldChain, Ops, Storage, Tracing
 from xweights.errors import TargetError, TraceError
 from xweights.parameter import Array
 from xweights_jax.ops import JaxOps, tracing
@@ -55,6 +55,9 @@ class JaxBackend:
 
     def tracing(self) -> Tracing:
         return "inline" if tracing() else "no"
+
+    def attach(self, chains: Sequence[HeldChain], *, target: Any, optimizer: Any) -> Attachment | None:
+        return None  # nothing here updates by itself: the step is the user's, and calls held.apply()
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
         # A step has no inputs and no outputs, and what it changes are not arrays: there is nothing jax.jit could take.

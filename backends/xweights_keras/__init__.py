@@ -11,16 +11,17 @@ Owns the door's object, ``backend``. Importing it imports Keras, and thereby onl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from xweights.backend import Adapter, Ops, Storage, Tracing, backend_for, load
+from xweights.backend import Adapter, Attachment, HeldChain, Ops, Storage, Tracing, backend_for, load
 from xweights.errors import TraceError
 from xweights.parameter import Array
 from xweights_keras.adapter import KerasAdapter
+from xweights_keras.holding import attach
 from xweights_keras.ops import ops_of
 from xweights_keras.storage import storage_for
 
@@ -58,6 +59,9 @@ class KerasBackend:
 
     def tracing(self) -> Tracing:
         return load(keras.backend.backend()).tracing()
+
+    def attach(self, chains: Sequence[HeldChain], *, target: Any, optimizer: Any) -> Attachment | None:
+        return attach(chains, target, optimizer)
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
         return load(keras.backend.backend()).compiled(function)

@@ -5,12 +5,12 @@ Owns the door's object :data:`backend`. Loaded by xweights once an object of Ten
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from xweights.backend import Adapter, Ops, Storage, Tracing, roots
+from xweights.backend import Adapter, Attachment, HeldChain, Ops, Storage, Tracing, roots
 from xweights.errors import TargetError, TraceError
 from xweights.parameter import Array
 from xweights_tensorflow.adapter import ModuleAdapter, keras_2
@@ -62,6 +62,9 @@ class TensorFlowBackend:
 
     def tracing(self) -> Tracing:
         return "no" if tf.executing_eagerly() else "inline"
+
+    def attach(self, chains: Sequence[HeldChain], *, target: Any, optimizer: Any) -> Attachment | None:
+        return None  # nothing here updates by itself: the step is the user's, and calls held.apply()
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
         return CompiledStep(function, lambda: VARIABLES.edits)
