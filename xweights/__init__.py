@@ -3,6 +3,7 @@
 Importing it imports NumPy and the standard library; a framework's backend is loaded when its object arrives.
 """
 
+from xweights.averaging import Averages, average
 from xweights.checksums import checksum
 from xweights.entries import SetEntries
 from xweights.errors import (
@@ -10,28 +11,37 @@ from xweights.errors import (
     BackendBrokenError,
     BackendMissingError,
     DtypeError,
+    HoldError,
     LayoutError,
     NonfiniteError,
     NotBuiltError,
     SelectionError,
     ShapeError,
     StaleDrawError,
+    StaleTrainFunctionError,
     TargetError,
     TraceError,
     UseBindError,
     WriteError,
     XweightsError,
 )
+from xweights.freezing import Freeze, freeze, unfreeze
+from xweights.holds import Hold, hold
 from xweights.initializers import Init
+from xweights.keeping import Keep, Pattern, SumToOne, Symmetric
 from xweights.measure import Diff, Stats, backends, diff, equal, stats, summary
+from xweights.multipliers import Multipliers, multiply_lr
 from xweights.norms import ClipNorm, MaxNorm, SpectralNorm, UnitNorm
 from xweights.parameter import Parameter
 from xweights.params import Params
+from xweights.penalties import AddedPenalty, BoundPenalty, Penalty, add_penalty, bind_penalty, penalty
 from xweights.pruning import Prune
+from xweights.pruning_holds import PruneHold
 from xweights.randomness import Noise
 from xweights.reading import get_params, parameters
 from xweights.rules import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
 from xweights.running import Bound, apply, bind
+from xweights.schedules import ByStep, Constant, Cubic, OneShot, Polynomial, Schedule
 from xweights.selecting import Where, layer, native, role, trainable
 from xweights.undo import Snapshot, snapshot, transaction
 from xweights.verbs import (
@@ -56,35 +66,55 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Add",
+    "AddedPenalty",
     "ArgumentError",
+    "Averages",
     "BackendBrokenError",
     "BackendMissingError",
     "Bound",
+    "ByStep",
+    "BoundPenalty",
     "Clip",
     "ClipNorm",
+    "Constant",
+    "Cubic",
     "Diff",
     "DtypeError",
     "Fill",
+    "Freeze",
+    "Hold",
+    "HoldError",
     "Init",
+    "Keep",
     "LayoutError",
     "Mask",
     "MaxNorm",
     "Noise",
+    "Multipliers",
     "NonNegative",
     "NonfiniteError",
     "NotBuiltError",
+    "OneShot",
     "Parameter",
     "Params",
+    "Pattern",
+    "Polynomial",
+    "Penalty",
     "Prune",
+    "PruneHold",
     "Rule",
     "Scale",
+    "Schedule",
     "SelectionError",
     "SetEntries",
     "ShapeError",
     "Snapshot",
     "SpectralNorm",
     "StaleDrawError",
+    "StaleTrainFunctionError",
     "Stats",
+    "SumToOne",
+    "Symmetric",
     "TargetError",
     "TraceError",
     "UnitNorm",
@@ -93,24 +123,31 @@ __all__ = [
     "WriteError",
     "XweightsError",
     "add",
+    "add_penalty",
     "apply",
+    "average",
     "backends",
     "bind",
+    "bind_penalty",
     "checksum",
     "clip",
     "clip_norm",
     "diff",
     "equal",
     "fill",
+    "freeze",
     "get_params",
+    "hold",
     "init",
     "layer",
     "mask",
     "max_norm",
+    "multiply_lr",
     "native",
     "noise",
     "non_negative",
     "parameters",
+    "penalty",
     "prune",
     "role",
     "scale",
@@ -122,5 +159,6 @@ __all__ = [
     "summary",
     "trainable",
     "transaction",
+    "unfreeze",
     "unit_norm",
 ]

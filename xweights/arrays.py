@@ -6,7 +6,7 @@ Owns :class:`NumpyOps` and :class:`NumpyStorage`. Imports axes, errors and param
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
 from typing import Any
@@ -157,6 +157,9 @@ class NumpyOps:
     def sum(self, x: Array, axes: tuple[int, ...]) -> Array:
         return np.asarray(np.sum(x, axis=axes, keepdims=True))
 
+    def matmul(self, x: Array, y: Array) -> Array:
+        return np.matmul(x, y)
+
     def greater(self, x: Array, y: Array) -> Array:
         return np.greater(x, y)
 
@@ -174,6 +177,11 @@ class NumpyOps:
 
     def concatenate(self, xs: Sequence[Array]) -> Array:
         return np.concatenate(xs)
+
+    def differentiable(
+        self, value: Callable[..., Any], gradient: Callable[..., Sequence[Any]], tensors: Sequence[Array]
+    ) -> Any:
+        return value(*tensors)
 
     def constant(self, value: Array, like: Array) -> Array:
         return value
@@ -221,6 +229,9 @@ class NumpyStorage:
         np.copyto(handle, value, casting="no")
 
     def leaf(self, handle: Array, *, native: bool = False) -> Array:
+        return handle
+
+    def tracked(self, handle: Array) -> Array:
         return handle
 
     def put(self, handle: Array, leaf: Array, value: Array) -> None:

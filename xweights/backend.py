@@ -84,6 +84,9 @@ class Ops(Protocol):
     def sum(self, x: Any, axes: tuple[int, ...]) -> Any:
         """Sum over axes, kept with length 1; in the dtype of x."""
 
+    def matmul(self, x: Any, y: Any) -> Any:
+        """The product of two matrices."""
+
     def greater(self, x: Any, y: Any) -> Any: ...
     def where(self, mask: Any, x: Any, y: Any) -> Any: ...
     def cast(self, x: Any, dtype: np.dtype[Any]) -> Any: ...
@@ -91,6 +94,14 @@ class Ops(Protocol):
     def transpose(self, x: Any, order: tuple[int, ...]) -> Any: ...
     def concatenate(self, xs: Sequence[Any]) -> Any:
         """Join 1-D arrays."""
+
+    def differentiable(
+        self, value: Callable[..., Any], gradient: Callable[..., Sequence[Any]], tensors: Sequence[Any]
+    ) -> Any:
+        """value(*tensors), a number, whose gradient is gradient(upstream, *tensors): one for each tensor, of its dtype.
+
+        Both functions are written in these ops. First derivatives only: a second one raises, or fails by itself.
+        """
 
     def constant(self, value: Array, like: Any) -> Any:
         """A host array as an array of this framework, on the device of ``like``. May share memory: read only."""
@@ -129,6 +140,9 @@ class Storage(Protocol):
 
         It may be a writable view of the parameter; its ops may then edit it in place.
         """
+
+    def tracked(self, handle: Any) -> Any:
+        """Return the framework's own tensor, through which gradients reach the array. It is only read."""
 
     def put(self, handle: Any, leaf: Any, value: Any) -> None:
         """Keep the result of a rule that started from ``leaf``. ``value is leaf``: it was edited in place."""
@@ -170,6 +184,19 @@ class HeldChain(Protocol):
     def of(self, value: Any, ops: Ops) -> Any:
         """Return what becomes of a stored tensor of the framework, without writing."""
 
+    def make_live(self) -> None:
+        """Let compiled steps see operands that change; where a backend doesn't call it, ``of`` leaves those rules out."""
+
+
+class StepState(Protocol):
+    """The weights in the middle of a stateless training loop: neither variables nor storage can reach them."""
+
+    def read(self, parameter: Parameter) -> Array:
+        """Return the stored values of a held parameter."""
+
+    def keep(self, parameter: Parameter, mask: Array) -> None:
+        """Set the entries to +0.0 where the mask (stored order) is False."""
+
 
 class Attachment(Protocol):
     """What keeps chains attached to a framework's update."""
@@ -179,6 +206,23 @@ class Attachment(Protocol):
 
     def detach(self) -> None:
         """Restore the former state exactly; chains that others still hold stay attached by theirs."""
+
+
+class HoldAttachment(Attachment, Protocol):
+    """What keeps the chains of one hold attached."""
+
+    def let_go(self, chains: Sequence[HeldChain]) -> None:
+        """Detach some of the chains."""
+
+
+@runtime_checkable
+class Regularizing(Protocol):
+    """What a backend keeps besides, if its models put together the loss that they are trained by (Keras' ``fit``)."""
+
+    def regularize(
+        self, parameters: Sequence[Parameter], penalty: Callable[[Parameter, Any], Any], *, target: Any
+    ) -> Attachment:
+        """Have the model add ``penalty(parameter, native tensor)`` for each of these to its loss from now on."""
 
 
 Tracing = Literal["no", "inline", "refuse"]
@@ -208,10 +252,19 @@ class Backend(Protocol):
     def tracing(self) -> Tracing:
         """Return "no" in eager code, "inline" where a verb may be traced, "refuse" where it must be bound first."""
 
-    def attach(self, chains: Sequence[HeldChain], *, target: Any, optimizer: Any) -> Attachment | None:
+    def attach(
+        self,
+        chains: Sequence[HeldChain],
+        *,
+        target: Any,
+        optimizer: Any,
+        after_step: Callable[[Any], None] | None = None,
+    ) -> HoldAttachment | None:
         """Have the framework's own update apply these chains after each step; None where it has no such place.
 
-        Raise HoldError if ``optimizer`` doesn't train one of the parameters. A chain may come again with another hold.
+        ``after_step`` is then called on the host after each step, with None, or with a ``StepState`` where the weights
+        are out of reach in their variables. Raise HoldError if ``optimizer`` doesn't train one of the parameters. A chain
+        may come again with another hold.
         """
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:

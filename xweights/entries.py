@@ -1,15 +1,18 @@
 """Single entries by index: which ones a call means, in neutral order.
 
-Owns :class:`SetEntries` and :func:`entries_index`. Imports axes, backend (protocols), errors, parameter, rules and values.
+Owns :class:`SetEntries`, :func:`entries_index` and, for activations and bare arrays, :func:`overwritten`. Imports
+arrays, axes, backend (protocols), errors, parameter, rules and values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from xweights.arrays import NumpyStorage
 from xweights.axes import plain_layout
 from xweights.backend import Ops
 from xweights.errors import ArgumentError, LayoutError, SelectionError, ShapeError
@@ -29,15 +32,7 @@ class SetEntries(Rule):
     value: Any
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
-        index = self.resolve(parameter)
-        shape = np.broadcast_to(np.empty((), np.bool_), parameter.shape)[index].shape
-        if 0 in shape:
-            raise SelectionError(f"index={_short(self.index)} selects no entry of {parameter.name!r} {parameter.shape}")
-        one_by_one = Parameter(
-            name=parameter.name, native_name=parameter.native_name, layout=plain_layout(shape),
-            dtype=parameter.dtype, storage=parameter.storage, handle=None,
-        )  # fmt: skip
-        return (operand(self.value, one_by_one, what="value"),)
+        return (value_at(self.index, self.resolve(parameter), self.value, parameter),)
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
         return ops.set_at(w, self.resolve(parameter), operands[0])
@@ -45,6 +40,62 @@ class SetEntries(Rule):
     def resolve(self, parameter: Parameter) -> tuple[Any, ...]:
         """Return the index as a full tuple of ints and slices, or of one bool array; raise if it doesn't fit."""
         return entries_index(self.index, parameter)
+
+
+def value_at(index: Any, resolved: tuple[Any, ...], value: Any, parameter: Parameter) -> Array:
+    """Return the value for the entries at an index that fits; raise if there are none."""
+    shape = np.broadcast_to(np.empty((), np.bool_), parameter.shape)[resolved].shape
+    if 0 in shape:
+        raise SelectionError(f"index={_short(index)} selects no entry of {parameter.name!r} {parameter.shape}")
+    return operand(value, plain_array(parameter.name, shape, parameter.dtype), what="value")
+
+
+def plain_array(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Parameter:
+    """Return what stands for an array that is no parameter, where one is asked for."""
+    return Parameter(
+        name=name, native_name=name, layout=plain_layout(shape), dtype=dtype, storage=NumpyStorage(), handle=None,
+    )  # fmt: skip
+
+
+# Stands for a length that isn't known before the call, in a resolved index: no whole slice has it by chance.
+_UNKNOWN = (1 << 61) - 1
+
+
+def check_index(index: Any) -> None:
+    """Refuse an index by axis names, for what has no named axes."""
+    if hasattr(index, "keys"):
+        raise LayoutError(
+            f"an index by axis names needs a parameter of a known layer: nothing names these axes\ngot: {index!r}\n"
+            "Fix: a tuple of ints and slices in the order of the axes, or a bool array"
+        )
+
+
+def overwritten(
+    index: Any, value: Any, shape: Sequence[int | None], dtype: np.dtype[Any], *, what: str
+) -> tuple[Array, Array]:
+    """Return which entries of an array of ``shape`` are set (bool), and to what, both with its number of axes.
+
+    An axis of unknown length (None) can only be taken whole; it has length 1 in what comes back, to be broadcast.
+    """
+    check_index(index)
+    if hasattr(value, "keys"):
+        raise ArgumentError(f"value= is a mapping, and there is one array to set\ngot: {value!r}")
+    lengths = tuple(_UNKNOWN if n is None else int(n) for n in shape)
+    resolved = entries_index(index, plain_array(what, lengths, dtype))
+    small = tuple(1 if n is None else int(n) for n in shape)
+    if len(resolved) == len(small):
+        for axis, (item, length) in enumerate(zip(resolved, lengths, strict=True)):
+            if length == _UNKNOWN and item != slice(0, _UNKNOWN, 1):
+                raise ShapeError(
+                    f"axis {axis} of {what} has no fixed length, so its entries can't be counted\n"
+                    f"shape: {tuple(shape)}\nindex: {_short(index)}\nFix: take that axis whole, as slice(None)"
+                )
+        resolved = tuple(slice(0, 1) if n == _UNKNOWN else one for one, n in zip(resolved, lengths, strict=True))
+    array = value_at(index, resolved, value, plain_array(what, small, dtype))
+    mask, values = np.zeros(small, np.bool_), np.zeros(small, dtype)
+    mask[resolved] = True
+    values[resolved] = array
+    return mask, values
 
 
 def entries_index(index: Any, parameter: Parameter) -> tuple[Any, ...]:
@@ -60,7 +111,8 @@ def entries_index(index: Any, parameter: Parameter) -> tuple[Any, ...]:
         mask = host_array(index, what="index")
         if mask.dtype.kind != "b":
             raise ArgumentError(
-                f"index is a list or an integer array, which NumPy and the frameworks read differently\ngot: {index!r}\n"
+                "index is a list or an integer array, which NumPy and the frameworks read differently\n"
+                f"got: {index!r}\n"
                 "Fix: a tuple of ints and slices, {'axis': int or slice}, or a bool array of the parameter's shape"
             )
         if mask.shape != shape:
@@ -89,5 +141,3 @@ def entries_index(index: Any, parameter: Parameter) -> tuple[Any, ...]:
         else:
             raise ArgumentError(f"index may hold ints and slices\ngot: {item!r} for axis {position} of {name!r}")
     return tuple(full)
-
-

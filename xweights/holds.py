@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xweights import ledger
-from xweights.backend import Attachment, Ops, backend_for
+from xweights.backend import Backend, HoldAttachment, Ops, backend_for
 from xweights.errors import ArgumentError, HoldError, Problems, WriteError, XweightsError
 from xweights.keeping import Keep
 from xweights.parameter import Array, Parameter
@@ -29,11 +29,34 @@ LAST = (Mask, Keep)
 class Link:
     """One rule on one parameter, with its operands."""
 
-    __slots__ = ("native", "operands", "owner", "rule")
+    __slots__ = ("buffers", "live", "native", "operands", "owner", "rule")
 
-    def __init__(self, owner: Hold, rule: Rule, operands: tuple[Array, ...]) -> None:
+    def __init__(self, owner: Hold, rule: Rule, operands: tuple[Array, ...], *, live: bool = False) -> None:
         self.owner, self.rule, self.operands = owner, rule, operands
-        self.native: tuple[Any, ...] | None = None
+        self.live = live  # the operands change while training goes on, and compiled steps must see it
+        self.native: tuple[Ops, tuple[Any, ...]] | None = None
+        self.buffers: tuple[Any, ...] | None = None
+
+    def constants(self, ops: Ops, like: Any) -> tuple[Any, ...]:
+        """Return the operands for a compiled step: constants, or what a buffer holds at run time."""
+        if self.buffers is not None:
+            return tuple(ops.current(one) for one in self.buffers)
+        return tuple(ops.constant(one, like) for one in self.operands)
+
+    def native_operands(self, p: Parameter) -> tuple[Ops, tuple[Any, ...]]:
+        """Return the framework's maths and the operands as its tensors; made when the hold begins, not in a step."""
+        if self.native is None:
+            leaf = p.storage.leaf(p.handle, native=True)
+            ops = ops_for(leaf)
+            self.native = (ops, self.constants(ops, leaf))
+        return self.native
+
+    def replace(self, operands: tuple[Array, ...], ops: Ops | None) -> None:
+        """Take other operands from now on, also in steps that are compiled already."""
+        self.operands, self.native = operands, None
+        if self.buffers is not None and ops is not None:
+            for buffer, one in zip(self.buffers, operands, strict=True):
+                ops.refill(buffer, one)
 
 
 class Chain:
@@ -41,8 +64,8 @@ class Chain:
 
     def __init__(self, parameter: Parameter) -> None:
         self.parameter = parameter
+        self.backend = backend_for(_handle(parameter))
         self.links: list[Link] = []
-        self.attachments: list[Attachment] = []
 
     def add(self, link: Link) -> None:
         """Put a link in its place."""
@@ -62,26 +85,36 @@ class Chain:
         with p.storage.guard():
             for link in self.links:
                 leaf = p.storage.leaf(p.handle, native=True)
-                ops = ops_for(leaf)
-                if link.native is None:
-                    link.native = tuple(ops.constant(one, leaf) for one in link.operands)
+                ops, constants = link.native_operands(p)
                 w = to_neutral(ops, leaf, p.layout)
-                new = link.rule(w, ops, p, *link.native)
+                new = link.rule(w, ops, p, *constants)
                 p.storage.put(p.handle, leaf, leaf if new is w else to_stored(ops, ops.fence(new), p.layout))
 
     def of(self, value: Any, ops: Ops) -> Any:
         """Return what becomes of a stored tensor of the framework; pure, so a step can contain it."""
         layout = self.parameter.layout
         for link in self.links:
-            constants = [ops.constant(one, value) for one in link.operands]
-            new = link.rule(to_neutral(ops, value, layout), ops, self.parameter, *constants)
+            if link.live and link.buffers is None:
+                continue  # the backend has no buffers: its attachment applies these after the step
+            new = link.rule(to_neutral(ops, value, layout), ops, self.parameter, *link.constants(ops, value))
             value = to_stored(ops, ops.fence(new), layout)
         return value
 
+    def make_live(self) -> None:
+        """Give operands that change while training goes on a buffer that compiled steps read."""
+        p = self.parameter
+        for link in self.links:
+            if link.live and link.buffers is None:
+                with p.storage.guard():
+                    leaf = p.storage.leaf(p.handle, native=True)
+                    link.buffers = tuple(ops_for(leaf).buffer(np.array(one), leaf) for one in link.operands)
+
     def check(self) -> None:
         """Raise if a training step went by without the rules."""
-        for attachment in self.attachments:
-            attachment.check()
+        owners = {id(link.owner): link.owner for link in self.links}
+        for owner in owners.values():
+            for attachment in owner._attachments:
+                attachment.check()
 
     def violated(self) -> str | None:
         """Return which rule is not true of the weights now, or None."""
@@ -134,7 +167,7 @@ class Hold:
     def __init__(self, rule: Rule, chains: Sequence[Chain]) -> None:
         self.rule = rule
         self._chains = list(chains)
-        self._attachments: list[Attachment] = []
+        self._attachments: list[HoldAttachment] = []
         self.manual = True
 
     @property
@@ -145,8 +178,7 @@ class Hold:
     def apply(self) -> None:
         """Make the rule true now: after the update of a step that has no optimizer to attach to. Traceable."""
         for chain in self._chains:
-            backend = backend_for(_handle(chain.parameter))
-            if backend is not None and backend.tracing() == "refuse":
+            if chain.backend is not None and chain.backend.tracing() == "refuse":
                 chain.apply_native()
             else:
                 chain.apply()
@@ -165,13 +197,25 @@ class Hold:
 
     def release(self) -> None:
         """Take this rule off again; the others stay. Calling it twice does nothing."""
-        for chain in self._chains:
-            chain.links = [link for link in chain.links if link.owner is not self]
-            if not chain.links:
-                ledger.leave(chain.parameter)
+        self._unlink(self._chains)
         attachments, self._attachments, self._chains = self._attachments, [], []
         for attachment in attachments:
             attachment.detach()
+
+    def let_go(self, parameters: Sequence[Parameter]) -> None:
+        """Take this rule off some of its parameters."""
+        mine = {ledger.identity(p) for p in parameters}
+        leaving = [chain for chain in self._chains if ledger.identity(chain.parameter) in mine]
+        self._unlink(leaving)
+        self._chains = [chain for chain in self._chains if chain not in leaving]
+        for attachment in self._attachments:
+            attachment.let_go(leaving)
+
+    def _unlink(self, chains: Sequence[Chain]) -> None:
+        for chain in chains:
+            chain.links = [link for link in chain.links if link.owner is not self]
+            if not chain.links:
+                ledger.leave(chain.parameter)
 
     def __enter__(self) -> Hold:
         return self
@@ -219,8 +263,19 @@ def hold(
         raise ArgumentError(f"{rule!r} looks at several parameters together, and holds work on each by itself")
     if tracing(target):
         raise ArgumentError("a hold can't begin inside a compiled step\nFix: hold before the step is traced")
-    chosen = select(open_target(target), where)
-    made = Hold(rule, [])
+    return begin(Hold(rule, []), target, select(open_target(target), where), optimizer)
+
+
+def begin(
+    made: Hold,
+    target: Any,
+    chosen: Sequence[Parameter],
+    optimizer: Any,
+    *,
+    operands: Callable[[Parameter], tuple[Array, ...]] | None = None,
+    after_step: Callable[[Any], None] | None = None,
+) -> Hold:
+    """Link a hold to its parameters and attach it; all or nothing. ``operands``: live ones, instead of the rule's own."""
     problems = Problems("this can't be held, and nothing was changed")
     chains: list[Chain] = []
     for p in chosen:
@@ -229,48 +284,49 @@ def hold(
             problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
             continue
         try:
-            rule.check(p)
-            operands = tuple(_as_stored(one, p) for one in rule.operands(p))
+            made.rule.check(p)
+            ready = tuple(as_stored(one, p) for one in (operands or made.rule.operands)(p))
         except XweightsError as wrong:
             problems.add(type(wrong), str(wrong))
             continue
         known = ledger.held(p)
         chain = known if isinstance(known, Chain) else Chain(p)
-        chain.add(Link(made, rule, operands))
+        chain.add(Link(made, made.rule, ready, live=operands is not None))
         chains.append(chain)
         wrong_rule = chain.contradiction()
         if wrong_rule is not None:
             others = ", ".join(repr(link.rule) for link in chain.links if repr(link.rule) != wrong_rule)
             problems.add(HoldError, f"{p.name!r}: {wrong_rule} can't stay true together with {others or 'itself'}")
     made._chains = chains
-    attached: list[Attachment] = []
     try:
         problems.check()
-        groups: dict[str, list[Chain]] = {}
-        for chain in chains:
-            backend = backend_for(_handle(chain.parameter))
-            if backend is not None:
-                groups.setdefault(backend.name, []).append(chain)
-        for some in groups.values():
-            backend = backend_for(_handle(some[0].parameter))
-            assert backend is not None
-            attachment = backend.attach(some, target=target, optimizer=optimizer)
-            if attachment is not None:
-                attached.append(attachment)
-        if optimizer is not None and not attached:
-            raise HoldError("optimizer= was given, and nothing here is trained by an optimizer that can be attached to")
+        _attach(made, target, optimizer, after_step)
     except BaseException:
-        made._attachments = attached
         made.release()
         raise
-    made._attachments = attached
-    made.manual = not attached
     for chain in chains:
         ledger.enter(chain.parameter, chain)
     with guarded(chosen):
         for chain in chains:
             chain.apply()
+            for link in chain.links:
+                link.native_operands(chain.parameter)
     return made
+
+
+def _attach(made: Hold, target: Any, optimizer: Any, after_step: Callable[[Any], None] | None) -> None:
+    groups: dict[str, tuple[Backend, list[Chain]]] = {}
+    for chain in made._chains:
+        if chain.backend is not None:
+            groups.setdefault(chain.backend.name, (chain.backend, []))[1].append(chain)
+    for backend, chains in groups.values():
+        attachment = backend.attach(chains, target=target, optimizer=optimizer, after_step=after_step)
+        if attachment is not None:
+            made._attachments.append(attachment)
+            after_step = None  # one framework counts the steps
+    if optimizer is not None and not made._attachments:
+        raise HoldError("optimizer= was given, and nothing here is trained by an optimizer that can be attached to")
+    made.manual = not made._attachments
 
 
 def _handle(parameter: Parameter) -> Any:
@@ -278,7 +334,7 @@ def _handle(parameter: Parameter) -> Any:
     return getattr(parameter.handle, "tensor", parameter.handle)
 
 
-def _as_stored(operand: Array, p: Parameter) -> Array:
+def as_stored(operand: Array, p: Parameter) -> Array:
     """Return an operand of our own that lies in memory as the weights do: a mask across the grain costs 5 times as much."""
     if operand.shape != p.shape or p.layout.is_identity:
         return np.array(operand)

@@ -44,6 +44,25 @@ def per_axes(per: Per, parameter: Parameter) -> tuple[tuple[str, ...], tuple[int
     return axes, shape, tuple(i for i, axis in enumerate(axes) if axis not in wanted)
 
 
+def need_matrix(parameter: Parameter, what: str) -> None:
+    """Refuse what :func:`matrix_of` can't make a matrix of."""
+    if len(parameter.shape) < 2:
+        raise ShapeError(f"{what} needs a matrix\n{parameter.name!r} has the shape {parameter.shape}")
+    if len(parameter.shape) > 2:
+        need_axes(parameter, f"{what} of more than two axes")
+
+
+def matrix_of(parameter: Parameter) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """Return the order of axes and the shape that make a matrix (all other axes, ``out``) of a parameter.
+
+    The last axis stands in where there is no ``out``.
+    """
+    axes, shape = parameter.axes or (), parameter.shape
+    last = axes.index("out") if "out" in axes else len(shape) - 1
+    order = (*(i for i in range(len(shape)) if i != last), last)
+    return order, (parameter.size // max(shape[last], 1), shape[last])
+
+
 def scaled(w: Any, factor: Any, ops: Ops, parameter: Parameter) -> Any:
     """Return ``w`` times a float64 factor, in the parameter's dtype; half types by way of float32.
 
@@ -186,20 +205,12 @@ class SpectralNorm(Rule):
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
         need_floating(parameter, "spectral_norm")
-        if len(parameter.shape) < 2:
-            raise ShapeError(f"spectral_norm needs a matrix\n{parameter.name!r} has the shape {parameter.shape}")
-        if len(parameter.shape) > 2:
-            need_axes(parameter, "spectral_norm of more than two axes")
+        need_matrix(parameter, "spectral_norm")
         return (np.asarray(self.max, FLOAT64), np.ones((), FLOAT64))
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
         most, one = operands
-        axes, shape = parameter.axes or (), parameter.shape
-        last = axes.index("out") if "out" in axes else len(shape) - 1
-        order = (*(i for i in range(len(shape)) if i != last), last)
-        matrix = ops.reshape(ops.transpose(w, order), (parameter.size // max(shape[last], 1), shape[last]))
-        sigma = ops.largest_singular_value(matrix)
+        order, shape = matrix_of(parameter)
+        sigma = ops.largest_singular_value(ops.reshape(ops.transpose(w, order), shape))
         factor = ops.where(ops.greater(sigma, most), ops.divide(most, sigma), one)
         return scaled(w, factor, ops, parameter)
-
-

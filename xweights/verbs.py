@@ -11,9 +11,10 @@ nothing is written unless everything can be.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xweights.entries import SetEntries
+from xweights import ledger
 from xweights.errors import SelectionError
 from xweights.initializers import Init, Initializer
 from xweights.norms import ClipNorm, MaxNorm, Per, Scope, SpectralNorm, UnitNorm
@@ -24,6 +25,10 @@ from xweights.rules import Add, Clip, Fill, Mask, NonNegative, Scale
 from xweights.running import bind_line, execute, prepare, run
 from xweights.selecting import DEFAULT_EDITED, DEFAULT_KERNELS, WhereLike, select
 from xweights.targets import open_target, tracing
+
+if TYPE_CHECKING:
+    from xweights.pruning_holds import PruneHold
+    from xweights.schedules import Schedule
 
 
 def fill(target: Any, value: Any, *, where: WhereLike | None = None) -> None:
@@ -285,7 +290,10 @@ def prune(
     block: Mapping[str, int] | None = None,
     score: Score | None = None,
     where: WhereLike | None = None,
-) -> Params | None:
+    hold: bool = False,
+    schedule: Schedule | None = None,
+    optimizer: Any = None,
+) -> Params | PruneHold | None:
     """Drop the smallest entries, units or blocks, and return the masks (True = kept).
 
     Args:
@@ -299,6 +307,9 @@ def prune(
         block: {axis: size}: drop whole blocks, by their L2 norm.
         score: A function of an array (NumPy, neutral order) or a mapping by name, instead of the magnitude.
         where: Default: kernels and embeddings.
+        hold: True keeps what is pruned at zero while training goes on, and returns a Hold with ``.masks``.
+        schedule: When and how much of it is pruned (``Cubic(begin, end)``, ...); implies ``hold``.
+        optimizer: As for :func:`xweights.hold`.
 
     Exact: counts are exact, and ties fall in the order of (neutral name, neutral flat index), so the masks are the same
     on every backend. Inside a compiled step nothing is returned. Raises ArgumentError, NonfiniteError (NaN is neither
@@ -316,9 +327,17 @@ def prune(
         return None
     where = DEFAULT_KERNELS if where is None else where
     chosen = select(open_target(target, bind_line=bind_line(rule, where)), where)
+    if hold or schedule is not None:
+        from xweights.pruning_holds import hold_pruned
+
+        ledger.check(chosen)
+        prepare(rule, chosen, "prune")
+        return hold_pruned(target, rule, chosen, schedule, optimizer)
+    ledger.check(chosen)
     prepare(rule, chosen, "prune")
     masks = dict(zip((p.name for p in chosen), host_masks(rule, chosen), strict=True))
     execute(Mask(masks), chosen, [(masks[p.name],) for p in chosen])
+    ledger.obey(chosen)
     return Params._made(
         masks,
         {p.name: p.axes for p in chosen},

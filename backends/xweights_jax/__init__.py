@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from xweights.backend import Adapter, Attachment, HeldChain, Ops, Storage, Tracing
+from xweights.backend import Adapter, HeldChain, HoldAttachment, Ops, Storage, Tracing
 from xweights.errors import TargetError, TraceError
 from xweights.parameter import Array
 from xweights_jax.ops import JaxOps, tracing
@@ -56,7 +56,14 @@ class JaxBackend:
     def tracing(self) -> Tracing:
         return "inline" if tracing() else "no"
 
-    def attach(self, chains: Sequence[HeldChain], *, target: Any, optimizer: Any) -> Attachment | None:
+    def attach(
+        self,
+        chains: Sequence[HeldChain],
+        *,
+        target: Any,
+        optimizer: Any,
+        after_step: Callable[[Any], None] | None = None,
+    ) -> HoldAttachment | None:
         return None  # nothing here updates by itself: the step is the user's, and calls held.apply()
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:

@@ -164,6 +164,10 @@ class JaxOps:
         return jnp.sum(x, axis=axes, keepdims=True, dtype=x.dtype)
 
     @_in_x64
+    def matmul(self, x: Any, y: Any) -> Any:
+        return jnp.matmul(x, y, precision="highest")
+
+    @_in_x64
     def greater(self, x: Any, y: Any) -> Any:
         return jnp.greater(x, y)
 
@@ -188,6 +192,14 @@ class JaxOps:
     @_in_x64
     def concatenate(self, xs: Sequence[Any]) -> Any:
         return jnp.concatenate(xs)
+
+    def differentiable(
+        self, value: Callable[..., Any], gradient: Callable[..., Sequence[Any]], tensors: Sequence[Any]
+    ) -> Any:
+        # A gradient that JAX derives would compute in float64 outside of the context in which that exists.
+        measured = jax.custom_vjp(value)
+        measured.defvjp(lambda *xs: (value(*xs), xs), lambda xs, upstream: tuple(gradient(upstream, *xs)))
+        return measured(*tensors)
 
     @_in_x64
     def constant(self, value: Array, like: Any) -> Any:

@@ -7,6 +7,8 @@ Owns the door's object, ``backend``. Importing it imports Keras, and thereby onl
 - ``adapter``: from those to parameters
 - ``storage``, ``immutable`` (JAX): the one place that reads and writes a ``keras.Variable``
 - ``ops``: whose maths a leaf has
+- ``holding``, ``regularizing``: what rides on the training of a model
+- ``entries``: :class:`SetEntries` and :class:`EntriesInitializer`, for models that are saved with them
 """
 
 from __future__ import annotations
@@ -17,16 +19,21 @@ from typing import Any
 import keras
 import numpy as np
 
-from xweights.backend import Adapter, Attachment, HeldChain, Ops, Storage, Tracing, backend_for, load
+from xweights.backend import Adapter, Attachment, HeldChain, HoldAttachment, Ops, Storage, Tracing, backend_for, load
 from xweights.errors import TraceError
-from xweights.parameter import Array
+from xweights.parameter import Array, Parameter
 from xweights_keras.adapter import KerasAdapter
+from xweights_keras.entries import EntriesInitializer, SetEntries
 from xweights_keras.holding import attach
 from xweights_keras.ops import ops_of
+from xweights_keras.regularizing import regularize
 from xweights_keras.storage import storage_for
+from xweights_keras.training import KerasTraining
+
+__all__ = ["EntriesInitializer", "KerasBackend", "SetEntries", "backend"]
 
 
-class KerasBackend:
+class KerasBackend(KerasTraining):
     """What the entry point loads. All maths, tracing and compiling is that of the framework below Keras."""
 
     name = "keras"
@@ -60,8 +67,20 @@ class KerasBackend:
     def tracing(self) -> Tracing:
         return load(keras.backend.backend()).tracing()
 
-    def attach(self, chains: Sequence[HeldChain], *, target: Any, optimizer: Any) -> Attachment | None:
-        return attach(chains, target, optimizer)
+    def attach(
+        self,
+        chains: Sequence[HeldChain],
+        *,
+        target: Any,
+        optimizer: Any,
+        after_step: Callable[[Any], None] | None = None,
+    ) -> HoldAttachment | None:
+        return attach(chains, target, optimizer, after_step)
+
+    def regularize(
+        self, parameters: Sequence[Parameter], penalty: Callable[[Parameter, Any], Any], *, target: Any
+    ) -> Attachment:
+        return regularize(parameters, penalty, target)
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
         return load(keras.backend.backend()).compiled(function)

@@ -8,8 +8,8 @@ when a fit ends: the chains run again then.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Any
 
 import keras
@@ -17,6 +17,7 @@ import keras
 from xweights.backend import HeldChain, backend_for
 from xweights.errors import HoldError, Problems, StaleTrainFunctionError
 from xweights.running import ops_for
+from xweights_keras.counting import counting
 
 
 class HeldConstraint:
@@ -40,16 +41,22 @@ class HeldConstraint:
 class KerasAttachment:
     """One hold's constraints, on the model and the optimizer that they ride on."""
 
-    def __init__(self, chains: Sequence[HeldChain], model: Any, optimizer: Any) -> None:
+    def __init__(
+        self, chains: Sequence[HeldChain], model: Any, optimizer: Any, after_step: Callable[[Any], None] | None
+    ) -> None:
         self.chains = list(chains)
         self.model = model
         self.optimizer = optimizer
+        if keras.backend.backend() != "jax":
+            for chain in self.chains:
+                chain.make_live()
+        self.counting = None if after_step is None else counting(model, after_step)
         self.constraints = [self._constrain(chain) for chain in self.chains]
-        self.start = _iterations(optimizer)
+        self.start = iterations_of(optimizer)
         self.calls = [one.calls for one in self.constraints]
         if optimizer is not None:
             _after_averaging(optimizer, self.chains, add=True)
-        _make_anew(model)
+        make_anew(model)
 
     @staticmethod
     def _constrain(chain: HeldChain) -> HeldConstraint:
@@ -62,7 +69,7 @@ class KerasAttachment:
 
     def check(self) -> None:
         """Raise if the optimizer has moved on without the constraints."""
-        now = _iterations(self.optimizer)
+        now = iterations_of(self.optimizer)
         if now == self.start or any(not chain.parameter.trainable for chain in self.chains):
             return
         missed = [
@@ -81,16 +88,35 @@ class KerasAttachment:
 
     def detach(self) -> None:
         """Take this hold's share off; the former constraint comes back with the last."""
-        for chain, one in zip(self.chains, self.constraints, strict=True):
-            one.holds -= 1
-            if not one.holds and chain.parameter.handle.constraint is one:
-                chain.parameter.handle.constraint = one.former
+        if self.counting is not None:
+            self.counting.drop()
+        self.let_go(self.chains)
+
+    def let_go(self, chains: Sequence[HeldChain]) -> None:
+        """Take this hold's share off some of its chains."""
+        leaving = [chain in chains for chain in self.chains]
+        for chain, one, leaves in zip(self.chains, self.constraints, leaving, strict=True):
+            if leaves:
+                one.holds -= 1
+                if not one.holds and chain.parameter.handle.constraint is one:
+                    chain.parameter.handle.constraint = one.former
         if self.optimizer is not None:
-            _after_averaging(self.optimizer, self.chains, add=False)
-        _make_anew(self.model)
+            gone = [chain for chain, leaves in zip(self.chains, leaving, strict=True) if leaves]
+            _after_averaging(self.optimizer, gone, add=False)
+        stays = [not leaves for leaves in leaving]
+        self.chains = list(compress(self.chains, stays))
+        self.constraints = list(compress(self.constraints, stays))
+        self.calls = list(compress(self.calls, stays))
+        make_anew(self.model)
+
+    def steps(self) -> int | None:
+        """How many steps the optimizer took since the hold began; None where nothing counts them."""
+        return None if self.counting is None else iterations_of(self.optimizer) - self.start
 
 
-def attach(chains: Sequence[HeldChain], target: Any, optimizer: Any) -> KerasAttachment:
+def attach(
+    chains: Sequence[HeldChain], target: Any, optimizer: Any, after_step: Callable[[Any], None] | None
+) -> KerasAttachment:
     """Attach chains as constraints; the model's compiled train function is made anew, slots and all kept."""
     model = target if isinstance(target, keras.Model) else None
     optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
@@ -107,16 +133,16 @@ def attach(chains: Sequence[HeldChain], target: Any, optimizer: Any) -> KerasAtt
                     fix="pass the optimizer that trains it, or narrow where=",
                 )
         problems.check()
-    return KerasAttachment(chains, model, optimizer)
+    return KerasAttachment(chains, model, optimizer, after_step)
 
 
-def _iterations(optimizer: Any) -> int:
+def iterations_of(optimizer: Any) -> int:
     if optimizer is None or not optimizer.built:
         return 0
     return int(keras.ops.convert_to_numpy(optimizer.iterations))
 
 
-def _make_anew(model: Any) -> None:
+def make_anew(model: Any) -> None:
     """Have a compiled model trace its train function again: not compile() it, which would lose the optimizer's state."""
     if model is not None and getattr(model, "compiled", False) and model.train_function is not None:
         model.make_train_function(force=True)

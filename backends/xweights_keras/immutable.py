@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 from keras.src.backend.common.stateless_scope import get_stateless_scope
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from xweights.errors import TraceError
 from xweights.parameter import Array
+from xweights_jax.ops import tracing
 from xweights_keras.storage import KerasStorage, missing, raw_value
 
 
@@ -62,6 +64,18 @@ class JaxStorage(KerasStorage):
         buffer = _aligned(value.shape, np.dtype(value.dtype))
         np.copyto(buffer, np.asarray(value), casting="no")
         return buffer
+
+    def tracked(self, handle: Any) -> Any:
+        value = raw_value(handle)
+        # While Keras finds out about shapes nobody asks for a gradient.
+        if not _is_tracer(value) and tracing() and handle.trainable and not in_symbolic_scope():
+            raise TraceError(
+                f"the gradient of {handle.path!r} would silently be zero: its own value is used while JAX traces\n"
+                "Fix: give the variables the values that are differentiated:\n"
+                "    with keras.StatelessScope(state_mapping=[(v, x), ...]):\n"
+                "        loss = loss + xweights.penalty(model, ...)"
+            )
+        return value
 
     def put(self, handle: Any, leaf: Any, value: Any) -> None:
         if isinstance(value, np.ndarray):

@@ -134,6 +134,10 @@ class DelegatingStorage(KerasStorage):
         # Ops may edit a torch tensor in place, and this one is the caller's.
         return keras.ops.copy(scoped)
 
+    def tracked(self, handle: Any) -> Any:
+        scoped = _scoped(handle)
+        return self.inner.tracked(handle._value) if scoped is NO_SCOPE else scoped
+
     def put(self, handle: Any, leaf: Any, value: Any) -> None:
         if get_stateless_scope() is None:
             self.inner.put(handle._value, leaf, value)

@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from xweights.backend import Adapter, Attachment, HeldChain, Ops, Storage, Tracing, roots
+from xweights.backend import Adapter, HeldChain, HoldAttachment, Ops, Storage, Tracing, roots
 from xweights.errors import TargetError, TraceError
 from xweights.parameter import Array
 from xweights_tensorflow.adapter import ModuleAdapter, keras_2
@@ -63,7 +63,14 @@ class TensorFlowBackend:
     def tracing(self) -> Tracing:
         return "no" if tf.executing_eagerly() else "inline"
 
-    def attach(self, chains: Sequence[HeldChain], *, target: Any, optimizer: Any) -> Attachment | None:
+    def attach(
+        self,
+        chains: Sequence[HeldChain],
+        *,
+        target: Any,
+        optimizer: Any,
+        after_step: Callable[[Any], None] | None = None,
+    ) -> HoldAttachment | None:
         return None  # nothing here updates by itself: the step is the user's, and calls held.apply()
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:

@@ -24,6 +24,7 @@ from tensorflow import raw_ops
 
 from xweights.arrays import NumpyOps
 from xweights.axes import Shape
+from xweights.errors import TraceError
 from xweights.parameter import Array, is_floating
 from xweights_tensorflow.graphs import any_gpu, has_outside, in_xla, lifted, runtime_zero
 from xweights_tensorflow.storage import VARIABLES, copied, host
@@ -148,6 +149,9 @@ class TensorFlowOps:
             return tf.constant(HOST.sum(host(x), axes))
         return tf.reduce_sum(x, axis=list(axes), keepdims=True)
 
+    def matmul(self, x: Any, y: Any) -> Any:
+        return tf.linalg.matmul(x, y)
+
     def greater(self, x: Any, y: Any) -> Any:
         return raw_ops.Greater(x=x, y=y)
 
@@ -171,6 +175,18 @@ class TensorFlowOps:
     def concatenate(self, xs: Sequence[Any]) -> Any:
         return tf.concat(xs, 0)
 
+    def differentiable(
+        self, value: Callable[..., Any], gradient: Callable[..., Sequence[Any]], tensors: Sequence[Any]
+    ) -> Any:
+        def measured(*xs: Any) -> tuple[Any, Callable[..., Any]]:
+            def gradients(upstream: Any) -> Any:
+                # In eager code measures run on the host: a second derivative would silently be None.
+                return _once(lambda up, *ys: tuple(gradient(up, *ys)), upstream, *xs)
+
+            return value(*xs), gradients
+
+        return tf.custom_gradient(measured)(*tensors)
+
     def constant(self, value: Array, like: Any) -> Any:
         if value.size > 16 or not has_outside():
             return lifted(lambda: copied(value))
@@ -190,6 +206,18 @@ class TensorFlowOps:
 
     def current(self, buffer: Any) -> Any:
         return VARIABLES.leaf(buffer)
+
+
+def _once(function: Callable[..., Any], *tensors: Any) -> Any:
+    """Return function(*tensors), which refuses to be differentiated."""
+
+    def run(*xs: Any) -> tuple[Any, Callable[..., Any]]:
+        def refuse(*upstream: Any) -> Any:
+            raise TraceError("the gradient of a penalty can't be differentiated again: it has first derivatives only")
+
+        return function(*xs), refuse
+
+    return tf.custom_gradient(run)(*tensors)
 
 
 def _narrow(edit: Callable[..., Any], x: Any, *operands: Any) -> Any:

@@ -110,6 +110,9 @@ class VariableStorage:
             return handle.read_value()  # which tells gradient tapes and graphs that the variable is used
         return raw_ops.ReadVariableOp(resource=handle.handle, dtype=handle.dtype)
 
+    def tracked(self, handle: Any) -> Any:
+        return handle.read_value()
+
     def put(self, handle: Any, leaf: Any, value: Any) -> None:
         self.edits += 1
         if value is leaf:

@@ -11,24 +11,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from xweights.backend import Adapter, Attachment, HeldChain, Ops, Storage, Tracing
+from xweights.backend import Adapter, HeldChain, HoldAttachment, Ops, Storage, Tracing
 from xweights.errors import TargetError
 from xweights.parameter import Array
 from xweights_torch.adapter import ModuleAdapter, TensorAdapter
 from xweights_torch.dtypes import host_view
+from xweights_torch.entries import SetEntries, init_entries_
 from xweights_torch.holding import attach
 from xweights_torch.ops import TorchOps
 from xweights_torch.refusing import reason
 from xweights_torch.storage import storage_of
+from xweights_torch.training import TorchTraining
 
-__all__ = ["TorchBackend", "backend"]
+__all__ = ["SetEntries", "TorchBackend", "backend", "init_entries_"]
 
 _MODULES = ModuleAdapter()
 _TENSORS = TensorAdapter()
 _OPS = TorchOps()
 
 
-class TorchBackend:
+class TorchBackend(TorchTraining):
     """What xweights needs to know of PyTorch.
 
     Example:
@@ -67,8 +69,15 @@ class TorchBackend:
             return "refuse"
         return "refuse" if _inside_compiled_code() else "no"
 
-    def attach(self, chains: Sequence[HeldChain], *, target: Any, optimizer: Any) -> Attachment | None:
-        return attach(chains, optimizer)
+    def attach(
+        self,
+        chains: Sequence[HeldChain],
+        *,
+        target: Any,
+        optimizer: Any,
+        after_step: Callable[[Any], None] | None = None,
+    ) -> HoldAttachment | None:
+        return attach(chains, optimizer, after_step)
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
         # torch edits in place at full speed in eager code; compiling a step takes seconds and gains nothing.

@@ -76,6 +76,19 @@ class Computed:
                 return _own(how.compute_weight(self.module, do_power_iteration=False))
             return _own(how.apply_mask(self.module))
 
+    def differentiable(self) -> torch.Tensor:
+        """Return what the module computes, in eval mode, through which gradients reach what it is computed from."""
+        how: Any = self.how
+        made: torch.Tensor
+        if isinstance(how, parametrize.ParametrizationList):
+            with _looking(how):
+                made = how()
+        elif isinstance(how, SpectralNorm):
+            made = how.compute_weight(self.module, do_power_iteration=False)
+        else:
+            made = how.compute_weight(self.module) if isinstance(how, WeightNorm) else how.apply_mask(self.module)
+        return made
+
     def form(self) -> tuple[torch.Size, torch.dtype]:
         """Return the shape and the dtype of the value."""
         inputs = self.inputs
@@ -241,6 +254,9 @@ class ComputedStorage:
 
     def leaf(self, handle: Computed, *, native: bool = False) -> Any:
         return handle.value()
+
+    def tracked(self, handle: Computed) -> torch.Tensor:
+        return handle.differentiable()
 
     def put(self, handle: Computed, leaf: Any, value: Any) -> None:
         if torch.compiler.is_compiling():

@@ -7,16 +7,21 @@ decay moved a "frozen" entry under each of ten optimizers tried, and under none 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from xweights.backend import HeldChain
 from xweights.errors import HoldError, Problems
 from xweights_torch.storage import tensor_of
+
+
+# Dynamo would trace a hook into a compiled step, and freeze today's chains there. It has no types.
+plain_python: Any = torch.compiler.disable
 
 
 class Hooks:
@@ -24,13 +29,23 @@ class Hooks:
 
     def __init__(self, optimizer: Optimizer | None) -> None:
         self.chains: dict[int, tuple[HeldChain, int]] = {}  # by tensor, with the number of holds
-        self._owned: tuple[tuple[int, ...], list[HeldChain]] | None = None
-        # Plain Python on purpose: Dynamo would trace the hook into a compiled step and freeze today's chains there.
-        run = torch.compiler.disable(self._run)
+        self.after: list[tuple[int, Callable[[Any], None]]] = []  # the tensor whose steps count, and what to call
+        self._owned: tuple[tuple[int, ...], list[HeldChain], set[int]] | None = None
+        self._hook = plain_python(self._run)
+        self.handle = self._register(optimizer)
+
+    def _register(self, optimizer: Optimizer | None) -> RemovableHandle:
         if optimizer is None:
-            self.handle = register_optimizer_step_post_hook(run)
-        else:
-            self.handle = optimizer.register_step_post_hook(run)
+            handle = register_optimizer_step_post_hook(self._hook)
+            for again in AFTER_HOLDS:
+                again()
+            return handle
+        return optimizer.register_step_post_hook(self._hook)
+
+    def again(self, optimizer: Optimizer | None) -> None:
+        """Run after every hook that was registered up to now."""
+        self.handle.remove()
+        self.handle = self._register(optimizer)
 
     def add(self, chains: Sequence[HeldChain]) -> None:
         """Have these chains follow, once each."""
@@ -53,48 +68,78 @@ class Hooks:
             self.handle.remove()
 
     def _run(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for chain in self._stepped(optimizer):
+        chains, mine = self._stepped(optimizer)
+        for chain in chains:
             chain.apply()
+        for counted, call in self.after:
+            if counted in mine:
+                call(None)
 
-    def _stepped(self, optimizer: Optimizer) -> list[HeldChain]:
+    def _stepped(self, optimizer: Optimizer) -> tuple[list[HeldChain], set[int]]:
         # Looked up once for each optimizer and set of parameters, since a loop over all of them costs as much as a rule.
         key = (id(optimizer), *(id(group["params"]) for group in optimizer.param_groups))
         key = (*key, *(len(group["params"]) for group in optimizer.param_groups))
         if self._owned is None or self._owned[0] != key:
             mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            self._owned = (key, [chain for at, (chain, _) in self.chains.items() if at in mine])
-        return self._owned[1]
+            self._owned = (key, [chain for at, (chain, _) in self.chains.items() if at in mine], mine)
+        return self._owned[1], self._owned[2]
 
 
 _hooks: dict[int, tuple[Optimizer | None, Hooks]] = {}
+
+# Registers hooks again that have to run after those of all holds.
+AFTER_HOLDS: list[Callable[[], None]] = []
+
+
+def holds_last(optimizer: Optimizer) -> None:
+    """Have the holds on an optimizer run after what was registered on it up to now."""
+    if id(optimizer) in _hooks:
+        _hooks[id(optimizer)][1].again(optimizer)
 
 
 class TorchAttachment:
     """One hold's share in the hooks of an optimizer."""
 
-    def __init__(self, optimizer: Optimizer | None, chains: Sequence[HeldChain]) -> None:
+    def __init__(
+        self, optimizer: Optimizer | None, chains: Sequence[HeldChain], after_step: Callable[[Any], None] | None
+    ) -> None:
         self.key = id(optimizer)
         self.chains = list(chains)
         if self.key not in _hooks or not _hooks[self.key][1].chains:
             _hooks[self.key] = (optimizer, Hooks(optimizer))
         _hooks[self.key][1].add(self.chains)
+        self.after = None if after_step is None else (id(tensor_of(self.chains[0].parameter.handle)), after_step)
+        if self.after is not None:
+            _hooks[self.key][1].after.append(self.after)
 
     def check(self) -> None:
         """A post-hook can't be passed by: nothing to find."""
 
     def detach(self) -> None:
         """Take this hold's share off."""
+        if self.after is not None:
+            _hooks[self.key][1].after.remove(self.after)
+        self.let_go(self.chains)
+
+    def let_go(self, chains: Sequence[HeldChain]) -> None:
+        """Take this hold's share off some of its chains."""
+        leaving = [chain for chain in chains if chain in self.chains]
+        if not leaving:
+            return
+        self.chains = [chain for chain in self.chains if chain not in leaving]
         hooks = _hooks[self.key][1]
-        hooks.drop(self.chains)
+        hooks.drop(leaving)
         if not hooks.chains:
             del _hooks[self.key]
 
 
-def attach(chains: Sequence[HeldChain], optimizer: Any) -> TorchAttachment | None:
+def attach(
+    chains: Sequence[HeldChain], optimizer: Any, after_step: Callable[[Any], None] | None
+) -> TorchAttachment | None:
     """Attach chains to an optimizer, or to whichever steps them."""
     trained = [chain for chain in chains if isinstance(tensor_of(chain.parameter.handle), torch.nn.Parameter)]
     if optimizer is None:
-        return TorchAttachment(None, trained) if trained else None
+        return TorchAttachment(None, trained, after_step) if trained else None
     plain = unwrapped(optimizer)
     owned = {id(p) for group in plain.param_groups for p in group["params"]}
     problems = Problems("this optimizer can't keep the hold, and nothing was changed")
@@ -106,7 +151,7 @@ def attach(chains: Sequence[HeldChain], optimizer: Any) -> TorchAttachment | Non
                 fix="pass the optimizer that trains it, or narrow where=",
             )
     problems.check()
-    return TorchAttachment(plain, chains)
+    return TorchAttachment(plain, chains, after_step)
 
 
 def unwrapped(optimizer: Any) -> Optimizer:

@@ -6,7 +6,7 @@ can be traced. Operands are tensors of the weights' dtype, never Python numbers:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ class TorchOps:
     def set_at(self, x: Tensor, index: tuple[Any, ...], value: Tensor) -> Tensor:
         if len(index) == 1 and isinstance(index[0], (np.ndarray, Tensor)) and tuple(index[0].shape) == tuple(x.shape):
             return self._set_where(x, index[0], value)
-        plain, turned = _without_negative_steps(index, x.shape)
+        plain, turned = without_negative_steps(index, x.shape)
         if turned:
             value = value.expand(x[plain].shape).flip(turned)
         x[plain] = value
@@ -124,6 +124,9 @@ class TorchOps:
         # For torch, no axes are all axes.
         return torch.sum(x, dim=axes, dtype=x.dtype) if axes else x.clone()
 
+    def matmul(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.matmul(x, y)
+
     def greater(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.gt(x, y)
 
@@ -142,6 +145,12 @@ class TorchOps:
     def concatenate(self, xs: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(xs))
 
+    def differentiable(
+        self, value: Callable[..., Tensor], gradient: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
+    ) -> Tensor:
+        made: Tensor = _Differentiable.apply(value, gradient, *tensors)  # type: ignore[no-untyped-call]
+        return made
+
     # host arrays
     def constant(self, value: Array, like: Tensor) -> Tensor:
         return from_host(value).to(like.device)
@@ -157,7 +166,22 @@ class TorchOps:
         return buffer
 
 
-def _without_negative_steps(index: tuple[Any, ...], shape: Sequence[int]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+class _Differentiable(torch.autograd.Function):
+    """A number with a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Callable[..., Tensor], gradient: Callable[..., Any], *tensors: Tensor) -> Tensor:
+        ctx.gradient = gradient
+        ctx.save_for_backward(*tensors)
+        return value(*tensors)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *ctx.gradient(upstream, *ctx.saved_tensors))
+
+
+def without_negative_steps(index: tuple[Any, ...], shape: Sequence[int]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
     """Return the index with every slice going upwards, and the result's axes that have to be turned round for it."""
     plain: list[Any] = []
     turned: list[int] = []

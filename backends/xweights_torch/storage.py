@@ -182,6 +182,9 @@ class TensorStorage:
             return host_view(tensor)
         return tensor.detach()
 
+    def tracked(self, handle: Slot | torch.Tensor) -> torch.Tensor:
+        return tensor_of(handle)
+
     def put(self, handle: Slot | torch.Tensor, leaf: Any, value: Any) -> None:
         tensor = tensor_of(handle)
         if isinstance(value, torch.Tensor):

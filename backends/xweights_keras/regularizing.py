@@ -1,0 +1,127 @@
+"""Penalties in Keras: they ride on ``variable.regularizer``, which a model adds to its loss.
+
+Owns :func:`regularize`. Imports keras, errors and the core's protocols. Keras takes regularizers when a layer is made;
+but what it adds up is ``variable.regularizer`` of the trainable weights, each time the loss is put together. So a part
+that is added there counts from the next trace on: a compiled train function is made anew, and the optimizer keeps its
+state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from xweights.errors import HoldError, Problems, StaleTrainFunctionError, TargetError
+from xweights.parameter import Parameter
+
+
+class Regularizer:
+    """What stands as ``variable.regularizer``: the former one, and what was added."""
+
+    def __init__(self, former: Any) -> None:
+        self.former = former
+        self.parts: list[Callable[[Any], Any]] = []
+        self.calls = 0
+
+    def __call__(self, value: Any) -> Any:
+        self.calls += 1
+        found = [] if self.former is None else [self.former(value)]
+        # A model adds up its losses in this dtype, and TensorFlow adds nothing to another.
+        found += [keras.ops.cast(part(value), keras.config.floatx()) for part in self.parts]
+        total = found[0]
+        for one in found[1:]:
+            total = total + one
+        return total
+
+
+class Regularized:
+    """One penalty's parts, on the variables of a model."""
+
+    def __init__(
+        self, parameters: Sequence[Parameter], penalty: Callable[[Parameter, Any], Any], model: keras.Model
+    ) -> None:
+        self.parameters = list(parameters)
+        self.model = model
+        self.parts = [self._part(p, penalty) for p in self.parameters]
+        self.regularizers = [self._add(p, part) for p, part in zip(self.parameters, self.parts, strict=True)]
+        self.start = _iterations(model)
+        self.calls = [one.calls for one in self.regularizers]
+        _make_anew(model)
+
+    @staticmethod
+    def _part(parameter: Parameter, penalty: Callable[[Parameter, Any], Any]) -> Callable[[Any], Any]:
+        def part(value: Any) -> Any:
+            if isinstance(value, keras.Variable):
+                value = parameter.storage.tracked(parameter.handle)
+            return penalty(parameter, value)
+
+        return part
+
+    @staticmethod
+    def _add(parameter: Parameter, part: Callable[[Any], Any]) -> Regularizer:
+        variable = parameter.handle
+        standing = variable.regularizer
+        if not isinstance(standing, Regularizer):
+            standing = variable.regularizer = Regularizer(standing)
+        standing.parts.append(part)
+        return standing
+
+    def check(self) -> None:
+        """Raise if the optimizer has moved on without the penalty."""
+        steps = _iterations(self.model) - self.start
+        missed = [
+            p.name
+            for p, one, before in zip(self.parameters, self.regularizers, self.calls, strict=True)
+            if p.handle.regularizer is not one or (steps and p.trainable and one.calls == before)
+        ]
+        if missed:
+            raise StaleTrainFunctionError(
+                f"training goes on without the penalty on {', '.join(missed)}\n"
+                f"optimizer steps since it was added: {steps}\n"
+                "the regularizer was replaced meanwhile, or the step adds no model.losses, or it was traced before\n"
+                "Fix: add model.losses to the loss of your step, and make the step anew (a new tf.function or jax.jit)"
+            )
+
+    def detach(self) -> None:
+        """Take these parts off; the former regularizer comes back with the last."""
+        for parameter, one, part in zip(self.parameters, self.regularizers, self.parts, strict=True):
+            one.parts.remove(part)
+            if not one.parts and parameter.handle.regularizer is one:
+                parameter.handle.regularizer = one.former
+        _make_anew(self.model)
+
+
+def regularize(parameters: Sequence[Parameter], penalty: Callable[[Parameter, Any], Any], target: Any) -> Regularized:
+    """Add a penalty to the loss of a model."""
+    if not isinstance(target, keras.Model):
+        raise TargetError(
+            f"only a model puts together a loss\ngot: {type(target).__module__}.{type(target).__qualname__}\n"
+            "Fix: pass the model that is fitted, and name the layer with where="
+        )
+    problems = Problems("this can't be penalised, and nothing was changed")
+    for parameter in parameters:
+        if not isinstance(parameter.handle, keras.Variable):
+            problems.add(
+                HoldError,
+                f"{parameter.name!r} is no variable of Keras, which adds up penalties of its own variables only",
+                fix="leave it out with where=, and add xweights.penalty(...) in a train_step of your own",
+            )
+    problems.check()
+    return Regularized(parameters, penalty, target)
+
+
+def _iterations(model: Any) -> int:
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None or not optimizer.built:
+        return 0
+    return int(keras.ops.convert_to_numpy(optimizer.iterations))
+
+
+def _make_anew(model: Any) -> None:
+    """Have a compiled model trace its functions again: not compile() it, which would lose the optimizer's state."""
+    if getattr(model, "train_function", None) is not None:
+        model.make_train_function(force=True)
+    if getattr(model, "test_function", None) is not None:
+        model.make_test_function(force=True)

@@ -1,0 +1,279 @@
+"""Averages of the weights over training: exponential (EMA) or plain (SWA).
+
+Owns :func:`average` and :class:`Averages`. Imports arrays, backend (protocols), errors, ledger, parameter, params,
+reading, renaming, running, selecting, targets, training, values and writing. The averages live and are computed on the
+host, by the same code for every framework: equal weights give equal averages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from xweights import ledger
+from xweights.arrays import blocks
+from xweights.backend import StepState
+from xweights.errors import ArgumentError, DtypeError, HoldError, Problems, TraceError, WriteError
+from xweights.parameter import Array, Parameter
+from xweights.params import Params
+from xweights.reading import check_readable
+from xweights.renaming import Names
+from xweights.running import guarded, uninterrupted
+from xweights.selecting import DEFAULT_EDITED, WhereLike, select
+from xweights.targets import open_target, tracing
+from xweights.training import Change, training_for
+from xweights.values import cast_exactly, is_number
+from xweights.writing import set_params
+
+Decay = float | Literal["swa"] | Callable[[int], float]
+
+
+class Averages:
+    """Averages of weights, until :meth:`release`; also a context manager.
+
+    Attributes:
+        parameters: The averaged parameters.
+        updates: How many updates went into the averages.
+        manual: True if nothing calls :meth:`update` but you.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([0.0])}; averages = xw.average(w, decay="swa")
+        >>> for value in (1.0, 2.0):
+        ...     xw.fill(w, value); averages.update()
+        >>> with averages.swapped_in():
+        ...     w["w"].item()
+        1.5
+        >>> w["w"]
+        array([2.])
+    """
+
+    def __init__(self, chosen: Sequence[Parameter], decay: Decay, every: int) -> None:
+        self.parameters = list(chosen)
+        self.decay, self.every = decay, every
+        self.updates = 0
+        self.manual = True
+        self._steps = 0
+        self._swapped = False
+        self._changes: list[Change] = []
+        self._averages = [p.storage.read(p.handle).astype(_wide(p.dtype)) for p in chosen]
+
+    def update(self) -> None:
+        """Count one step, and update the averages if it is their turn: where nothing is attached."""
+        if not self.manual:
+            raise HoldError(
+                "these averages follow the optimizer by themselves: an update by hand would count a step twice\n"
+                "Fix: leave the call out, or make them with attach=False"
+            )
+        if any(tracing(p) for p in self.parameters):
+            raise TraceError("averages are updated on the host\nFix: call update() after the compiled step, not inside")
+        check_readable(self.parameters)
+        self._after_step(None)
+
+    def _after_step(self, state: StepState | None) -> None:
+        self._steps += 1
+        if self._steps % self.every:
+            return
+        if self._swapped:
+            raise HoldError("a training step while the averages are swapped in\nFix: train outside of swapped_in()")
+        rate = self._rate()
+        for p, mean in zip(self.parameters, self._averages, strict=True):
+            fold(mean, p.storage.read(p.handle) if state is None else state.read(p), rate)
+        self.updates += 1
+
+    def _rate(self) -> float:
+        if self.updates == 0:
+            return 1.0
+        if self.decay == "swa":
+            return 1.0 / (self.updates + 1)
+        return 1.0 - _checked(self.decay(self.updates) if callable(self.decay) else float(self.decay))
+
+    @property
+    def params(self) -> Params:
+        """The averages as Params: float32 for narrower dtypes, else of the parameter's dtype."""
+        chosen = self.parameters
+        return Params._made(
+            {p.name: p.layout.to_neutral(a.copy()) for p, a in zip(chosen, self._averages, strict=True)},
+            {p.name: p.axes for p in chosen},
+            {p.name: p.role for p in chosen},
+            {p.name: p.gates for p in chosen},
+            "neutral",
+        )
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[Averages]:
+        """Put the averages in the weights' place for a block, then the very bits back.
+
+        Each is rounded once to the parameter's dtype; holds apply to them. A training step inside raises HoldError.
+        """
+        if self._swapped:
+            raise HoldError("the averages are swapped in already")
+        chosen = self.parameters
+        _check_writable(chosen)
+        ledger.check(chosen)
+        kept = [(p, p.storage.backup(p.handle), _links(p)) for p in chosen]
+        values = [
+            cast_exactly(a, p.dtype, what=repr(p.name), cast=True) for p, a in zip(chosen, self._averages, strict=True)
+        ]
+        self._swapped = True
+        try:
+            with guarded(chosen), uninterrupted():
+                for p, value in zip(chosen, values, strict=True):
+                    p.storage.write(p.handle, value)
+            ledger.obey(chosen)
+            yield self
+        finally:
+            with guarded(chosen), uninterrupted():
+                for p, backup, _ in kept:
+                    p.storage.restore(p.handle, backup)
+            # What was held before is true of what was there before; to apply it again could move a last bit.
+            ledger.obey([p for p, _, links in kept if _links(p) != links])
+            self._swapped = False
+
+    def copy_to(self, target: Any, *, where: WhereLike = ..., names: Names | None = None) -> None:
+        """Write the averages into a target, of any framework, rounded once to its dtypes.
+
+        Args:
+            target: A twin of what is averaged, or itself.
+            where: Which of its parameters. Default: all that are averaged.
+            names: As for :func:`xweights.set_params`.
+        """
+        set_params(target, self.params, where=where, strict=False, cast=True, allow_nonfinite=True, names=names)
+
+    def check(self) -> None:
+        """Raise StaleTrainFunctionError if training steps went by unseen."""
+        for change in self._changes:
+            change.check()
+
+    def release(self) -> None:
+        """Stop following the optimizer; the averages stay as they are. Calling it twice does nothing."""
+        changes, self._changes = self._changes, []
+        for change in changes:
+            change.detach()
+        self.manual = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        count = len(self.parameters)
+        over = f"{self.updates} update{'s' * (self.updates != 1)}"
+        return f"<Averages of {count} parameter{'s' * (count != 1)} over {over}>"
+
+
+def average(
+    target: Any,
+    *,
+    decay: Decay,
+    every: int = 1,
+    where: WhereLike | None = None,
+    optimizer: Any = None,
+    attach: bool = True,
+) -> Averages:
+    """Average the weights while training goes on: exponentially, or plainly with ``decay="swa"``.
+
+    Args:
+        target: Model, layer, module, variable, mapping of arrays, or a list of these.
+        decay: 0 <= decay < 1, as in 0.999; a function of the number of updates so far; or "swa" for the plain mean.
+        every: Update after every so many optimizer steps.
+        where: Default: trainable floating-point parameters (moving statistics only if selected).
+        optimizer: Whose steps count. Default: in torch any that steps the first of them, in Keras the model's own.
+        attach: False: nothing is attached, and you call ``averages.update()`` after each step.
+
+    Returns:
+        :class:`Averages`, with ``.params``, ``.swapped_in()`` and ``.copy_to(target)``. Its ``manual`` is True where
+        there is nothing to attach to (``tf.Module``, arrays, a layer): call ``averages.update()`` there.
+
+    The first update takes the weights as they are; each further one is ``mean += (1 - decay) * (w - mean)``, for the
+    plain mean with 1 / (updates + 1); every operation rounded once, in float32 (float64 for float64), on the host.
+    Exact: equal weights give equal bits on every backend. In Keras it sees ``fit`` and ``train_on_batch``, after the
+    holds, and in a loop of your own nothing (``check()`` raises then; use ``attach=False``). A step that only
+    accumulates gradients, or that loss scaling leaves out, doesn't count.
+    Raises ArgumentError, SelectionError, DtypeError, WriteError, HoldError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([4.0])}; averages = xw.average(w, decay=0.5); averages.update()
+        >>> xw.fill(w, 0.0); averages.update(); averages.params["w"]
+        array([2.])
+    """
+    if not (decay == "swa" or callable(decay)):
+        _checked(decay)
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ArgumentError(f"every= is a whole number >= 1\ngot: {every!r}")
+    if optimizer is not None and not attach:
+        raise ArgumentError("optimizer= was given with attach=False, which attaches to none")
+    if tracing(target):
+        raise TraceError("averages can't begin inside a compiled step\nFix: call this before the step")
+    chosen = select(open_target(target), DEFAULT_EDITED if where is None else where)
+    problems = Problems("these can't be averaged")
+    for p in chosen:
+        if not p.floating:
+            problems.add(DtypeError, f"{p.name!r} is {p.dtype.name}", fix="narrow where= to floating-point parameters")
+    problems.check()
+    check_readable(chosen)
+    _check_writable(chosen)
+    made = Averages(chosen, decay, every)
+    if attach:
+        training = next((one for one in map(training_for, chosen) if one is not None), None)
+        change = None
+        if training is not None:
+            mine = [p for p in chosen if training_for(p) is training]
+            change = training.follow(mine, made._after_step, target=target, optimizer=optimizer)
+        if change is not None:
+            made._changes.append(change)
+            made.manual = False
+        elif optimizer is not None:
+            raise HoldError(
+                "optimizer= was given, and nothing here is trained by an optimizer that can be attached to\n"
+                "Fix: attach=False, and call averages.update() after each step"
+            )
+    return made
+
+
+def fold(mean: Array, value: Array, rate: float) -> None:
+    """Let ``mean += rate * (value - mean)``, in place, in the dtype of the mean."""
+    if rate == 1.0:
+        np.copyto(mean, value, casting="unsafe")
+        return
+    factor = mean.dtype.type(rate)
+    with np.errstate(all="ignore"):
+        for block in blocks(mean.shape):
+            here: Any = (*block, ...)  # an array, where a 0-d one would otherwise give a scalar
+            old = mean[here]
+            part = value[here].astype(mean.dtype)
+            part -= old
+            part *= factor
+            old += part
+
+
+def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
+
+
+def _checked(decay: Any) -> float:
+    if not is_number(decay) or not 0.0 <= decay < 1.0:
+        raise ArgumentError(f'decay= is a number, 0 <= decay < 1, a function that gives one, or "swa"\ngot: {decay!r}')
+    return float(decay)
+
+
+def _check_writable(chosen: Sequence[Parameter]) -> None:
+    problems = Problems("averages of these could not be swapped in")
+    for p in chosen:
+        reason = p.storage.refusal(p.handle, writing=True)
+        if reason is not None:
+            problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
+    problems.check()
+
+
+def _links(p: Parameter) -> list[Any]:
+    return list(getattr(ledger.held(p), "links", ()))

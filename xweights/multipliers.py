@@ -1,0 +1,144 @@
+"""Learning rates per parameter, as a share of each update.
+
+Owns :func:`multiply_lr`, :class:`Multipliers` and :func:`blended`. Imports backend (protocols), errors, parameter,
+selecting, targets, training and values. A scaled gradient would change nothing under Adam and its like, which divide by
+its size: what is scaled is the step itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from xweights.backend import Ops
+from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, WriteError, XweightsError
+from xweights.parameter import Parameter
+from xweights.selecting import DEFAULT_EDITED, select
+from xweights.targets import open_target, tracing
+from xweights.training import Change, Training, training_for
+from xweights.values import as_number, is_number
+
+
+class Multipliers:
+    """What :func:`multiply_lr` set, until :meth:`release`; also a context manager.
+
+    Attributes:
+        factors: The factor of each parameter, by name.
+    """
+
+    def __init__(self, factors: Mapping[str, float], changes: list[Change]) -> None:
+        self.factors = dict(factors)
+        self._changes = changes
+
+    def check(self) -> None:
+        """Raise StaleTrainFunctionError if a training step went by without the factors."""
+        for change in self._changes:
+            change.check()
+
+    def release(self) -> None:
+        """Have all updates count in full again. Calling it twice does nothing."""
+        changes, self._changes = self._changes, []
+        for change in changes:
+            change.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        return f"<Multipliers of {len(self.factors)} parameter{'s' * (len(self.factors) != 1)}>"
+
+
+def multiply_lr(target: Any, factors: Mapping[Any, float], *, optimizer: Any = None) -> Multipliers:
+    """Multiply the learning rate of single parameters, under any optimizer.
+
+    Args:
+        target: Model, layer, module or variable of a framework that trains it, or a list of these.
+        factors: ``{where: factor}``, such as ``{"*": 0.1, "head/*": 1.0}``; of several that match, the last one counts.
+            Each means the trainable floating-point parameters it selects. 0 leaves a parameter as it is, bit for bit;
+            1 leaves its update alone.
+        optimizer: The optimizer that trains them. Required in torch; default in Keras: the model's own.
+
+    Returns:
+        A :class:`Multipliers`, with ``.release()``.
+
+    After each step, before any hold, ``new = old + factor * (stepped - old)``, in the parameter's dtype and rounded
+    after each of the three operations: the same arithmetic on every backend, and as close to a learning rate ``factor``
+    times as large as these roundings. Decoupled weight decay is part of the step and is scaled with it, as a learning
+    rate would; what an optimizer keeps (momentum, second moments) is not, nor is what Keras' own averaging
+    (``use_ema``) writes. A copy of these parameters is made at each step.
+    Raises ArgumentError, SelectionError, WriteError, HoldError (not trained by this optimizer, multiplied already).
+
+    Example:
+        >>> import torch, xweights as xw
+        >>> model = torch.nn.Linear(1, 1); sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+        >>> xw.multiply_lr(model, {"kernel": 0.5}, optimizer=sgd).factors
+        {'kernel': 0.5}
+    """
+    if not isinstance(factors, Mapping) or not factors:
+        raise ArgumentError(f"factors= is a mapping {{where: factor}}\ngot: {factors!r}")
+    if tracing(target):
+        raise ArgumentError("learning rates can't change inside a compiled step\nFix: call this before the step")
+    chosen = _chosen(open_target(target), factors)
+    groups: dict[int, tuple[Training, list[tuple[Parameter, float]]]] = {}
+    problems = Problems("these learning rates can't be multiplied, and nothing was changed")
+    for p, factor in chosen:
+        training = training_for(p)
+        reason = p.storage.refusal(p.handle, writing=True)
+        if training is None:
+            problems.add(
+                HoldError,
+                f"{p.name!r} has no optimizer that could be attached to",
+                fix="scale the update in your own step",
+            )
+        elif reason is not None:
+            problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
+        else:
+            groups.setdefault(id(training), (training, []))[1].append((p, factor))
+    problems.check()
+    made = Multipliers({p.name: factor for p, factor in chosen}, [])
+    try:
+        for training, pairs in groups.values():
+            made._changes.append(training.multiply(pairs, target=target, optimizer=optimizer))
+    except BaseException:
+        made.release()
+        raise
+    return made
+
+
+def _chosen(everything: list[Parameter], factors: Mapping[Any, float]) -> list[tuple[Parameter, float]]:
+    problems = Problems("these learning rates can't be multiplied, and nothing was changed")
+    found: dict[int, float] = {}
+    for where, factor in factors.items():
+        if not is_number(factor) or not math.isfinite(factor) or factor < 0:
+            problems.add(ArgumentError, f"a factor is a finite number >= 0\ngot: {factor!r} for {where!r}")
+            continue
+        try:
+            picked = [p for p in select(everything, where) if DEFAULT_EDITED.picks([p])]
+        except XweightsError as wrong:
+            problems.add(type(wrong), str(wrong))
+            continue
+        if not picked:
+            problems.add(SelectionError, f"{where!r} selects nothing that is trained")
+        found |= {id(p): float(factor) for p in picked}
+    problems.check()
+    return [(p, found[id(p)]) for p in everything if id(p) in found]
+
+
+def blended(ops: Ops, stepped: Any, old: Any, factor: float, dtype: np.dtype[Any]) -> Any:
+    """Return old + factor * (stepped - old), each operation rounded once; may reuse the memory of ``stepped``."""
+    if factor == 0.0:
+        return old
+    minus = ops.constant(as_number(-1.0, dtype), stepped)
+    scale = ops.constant(as_number(-factor, dtype), stepped)
+    # -1 times x is exact, and two signs cancel: this is the formula, by the edits that there are.
+    shortfall = ops.fence(ops.add(ops.fence(ops.multiply(stepped, minus)), old))
+    return ops.fence(ops.add(ops.fence(ops.multiply(shortfall, scale)), old))

@@ -1,0 +1,133 @@
+"""Pruning while training goes on: masks that grow by a schedule, and hold between its steps.
+
+Owns :class:`PruneHold` and :func:`hold_pruned`. Imports holds, params, pruning, rules, schedules and smallest's callers.
+Masks are always selected on the host, by the very code that prunes in eager calls: equal weights give equal masks at
+every step on every backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from xweights.backend import StepState
+from xweights.errors import ArgumentError, StaleTrainFunctionError
+from xweights.holds import Hold, as_stored, begin
+from xweights.parameter import Array, Parameter
+from xweights.params import Params
+from xweights.pruning import Prune, host_masks
+from xweights.rules import Mask
+from xweights.running import ops_for
+from xweights.schedules import OneShot, Schedule
+from xweights.targets import open_target
+
+
+class PruneHold(Hold):
+    """Pruned weights that stay pruned, by a schedule; ``masks`` are today's.
+
+    Attributes:
+        masks: The masks as Params (True = kept).
+        step: How many optimizer steps were seen since the hold began.
+    """
+
+    def __init__(self, rule: Prune, schedule: Schedule, chosen: Sequence[Parameter]) -> None:
+        super().__init__(Mask(None), [])
+        self.prune, self.schedule = rule, schedule
+        self.step = 0
+        self._chosen = list(chosen)
+        self._masks: dict[str, Array] = {p.name: np.ones(p.shape, np.bool_) for p in chosen}
+
+    @property
+    def masks(self) -> Params:
+        """The masks as of now, True = kept."""
+        chosen = self._chosen
+        return Params(
+            {name: mask.copy() for name, mask in self._masks.items()},
+            axes={p.name: p.axes for p in chosen},
+            roles={p.name: p.role for p in chosen},
+            gates={p.name: p.gates for p in chosen},
+        )
+
+    def apply(self) -> None:
+        """Make the masks true now; where nothing counts the steps, this counts as one."""
+        super().apply()
+        if self.manual:
+            self.advance()
+
+    def advance(self, state: StepState | None = None) -> None:
+        """Count one step, and make the masks anew if the schedule says so: for steps that nothing is attached to."""
+        self.step += 1
+        if self.schedule.due(self.step):
+            self.select(state)
+        if state is not None:
+            for chain in self._chains:
+                p = chain.parameter
+                state.keep(p, p.layout.to_stored(self._masks[p.name]))
+        elif self.schedule.due(self.step):
+            super().apply()
+
+    def select(self, state: StepState | None = None) -> None:
+        """Select the masks of the present step from the weights as they are."""
+        rule, share = self.prune, self.schedule.share(self.step)
+        if not share:
+            return
+        if rule.fraction is not None:
+            rule = replace(rule, fraction=float(rule.fraction) * share)
+        elif rule.count is not None:
+            rule = replace(rule, count=round(rule.count * share))
+        seen = self._chosen if state is None else _seen(self._chosen, state)
+        for p, mask in zip(self._chosen, host_masks(rule, seen), strict=True):
+            self._masks[p.name] = as_stored(mask, p)
+        for chain in self._chains:
+            for link in chain.links:
+                if link.owner is self:
+                    p = chain.parameter
+                    ops = None if link.buffers is None else ops_for(p.storage.leaf(p.handle, native=True))
+                    link.replace((self._masks[p.name],), ops)
+
+    def check(self) -> None:
+        """Raise StaleTrainFunctionError if steps went by uncounted, HoldError if a pruned entry isn't zero."""
+        for attachment in self._attachments:
+            seen = getattr(attachment, "steps", lambda: None)()
+            if seen is not None and seen > self.step:
+                raise StaleTrainFunctionError(
+                    f"the schedule didn't see every training step\nsteps of the optimizer: {seen}\nsteps seen: {self.step}\n"
+                    "Fix: call held.advance() after each step of your own loop"
+                )
+        super().check()
+
+
+def hold_pruned(
+    target: Any, rule: Prune, chosen: Sequence[Parameter], schedule: Schedule | None, optimizer: Any
+) -> PruneHold:
+    """Begin to hold what a rule prunes."""
+    if schedule is not None and rule.fraction is None and rule.count is None and not isinstance(schedule, OneShot):
+        raise ArgumentError("a schedule that grows needs fraction= or count=, of which it takes a share")
+    made = PruneHold(rule, schedule or OneShot(), chosen)
+    for p in chosen:
+        rule.operands(p)
+    if made.schedule.due(0):
+        made.select()
+    begin(
+        made,
+        target,
+        chosen,
+        optimizer,
+        operands=lambda p: (made._masks[p.name],),
+        after_step=made.advance,
+    )
+    return made
+
+
+def _seen(chosen: Sequence[Parameter], state: StepState) -> list[Parameter]:
+    """Return the same parameters over the arrays of a running step."""
+    params = Params(
+        {p.name: p.layout.to_neutral(state.read(p)) for p in chosen},
+        axes={p.name: p.axes for p in chosen},
+        roles={p.name: p.role for p in chosen},
+        gates={p.name: p.gates for p in chosen},
+    )
+    return open_target(params)
