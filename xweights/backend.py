@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -114,6 +114,8 @@ class Storage(Protocol):
 
     fallible: bool
     """True if a checked write can still fail (user code runs, device memory is needed): the core then backs up."""
+    # May also have ``replaces = True``: a write puts a new buffer in the old one's place, and never writes into one that
+    # somebody may still look at. The core then doesn't read the parameter to find out whether a value lies in it.
 
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
         """Why this array can't be read or written (distributed, unallocated, quantized, read-only), or None."""
@@ -193,6 +195,7 @@ class Entry:
 
     ``native`` is the attribute (``weight_ih_l0``), ``name`` the neutral path inside the layer (``l0/kernel``) whose
     last part is the role, ``pattern`` the axes as :func:`xweights.axes.layout_of` reads them (None: unknown).
+    ``outputs``: which axes the layer's output has, where their names don't say it.
     """
 
     native: str
@@ -200,13 +203,15 @@ class Entry:
     pattern: str | None
     sizes: Mapping[str, int] = field(default_factory=dict)
     gates: tuple[str, ...] | None = None
+    outputs: tuple[str, ...] | None = None
 
     def layout(self, shape: Shape) -> Layout:
         """Return the layout for an array of the stored ``shape``; without axes where the pattern doesn't fit."""
         if self.pattern is None:
             return plain_layout(shape)
         try:
-            return layout_of(self.pattern, shape, **self.sizes)
+            layout = layout_of(self.pattern, shape, **self.sizes)
+            return layout if self.outputs is None else replace(layout, outputs=self.outputs)
         except LayoutError:
             # A subclass may have changed the array's shape: its axes are then unknown, which is never a guess.
             return plain_layout(shape)
@@ -270,7 +275,8 @@ def load(door: str) -> Backend:
             raise BackendBrokenError(
                 f"the backend {points[door].value!r} for {door!r} is installed but can't be imported\n"
                 f"cause: {type(cause).__name__}: {cause}\n"
-                f"Fix: make `python -c 'import {door}'` work, or reinstall with python -m pip install 'xweights-nn[{door}]'"
+                f"Fix: make `python -c 'import {door}'` work, or reinstall with "
+                f"python -m pip install 'xweights-nn[{door}]'"
             ) from cause
         if not isinstance(backend, Backend):
             raise BackendBrokenError(

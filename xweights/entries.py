@@ -1,6 +1,7 @@
 """Single entries by index: which ones a call means, in neutral order.
 
-Owns :class:`SetEntries` and :func:`entries_index`. Imports axes, backend (protocols), errors, parameter, rules and values.
+Owns :class:`SetEntries` and :func:`entries_index`. Imports axes, backend (protocols), errors, parameter, rules and
+values.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ class SetEntries(Rule):
     """Set the entries at ``index`` to ``value``. Exact.
 
     ``index``: a tuple of ints and slices, a mapping of axis names to them, or a bool array of the parameter's shape.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.SetEntries((0,), 7), where="w"); w["w"]
+        array([7. , 0.5])
     """
 
     index: Any
@@ -60,7 +66,8 @@ def entries_index(index: Any, parameter: Parameter) -> tuple[Any, ...]:
         mask = host_array(index, what="index")
         if mask.dtype.kind != "b":
             raise ArgumentError(
-                f"index is a list or an integer array, which NumPy and the frameworks read differently\ngot: {index!r}\n"
+                "index is a list or an integer array, which NumPy and the frameworks read differently\n"
+                f"got: {index!r}\n"
                 "Fix: a tuple of ints and slices, {'axis': int or slice}, or a bool array of the parameter's shape"
             )
         if mask.shape != shape:
@@ -89,5 +96,3 @@ def entries_index(index: Any, parameter: Parameter) -> tuple[Any, ...]:
         else:
             raise ArgumentError(f"index may hold ints and slices\ngot: {item!r} for axis {position} of {name!r}")
     return tuple(full)
-
-

@@ -133,6 +133,9 @@ class Problems:
 
 def combined(kinds: tuple[type[XweightsError], ...]) -> type[XweightsError]:
     """Return the one error class that is all of ``kinds`` at once."""
+    # A kind says nothing beside one of its own subclasses, and before it there would be no order of bases.
+    kinds = tuple(dict.fromkeys(kinds))
+    kinds = tuple(one for one in kinds if not any(other is not one and issubclass(other, one) for other in kinds))
     if len(kinds) == 1:
         return kinds[0]
     kinds = tuple(sorted(kinds, key=lambda kind: kind.__name__))

@@ -3,7 +3,8 @@
 Owns the scores and the rule :class:`Prune`. Imports arrays, backend, errors, parameter, rules, smallest and values.
 
 Everything is decided on score vectors in one flat order: parameters by neutral name (code points), entries by neutral
-flat index. A tie goes to the smaller place in that order, which is dropped first; so the mask is the same on every backend.
+flat index. A tie goes to the smaller place in that order, which is dropped first; so the mask is the same on every
+backend.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ class Prune(Rule):
     """Drop the entries (or whole units, or blocks) with the smallest scores. Exact.
 
     The score of an entry is its magnitude, of a unit or block its L2 norm in float64, unless ``score`` says otherwise.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.Prune(count=1), where="w"); w["w"]
+        array([-2.,  0.])
     """
 
     fraction: float | None = None
@@ -49,7 +55,8 @@ class Prune(Rule):
         given = [word for word in ("fraction", "count", "threshold", "pattern") if getattr(self, word) is not None]
         if len(given) != 1:
             raise ArgumentError(
-                f"prune takes exactly one of fraction=, count=, threshold= and pattern=\ngot: {', '.join(given) or 'none'}"
+                "prune takes exactly one of fraction=, count=, threshold= and pattern=\n"
+                f"got: {', '.join(given) or 'none'}"
             )
         if self.fraction is not None:
             if isinstance(self.fraction, (int, np.integer)) or not is_number(self.fraction):
@@ -124,7 +131,7 @@ class Prune(Rule):
         return math.floor(float(self.fraction) * size + 0.5)
 
     def bound_above(self, dtype: np.dtype[Any]) -> Array:
-        """Return the smallest number above the threshold: ``score < it`` is ``score <= threshold``, and False for NaN."""
+        """Return the smallest number above the threshold: ``score < it`` is ``score <= threshold``; False for NaN."""
         exact = abs(float(self.threshold if self.threshold is not None else 0.0))
         dtype = dtype.newbyteorder("=")
         rounded = as_number(exact, dtype, what="threshold")
@@ -248,9 +255,9 @@ def host_masks(rule: Prune, parameters: Sequence[Parameter]) -> list[Array]:
     masks = []
     for mask, p in zip(kept, parameters, strict=True):
         _, fine, _ = rule.units(p)
-        if mask.shape != p.shape or rule.per is not None:  # what comes back is an array that its owner may edit
-            mask = np.broadcast_to(mask, fine).copy().reshape(p.shape)
-        masks.append(mask)
+        spread = mask.shape != p.shape or rule.per is not None
+        # What comes back is an array that its owner may edit.
+        masks.append(np.broadcast_to(mask, fine).copy().reshape(p.shape) if spread else mask)
     return masks
 
 

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from xweights.arrays import blocks
+from xweights.arrays import blocks, turned
 from xweights.backend import Ops
 from xweights.errors import ArgumentError
 from xweights.parameter import Array, Parameter
+from xweights.renaming import Names, renamer
 from xweights.rules import Rule, need_floating
-from xweights.values import as_number, is_number
+from xweights.values import as_number, is_number, rounded
 
 
 def generator(seed: int, name: str, step: int = 0) -> np.random.Generator:
@@ -41,7 +42,7 @@ def generator(seed: int, name: str, step: int = 0) -> np.random.Generator:
 
 def drawing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype that numbers for ``dtype`` are drawn in."""
-    return np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
+    return np.dtype(np.float64) if dtype.name == "float64" else np.dtype(np.float32)
 
 
 def check_seed(seed: Any) -> None:
@@ -52,9 +53,15 @@ def check_seed(seed: Any) -> None:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Noise(Rule):
-    """Add random numbers: normal with ``std``, or uniform in [low, high). Exact.
+    """Add random numbers: normal with ``std``, or uniform between ``low`` and ``high``. Exact.
 
     The numbers are scaled on the host, in the parameter's dtype, so that the framework only adds.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.zeros(2)}; step = xw.bind(w, xw.Noise(0.1, seed=7), where="w")
+        >>> step.draw(1); step(); bool(w["w"].all())
+        True
     """
 
     std: float | None = None
@@ -62,10 +69,12 @@ class Noise(Rule):
     high: float | None = None
     seed: int = 0
     step: int = 0
+    names: Names | None = None
     random = True
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        renamer(self.names)
         if isinstance(self.step, (bool, np.bool_)) or not isinstance(self.step, (int, np.integer)):
             raise ArgumentError(f"step= must be an int\ngot: {self.step!r}")
         uniform = self.low is not None or self.high is not None
@@ -107,7 +116,7 @@ class Noise(Rule):
     def parts(self, parameter: Parameter) -> Any:
         """Yield (slices, numbers) in neutral order, through one small scratch array."""
         dtype = drawing_dtype(parameter.dtype)
-        source = generator(self.seed, parameter.name, self.step)
+        source = generator(self.seed, renamer(self.names)(parameter.name), self.step)
         factor = None if self.std is None else as_number(self.std, dtype)
         for block in blocks(parameter.shape):
             shape = tuple(cut.stop - cut.start for cut in block)
@@ -117,13 +126,14 @@ class Noise(Rule):
             else:
                 part = np.asarray(source.random(shape, dtype=dtype.type))
                 # In float64, rounded once: a float32 product and sum would be a fused one in some compilers.
-                part = (self.low + (self.high - self.low) * part.astype(np.float64)).astype(dtype)  # type: ignore[operator]
+                part = rounded(self.low + (self.high - self.low) * part.astype(np.float64), parameter.dtype)  # type: ignore[operator]
             yield block, np.asarray(part).astype(parameter.dtype, copy=False)
 
     def on_host(self, w: Array, parameter: Parameter) -> bool:
         for block, part in self.parts(parameter):
             piece = w[block] if block else w
-            np.add(piece, part, out=piece)
+            for mine, drawn in turned(piece, part):
+                np.add(mine, drawn, out=mine)
         return True
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:

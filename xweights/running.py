@@ -122,7 +122,9 @@ def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Ar
     problems = Problems(f"{call} can't be done, and nothing was changed")
     if not chosen:
         problems.add(SelectionError, "the target has no parameters at all")
-    prepared = []
+    prepared: list[tuple[Array, ...]] = []
+    known: dict[Any, tuple[Array, ...]] = {}
+    by_dtype = rule.by_dtype
     for parameter in chosen:
         reason = parameter.storage.refusal(parameter.handle, writing=True)
         if reason is not None:
@@ -131,7 +133,10 @@ def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Ar
         try:
             rule.check(parameter)
             # Random operands are as large as the weights: drawn one parameter at a time, when it is their turn.
-            prepared.append(() if rule.random else rule.operands(parameter))
+            key = parameter.dtype if by_dtype else len(prepared)
+            if key not in known:
+                known[key] = () if rule.random else rule.operands(parameter)
+            prepared.append(known[key])
         except XweightsError as wrong:
             problems.add(type(wrong), str(wrong))
     problems.check()

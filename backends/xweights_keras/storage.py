@@ -109,6 +109,7 @@ class DelegatingStorage(KerasStorage):
         super().__init__(root, statistics)
         self.inner = inner
         self.fallible = inner.fallible
+        self.replaces = bool(getattr(inner, "replaces", False))
 
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
         if handle._value is None:

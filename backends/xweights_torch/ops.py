@@ -101,7 +101,8 @@ class TorchOps:
     def largest_singular_value(self, x: Tensor) -> Tensor:
         if 0 in x.shape:
             return torch.zeros((), dtype=torch.float64, device=x.device)
-        return torch.linalg.svdvals(x.to(torch.float64)).max()
+        values: Tensor = torch.linalg.svdvals(x.to(torch.float64))
+        return values.max()
 
     def rank(self, x: Tensor) -> Tensor:
         order = torch.argsort(x, stable=True)
@@ -165,10 +166,9 @@ def _without_negative_steps(index: tuple[Any, ...], shape: Sequence[int]) -> tup
     for item, length in zip(index, shape, strict=False):
         if isinstance(item, slice) and item.step is not None and item.step < 0:
             walk = range(length)[item]
-            item = slice(walk[-1], walk[0] + 1, -item.step) if walk else slice(0, 0)
+            plain.append(slice(walk[-1], walk[0] + 1, -item.step) if walk else slice(0, 0))
             turned.append(axis)
-        elif isinstance(item, np.ndarray):
-            item = torch.as_tensor(item)
-        plain.append(item)
+        else:
+            plain.append(torch.as_tensor(item) if isinstance(item, np.ndarray) else item)
         axis += isinstance(item, slice)
     return tuple(plain), tuple(turned)

@@ -85,10 +85,11 @@ class Column(Enum):
 
     def twin(self, dtype: np.dtype[Any]) -> twins.Twin:
         """A new model."""
+        trained = twins.FEW if self.mode == "compiled" else twins.TRAINABLE
         if self.keras:
-            return twins.KerasTwin(dtype)
+            return twins.KerasTwin(dtype, trained)
         kinds = {"numpy": twins.NumpyTwin, "torch": twins.TorchTwin, "tf_module": twins.TfModuleTwin}
-        return kinds[self.twin_name](dtype)
+        return kinds[self.twin_name](dtype, trained)
 
 
 def compiler() -> str | None:

@@ -29,6 +29,7 @@ class Row:
 
     ``family``: rows that are compiled together. ``rtol`` 0: bit-identical; else what the verb's docstring states (a half
     type's own eps where that is larger). ``needs``: "axes" if the verb has to know them. ``bits``: NaN payloads count too.
+    ``slow``: modes in which compiling takes seconds, so that float32 stands for the other dtypes.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Row:
     needs: str = ""
     bits: bool = False
     draws: bool = False
+    slow: tuple[str, ...] = ()
 
     @property
     def promise(self) -> str:
@@ -131,7 +133,7 @@ NORMS = _rows(
 SPECTRAL = _rows(
     "spectral",
     ("spectral_norm, all kernels", lambda w: w.spectral_norm(1.0)),
-    ("spectral_norm, matrices", lambda w: w.spectral_norm(1.0, where=MATRICES)),
+    ("spectral_norm, matrices", lambda w: w.spectral_norm(1.0, where=FLAT_MATRICES)),
     values="plain",
     rtol=1e-5,
 )
@@ -207,5 +209,21 @@ def _needs_axes(row: Row) -> Row:
     return replace(row, needs="axes") if needed else row
 
 
+# Compiled by torch.compile in every dtype. It takes seconds for each of the others, which are variants of these.
+QUICK = (
+    "fill(number)", "scale(number)", "add(number)", "clip(low, high)", "clip(low=0.0)", "non_negative", "apply(function)",
+    "mask(arrays by name)", "set_entries(tuple)", "set_entries(bool array)", "clip_norm(scope='each')",
+    "clip_norm(scope='global')", "max_norm(per='out')", "unit_norm(per='out')", "spectral_norm, matrices",
+    "prune(fraction=)", "prune(threshold=)", "prune(fraction=, scope='global')", "prune(pattern=(2, 4, 'in'))",
+    "noise(std=)", "init('glorot_uniform')", "init('constant')",
+)  # fmt: skip
+
+
+def _slow(row: Row) -> Row:
+    slow = () if row.name in QUICK or row.family == "chain" else ("compiled",)
+    return replace(row, slow=(*slow, "jit") if row.name == "spectral_norm, all kernels" else slow)
+
+
 ALL = [*ELEMENTWISE, *FUNCTIONS, *MOVING, *NORMS, *SPECTRAL, *PRUNING, *NOISE, *INITS, *CHAINS, *NORM_CHAINS]
-ROWS = {row.name: _needs_axes(row) for row in ALL}
+ROWS = {row.name: _slow(_needs_axes(row)) for row in ALL}
+assert set(QUICK) <= set(ROWS)

@@ -18,10 +18,11 @@ from harness.compare import Gap, gap
 from harness.hands import Bound, Now
 from harness.naive import Naive
 from harness.rows import ROWS, Row
-from harness.twins import AXES, Arrays, Twin
+from harness.twins import AXES, FEW, Arrays, Twin
 
 from xweights.errors import LayoutError
 
+TOO_SLOW = "measured in float32 only: compiling takes seconds, and the row is a variant of another"
 NO_AXES = "needs axis names, and a tf.Module has none: refused with a LayoutError"
 
 
@@ -40,6 +41,16 @@ def wide_enough(column: Column, dtype: str) -> Iterator[None]:
 def refused(row: Row, column: Column) -> str | None:
     """Why this column has to refuse the row, or None."""
     return NO_AXES if row.needs == "axes" and not _has_axes(column) else None
+
+
+def unmeasured(row: Row, column: Column, dtype: str) -> str | None:
+    """Why this cell is left out, or None."""
+    return TOO_SLOW if column.mode in row.slow and dtype != "float32" else None
+
+
+def few_of(column: Column, dtype: str) -> tuple[str, ...]:
+    """The arrays that a selection is narrowed to, where compiling takes seconds for each."""
+    return () if column.mode != "compiled" else FEW if dtype == "float32" else FEW[:2]
 
 
 def _has_axes(column: Column) -> bool:
@@ -89,9 +100,9 @@ def run_eager(row: Row, column: Column, dtype: str) -> Gap:
     return found
 
 
-def referee(row: Row, start: Arrays, twin: Twin) -> tuple[Arrays, Any]:
+def referee(row: Row, start: Arrays, twin: Twin, few: tuple[str, ...] = ()) -> tuple[Arrays, Any]:
     """What the row has to come to: (arrays, what the verb returns)."""
-    naive = Naive({name: array.copy() for name, array in start.items()}, AXES, list(twin.trainable))
+    naive = Naive({name: array.copy() for name, array in start.items()}, AXES, twin.trained, few)
     expected = row.body(naive)
     return naive.w, expected
 
@@ -106,14 +117,15 @@ def run_compiled(row: Row, column: Column, dtype: str) -> Gap:
         # The family as a whole failed to compile: then this row has to say for itself why, or that it isn't its fault.
         finished = run_steps([row], column, dtype)
     twin, start = finished[row.name]
-    want, _ = referee(row, start, twin)
+    want, _ = referee(row, start, twin, few_of(column, dtype))
     return gap(twin.read(), want, bits=row.bits)
 
 
 @cache
 def family_of(family: str, column: Column, dtype: str) -> dict[str, tuple[Twin, Arrays]]:
     """Run every row of a family in one compiled step; nothing if it can't be compiled."""
-    rows = [row for row in ROWS.values() if row.family == family and refused(row, column) is None]
+    rows = [row for row in ROWS.values() if row.family == family and unmeasured(row, column, dtype) is None]
+    rows = [row for row in rows if refused(row, column) is None]
     try:
         return run_steps(rows, column, dtype)
     except Exception:  # noqa: BLE001 - whatever it is, the rows are then run one by one, and say it
@@ -134,7 +146,7 @@ def run_steps(rows: list[Row], column: Column, dtype: str) -> dict[str, tuple[Tw
         if traced:  # TensorFlow traces the verbs themselves
             bodies.append(lambda row=row, twin=twin: row.body(Now(twin.target)))
             continue
-        hand = Bound(twin.target)
+        hand = Bound(twin.target, twin.trained, few_of(column, dtype))
         row.body(hand)
         bound.append(hand)
         bodies += hand.steps
