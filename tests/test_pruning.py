@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +14,6 @@ from hypothesis.extra.numpy import array_shapes, arrays
 import xweights as xw
 from xweights.arrays import BLOCK, NumpyOps
 from xweights.pruning import host_masks
-from xweights.smallest import SAMPLE, has_nan, keep_largest, order_statistic
 from xweights.targets import open_target
 
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -36,12 +34,16 @@ def magnitudes(target) -> dict[str, np.ndarray]:
     return {name: np.abs(array.astype(np.float64)) for name, array in target.items()}
 
 
+def arrays_of(dtype):
+    wide = arrays(np.float64, array_shapes(max_dims=3, max_side=4), elements=MANY_TIES)
+    return wide.map(lambda array: array.astype(dtype))
+
+
 weights = st.dictionaries(
     st.sampled_from(["b/kernel", "a/kernel", "Z/kernel", "é/kernel", "a/0/kernel"]),
-    st.sampled_from(FLOATS).flatmap(lambda d: arrays(np.float64, array_shapes(max_dims=3, max_side=4), elements=MANY_TIES)
-                                    .map(lambda a: a.astype(d))),
+    st.sampled_from(FLOATS).flatmap(arrays_of),
     min_size=1,
-)  # fmt: skip
+)
 
 
 @given(weights, st.floats(0, 1))
@@ -289,14 +291,15 @@ def test_axes_that_are_not_there_or_do_not_divide_are_refused(arguments, kind) -
 
 
 @pytest.mark.parametrize("scope", ["each", "global"])
-@pytest.mark.parametrize("how", ["verb", "rule"])
-def test_nan_is_refused_and_nothing_is_written(scope: str, how: str) -> None:
+@pytest.mark.parametrize(
+    "prune",
+    [xw.prune, lambda target, **words: xw.apply(target, xw.Prune(**words), where=...)],
+    ids=["verb", "rule"],
+)
+def test_nan_is_refused_and_nothing_is_written(scope: str, prune) -> None:
     target = {"a/kernel": np.ones(3), "b/kernel": np.array([1.0, np.nan, 1.0])}
     with pytest.raises(xw.NonfiniteError, match="'b/kernel' has NaN"):
-        if how == "verb":
-            xw.prune(target, fraction=0.5, scope=scope)
-        else:
-            xw.apply(target, xw.Prune(fraction=0.5, scope=scope), where=...)
+        prune(target, fraction=0.5, scope=scope)
     assert target["a/kernel"].all()
 
 
@@ -310,6 +313,7 @@ def test_the_rule_applied_is_the_verb() -> None:
 
 # The traced way, made of ops, decides as the host does.
 
+SCORES = np.arange(32.0).reshape(2, 4, 4) % 5
 VARIANTS = {
     "fraction": {"fraction": 0.4},
     "count": {"count": 5},
@@ -330,7 +334,7 @@ VARIANTS = {
     "score threshold": {"threshold": 1.0, "score": lambda w: w * w},
     "score per": {"fraction": 0.5, "per": "out", "score": lambda w: w * w},
     "score pattern": {"pattern": (1, 2, "in"), "score": lambda w: w * w},
-    "scores by name": {"fraction": 0.4, "score": {n: np.arange(32.0).reshape(2, 4, 4) % 5 for n in ("b/kernel", "a/kernel")}},
+    "scores by name": {"fraction": 0.4, "score": {"a/kernel": SCORES, "b/kernel": SCORES}},
 }  # fmt: skip
 
 
@@ -346,75 +350,3 @@ def test_the_way_that_is_traced_gives_the_masks_of_the_host(variant: str, dtype,
         traced = rule.measure([p.handle for p in chosen], NumpyOps(), chosen)
         on_host = host_masks(rule, chosen)
     assert [mask.tolist() for mask in traced] == [mask.tolist() for mask in on_host]
-
-
-# The order statistic.
-
-SIZE = 4 * SAMPLE + 1234
-RNG = np.random.default_rng(1)
-ADVERSARIES = {
-    "all equal": np.full(SIZE, 0.5, np.float32),
-    "two values": np.where(np.arange(SIZE) % 1000 == 0, 1.0, 2.0),
-    "sorted": np.arange(SIZE, dtype=np.float32),
-    "sorted downwards": np.arange(SIZE, dtype=np.float32)[::-1],
-    "heavy ties": RNG.integers(0, 5, SIZE).astype(np.float16),
-    "mostly zeros": np.where(np.arange(SIZE) % 50 == 0, np.arange(SIZE), 0).astype(np.float32),
-    "one giant": np.append(np.zeros(SIZE - 1), 1e300),
-    "infinities": np.where(np.arange(SIZE) % 3 == 0, np.inf, RNG.normal(size=SIZE)),
-    "normal": RNG.normal(size=SIZE).astype(np.float32),
-    "half types": RNG.normal(size=SIZE).astype(ml_dtypes.bfloat16),
-    "transposed": RNG.normal(size=(SIZE // 7, 7)).astype(np.float32).T,
-    "strided": RNG.normal(size=(SIZE, 2))[:, 0],
-}
-
-
-@pytest.mark.parametrize("data", ADVERSARIES)
-@pytest.mark.parametrize("share", [1e-6, 0.2, 0.5, 0.98, 1.0])
-def test_the_order_statistic_is_that_of_a_partition(data: str, share: float) -> None:
-    array = ADVERSARIES[data]
-    k = max(1, round(share * array.size))
-    magnitude = np.sort(np.abs(array.astype(np.float64)).ravel())
-    edge, below, equal = order_statistic([array], k, absolute=True)
-    assert float(edge) == magnitude[k - 1]
-    assert (below, equal) == (int((magnitude < magnitude[k - 1]).sum()), int((magnitude == magnitude[k - 1]).sum()))
-
-
-@pytest.mark.parametrize("data", ADVERSARIES)
-def test_masks_of_large_arrays_are_those_of_a_stable_sort(data: str) -> None:
-    array, drop = ADVERSARIES[data], SIZE // 3
-    order = np.argsort(np.abs(array.astype(np.float64)).ravel(), kind="stable")
-    expected = np.ones(array.size, bool)
-    expected[order[:drop]] = False
-    (mask,) = keep_largest([array], drop, absolute=True)
-    assert np.array_equal(mask.ravel(), expected)
-
-
-def test_empty_arrays_and_scalars_take_part() -> None:
-    target = {"a/kernel": np.zeros((0, 5)), "b/kernel": np.arange(float(SIZE)), "c/kernel": np.array(0.5)}
-    masks = xw.prune(target, count=2, scope="global")
-    assert (masks["a/kernel"].shape, masks["b/kernel"][:3].tolist(), bool(masks["c/kernel"])) == (
-        (0, 5),
-        [False, True, True],
-        False,
-    )
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_one_nan_is_found_wherever_it_is(dtype) -> None:
-    array = np.full((3, BLOCK), 1e4, np.float64).astype(dtype)
-    assert not has_nan(array)
-    array[2, BLOCK - 1] = np.nan
-    assert has_nan(array)
-    assert has_nan(array.T)
-
-
-def test_global_pruning_of_64_mb_takes_little_beside_the_masks() -> None:
-    target = {f"{i}/kernel": RNG.standard_normal((1 << 10, 1 << 12), np.float32) for i in range(4)}
-    tracemalloc.start()
-    try:
-        xw.prune(target, fraction=0.9, scope="global")
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    masks = 16 << 20
-    assert peak - masks < 0.02 * (64 << 20) + (2 << 20)

@@ -106,8 +106,8 @@ def test_a_grouped_convolution_counts_in_within_a_group_and_out_over_all():
 def test_a_depthwise_kernel_is_filter_by_input_channel_and_multiplier(rank):
     layer = getattr(nn, f"Conv{rank}d")(3, 6, 2, groups=3)
     w, x = neutral(layer), normal(3, *[4] * rank)
-    assert axes(layer) == {"depthwise_kernel": (*SPACE[rank], "in", "mult"), "bias": ("out",)}
-    kernel = w["depthwise_kernel"]
+    assert axes(layer) == {"kernel": (*SPACE[rank], "in", "mult"), "bias": ("out",)}
+    kernel = w["kernel"]
     planes = [convolve(x[i : i + 1], kernel[..., i : i + 1, m : m + 1]) for i in range(3) for m in range(2)]
     close(run(layer, x[None])[0], np.concatenate(planes) + w["bias"].reshape(-1, *[1] * rank))
 

@@ -1,5 +1,7 @@
 """Undo: the very bits come back, whoever wrote, and however a block ended."""
 
+# ruff: noqa: PT012 - what a block has done before it raises is what is tested
+
 from __future__ import annotations
 
 import signal

@@ -3,6 +3,8 @@
 Importing it imports NumPy and the standard library; a framework's backend is loaded when its object arrives.
 """
 
+from contextlib import suppress as _suppress
+
 from xweights.checksums import checksum
 from xweights.entries import SetEntries
 from xweights.errors import (
@@ -124,3 +126,13 @@ __all__ = [
     "transaction",
     "unit_norm",
 ]
+
+# Tracers that rewrite Python source leave alone what bears this mark, and all that it calls. Without it the first
+# traced step with two verbs on 20 variables took 13.7 s instead of 0.5 s, because this package was rewritten as well.
+for _name in __all__:
+    _thing = globals()[_name]
+    for _one in (_thing, *(vars(_thing).values() if isinstance(_thing, type) else ())):
+        if callable(_one) and not (isinstance(_one, type) and issubclass(_one, BaseException)):
+            with _suppress(AttributeError, TypeError):
+                _one.autograph_info__ = {}
+del _name, _thing, _one

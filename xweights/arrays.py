@@ -7,7 +7,7 @@ whose tensors can be seen as writable NumPy views.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate, product
 from typing import Any
@@ -56,7 +56,7 @@ def tiles(one: Array, other: Array) -> Iterable[tuple[Any, ...]]:
 
     Also a single one if they share memory: NumPy takes care of that, one operation at a time.
     """
-    if one.size <= BLOCK or one.ndim < 2 or other.shape != one.shape or _order(one) == _order(other):
+    if one.size <= BLOCK >> 2 or one.ndim < 2 or other.shape != one.shape or _order(one) == _order(other):
         return ((...,),)
     if np.may_share_memory(one, other):
         return ((...,),)
@@ -252,6 +252,9 @@ class NumpyOps:
     def sum(self, x: Array, axes: tuple[int, ...]) -> Array:
         return np.asarray(np.sum(x, axis=axes, keepdims=True))
 
+    def matmul(self, x: Array, y: Array) -> Array:
+        return np.matmul(x, y)
+
     def greater(self, x: Array, y: Array) -> Array:
         return np.greater(x, y)
 
@@ -269,6 +272,11 @@ class NumpyOps:
 
     def concatenate(self, xs: Sequence[Array]) -> Array:
         return np.concatenate(xs)
+
+    def differentiable(
+        self, value: Callable[..., Any], gradient: Callable[..., Sequence[Any]], tensors: Sequence[Array]
+    ) -> Any:
+        return value(*tensors)
 
     def constant(self, value: Array, like: Array) -> Array:
         return value
@@ -303,6 +311,12 @@ class NumpyStorage:
     """Host arrays, read and written as they are."""
 
     fallible = False
+
+    def identity(self, handle: Array) -> Hashable:
+        # Two views of the same entries are one array, whatever objects they are.
+        if not handle.size:
+            return id(handle)
+        return (handle.__array_interface__["data"][0], handle.shape, handle.strides, handle.dtype)
 
     def refusal(self, handle: Array, *, writing: bool) -> str | None:
         if writing and not handle.flags.writeable:

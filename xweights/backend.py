@@ -15,7 +15,7 @@ Four small protocols, because they change for different reasons:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -84,6 +84,9 @@ class Ops(Protocol):
     def sum(self, x: Any, axes: tuple[int, ...]) -> Any:
         """Sum over axes, kept with length 1; in the dtype of x."""
 
+    def matmul(self, x: Any, y: Any) -> Any:
+        """The product of two matrices."""
+
     def greater(self, x: Any, y: Any) -> Any: ...
     def where(self, mask: Any, x: Any, y: Any) -> Any: ...
     def cast(self, x: Any, dtype: np.dtype[Any]) -> Any: ...
@@ -91,6 +94,14 @@ class Ops(Protocol):
     def transpose(self, x: Any, order: tuple[int, ...]) -> Any: ...
     def concatenate(self, xs: Sequence[Any]) -> Any:
         """Join 1-D arrays."""
+
+    def differentiable(
+        self, value: Callable[..., Any], gradient: Callable[..., Sequence[Any]], tensors: Sequence[Any]
+    ) -> Any:
+        """value(*tensors), a number, whose gradient is gradient(upstream, *tensors): one for each tensor, of its dtype.
+
+        Both functions are written in these ops. First derivatives only: a second one raises, or fails by itself.
+        """
 
     def constant(self, value: Array, like: Any) -> Any:
         """A host array as an array of this framework, on the device of ``like``. May share memory: read only."""
@@ -117,6 +128,9 @@ class Storage(Protocol):
     # May also have ``replaces = True``: a write puts a new buffer in the old one's place, and never writes into one that
     # somebody may still look at. The core then doesn't read the parameter to find out whether a value lies in it.
 
+    def identity(self, handle: Any) -> Hashable:
+        """Return a key that two handles share if they are one array, so that a tied array counts once."""
+
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
         """Why this array can't be read or written (distributed, unallocated, quantized, read-only), or None."""
 
@@ -131,6 +145,9 @@ class Storage(Protocol):
 
         It may be a writable view of the parameter; its ops may then edit it in place.
         """
+
+    def tracked(self, handle: Any) -> Any:
+        """Return the framework's own tensor, through which gradients reach the array. It is only read."""
 
     def put(self, handle: Any, leaf: Any, value: Any) -> None:
         """Keep the result of a rule that started from ``leaf``. ``value is leaf``: it was edited in place."""
@@ -156,6 +173,16 @@ class Adapter(Protocol):
 
     def parameters(self, target: Any) -> Sequence[Parameter]:
         """Return the parameters in definition order, a tied one once. Raise NotBuiltError for an unbuilt model."""
+
+
+@runtime_checkable
+class Regularizing(Protocol):
+    """What a backend keeps besides whose models train themselves, by a loss that they put together (Keras' ``fit``)."""
+
+    def regularize(
+        self, parameters: Sequence[Parameter], penalty: Callable[[Parameter, Any], Any], *, target: Any
+    ) -> Attachment:
+        """Have the model add ``penalty(parameter, native tensor)`` for each of these to its loss from now on."""
 
 
 Tracing = Literal["no", "inline", "refuse"]
@@ -285,6 +312,11 @@ def load(door: str) -> Backend:
             )
         _loaded[door] = backend
     return _loaded[door]
+
+
+def loaded() -> list[Backend]:
+    """Return the backends that are in use so far."""
+    return [*_registered.values(), *_loaded.values()]
 
 
 def _entry_points() -> dict[str, Any]:

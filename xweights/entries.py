@@ -43,14 +43,28 @@ class SetEntries(Rule):
             name=parameter.name, native_name=parameter.native_name, layout=plain_layout(shape),
             dtype=parameter.dtype, storage=parameter.storage, handle=None,
         )  # fmt: skip
-        return (operand(self.value, one_by_one, what="value"),)
+        value = operand(self.value, one_by_one, what="value")
+        if not _is_mask(index):
+            return (value,)
+        # A mask goes as an operand, since a compiled step can't hold an index that it has to look at.
+        if value.shape:
+            spread = np.zeros(parameter.shape, parameter.dtype)
+            spread[index] = value
+            value = spread
+        return (value, ~index[0])
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        if len(operands) == 2:
+            return ops.choose(w, operands[1], operands[0])
         return ops.set_at(w, self.resolve(parameter), operands[0])
 
     def resolve(self, parameter: Parameter) -> tuple[Any, ...]:
         """Return the index as a full tuple of ints and slices, or of one bool array; raise if it doesn't fit."""
         return entries_index(self.index, parameter)
+
+
+def _is_mask(index: tuple[Any, ...]) -> bool:
+    return len(index) == 1 and isinstance(index[0], np.ndarray)
 
 
 def entries_index(index: Any, parameter: Parameter) -> tuple[Any, ...]:

@@ -30,6 +30,10 @@ from typing import NoReturn
 class XweightsError(Exception):
     """Every error that xweights raises on purpose."""
 
+    # Tracers that raise an error again at the user's line (TensorFlow's AutoGraph) keep its type only if it is made the
+    # way plain exceptions are, which they tell by this very function.
+    __init__ = Exception.__init__
+
 
 class SelectionError(XweightsError, LookupError):
     """A selection, a name or a key that matches nothing, or more than it should."""

@@ -145,7 +145,7 @@ def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Ar
 
 def execute(rule: Rule, chosen: Sequence[Parameter], prepared: Sequence[tuple[Array, ...]]) -> None:
     """Edit in eager code. Built-in rules can't fail any more; what runs foreign code is backed up."""
-    foreign = type(rule).__module__.partition(".")[0] != __name__.partition(".")[0] or isinstance(rule, Function)
+    foreign = is_foreign(rule)
     risky = [p for p in chosen if foreign or p.storage.fallible]
     with ExitStack() as stack:
         if not foreign:
@@ -159,6 +159,11 @@ def execute(rule: Rule, chosen: Sequence[Parameter], prepared: Sequence[tuple[Ar
         for position in fallible_first(chosen):
             mine = shared[position] if isinstance(shared, list) else shared
             _edit(rule, chosen[position], prepared[position], mine)
+
+
+def is_foreign(rule: Rule) -> bool:
+    """Return True for code that isn't ours: it may fail halfway, and what Python does in it mustn't be compiled away."""
+    return type(rule).__module__.partition(".")[0] != __name__.partition(".")[0] or isinstance(rule, Function)
 
 
 def fallible_first(chosen: Sequence[Parameter]) -> list[int]:
@@ -315,7 +320,8 @@ class Bound:
         self._run = self._edit_all
         if len(self._storages) == 1:
             backend = backend_for(self._steps[0].leaf_of())
-            self._run = self._edit_quietly if backend is None else backend.compiled(self._edit_all)
+            quick = backend is not None and not is_foreign(rule)
+            self._run = backend.compiled(self._edit_all) if backend is not None and quick else self._edit_quietly
         if rule.joint and len({step.ops.name for step in self._steps}) > 1:
             raise ArgumentError(
                 f"{rule!r} looks at all parameters together, and these are of several frameworks\n"

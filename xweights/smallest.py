@@ -21,6 +21,8 @@ from xweights.parameter import Array, is_half
 
 # Entries sampled, and how many standard deviations wide the bracket is.
 SAMPLE = 1 << 16
+# Entries looked at at once: they, their magnitudes and two comparisons stay in the first caches.
+PART = 1 << 15
 WIDTHS = (4.0, 40.0, math.inf)
 
 
@@ -75,42 +77,37 @@ def order_statistic(arrays: Sequence[Array], k: int, *, absolute: bool) -> tuple
     sample = np.sort(_sample(arrays, absolute)) if total > 4 * SAMPLE else None
     for width in WIDTHS:
         low, high = _bracket(sample, k / total, width)
-        found, below, lowest, highest = _gathered(arrays, absolute, low, high)
-        if 0 < (place := k - below) <= lowest:
-            return low, below, lowest
-        if 0 < (place := place - lowest) <= found.size:
+        if low is None:
+            found, up_to_low = np.concatenate([part.copy() for part in _parts(arrays, absolute)]), 0
+        else:
+            found, up_to_low = _between(arrays, absolute, low, high)
+        place = k - up_to_low
+        if 0 < place <= found.size:
             found.partition(place - 1)
             edge = found[place - 1]
-            below += lowest + int(np.count_nonzero(found[: place - 1] < edge))
+            below = up_to_low + int(np.count_nonzero(found[: place - 1] < edge))
             return edge, below, int(np.count_nonzero(found == edge))
-        if 0 < place - found.size <= highest:
-            return high, below + lowest + found.size, highest
+        # Ties of a bound, such as the zeros of a model that was pruned before, are counted and never gathered.
+        if low is not None and place <= 0:
+            below = sum(int(np.count_nonzero(part < low)) for part in _parts(arrays, absolute))
+            if below < k:
+                return low, below, up_to_low - below
+        elif low is not None and low < high:
+            equal = sum(int(np.count_nonzero(part == high)) for part in _parts(arrays, absolute))
+            if place <= found.size + equal:
+                return high, up_to_low + found.size, equal
     raise AssertionError("the widest bracket holds every entry")
 
 
-def _gathered(arrays: Sequence[Array], absolute: bool, low: Any, high: Any) -> tuple[Array, int, int, int]:
-    """Return (what lies between low and high, how many are below, how many equal low, how many equal high).
-
-    What equals a bound is only counted: the zeros of a model that was pruned before would fill the memory.
-    """
-    inside, below, lowest, highest = [], 0, 0, 0
+def _between(arrays: Sequence[Array], absolute: bool, low: Any, high: Any) -> tuple[Array, int]:
+    """Return (what lies strictly between low and high, how many are up to low)."""
+    inside, up_to_low = [], 0
     for part in _parts(arrays, absolute):
-        if low is None:
-            inside.append(part.copy())
-            continue
-        up = part >= low
-        below += part.size - int(np.count_nonzero(up))
-        up &= part <= high
-        if not up.any():
-            continue
-        some = part[up]
-        at_low, at_high = some == low, some == high
-        lowest += int(np.count_nonzero(at_low))
-        if low != high:
-            highest += int(np.count_nonzero(at_high))
-        inside.append(some[~(at_low | at_high)])
-    found = np.concatenate(inside) if inside else np.empty(0, np.result_type(*(_wide(one) for one in arrays)))
-    return found, below, lowest, highest
+        above = part > low
+        up_to_low += part.size - int(np.count_nonzero(above))
+        above &= part < high
+        inside.append(part[above])
+    return np.concatenate(inside), up_to_low
 
 
 def has_nan(array: Array) -> bool:
@@ -132,27 +129,33 @@ def _bracket(sample: Array | None, fraction: float, width: float) -> tuple[Any, 
 
 
 def _sample(arrays: Sequence[Array], absolute: bool) -> Array:
-    """Take entries spread over all arrays, in proportion to their sizes. Which ones decides the speed only."""
-    total = sum(one.size for one in arrays)
-    chosen = np.random.Generator(np.random.Philox(0))
-    taken = []
-    for one in arrays:
-        count = max(1, round(SAMPLE * one.size / total)) if one.size else 0
-        flat = chosen.integers(0, max(one.size, 1), count)
-        stored = as_stored(one)
+    """Take entries spread over all arrays. Which ones decides the speed only."""
+    ends = np.cumsum([one.size for one in arrays])
+    places = np.sort(np.random.Generator(np.random.Philox(0)).integers(0, ends[-1], SAMPLE))
+    cuts = np.searchsorted(places, ends)
+    taken, first = [], 0
+    for one, cut, end in zip(arrays, cuts, ends, strict=True):
+        stored, flat = as_stored(one), places[first:cut] - (end - one.size)
         picked = stored[flat] if stored.ndim == 1 else stored[np.unravel_index(flat, stored.shape)]
         taken.append(_magnitude(picked, absolute))
+        first = cut
     wide = np.result_type(*taken)
     return np.concatenate([part.astype(wide, copy=False) for part in taken])
 
 
 def _parts(arrays: Sequence[Array], absolute: bool) -> Iterator[Array]:
+    """Yield all entries in small pieces, each good until the next one: they may share one scratch."""
     wide = np.result_type(*(_wide(one) for one in arrays))
+    scratch = np.empty(PART, wide)
     for one in arrays:
         # Order doesn't matter for counting: walk the array as it lies in memory.
         flat = as_stored(one)
-        for cut in blocks(flat.shape, 1 << 15):
-            yield _magnitude(flat[cut].ravel(), absolute).astype(wide, copy=False)
+        for cut in blocks(flat.shape, PART):
+            part = flat[cut].ravel()
+            if absolute and part.dtype == wide and part.size <= PART:
+                yield np.abs(part, out=scratch[: part.size])
+            else:
+                yield _magnitude(part, absolute).astype(wide, copy=False)
 
 
 def _magnitude(part: Array, absolute: bool) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 
 from xweights.arrays import NumpyStorage
 from xweights.axes import plain_layout
-from xweights.backend import Storage, backend_for, doors, roots
+from xweights.backend import Storage, backend_for, doors, loaded, roots
 from xweights.errors import TargetError, UseBindError
 from xweights.parameter import Array, Parameter
 from xweights.params import Params, last_part, leaves
@@ -40,6 +40,13 @@ def open_target(target: Any, *, bind_line: str = "bound = xweights.bind(target, 
 
     ``bind_line`` is the corrected call that UseBindError shows inside a compiled step which can't trace us.
     """
+    if any(one.tracing() == "refuse" for one in loaded()):
+        raise UseBindError(
+            "this call is inside a compiled step that can't trace it\n"
+            "Fix: select once, outside of the step, and call what comes back inside:\n"
+            f"    {bind_line}\n"
+            "    ... and in the compiled step: bound()"
+        )
     if isinstance(target, Parameter):
         return [_asked_for(target)]
     if isinstance(target, Mapping):
@@ -51,13 +58,6 @@ def open_target(target: Any, *, bind_line: str = "bound = xweights.bind(target, 
     backend = backend_for(target)
     if backend is None:
         raise _unknown(target)
-    if backend.tracing() == "refuse":
-        raise UseBindError(
-            "this call is inside a compiled step that can't trace it\n"
-            "Fix: select once, outside of the step, and call what comes back inside:\n"
-            f"    {bind_line}\n"
-            "    ... and in the compiled step: bound()"
-        )
     adapter = backend.adapter(target)
     if adapter is None:
         if backend.is_tensor(target):
@@ -69,17 +69,13 @@ def open_target(target: Any, *, bind_line: str = "bound = xweights.bind(target, 
 def tracing(target: Any) -> bool:
     """Return True while a compiled step is being traced that a verb on ``target`` becomes a part of."""
     if isinstance(target, Parameter):
-        return _traced_handle(target)
+        # Its backend can't be told from every kind of handle, and no two of them trace at once.
+        return not isinstance(target.storage, NumpyStorage) and any(one.tracing() == "inline" for one in loaded())
     if isinstance(target, (list, tuple)):
         return any(tracing(one) for one in target)
     if isinstance(target, (Mapping, np.ndarray)):
         return False
     backend = backend_for(target)
-    return backend is not None and backend.tracing() == "inline"
-
-
-def _traced_handle(parameter: Parameter) -> bool:
-    backend = backend_for(parameter.handle)
     return backend is not None and backend.tracing() == "inline"
 
 
@@ -105,13 +101,6 @@ def _asked_for(parameter: Parameter) -> Parameter:
     return parameter
 
 
-def _same_array(value: Any) -> Hashable:
-    """Return what two looks at one array have in common: for NumPy its place in memory, else the object."""
-    if isinstance(value, np.ndarray) and value.size:
-        return (value.__array_interface__["data"][0], value.shape, value.strides, value.dtype)
-    return id(value)
-
-
 def _mapping_parameters(target: Mapping[str, Any]) -> list[Parameter]:
     found: dict[Hashable, Parameter] = {}
     known = target if isinstance(target, Params) else None
@@ -120,11 +109,11 @@ def _mapping_parameters(target: Mapping[str, Any]) -> list[Parameter]:
         target[k] is v for k, v in list(named.items())[:1] if k in target
     )
     for name, value in named.items():
-        key = _same_array(value)
+        storage, host = _leaf_storage(name, value)
+        key = (type(storage), storage.identity(value))
         if key in found:
             found[key].aliases += (name,)
             continue
-        storage, host = _leaf_storage(name, value)
         if storage is NUMPY and not lasting:
             storage = FLEETING
         axes = None if known is None or known.layout == "native" else known.axes[name]
@@ -154,7 +143,10 @@ def _leaf_storage(name: str, value: Any) -> tuple[Storage, Array]:
             f"got:      {type(value).__module__}.{type(value).__qualname__}\n"
             "expected: a NumPy array (or a tensor or variable of an installed framework)"
         )
-    return backend.storage(value), backend.to_host(value)
+    try:
+        return backend.storage(value), backend.to_host(value)
+    except TargetError as wrong:
+        raise TargetError(f"{name!r}: {wrong}") from None
 
 
 def _listed_parameters(targets: Sequence[Any], bind_line: str) -> list[Parameter]:
@@ -164,7 +156,7 @@ def _listed_parameters(targets: Sequence[Any], bind_line: str) -> list[Parameter
     seen: dict[Hashable, Parameter] = {}
     if all(isinstance(one, Parameter) for one in targets):
         for given in targets:
-            seen.setdefault((id(type(given.storage)), _same_array(given.handle)), _asked_for(given))
+            seen.setdefault((type(given.storage), given.storage.identity(given.handle)), _asked_for(given))
         names = [one.name for one in seen.values()]
         twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
         if twice is not None:
@@ -176,7 +168,7 @@ def _listed_parameters(targets: Sequence[Any], bind_line: str) -> list[Parameter
     for position, target in enumerate(targets):
         for parameter in open_target(target, bind_line=bind_line):
             one = parameter.renamed(str(position))
-            key = (id(type(one.storage)), _same_array(one.handle))
+            key = (type(one.storage), one.storage.identity(one.handle))
             if key in seen:
                 seen[key].aliases += (one.name, *one.aliases)
             else:

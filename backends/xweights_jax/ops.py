@@ -138,8 +138,8 @@ class JaxOps:
     def rank(self, x: Any) -> Any:
         if _is_near(x):
             return jnp.array(HOST.rank(np.asarray(x)))
-        order = jnp.argsort(_sort_key(x), stable=True)
-        return jnp.zeros(x.shape, jnp.int64).at[order].set(jnp.arange(x.size, dtype=jnp.int64))
+        order = jnp.argsort(_sort_key(x), axis=-1, stable=True)
+        return jnp.argsort(order, axis=-1).astype(jnp.int64)
 
     @_in_x64
     def abs(self, x: Any) -> Any:

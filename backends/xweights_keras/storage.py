@@ -10,7 +10,7 @@ bound rule becomes part of a ``jax.jit`` step. The raw value is meant everywhere
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -75,6 +75,9 @@ class KerasStorage:
     def __init__(self, root: Any, statistics: frozenset[int]) -> None:
         self._root: Callable[[], Any] = (lambda: None) if root is None else weakref.ref(root)
         self.statistics = statistics
+
+    def identity(self, handle: Any) -> Hashable:
+        return id(handle)
 
     def trainable(self, handle: Any) -> bool:
         root = self._root()

@@ -130,8 +130,8 @@ class TensorFlowOps:
     def rank(self, x: Any) -> Any:
         if tf.executing_eagerly():
             return tf.constant(HOST.rank(host(x)))
-        order = tf.argsort(_sort_key(x), stable=True)
-        return tf.cast(tf.math.invert_permutation(order), tf.int64)
+        order = tf.argsort(_sort_key(x), axis=-1, stable=True)
+        return tf.cast(tf.argsort(order, axis=-1), tf.int64)
 
     def abs(self, x: Any) -> Any:
         return tf.abs(x)

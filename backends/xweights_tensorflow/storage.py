@@ -13,6 +13,7 @@ reading is free, and holding what was read is a backup. Three things would break
 from __future__ import annotations
 
 import weakref
+from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -81,6 +82,9 @@ class VariableStorage:
         self.edits = 0
         # Being initialised is asked of each variable once; a variable can't be a key, it has no hash.
         self._initialised: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+    def identity(self, handle: Any) -> Hashable:
+        return id(handle)
 
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
         if self._initialised.get(id(handle)) is handle:

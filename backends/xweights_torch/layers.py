@@ -69,7 +69,7 @@ def _conv(space: int, groups: int, channels: int) -> Rows:
     axes = _SPACE[space]
     if groups == channels > 1:
         return (
-            Entry("weight", "depthwise_kernel", f"(in mult) 1 {axes} -> {axes} in mult", {"in": channels}),
+            Entry("weight", "kernel", f"(in mult) 1 {axes} -> {axes} in mult", {"in": channels}),
             _OUT_BIAS,
         )
     return (Entry("weight", "kernel", f"out in {axes} -> {axes} in out"), _OUT_BIAS)

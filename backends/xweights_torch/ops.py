@@ -105,9 +105,7 @@ class TorchOps:
         return values.max()
 
     def rank(self, x: Tensor) -> Tensor:
-        order = torch.argsort(x, stable=True)
-        places = torch.arange(x.numel(), dtype=torch.int64, device=x.device)
-        return torch.empty_like(order).scatter_(0, order, places)
+        return torch.argsort(torch.argsort(x, dim=-1, stable=True), dim=-1)
 
     def abs(self, x: Tensor) -> Tensor:
         return torch.abs(x)
@@ -123,7 +121,7 @@ class TorchOps:
 
     def sum(self, x: Tensor, axes: tuple[int, ...]) -> Tensor:
         # For torch, no axes are all axes.
-        return torch.sum(x, dim=axes, dtype=x.dtype) if axes else x.clone()
+        return torch.sum(x, dim=axes, keepdim=True, dtype=x.dtype) if axes else x.clone()
 
     def greater(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.gt(x, y)
@@ -145,6 +143,9 @@ class TorchOps:
 
     # host arrays
     def constant(self, value: Array, like: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            # A number that a rule makes while it is traced, where NumPy arrays are make-believe: they have no flags.
+            return torch.as_tensor(value, device=like.device)
         return from_host(value).to(like.device)
 
     def buffer(self, value: Array, like: Tensor) -> Tensor:

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 from harness.columns import DTYPES, Column, columns_here
 from harness.compare import Gap
-from harness.host import HOST_CALLS, HOST_ROWS, check_host_refusal, run_host
+from harness.host import HOST_CALLS, HOST_ROWS, check_host_refusal, run_host, traceable, why_not_compiled
 from harness.rows import ROWS
 from harness.running import check_refusal, refused, run, unmeasured
 
 pytestmark = pytest.mark.matrix
-HOST_ORDER = list(HOST_ROWS)
 ORDER = [*HOST_ROWS, *ROWS]
 FAMILIES = list(dict.fromkeys(row.family for row in ROWS.values()))
 
@@ -43,9 +42,9 @@ def host_cells() -> list[Any]:
     return [
         cell(column, dtype, name)
         for column in columns_here()
-        if column.mode == "eager"
         for dtype in DTYPES
         for name in HOST_ROWS
+        if column.mode == "eager" or traceable(name, column)
     ]
 
 
@@ -53,7 +52,7 @@ class Cell:
     """Says what became of one cell, to pytest and to the record."""
 
     def __init__(self, record: Callable[..., None], column: Column, dtype: str, **row: Any) -> None:
-        self.record = lambda **more: record(**row, column=column.id, dtype=dtype, **more)
+        self.record = lambda **more: record(**({**row, "column": column.id, "dtype": dtype} | more))
         self.title, self.dtype, self.rtol = f"{row['row']} on {column.id} in {dtype}", DTYPES[dtype], row["rtol"]
         obstacle = column.obstacle()
         if obstacle is not None:
@@ -73,6 +72,9 @@ def test_a_verb_gives_the_same_numbers_everywhere(
 ) -> None:
     row = ROWS[name]
     one = Cell(record, column, dtype, row=name, order=ORDER.index(name), rtol=row.rtol, values=row.values)
+    for other in DTYPES:
+        if (why := unmeasured(row, column, other)) is not None:
+            one.record(outcome="unmeasured", reason=why, dtype=other)
     reason = refused(row, column)
     if reason is None:
         one.judge(run(row, column, dtype))
@@ -86,7 +88,7 @@ def test_reading_writing_and_undoing_move_the_very_bits(
     column: Column, dtype: str, name: str, record: Callable[..., None]
 ) -> None:
     _, kind, rtol = HOST_ROWS[name]
-    Cell(record, column, dtype, row=name, order=HOST_ORDER.index(name), rtol=rtol, values=kind).judge(
+    Cell(record, column, dtype, row=name, order=ORDER.index(name), rtol=rtol, values=kind).judge(
         run_host(name, column, dtype)
     )
 
@@ -95,8 +97,12 @@ def test_reading_writing_and_undoing_move_the_very_bits(
     ("column", "call"),
     [cell(column, call) for column in columns_here() if column.mode != "eager" for call in HOST_CALLS],
 )
-def test_what_works_on_the_host_is_refused_inside_a_compiled_step(column: Column, call: str) -> None:
-    obstacle = column.obstacle()
-    if obstacle is not None:
-        pytest.skip(obstacle)
+def test_what_works_on_the_host_is_refused_inside_a_compiled_step(
+    column: Column, call: str, record: Callable[..., None]
+) -> None:
+    for name, (_, kind, rtol) in HOST_ROWS.items():
+        for dtype in DTYPES:
+            if not traceable(name, column):
+                one = Cell(record, column, dtype, row=name, order=ORDER.index(name), rtol=rtol, values=kind)
+                one.record(outcome="unsupported", reason=why_not_compiled(name))
     check_host_refusal(call, column)
