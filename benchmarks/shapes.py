@@ -3,7 +3,7 @@
 Owns :class:`Shape` and the arrays. Imports NumPy; a framework inside the function that makes its model.
 
 ``many`` is 1,000 weights of 10,000 entries (40 MB): the price of a call rules. ``mid`` is 12 of 4.2 million (201 MB):
-memory rules. They are the kernels of Linear and Dense layers, so what torch stores is the transpose of the neutral order.
+memory rules. They are the kernels of Linear and Dense layers: what torch stores is the transpose of the neutral order.
 """
 
 from __future__ import annotations

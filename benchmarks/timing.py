@@ -69,15 +69,19 @@ def compare(
     *,
     idiom: tuple[str, Call] | None = None,
     idiom_goal: float | None = None,
+    before: Call | None = None,
     seconds: float = 2.5,
     most: int = 40,
 ) -> Timing:
-    """Time ``ours`` against hand-written ``peers`` (and, in a few rounds, the idiom that people use)."""
+    """Time ``ours`` against hand-written ``peers`` (and, in a few rounds, the idiom that people use).
+
+    ``before`` runs before each of them, and outside of its time.
+    """
     calls: dict[str, Call] = {"": ours, **peers}
     times: dict[str, list[float]] = {name: [] for name in calls}
     slow: list[tuple[float, float]] = []
     for call in calls.values():
-        call()
+        _once(call, before)
     gc.collect()
     gc.disable()  # a collection would hit whoever happens to run
     try:
@@ -86,9 +90,9 @@ def compare(
         for turn in range(most):
             # Each round begins with another one, so that nobody always runs on the caches that a given other one left.
             for name in order[turn % len(order) :] + order[: turn % len(order)]:
-                times[name].append(_once(calls[name]))
+                times[name].append(_once(calls[name], before))
             if idiom is not None and turn < 3:
-                slow.append((times[""][-1], _once(idiom[1])))
+                slow.append((times[""][-1], _once(idiom[1], before)))
             if turn >= 4 and time.perf_counter() > end:
                 break
     finally:
@@ -136,7 +140,9 @@ def _status(word: str) -> int:
     raise LookupError(word)
 
 
-def _once(call: Call) -> float:
+def _once(call: Call, before: Call | None) -> float:
+    if before is not None:
+        before()
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

@@ -125,7 +125,7 @@ def test_a_joint_rule_of_the_users_own_sees_all_before_any_is_changed() -> None:
     class Centre(xw.Rule):
         joint = True
 
-        def measure(self, ws, ops, parameters):
+        def measure(self, ws, ops, parameters, operands):
             return np.asarray(-sum(w.sum() for w in ws) / sum(w.size for w in ws))
 
         def __call__(self, w, ops, parameter, shared=None):

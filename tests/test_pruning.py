@@ -347,6 +347,6 @@ def test_the_way_that_is_traced_gives_the_masks_of_the_host(variant: str, dtype,
     arrays = {"b/kernel": one.astype(dtype), "a/kernel": two.astype(dtype)}
     chosen = open_target(xw.Params(arrays, axes=dict.fromkeys(arrays, AXES)))
     with np.errstate(all="ignore"):
-        traced = rule.measure([p.handle for p in chosen], NumpyOps(), chosen)
+        traced = rule.measure([p.handle for p in chosen], NumpyOps(), chosen, [rule.operands(p) for p in chosen])
         on_host = host_masks(rule, chosen)
     assert [mask.tolist() for mask in traced] == [mask.tolist() for mask in on_host]

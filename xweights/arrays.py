@@ -252,9 +252,6 @@ class NumpyOps:
     def sum(self, x: Array, axes: tuple[int, ...]) -> Array:
         return np.asarray(np.sum(x, axis=axes, keepdims=True))
 
-    def matmul(self, x: Array, y: Array) -> Array:
-        return np.matmul(x, y)
-
     def greater(self, x: Array, y: Array) -> Array:
         return np.greater(x, y)
 
@@ -272,11 +269,6 @@ class NumpyOps:
 
     def concatenate(self, xs: Sequence[Array]) -> Array:
         return np.concatenate(xs)
-
-    def differentiable(
-        self, value: Callable[..., Any], gradient: Callable[..., Sequence[Any]], tensors: Sequence[Array]
-    ) -> Any:
-        return value(*tensors)
 
     def constant(self, value: Array, like: Array) -> Array:
         return value
@@ -304,7 +296,8 @@ def _out(x: Array) -> Array | None:
 
 def _clip_is_exact(low: Array | None, high: Array | None) -> bool:
     # np.clip turns -0.0 into a bound that is +0.0 (and the reverse), where the comparison of the definition keeps it.
-    return all(bound is None or (bound.shape == () and bound != 0) for bound in (low, high))
+    # (bool() and not "!= 0", which takes as long as clipping a thousand entries.)
+    return all(bound is None or (bound.shape == () and bool(bound)) for bound in (low, high))
 
 
 class NumpyStorage:

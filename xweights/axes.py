@@ -148,7 +148,7 @@ def inputs_of(layout: Layout) -> Axes:
 
 
 def unpacked(axes: Axes, shape: Shape, gates: tuple[str, ...] | None) -> tuple[Axes, Shape]:
-    """Take packed axes such as ``gate*unit`` apart: ``(in, gate*unit), (3, 8)`` with 4 gates -> ``(in, gate, unit), (3, 4, 2)``.
+    """Take packed axes apart: with 4 gates, ``(in, gate*unit), (3, 8)`` becomes ``(in, gate, unit), (3, 4, 2)``.
 
     In a recurrent kernel, ``(unit, gate*unit)``, the name ``unit`` goes to the packed one, which is the unit that is
     computed, as in the other kernel; the first becomes ``unit_before``.

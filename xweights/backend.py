@@ -84,9 +84,6 @@ class Ops(Protocol):
     def sum(self, x: Any, axes: tuple[int, ...]) -> Any:
         """Sum over axes, kept with length 1; in the dtype of x."""
 
-    def matmul(self, x: Any, y: Any) -> Any:
-        """The product of two matrices."""
-
     def greater(self, x: Any, y: Any) -> Any: ...
     def where(self, mask: Any, x: Any, y: Any) -> Any: ...
     def cast(self, x: Any, dtype: np.dtype[Any]) -> Any: ...
@@ -94,14 +91,6 @@ class Ops(Protocol):
     def transpose(self, x: Any, order: tuple[int, ...]) -> Any: ...
     def concatenate(self, xs: Sequence[Any]) -> Any:
         """Join 1-D arrays."""
-
-    def differentiable(
-        self, value: Callable[..., Any], gradient: Callable[..., Sequence[Any]], tensors: Sequence[Any]
-    ) -> Any:
-        """value(*tensors), a number, whose gradient is gradient(upstream, *tensors): one for each tensor, of its dtype.
-
-        Both functions are written in these ops. First derivatives only: a second one raises, or fails by itself.
-        """
 
     def constant(self, value: Array, like: Any) -> Any:
         """A host array as an array of this framework, on the device of ``like``. May share memory: read only."""
@@ -125,8 +114,8 @@ class Storage(Protocol):
 
     fallible: bool
     """True if a checked write can still fail (user code runs, device memory is needed): the core then backs up."""
-    # May also have ``replaces = True``: a write puts a new buffer in the old one's place, and never writes into one that
-    # somebody may still look at. The core then doesn't read the parameter to find out whether a value lies in it.
+    # May also have ``replaces = True``: a write puts a new buffer in the old one's place, and never writes into one
+    # that somebody may still look at. The core then doesn't read the parameter to find out whether a value lies in it.
 
     def identity(self, handle: Any) -> Hashable:
         """Return a key that two handles share if they are one array, so that a tied array counts once."""
@@ -145,9 +134,6 @@ class Storage(Protocol):
 
         It may be a writable view of the parameter; its ops may then edit it in place.
         """
-
-    def tracked(self, handle: Any) -> Any:
-        """Return the framework's own tensor, through which gradients reach the array. It is only read."""
 
     def put(self, handle: Any, leaf: Any, value: Any) -> None:
         """Keep the result of a rule that started from ``leaf``. ``value is leaf``: it was edited in place."""
@@ -173,16 +159,6 @@ class Adapter(Protocol):
 
     def parameters(self, target: Any) -> Sequence[Parameter]:
         """Return the parameters in definition order, a tied one once. Raise NotBuiltError for an unbuilt model."""
-
-
-@runtime_checkable
-class Regularizing(Protocol):
-    """What a backend keeps besides whose models train themselves, by a loss that they put together (Keras' ``fit``)."""
-
-    def regularize(
-        self, parameters: Sequence[Parameter], penalty: Callable[[Parameter, Any], Any], *, target: Any
-    ) -> Attachment:
-        """Have the model add ``penalty(parameter, native tensor)`` for each of these to its loss from now on."""
 
 
 Tracing = Literal["no", "inline", "refuse"]

@@ -24,7 +24,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 
 class XweightsError(Exception):
@@ -32,7 +32,8 @@ class XweightsError(Exception):
 
     # Tracers that raise an error again at the user's line (TensorFlow's AutoGraph) keep its type only if it is made the
     # way plain exceptions are, which they tell by this very function.
-    __init__ = Exception.__init__
+    if not TYPE_CHECKING:
+        __init__ = Exception.__init__
 
 
 class SelectionError(XweightsError, LookupError):

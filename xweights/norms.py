@@ -174,7 +174,9 @@ class ClipNorm(Rule):
         need_floating(parameter, "clip_norm")
         return (np.asarray(self.max, FLOAT64), np.ones((), FLOAT64))
 
-    def measure(self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter]) -> Any:
+    def measure(
+        self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter], operands: Sequence[tuple[Any, ...]]
+    ) -> Any:
         total = None
         for _, w in sorted(zip((p.name for p in parameters), ws, strict=True), key=lambda pair: pair[0]):
             part = ops.sum_squares(w, None)

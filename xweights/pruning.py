@@ -99,7 +99,13 @@ class Prune(Rule):
                 f"count={self.count} is more than {parameter.name!r} has\n"
                 f"shape: {parameter.shape}, {math.prod(shape)} {'entries' if shape == parameter.shape else 'units'}"
             )
-        return ()
+        # Made here and not while a step is traced, where NumPy may be make-believe.
+        limit = () if self.threshold is None else (self.bound_above(self._compared(parameter)),)
+        return limit if self.score is None or callable(self.score) else (*limit, given_score(self.score, parameter))
+
+    def _compared(self, parameter: Parameter) -> np.dtype[Any]:
+        """Return the dtype that scores are compared in: the weights' own, unless they are computed."""
+        return parameter.dtype if self.per is None and self.block is None and self.score is None else FLOAT64
 
     def units(self, parameter: Parameter) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Return (shape of the scores, shape to view the weights in, axes of that to sum over)."""
@@ -142,24 +148,31 @@ class Prune(Rule):
 
     # The traced way: the same selection, made of ops. (Eager code selects on the host: see smallest.py.)
 
-    def measure(self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter]) -> Any:
+    def measure(
+        self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter], operands: Sequence[tuple[Any, ...]]
+    ) -> Any:
         """Return the bool mask of each parameter, True = kept."""
-        scores = [self._score(w, ops, p) for w, p in zip(ws, parameters, strict=True)]
-        if self.scope == "each" or self.threshold is not None:
-            kept = [self._kept(score, ops, p.dtype) for score, p in zip(scores, parameters, strict=True)]
+        scores = [self._score(w, ops, p, some) for w, p, some in zip(ws, parameters, operands, strict=True)]
+        if self.threshold is not None:
+            kept = [
+                self._over(ops.cast(score, self._compared(p)), ops, some[0])
+                for score, p, some in zip(scores, parameters, operands, strict=True)
+            ]
+        elif self.scope == "each":
+            kept = [self._kept(score, ops) for score in scores]
         else:
             order = sorted(range(len(parameters)), key=lambda i: parameters[i].name)
             sizes = [math.prod(self.units(parameters[i])[0]) for i in order]
-            joined = self._kept(ops.concatenate([ops.cast(scores[i], FLOAT64) for i in order]), ops, FLOAT64)
+            joined = self._kept(ops.concatenate([ops.cast(scores[i], FLOAT64) for i in order]), ops)
             kept, start = [None] * len(order), 0
             for i, size in zip(order, sizes, strict=True):
                 kept[i], start = joined[start : start + size], start + size
         return [self._spread(one, ops, p) for one, p in zip(kept, parameters, strict=True)]
 
-    def _score(self, w: Any, ops: Ops, p: Parameter) -> Any:
+    def _score(self, w: Any, ops: Ops, p: Parameter, operands: tuple[Any, ...]) -> Any:
         shape, fine, others = self.units(p)
         if self.score is not None:
-            score = self.score(w) if callable(self.score) else ops.constant(given_score(self.score, p), w)
+            score = self.score(w) if callable(self.score) else operands[-1]
             if shape != fine:
                 score = ops.sum(ops.cast(ops.reshape(score, fine), FLOAT64), others)
         elif shape != fine:
@@ -171,12 +184,11 @@ class Prune(Rule):
         shape, order = self.groups(p)
         return ops.reshape(ops.transpose(score, order), shape)
 
-    def _kept(self, score: Any, ops: Ops, dtype: np.dtype[Any]) -> Any:
-        if self.threshold is not None:
-            wide = dtype if self.per is None and self.block is None and self.score is None else FLOAT64
-            score = ops.cast(score, wide)
-            small = ops.greater(ops.constant(self.bound_above(wide), score), score)
-            return ops.where(small, ops.constant(np.asarray(False), score), ops.constant(np.asarray(True), score))
+    def _over(self, score: Any, ops: Ops, limit: Any) -> Any:
+        no, yes = ops.constant(np.asarray(False), score), ops.constant(np.asarray(True), score)
+        return ops.where(ops.greater(limit, score), no, yes)
+
+    def _kept(self, score: Any, ops: Ops) -> Any:
         drop = self.dropped(int(score.shape[-1])) if self.pattern is None else self.pattern[1] - self.pattern[0]
         rank = ops.cast(ops.rank(score), np.dtype(np.int32))
         return ops.greater(rank, ops.constant(np.asarray(drop - 1, np.int32), score))

@@ -11,7 +11,6 @@ TensorFlow in 18-25 % of all values, and a scaling that a compiler fuses in 52 %
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,6 +34,8 @@ def generator(seed: int, name: str, step: int = 0) -> np.random.Generator:
         >>> generator(0, "dense/kernel").bit_generator.__class__.__name__
         'Philox'
     """
+    import hashlib  # brings OpenSSL, which takes a tenth of the time of importing NumPy
+
     digest = hashlib.blake2b(f"{seed}\0{step}\0{name}".encode(), digest_size=16).digest()
     key = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
     return np.random.Generator(np.random.Philox(key=key))

@@ -9,7 +9,7 @@ weights (numbers, masks, deltas) is prepared on the host by :meth:`Rule.operands
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -56,14 +56,16 @@ class Rule:
         """Return the host arrays the rule works with, checked against the parameter; raise what is wrong."""
         return ()
 
-    def measure(self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter]) -> Any:
-        """Return what a joint rule has to know of all the weights; passed on as ``shared``."""
+    def measure(
+        self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter], operands: Sequence[tuple[Any, ...]]
+    ) -> Any:
+        """Return what a joint rule has to know of all the weights: for ``shared``, or a list with one for each."""
         return None
 
     def measure_on_host(self, parameters: Sequence[Parameter]) -> Any:
         """Return the same in eager code; a rule may have a better way there."""
         views = [p.layout.to_neutral(p.storage.read(p.handle)) for p in parameters]
-        return self.measure(views, NumpyOps(), parameters)
+        return self.measure(views, NumpyOps(), parameters, [self.operands(p) for p in parameters])
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
         """Return the new weights. ``w`` is in neutral axis order; edits of ``ops`` may reuse its memory."""
@@ -74,19 +76,18 @@ class Rule:
         return False
 
     def __repr__(self) -> str:
-        try:
-            shown = ", ".join(f"{one.name}={_short(getattr(self, one.name))}" for one in fields(self))  # type: ignore[arg-type]
-        except TypeError:
-            shown = ""
-        return f"{type(self).__name__}({shown})"
+        if not is_dataclass(self):
+            return f"{type(self).__name__}()"
+        given = [one for one in fields(self) if getattr(self, one.name) is not one.default]
+        return f"{type(self).__name__}({', '.join(f'{one.name}={_short(getattr(self, one.name))}' for one in given)})"
 
 
 def _short(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    if shape:
-        return f"<array {shape}>"
-    if isinstance(value, dict) or hasattr(value, "keys"):
-        return f"<{len(value)} arrays by name>"
+    if getattr(value, "shape", None):
+        return f"<array {value.shape}>"
+    if hasattr(value, "keys"):
+        shown = ", ".join(f"{key!r}: {_short(value[key])}" for key in list(value)[:3])
+        return "{" + shown + (", ..." if len(value) > 3 else "") + "}"
     return repr(value)
 
 

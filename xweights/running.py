@@ -162,7 +162,7 @@ def execute(rule: Rule, chosen: Sequence[Parameter], prepared: Sequence[tuple[Ar
 
 
 def is_foreign(rule: Rule) -> bool:
-    """Return True for code that isn't ours: it may fail halfway, and what Python does in it mustn't be compiled away."""
+    """Return True for code that isn't ours: it may fail halfway, and what it does may not be compiled away."""
     return type(rule).__module__.partition(".")[0] != __name__.partition(".")[0] or isinstance(rule, Function)
 
 
@@ -347,7 +347,9 @@ class Bound:
         rule = self.rule
         leaves = [step.storage.leaf(step.handle, native=True) for step in self._steps]
         ws = [to_neutral(s.ops, leaf, s.layout) for s, leaf in zip(self._steps, leaves, strict=True)]
-        shared = rule.measure(ws, self._steps[0].ops, self.parameters) if rule.joint else None
+        shared = None
+        if rule.joint:
+            shared = rule.measure(ws, self._steps[0].ops, self.parameters, [step.operands for step in self._steps])
         for position, step in enumerate(self._steps):
             if step.storage is not storage:
                 continue

@@ -4,8 +4,8 @@ Owns :func:`keep_largest` and :func:`at_least`. Imports arrays and parameter.
 
 The wanted order statistic is bracketed by a random sample; one pass then counts what lies below the bracket and
 gathers the little that lies inside, where the exact value is found by partition. A miss (about 6e-5) widens the
-bracket, so the answer never depends on the sample. Measured on 10 million entries: half the time of a partition of all of them
-when memory is contended, equal when it isn't, and 1 % of the memory.
+bracket, so the answer never depends on the sample. Measured on 10 million entries: half the time of a partition of
+all of them when memory is contended, equal when it isn't, and 1 % of the memory.
 """
 
 from __future__ import annotations
