@@ -8,10 +8,12 @@ gives one ratio per peer, and the median of these is what is reported, with the 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,6 +123,8 @@ def extra_memory(operation: str, backend: str, shape: str, call: Call, goal: flo
     """Return how far the resident memory rose above where it was, less what the call returns (``result.nbytes``)."""
     call()  # whatever is loaded or cached at a first call is no cost of the second
     gc.collect()
+    with suppress(AttributeError):  # glibc only: what was freed goes back, or it would serve the second call unseen
+        ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the peak to what there is now
     before = _status("VmRSS")
     result = call()

@@ -188,6 +188,11 @@ def test_a_function_gets_shape_generator_and_options() -> None:
     assert not np.array_equal(array, made(drawn, (3, 2), seed=1, scale=2.0))
 
 
+def test_what_a_function_draws_in_float64_is_rounded_once() -> None:
+    drawn = np.random.default_rng(0).normal(size=(3,))
+    assert made(lambda shape, generator: drawn, (3,)).tobytes() == drawn.astype(np.float32).tobytes()
+
+
 def test_what_a_function_returns_may_broadcast() -> None:
     assert made(lambda shape, generator: 0.5, (2, 2)).tolist() == [[0.5, 0.5]] * 2
     assert made(lambda shape, generator: [1.0, 2.0], (2, 2)).tolist() == [[1.0, 2.0]] * 2
@@ -197,7 +202,7 @@ def test_what_a_function_returns_may_broadcast() -> None:
     ("function", "kind"),
     [
         (lambda shape, generator: np.ones(7), xw.ShapeError),
-        (lambda shape, generator: np.full(shape, 0.1), xw.DtypeError),
+        (lambda shape, generator: np.full(shape, 2**24 + 1), xw.DtypeError),
         (lambda shape, generator: np.full(shape, np.nan, np.float32), xw.NonfiniteError),
         (lambda shape, generator: None, xw.ArgumentError),
         (lambda shape, generator: 1 / 0, ZeroDivisionError),

@@ -6,9 +6,11 @@ whose tensors can be seen as writable NumPy views.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from itertools import accumulate, product
 from typing import Any
 
@@ -37,11 +39,12 @@ _BITS: dict[int, np.dtype[Any]] = {
 TILE = 64
 
 
-def blocks(shape: Shape, entries: int = BLOCK) -> list[tuple[slice, ...]]:
+@lru_cache(maxsize=256)  # 1,000 arrays of one shape are the rule, and reckoning takes as long as using one block
+def blocks(shape: Shape, entries: int = BLOCK) -> Sequence[tuple[slice, ...]]:
     """Return slices that cut ``shape`` into pieces of about ``entries`` along its leading axes, in C order."""
     if not shape:
         return [()]
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     if size <= entries:
         return [tuple(slice(0, n) for n in shape)]
     row = size // shape[0]

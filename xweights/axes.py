@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,13 @@ class Layout:
         object.__setattr__(self, "is_identity", identity)
         object.__setattr__(self, "inverse", tuple(back))
 
+    @property
+    def stored_axes(self) -> Axes | None:
+        """The names of the axes as they are stored; None where one of those is several of the neutral ones."""
+        if self.axes is None or self.split != self.stored:
+            return None
+        return tuple(self.axes[place] for place in self.inverse)
+
     def to_neutral(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return the neutral view of a stored NumPy array (a view, writable if the array is)."""
         if self.is_identity:
@@ -71,7 +79,12 @@ class Layout:
 
 def plain_layout(shape: Shape, axes: Axes | None = None) -> Layout:
     """Return the layout of an array that is stored in neutral order."""
-    shape = tuple(int(n) for n in shape)
+    return _plain_layout(tuple(int(n) for n in shape), axes)
+
+
+@lru_cache(maxsize=4096)
+def _plain_layout(shape: Shape, axes: Axes | None) -> Layout:
+    # Many arrays have one shape: making a layout takes as long as copying 2,000 entries.
     return Layout(shape, shape, tuple(range(len(shape))), axes)
 
 

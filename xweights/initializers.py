@@ -15,11 +15,11 @@ import numpy as np
 
 from xweights.backend import Ops
 from xweights.errors import ArgumentError, LayoutError, ShapeError, near
-from xweights.parameter import Array, Parameter
+from xweights.parameter import Array, Parameter, is_floating
 from xweights.randomness import check_seed, drawing_dtype, generator
 from xweights.renaming import Names, renamer
 from xweights.rules import Rule, check_finite, need_floating
-from xweights.values import as_number, need_axes, operand, rounded
+from xweights.values import as_number, cast_exactly, host_array, need_axes, operand, rounded
 
 # Standard deviation of a standard normal cut at two standard deviations.
 TRUNCATED_STD = 0.87962566103423978
@@ -89,6 +89,10 @@ def initial(
     if callable(initializer):
         name = getattr(initializer, "__name__", repr(initializer))
         made = initializer(parameter.shape, source, **options)
+        made = host_array(made, what=f"what {name} returned")
+        if is_floating(made.dtype) and parameter.floating:
+            # Initial values are drawn in float64 as a rule; rounding them once is what everybody means.
+            made = cast_exactly(made, parameter.dtype, what=f"what {name} returned", cast=True)
         value = np.broadcast_to(operand(made, parameter, what=f"what {name} returned"), parameter.shape)
         check_finite(value, f"what {name} returned for {parameter.name!r}")
         return value

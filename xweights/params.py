@@ -30,7 +30,7 @@ class Params(Mapping[str, Array]):
         axes: Axis names by name; absent or None: unknown.
         roles: Roles by name; by default the last part of the name.
         gates: Order of packed gates by name.
-        layout: "neutral" (Keras' axis order) or "native" (as a framework stored it).
+        layout: "neutral" (Keras' axis order) or "native" (as a framework stored it; ``axes`` are then in that order).
 
     Raises:
         ArgumentError: a key that is no string, a value that is no array.

@@ -116,7 +116,7 @@ def _mapping_parameters(target: Mapping[str, Any]) -> list[Parameter]:
             continue
         if storage is NUMPY and not lasting:
             storage = FLEETING
-        axes = None if known is None or known.layout == "native" else known.axes[name]
+        axes = None if known is None else known.axes[name]
         found[key] = Parameter(
             name=name,
             native_name=name,

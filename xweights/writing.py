@@ -113,7 +113,7 @@ def fitted(
             f"{p.name!r} packs its gates in another order\n{got_expected(', '.join(gates), ', '.join(p.gates))}\n"
             "Fix: reorder them by hand, or port the model, which knows the recipes of both layers"
         )
-    if order == "native":
+    if order == "native" and (axes is None or p.axes is None):
         if array.shape != p.layout.stored:
             raise ShapeError(f"{p.name!r} (native order)\n{got_expected(array.shape, p.layout.stored)}")
         return array

@@ -62,7 +62,11 @@ class Cell:
         by_dtype = {record["dtype"]: record for record in records}
         self.missing = [dtype for dtype in DTYPES if dtype not in by_dtype]
         self.found = [one for one in by_dtype.values() if one["outcome"] in FOUND]
-        self.bad = [f"{one['outcome']} in {one['dtype']}" for one in by_dtype.values() if one["outcome"] in ("failed", "skipped")]
+        self.bad = [
+            f"{one['outcome']} in {one['dtype']}"
+            for one in by_dtype.values()
+            if one["outcome"] in ("failed", "skipped")
+        ]
         self.reasons = sorted({one["reason"] for one in by_dtype.values() if "reason" in one})
 
     @property

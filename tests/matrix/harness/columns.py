@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
 from harness import twins
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -94,7 +95,9 @@ class Column(Enum):
 
 def compiler() -> str | None:
     """The C++ compiler that torch.compile would find."""
-    return next((path for name in (os.environ.get("CXX"), "g++", "clang++") if name and (path := shutil.which(name))), None)
+    return next(
+        (path for name in (os.environ.get("CXX"), "g++", "clang++") if name and (path := shutil.which(name))), None
+    )
 
 
 def columns_here() -> list[Column]:

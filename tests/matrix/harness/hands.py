@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import xweights as xw
 from harness.naive import narrowed
 from harness.twins import KERNELS
-
-import xweights as xw
 
 RULES: dict[str, Any] = {
     "fill": xw.Fill, "scale": xw.Scale, "add": xw.Add, "clip": xw.Clip, "clip_norm": xw.ClipNorm, "mask": xw.Mask,

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+import xweights as xw
 from harness import values
 from harness.columns import DTYPES, Column
 from harness.compare import FAR, Gap, gap
 from harness.running import COMPILERS, eager_twin, wide_enough
 from harness.twins import NAMES, Arrays, Twin, as_params
-
-import xweights as xw
 from xweights.errors import TraceError
 
 ON_HOST = "works on the host: refused inside a compiled step, with the advice to call it before or after"

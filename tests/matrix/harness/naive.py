@@ -163,7 +163,11 @@ class Naive:
     def init(self, initializer: Any, *, seed: int, where: Any = None, **options: Any) -> None:
         for name in self._each(where, self.kernels):
             w, source = self.w[name], self._stream(seed, 0, name)
-            made = initializer(w.shape, source) if callable(initializer) else self._initial(initializer, name, source, options)
+            made = (
+                initializer(w.shape, source)
+                if callable(initializer)
+                else self._initial(initializer, name, source, options)
+            )
             self.w[name] = np.asarray(made).astype(w.dtype)
 
     def _initial(self, kind: str, name: str, source: Any, o: Mapping[str, Any]) -> Array:
@@ -225,11 +229,17 @@ class Naive:
                 if given is not None:
                     value = float(np.sum(flat[members]))
                 else:
-                    value = abs(float(flat[members[0]])) if len(members) == 1 else math.sqrt(float(np.sum(flat[members] ** 2)))
+                    value = (
+                        abs(float(flat[members[0]]))
+                        if len(members) == 1
+                        else math.sqrt(float(np.sum(flat[members] ** 2)))
+                    )
                 scored.append((value, name, place))
         groups: list[list[tuple[float, str, int]]] = [[one for one in scored if one[1] == name] for name in names]
         if pattern is not None:
-            groups = [group for name in names for group in self._runs(name, pattern, [s for s in scored if s[1] == name])]
+            groups = [
+                group for name in names for group in self._runs(name, pattern, [s for s in scored if s[1] == name])
+            ]
         elif scope == "global":
             groups = [scored]
         for group in groups:

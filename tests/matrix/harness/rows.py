@@ -12,9 +12,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from harness.twins import KERNELS, NAMES, SHAPES
 
 import xweights as xw
+from harness.twins import KERNELS, NAMES, SHAPES
 
 Body = Callable[[Any], Any]
 WITH_OUT = ["dense/kernel", "conv/kernel"]
@@ -139,10 +139,10 @@ SPECTRAL = _rows(
 )
 PRUNING = _rows(
     "pruning",
-    ("prune(fraction=)", lambda w: w.prune(fraction=0.55)),
+    ("prune(fraction=)", lambda w: w.prune(fraction=0.2)),
     ("prune(count=)", lambda w: w.prune(count=11)),
     ("prune(threshold=)", lambda w: w.prune(threshold=0.25)),
-    ("prune(fraction=, scope='global')", lambda w: w.prune(fraction=0.55, scope="global")),
+    ("prune(fraction=, scope='global')", lambda w: w.prune(fraction=0.4, scope="global")),
     ("prune(count=, scope='global')", lambda w: w.prune(count=77, scope="global")),
     ("prune(fraction=, per='out')", lambda w: w.prune(fraction=0.5, per="out", where=WITH_OUT)),
     ("prune(count=, per='unit'), packed gates", lambda w: w.prune(count=1, per="unit", where=GATED[:1])),
@@ -203,7 +203,17 @@ NORM_CHAINS = _rows(
 
 def _needs_axes(row: Row) -> Row:
     """These can't be had for layers whose axes are unknown: they must be refused there."""
-    named = ("axis names", "per=", "pattern=", "block=", "max_norm", "_uniform'", "_normal')", "variance_scaling", "all")
+    named = (
+        "axis names",
+        "per=",
+        "pattern=",
+        "block=",
+        "max_norm",
+        "_uniform'",
+        "_normal')",
+        "variance_scaling",
+        "all",
+    )
     free = ("'truncated_normal'",)
     needed = any(word in row.name for word in named) and not any(word in row.name for word in free)
     return replace(row, needs="axes") if needed else row

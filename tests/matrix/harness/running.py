@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import numpy as np
 from harness import values
 from harness.columns import DTYPES, Column
 from harness.compare import Gap, gap
@@ -19,7 +18,6 @@ from harness.hands import Bound, Now
 from harness.naive import Naive
 from harness.rows import ROWS, Row
 from harness.twins import AXES, FEW, Arrays, Twin
-
 from xweights.errors import LayoutError
 
 TOO_SLOW = "measured in float32 only: compiling takes seconds, and the row is a variant of another"
