@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from shapes import Shape, arrays, by_name, masks, shapes, torch_model
-from timing import Call, Memory, Timing, can_measure_memory, compare, extra_memory
+from timing import Call, Memory, Timing, compare
 from torch.nn.utils import prune
 
 import xweights as xw
@@ -28,10 +28,7 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
         yield from _reading(model, shape)
         yield from _writing(model, shape)
         yield from _editing(model, shape)
-    many, mid = shapes(quick)
-    yield from _pruning(many)
-    if can_measure_memory() and not quick:
-        yield from _memory(many, mid)
+    yield from _pruning(shapes(quick)[0])
 
 
 def _reading(model: Any, shape: Shape) -> Iterator[Timing]:
@@ -248,30 +245,3 @@ def _bracket(views: list[Any], drop: int) -> Any:
     found = np.concatenate(inside)
     found.partition(drop - below - 1)
     return found[drop - below - 1]
-
-
-def _memory(many: Shape, mid: Shape) -> Iterator[Memory]:
-    for shape in (many, mid):
-        model = torch_model(shape)
-        keep = by_name(model, masks(shape))
-        for operation, call in (
-            ("clip", lambda model=model: xw.clip(model, -0.05, 0.05)),
-            ("scale", lambda model=model: xw.scale(model, 0.999)),
-            ("mask", lambda model=model, keep=keep: xw.mask(model, keep)),
-            ("noise", lambda model=model: xw.noise(model, 1e-9, seed=0)),
-        ):
-            yield extra_memory(operation, "torch", shape.name, call, 2.0)
-        yield extra_memory(
-            "prune 90 % global, beside the masks", "torch", shape.name, lambda model=model: _pruned(model),
-            0.02 * shape.mib + 2.0,
-        )  # fmt: skip
-
-
-class _Result:
-    def __init__(self, masks: Any) -> None:
-        self.masks = masks
-        self.nbytes = sum(one.nbytes for one in masks.values())
-
-
-def _pruned(model: Any) -> _Result:
-    return _Result(xw.prune(model, fraction=0.9, scope="global"))

@@ -121,9 +121,8 @@ def compare(
 
 def extra_memory(operation: str, backend: str, shape: str, call: Call, goal: float) -> Memory:
     """Return how far the resident memory rose above where it was, less what the call returns (``result.nbytes``)."""
-    call()  # whatever is loaded or cached at a first call is no cost of the second
     gc.collect()
-    with suppress(AttributeError):  # glibc only: what was freed goes back, or it would serve the second call unseen
+    with suppress(AttributeError):  # glibc only: what was freed goes back, or it would serve this call unseen
         ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the peak to what there is now
     before = _status("VmRSS")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,40 +63,89 @@ def test_the_numpy_backend_keeps_every_promise() -> None:
     check_backend(lambda: {"dense": {"kernel": np.ones((4, 3), np.float32), "bias": np.zeros(3, np.float32)}})
 
 
-class Broken:
-    """The ways in which a storage can be wrong: each replaces one method of the toy's."""
+def make_torch() -> Any:
+    import torch
 
-    @staticmethod
-    def read_transposed(self: Any, handle: Any) -> Any:
-        array = handle.array
-        return array.T if array.ndim == 2 and array.shape[0] == array.shape[1] else array
-
-    @staticmethod
-    def write_aliasing(self: Any, handle: Any, value: Any) -> None:
-        handle.layer.arrays[handle.position] = value
-
-    @staticmethod
-    def write_without_the_sign_of_zero(self: Any, handle: Any, value: Any) -> None:
-        handle.array[...] = value + np.zeros((), value.dtype)
-
-    @staticmethod
-    def write_nothing(self: Any, handle: Any, value: Any) -> None:
-        pass
-
-    @staticmethod
-    def restore_only_what_is_finite(self: Any, handle: Any, kept: Any) -> None:
-        handle.array[...] = np.nan_to_num(kept)
-
-    @staticmethod
-    def backup_by_reference(self: Any, handle: Any) -> Any:
-        return handle.array
+    return torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 3))
 
 
-@pytest.mark.parametrize("how", [name for name in vars(Broken) if not name.startswith("_")])
-def test_a_backend_that_is_wrong_is_told_what_it_broke(how: str, toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def make_tensorflow() -> Any:
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.dense = tf.Module()
+    module.dense.kernel, module.dense.bias = tf.Variable(tf.zeros((4, 3))), tf.Variable(tf.zeros(3))
+    return module
+
+
+def make_keras() -> Any:
+    import keras
+
+    model = keras.Sequential([keras.layers.Dense(4), keras.layers.LayerNormalization(), keras.layers.Dense(3)])
+    model.build((None, 4))
+    return model
+
+
+MAKERS = [
+    pytest.param("torch", make_torch, id="torch"),
+    pytest.param("tensorflow", make_tensorflow, id="tensorflow"),
+    pytest.param("keras", make_keras, id="keras", marks=pytest.mark.keras_backend),
+]
+
+
+@pytest.mark.parametrize("promise", CHECKS)
+@pytest.mark.parametrize(("framework", "make"), MAKERS)
+def test_our_own_backends_keep_every_promise(framework: str, make: Any, promise: str) -> None:
+    below = os.environ.get("KERAS_BACKEND", "tensorflow") if framework == "keras" else framework
+    for module in (framework, below):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} not installed")
+    CHECKS[promise](make)
+
+
+# The ways in which a storage can be wrong: each replaces one method of the toy's.
+
+
+def read_transposed(self: Any, handle: Any) -> Any:
+    array = handle.array
+    return array.T if array.ndim == 2 and array.shape[0] == array.shape[1] else array
+
+
+def write_aliasing(self: Any, handle: Any, value: Any) -> None:
+    handle.layer.arrays[handle.position] = value
+
+
+def write_without_the_sign_of_zero(self: Any, handle: Any, value: Any) -> None:
+    handle.array[...] = value + np.zeros((), value.dtype)
+
+
+def write_nothing(self: Any, handle: Any, value: Any) -> None:
+    pass
+
+
+def restore_only_what_is_finite(self: Any, handle: Any, kept: Any) -> None:
+    handle.array[...] = np.nan_to_num(kept)
+
+
+def backup_by_reference(self: Any, handle: Any) -> Any:
+    return handle.array
+
+
+WRONG = (
+    read_transposed,
+    write_aliasing,
+    write_without_the_sign_of_zero,
+    write_nothing,
+    restore_only_what_is_finite,
+    backup_by_reference,
+)
+
+
+@pytest.mark.parametrize("how", WRONG, ids=lambda how: how.__name__)
+def test_a_backend_that_is_wrong_is_told_what_it_broke(how: Any, toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import xweights_toy.storage
 
-    monkeypatch.setattr(xweights_toy.storage.SlotStorage, how.partition("_")[0], getattr(Broken, how))
+    monkeypatch.setattr(xweights_toy.storage.SlotStorage, how.__name__.partition("_")[0], how)
     with pytest.raises(PromiseBrokenError, match="doesn't keep its promises"):
         check_backend(lambda: network(toy))
 

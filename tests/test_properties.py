@@ -1,4 +1,4 @@
-"""What holds for any array at all, of any bits: found by hypothesis, on NumPy always and on each framework that is here.
+"""What holds for any array at all, of any bits: tried by hypothesis, on NumPy and on each framework that is here.
 
 A target is one variable, filled by hand with the very bits; on Keras that of the Keras backend of this process.
 """
@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 DTYPES = [np.dtype(kind) for kind in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 TARGETS = ("numpy", "torch", "tensorflow", "keras")
 quick = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 

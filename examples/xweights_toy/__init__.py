@@ -6,7 +6,8 @@
 - ``adapter``: from a network to its parameters
 
 The maths is NumPy's, which the core has; a framework with arrays of its own brings an ``ops`` as well
-(:class:`xweights.backend.Ops`). A distribution registers its backend as an entry point, under the root package of its types:
+(:class:`xweights.backend.Ops`). A distribution registers its backend as an entry point, under the root package of
+its types:
 
     [project.entry-points."xweights.backends"]
     xweights_toy = "xweights_toy:backend"

@@ -1,4 +1,4 @@
-"""A framework in thirty lines: a network is a list of layers, a layer holds a list of arrays. Knows nothing of xweights."""
+"""A framework in thirty lines: a network has layers, a layer holds a list of arrays. It knows nothing of xweights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Layer:
-    """``arrays`` are positional, as in many small frameworks: weight (out, in), then bias; ``frozen`` stops training."""
+    """``arrays`` are positional, as in many small frameworks: weight (out, in), bias; ``frozen`` stops training."""
 
     def __init__(self, kind: str, arrays: list[np.ndarray[Any, Any]]) -> None:
         self.kind, self.arrays, self.frozen = kind, arrays, False

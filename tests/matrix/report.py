@@ -43,15 +43,17 @@ This page is written by `nox -s matrix`; `nox -s tests` fails if a cell that pas
 
 How to read it:
 
-- A cell has the worst entry of all four dtypes, compared with a referee in plain NumPy that shares no code with xweights
-  (`tests/matrix/harness/naive.py`). **0** means bit for bit the same. *n* ulp means that *n* - 1 other numbers of the dtype lie between.
-- `exact` rows promise 0. `close` rows promise the relative error that is given, or the dtype's own eps where that is larger.
-- A number in brackets points to a reason below the tables: why a cell is not supported, or was measured in fewer dtypes.
-- *values*: `special` has both zeros, both infinities and NaN among its numbers, `bits` any bit pattern at all (subnormals, NaN of
-  every payload), `plain` neither, but many ties.
-- Columns: eager code; *compile* is `torch.compile(fullgraph=True)` with inductor, its rules bound first; *function* is `tf.function`,
-  *jit* is `tf.function(jit_compile=True)`, the verbs called inside; on JAX *jit* is `jax.jit` through a `keras.StatelessScope`,
-  its rules bound first. Rules of one column and kind run in one compiled step. JAX runs float64 in its 64-bit mode.
+- A cell has the worst entry of all four dtypes, compared with a referee in plain NumPy that shares no code with
+  xweights (`tests/matrix/harness/naive.py`). **0** means bit for bit the same. *n* ulp means that *n* - 1 other numbers
+  of the dtype lie between.
+- `exact` rows promise 0. `close` rows promise the relative error that is given, or the dtype's own eps if larger.
+- A number in brackets points to a reason below the table: why a cell is not supported, or was measured in fewer dtypes.
+- *values*: `special` has both zeros, both infinities and NaN among its numbers, `bits` any bit pattern at all
+  (subnormals, NaN of every payload), `plain` neither, but many ties. After arithmetic, any NaN equals any NaN.
+- Columns: eager code; *compile* is `torch.compile(fullgraph=True)` with inductor, its rules bound first, on some of the
+  arrays; *function* is `tf.function`, *jit* is `tf.function(jit_compile=True)`, the verbs called inside; on JAX
+  *jit* is `jax.jit` through a `keras.StatelessScope`, its rules bound first. Rows of one kind run in one compiled step.
+  JAX runs float64 in its 64-bit mode. The NumPy arrays have axis names (`Params`), those of a `tf.Module` have none.
 """
 
 

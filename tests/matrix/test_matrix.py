@@ -59,7 +59,12 @@ class Cell:
             self.record(outcome="skipped", reason=obstacle)
             pytest.skip(obstacle)
 
-    def judge(self, found: Gap) -> None:
+    def judge(self, measure: Callable[[], Gap]) -> None:
+        try:
+            found = measure()
+        except BaseException:
+            self.record(outcome="failed", ulps=0, entries=0)
+            raise
         kept = found.within(self.rtol, self.dtype)
         outcome = "passed" if kept else "failed"
         self.record(outcome=outcome, ulps=found.ulps, relative=found.relative, entries=found.entries)
@@ -77,7 +82,7 @@ def test_a_verb_gives_the_same_numbers_everywhere(
             one.record(outcome="unmeasured", reason=why, dtype=other)
     reason = refused(row, column)
     if reason is None:
-        one.judge(run(row, column, dtype))
+        one.judge(lambda: run(row, column, dtype))
     else:
         check_refusal(row, column, dtype)
         one.record(outcome="unsupported", reason=reason)
@@ -88,9 +93,8 @@ def test_reading_writing_and_undoing_move_the_very_bits(
     column: Column, dtype: str, name: str, record: Callable[..., None]
 ) -> None:
     _, kind, rtol = HOST_ROWS[name]
-    Cell(record, column, dtype, row=name, order=ORDER.index(name), rtol=rtol, values=kind).judge(
-        run_host(name, column, dtype)
-    )
+    one = Cell(record, column, dtype, row=name, order=ORDER.index(name), rtol=rtol, values=kind)
+    one.judge(lambda: run_host(name, column, dtype))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The matrix can fail: each mistake that is planted here turns a cell red that was green before.
 
 The mistakes are those that look right: a transposed square kernel, gates in another order, a tie that falls the other
-way, a lost minus sign, one rounding too few. Planted in what the library runs, judged by the function that judges a cell.
+way, a lost minus sign, one rounding too few. Planted in what the library runs, judged by what judges a cell.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Column(Enum):
 
     @property
     def here(self) -> bool:
-        """Whether this process is the one to run it: Keras has one backend per process, the first run takes the rest."""
+        """Whether this process runs it: Keras has one backend per process, the first run takes the rest."""
         return keras_backend() == (self.keras or KERAS_BACKENDS[0])
 
     def obstacle(self) -> str | None:

@@ -27,9 +27,9 @@ FLAT_MATRICES = ["dense/kernel", "embedding/embeddings"]
 class Row:
     """One row of the table.
 
-    ``family``: rows that are compiled together. ``rtol`` 0: bit-identical; else what the verb's docstring states (a half
-    type's own eps where that is larger). ``needs``: "axes" if the verb has to know them. ``bits``: NaN payloads count too.
-    ``slow``: modes in which compiling takes seconds, so that float32 stands for the other dtypes.
+    ``family``: rows that are compiled together. ``rtol`` 0: bit-identical; else what the verb's docstring states (a
+    half type's own eps where that is larger). ``needs``: "axes" if the verb has to know them. ``bits``: NaN payloads
+    count too. ``slow``: modes in which compiling takes seconds, so that float32 stands for the other dtypes.
     """
 
     name: str
@@ -221,11 +221,11 @@ def _needs_axes(row: Row) -> Row:
 
 # Compiled by torch.compile in every dtype. It takes seconds for each of the others, which are variants of these.
 QUICK = (
-    "fill(number)", "scale(number)", "add(number)", "clip(low, high)", "clip(low=0.0)", "non_negative", "apply(function)",
-    "mask(arrays by name)", "set_entries(tuple)", "set_entries(bool array)", "clip_norm(scope='each')",
-    "clip_norm(scope='global')", "max_norm(per='out')", "unit_norm(per='out')", "spectral_norm, matrices",
-    "prune(fraction=)", "prune(threshold=)", "prune(fraction=, scope='global')", "prune(pattern=(2, 4, 'in'))",
-    "noise(std=)", "init('glorot_uniform')", "init('constant')",
+    "fill(number)", "scale(number)", "add(number)", "clip(low, high)", "clip(low=0.0)", "non_negative",
+    "apply(function)", "mask(arrays by name)", "set_entries(tuple)", "set_entries(bool array)",
+    "clip_norm(scope='each')", "clip_norm(scope='global')", "max_norm(per='out')", "unit_norm(per='out')",
+    "spectral_norm, matrices", "prune(fraction=)", "prune(threshold=)", "prune(fraction=, scope='global')",
+    "prune(pattern=(2, 4, 'in'))", "noise(std=)", "init('glorot_uniform')", "init('constant')",
 )  # fmt: skip
 
 

@@ -274,8 +274,8 @@ class KerasTwin(Twin):
     def load(self, arrays: Mapping[str, Array]) -> None:
         import keras
 
-        for name, value in arrays.items():
-            variable, value = self.natives[name], np.array(value, order="C")
+        for name, given in arrays.items():
+            variable, value = self.natives[name], np.array(given, order="C")
             if keras.backend.backend() == "torch":
                 _torch_copy(variable._value, value)
             elif keras.backend.backend() == "tensorflow":
