@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from shapes import Shape, arrays, by_name, keras_model, masks, shapes
 from tensorflow import raw_ops
-from timing import Memory, Timing, can_measure_memory, compare, extra_memory
+from timing import Memory, Timing, compare
 
 import xweights as xw
 
@@ -26,8 +26,6 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
         yield from _writing(model, shape)
         yield from _editing(model, shape)
         yield from _compiled(model, shape)
-    if can_measure_memory() and not quick:
-        yield from _memory(shapes(quick)[1])
 
 
 def raw_read(variable: Any) -> Any:
@@ -157,16 +155,3 @@ def _compiled(model: Any, shape: Shape) -> Iterator[Timing]:
             "clip, bound, called again and again", "keras-tensorflow", shape.name, bound,
             {"tf.function by hand": lambda: peer(low, high)}, 1.15, idiom=("get, np.clip, set", idiom), idiom_goal=15.0,
         )  # fmt: skip
-
-
-def _memory(shape: Shape) -> Iterator[Memory]:
-    model = keras_model(shape)
-    keep = by_name(model, masks(shape))
-    one = shape.mib / shape.count
-    for operation, call in (
-        ("clip", lambda: xw.clip(model, -0.05, 0.05)),
-        ("scale", lambda: xw.scale(model, 0.999)),
-        ("mask", lambda: xw.mask(model, keep)),
-        ("noise", lambda: xw.noise(model, 1e-9, seed=0)),
-    ):
-        yield extra_memory(operation, "keras-tensorflow", shape.name, call, one)

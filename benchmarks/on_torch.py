@@ -1,20 +1,20 @@
 """PyTorch modules and mappings of arrays, against loops written by hand.
 
-Owns its rows. Imports torch, NumPy, shapes and timing. A peer starts where we start, from the model: ``model.parameters()``
-is part of it. The models are Linear layers, so the neutral order is the transpose of the stored one, and "C order" below
-is an array that somebody made in neutral order: it lies across the stored one, for us as for a peer.
+Owns its rows. Imports torch, NumPy, shapes and timing. A peer starts where we start, from the model:
+``model.parameters()`` is part of it. The models are Linear layers, so the neutral order is the transpose of the stored
+one, and "C order" below is an array that somebody made in neutral order: it lies across the stored one, for us as for a
+peer.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from shapes import Shape, arrays, by_name, masks, shapes, torch_model
-from timing import Call, Memory, Timing, can_measure_memory, compare, extra_memory
+from timing import Call, Memory, Timing, compare
 from torch.nn.utils import prune
 
 import xweights as xw
@@ -28,10 +28,7 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
         yield from _reading(model, shape)
         yield from _writing(model, shape)
         yield from _editing(model, shape)
-    many, mid = shapes(quick)
-    yield from _pruning(many)
-    if can_measure_memory() and not quick:
-        yield from _memory(many, mid)
+    yield from _pruning(shapes(quick)[0])
 
 
 def _reading(model: Any, shape: Shape) -> Iterator[Timing]:
@@ -188,50 +185,40 @@ def _pruning(shape: Shape) -> Iterator[Timing]:
     first = xw.snapshot(model)
     views = [p.detach().numpy() for p in model.parameters()]
     drop = int(0.9 * sum(one.size for one in views) + 0.5)
-    # (The time of restore() is inside of neither: the same entries are dropped again.)
     yield compare(
         "prune 90 % global: threshold alone", "numpy", shape.name,
         lambda: order_statistic(views, drop, absolute=True),
-        {"np.partition(concatenated)": lambda: _partition(views, drop), "bracket by hand": lambda: _bracket(views, drop)},
-        1.15, idiom=("torch.kthvalue(cat)", lambda: torch.cat([p.detach().abs().flatten() for p in model.parameters()]).kthvalue(drop)),
+        {"np.partition(concatenated)": lambda: _partition(views, drop),
+         "bracket by hand": lambda: _bracket(views, drop)},
+        1.15, idiom=("torch.kthvalue(cat)", lambda: _magnitudes(model).kthvalue(drop)),
     )  # fmt: skip
 
-    def ours() -> None:
-        first.restore()
-        xw.prune(model, fraction=0.9, scope="global")
-
     def kth() -> None:
-        first.restore()
         with torch.no_grad():
-            edge = torch.cat([p.abs().flatten() for p in model.parameters()]).kthvalue(drop).values
+            edge = _magnitudes(model).kthvalue(drop).values
             for p in model.parameters():
                 p.mul_(p.abs() > edge)
 
     def partition() -> None:
-        first.restore()
         edge = _partition(views, drop)
         for view in views:
             np.multiply(view, np.abs(view) > edge, out=view)
 
-    elapsed: list[float] = []
+    def whole() -> None:
+        prune.global_unstructured([(one, "weight") for one in others.pop()], prune.L1Unstructured, amount=0.9)
 
-    def whole_idiom() -> None:
-        other = torch_model(shape)
-        start = time.perf_counter()
-        prune.global_unstructured([(m, "weight") for m in other], prune.L1Unstructured, amount=0.9)
-        elapsed.append(time.perf_counter() - start)
+    others = [torch_model(shape) for _ in range(3)]
+    for idiom, call, factor in (("kthvalue, p.mul_(bool)", kth, 2.5), ("prune.global_unstructured", whole, 20.0)):
+        yield compare(
+            "prune 90 % global", "torch", shape.name, lambda: xw.prune(model, fraction=0.9, scope="global"),
+            {"np.partition, np.multiply": partition}, None, idiom=(idiom, call), idiom_goal=factor,
+            before=first.restore, most=10,
+        )  # fmt: skip
 
-    yield compare(
-        "prune 90 % global (with undoing it)", "torch", shape.name, ours,
-        {"np.partition, np.multiply": partition}, None, idiom=("kthvalue, p.mul_(bool)", kth), idiom_goal=2.5, most=12,
-    )  # fmt: skip
-    for _ in range(2):
-        whole_idiom()
-    row = compare(
-        "prune 90 % global (with undoing it)", "torch", shape.name, ours, {"np.partition, np.multiply": partition}, None,
-        idiom=("prune.global_unstructured", whole_idiom), idiom_goal=20.0, most=5,
-    )  # fmt: skip
-    yield row
+
+@torch.no_grad()
+def _magnitudes(model: Any) -> Any:
+    return torch.cat([p.abs().flatten() for p in model.parameters()])
 
 
 def _partition(views: list[Any], drop: int) -> Any:
@@ -258,28 +245,3 @@ def _bracket(views: list[Any], drop: int) -> Any:
     found = np.concatenate(inside)
     found.partition(drop - below - 1)
     return found[drop - below - 1]
-
-
-def _memory(many: Shape, mid: Shape) -> Iterator[Memory]:
-    for shape in (many, mid):
-        model = torch_model(shape)
-        keep = by_name(model, masks(shape))
-        for operation, call in (
-            ("clip", lambda model=model: xw.clip(model, -0.05, 0.05)),
-            ("scale", lambda model=model: xw.scale(model, 0.999)),
-            ("mask", lambda model=model, keep=keep: xw.mask(model, keep)),
-            ("noise", lambda model=model: xw.noise(model, 1e-9, seed=0)),
-        ):
-            yield extra_memory(operation, "torch", shape.name, call, 2.0)
-        prune_goal = 0.02 * shape.mib + 2.0
-        yield extra_memory("prune 90 % global, beside the masks", "torch", shape.name, lambda m=model: _pruned(m), prune_goal)
-
-
-class _Result:
-    def __init__(self, masks: Any) -> None:
-        self.masks = masks
-        self.nbytes = sum(one.nbytes for one in masks.values())
-
-
-def _pruned(model: Any) -> _Result:
-    return _Result(xw.prune(model, fraction=0.9, scope="global"))

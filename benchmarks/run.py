@@ -2,7 +2,7 @@
 
     python benchmarks/run.py                the whole table, about five minutes
     python benchmarks/run.py --quick        small shapes: that it runs, not how fast
-    python benchmarks/run.py --only torch   one part: imports, torch, keras_tensorflow, keras_torch
+    python benchmarks/run.py --only torch   one part: imports, torch, keras_tensorflow, keras_torch, memory
     python benchmarks/run.py --save         also put the tables into benchmarks/RESULTS.md
 
 Each part runs in a process of its own, because Keras has one backend per process. Nothing here is a test.
@@ -28,6 +28,7 @@ PARTS = {
     "torch": {},
     "keras_tensorflow": {"KERAS_BACKEND": "tensorflow"},
     "keras_torch": {"KERAS_BACKEND": "torch"},
+    "memory": {"KERAS_BACKEND": "tensorflow", "MALLOC_MMAP_THRESHOLD_": "65536"},
 }
 
 
@@ -36,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=PARTS, action="append")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=1, help="of torch and BLAS; TensorFlow keeps its own")
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -62,7 +63,8 @@ def _run_part(name: str, quick: bool) -> None:
 
 
 def _in_process(name: str, quick: bool, threads: int) -> list[Timing | Memory]:
-    env = {**os.environ, **PARTS[name], "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, **PARTS[name], "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    env |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     command = [sys.executable, str(HERE / "run.py"), "--part", name, *(["--quick"] if quick else [])]
     rows: list[Timing | Memory] = []
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
@@ -95,8 +97,10 @@ def machine(threads: int) -> str:
 
 def tables(rows: Sequence[Timing | Memory]) -> str:
     """Return the rows as Markdown."""
-    head = ["operation", "backend", "shape", "ours, ms", "fastest peer", "peer, ms", "ratio (quartiles)", "goal", "met", "idiom", "times faster"]
-    lines = [head]
+    lines = [
+        ["operation", "backend", "shape", "ours, ms", "fastest peer", "peer, ms", "ratio (quartiles)", "goal", "met",
+         "idiom", "times faster"],
+    ]  # fmt: skip
     for row in rows:
         if isinstance(row, Timing):
             low, high = row.quartiles

@@ -3,7 +3,7 @@
 Owns :class:`Shape` and the arrays. Imports NumPy; a framework inside the function that makes its model.
 
 ``many`` is 1,000 weights of 10,000 entries (40 MB): the price of a call rules. ``mid`` is 12 of 4.2 million (201 MB):
-memory rules. They are the kernels of Linear and Dense layers, so what torch stores is the transpose of the neutral order.
+memory rules. They are the kernels of Linear and Dense layers: what torch stores is the transpose of the neutral order.
 """
 
 from __future__ import annotations
@@ -55,8 +55,16 @@ def keras_model(shape: Shape) -> Any:
     import keras
 
     keras.utils.set_random_seed(0)
-    layers = [keras.layers.Dense(shape.side, use_bias=False) for _ in range(shape.count)]
-    return keras.Sequential([keras.Input((shape.side,)), *layers])
+
+    class Stack(keras.Model):  # type: ignore[misc]  # (a Sequential of 1,000 is too deep for Python's recursion)
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = [keras.layers.Dense(shape.side, use_bias=False) for _ in range(shape.count)]
+            for one in self.blocks:
+                one.build((None, shape.side))
+            self.built = True
+
+    return Stack()
 
 
 def arrays(shape: Shape, *, offset: int | None = None) -> list[Array]:

@@ -8,10 +8,12 @@ gives one ratio per peer, and the median of these is what is reported, with the 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,15 +71,19 @@ def compare(
     *,
     idiom: tuple[str, Call] | None = None,
     idiom_goal: float | None = None,
+    before: Call | None = None,
     seconds: float = 2.5,
     most: int = 40,
 ) -> Timing:
-    """Time ``ours`` against hand-written ``peers`` (and, in a few rounds, the idiom that people use)."""
+    """Time ``ours`` against hand-written ``peers`` (and, in a few rounds, the idiom that people use).
+
+    ``before`` runs before each of them, and outside of its time.
+    """
     calls: dict[str, Call] = {"": ours, **peers}
     times: dict[str, list[float]] = {name: [] for name in calls}
     slow: list[tuple[float, float]] = []
     for call in calls.values():
-        call()
+        _once(call, before)
     gc.collect()
     gc.disable()  # a collection would hit whoever happens to run
     try:
@@ -86,9 +92,9 @@ def compare(
         for turn in range(most):
             # Each round begins with another one, so that nobody always runs on the caches that a given other one left.
             for name in order[turn % len(order) :] + order[: turn % len(order)]:
-                times[name].append(_once(calls[name]))
+                times[name].append(_once(calls[name], before))
             if idiom is not None and turn < 3:
-                slow.append((times[""][-1], _once(idiom[1])))
+                slow.append((times[""][-1], _once(idiom[1], before)))
             if turn >= 4 and time.perf_counter() > end:
                 break
     finally:
@@ -115,8 +121,9 @@ def compare(
 
 def extra_memory(operation: str, backend: str, shape: str, call: Call, goal: float) -> Memory:
     """Return how far the resident memory rose above where it was, less what the call returns (``result.nbytes``)."""
-    call()  # whatever is loaded or cached at a first call is no cost of the second
     gc.collect()
+    with suppress(AttributeError):  # glibc only: what was freed goes back, or it would serve this call unseen
+        ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the peak to what there is now
     before = _status("VmRSS")
     result = call()
@@ -136,7 +143,9 @@ def _status(word: str) -> int:
     raise LookupError(word)
 
 
-def _once(call: Call) -> float:
+def _once(call: Call, before: Call | None) -> float:
+    if before is not None:
+        before()
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

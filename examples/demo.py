@@ -82,7 +82,12 @@ def edit_pretrained() -> bool:
         share = zeros / sum(p.size for p in xw.parameters(bert, where=kernels))
         cosine = float((now * original).sum(1).mean())
         table.add_row(
-            state, xw.checksum(bert), f"{share:.1%}", f"{now[0] @ now[1]:.3f}", f"{now[0] @ now[2]:.3f}", f"{cosine:.4f}"
+            state,
+            xw.checksum(bert),
+            f"{share:.1%}",
+            f"{now[0] @ now[1]:.3f}",
+            f"{now[0] @ now[2]:.3f}",
+            f"{cosine:.4f}",
         )
 
     row("as shipped")

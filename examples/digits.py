@@ -59,7 +59,8 @@ def trained_keras(epochs: int = 10) -> KerasDigits:
     model = KerasDigits()
     model(train[:1])  # builds the layers
     model.compile(
-        optimizer=keras.optimizers.AdamW(2e-3, weight_decay=0.05), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        optimizer=keras.optimizers.AdamW(2e-3, weight_decay=0.05),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     model.fit(train, labels, batch_size=64, epochs=epochs, verbose=0)
     return model

@@ -11,11 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xweights.arrays import NumpyOps
-from xweights.errors import TargetError, TraceError
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
-from xweights_jax import backend  # noqa: E402
 from xweights_jax.ops import JaxOps, x64  # noqa: E402
 
 OPS = JaxOps()
@@ -64,10 +62,8 @@ def number(value, dtype):
 def ordinary(dtype, size=100_003, seed=0):
     """Random normals with every special value in front, in the middle and at the end (kernels treat tails apart)."""
     info = ml_dtypes.finfo(dtype)
-    most, least = float(info.max), float(info.smallest_normal)
-    special = number(
-        [0.0, -0.0, np.inf, -np.inf, np.nan, -np.nan, 1, -1, 0.5, -0.5, most, -most, least * 8, -least * 8], dtype
-    )
+    most, least = float(info.max), float(info.smallest_normal) * 8
+    special = number([0, -0.0, np.inf, -np.inf, np.nan, -np.nan, 1, -1, 0.5, -0.5, most, -most, least, -least], dtype)
     x = np.random.default_rng(seed).standard_normal(size).astype(dtype)
     for start in (0, size // 2, size - len(special)):
         x[start : start + len(special)] = special
@@ -139,8 +135,8 @@ def test_add_keeps_the_rules_of_signed_zeros(mode, dtype, delta):
 @each_dtype
 @pytest.mark.parametrize(
     ("low", "high"),
-    [(-1, 1), (-0.3, 0.7), (0.1, 0.2), (0.0, 1), (-0.0, 1), (-1, 0.0), (-1, -0.0), (0.0, 0.0), (-np.inf, 0.5), (None, 0.25),
-     (0.25, None), (0.0, None), (None, 0.0), (-0.0, None), (np.inf, None)],
+    [(-1, 1), (-0.3, 0.7), (0.1, 0.2), (0.0, 1), (-0.0, 1), (-1, 0.0), (-1, -0.0), (0.0, 0.0), (-np.inf, 0.5),
+     (None, 0.25), (0.25, None), (0.0, None), (None, 0.0), (-0.0, None), (np.inf, None)],
 )  # fmt: skip
 def test_clip_is_its_definition(mode, dtype, low, high):
     x = any_bits(dtype)
@@ -209,7 +205,6 @@ def test_set_at_writes_what_numpy_writes(mode, dtype, index, whole):
     x, y = any_bits(dtype, 120).reshape(4, 5, 6), any_bits(dtype, 240, seed=1)
     value = y[0].reshape(()) if whole else y[: x[index].size].reshape(x[index].shape)
     expected = x.copy()
-    bits(expected)  # the referee moves bits, too
     view = expected.view(UNSIGNED[dtype.itemsize])
     view[index] = bits(value)
     got = mode(lambda w: OPS.set_at(w, index, OPS.constant(np.asarray(value), w)))(array(x))
@@ -273,7 +268,7 @@ def test_fences_hold_in_loops_branches_and_vmap():
 
     assert_same_numbers(jax.jit(jax.vmap(chain))(x), expected)
     assert_same_numbers(jax.lax.fori_loop(0, 1, lambda _, w: chain(w), array(x)), expected)
-    assert_same_numbers(jax.lax.cond(True, chain, lambda w: w, array(x)), expected)  # noqa: FBT003
+    assert_same_numbers(jax.lax.cond(True, chain, lambda w: w, array(x)), expected)
 
 
 @each_mode
@@ -302,7 +297,9 @@ def test_a_units_norm_and_the_factor_made_of_it_have_numpys_bits(mode, dtype):
 
     got, expected = mode(lambda w: scaled(OPS, w))(array(x)), scaled(NUMPY, x.copy())
     if dtype == np.float64:
-        np.testing.assert_allclose(got, expected, rtol=1e-15)  # sums differ in the last place, and nothing rounds it off
+        np.testing.assert_allclose(
+            got, expected, rtol=1e-15
+        )  # sums differ in the last place, and nothing rounds it off
     else:
         assert_same_numbers(got, expected)
 
@@ -391,61 +388,3 @@ def test_float8_rounds_as_ml_dtypes_does(mode, name):
     assert_same_numbers(mode(lambda w: OPS.clip(w, OPS.constant(low, w), OPS.constant(high, w)))(array(x)), expected)
     kept = np.where(mask, bits(x), 0).astype(np.uint8).view(dtype)
     assert_same_numbers(mode(lambda w: OPS.keep(w, OPS.constant(mask, w)))(array(x)), kept)
-
-
-def test_a_constant_never_shares_memory_with_the_callers_array():
-    for offset in range(0, 128, 4):
-        room = np.zeros(8192, np.uint8)
-        start = -room.ctypes.data % 64 + offset
-        source = room[start : start + 4096].view(np.float32)
-        assert not np.shares_memory(np.asarray(OPS.constant(source, None)), source)
-    turned = np.arange(12.0).reshape(3, 4).T
-    assert np.array_equal(OPS.constant(turned, None), turned)
-    spread = np.broadcast_to(np.array([True, False]), (50, 2))
-    assert np.array_equal(OPS.constant(spread, None), spread)
-
-
-@each_mode
-def test_a_buffer_refilled_is_seen_by_a_compiled_step(mode):
-    x = array(np.zeros(5, np.float32))
-    buffer = OPS.buffer(np.arange(5, dtype=np.float32), x)
-    step = mode(lambda w: OPS.add(w, OPS.current(buffer)))
-    assert np.asarray(step(x)).tolist() == [0, 1, 2, 3, 4]
-    OPS.refill(buffer, np.full(5, 7, np.float32))
-    assert np.asarray(step(x)).tolist() == [7] * 5
-
-
-def test_tracing_is_noticed_wherever_jax_traces():
-    seen = []
-
-    def look(x):
-        seen.append(backend.tracing())
-        return x.sum()
-
-    x = jnp.ones(3)
-    look(x)
-    jax.jit(look)(x)
-    jax.grad(look)(x)
-    jax.vmap(look)(x)
-    assert seen == ["no", "inline", "inline", "inline"]
-
-
-def test_an_array_is_a_tensor_and_no_target():
-    x = jnp.ones(3)
-    assert backend.is_tensor(x)
-    assert not backend.is_tensor(np.ones(3))
-    assert backend.adapter(x) is None
-    assert backend.ops(x).name == "jax"
-    assert np.array_equal(backend.to_host(x), np.ones(3))
-    assert not backend.to_host(x).flags.writeable
-    with pytest.raises(TargetError, match="in place"):
-        backend.storage(x)
-    with pytest.raises(TraceError, match="traced"):
-        jax.jit(backend.to_host)(x)
-
-
-def test_arrays_and_tracers_come_by_the_door_of_jax():
-    from xweights.backend import backend_for
-
-    assert backend_for(jnp.ones(3)).name == "jax"
-    jax.jit(lambda x: (pytest.fail("no door") if backend_for(x) is None else x))(jnp.ones(3))

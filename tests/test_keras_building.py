@@ -108,3 +108,29 @@ def test_a_variable_made_in_a_stateless_scope_has_no_value_yet() -> None:
         layer.build((None, 3))
     with pytest.raises(xw.NotBuiltError, match="StatelessScope"):
         xw.parameters(layer)
+
+
+def test_a_wrapper_with_weights_of_its_own_is_unbuilt_until_it_is() -> None:
+    class Gain(L.Wrapper):
+        def build(self, shape):
+            super().build(shape)
+            self.gain = self.add_weight(shape=())
+
+    wrapper = Gain(L.Dense(2))
+    wrapper.layer.build((None, 3))
+    with pytest.raises(xw.NotBuiltError):
+        xw.parameters(wrapper)
+    wrapper.build((None, 3))
+    assert [p.name for p in xw.parameters(wrapper)] == ["kernel", "bias", "gain"]
+
+
+def test_a_layer_without_a_hash_is_walked_all_the_same() -> None:
+    class Equal(L.Dense):
+        __hash__ = None
+
+        def __eq__(self, other):
+            return isinstance(other, Equal)
+
+    layer = Equal(2)
+    layer.build((None, 3))
+    assert [p.name for p in xw.parameters(layer)] == ["kernel", "bias"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -37,10 +40,11 @@ def at_offset(value: np.ndarray, offset: int) -> np.ndarray:
 
 @pytest.mark.parametrize("offset", [0, 4, 16, 32, 60])
 @pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
-def test_a_write_never_aliases_the_callers_array(offset: int, strided: bool) -> None:
-    layer = L.Dense(64)
-    layer.build((None, 64))
-    value = at_offset(np.ones((64, 64), "float32"), offset)
+@pytest.mark.parametrize("size", [64, 600], ids=["16 KB", "1.4 MB"])
+def test_a_write_never_aliases_the_callers_array(offset: int, strided: bool, size: int) -> None:
+    layer = L.Dense(size)
+    layer.build((None, size))
+    value = at_offset(np.ones((size, size), "float32"), offset)
     xw.set_params(layer, {"kernel": value.T if strided else value}, strict=False)
     value[...] = 7.0
     assert (xw.get_params(layer)["kernel"] == 1.0).all()
@@ -57,7 +61,8 @@ def test_what_a_function_returns_is_not_aliased(offset: int) -> None:
 
 
 def test_a_write_keeps_the_variable_and_its_dtype_and_device() -> None:
-    model = network()
+    model = keras.Sequential([network(), L.Dense(100_000)])  # small ones and a large one
+    model.build((None, 4))
     variables = list(model.weights)
     values = [v.value for v in variables]
     xw.set_params(model, {name: value + 1 for name, value in xw.get_params(model).items()})
@@ -187,7 +192,6 @@ def test_freezing_one_parameter_takes_it_out_of_what_the_model_trains() -> None:
     model = network()
     kernel = xw.parameters(model)[0]
     kernel.storage.set_trainable(kernel.handle, False)
-    assert kernel.handle not in set(map(id, model.trainable_variables))
     assert all(v is not kernel.handle for v in model.trainable_variables)
     kernel.storage.set_trainable(kernel.handle, True)
     assert any(v is kernel.handle for v in model.trainable_variables)
@@ -234,3 +238,34 @@ def test_an_array_that_was_donated_is_refused() -> None:
     layer.kernel.value.delete()
     with pytest.raises(xw.WriteError, match="donated"):
         xw.scale(layer, 0.0)
+
+
+SHARDED = """
+import jax, keras
+import xweights as xw
+jax.config.update("jax_num_cpu_devices", 2)
+mesh = keras.distribution.DeviceMesh((2,), ("batch",), keras.distribution.list_devices("cpu"))
+keras.distribution.set_distribution(keras.distribution.DataParallel(device_mesh=mesh))
+layer = keras.layers.Dense(2)
+layer.build((None, 2))
+try:
+    xw.scale(layer, 0.0)
+except xw.WriteError as error:
+    print(error)
+"""
+
+
+@on_jax
+def test_an_array_on_several_devices_is_refused() -> None:
+    said = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, check=True)
+    assert "spread over 2 devices" in said.stdout
+
+
+def test_importing_the_backend_imports_no_framework_that_keras_does_not_run_on() -> None:
+    code = "import xweights_keras, sys; print(*(m for m in ('torch', 'jax', 'tensorflow') if m in sys.modules))"
+    plain = "import keras, sys; print(*(m for m in ('torch', 'jax', 'tensorflow') if m in sys.modules))"
+    ours, keras_alone = (
+        subprocess.run([sys.executable, "-c", one], capture_output=True, text=True, check=True).stdout
+        for one in (code, plain)
+    )
+    assert ours == keras_alone

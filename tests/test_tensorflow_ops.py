@@ -22,10 +22,6 @@ DTYPES = [np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLO
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
-def run_eagerly(function):
-    return function
-
-
 def run_in_a_graph(function):
     return tf.function(function, autograph=False)
 
@@ -35,7 +31,7 @@ def run_in_xla(function):
 
 
 MODES = [
-    pytest.param(run_eagerly, id="eager"),
+    pytest.param(lambda function: function, id="eager"),
     pytest.param(run_in_a_graph, id="graph"),
     pytest.param(run_in_xla, id="xla"),
 ]
@@ -55,10 +51,8 @@ def number(value, dtype):
 def ordinary(dtype, size=100_003, seed=0):
     """Random normals with every special value in front, in the middle and at the end (kernels treat tails apart)."""
     info = ml_dtypes.finfo(dtype)
-    most, least = float(info.max), float(info.smallest_normal)
-    special = number(
-        [0.0, -0.0, np.inf, -np.inf, np.nan, -np.nan, 1, -1, 0.5, -0.5, most, -most, least * 8, -least * 8], dtype
-    )
+    most, least = float(info.max), float(info.smallest_normal) * 8
+    special = number([0, -0.0, np.inf, -np.inf, np.nan, -np.nan, 1, -1, 0.5, -0.5, most, -most, least, -least], dtype)
     x = np.random.default_rng(seed).standard_normal(size).astype(dtype)
     for start in (0, size // 2, size - len(special)):
         x[start : start + len(special)] = special
@@ -130,8 +124,8 @@ def test_add_keeps_the_rules_of_signed_zeros(mode, dtype, delta):
 @each_dtype
 @pytest.mark.parametrize(
     ("low", "high"),
-    [(-1, 1), (-0.3, 0.7), (0.1, 0.2), (0.0, 1), (-0.0, 1), (-1, 0.0), (-1, -0.0), (0.0, 0.0), (-np.inf, 0.5), (None, 0.25),
-     (0.25, None), (0.0, None), (None, 0.0), (-0.0, None), (np.inf, None)],
+    [(-1, 1), (-0.3, 0.7), (0.1, 0.2), (0.0, 1), (-0.0, 1), (-1, 0.0), (-1, -0.0), (0.0, 0.0), (-np.inf, 0.5),
+     (None, 0.25), (0.25, None), (0.0, None), (None, 0.0), (-0.0, None), (np.inf, None)],
 )  # fmt: skip
 def test_clip_is_its_definition(mode, dtype, low, high):
     x = any_bits(dtype)
@@ -200,7 +194,6 @@ def test_set_at_writes_what_numpy_writes(mode, dtype, index, whole):
     x, y = any_bits(dtype, 120).reshape(4, 5, 6), any_bits(dtype, 240, seed=1)
     value = y[0].reshape(()) if whole else y[: x[index].size].reshape(x[index].shape)
     expected = x.copy()
-    bits(expected)  # the referee moves bits, too
     view = expected.view(UNSIGNED[dtype.itemsize])
     view[index] = bits(value)
     got = mode(lambda w: OPS.set_at(w, index, OPS.constant(np.asarray(value), w)))(tf.constant(x))
@@ -212,12 +205,16 @@ def test_set_at_writes_what_numpy_writes(mode, dtype, index, whole):
 def test_edits_that_make_sense_work_on_integers_and_bools(mode, dtype):
     x = np.arange(12).reshape(3, 4).astype(dtype)
     mask = x % 2 == 0
-    assert_same_bits(mode(lambda w: OPS.keep(w, OPS.constant(mask, w)))(tf.constant(x)), np.where(mask, x, 0).astype(dtype))
+    assert_same_bits(
+        mode(lambda w: OPS.keep(w, OPS.constant(mask, w)))(tf.constant(x)), np.where(mask, x, 0).astype(dtype)
+    )
     value = np.asarray(1, dtype)
     assert_same_bits(mode(lambda w: OPS.fill(w, OPS.constant(value, w)))(tf.constant(x)), np.full_like(x, 1))
     expected = x.copy()
     expected[1, 2:] = value
-    assert_same_bits(mode(lambda w: OPS.set_at(w, (1, slice(2, None)), OPS.constant(value, w)))(tf.constant(x)), expected)
+    assert_same_bits(
+        mode(lambda w: OPS.set_at(w, (1, slice(2, None)), OPS.constant(value, w)))(tf.constant(x)), expected
+    )
     assert_same_bits(mode(OPS.fence)(tf.constant(x)), x)
     if dtype is not np.bool_:
         low, high = np.asarray(3, dtype), np.asarray(7, dtype)
@@ -264,6 +261,7 @@ def test_fences_hold_wherever_they_are_first_met():
         return OPS.add(OPS.fence(OPS.multiply(w, OPS.constant(a, w))), OPS.constant(b, w))
 
     inner = tf.function(chain, autograph=False)
+    assert_same_numbers(inner(tf.constant(x)), expected)  # traced now, and compiled by XLA as it is below
     outer = tf.function(lambda w: inner(w), autograph=False, jit_compile=True)
     assert_same_numbers(outer(tf.constant(x)), expected)
 
@@ -272,24 +270,14 @@ def test_fences_hold_wherever_they_are_first_met():
         return tf.while_loop(lambda i, _: i < 1, lambda i, v: (i + 1, chain(v)), (0, w))[1]
 
     assert_same_numbers(looped(tf.constant(x)), expected)
-    assert_same_numbers(run_in_a_graph(lambda w: tf.cond(w[0] > 9, lambda: w, lambda: chain(w)))(tf.constant(x)), expected)
+    assert_same_numbers(
+        run_in_a_graph(lambda w: tf.cond(w[0] > 9, lambda: w, lambda: chain(w)))(tf.constant(x)), expected
+    )
     with tf.Graph().as_default():
         made = chain(tf.constant(x))
         with tf.compat.v1.Session() as session:
             assert_same_numbers(session.run(made), expected)
     assert_same_numbers(run_in_xla(chain)(tf.constant(x)), expected)
-
-
-def test_a_saved_function_with_fences_can_be_loaded(tmp_path):
-    module = tf.Module()
-    module.run = tf.function(
-        lambda w: OPS.fence(OPS.multiply(w, OPS.constant(number(0.5, np.float32), w))),
-        input_signature=[tf.TensorSpec([3], tf.float32)],
-        jit_compile=True,
-    )
-    tf.saved_model.save(module, str(tmp_path))
-    loaded = tf.saved_model.load(str(tmp_path))
-    assert np.asarray(loaded.run(tf.constant([1.0, 2.0, -0.0]))).tolist() == [0.5, 1.0, 0.0]
 
 
 @each_mode
@@ -318,7 +306,9 @@ def test_a_units_norm_and_the_factor_made_of_it_have_numpys_bits(mode, dtype):
 
     got, expected = mode(lambda w: scaled(OPS, w))(tf.constant(x)), scaled(NUMPY, x.copy())
     if dtype == np.float64:
-        np.testing.assert_allclose(got, expected, rtol=1e-15)  # sums differ in the last place, and nothing rounds it off
+        np.testing.assert_allclose(
+            got, expected, rtol=1e-15
+        )  # sums differ in the last place, and nothing rounds it off
     else:
         assert_same_numbers(got, expected)
 
@@ -401,28 +391,8 @@ def test_float8_rounds_as_ml_dtypes_does(mode, name):
         assert_same_numbers(mode(lambda w: OPS.multiply(w, OPS.constant(y, w)))(tf.constant(x)), x * y)
         assert_same_numbers(mode(lambda w: OPS.add(w, OPS.constant(y, w)))(tf.constant(x)), x + y)
         expected = np.where(x < low, low, np.where(x > high, high, x))
-    assert_same_numbers(mode(lambda w: OPS.clip(w, OPS.constant(low, w), OPS.constant(high, w)))(tf.constant(x)), expected)
+    assert_same_numbers(
+        mode(lambda w: OPS.clip(w, OPS.constant(low, w), OPS.constant(high, w)))(tf.constant(x)), expected
+    )
     kept = np.where(mask, bits(x), 0).astype(np.uint8).view(dtype)
     assert_same_numbers(mode(lambda w: OPS.keep(w, OPS.constant(mask, w)))(tf.constant(x)), kept)
-
-
-def test_a_constant_never_shares_memory_with_the_callers_array():
-    for offset in range(0, 128, 4):
-        room = np.zeros(8192, np.uint8)
-        start = -room.ctypes.data % 64 + offset
-        source = room[start : start + 4096].view(np.float32)
-        assert not np.shares_memory(np.asarray(OPS.constant(source, None)), source)
-    turned = np.arange(12.0).reshape(3, 4).T
-    assert np.array_equal(OPS.constant(turned, None), turned)
-    spread = np.broadcast_to(np.array([True, False]), (50, 2))
-    assert np.array_equal(OPS.constant(spread, None), spread)
-
-
-@each_mode
-def test_a_buffer_refilled_is_seen_by_a_compiled_step(mode):
-    x = tf.constant(np.zeros(5, np.float32))
-    buffer = OPS.buffer(np.arange(5, dtype=np.float32), x)
-    step = mode(lambda: OPS.add(x, OPS.current(buffer)))
-    assert np.asarray(step()).tolist() == [0, 1, 2, 3, 4]
-    OPS.refill(buffer, np.full(5, 7, np.float32))
-    assert np.asarray(step()).tolist() == [7] * 5

@@ -8,9 +8,21 @@ from xweights.errors import TraceError, WriteError
 
 tf = pytest.importorskip("tensorflow")
 from tensorflow.python.ops.resource_variable_ops import UninitializedVariable  # noqa: E402
+
 from xweights_tensorflow import backend  # noqa: E402
 
-DTYPES = ["float32", "float64", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int32", "int64", "uint8", "bool"]
+DTYPES = [
+    "float32",
+    "float64",
+    "float16",
+    "bfloat16",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "int32",
+    "int64",
+    "uint8",
+    "bool",
+]
 each_dtype = pytest.mark.parametrize("name", DTYPES)
 
 
@@ -20,7 +32,9 @@ def dtype_of(name):
 
 def any_bits(name, shape, seed=0):
     dtype = dtype_of(name)
-    raw = np.random.default_rng(seed).integers(0, 2 if name == "bool" else 256, int(np.prod(shape)) * dtype.itemsize, np.uint8)
+    raw = np.random.default_rng(seed).integers(
+        0, 2 if name == "bool" else 256, int(np.prod(shape)) * dtype.itemsize, np.uint8
+    )
     return raw.view(dtype).reshape(shape)
 
 

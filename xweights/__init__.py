@@ -1,66 +1,15 @@
 """xweights: one API over the weights of neural networks, whatever framework holds them.
 
-Importing it imports NumPy and the standard library; a framework's backend is loaded when its object arrives.
+Importing it imports NumPy; the rooms of the core are loaded when one of the names below is first used, and the backend
+of a framework when its object arrives.
 """
 
-from xweights.averaging import Averages, average
-from xweights.checksums import checksum
-from xweights.entries import SetEntries
-from xweights.errors import (
-    ArgumentError,
-    BackendBrokenError,
-    BackendMissingError,
-    DtypeError,
-    HoldError,
-    LayoutError,
-    NonfiniteError,
-    NotBuiltError,
-    SelectionError,
-    ShapeError,
-    StaleDrawError,
-    StaleTrainFunctionError,
-    TargetError,
-    TraceError,
-    UseBindError,
-    WriteError,
-    XweightsError,
-)
-from xweights.freezing import Freeze, freeze, unfreeze
-from xweights.holds import Hold, hold
-from xweights.initializers import Init
-from xweights.keeping import Keep, Pattern, SumToOne, Symmetric
-from xweights.measure import Diff, Stats, backends, diff, equal, stats, summary
-from xweights.multipliers import Multipliers, multiply_lr
-from xweights.norms import ClipNorm, MaxNorm, SpectralNorm, UnitNorm
-from xweights.parameter import Parameter
-from xweights.params import Params
-from xweights.penalties import AddedPenalty, BoundPenalty, Penalty, add_penalty, bind_penalty, penalty
-from xweights.pruning import Prune
-from xweights.pruning_holds import PruneHold
-from xweights.randomness import Noise
-from xweights.reading import get_params, parameters
-from xweights.rules import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
-from xweights.running import Bound, apply, bind
-from xweights.schedules import ByStep, Constant, Cubic, OneShot, Polynomial, Schedule
-from xweights.selecting import Where, layer, native, role, trainable
-from xweights.undo import Snapshot, snapshot, transaction
-from xweights.verbs import (
-    add,
-    clip,
-    clip_norm,
-    fill,
-    init,
-    mask,
-    max_norm,
-    noise,
-    non_negative,
-    prune,
-    scale,
-    set_entries,
-    spectral_norm,
-    unit_norm,
-)
-from xweights.writing import set_params
+from typing import TYPE_CHECKING, Any
+
+import numpy as np  # noqa: F401 - paid for here, where everybody expects it
+
+if TYPE_CHECKING:
+    from xweights.api import *  # noqa: F403
 
 __version__ = "0.1.0"
 
@@ -72,8 +21,8 @@ __all__ = [
     "BackendBrokenError",
     "BackendMissingError",
     "Bound",
-    "ByStep",
     "BoundPenalty",
+    "ByStep",
     "Clip",
     "ClipNorm",
     "Constant",
@@ -89,8 +38,8 @@ __all__ = [
     "LayoutError",
     "Mask",
     "MaxNorm",
-    "Noise",
     "Multipliers",
+    "Noise",
     "NonNegative",
     "NonfiniteError",
     "NotBuiltError",
@@ -98,8 +47,8 @@ __all__ = [
     "Parameter",
     "Params",
     "Pattern",
-    "Polynomial",
     "Penalty",
+    "Polynomial",
     "Prune",
     "PruneHold",
     "Rule",
@@ -162,3 +111,16 @@ __all__ = [
     "unfreeze",
     "unit_norm",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'xweights' has no attribute {name!r}")
+    from xweights import api
+
+    globals().update({one: getattr(api, one) for one in __all__})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,48 +31,60 @@ class Layout:
     """How a stored array becomes its neutral view: ``stored.reshape(split).transpose(order)``.
 
     ``stored`` is the shape the framework keeps, ``split`` the same with packed axes taken apart, ``order`` the
-    permutation to the neutral order, ``axes`` the neutral names (None: the layer is unknown).
+    permutation to the neutral order, ``axes`` the neutral names (None: the layer is unknown). ``shape`` is the neutral
+    shape, ``inverse`` the permutation back; ``is_identity`` is True if the stored array is its own neutral view.
     """
 
     stored: Shape
     split: Shape
     order: tuple[int, ...]
     axes: Axes | None
+    # Which of the axes the layer's output has, where the names don't say it (the letters of an einsum equation).
+    outputs: Axes | None = None
+    # What follows from these, worked out once: asked for several times for every parameter at every call.
+    shape: Shape = field(init=False, repr=False, compare=False)
+    is_identity: bool = field(init=False, repr=False, compare=False)
+    inverse: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        back = [0] * len(self.order)
+        for position, axis in enumerate(self.order):
+            back[axis] = position
+        identity = self.split == self.stored and self.order == tuple(range(len(self.order)))
+        object.__setattr__(self, "shape", tuple(self.split[i] for i in self.order))
+        object.__setattr__(self, "is_identity", identity)
+        object.__setattr__(self, "inverse", tuple(back))
 
     @property
-    def shape(self) -> Shape:
-        """The neutral shape."""
-        return tuple(self.split[i] for i in self.order)
-
-    @property
-    def is_identity(self) -> bool:
-        """True if the stored array is its own neutral view."""
-        return self.split == self.stored and self.order == tuple(range(len(self.order)))
+    def stored_axes(self) -> Axes | None:
+        """The names of the axes as they are stored; None where one of those is several of the neutral ones."""
+        if self.axes is None or self.split != self.stored:
+            return None
+        return tuple(self.axes[place] for place in self.inverse)
 
     def to_neutral(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return the neutral view of a stored NumPy array (a view, writable if the array is)."""
         if self.is_identity:
             return array
-        return array.reshape(self.split).transpose(self.order)
+        split = array if self.split == self.stored else array.reshape(self.split)
+        return split.transpose(self.order)
 
     def to_stored(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return a neutral NumPy array in the stored order (a view where strides allow)."""
         if self.is_identity:
             return array
-        return array.transpose(self.inverse).reshape(self.stored)
-
-    @property
-    def inverse(self) -> tuple[int, ...]:
-        """The permutation from the neutral order back to the split one."""
-        back = [0] * len(self.order)
-        for position, axis in enumerate(self.order):
-            back[axis] = position
-        return tuple(back)
+        turned = array.transpose(self.inverse)
+        return turned if self.split == self.stored else turned.reshape(self.stored)
 
 
 def plain_layout(shape: Shape, axes: Axes | None = None) -> Layout:
     """Return the layout of an array that is stored in neutral order."""
-    shape = tuple(int(n) for n in shape)
+    return _plain_layout(tuple(int(n) for n in shape), axes)
+
+
+@lru_cache(maxsize=4096)
+def _plain_layout(shape: Shape, axes: Axes | None) -> Layout:
+    # Many arrays have one shape: making a layout takes as long as copying 2,000 entries.
     return Layout(shape, shape, tuple(range(len(shape))), axes)
 
 
@@ -121,13 +134,44 @@ def _read(pattern: str, shape: Shape, sizes: dict[str, int]) -> Layout:
     return Layout(shape, tuple(split), tuple(names.index(axis) for axis in axes), axes)
 
 
+# Axes along which a kernel slides.
+SPATIAL = frozenset({"t", "h", "w", "d"})
+
+# Names that say what a layer puts out; the first group that a kernel has decides.
+_OUTPUTS = (("out",), ("mult",), ("gate*unit",), ("dim",), ("head", "key"), ("head", "value"), ("unit",))
+
+
+def outputs_of(layout: Layout) -> Axes:
+    """Return the axes of a kernel that its layer's output has; () where the axes are unknown."""
+    if layout.outputs is not None:
+        return layout.outputs
+    axes = layout.axes or ()
+    for group in _OUTPUTS:
+        if set(group) <= set(axes):
+            return tuple(axis for axis in axes if axis in group)
+    return axes[-1:]
+
+
+def inputs_of(layout: Layout) -> Axes:
+    """Return the axes of a kernel that are summed over, spatial ones left out; () where the axes are unknown."""
+    outputs = outputs_of(layout)
+    # Letters of an equation are no names: its h and w needn't be height and width.
+    sliding = SPATIAL if layout.outputs is None else frozenset[str]()
+    return tuple(axis for axis in layout.axes or () if axis not in outputs and axis not in sliding and axis != "qkv")
+
+
 def unpacked(axes: Axes, shape: Shape, gates: tuple[str, ...] | None) -> tuple[Axes, Shape]:
-    """Take packed axes such as ``gate*unit`` apart: ``(in, gate*unit), (3, 8)`` with 4 gates -> ``(in, gate, unit), (3, 4, 2)``."""
+    """Take packed axes apart: with 4 gates, ``(in, gate*unit), (3, 8)`` becomes ``(in, gate, unit), (3, 4, 2)``.
+
+    In a recurrent kernel, ``(unit, gate*unit)``, the name ``unit`` goes to the packed one, which is the unit that is
+    computed, as in the other kernel; the first becomes ``unit_before``.
+    """
     names: list[str] = []
     lengths: list[int] = []
     for axis, length in zip(axes, shape, strict=True):
         first, star, second = axis.partition("*")
         if star and gates:
+            names = [f"{name}_before" if name == second else name for name in names]
             names += [first, second]
             lengths += [len(gates), length // len(gates)]
         else:
@@ -137,7 +181,7 @@ def unpacked(axes: Axes, shape: Shape, gates: tuple[str, ...] | None) -> tuple[A
 
 
 def reorder(array: np.ndarray[Any, Any], have: Axes, want: Axes, *, what: str = "the array") -> np.ndarray[Any, Any]:
-    """Return ``array`` (axes ``have``) with the axes ``want``: transposed by name, axes of length 1 dropped or added."""
+    """Return ``array`` (axes ``have``) with axes ``want``: transposed by name, axes of length 1 dropped or added."""
     if have == want:
         return array
     shape = dict(zip(have, array.shape, strict=True))

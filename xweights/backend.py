@@ -15,9 +15,9 @@ Four small protocols, because they change for different reasons:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -125,6 +125,11 @@ class Storage(Protocol):
 
     fallible: bool
     """True if a checked write can still fail (user code runs, device memory is needed): the core then backs up."""
+    # May also have ``replaces = True``: a write puts a new buffer in the old one's place, and never writes into one
+    # that somebody may still look at. The core then doesn't read the parameter to find out whether a value lies in it.
+
+    def identity(self, handle: Any) -> Hashable:
+        """Return a key that two handles share if they are one array, so that a tied array counts once."""
 
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
         """Why this array can't be read or written (distributed, unallocated, quantized, read-only), or None."""
@@ -277,6 +282,7 @@ class Entry:
 
     ``native`` is the attribute (``weight_ih_l0``), ``name`` the neutral path inside the layer (``l0/kernel``) whose
     last part is the role, ``pattern`` the axes as :func:`xweights.axes.layout_of` reads them (None: unknown).
+    ``outputs``: which axes the layer's output has, where their names don't say it.
     """
 
     native: str
@@ -284,13 +290,15 @@ class Entry:
     pattern: str | None
     sizes: Mapping[str, int] = field(default_factory=dict)
     gates: tuple[str, ...] | None = None
+    outputs: tuple[str, ...] | None = None
 
     def layout(self, shape: Shape) -> Layout:
         """Return the layout for an array of the stored ``shape``; without axes where the pattern doesn't fit."""
         if self.pattern is None:
             return plain_layout(shape)
         try:
-            return layout_of(self.pattern, shape, **self.sizes)
+            layout = layout_of(self.pattern, shape, **self.sizes)
+            return layout if self.outputs is None else replace(layout, outputs=self.outputs)
         except LayoutError:
             # A subclass may have changed the array's shape: its axes are then unknown, which is never a guess.
             return plain_layout(shape)
@@ -354,7 +362,8 @@ def load(door: str) -> Backend:
             raise BackendBrokenError(
                 f"the backend {points[door].value!r} for {door!r} is installed but can't be imported\n"
                 f"cause: {type(cause).__name__}: {cause}\n"
-                f"Fix: make `python -c 'import {door}'` work, or reinstall with python -m pip install 'xweights-nn[{door}]'"
+                f"Fix: make `python -c 'import {door}'` work, or reinstall with "
+                f"python -m pip install 'xweights-nn[{door}]'"
             ) from cause
         if not isinstance(backend, Backend):
             raise BackendBrokenError(
@@ -363,6 +372,11 @@ def load(door: str) -> Backend:
             )
         _loaded[door] = backend
     return _loaded[door]
+
+
+def loaded() -> list[Backend]:
+    """Return the backends that are in use so far."""
+    return [*_registered.values(), *_loaded.values()]
 
 
 def _entry_points() -> dict[str, Any]:

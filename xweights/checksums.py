@@ -5,7 +5,6 @@ Owns :func:`checksum`. Imports arrays, errors, parameter, reading, selecting and
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,8 @@ def checksum(target: Any, *, where: WhereLike = ...) -> str:
         target: Model, layer, module, variable, mapping of arrays, or a list of these.
         where: Default: all.
 
-    Exact: names, dtypes, shapes and bits count, in neutral order and sorted by name (BLAKE2b, 64 bits). Counters such as
-    ``num_batches_tracked`` and the order of the parameters don't count.
+    Exact: names, dtypes, shapes and bits count, in neutral order and sorted by name (BLAKE2b, 64 bits). Counters such
+    as ``num_batches_tracked`` and the order of the parameters don't count.
     Raises TargetError, SelectionError, TraceError.
 
     Example:
@@ -38,6 +37,8 @@ def checksum(target: Any, *, where: WhereLike = ...) -> str:
         raise TraceError("values can't be read on the host inside a compiled step\nFix: look before or after the step")
     chosen = [p for p in select(open_target(target), where) if p.role not in COUNTERS]
     check_readable(chosen)
+    import hashlib  # brings OpenSSL, which takes a tenth of the time of importing NumPy
+
     digest = hashlib.blake2b(digest_size=8)
     for p in sorted(chosen, key=lambda one: one.name):
         view = neutral_view(p)

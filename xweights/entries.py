@@ -26,15 +26,31 @@ class SetEntries(Rule):
     """Set the entries at ``index`` to ``value``. Exact.
 
     ``index``: a tuple of ints and slices, a mapping of axis names to them, or a bool array of the parameter's shape.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.SetEntries((0,), 7), where="w"); w["w"]
+        array([7. , 0.5])
     """
 
     index: Any
     value: Any
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
-        return (value_at(self.index, self.resolve(parameter), self.value, parameter),)
+        index = self.resolve(parameter)
+        value = value_at(self.index, index, self.value, parameter)
+        if not _is_mask(index):
+            return (value,)
+        # A mask goes as an operand, since a compiled step can't hold an index that it has to look at.
+        if value.shape:
+            spread = np.zeros(parameter.shape, parameter.dtype)
+            spread[index] = value
+            value = spread
+        return (value, ~index[0])
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        if len(operands) == 2:
+            return ops.choose(w, operands[1], operands[0])
         return ops.set_at(w, self.resolve(parameter), operands[0])
 
     def resolve(self, parameter: Parameter) -> tuple[Any, ...]:
@@ -96,6 +112,10 @@ def overwritten(
     mask[resolved] = True
     values[resolved] = array
     return mask, values
+
+
+def _is_mask(index: tuple[Any, ...]) -> bool:
+    return len(index) == 1 and isinstance(index[0], np.ndarray)
 
 
 def entries_index(index: Any, parameter: Parameter) -> tuple[Any, ...]:

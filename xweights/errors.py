@@ -26,11 +26,16 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 
 class XweightsError(Exception):
     """Every error that xweights raises on purpose."""
+
+    # Tracers that raise an error again at the user's line (TensorFlow's AutoGraph) keep its type only if it is made the
+    # way plain exceptions are, which they tell by this very function.
+    if not TYPE_CHECKING:
+        __init__ = Exception.__init__
 
 
 class SelectionError(XweightsError, LookupError):
@@ -143,6 +148,9 @@ class Problems:
 
 def combined(kinds: tuple[type[XweightsError], ...]) -> type[XweightsError]:
     """Return the one error class that is all of ``kinds`` at once."""
+    # A kind says nothing beside one of its own subclasses, and before it there would be no order of bases.
+    kinds = tuple(dict.fromkeys(kinds))
+    kinds = tuple(one for one in kinds if not any(other is not one and issubclass(other, one) for other in kinds))
     if len(kinds) == 1:
         return kinds[0]
     kinds = tuple(sorted(kinds, key=lambda kind: kind.__name__))

@@ -192,7 +192,11 @@ class Hold:
             if any(link.owner is self for link in chain.links):
                 wrong = chain.violated()
                 if wrong is not None:
-                    problems.add(HoldError, f"{chain.parameter.name!r} doesn't obey {wrong}", fix="call held.apply() after your update")
+                    problems.add(
+                        HoldError,
+                        f"{chain.parameter.name!r} doesn't obey {wrong}",
+                        fix="call held.apply() after your update",
+                    )
         problems.check()
 
     def release(self) -> None:
@@ -230,9 +234,7 @@ class Hold:
         return f"<Hold {self.rule!r} on {count} parameter{'s' * (count != 1)}>"
 
 
-def hold(
-    target: Any, rule: Rule | Callable[[Any], Any], *, where: WhereLike, optimizer: Any = None
-) -> Hold:
+def hold(target: Any, rule: Rule | Callable[[Any], Any], *, where: WhereLike, optimizer: Any = None) -> Hold:
     """Keep a rule true on the selected parameters: after every optimizer step, and after every write by xweights.
 
     Args:
@@ -258,7 +260,9 @@ def hold(
     """
     rule = as_rule(rule)
     if rule.random:
-        raise ArgumentError(f"{rule!r} is random: it is never true, so it can't be held\nFix: bind it and draw each step")
+        raise ArgumentError(
+            f"{rule!r} is random: it is never true, so it can't be held\nFix: bind it and draw each step"
+        )
     if rule.joint:
         raise ArgumentError(f"{rule!r} looks at several parameters together, and holds work on each by itself")
     if tracing(target):

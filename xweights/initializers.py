@@ -15,15 +15,14 @@ import numpy as np
 
 from xweights.backend import Ops
 from xweights.errors import ArgumentError, LayoutError, ShapeError, near
-from xweights.parameter import Array, Parameter
+from xweights.parameter import Array, Parameter, is_floating
 from xweights.randomness import check_seed, drawing_dtype, generator
+from xweights.renaming import Names, renamer
 from xweights.rules import Rule, check_finite, need_floating
-from xweights.values import as_number, need_axes, operand
+from xweights.values import as_number, cast_exactly, host_array, need_axes, operand, rounded
 
 # Standard deviation of a standard normal cut at two standard deviations.
 TRUNCATED_STD = 0.87962566103423978
-
-SPATIAL = frozenset({"t", "h", "w", "d"})
 
 # name: (scale, mode, distribution) of the variance-scaling family, with torch's words beside Keras'.
 VARIANCE_SCALING: dict[str, tuple[float, str, str]] = {
@@ -42,7 +41,7 @@ VARIANCE_SCALING: dict[str, tuple[float, str, str]] = {
 OPTIONS: dict[str, tuple[str, ...]] = {
     "zeros": (), "ones": (), "constant": ("value",), "uniform": ("low", "high"), "normal": ("mean", "std"),
     "truncated_normal": ("mean", "std"), "orthogonal": ("gain",), "identity": ("gain",),
-    "variance_scaling": ("scale", "mode", "distribution"), **{name: () for name in VARIANCE_SCALING},
+    "variance_scaling": ("scale", "mode", "distribution"), **dict.fromkeys(VARIANCE_SCALING, ()),
 }  # fmt: skip
 
 Initializer = str | Callable[..., Any]
@@ -50,17 +49,25 @@ Initializer = str | Callable[..., Any]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Init(Rule):
-    """Replace the weights by initial ones. Exact: drawn on the host in float64 or float32, rounded once."""
+    """Replace the weights by initial ones. Exact: drawn on the host in float64 or float32, rounded once.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.Init("ones"), where="w"); w["w"]
+        array([1., 1.])
+    """
 
     initializer: Initializer
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+    names: Names | None = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        renamer(self.names)
         if callable(self.initializer):
             return
-        if self.initializer not in OPTIONS:
+        if not isinstance(self.initializer, str) or self.initializer not in OPTIONS:
             raise ArgumentError(f"no initializer is named {self.initializer!r}\n{near(str(self.initializer), OPTIONS)}")
         strange = [name for name in self.options if name not in OPTIONS[self.initializer]]
         if strange:
@@ -68,18 +75,24 @@ class Init(Rule):
             raise ArgumentError(f"{self.initializer!r} has no option {strange[0]!r}\nit takes: {takes}")
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
-        return (initial(self.initializer, parameter, self.seed, self.options),)
+        source = generator(self.seed, renamer(self.names)(parameter.name))
+        return (initial(self.initializer, parameter, source, self.options),)
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
         return ops.fill(w, operands[0])
 
 
-def initial(initializer: Initializer, parameter: Parameter, seed: int, options: Mapping[str, Any]) -> Array:
+def initial(
+    initializer: Initializer, parameter: Parameter, source: np.random.Generator, options: Mapping[str, Any]
+) -> Array:
     """Return the initial weights of one parameter, in neutral order and its dtype."""
-    source = generator(seed, parameter.name)
     if callable(initializer):
         name = getattr(initializer, "__name__", repr(initializer))
         made = initializer(parameter.shape, source, **options)
+        made = host_array(made, what=f"what {name} returned")
+        if is_floating(made.dtype) and parameter.floating:
+            # Initial values are drawn in float64 as a rule; rounding them once is what everybody means.
+            made = cast_exactly(made, parameter.dtype, what=f"what {name} returned", cast=True)
         value = np.broadcast_to(operand(made, parameter, what=f"what {name} returned"), parameter.shape)
         check_finite(value, f"what {name} returned for {parameter.name!r}")
         return value
@@ -90,7 +103,7 @@ def initial(initializer: Initializer, parameter: Parameter, seed: int, options: 
         return np.broadcast_to(as_number(number, parameter.dtype), parameter.shape)
     need_floating(parameter, f"init {initializer!r}")
     drawn = _draw(initializer, parameter, source, options)
-    return drawn.astype(parameter.dtype, copy=False)
+    return rounded(drawn, parameter.dtype)
 
 
 def _draw(name: str, parameter: Parameter, source: np.random.Generator, options: Mapping[str, Any]) -> Array:
@@ -158,8 +171,8 @@ def _orthogonal(parameter: Parameter, source: Any, gain: float) -> Array:
     last = 1
     if len(shape) > 2:
         axes = need_axes(parameter, "'orthogonal' of more than two axes")
-        last = len(outputs_of(axes))
-        if axes[-last:] != outputs_of(axes):
+        last = len(parameter.outputs)
+        if axes[-last:] != parameter.outputs:
             last = 1
     columns = math.prod(shape[-last:])
     rows = parameter.size // max(columns, 1)
@@ -169,18 +182,11 @@ def _orthogonal(parameter: Parameter, source: Any, gain: float) -> Array:
     return np.asarray((q if rows >= columns else q.T).reshape(shape) * float(gain))
 
 
-def outputs_of(axes: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the axes of a kernel that its layer's output has."""
-    for group in (("out",), ("mult",), ("gate*unit",), ("dim",), ("head", "key"), ("unit",)):
-        if set(group) <= set(axes):
-            return tuple(axis for axis in axes if axis in group)
-    return axes[-1:]
-
-
 def fans(parameter: Parameter) -> tuple[float, float]:
     """Return (fan in, fan out) by axis names: inputs and outputs, each times the spatial axes.
 
-    Depthwise kernels count ``in`` and ``mult`` as Keras does; packed projections (``qkv``) count as separate ones.
+    Transposed convolutions count as the convolution whose gradient they are, as in Keras and torch; depthwise kernels
+    count ``in`` and ``mult``, as in Keras; packed projections (``qkv``) count as separate ones.
     """
     axes = need_axes(parameter, "variance scaling")
     if len(axes) < 2:
@@ -188,8 +194,10 @@ def fans(parameter: Parameter) -> tuple[float, float]:
             f"variance scaling needs inputs and outputs\n{parameter.name!r} has the axes ({', '.join(axes)})\n"
             "Fix: 'zeros', 'normal' or 'uniform' for vectors"
         )
-    outputs = outputs_of(axes)
     sizes = dict(zip(axes, parameter.shape, strict=True))
-    spatial = math.prod(sizes[axis] for axis in axes if axis in SPATIAL)
-    inside = math.prod(sizes[a] for a in axes if a not in outputs and a not in SPATIAL and a != "qkv")
-    return float(inside * spatial), float(math.prod(sizes[axis] for axis in outputs) * spatial)
+    inside = math.prod(sizes[axis] for axis in parameter.inputs)
+    outside = math.prod(sizes[axis] for axis in parameter.outputs)
+    spatial = parameter.size / max(inside * outside * sizes.get("qkv", 1), 1)
+    if axes[-2:] == ("out", "in"):
+        inside, outside = outside, inside
+    return float(inside * spatial), float(outside * spatial)

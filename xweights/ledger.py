@@ -28,8 +28,7 @@ _held: weakref.WeakValueDictionary[Hashable, Obeyed] = weakref.WeakValueDictiona
 
 def identity(parameter: Parameter) -> Hashable:
     """Return a key that two handles of one native array share."""
-    own = getattr(parameter.storage, "identity", None)
-    return own(parameter.handle) if own is not None else id(parameter.handle)
+    return parameter.storage.identity(parameter.handle)
 
 
 def held(parameter: Parameter) -> Obeyed | None:

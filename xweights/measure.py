@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from xweights.arrays import blocks
+from xweights.arrays import as_stored, blocks
 from xweights.axes import reorder
 from xweights.backend import doors, load
 from xweights.errors import ArgumentError, BackendBrokenError, LayoutError, TraceError
-from xweights.parameter import COUNTERS, Array, Parameter, is_half
+from xweights.parameter import COUNTERS, Array, Parameter
 from xweights.reading import check_readable, neutral_view
 from xweights.renaming import Names, renamer
 from xweights.selecting import WhereLike, select
@@ -50,7 +50,13 @@ class ParameterStats:
 
 
 class Stats(Mapping[str, ParameterStats]):
-    """What :func:`stats` returns: one row per parameter; prints as a table."""
+    """What :func:`stats` returns: one row per parameter; prints as a table.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> xw.stats({"w": np.array([3.0, 0.0, 4.0])}).as_dicts()[0]["zeros"]
+        1
+    """
 
     def __init__(self, rows: list[ParameterStats]) -> None:
         self.rows = rows
@@ -106,37 +112,39 @@ def stats(target: Any, *, where: WhereLike = ...) -> Stats:
 
 
 def _stats_of(p: Parameter) -> ParameterStats:
-    view = neutral_view(p)
-    zeros = nan = finite = 0
-    total = squares = 0.0
+    view = as_stored(neutral_view(p))
+    zeros = nan = seen = 0
+    total = squares = spread = 0.0  # spread: of the squared distances to the mean, merged block by block
     low, high = math.inf, -math.inf
-    flat = view.ravel(order="K")
-    shift: float | None = None  # close to the mean, so that the difference of two large sums isn't all that is left
-    spread = 0.0
-    for (cut,) in blocks((flat.size,)) if flat.size else []:
-        part = flat[cut].astype(np.float32) if is_half(flat.dtype) else flat[cut]
-        wide = part.astype(np.float64)
-        zeros += int(np.count_nonzero(wide == 0))
-        with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
+        for cut in blocks(view.shape):
+            wide = np.ravel(view[cut]).astype(np.float64)
+            zeros += int(np.count_nonzero(wide == 0))
             if not math.isfinite(float(wide.sum())):
                 missing = np.isnan(wide)
                 nan += int(np.count_nonzero(missing))
                 wide = wide[~missing]
             if not wide.size:
                 continue
-            shift = float(wide[0]) if shift is None or not math.isfinite(shift) else shift
-            finite += wide.size
+            here = float(wide.sum())
             low, high = min(low, float(wide.min())), max(high, float(wide.max()))
             squares += float(np.dot(wide, wide))
-            np.subtract(wide, shift, out=wide)
-            total += float(wide.sum())
+            apart = here / wide.size - (total / seen if seen else here / wide.size)
+            spread += apart * apart * (seen * wide.size / (seen + wide.size))
+            np.subtract(wide, here / wide.size, out=wide)
             spread += float(np.dot(wide, wide))
-    mean = (shift or 0.0) + total / finite if finite else math.nan
-    variance = max(spread / finite - (total / finite) ** 2, 0.0) if finite and math.isfinite(spread) else math.nan
+            total += here
+            seen += wide.size
+    nothing = math.nan
     return ParameterStats(
-        p.name, p.axes, p.shape, p.dtype.name, p.trainable, view.size, math.sqrt(squares) if squares == squares else math.nan,
-        mean, math.sqrt(variance) if variance == variance else math.nan,
-        low if finite else math.nan, high if finite else math.nan, zeros, nan,
+        p.name, p.axes, p.shape, p.dtype.name, p.trainable, view.size,
+        norm=math.sqrt(squares),
+        mean=total / seen if seen else nothing,
+        std=math.sqrt(spread / seen) if seen and math.isfinite(spread) else nothing,
+        min=low if seen else nothing,
+        max=high if seen else nothing,
+        zeros=zeros,
+        nan=nan,
     )  # fmt: skip
 
 
@@ -192,7 +200,13 @@ class Change:
 
 
 class Diff:
-    """What :func:`diff` returns: falsy if nothing differs; prints as a table."""
+    """What :func:`diff` returns: falsy if nothing differs; prints as a table.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> bool(xw.diff({"w": np.zeros(3)}, {"w": np.zeros(3)}))
+        False
+    """
 
     def __init__(self, changes: list[Change], only_a: list[str], only_b: list[str], same: int) -> None:
         self.changes, self.only_a, self.only_b, self.same = changes, only_a, only_b, same
@@ -225,7 +239,8 @@ def diff(a: Any, b: Any, *, where: WhereLike = ..., names: Names | None = None) 
     """Compare two targets parameter by parameter, bit by bit, across frameworks.
 
     Args:
-        a, b: Targets; arrays meet in neutral order, by axis name where both know theirs.
+        a: A target.
+        b: Another; arrays meet in neutral order, by axis name where both know theirs.
         where: Which parameters of ``a`` (and of ``b``) count. Default: all.
         names: ``{glob in a: glob in b}`` where names differ.
 
@@ -237,7 +252,10 @@ def diff(a: Any, b: Any, *, where: WhereLike = ..., names: Names | None = None) 
         >>> xw.diff({"w": np.zeros(3)}, {"w": np.array([0.0, 0.0, 2.0])}).changes[0].changed
         1
     """
-    changes, same, only_a, only_b = [], 0, [], []
+    changes: list[Change] = []
+    only_a: list[str] = []
+    only_b: list[str] = []
+    same = 0
     for name, mine, theirs in _met(a, b, where, names):
         if mine is None or theirs is None:
             (only_b if mine is None else only_a).append(name)
@@ -254,9 +272,12 @@ def equal(a: Any, b: Any, *, rtol: float = 0, where: WhereLike = ..., names: Nam
     """Return True if two targets hold the same parameters with the same values.
 
     Args:
-        a, b: As for :func:`diff`.
-        rtol: 0: bitwise, dtype included. Else: the largest difference of a parameter may be rtol times its largest value.
-        where, names: As for :func:`diff`.
+        a: As for :func:`diff`.
+        b: As for :func:`diff`.
+        rtol: 0: bitwise, dtype included. Else: how large a parameter's largest difference may be, in units of its
+            largest value.
+        where: As for :func:`diff`.
+        names: As for :func:`diff`.
 
     Exact for rtol=0. Raises TargetError, SelectionError, TraceError, ArgumentError.
 
@@ -318,18 +339,18 @@ def _change(name: str, a: Parameter, b: Parameter) -> Change | None:
         return _noted(nothing, f"shape {x.shape} against {y.shape}")
     changed, worst, largest = 0, 0.0, 0.0
     for block in blocks(x.shape):
-        part, other = x[block], y[block]
+        part, other = np.ravel(x[block]), np.ravel(y[block])
         if x.dtype == y.dtype and _bits(part) == _bits(other):
             largest = max(largest, _largest(part))
             continue
         wide, wide_other = part.astype(np.float64), other.astype(np.float64)
         if x.dtype == y.dtype:
             width = np.dtype(f"u{x.dtype.itemsize}")
-            unequal = np.ascontiguousarray(part).view(width) != np.ascontiguousarray(other).view(width)
+            unequal = part.view(width) != other.view(width)
         else:
             unequal = ~((wide == wide_other) | (np.isnan(wide) & np.isnan(wide_other)))
         changed += int(np.count_nonzero(unequal))
-        with np.errstate(invalid="ignore"):
+        with np.errstate(all="ignore"):
             gap = np.abs(wide - wide_other)[unequal]
         worst = max(worst, float(np.max(np.where(np.isnan(gap), np.inf, gap), initial=0.0)))
         largest = max(largest, _largest(part))

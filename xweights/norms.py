@@ -1,7 +1,7 @@
 """Rules that scale by a norm, which is accumulated in float64.
 
-Owns :class:`MaxNorm`, :class:`UnitNorm`, :class:`ClipNorm`, :class:`SpectralNorm` and what ``per=`` means. Imports axes,
-backend (protocols), errors, parameter, rules and values. As in rules.py, only ``ops.*`` touches weights.
+Owns :class:`MaxNorm`, :class:`UnitNorm`, :class:`ClipNorm`, :class:`SpectralNorm` and what ``per=`` means. Imports
+axes, backend (protocols), errors, parameter, rules and values. As in rules.py, only ``ops.*`` touches weights.
 """
 
 from __future__ import annotations
@@ -102,6 +102,12 @@ class MaxNorm(_Scaled):
     """Scale each unit (one per index of the axes ``per``) down to an L2 norm of at most ``max``. Close (rtol 1e-6).
 
     Norms are accumulated in float64. A unit within the bound keeps its bits. Srebro & Shraibman, COLT 2005.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = xw.Params({"k": np.array([[3.0], [4.0]])}, axes={"k": ("in", "out")})
+        >>> xw.apply(w, xw.MaxNorm(1.0, per="out"), where="k"); w["k"].ravel()
+        array([0.6, 0.8])
     """
 
     max: float
@@ -130,6 +136,12 @@ class UnitNorm(_Scaled):
     """Scale each unit (one per index of the axes ``per``) to an L2 norm of 1; a zero unit stays zero.
 
     Close (rtol 1e-6).
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = xw.Params({"k": np.array([[3.0], [4.0]])}, axes={"k": ("in", "out")})
+        >>> xw.apply(w, xw.UnitNorm(per="out"), where="k"); w["k"].ravel()
+        array([0.6, 0.8])
     """
 
     per: Per
@@ -156,6 +168,12 @@ class ClipNorm(Rule):
     """Scale a whole parameter (or, ``scope="global"``, all together) down to an L2 norm of at most ``max``.
 
     Close (rtol 1e-6). Norms are accumulated in float64. Pascanu et al., ICML 2013, there for gradients.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = xw.Params({"k": np.array([[3.0], [4.0]])}, axes={"k": ("in", "out")})
+        >>> xw.apply(w, xw.ClipNorm(1.0), where="k"); w["k"].ravel()
+        array([0.6, 0.8])
     """
 
     max: float
@@ -175,7 +193,9 @@ class ClipNorm(Rule):
         need_floating(parameter, "clip_norm")
         return (np.asarray(self.max, FLOAT64), np.ones((), FLOAT64))
 
-    def measure(self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter]) -> Any:
+    def measure(
+        self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter], operands: Sequence[tuple[Any, ...]]
+    ) -> Any:
         total = None
         for _, w in sorted(zip((p.name for p in parameters), ws, strict=True), key=lambda pair: pair[0]):
             part = ops.sum_squares(w, None)
@@ -195,6 +215,12 @@ class SpectralNorm(Rule):
 
     The matrix is (all other axes, ``out``), or (all other axes, last axis) where there is no ``out``.
     Singular values come from a full decomposition in float64. Yoshida & Miyato, arXiv:1705.10941.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = xw.Params({"k": np.array([[3.0], [4.0]])}, axes={"k": ("in", "out")})
+        >>> xw.apply(w, xw.SpectralNorm(1.0), where="k"); w["k"].ravel()
+        array([0.6, 0.8])
     """
 
     max: float

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xweights.axes import Axes, Layout, Shape
+from xweights.axes import Axes, Layout, Shape, inputs_of, outputs_of
 
 if TYPE_CHECKING:
     from xweights.backend import Storage
@@ -79,6 +79,16 @@ class Parameter:
         return self.layout.axes
 
     @property
+    def inputs(self) -> Axes:
+        """The axes of a kernel that are summed over, spatial ones left out."""
+        return inputs_of(self.layout)
+
+    @property
+    def outputs(self) -> Axes:
+        """The axes of a kernel that its layer's output has."""
+        return outputs_of(self.layout)
+
+    @property
     def shape(self) -> Shape:
         """Shape in neutral order."""
         return self.layout.shape
@@ -111,7 +121,7 @@ class Parameter:
         """
         from xweights.reading import get_params
 
-        return get_params(self)[self.name]
+        return get_params(self, where=self)[self.name]
 
     def assign(self, value: Any) -> None:
         """Write ``value`` (neutral order) in place, checked as :func:`xweights.set_params` checks it.
@@ -122,7 +132,7 @@ class Parameter:
         """
         from xweights.writing import set_params
 
-        set_params(self, {self.name: value})
+        set_params(self, {self.name: value}, where=self)
 
     def renamed(self, prefix: str) -> Parameter:
         """Return the same parameter under ``prefix/``, as a list of targets names it."""

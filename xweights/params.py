@@ -30,7 +30,7 @@ class Params(Mapping[str, Array]):
         axes: Axis names by name; absent or None: unknown.
         roles: Roles by name; by default the last part of the name.
         gates: Order of packed gates by name.
-        layout: "neutral" (Keras' axis order) or "native" (as a framework stored it).
+        layout: "neutral" (Keras' axis order) or "native" (as a framework stored it; ``axes`` are then in that order).
 
     Raises:
         ArgumentError: a key that is no string, a value that is no array.
@@ -55,9 +55,9 @@ class Params(Mapping[str, Array]):
         self._arrays: dict[str, Array] = {
             name: host_array(value, what=repr(name)) for name, value in leaves(mapping).items()
         }
-        self._axes: dict[str, Axes | None] = {name: None for name in self._arrays}
+        self._axes: dict[str, Axes | None] = dict.fromkeys(self._arrays)
         self._roles = {name: last_part(name) for name in self._arrays}
-        self._gates: dict[str, tuple[str, ...] | None] = {name: None for name in self._arrays}
+        self._gates: dict[str, tuple[str, ...] | None] = dict.fromkeys(self._arrays)
         self.layout: LayoutName = layout
         problems = Problems("these Params don't fit together")
         kinds: tuple[tuple[Any, dict[str, Any]], ...] = (
@@ -174,7 +174,7 @@ class Params(Mapping[str, Array]):
                 problems.add(DtypeError, f"{name!r} is {array.dtype.name}", fix="use .select(...), or cast first")
         problems.check()
 
-    def _combine(self, other: Any, function: Callable[..., Array], sign: str, *, swapped: bool = False) -> Any:
+    def _combine(self, other: Any, function: Callable[..., Array], sign: str, *, swapped: bool = False) -> Params:
         self._check_kept(function, sign)
         if isinstance(other, (int, float, np.number)):
             arrays = {}
@@ -186,7 +186,7 @@ class Params(Mapping[str, Array]):
             self._check_twin(twin, sign)
             arrays = {name: np.asarray(function(array, twin._arrays[name])) for name, array in self._arrays.items()}
         else:
-            return NotImplemented
+            return NotImplemented  # type: ignore[no-any-return]
         made = self._subset(list(self._arrays))
         made._arrays = arrays
         return made

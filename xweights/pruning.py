@@ -3,7 +3,8 @@
 Owns the scores and the rule :class:`Prune`. Imports arrays, backend, errors, parameter, rules, smallest and values.
 
 Everything is decided on score vectors in one flat order: parameters by neutral name (code points), entries by neutral
-flat index. A tie goes to the smaller place in that order, which is dropped first; so the mask is the same on every backend.
+flat index. A tie goes to the smaller place in that order, which is dropped first; so the mask is the same on every
+backend.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ class Prune(Rule):
     """Drop the entries (or whole units, or blocks) with the smallest scores. Exact.
 
     The score of an entry is its magnitude, of a unit or block its L2 norm in float64, unless ``score`` says otherwise.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.Prune(count=1), where="w"); w["w"]
+        array([-2.,  0.])
     """
 
     fraction: float | None = None
@@ -49,7 +55,8 @@ class Prune(Rule):
         given = [word for word in ("fraction", "count", "threshold", "pattern") if getattr(self, word) is not None]
         if len(given) != 1:
             raise ArgumentError(
-                f"prune takes exactly one of fraction=, count=, threshold= and pattern=\ngot: {', '.join(given) or 'none'}"
+                "prune takes exactly one of fraction=, count=, threshold= and pattern=\n"
+                f"got: {', '.join(given) or 'none'}"
             )
         if self.fraction is not None:
             if isinstance(self.fraction, (int, np.integer)) or not is_number(self.fraction):
@@ -92,7 +99,13 @@ class Prune(Rule):
                 f"count={self.count} is more than {parameter.name!r} has\n"
                 f"shape: {parameter.shape}, {math.prod(shape)} {'entries' if shape == parameter.shape else 'units'}"
             )
-        return ()
+        # Made here and not while a step is traced, where NumPy may be make-believe.
+        limit = () if self.threshold is None else (self.bound_above(self._compared(parameter)),)
+        return limit if self.score is None or callable(self.score) else (*limit, given_score(self.score, parameter))
+
+    def _compared(self, parameter: Parameter) -> np.dtype[Any]:
+        """Return the dtype that scores are compared in: the weights' own, unless they are computed."""
+        return parameter.dtype if self.per is None and self.block is None and self.score is None else FLOAT64
 
     def units(self, parameter: Parameter) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Return (shape of the scores, shape to view the weights in, axes of that to sum over)."""
@@ -124,7 +137,7 @@ class Prune(Rule):
         return math.floor(float(self.fraction) * size + 0.5)
 
     def bound_above(self, dtype: np.dtype[Any]) -> Array:
-        """Return the smallest number above the threshold: ``score < it`` is ``score <= threshold``, and False for NaN."""
+        """Return the smallest number above the threshold: ``score < it`` is ``score <= threshold``; False for NaN."""
         exact = abs(float(self.threshold if self.threshold is not None else 0.0))
         dtype = dtype.newbyteorder("=")
         rounded = as_number(exact, dtype, what="threshold")
@@ -135,24 +148,31 @@ class Prune(Rule):
 
     # The traced way: the same selection, made of ops. (Eager code selects on the host: see smallest.py.)
 
-    def measure(self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter]) -> Any:
+    def measure(
+        self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter], operands: Sequence[tuple[Any, ...]]
+    ) -> Any:
         """Return the bool mask of each parameter, True = kept."""
-        scores = [self._score(w, ops, p) for w, p in zip(ws, parameters, strict=True)]
-        if self.scope == "each" or self.threshold is not None:
-            kept = [self._kept(score, ops, p.dtype) for score, p in zip(scores, parameters, strict=True)]
+        scores = [self._score(w, ops, p, some) for w, p, some in zip(ws, parameters, operands, strict=True)]
+        if self.threshold is not None:
+            kept = [
+                self._over(ops.cast(score, self._compared(p)), ops, some[0])
+                for score, p, some in zip(scores, parameters, operands, strict=True)
+            ]
+        elif self.scope == "each":
+            kept = [self._kept(score, ops) for score in scores]
         else:
             order = sorted(range(len(parameters)), key=lambda i: parameters[i].name)
             sizes = [math.prod(self.units(parameters[i])[0]) for i in order]
-            joined = self._kept(ops.concatenate([ops.cast(scores[i], FLOAT64) for i in order]), ops, FLOAT64)
+            joined = self._kept(ops.concatenate([ops.cast(scores[i], FLOAT64) for i in order]), ops)
             kept, start = [None] * len(order), 0
             for i, size in zip(order, sizes, strict=True):
                 kept[i], start = joined[start : start + size], start + size
         return [self._spread(one, ops, p) for one, p in zip(kept, parameters, strict=True)]
 
-    def _score(self, w: Any, ops: Ops, p: Parameter) -> Any:
+    def _score(self, w: Any, ops: Ops, p: Parameter, operands: tuple[Any, ...]) -> Any:
         shape, fine, others = self.units(p)
         if self.score is not None:
-            score = self.score(w) if callable(self.score) else ops.constant(given_score(self.score, p), w)
+            score = self.score(w) if callable(self.score) else operands[-1]
             if shape != fine:
                 score = ops.sum(ops.cast(ops.reshape(score, fine), FLOAT64), others)
         elif shape != fine:
@@ -164,12 +184,11 @@ class Prune(Rule):
         shape, order = self.groups(p)
         return ops.reshape(ops.transpose(score, order), shape)
 
-    def _kept(self, score: Any, ops: Ops, dtype: np.dtype[Any]) -> Any:
-        if self.threshold is not None:
-            wide = dtype if self.per is None and self.block is None and self.score is None else FLOAT64
-            score = ops.cast(score, wide)
-            small = ops.greater(ops.constant(self.bound_above(wide), score), score)
-            return ops.where(small, ops.constant(np.asarray(False), score), ops.constant(np.asarray(True), score))
+    def _over(self, score: Any, ops: Ops, limit: Any) -> Any:
+        no, yes = ops.constant(np.asarray(False), score), ops.constant(np.asarray(True), score)
+        return ops.where(ops.greater(limit, score), no, yes)
+
+    def _kept(self, score: Any, ops: Ops) -> Any:
         drop = self.dropped(int(score.shape[-1])) if self.pattern is None else self.pattern[1] - self.pattern[0]
         rank = ops.cast(ops.rank(score), np.dtype(np.int32))
         return ops.greater(rank, ops.constant(np.asarray(drop - 1, np.int32), score))
@@ -248,9 +267,9 @@ def host_masks(rule: Prune, parameters: Sequence[Parameter]) -> list[Array]:
     masks = []
     for mask, p in zip(kept, parameters, strict=True):
         _, fine, _ = rule.units(p)
-        if mask.shape != p.shape or rule.per is not None:  # what comes back is an array that its owner may edit
-            mask = np.broadcast_to(mask, fine).copy().reshape(p.shape)
-        masks.append(mask)
+        spread = mask.shape != p.shape or rule.per is not None
+        # What comes back is an array that its owner may edit.
+        masks.append(np.broadcast_to(mask, fine).copy().reshape(p.shape) if spread else mask)
     return masks
 
 

@@ -73,7 +73,7 @@ def get_params(target: Any, *, where: WhereLike = ..., layout: LayoutName = "neu
     neutral = layout == "neutral"
     return Params._made(
         arrays,
-        {p.name: p.layout.axes if neutral else None for p in chosen},
+        {p.name: p.layout.axes if neutral else p.layout.stored_axes for p in chosen},
         {p.name: p.role for p in chosen},
         {p.name: p.gates for p in chosen},
         layout,

@@ -1,6 +1,6 @@
 """Where twins' names differ: ``{"0/*": "dense/0/*"}``, target glob to twin glob.
 
-Owns :func:`renamer`. Imports errors and selecting.
+Owns :func:`renamer`. Imports errors.
 """
 
 from __future__ import annotations

@@ -8,14 +8,13 @@ weights (numbers, masks, deltas) is prepared on the host by :meth:`Rule.operands
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 
-from xweights.arrays import NumpyOps, blocks
+from xweights.arrays import NumpyOps, blocks, quick_sum
 from xweights.backend import Ops
 from xweights.errors import ArgumentError, DtypeError, NonfiniteError, ShapeError
 from xweights.parameter import Array, Parameter, is_floating, is_half
@@ -43,7 +42,12 @@ class Rule:
     joint: bool = False
     """True: :meth:`measure` looks at all selected parameters together, before any is changed."""
     random: bool = False
-    """True: draws numbers on the host, so a compiled step needs ``bound.draw(step)``; operands can't fail after check."""
+    """True: draws on the host, so a compiled step needs ``bound.draw(step)``; operands can't fail after check."""
+
+    @property
+    def by_dtype(self) -> bool:
+        """True if :meth:`operands` looks at a parameter's dtype only: it is then called once for each dtype."""
+        return False
 
     def check(self, parameter: Parameter) -> None:
         """Raise what :meth:`operands` would not notice."""
@@ -52,14 +56,16 @@ class Rule:
         """Return the host arrays the rule works with, checked against the parameter; raise what is wrong."""
         return ()
 
-    def measure(self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter]) -> Any:
-        """Return what a joint rule has to know of all the weights; passed on as ``shared``."""
+    def measure(
+        self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter], operands: Sequence[tuple[Any, ...]]
+    ) -> Any:
+        """Return what a joint rule has to know of all the weights: for ``shared``, or a list with one for each."""
         return None
 
     def measure_on_host(self, parameters: Sequence[Parameter]) -> Any:
         """Return the same in eager code; a rule may have a better way there."""
         views = [p.layout.to_neutral(p.storage.read(p.handle)) for p in parameters]
-        return self.measure(views, NumpyOps(), parameters)
+        return self.measure(views, NumpyOps(), parameters, [self.operands(p) for p in parameters])
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
         """Return the new weights. ``w`` is in neutral axis order; edits of ``ops`` may reuse its memory."""
@@ -70,19 +76,18 @@ class Rule:
         return False
 
     def __repr__(self) -> str:
-        try:
-            shown = ", ".join(f"{one.name}={_short(getattr(self, one.name))}" for one in fields(self))  # type: ignore[arg-type]
-        except TypeError:
-            shown = ""
-        return f"{type(self).__name__}({shown})"
+        if not is_dataclass(self):
+            return f"{type(self).__name__}()"
+        given = [one for one in fields(self) if getattr(self, one.name) is not one.default]
+        return f"{type(self).__name__}({', '.join(f'{one.name}={_short(getattr(self, one.name))}' for one in given)})"
 
 
 def _short(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    if shape:
-        return f"<array {shape}>"
-    if isinstance(value, dict) or hasattr(value, "keys"):
-        return f"<{len(value)} arrays by name>"
+    if getattr(value, "shape", None):
+        return f"<array {value.shape}>"
+    if hasattr(value, "keys"):
+        shown = ", ".join(f"{key!r}: {_short(value[key])}" for key in list(value)[:3])
+        return "{" + shown + (", ..." if len(value) > 3 else "") + "}"
     return repr(value)
 
 
@@ -92,9 +97,25 @@ def need_floating(parameter: Parameter, what: str) -> None:
         raise DtypeError(f"{what} is for floating-point parameters\n{parameter.name!r} is {parameter.dtype.name}")
 
 
+class _Elementwise(Rule):
+    """A rule whose fields are numbers, arrays, or mappings by name."""
+
+    @property
+    def by_dtype(self) -> bool:
+        # Rounding and checking two numbers takes 0.04 ms: for 1,000 parameters half of the time of a clip.
+        values = [getattr(self, one.name) for one in fields(self)]  # type: ignore[arg-type]
+        return all(isinstance(value, (int, float, type(None))) for value in values)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Fill(Rule):
-    """Set every entry to ``value``. Exact."""
+class Fill(_Elementwise):
+    """Set every entry to ``value``. Exact.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.Fill(1), where="w"); w["w"]
+        array([1., 1.])
+    """
 
     value: Any
 
@@ -106,8 +127,14 @@ class Fill(Rule):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Scale(Rule):
-    """Multiply by ``factor``. Exact."""
+class Scale(_Elementwise):
+    """Multiply by ``factor``. Exact.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.Scale(2), where="w"); w["w"]
+        array([-4.,  1.])
+    """
 
     factor: Any
 
@@ -119,8 +146,14 @@ class Scale(Rule):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Add(Rule):
-    """Add ``delta``. Exact."""
+class Add(_Elementwise):
+    """Add ``delta``. Exact.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.Add(1), where="w"); w["w"]
+        array([-1. ,  1.5])
+    """
 
     delta: Any
 
@@ -132,8 +165,14 @@ class Add(Rule):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Clip(Rule):
-    """Bring every entry into [low, high]: ``where(w < low, low, where(w > high, high, w))``; NaN stays NaN. Exact."""
+class Clip(_Elementwise):
+    """Bring every entry into [low, high]: ``where(w < low, low, where(w > high, high, w))``; NaN stays NaN. Exact.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.Clip(-1, 1), where="w"); w["w"]
+        array([-1. ,  0.5])
+    """
 
     low: Any = None
     high: Any = None
@@ -163,8 +202,14 @@ class Clip(Rule):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NonNegative(Rule):
-    """Set negative entries to +0.0; -0.0 and NaN stay. Exact."""
+class NonNegative(_Elementwise):
+    """Set negative entries to +0.0; -0.0 and NaN stay. Exact.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.NonNegative(), where="w"); w["w"]
+        array([0. , 0.5])
+    """
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
         return (np.zeros((), parameter.dtype),)
@@ -175,13 +220,19 @@ class NonNegative(Rule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Mask(Rule):
-    """Keep the entries where ``keep`` is True; the others become +0.0, whatever they were. Exact."""
+    """Keep the entries where ``keep`` is True; the others become +0.0, whatever they were. Exact.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.Mask(np.array([False, True])), where="w"); w["w"]
+        array([0. , 0.5])
+    """
 
     keep: Any
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
         mask = operand(self.keep, parameter, what="keep", dtype=np.dtype(np.bool_))
-        return (np.broadcast_to(mask, parameter.shape),)
+        return (mask if mask.shape == parameter.shape else np.broadcast_to(mask, parameter.shape),)
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
         return ops.keep(w, operands[0])
@@ -225,19 +276,14 @@ class Function(Rule):
 
 def check_finite(array: Array, what: str) -> None:
     """Refuse NaN and infinity. One pass without a temporary: a finite sum of finite numbers is the common case."""
-    if not is_floating(array.dtype) or (not is_half(array.dtype) and np.isfinite(_quick_sum(array))):
+    if not is_floating(array.dtype) or (not is_half(array.dtype) and np.isfinite(quick_sum(array))):
         return
     cuts = blocks(array.shape)
-    bad = array.size - sum(int(np.count_nonzero(np.isfinite(array[cut]))) for cut in cuts)
+    with np.errstate(invalid="ignore"):  # a signalling NaN of a half type
+        bad = array.size - sum(int(np.count_nonzero(np.isfinite(array[cut]))) for cut in cuts)
+        nan = sum(int(np.count_nonzero(np.isnan(array[cut]))) for cut in cuts) if bad else 0
     if bad:
-        nan = sum(int(np.count_nonzero(np.isnan(array[cut]))) for cut in cuts)
         raise NonfiniteError(
             f"{what} has {bad:,} non-finite entries ({nan:,} NaN, {bad - nan:,} infinite) of {array.size:,}\n"
             "Fix: allow_nonfinite=True if that is meant"
         )
-
-
-def _quick_sum(array: Array) -> Any:
-    with np.errstate(over="ignore", invalid="ignore"):
-        # Over all axes at once: NumPy then walks the array the way it lies in memory.
-        return np.add.reduce(array, axis=None)

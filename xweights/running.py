@@ -125,7 +125,9 @@ def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Ar
     problems = Problems(f"{call} can't be done, and nothing was changed")
     if not chosen:
         problems.add(SelectionError, "the target has no parameters at all")
-    prepared = []
+    prepared: list[tuple[Array, ...]] = []
+    known: dict[Any, tuple[Array, ...]] = {}
+    by_dtype = rule.by_dtype
     for parameter in chosen:
         reason = parameter.storage.refusal(parameter.handle, writing=True)
         if reason is not None:
@@ -134,7 +136,10 @@ def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Ar
         try:
             rule.check(parameter)
             # Random operands are as large as the weights: drawn one parameter at a time, when it is their turn.
-            prepared.append(() if rule.random else rule.operands(parameter))
+            key = parameter.dtype if by_dtype else len(prepared)
+            if key not in known:
+                known[key] = () if rule.random else rule.operands(parameter)
+            prepared.append(known[key])
         except XweightsError as wrong:
             problems.add(type(wrong), str(wrong))
     problems.check()
@@ -143,7 +148,7 @@ def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Ar
 
 def execute(rule: Rule, chosen: Sequence[Parameter], prepared: Sequence[tuple[Array, ...]]) -> None:
     """Edit in eager code. Built-in rules can't fail any more; what runs foreign code is backed up."""
-    foreign = type(rule).__module__.partition(".")[0] != __name__.partition(".")[0] or isinstance(rule, Function)
+    foreign = is_foreign(rule)
     risky = [p for p in chosen if foreign or p.storage.fallible]
     with ExitStack() as stack:
         if not foreign:
@@ -157,6 +162,11 @@ def execute(rule: Rule, chosen: Sequence[Parameter], prepared: Sequence[tuple[Ar
         for position in fallible_first(chosen):
             mine = shared[position] if isinstance(shared, list) else shared
             edit_one(rule, chosen[position], prepared[position], mine)
+
+
+def is_foreign(rule: Rule) -> bool:
+    """Return True for code that isn't ours: it may fail halfway, and what it does may not be compiled away."""
+    return type(rule).__module__.partition(".")[0] != __name__.partition(".")[0] or isinstance(rule, Function)
 
 
 def fallible_first(chosen: Sequence[Parameter]) -> list[int]:
@@ -314,7 +324,8 @@ class Bound:
         self._run = self._edit_all
         if len(self._storages) == 1:
             backend = backend_for(self._steps[0].leaf_of())
-            self._run = self._edit_quietly if backend is None else backend.compiled(self._edit_all)
+            quick = backend is not None and not is_foreign(rule)
+            self._run = backend.compiled(self._edit_all) if backend is not None and quick else self._edit_quietly
         if rule.joint and len({step.ops.name for step in self._steps}) > 1:
             raise ArgumentError(
                 f"{rule!r} looks at all parameters together, and these are of several frameworks\n"
@@ -340,7 +351,9 @@ class Bound:
         rule = self.rule
         leaves = [step.storage.leaf(step.handle, native=True) for step in self._steps]
         ws = [to_neutral(s.ops, leaf, s.layout) for s, leaf in zip(self._steps, leaves, strict=True)]
-        shared = rule.measure(ws, self._steps[0].ops, self.parameters) if rule.joint else None
+        shared = None
+        if rule.joint:
+            shared = rule.measure(ws, self._steps[0].ops, self.parameters, [step.operands for step in self._steps])
         for position, step in enumerate(self._steps):
             if step.storage is not storage:
                 continue

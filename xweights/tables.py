@@ -10,6 +10,7 @@ def render(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     from io import StringIO
 
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
 
@@ -21,6 +22,10 @@ def render(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     for row in rows:
         table.add_row(*row)
     out = StringIO()
-    widest = sum(max([len(h), *(len(row[i]) for row in rows)]) + 4 for i, h in enumerate(head)) + 4
-    Console(file=out, width=max(widest, 40), color_system=None, markup=False, highlight=False).print(table)
+    widest = sum(max(cell_len(one) for one in (h, *(row[i] for row in rows))) + 4 for i, h in enumerate(head)) + 4
+    # Names are shown as they are: no markup, no :emoji:, and as text in a notebook too.
+    Console(
+        file=out, width=max(widest, 40), color_system=None, markup=False, emoji=False, highlight=False,
+        force_jupyter=False, force_terminal=False,
+    ).print(table)  # fmt: skip
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

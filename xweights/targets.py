@@ -5,19 +5,34 @@ Owns :func:`open_target` and the mapping adapter. Imports arrays, axes, backend,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 
 from xweights.arrays import NumpyStorage
 from xweights.axes import plain_layout
-from xweights.backend import Storage, backend_for, doors, roots
-from xweights.errors import ArgumentError, TargetError, UseBindError
+from xweights.backend import Storage, backend_for, doors, loaded, roots
+from xweights.errors import TargetError, UseBindError
 from xweights.parameter import Array, Parameter
-from xweights.params import Params, last_part
+from xweights.params import Params, last_part, leaves
 
 NUMPY = NumpyStorage()
+
+
+class _Fleeting(NumpyStorage):
+    """Arrays of a mapping that makes them anew at each look, as an open .npz file does."""
+
+    def refusal(self, handle: Array, *, writing: bool) -> str | None:
+        return (
+            "its mapping makes the array anew at each look, so the edit would be lost; pass dict(...)"
+            if writing
+            else None
+        )
+
+
+FLEETING = _Fleeting()
 
 
 def open_target(target: Any, *, bind_line: str = "bound = xweights.bind(target, rule, where=...)") -> list[Parameter]:
@@ -25,8 +40,15 @@ def open_target(target: Any, *, bind_line: str = "bound = xweights.bind(target, 
 
     ``bind_line`` is the corrected call that UseBindError shows inside a compiled step which can't trace us.
     """
+    if any(one.tracing() == "refuse" for one in loaded()):
+        raise UseBindError(
+            "this call is inside a compiled step that can't trace it\n"
+            "Fix: select once, outside of the step, and call what comes back inside:\n"
+            f"    {bind_line}\n"
+            "    ... and in the compiled step: bound()"
+        )
     if isinstance(target, Parameter):
-        return [target]
+        return [_asked_for(target)]
     if isinstance(target, Mapping):
         return _mapping_parameters(target)
     if isinstance(target, (list, tuple)):
@@ -36,13 +58,6 @@ def open_target(target: Any, *, bind_line: str = "bound = xweights.bind(target, 
     backend = backend_for(target)
     if backend is None:
         raise _unknown(target)
-    if backend.tracing() == "refuse":
-        raise UseBindError(
-            "this call is inside a compiled step that can't trace it\n"
-            "Fix: select once, outside of the step, and call what comes back inside:\n"
-            f"    {bind_line}\n"
-            "    ... and in the compiled step: bound()"
-        )
     adapter = backend.adapter(target)
     if adapter is None:
         if backend.is_tensor(target):
@@ -54,7 +69,8 @@ def open_target(target: Any, *, bind_line: str = "bound = xweights.bind(target, 
 def tracing(target: Any) -> bool:
     """Return True while a compiled step is being traced that a verb on ``target`` becomes a part of."""
     if isinstance(target, Parameter):
-        return _traced_handle(target)
+        # Its backend can't be told from every kind of handle, and no two of them trace at once.
+        return not isinstance(target.storage, NumpyStorage) and any(one.tracing() == "inline" for one in loaded())
     if isinstance(target, (list, tuple)):
         return any(tracing(one) for one in target)
     if isinstance(target, (Mapping, np.ndarray)):
@@ -63,21 +79,45 @@ def tracing(target: Any) -> bool:
     return backend is not None and backend.tracing() == "inline"
 
 
-def _traced_handle(parameter: Parameter) -> bool:
-    backend = backend_for(parameter.handle)
-    return backend is not None and backend.tracing() == "inline"
+def places(target: Any) -> list[tuple[MutableMapping[str, Any], str, Any]]:
+    """Return (mapping, key, value) of each leaf of a target that its owner could replace by another object."""
+    if isinstance(target, (list, tuple)):
+        return [place for one in target for place in places(one)]
+    found: list[tuple[MutableMapping[str, Any], str, Any]] = []
+    if isinstance(target, Mapping):
+        for key, value in target.items():
+            if isinstance(value, Mapping):
+                found += places(value)
+            elif isinstance(target, MutableMapping):
+                found.append((target, key, value))
+    return found
+
+
+def _asked_for(parameter: Parameter) -> Parameter:
+    """Whoever passes a parameter has named it, so it isn't hidden any more."""
+    if parameter.hidden:
+        parameter = copy(parameter)
+        parameter.hidden = False
+    return parameter
 
 
 def _mapping_parameters(target: Mapping[str, Any]) -> list[Parameter]:
-    found: dict[int, Parameter] = {}
+    found: dict[Hashable, Parameter] = {}
     known = target if isinstance(target, Params) else None
-    for name, value in _leaves(target):
-        if id(value) in found:
-            found[id(value)].aliases += (name,)
-            continue
+    named = leaves(target)
+    lasting = isinstance(target, (dict, Params)) or all(
+        target[k] is v for k, v in list(named.items())[:1] if k in target
+    )
+    for name, value in named.items():
         storage, host = _leaf_storage(name, value)
-        axes = None if known is None or known.layout == "native" else known.axes[name]
-        found[id(value)] = Parameter(
+        key = (type(storage), storage.identity(value))
+        if key in found:
+            found[key].aliases += (name,)
+            continue
+        if storage is NUMPY and not lasting:
+            storage = FLEETING
+        axes = None if known is None else known.axes[name]
+        found[key] = Parameter(
             name=name,
             native_name=name,
             layout=plain_layout(host.shape, axes),
@@ -93,6 +133,8 @@ def _mapping_parameters(target: Mapping[str, Any]) -> list[Parameter]:
 
 def _leaf_storage(name: str, value: Any) -> tuple[Storage, Array]:
     if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biufV" or value.dtype.names:
+            raise TargetError(f"{name!r} holds no real numbers\ngot: an array of {value.dtype}")
         return NUMPY, value
     backend = backend_for(value)
     if backend is None or isinstance(value, np.generic):
@@ -101,32 +143,32 @@ def _leaf_storage(name: str, value: Any) -> tuple[Storage, Array]:
             f"got:      {type(value).__module__}.{type(value).__qualname__}\n"
             "expected: a NumPy array (or a tensor or variable of an installed framework)"
         )
-    return backend.storage(value), backend.to_host(value)
-
-
-def _leaves(target: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in target.items():
-        if not isinstance(key, str):
-            raise ArgumentError(f"the names of weights are strings\ngot: {key!r} ({type(key).__name__})")
-        if isinstance(value, Mapping):
-            found += _leaves(value, f"{prefix}{key}/")
-        else:
-            found.append((prefix + key, value))
-    return found
+    try:
+        return backend.storage(value), backend.to_host(value)
+    except TargetError as wrong:
+        raise TargetError(f"{name!r}: {wrong}") from None
 
 
 def _listed_parameters(targets: Sequence[Any], bind_line: str) -> list[Parameter]:
     if not targets:
         raise TargetError("an empty list is no target")
-    if all(isinstance(one, Parameter) for one in targets):
-        return list(targets)
     # The same array may sit in two of the targets; it is still one parameter.
-    seen: dict[tuple[int, int], Parameter] = {}
+    seen: dict[Hashable, Parameter] = {}
+    if all(isinstance(one, Parameter) for one in targets):
+        for given in targets:
+            seen.setdefault((type(given.storage), given.storage.identity(given.handle)), _asked_for(given))
+        names = [one.name for one in seen.values()]
+        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+        if twice is not None:
+            raise TargetError(
+                f"two of these parameters have the name {twice!r}\n"
+                "Fix: pass the models as a list, [a, b]: names then begin with 0/ and 1/"
+            )
+        return list(seen.values())
     for position, target in enumerate(targets):
         for parameter in open_target(target, bind_line=bind_line):
             one = parameter.renamed(str(position))
-            key = (id(type(one.storage)), id(one.handle))
+            key = (type(one.storage), one.storage.identity(one.handle))
             if key in seen:
                 seen[key].aliases += (one.name, *one.aliases)
             else:
@@ -154,10 +196,12 @@ def _unknown(target: Any) -> TargetError:
     text = (
         f"xweights can't reach weights in this object\n"
         f"got:      {shown}\n"
-        f"expected: a model, layer, module or variable of an installed backend, a mapping of arrays, or a list of these\n"
+        "expected: a model, layer, module or variable of an installed backend, a mapping of arrays, "
+        "or a list of these\n"
         f"installed backends: {installed}"
     )
     if family and not (set(family) & doors().keys()):
         # Not BackendMissingError alone: whoever passed a wrong object expects a TypeError.
-        text += f"\nFix: if {family[0]!r} is a framework, install its backend: python -m pip install 'xweights-nn[{family[0]}]'"
+        command = f"python -m pip install 'xweights-nn[{family[0]}]'"
+        text += f"\nFix: if {family[0]!r} is a framework, install its backend: {command}"
     return TargetError(text)

@@ -5,8 +5,9 @@ Owns :func:`snapshot` and :func:`transaction`. Imports errors, parameter, readin
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from xweights import ledger
 from xweights.errors import TraceError
@@ -14,7 +15,7 @@ from xweights.parameter import Parameter
 from xweights.reading import check_readable
 from xweights.running import guarded, uninterrupted
 from xweights.selecting import WhereLike, select
-from xweights.targets import open_target, tracing
+from xweights.targets import open_target, places, tracing
 
 
 class Snapshot:
@@ -26,8 +27,12 @@ class Snapshot:
         array([0.])
     """
 
-    def __init__(self, parameters: list[Parameter]) -> None:
+    def __init__(
+        self, parameters: list[Parameter], places: Sequence[tuple[MutableMapping[str, Any], str, Any]] = ()
+    ) -> None:
         self.parameters = tuple(parameters)
+        mine = {id(p.handle) for p in parameters}
+        self._places = [place for place in places if id(place[2]) in mine]
         self._kept = [(p, p.storage.backup(p.handle), p.trainable) for p in parameters]
 
     def restore(self) -> None:
@@ -37,6 +42,10 @@ class Snapshot:
                 p.storage.restore(p.handle, backup)
                 if p.trainable != trainable:
                     p.storage.set_trainable(p.handle, trainable)
+            # `weights["b"] = other` puts another array in the place of ours.
+            for mapping, key, value in self._places:
+                if mapping.get(key) is not value:
+                    mapping[key] = value
         ledger.obey(self.parameters)
 
     def __repr__(self) -> str:
@@ -63,7 +72,7 @@ def snapshot(target: Any, *, where: WhereLike = ...) -> Snapshot:
         raise TraceError("a snapshot can't be taken inside a compiled step\nFix: take it before the step")
     chosen = select(open_target(target), where)
     check_readable(chosen)
-    return Snapshot(chosen)
+    return Snapshot(chosen, places(target))
 
 
 class Transaction:
@@ -71,24 +80,24 @@ class Transaction:
 
     def __init__(self, target: Any, where: WhereLike) -> None:
         self._target, self._where = target, where
-        self._snapshot: Snapshot | None = None
+        self._snapshots: list[Snapshot] = []  # one for each time it was entered
 
-    def __enter__(self) -> Transaction:
-        self._snapshot = snapshot(self._target, where=self._where)
+    def __enter__(self) -> Self:
+        self._snapshots.append(snapshot(self._target, where=self._where))
         return self
 
     def rollback(self) -> None:
         """Restore the state at the beginning of the block, and go on."""
-        if self._snapshot is None:
+        if not self._snapshots:
             raise TraceError("this transaction has not begun\nFix: with transaction(target) as tx: ... tx.rollback()")
-        self._snapshot.restore()
+        self._snapshots[-1].restore()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self._snapshot is not None:
-            self._snapshot.restore()
-        self._snapshot = None
+        before = self._snapshots.pop()
+        if kind is not None:
+            before.restore()
 
 
 def transaction(target: Any, *, where: WhereLike = ...) -> Transaction:

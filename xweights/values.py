@@ -64,7 +64,7 @@ def _exact(value: Any) -> int | float:
     return int(value) if np.asarray(value).dtype.kind in "iu" else float(value)
 
 
-def _double(exact: int | float, dtype: np.dtype[Any]) -> Array:
+def _double(exact: float, dtype: np.dtype[Any]) -> Array:
     try:
         double = np.asarray(exact, np.float64)
     except OverflowError:  # an int beyond every float
@@ -147,7 +147,9 @@ def host_array(value: Any, *, what: str = "the value", dtype: np.dtype[Any] | No
 
 def _all_numbers(values: Sequence[Any]) -> bool:
     return all(
-        _all_numbers(one) if isinstance(one, (list, tuple)) else isinstance(one, (int, float)) and not isinstance(one, bool)
+        _all_numbers(one)
+        if isinstance(one, (list, tuple))
+        else isinstance(one, (int, float)) and not isinstance(one, bool)
         for one in values
     )
 
@@ -175,7 +177,7 @@ def cast_exactly(array: Array, dtype: np.dtype[Any], *, what: str, cast: bool = 
 
 
 def operand(value: Any, parameter: Parameter, *, what: str, dtype: np.dtype[Any] | None = None) -> Array:
-    """Return ``value`` (a number, an array, or a mapping by name) for one parameter: 0-d, or broadcastable to its shape.
+    """Return ``value`` (a number, an array, a mapping by name) for one parameter: 0-d, or broadcastable to its shape.
 
     An array is in neutral order. Its dtype may differ only where no value changes.
     """
@@ -194,7 +196,8 @@ def operand(value: Any, parameter: Parameter, *, what: str, dtype: np.dtype[Any]
         return as_number(value, wanted, what=what)
     array = host_array(value, what=what, dtype=wanted)
     try:
-        fits = np.broadcast_shapes(array.shape, parameter.shape) == parameter.shape
+        # Comparing first: broadcasting shapes costs as much as editing a small array.
+        fits = array.shape == parameter.shape or np.broadcast_shapes(array.shape, parameter.shape) == parameter.shape
     except ValueError:
         fits = False
     if not fits:

@@ -4,7 +4,7 @@ Owns fill, scale, add, clip, clip_norm, max_norm, unit_norm, non_negative, spect
 set_entries. Imports initializers, params, pruning, randomness, rules, running, selecting and targets.
 
 Every verb takes a target first: a model, layer, module or variable of an installed framework, a mapping of arrays, or
-a list of these. ``where=`` selects (DESIGN: a glob, a name, ``role(...)``, ``layer(...)``, a function, a list, ``...``);
+a list of these. ``where=`` selects (a glob, a name, ``role(...)``, ``layer(...)``, a function, a list, ``...``);
 nothing is written unless everything can be.
 """
 
@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from xweights.entries import SetEntries
 from xweights import ledger
+from xweights.entries import SetEntries
 from xweights.errors import SelectionError
 from xweights.initializers import Init, Initializer
 from xweights.norms import ClipNorm, MaxNorm, Per, Scope, SpectralNorm, UnitNorm
 from xweights.params import Params
 from xweights.pruning import Pattern, Prune, Score, host_masks
 from xweights.randomness import Noise
+from xweights.renaming import Names
 from xweights.rules import Add, Clip, Fill, Mask, NonNegative, Scale
 from xweights.running import bind_line, execute, prepare, run
 from xweights.selecting import DEFAULT_EDITED, DEFAULT_KERNELS, WhereLike, select
@@ -90,7 +91,8 @@ def clip(target: Any, low: Any = None, high: Any = None, *, where: WhereLike | N
 
     Args:
         target: What holds the weights.
-        low, high: A number, an array, a mapping by name, or None for no bound.
+        low: A number, an array, a mapping by name, or None for no bound.
+        high: The same.
         where: Default: trainable floating-point parameters.
 
     Exact: ``where(w < low, low, where(w > high, high, w))``, so -0.0 stays -0.0.
@@ -210,16 +212,19 @@ def noise(
     seed: int,
     step: int = 0,
     where: WhereLike | None = None,
+    names: Names | None = None,
 ) -> None:
-    """Add random numbers: normal with ``std``, or uniform in [low, high).
+    """Add random numbers: normal with ``std``, or uniform between ``low`` and ``high``.
 
     Args:
         target: What holds the weights.
         std: Standard deviation, >= 0.
-        low, high: Bounds of uniform noise instead.
+        low: Lower bound of uniform noise instead.
+        high: Its upper bound, reached by rounding only.
         seed: With the neutral name and ``step`` it decides the numbers, on every framework the same.
         step: Another step gives other numbers.
         where: Default: trainable floating-point parameters.
+        names: ``{"0/*": "dense/0/*"}``: draw under a twin's names, and so the twin's numbers.
 
     Exact: drawn and scaled on the host, in neutral order. Inside a compiled step, bind it first and call
     ``bound.draw(step)`` before each step. Raises ArgumentError, SelectionError, DtypeError, UseBindError, WriteError.
@@ -229,11 +234,19 @@ def noise(
         >>> w = {"b": np.zeros(2, np.float32)}; xw.noise(w, 0.1, seed=0); bool(w["b"].all())
         True
     """
-    rule = Noise(std, low, high, seed, step)
+    rule = Noise(std, low, high, seed, step, names)
     run(target, rule, where=where, call="noise")
 
 
-def init(target: Any, initializer: Initializer, *, seed: int, where: WhereLike | None = None, **options: Any) -> None:
+def init(
+    target: Any,
+    initializer: Initializer,
+    *,
+    seed: int,
+    where: WhereLike | None = None,
+    names: Names | None = None,
+    **options: Any,
+) -> None:
     """Replace the selected weights by initial ones, the same bytes in every framework.
 
     Args:
@@ -244,6 +257,7 @@ def init(target: Any, initializer: Initializer, *, seed: int, where: WhereLike |
             ``(shape, generator, **options) -> array`` in neutral order.
         seed: With the neutral name it decides the numbers.
         where: Default: kernels and embeddings.
+        names: ``{"0/*": "dense/0/*"}``: draw under a twin's names, and so the twin's numbers.
         **options: The initializer's.
 
     Exact. torch's kaiming_normal and xavier_normal are not truncated, Keras' he_normal and glorot_normal are: both are
@@ -256,7 +270,7 @@ def init(target: Any, initializer: Initializer, *, seed: int, where: WhereLike |
         array([[1., 0.],
                [0., 1.]])
     """
-    run(target, Init(initializer, seed, options), where=where, call="init", default=DEFAULT_KERNELS)
+    run(target, Init(initializer, seed, options, names), where=where, call="init", default=DEFAULT_KERNELS)
 
 
 def mask(target: Any, keep: Any, *, where: WhereLike | None = None) -> None:

@@ -6,7 +6,7 @@ running, selecting, targets and values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, ValuesView
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,13 @@ from xweights.errors import (
     got_expected,
     near,
 )
+from xweights.naming import NameIndex, named
 from xweights.parameter import COUNTERS, Array, Parameter
-from xweights.params import LayoutName, Params, last_part
+from xweights.params import LayoutName, Params, last_part, leaves
 from xweights.renaming import Names, renamer
 from xweights.rules import check_finite
-from xweights.running import guarded, undone_on_error, uninterrupted
-from xweights.selecting import WhereLike, named, select
+from xweights.running import detached, fallible_first, guarded, undone_on_error, uninterrupted
+from xweights.selecting import WhereLike, select
 from xweights.targets import open_target
 from xweights.values import cast_exactly, host_array
 
@@ -59,8 +60,8 @@ def set_params(
         names: ``{"0/*": "dense/0/*"}`` where the names of target and values differ (target glob: values' glob).
 
     Exact: the very bits. The caller's arrays are never aliased; optimizer state is not touched.
-    Raises SelectionError (missing, unknown), ShapeError, DtypeError, NonfiniteError, LayoutError, WriteError: all that is
-    wrong at once, as one error that is of each of these kinds.
+    Raises SelectionError (missing, unknown), ShapeError, DtypeError, NonfiniteError, LayoutError, WriteError: all that
+    is wrong at once, as one error that is of each of these kinds.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -76,23 +77,28 @@ def set_params(
     pairs = _matched(values, chosen, everything, strict, renamer(names), problems)
     order = values.layout if isinstance(values, Params) else layout
     writes: list[tuple[Parameter, Array]] = []
+    axes = values.axes if isinstance(values, Params) else {}
+    gates = values.gates if isinstance(values, Params) else {}
     for p, key, value in pairs:
         reason = p.storage.refusal(p.handle, writing=True)
         if reason is not None:
             problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
             continue
         try:
-            array = fitted(value, p, order, axes=_known(values, "axes", key), gates=_known(values, "gates", key))
-            array = cast_exactly(array, p.dtype, what=repr(p.name), cast=cast)
+            array = fitted(value, p, order, axes=axes.get(key or ""), gates=gates.get(key or ""))
+            if array.dtype != p.dtype:
+                array = cast_exactly(array, p.dtype, what=repr(p.name), cast=cast)
             if not allow_nonfinite:
                 check_finite(array, repr(p.name))
             writes.append((p, array))
         except XweightsError as wrong:
             problems.add(type(wrong), str(wrong))
     problems.check()
-    with guarded(chosen), undone_on_error([p for p, _ in writes if p.storage.fallible]), uninterrupted():
-        for p, array in writes:
-            p.storage.write(p.handle, array)
+    written = [p for p, _ in writes]
+    arrays = detached(written, [(array,) for _, array in writes])
+    with uninterrupted(), guarded(chosen), undone_on_error([p for p in written if p.storage.fallible]):
+        for position in fallible_first(written):
+            written[position].storage.write(written[position].handle, arrays[position][0])
     ledger.obey(chosen)
 
 
@@ -100,13 +106,17 @@ def fitted(
     value: Any, p: Parameter, order: LayoutName, *, axes: tuple[str, ...] | None, gates: tuple[str, ...] | None
 ) -> Array:
     """Return a value in the stored order and shape of a parameter, transposed by axis name where names are known."""
-    array = host_array(value, what=repr(p.name))
+    array = (
+        value
+        if type(value) is np.ndarray and value.dtype == p.dtype
+        else host_array(value, what=repr(p.name), dtype=p.dtype)
+    )
     if gates is not None and p.gates is not None and gates != p.gates:
         raise LayoutError(
             f"{p.name!r} packs its gates in another order\n{got_expected(', '.join(gates), ', '.join(p.gates))}\n"
             "Fix: reorder them by hand, or port the model, which knows the recipes of both layers"
         )
-    if order == "native":
+    if order == "native" and (axes is None or p.axes is None):
         if array.shape != p.layout.stored:
             raise ShapeError(f"{p.name!r} (native order)\n{got_expected(array.shape, p.layout.stored)}")
         return array
@@ -127,10 +137,6 @@ def _axes_text(p: Parameter) -> str:
     return "" if p.axes is None else f" ({', '.join(p.axes)})"
 
 
-def _known(values: Any, what: str, key: str | None) -> Any:
-    return getattr(values, what).get(key) if isinstance(values, Params) and key is not None else None
-
-
 def _matched(
     values: Any,
     chosen: Sequence[Parameter],
@@ -139,25 +145,43 @@ def _matched(
     renamed: Any,
     problems: Problems,
 ) -> list[tuple[Parameter, str | None, Any]]:
-    if isinstance(values, np.ndarray) or values is None or isinstance(values, (str, bytes)):
+    if not isinstance(values, (Mapping, list, tuple, ValuesView, Iterator)):
         raise ArgumentError(f"values= is a mapping by name, Params, or a list\ngot: {type(values).__name__}")
     if not isinstance(values, Mapping):
         given = list(values)
         if len(given) != len(chosen):
             problems.add(
                 ShapeError,
-                f"a list of values goes by position\n{got_expected(f'{len(given)} values', f'{len(chosen)} parameters')}",
+                "a list of values goes by position\n"
+                + got_expected(f"{len(given)} values", f"{len(chosen)} parameters"),
                 fix="use names, which can't shift",
             )
             return []
         return [(p, None, value) for p, value in zip(chosen, given, strict=True)]
-    flat = values if isinstance(values, Params) else Params(values)
+    flat: Mapping[str, Any] = values if isinstance(values, Params) else leaves(values)
     by_key: dict[str, Parameter] = {}
     wanted = {id(p) for p in chosen}
-    back = {renamed(name): p for p in everything for name in (p.name, *p.aliases)}
+    back: dict[str, list[Parameter]] = {}
+    for p in everything:
+        for name in (p.name, *p.aliases):
+            back.setdefault(renamed(name), []).append(p)
+    by_native = {} if isinstance(values, Params) else {p.native_name: p for p in everything}
+    index = NameIndex(everything)
     for key in flat:
-        found = [back[key]] if key in back else named(key, everything)
-        if not found:
+        found = back.get(key, [])
+        try:
+            found = found or named(key, index)
+        except SelectionError as wrong:
+            problems.add(SelectionError, str(wrong))
+            continue
+        if key in by_native and not any(one is by_native[key] for one in found):
+            found = [*found, by_native[key]]
+        if len(found) > 1:
+            meant = ", ".join(f"{p.name!r} (native {p.native_name!r})" for p in found)
+            problems.add(
+                SelectionError, f"{key!r} could mean {len(found)} parameters\n{meant}", fix="pass Params, or names="
+            )
+        elif not found:
             if last_part(key) not in COUNTERS:
                 problems.add(
                     SelectionError, f"{key!r} is no parameter of the target\n{near(key, [p.name for p in everything])}"

@@ -36,7 +36,10 @@ except ImportError:  # not public: without it an operation is tried, which takes
 
 
 HOST = NumpyOps()
-_BITS = {1: np.dtype(np.int8), 2: np.dtype(np.int16), 4: np.dtype(np.int32), 8: np.dtype(np.int64)}
+# It was in jax.experimental before JAX 0.8.
+_has_enable_x64: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
+_ShapeDtypeStruct: Any = jax.ShapeDtypeStruct
+_BITS: dict[int, Any] = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -47,10 +50,7 @@ def tracing() -> bool:
 
 def x64() -> Any:
     """Return the context in which float64 exists."""
-    enable = getattr(jax, "enable_x64", None)
-    if enable is None:  # before 0.8
-        from jax.experimental import enable_x64 as enable
-    return enable(True)
+    return _has_enable_x64.enable_x64(True)
 
 
 def _in_x64(method: Method) -> Method:
@@ -138,8 +138,8 @@ class JaxOps:
     def rank(self, x: Any) -> Any:
         if _is_near(x):
             return jnp.array(HOST.rank(np.asarray(x)))
-        order = jnp.argsort(_sort_key(x), stable=True)
-        return jnp.zeros(x.shape, jnp.int64).at[order].set(jnp.arange(x.size, dtype=jnp.int64))
+        order = jnp.argsort(_sort_key(x), axis=-1, stable=True)
+        return jnp.argsort(order, axis=-1).astype(jnp.int64)
 
     @_in_x64
     def abs(self, x: Any) -> Any:
@@ -217,7 +217,7 @@ class JaxOps:
         if not tracing():
             return jnp.array(buffer.value, copy=True)
         # An array would be built into the compiled step; a call to the host isn't.
-        return io_callback(lambda: buffer.value, jax.ShapeDtypeStruct(buffer.value.shape, buffer.value.dtype))
+        return io_callback(lambda: buffer.value, _ShapeDtypeStruct(buffer.value.shape, buffer.value.dtype))
 
 
 def _bits(x: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import keras
@@ -32,12 +33,19 @@ class KerasAdapter:
             found = [_single(target)]
         else:
             now = signature(target)
-            kept = self._kept.get(target)
+            kept = self._known(target)
             if kept is None or kept[0] != now:
                 kept = (now, _walked(target))
-                self._kept[target] = kept
+                with suppress(TypeError):  # a layer that defines its own equality and no hash
+                    self._kept[target] = kept
             found = list(kept[1])
         return found
+
+    def _known(self, target: Any) -> tuple[list[Any], list[Parameter]] | None:
+        try:
+            return self._kept.get(target)
+        except TypeError:
+            return None
 
 
 def _walked(target: Any) -> list[Parameter]:

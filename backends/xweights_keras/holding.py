@@ -14,7 +14,7 @@ from typing import Any
 
 import keras
 
-from xweights.backend import HeldChain, backend_for
+from xweights.backend import HeldChain
 from xweights.errors import HoldError, Problems, StaleTrainFunctionError
 from xweights.running import ops_for
 from xweights_keras.counting import counting
@@ -77,12 +77,20 @@ class KerasAttachment:
             for chain, one, before in zip(self.chains, self.constraints, self.calls, strict=True)
             if one.calls == before
         ]
-        replaced = [c.parameter.name for c, one in zip(self.chains, self.constraints, strict=True) if c.parameter.handle.constraint is not one]
+        replaced = [
+            c.parameter.name
+            for c, one in zip(self.chains, self.constraints, strict=True)
+            if c.parameter.handle.constraint is not one
+        ]
         if missed or replaced:
             raise StaleTrainFunctionError(
                 f"training went on without the hold on {', '.join(missed or replaced)}\n"
                 f"optimizer steps since it began: {now - self.start}\n"
-                + ("the constraint was replaced meanwhile\n" if replaced else "the step was traced before the hold began\n")
+                + (
+                    "the constraint was replaced meanwhile\n"
+                    if replaced
+                    else "the step was traced before the hold began\n"
+                )
                 + "Fix: hold before your step is traced, or make the step anew (a new tf.function or jax.jit)"
             )
 
@@ -121,7 +129,9 @@ def attach(
     model = target if isinstance(target, keras.Model) else None
     optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
     if optimizer is not None and not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise HoldError(f"optimizer= is no Keras optimizer\ngot: {type(optimizer).__module__}.{type(optimizer).__qualname__}")
+        raise HoldError(
+            f"optimizer= is no Keras optimizer\ngot: {type(optimizer).__module__}.{type(optimizer).__qualname__}"
+        )
     if optimizer is not None and optimizer.built:
         owned = {id(one) for one in optimizer._trainable_variables}
         problems = Problems("this optimizer can't keep the hold, and nothing was changed")

@@ -10,7 +10,7 @@ Keras stores its arrays in the neutral order, with ``data_format="channels_first
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xweights.backend import Entry
@@ -103,13 +103,16 @@ def _einsum(layer: Any) -> Rows:
     bias = getattr(layer, "bias", None)
     # The bias is broadcast against the end of the output, and has length 1 where the equation's bias_axes leave a gap.
     rank = 0 if bias is None else len(bias.shape)
-    return entries(
+    rows = entries(
         ("kernel", None if _is_packed(layer) else " ".join(letters)),
         ("bias", " ".join(output[-rank:]) if rank and output[-rank:].isalpha() else None),
         ("lora_kernel_a", " ".join([*letters[:-1], "rank"])),
         ("lora_kernel_b", f"rank {letters[-1]}"),
         ("kernel_scale", None),
     )
+    # What is summed over stands in the kernel and not in the output: no name says it.
+    kept = tuple(letter for letter in letters if letter in output)
+    return tuple(replace(row, outputs=kept) if row.name == "kernel" else row for row in rows)
 
 
 def _embedding(layer: Any) -> Rows:

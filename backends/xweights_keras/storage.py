@@ -10,7 +10,7 @@ bound rule becomes part of a ``jax.jit`` step. The raw value is meant everywhere
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -76,6 +76,9 @@ class KerasStorage:
         self._root: Callable[[], Any] = (lambda: None) if root is None else weakref.ref(root)
         self.statistics = statistics
 
+    def identity(self, handle: Any) -> Hashable:
+        return id(handle)
+
     def trainable(self, handle: Any) -> bool:
         root = self._root()
         return bool(handle.trainable) and (root is None or bool(root.trainable))
@@ -109,6 +112,7 @@ class DelegatingStorage(KerasStorage):
         super().__init__(root, statistics)
         self.inner = inner
         self.fallible = inner.fallible
+        self.replaces = bool(getattr(inner, "replaces", False))
 
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
         if handle._value is None:

@@ -1,8 +1,8 @@
 """One walk through a model or layer: every weight once, in definition order, with its neutral name.
 
 Owns :class:`Walk` and :func:`signature`. Imports the table and the names. What it asks Keras for, beside public
-attributes, are the tracker's lists ``_layers``, ``_trainable_variables`` and ``_non_trainable_variables``: ``weights`` is
-made of them, and loses which layer owns what.
+attributes, are the tracker's lists ``_layers``, ``_trainable_variables`` and ``_non_trainable_variables``: ``weights``
+is made of them, and loses which layer owns what.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def needs_building(layer: Any, spec: Spec | None) -> bool:
     if layer.built:
         return False
     if spec is not None:
-        return spec.weighs(layer)
+        return spec.weighs(layer) or not is_keras(type(layer))
     if is_graph(layer) or is_keras(type(layer)):
         return False
     # The user's own class: if it has a build method, that makes something.

@@ -25,6 +25,7 @@ from xweights_tensorflow.storage import VARIABLES
 LONE = "parameter"
 """The name of a variable that is a target by itself."""
 
+_HOLDERS = (tf.Module, list, tuple, dict, Mapping)
 # TensorFlow's own bookkeeping, kept among a module's attributes.
 _OWN = ("_self_", "_tf_module_", "_tf_api_", "_name_scope", "_obj_reference_counts", "_setattr_tracking")
 
@@ -39,29 +40,39 @@ class ModuleAdapter:
     def parameters(self, target: Any) -> Sequence[Parameter]:
         if isinstance(target, tf.Variable):
             return [_parameter(LONE, target.name.removesuffix(":0"), target, ())]
-        found: dict[int, tuple[list[str], str, Any]] = {}
-        for path, native, value in _walk(target, "", "", []):
-            for name, spelled, one in _leaves(path, native, value):
-                names, _, _ = found.setdefault(id(_array(one)), ([], spelled, one))
-                names.append(name)
+        found: dict[int, _Found] = {}
+        _walk(target, "", (), {}, found)
         try:
             known = self._known.setdefault(target, {})
         except TypeError:  # a module without a hash
             known = {}
         fresh = {}
-        for names, spelled, one in found.values():
-            name, aliases = names[0], tuple(dict.fromkeys(names[1:]))
+        for one in found.values():
+            name, *others = one.names
             old = known.get(name)
-            if isinstance(one, Parameter):
-                fresh[name] = _renamed(one, name, aliases)
-            elif old is not None and old.handle is one and old.aliases == aliases and old.native_name == spelled:
-                # (a variable made with shape=None may have another shape by now)
-                fresh[name] = old if one.shape.is_fully_defined() else _parameter(name, spelled, one, aliases)
+            if isinstance(one.value, Parameter):
+                fresh[name] = _renamed(one.value, name, tuple(others), "".join(one.keys).lstrip("."))
+            elif (
+                old is not None
+                and old.handle is one.value
+                and old.aliases == tuple(others)
+                and one.value.shape.is_fully_defined()  # one made with shape=None may have another shape by now
+            ):
+                fresh[name] = old
             else:
-                fresh[name] = _parameter(name, spelled, one, aliases)
+                fresh[name] = _parameter(name, "".join(one.keys).lstrip("."), one.value, tuple(others))
         known.clear()
         known.update(fresh)
         return list(fresh.values())
+
+
+class _Found:
+    """A variable (or a parameter of a Keras object), its names in order of discovery, and the way to the first."""
+
+    __slots__ = ("keys", "names", "value")
+
+    def __init__(self, name: str, keys: tuple[str, ...], value: Any) -> None:
+        self.names, self.keys, self.value = {name: None}, keys, value
 
 
 def _parameter(name: str, native: str, variable: Any, aliases: tuple[str, ...]) -> Parameter:
@@ -79,32 +90,33 @@ def _parameter(name: str, native: str, variable: Any, aliases: tuple[str, ...]) 
     )
 
 
-def _array(found: Any) -> Any:
-    return found.handle if isinstance(found, Parameter) else found
-
-
-def _walk(value: Any, path: str, native: str, above: list[int]) -> Iterator[tuple[str, str, Any]]:
-    """Yield (path, native spelling, variable or foreign object) for everything below ``value``."""
+def _walk(value: Any, path: str, keys: tuple[str, ...], above: dict[int, None], found: dict[int, _Found]) -> None:
+    """Collect the variables below ``value``. ``keys`` spell the way in Python: ``.blocks``, ``[0]``, ``.kernel``."""
     if isinstance(value, tf.Variable):
-        yield path, native, value
+        _note(found, value, path, keys, value)
     elif _is_keras(value):
-        yield path, native, value
-    elif isinstance(value, (tf.Module, list, tuple, dict, Mapping)) and id(value) not in above:
+        backend = backend_for(value)
+        adapter = None if backend is None else backend.adapter(value)  # None: an optimizer, a metric
+        for one in () if adapter is None else adapter.parameters(value):
+            array = one.handle if isinstance(one.handle, tf.Variable) else getattr(one.handle, "_value", one.handle)
+            for name in (one.name, *one.aliases):
+                _note(found, array, path if one.handle is value else f"{path}/{name}", keys, one)
+    elif isinstance(value, _HOLDERS) and id(value) not in above:
         # A module may know its parent; a shared one is walked again, for its other names.
-        above.append(id(value))
+        above[id(value)] = None
         for key, spelled, one in _children(value):
-            joined = key if not path else f"{path}/{key}"
-            yield from _walk(one, joined, spelled.lstrip(".") if not native else native + spelled, above)
-        above.pop()
+            _walk(one, f"{path}/{key}" if path else key, (*keys, spelled), above, found)
+        del above[id(value)]
 
 
 def _children(value: Any) -> Iterator[tuple[str, str, Any]]:
+    """Yield (key, Python spelling, value) for what a module or container holds."""
     if isinstance(value, tf.Module):
         ignored = getattr(type(value), "_TF_MODULE_IGNORED_PROPERTIES", ())
         for key, one in vars(value).items():
             if key not in ignored and not key.startswith(_OWN):
                 yield key, f".{key}", one
-    elif isinstance(value, (dict, Mapping)):
+    elif isinstance(value, Mapping):
         for key, one in value.items():
             yield str(key), f"[{key!r}]", one
     elif hasattr(value, "_fields"):
@@ -115,32 +127,32 @@ def _children(value: Any) -> Iterator[tuple[str, str, Any]]:
             yield str(position), f"[{position}]", one
 
 
+def _note(found: dict[int, _Found], array: Any, name: str, keys: tuple[str, ...], value: Any) -> None:
+    known = found.get(id(array))
+    if known is None:
+        found[id(array)] = _Found(name, keys, value)
+    else:
+        known.names[name] = None
+
+
+_keras_types: dict[type[Any], bool] = {}
+
+
 def _is_keras(value: Any) -> bool:
-    if type(value).__module__ in ("builtins", "numpy"):
-        return False
-    family = set(roots(type(value)))
-    if "tf_keras" in family:
-        raise keras_2(value)
-    return "keras" in family
+    kind = type(value)
+    if kind not in _keras_types:
+        family = set(roots(kind))
+        if "tf_keras" in family:
+            raise keras_2(value)
+        _keras_types[kind] = "keras" in family
+    return _keras_types[kind]
 
 
-def _leaves(path: str, native: str, value: Any) -> Iterator[tuple[str, str, Any]]:
-    """Yield the parameters of a Keras object inside a module, under its attribute path; a variable as it is."""
-    if isinstance(value, tf.Variable):
-        yield path, native, value
-        return
-    backend = backend_for(value)
-    adapter = None if backend is None else backend.adapter(value)
-    for one in () if adapter is None else adapter.parameters(value):
-        for name in (one.name, *one.aliases):
-            yield (path if name == LONE else f"{path}/{name}"), native, one
-
-
-def _renamed(one: Parameter, name: str, aliases: tuple[str, ...]) -> Parameter:
-    lone = one.name == LONE
+def _renamed(one: Parameter, name: str, aliases: tuple[str, ...], native: str) -> Parameter:
+    lone = not name.endswith(one.name)  # a Keras variable that is an attribute itself
     return Parameter(
         name=name,
-        native_name=name if lone else one.native_name,
+        native_name=native if lone else one.native_name,
         role=name.rpartition("/")[2] if lone else one.role,
         layer=name.rpartition("/")[0] if lone else f"{name.removesuffix(one.name)}{one.layer}".rstrip("/"),
         gates=one.gates,

@@ -1,21 +1,15 @@
 """What tracing and compiling need: values that outlive a graph, a zero that no compiler knows, and compiled steps.
 
-Owns :func:`lifted`, :func:`runtime_zero`, :func:`in_xla` and :class:`CompiledStep`. Imports TensorFlow only.
+Owns :func:`lifted`, :func:`runtime_zero`, :func:`moved` and :class:`CompiledStep`. Imports TensorFlow only.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-
-try:
-    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext as _graph_in_xla
-except ImportError:  # not public: without it every graph is taken to be XLA's, which costs time and no bits
-    _graph_in_xla = None
 
 # Tracing and compiling take some milliseconds a variable (2-7 measured), an eager edit from 0.07 up.
 SECONDS_PER_VARIABLE = 0.004
@@ -34,7 +28,7 @@ def lifted(make: Callable[[], Any]) -> Any:
 
 def has_outside() -> bool:
     """Return False in a plain ``tf.Graph`` of TensorFlow 1, which can't take an eager tensor as an input."""
-    return tf.executing_eagerly() or tf.compat.v1.executing_eagerly_outside_functions()
+    return bool(tf.executing_eagerly() or tf.compat.v1.executing_eagerly_outside_functions())
 
 
 def runtime_zero(dtype: Any) -> Any:
@@ -46,11 +40,19 @@ def runtime_zero(dtype: Any) -> Any:
     return _zeros[dtype]
 
 
-def in_xla() -> bool:
-    """Return False only if the graph being traced is surely not compiled by XLA."""
-    if _graph_in_xla is None or "auto_jit" in os.environ.get("TF_XLA_FLAGS", "") or tf.config.optimizer.get_jit():
-        return True
-    return bool(_graph_in_xla(tf.compat.v1.get_default_graph()))
+def moved(result: Any, *operands: Any) -> Any:
+    """Return the result of an op that only moves bits, noting that no arithmetic of ours waits to be fused in it.
+
+    It is so if that holds for all operands: what was read from a variable, eager tensors, results of fences and moves.
+    """
+    if tf.is_symbolic_tensor(result) and all(is_settled(one) for one in operands):
+        result._xweights_settled = True
+    return result
+
+
+def is_settled(tensor: Any) -> bool:
+    """Return whether a tensor is no result of arithmetic that a compiler could fuse with more of it."""
+    return not tf.is_symbolic_tensor(tensor) or getattr(tensor, "_xweights_settled", False)
 
 
 def any_gpu() -> bool:

@@ -4,10 +4,10 @@ Owns :class:`TensorFlowOps`. Imports TensorFlow, NumPy, the core and this packag
 
 What keeps the bits the same everywhere (each line was measured; the tests hold it):
 
-* Numbers reach a graph as inputs, never as literals: a literal lets grappler and XLA rewrite ``x + 0.0`` to ``x``
-  (which keeps -0.0) and ``x * 0.0`` to zeros, and merge ``(x * a) * b``.
-* ``ClipByValue`` is the definition of clip in TensorFlow's own kernel, but turns NaN into a bound under XLA; ``Maximum``
-  and ``Minimum`` are exact in both unless the bound is a zero.
+* Numbers reach a graph as inputs, never as literals: with a literal, grappler and XLA turn ``x + 0.0`` into ``x``,
+  which keeps -0.0.
+* ``ClipByValue`` is the definition of clip in TensorFlow's own kernel, but turns NaN into a bound under XLA;
+  ``Maximum`` and ``Minimum`` are exact in both unless the bound is a zero.
 * XLA widens halves to compare and move them, which quietens signalling NaNs: they are moved as integers.
 * Measures run on the host in eager code, in the very code that serves NumPy: the same bits, and no full-size
   float64 copy.
@@ -26,7 +26,7 @@ from xweights.arrays import NumpyOps
 from xweights.axes import Shape
 from xweights.errors import TraceError
 from xweights.parameter import Array, is_floating
-from xweights_tensorflow.graphs import any_gpu, has_outside, in_xla, lifted, runtime_zero
+from xweights_tensorflow.graphs import any_gpu, has_outside, is_settled, lifted, moved, runtime_zero
 from xweights_tensorflow.storage import VARIABLES, copied, host
 
 HOST = NumpyOps()
@@ -59,25 +59,26 @@ class TensorFlowOps:
                 t=x, clip_value_min=least if low is None else low, clip_value_max=most if high is None else high
             )
         # low <= high is checked, so one bound after the other is the definition.
+        y = x
         if low is not None:
-            x = raw_ops.Maximum(x=x, y=low) if _is_plain(x, low) else _select(raw_ops.Less(x=x, y=low), low, x)
+            y = raw_ops.Maximum(x=y, y=low) if _is_plain(y, low) else _select(raw_ops.Less(x=y, y=low), low, y)
         if high is not None:
-            x = raw_ops.Minimum(x=x, y=high) if _is_plain(x, high) else _select(raw_ops.Greater(x=x, y=high), high, x)
-        return x
+            y = raw_ops.Minimum(x=y, y=high) if _is_plain(y, high) else _select(raw_ops.Greater(x=y, y=high), high, y)
+        return moved(y, x, low, high)
 
     def keep(self, x: Any, mask: Any) -> Any:
-        return _select(mask, x, self.constant(np.zeros((), x.dtype.as_numpy_dtype), x))
+        return self.choose(x, mask, self.constant(np.zeros((), x.dtype.as_numpy_dtype), x))
 
     def choose(self, x: Any, mask: Any, y: Any) -> Any:
-        return _select(mask, x, y)
+        return moved(_select(mask, x, y), x, y)
 
     def fill(self, x: Any, value: Any) -> Any:
         if x.dtype in _NARROW:
             return _narrow(self.fill, x, value)
         if value.shape.rank == 0:
-            return raw_ops.Fill(dims=_static(self, x.shape), value=value)
+            return moved(raw_ops.Fill(dims=_static(self, x.shape), value=value), value)
         if value.shape != x.shape:
-            return raw_ops.BroadcastTo(input=value, shape=_static(self, x.shape))
+            return moved(raw_ops.BroadcastTo(input=value, shape=_static(self, x.shape)), value)
         # Eager results are assigned as they are, and two variables filled from one array should not share its memory.
         return raw_ops.DeepCopy(x=value) if tf.executing_eagerly() else value
 
@@ -87,7 +88,7 @@ class TensorFlowOps:
         shape = tuple(x.shape)
         mask = next((one for one in index if isinstance(one, np.ndarray)), None)
         if mask is not None and mask.shape == shape and value.shape.rank == 0:
-            return _select(self.constant(~mask, x), x, value)
+            return self.choose(x, self.constant(~mask, x), value)
         bits, new = _bits(x), _bits(value)
         if mask is None and shape and all(not isinstance(one, slice) or one.step in (None, 1) for one in index):
             edited = _strided_update(self, bits, index, new)
@@ -100,17 +101,18 @@ class TensorFlowOps:
                 updates=tf.reshape(raw_ops.BroadcastTo(input=new, shape=_static(self, positions.shape)), [-1]),
             )
             edited = tf.reshape(edited, shape)
-        return _unbits(edited, x.dtype)
+        return moved(_unbits(edited, x.dtype), x, value)
 
     def fence(self, x: Any) -> Any:
-        if tf.executing_eagerly() or not x.dtype.is_floating:
+        # Grappler turns (x * a) * b into x * (a * b), XLA rounds x * a + b once; a graph may be compiled by either, and
+        # by both. The exclusive or with a zero that comes in at run time is one pass in place, so it is left out where
+        # nothing was computed: what clip, keep, choose, fill and set_at do can be fused at will.
+        if tf.executing_eagerly() or is_settled(x) or not x.dtype.is_floating:
             return x
-        if in_xla() and x.dtype not in _NARROW:
-            bits = _bits(x)
-            return _unbits(raw_ops.BitwiseXor(x=bits, y=runtime_zero(bits.dtype)), x.dtype)
-        # Grappler turns (x * a) * b into x * (a * b), through identities and bitcasts too; what may be fed, it leaves
-        # alone, and it costs nothing.
-        return raw_ops.PlaceholderWithDefault(input=x, shape=x.shape)
+        if x.dtype in _NARROW:
+            return raw_ops.PlaceholderWithDefault(input=x, shape=x.shape)
+        bits = _bits(x)
+        return moved(_unbits(raw_ops.BitwiseXor(x=bits, y=runtime_zero(bits.dtype)), x.dtype))
 
     # measures
     def sum_squares(self, x: Any, axes: tuple[int, ...] | None) -> Any:
@@ -129,8 +131,8 @@ class TensorFlowOps:
     def rank(self, x: Any) -> Any:
         if tf.executing_eagerly():
             return tf.constant(HOST.rank(host(x)))
-        order = tf.argsort(_sort_key(x), stable=True)
-        return tf.cast(tf.math.invert_permutation(order), tf.int64)
+        order = tf.argsort(_sort_key(x), axis=-1, stable=True)
+        return tf.cast(tf.argsort(order, axis=-1), tf.int64)
 
     def abs(self, x: Any) -> Any:
         return tf.abs(x)
@@ -167,10 +169,10 @@ class TensorFlowOps:
         return raw_ops.Cast(x=x, DstT=wanted)
 
     def reshape(self, x: Any, shape: Shape) -> Any:
-        return tf.reshape(x, shape)
+        return moved(tf.reshape(x, shape), x)
 
     def transpose(self, x: Any, order: tuple[int, ...]) -> Any:
-        return tf.transpose(x, order)
+        return moved(tf.transpose(x, order), x)
 
     def concatenate(self, xs: Sequence[Any]) -> Any:
         return tf.concat(xs, 0)
@@ -225,8 +227,11 @@ def _narrow(edit: Callable[..., Any], x: Any, *operands: Any) -> Any:
     if tf.executing_eagerly():
         given = [host(one) if tf.is_tensor(one) else one for one in operands]
         return copied(np.asarray(getattr(HOST, edit.__name__)(host(x), *given)))
-    wide = [raw_ops.Cast(x=one, DstT=tf.float32) if tf.is_tensor(one) and one.dtype == x.dtype else one for one in (x, *operands)]
-    return raw_ops.Cast(x=edit(*wide), DstT=x.dtype)
+
+    def widened(one: Any) -> Any:
+        return raw_ops.Cast(x=one, DstT=tf.float32) if tf.is_tensor(one) and one.dtype == x.dtype else one
+
+    return raw_ops.Cast(x=edit(*[widened(one) for one in (x, *operands)]), DstT=x.dtype)
 
 
 def _bits(x: Any) -> Any:

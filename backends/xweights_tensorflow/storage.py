@@ -13,6 +13,7 @@ reading is free, and holding what was read is a backup. Three things would break
 from __future__ import annotations
 
 import weakref
+from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,21 +21,29 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import raw_ops
 
+from xweights.arrays import copy_into
 from xweights.errors import TraceError, WriteError
 from xweights.parameter import Array
+from xweights_tensorflow.graphs import moved
 
 ALIGNMENT = 64
 """TensorFlow takes over host memory that is aligned to so many bytes, and copies other."""
 
+SMALL = 1 << 17
+"""Bytes below which the price of an op is more than that of a second copy."""
+
 
 def is_aligned(array: Array) -> bool:
     """Return whether a raw op would share the memory of a host array."""
-    return array.__array_interface__["data"][0] % ALIGNMENT == 0
+    return bool(array.__array_interface__["data"][0] % ALIGNMENT == 0)
 
 
 def copied(value: Array) -> Any:
     """Return a host array as an eager tensor that shares no memory with it, in one copy."""
-    return raw_ops.Identity(input=_safe(value))
+    if value.nbytes < SMALL and value.dtype.isbuiltin == 1 and tf.executing_eagerly():
+        return tf.constant(value)  # always a copy: 0.1 ms against 0.18 for the op below, for a mask of 10,000 entries
+    safe = _safe(value)
+    return raw_ops.Identity(input=safe) if isinstance(safe, np.ndarray) else safe
 
 
 def _safe(value: Array) -> Any:
@@ -49,8 +58,12 @@ def _safe(value: Array) -> Any:
 
 def host(tensor: Any) -> Array:
     """Return the read-only NumPy view of an eager tensor."""
-    # TensorFlow's view of a bfloat16 or float8 tensor is writable, and a 0-d one of these is no array at all.
-    array = np.asarray(tensor) if tensor.ndim else np.asarray(tensor.numpy())
+    # TensorFlow's view of a bfloat16 or float8 tensor is writable, and a 0-d one of these is no array: it raises.
+    # (To ask the tensor for its shape first would take as long as the rest of a read.)
+    try:
+        array = np.asarray(tensor)
+    except ValueError:
+        array = np.asarray(tensor.numpy())
     array.flags.writeable = False
     return array
 
@@ -60,7 +73,7 @@ def _own(value: Array) -> Array:
     room = np.empty(value.nbytes + ALIGNMENT, np.uint8)
     start = -room.__array_interface__["data"][0] % ALIGNMENT
     mine = room[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
-    np.copyto(mine, value, casting="no")
+    copy_into(mine, value)
     return mine
 
 
@@ -68,11 +81,16 @@ class VariableStorage:
     """Reads and writes variables, eagerly with raw ops, and in a graph so that the order of effects is kept."""
 
     fallible = False
+    replaces = True
+    """A write puts another buffer in the place of the old one, so whoever holds a view of that one still sees it."""
 
     def __init__(self) -> None:
         self.edits = 0
         # Being initialised is asked of each variable once; a variable can't be a key, it has no hash.
         self._initialised: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+    def identity(self, handle: Any) -> Hashable:
+        return id(handle)
 
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
         if self._initialised.get(id(handle)) is handle:
@@ -107,7 +125,7 @@ class VariableStorage:
 
     def leaf(self, handle: Any, *, native: bool = False) -> Any:
         if native or not tf.executing_eagerly():
-            return handle.read_value()  # which tells gradient tapes and graphs that the variable is used
+            return moved(handle.read_value())  # which tells gradient tapes and graphs that the variable is used
         return raw_ops.ReadVariableOp(resource=handle.handle, dtype=handle.dtype)
 
     def tracked(self, handle: Any) -> Any:

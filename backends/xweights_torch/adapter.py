@@ -97,7 +97,7 @@ class TensorAdapter:
 
     def parameters(self, target: nn.Parameter) -> Sequence[Parameter]:
         """Return the one parameter, called ``parameter``."""
-        if nn.parameter.is_lazy(target):  # type: ignore[no-untyped-call]
+        if nn.parameter.is_lazy(target):
             raise _not_built(["parameter"])
         return [
             Parameter(
@@ -123,7 +123,9 @@ def plan(facts: list[Node]) -> tuple[Row, ...]:
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         natives = [row.like.native_name for row in rows if row.like.name == twice]
-        raise TargetError(f"two parameters would both be called {twice!r}: {', '.join(natives)}\nFix: rename one of them")
+        raise TargetError(
+            f"two parameters would both be called {twice!r}: {', '.join(natives)}\nFix: rename one of them"
+        )
     return tuple(rows)
 
 
@@ -145,7 +147,7 @@ class _Planner:
         hidden: bool,
         refused: Refused | None,
     ) -> None:
-        """Name what one module has. ``owner``: the layer above; ``given``: the rows it has for the arrays of this child."""
+        """Name what one module has. ``owner``: the layer above; ``given``: its rows for the arrays of this child."""
         kind, config, held, made, children = self.facts[number]
         if number in above:
             return
@@ -154,8 +156,8 @@ class _Planner:
         own = _NO_ENTRIES if config is None else rows_of(kind, config)
         order = list(own)
         arrays = [(one, False) for one in held] + [(one, True) for one in made]
-        if made:
-            # Where the plain layer would have it.
+        if own:
+            # The table's order: a parametrization, or its removal, moves a parameter to the end of torch's registry.
             arrays.sort(key=lambda pair: order.index(pair[0][0]) if pair[0][0] in own else len(order))
         inputs = {f"{one[0]}{end}" for one in made for end in ("_g", "_v", "_u", "_orig", "_mask")}
         taken = {one[0] for one, _ in arrays if one[0] not in own}

@@ -28,9 +28,10 @@ from xweights.errors import WriteError
 from xweights.parameter import Array
 from xweights_torch.dtypes import from_host, host_view
 from xweights_torch.refusing import reason
-from xweights_torch.storage import bring_back, keep
+from xweights_torch.storage import Kept, bring_back, keep
 
 Hook = WeightNorm | SpectralNorm | BasePruningMethod
+Backup = list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor, Kept]]
 
 # How far a value may come back from where it was written, in units in the last place of the largest entry.
 _SLACK = 64
@@ -50,13 +51,25 @@ class Computed:
         self.how = how
 
     @property
+    def places(self) -> list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor]]:
+        """Every tensor that its value depends on, after the registry and the name it is kept under."""
+        if isinstance(self.how, parametrize.ParametrizationList):
+            tables: Any = [table for one in self.how.modules() for table in (one._parameters, one._buffers)]
+            names = None
+        else:
+            tables = [self.module._parameters, self.module._buffers]
+            names = {self.name + end for end in ("_g", "_v", "_orig", "_mask", "_u")}
+        return [
+            (table, key, tensor)
+            for table in tables
+            for key, tensor in table.items()
+            if tensor is not None and (names is None or key in names)
+        ]
+
+    @property
     def inputs(self) -> list[torch.Tensor]:
         """Every tensor that its value depends on."""
-        if isinstance(self.how, parametrize.ParametrizationList):
-            return [*self.how.parameters(), *self.how.buffers()]
-        ends = ("_g", "_v", "_orig", "_mask", "_u")
-        found = (getattr(self.module, self.name + end, None) for end in ends)
-        return [one for one in found if isinstance(one, torch.Tensor)]
+        return [tensor for _, _, tensor in self.places]
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -74,7 +87,7 @@ class Computed:
                 return _own(how.compute_weight(self.module))
             if isinstance(how, SpectralNorm):
                 return _own(how.compute_weight(self.module, do_power_iteration=False))
-            return _own(how.apply_mask(self.module))
+            return _own(how.apply_mask(self.module))  # type: ignore[no-untyped-call]
 
     def differentiable(self) -> torch.Tensor:
         """Return what the module computes, in eval mode, through which gradients reach what it is computed from."""
@@ -97,9 +110,6 @@ class Computed:
             return main.shape, main.dtype
         state = (*((one.shape, one.dtype, one.device) for one in inputs), *(id(one) for one in self.how))
         if self.how not in _known or _known[self.how][0] != state:
-            if any(one.is_meta for one in inputs):
-                main = inputs[-1 if self.how.is_tensor else 0]
-                return main.shape, main.dtype
             value = self.value()
             _known[self.how] = (state, value.shape, value.dtype)
         return _known[self.how][1:]
@@ -110,7 +120,7 @@ class Computed:
         if isinstance(how, BasePruningMethod):
             return (
                 f"torch.nn.utils.prune computes it from {self.name}_orig and {self.name}_mask\n"
-                f"Fix: torch.nn.utils.prune.remove(module, {self.name!r}), and xweights.prune(..., hold=True) in its place"
+                f"Fix: torch.nn.utils.prune.remove(module, {self.name!r}), and xweights.prune(..., hold=True) instead"
             )
         if isinstance(how, SpectralNorm):
             return (
@@ -121,24 +131,33 @@ class Computed:
             one_way = [type(one).__name__ for one in how if not hasattr(one, "right_inverse")]
             if one_way:
                 return (
-                    f"it is parametrized by {', '.join(one_way)}, which has no right_inverse: nothing says what to store\n"
+                    f"it is parametrized by {', '.join(one_way)}, without a right_inverse: nothing says what to store\n"
                     f"Fix: give it one, or parametrize.remove_parametrizations(module, {self.name!r}) first"
                 )
         return None
 
     def write(self, value: torch.Tensor) -> None:
         """Store what the module computes ``value`` from, in place; verify, or put everything back and raise."""
-        kept = [(one, keep(one)) for one in self.inputs]
+        kept = self.backup()
         try:
             with torch.no_grad():
                 self._store(value)
             self._verify(value)
         except BaseException:
-            for one, former in kept:
-                bring_back(one, former)
+            self.restore(kept)
             raise
-        finally:
-            self.refresh()
+        self.refresh()
+
+    def backup(self) -> Backup:
+        """Return what :meth:`restore` needs."""
+        return [(table, key, tensor, keep(tensor)) for table, key, tensor in self.places]
+
+    def restore(self, kept: Backup) -> None:
+        """Bring back every tensor it is computed from, and each to its place: an inverse may put others there."""
+        for table, key, tensor, former in kept:
+            bring_back(tensor, former)
+            table[key] = tensor
+        self.refresh()
 
     def _store(self, value: torch.Tensor) -> None:
         how = self.how
@@ -169,7 +188,7 @@ class Computed:
         slack = _SLACK * torch.finfo(value.dtype).eps * float(finite.max()) if finite.numel() else 0.0
         if not torch.allclose(got, wanted, rtol=0.0, atol=slack, equal_nan=True):
             raise WriteError(
-                f"{type(self.module).__name__}.{self.name} can't take this value: what is computed from it again differs\n"
+                f"{type(self.module).__name__}.{self.name} can't take this value: what is computed again differs\n"
                 f"largest difference: {float((got - wanted).abs().max()):.3g} (rounding would be {slack:.3g})\n"
                 f"computed by:        {self.maker}\n"
                 "Fix: write values that it can represent, or remove the parametrization first"
@@ -196,7 +215,8 @@ def _own(value: torch.Tensor) -> torch.Tensor:
 def _fill(tensor: torch.Tensor, value: torch.Tensor, name: str) -> None:
     if tensor.shape != value.shape:
         raise WriteError(
-            f"right_inverse gave another shape for {name!r}\ngot:      {tuple(value.shape)}\nexpected: {tuple(tensor.shape)}"
+            f"right_inverse gave another shape for {name!r}\n"
+            f"got:      {tuple(value.shape)}\nexpected: {tuple(tensor.shape)}"
         )
     tensor.copy_(value)
 
@@ -260,19 +280,25 @@ class ComputedStorage:
 
     def put(self, handle: Computed, leaf: Any, value: Any) -> None:
         if torch.compiler.is_compiling():
-            raise WriteError("a computed parameter can't be written from a compiled step: what it stores can't be verified")
+            raise WriteError(
+                "a computed parameter can't be written from a compiled step: what it stores can't be verified"
+            )
         handle.write(value if isinstance(value, torch.Tensor) else from_host(np.array(value)))
 
     def guard(self) -> AbstractContextManager[Any]:
         return torch.no_grad()
 
     def backup(self, handle: Computed) -> Any:
-        return [(one, keep(one)) for one in handle.inputs]
+        return handle.backup()
 
-    def restore(self, handle: Computed, kept: Any) -> None:
-        for one, former in kept:
-            bring_back(one, former)
-        handle.refresh()
+    def restore(self, handle: Computed, kept: Backup) -> None:
+        handle.restore(kept)
+        if not any(one.how is handle.how for one in computed_in(handle.module)):
+            raise WriteError(
+                f"{type(handle.module).__name__}.{handle.name} isn't computed by {handle.maker} any more: what it was\n"
+                "computed from was put back, but the parameter that took its place is still there\n"
+                "Fix: parametrize the module again"
+            )
 
     def trainable(self, handle: Computed) -> bool:
         return any(one.requires_grad for one in handle.trained)

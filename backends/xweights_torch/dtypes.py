@@ -70,13 +70,16 @@ def plain_bits(array: Array) -> Array:
     return array
 
 
+_SHARED = frozenset(np.dtype(one) for one in _PLAIN.values())
 _AS_INTEGERS = frozenset(np.dtype(one) for one in _BY_BITS.values())
 
 
 def from_host(array: Array) -> torch.Tensor:
     """Return a host array as a CPU tensor that shares its memory where it can; only to be read."""
+    if array.dtype in _SHARED and array.flags.carray:
+        return torch.from_numpy(array)
     dtype = TORCH_OF[array.dtype.name]
-    array = plain_bits(array)
+    array = plain_bits(np.asarray(array))
     # torch has no negative strides, and warns of arrays that it could write to and shouldn't.
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()

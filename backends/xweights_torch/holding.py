@@ -19,7 +19,6 @@ from xweights.backend import HeldChain
 from xweights.errors import HoldError, Problems
 from xweights_torch.storage import tensor_of
 
-
 # Dynamo would trace a hook into a compiled step, and freeze today's chains there. It has no types.
 plain_python: Any = torch.compiler.disable
 
@@ -160,5 +159,7 @@ def unwrapped(optimizer: Any) -> Optimizer:
     while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = optimizer.optimizer
     if not isinstance(optimizer, Optimizer):
-        raise HoldError(f"optimizer= is no torch optimizer\ngot: {type(optimizer).__module__}.{type(optimizer).__qualname__}")
+        raise HoldError(
+            f"optimizer= is no torch optimizer\ngot: {type(optimizer).__module__}.{type(optimizer).__qualname__}"
+        )
     return optimizer

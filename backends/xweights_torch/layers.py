@@ -2,8 +2,8 @@
 
 Owns every fact about ``torch.nn`` layers that has to do with weights; nothing else in this backend knows one. Imports
 torch and the core's Entry. A row says what a layer calls an array, its neutral path inside the layer (the last part is
-the role) and its axes, stored order -> neutral order. A parameter or module without a row keeps torch's words and order,
-and its axes are unknown.
+the role) and its axes, stored order -> neutral order. A parameter or module without a row keeps torch's words and
+order, and its axes are unknown.
 
 What the axes mean where it isn't plain:
 
@@ -68,7 +68,10 @@ _OUT_BIAS = Entry("bias", "bias", "out")
 def _conv(space: int, groups: int, channels: int) -> Rows:
     axes = _SPACE[space]
     if groups == channels > 1:
-        return (Entry("weight", "depthwise_kernel", f"(in mult) 1 {axes} -> {axes} in mult", {"in": channels}), _OUT_BIAS)
+        return (
+            Entry("weight", "kernel", f"(in mult) 1 {axes} -> {axes} in mult", {"in": channels}),
+            _OUT_BIAS,
+        )
     return (Entry("weight", "kernel", f"out in {axes} -> {axes} in out"), _OUT_BIAS)
 
 
@@ -94,7 +97,12 @@ def _recurrent(gates: tuple[str, ...] | None, suffix: str, path: str, feedback: 
     # torch stores (gate*unit, in): one transposition, and the gates keep their order.
     return (
         Entry(f"weight_ih{suffix}", f"{path}kernel", "gate*unit in -> in gate*unit", gates=gates),
-        Entry(f"weight_hh{suffix}", f"{path}recurrent_kernel", f"gate*unit {feedback} -> {feedback} gate*unit", gates=gates),
+        Entry(
+            f"weight_hh{suffix}",
+            f"{path}recurrent_kernel",
+            f"gate*unit {feedback} -> {feedback} gate*unit",
+            gates=gates,
+        ),
         Entry(f"bias_ih{suffix}", f"{path}bias", "gate*unit", gates=gates),
         Entry(f"bias_hh{suffix}", f"{path}recurrent_bias", "gate*unit", gates=gates),
     )
@@ -185,9 +193,7 @@ def kind_of(cls: type[Any]) -> Kind | None:
 
 
 @lru_cache(maxsize=4096)
-def rows_of(cls: type[Any], config: Config) -> Mapping[str, Entry]:
+def rows_of(cls: Any, config: Config) -> Mapping[str, Entry]:
     """Return the rows of a layer by torch's names; none for an unknown one."""
     kind = kind_of(cls)
     return {} if kind is None else {row.native: row for row in kind.rows(*config)}
-
-

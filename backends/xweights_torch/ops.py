@@ -101,12 +101,11 @@ class TorchOps:
     def largest_singular_value(self, x: Tensor) -> Tensor:
         if 0 in x.shape:
             return torch.zeros((), dtype=torch.float64, device=x.device)
-        return torch.linalg.svdvals(x.to(torch.float64)).max()
+        values: Tensor = torch.linalg.svdvals(x.to(torch.float64))
+        return values.max()
 
     def rank(self, x: Tensor) -> Tensor:
-        order = torch.argsort(x, stable=True)
-        places = torch.arange(x.numel(), dtype=torch.int64, device=x.device)
-        return torch.empty_like(order).scatter_(0, order, places)
+        return torch.argsort(torch.argsort(x, dim=-1, stable=True), dim=-1)
 
     def abs(self, x: Tensor) -> Tensor:
         return torch.abs(x)
@@ -122,7 +121,7 @@ class TorchOps:
 
     def sum(self, x: Tensor, axes: tuple[int, ...]) -> Tensor:
         # For torch, no axes are all axes.
-        return torch.sum(x, dim=axes, dtype=x.dtype) if axes else x.clone()
+        return torch.sum(x, dim=axes, keepdim=True, dtype=x.dtype) if axes else x.clone()
 
     def matmul(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.matmul(x, y)
@@ -153,6 +152,9 @@ class TorchOps:
 
     # host arrays
     def constant(self, value: Array, like: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            # A number that a rule makes while it is traced, where NumPy arrays are make-believe: they have no flags.
+            return torch.as_tensor(value, device=like.device)
         return from_host(value).to(like.device)
 
     def buffer(self, value: Array, like: Tensor) -> Tensor:
@@ -189,10 +191,9 @@ def without_negative_steps(index: tuple[Any, ...], shape: Sequence[int]) -> tupl
     for item, length in zip(index, shape, strict=False):
         if isinstance(item, slice) and item.step is not None and item.step < 0:
             walk = range(length)[item]
-            item = slice(walk[-1], walk[0] + 1, -item.step) if walk else slice(0, 0)
+            plain.append(slice(walk[-1], walk[0] + 1, -item.step) if walk else slice(0, 0))
             turned.append(axis)
-        elif isinstance(item, np.ndarray):
-            item = torch.as_tensor(item)
-        plain.append(item)
+        else:
+            plain.append(torch.as_tensor(item) if isinstance(item, np.ndarray) else item)
         axis += isinstance(item, slice)
     return tuple(plain), tuple(turned)

@@ -15,7 +15,7 @@ from xweights_torch.dtypes import NUMPY_OF
 _BY_NAME = {
     "DTensor": "it is a DTensor, sharded over devices, which xweights can't write yet (a write could be lost)\n"
     "Fix: edit the model before it is sharded, or a full_tensor() copy",
-    "FakeTensor": "it is a fake tensor, which has a shape and no values\nFix: build the model outside of FakeTensorMode",
+    "FakeTensor": "it is a fake tensor: it has a shape and no values\nFix: build the model outside of FakeTensorMode",
     "FunctionalTensor": "it belongs to a program that is being traced\nFix: call it outside of the traced function",
 }
 
@@ -27,7 +27,13 @@ def reason(tensor: torch.Tensor, *, writing: bool) -> str | None:
         strange = _foreign(tensor)
         if strange is not None:
             return strange
-    if tensor.is_cpu and tensor.layout is torch.strided and not writing and tensor.dtype in NUMPY_OF and not tensor.is_nested:
+    if (
+        tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not writing
+        and tensor.dtype in NUMPY_OF
+        and not tensor.is_nested
+    ):
         return _without_memory(tensor)
     if tensor.layout is not torch.strided:
         return f"it is sparse ({tensor.layout})\nFix: keep it dense: tensor.to_dense()"
@@ -47,7 +53,8 @@ def reason(tensor: torch.Tensor, *, writing: bool) -> str | None:
         )
     if not tensor.is_contiguous() and writing and overlaps_itself(tensor):
         return (
-            f"several of its entries share one place in memory (shape {tuple(tensor.shape)}, strides {tensor.stride()})\n"
+            "several of its entries share one place in memory\n"
+            f"shape: {tuple(tensor.shape)}, strides: {tensor.stride()}\n"
             "Fix: give it memory of its own: nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format))"
         )
     return _without_memory(tensor)
@@ -55,7 +62,7 @@ def reason(tensor: torch.Tensor, *, writing: bool) -> str | None:
 
 def _foreign(tensor: torch.Tensor) -> str | None:
     kind = type(tensor)
-    if nn.parameter.is_lazy(tensor):  # type: ignore[no-untyped-call]
+    if nn.parameter.is_lazy(tensor):
         return "it has no shape yet\nFix: call the module once on a sample batch"
     if kind.__name__ == "FlatParameter":
         return (

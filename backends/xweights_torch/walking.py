@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from xweights_torch.computed import Computed, computed_in
 from xweights_torch.layers import Config, kind_of
-from xweights_torch.storage import Slot, Table, identity
+from xweights_torch.storage import Slot, Table, address_of, identity
 
 PARAMETER: Table = "parameter"
 TRANSIENT = "transient"
@@ -28,7 +28,7 @@ TRANSIENT = "transient"
 # A tensor of a module: its attribute, what it is, the number of its array, and its form (None: not built yet).
 Held = tuple[str, str, int, tuple[int, ...] | None, torch.dtype]
 # A module: its type and settings, tensors, computed parameters, and children by position among the nodes.
-Node = tuple[type[Any], Config | None, list[Held], list[Held], list[tuple[str, int]]]
+Node = tuple[Any, Config | None, list[Held], list[Held], list[tuple[str, int]]]
 
 
 class Walk(NamedTuple):
@@ -62,9 +62,14 @@ class _Walker:
             return position
         facts.append(None)
         held: list[Held] = []
+        tensor: Any
         for key, tensor in module._parameters.items():
             # The common case first, and without a call: an array that wasn't met before.
-            if type(tensor) is nn.Parameter and (address := tensor.data_ptr()) and address not in known:
+            try:
+                new = type(tensor) is nn.Parameter and (address := tensor.data_ptr()) and address not in known
+            except RuntimeError:
+                new = False
+            if new:
                 number = known[address] = len(arrays)
                 arrays.append(Slot(tensor, module, PARAMETER, key))
                 held.append((key, PARAMETER, number, tensor.shape, tensor.dtype))
@@ -81,21 +86,18 @@ class _Walker:
                 made.append((computed.name, PARAMETER, len(self.computed), *computed.form()))
                 self.computed.append(computed)
         children = [(name, self.visit(child)) for name, child in inner.items() if child is not None] if inner else []
-        kind = type(module) if not isinstance(module, torch.jit.ScriptModule) else _scripted_type(module)
+        kind: Any = _scripted_type(module) if isinstance(module, torch.jit.ScriptModule) else type(module)
         layer = kind_of(kind)
         facts[position] = (kind, None if layer is None else layer.config(module), held, made, children)
         return position
 
     def note(self, tensor: torch.Tensor, module: nn.Module, table: Table, key: str) -> Held:
         """Note a tensor, and return its facts."""
-        if type(tensor) is not nn.Parameter and is_lazy(tensor):  # type: ignore[no-untyped-call]
+        if type(tensor) is not nn.Parameter and is_lazy(tensor):
             return (key, table, -1, None, tensor.dtype)
         shape, dtype, arrays = tensor.shape, tensor.dtype, self.arrays
-        try:
-            # Two objects may be one array: tied by sharing the memory.
-            address = tensor.data_ptr() or -id(tensor)
-        except RuntimeError:
-            address = -id(tensor)
+        # Two objects may be one array: tied by sharing the memory.
+        address = address_of(tensor) or -id(tensor)
         number = self.known.setdefault(address, len(arrays))
         if number == len(arrays):
             arrays.append(Slot(tensor, module, table, key))

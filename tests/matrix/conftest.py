@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ CELLS: list[dict[str, Any]] = []
 
 
 @pytest.fixture
-def record() -> Iterator[Callable[..., None]]:
+def record() -> Callable[..., None]:
     """Keeps what a cell measured, for report.py; a cell that says nothing has failed."""
-    yield lambda **cell: CELLS.append(cell)
+    return lambda **cell: CELLS.append(cell)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

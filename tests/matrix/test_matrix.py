@@ -11,27 +11,64 @@ from typing import Any
 
 import pytest
 from harness.columns import DTYPES, Column, columns_here
+from harness.compare import Gap
+from harness.host import HOST_CALLS, HOST_ROWS, check_host_refusal, run_host, traceable, why_not_compiled
 from harness.rows import ROWS
-from harness.running import check_refusal, refused, run
+from harness.running import check_refusal, refused, run, unmeasured
 
 pytestmark = pytest.mark.matrix
-ORDER = list(ROWS)
+ORDER = [*HOST_ROWS, *ROWS]
 FAMILIES = list(dict.fromkeys(row.family for row in ROWS.values()))
+
+
+def cell(column: Column, *rest: str) -> Any:
+    marks = [pytest.mark.keras_backend] if column.keras else []
+    return pytest.param(column, *rest, id="-".join([column.id, *rest]), marks=marks)
 
 
 def cells() -> list[Any]:
     """All cells of this process. Cells of one compiled step stand together, so that one worker gets them."""
     rows = sorted(ROWS.values(), key=lambda row: FAMILIES.index(row.family))
     return [
-        pytest.param(
-            *(column, dtype, row.name),
-            id=f"{column.id}-{dtype}-{row.name}",
-            marks=[pytest.mark.keras_backend] if column.keras else [],
-        )
+        cell(column, dtype, row.name)
         for column in columns_here()
         for dtype in DTYPES
         for row in rows
+        if unmeasured(row, column, dtype) is None
     ]
+
+
+def host_cells() -> list[Any]:
+    return [
+        cell(column, dtype, name)
+        for column in columns_here()
+        for dtype in DTYPES
+        for name in HOST_ROWS
+        if column.mode == "eager" or traceable(name, column)
+    ]
+
+
+class Cell:
+    """Says what became of one cell, to pytest and to the record."""
+
+    def __init__(self, record: Callable[..., None], column: Column, dtype: str, **row: Any) -> None:
+        self.record = lambda **more: record(**({**row, "column": column.id, "dtype": dtype} | more))
+        self.title, self.dtype, self.rtol = f"{row['row']} on {column.id} in {dtype}", DTYPES[dtype], row["rtol"]
+        obstacle = column.obstacle()
+        if obstacle is not None:
+            self.record(outcome="skipped", reason=obstacle)
+            pytest.skip(obstacle)
+
+    def judge(self, measure: Callable[[], Gap]) -> None:
+        try:
+            found = measure()
+        except BaseException:
+            self.record(outcome="failed", ulps=0, entries=0)
+            raise
+        kept = found.within(self.rtol, self.dtype)
+        outcome = "passed" if kept else "failed"
+        self.record(outcome=outcome, ulps=found.ulps, relative=found.relative, entries=found.entries)
+        assert kept, f"{self.title}: {found.entries} entries differ; {found.where} ({found})"
 
 
 @pytest.mark.parametrize(("column", "dtype", "name"), cells())
@@ -39,18 +76,37 @@ def test_a_verb_gives_the_same_numbers_everywhere(
     column: Column, dtype: str, name: str, record: Callable[..., None]
 ) -> None:
     row = ROWS[name]
-    cell = {"row": name, "order": ORDER.index(name), "promise": row.promise, "rtol": row.rtol, "values": row.values}
-    cell |= {"column": column.id, "dtype": dtype}
-    obstacle = column.obstacle()
-    if obstacle is not None:
-        record(**cell, outcome="skipped", reason=obstacle)
-        pytest.skip(obstacle)
+    one = Cell(record, column, dtype, row=name, order=ORDER.index(name), rtol=row.rtol, values=row.values)
+    for other in DTYPES:
+        if (why := unmeasured(row, column, other)) is not None:
+            one.record(outcome="unmeasured", reason=why, dtype=other)
     reason = refused(row, column)
-    if reason is not None:
+    if reason is None:
+        one.judge(lambda: run(row, column, dtype))
+    else:
         check_refusal(row, column, dtype)
-        record(**cell, outcome="unsupported", reason=reason)
-        return
-    found = run(row, column, dtype)
-    kept = found.within(row.rtol, DTYPES[dtype])
-    record(**cell, outcome="passed" if kept else "failed", ulps=found.ulps, relative=found.relative, entries=found.entries)
-    assert kept, f"{name} on {column.id} in {dtype}: {found.entries} entries differ; {found.where} ({found})"
+        one.record(outcome="unsupported", reason=reason)
+
+
+@pytest.mark.parametrize(("column", "dtype", "name"), host_cells())
+def test_reading_writing_and_undoing_move_the_very_bits(
+    column: Column, dtype: str, name: str, record: Callable[..., None]
+) -> None:
+    _, kind, rtol = HOST_ROWS[name]
+    one = Cell(record, column, dtype, row=name, order=ORDER.index(name), rtol=rtol, values=kind)
+    one.judge(lambda: run_host(name, column, dtype))
+
+
+@pytest.mark.parametrize(
+    ("column", "call"),
+    [cell(column, call) for column in columns_here() if column.mode != "eager" for call in HOST_CALLS],
+)
+def test_what_works_on_the_host_is_refused_inside_a_compiled_step(
+    column: Column, call: str, record: Callable[..., None]
+) -> None:
+    for name, (_, kind, rtol) in HOST_ROWS.items():
+        for dtype in DTYPES:
+            if not traceable(name, column):
+                one = Cell(record, column, dtype, row=name, order=ORDER.index(name), rtol=rtol, values=kind)
+                one.record(outcome="unsupported", reason=why_not_compiled(name))
+    check_host_refusal(call, column)

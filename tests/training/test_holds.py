@@ -85,7 +85,9 @@ def test_a_held_mask_holds_under_every_optimizer_and_is_let_go(kind: str, optimi
 
 
 @pytest.mark.keras_backend
-@pytest.mark.parametrize("moment", ["before compile", "before the first fit", "after a fit", "between two fits of a hold"])
+@pytest.mark.parametrize(
+    "moment", ["before compile", "before the first fit", "after a fit", "between two fits of a hold"]
+)
 def test_in_keras_a_hold_takes_effect_whenever_it_begins(moment: str) -> None:
     keras = pytest.importorskip("keras")
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5, name="a"), keras.layers.Dense(3, name="b")])

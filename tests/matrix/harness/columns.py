@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
 from harness import twins
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -70,7 +71,7 @@ class Column(Enum):
 
     @property
     def here(self) -> bool:
-        """Whether this process is the one to run it: Keras has one backend per process, the first run takes the rest."""
+        """Whether this process runs it: Keras has one backend per process, the first run takes the rest."""
         return keras_backend() == (self.keras or KERAS_BACKENDS[0])
 
     def obstacle(self) -> str | None:
@@ -85,15 +86,18 @@ class Column(Enum):
 
     def twin(self, dtype: np.dtype[Any]) -> twins.Twin:
         """A new model."""
+        trained = twins.FEW if self.mode == "compiled" else twins.TRAINABLE
         if self.keras:
-            return twins.KerasTwin(dtype)
+            return twins.KerasTwin(dtype, trained)
         kinds = {"numpy": twins.NumpyTwin, "torch": twins.TorchTwin, "tf_module": twins.TfModuleTwin}
-        return kinds[self.twin_name](dtype)
+        return kinds[self.twin_name](dtype, trained)
 
 
 def compiler() -> str | None:
     """The C++ compiler that torch.compile would find."""
-    return next((path for name in (os.environ.get("CXX"), "g++", "clang++") if name and (path := shutil.which(name))), None)
+    return next(
+        (path for name in (os.environ.get("CXX"), "g++", "clang++") if name and (path := shutil.which(name))), None
+    )
 
 
 def columns_here() -> list[Column]:

@@ -65,13 +65,18 @@ def _gap(name: str, got: Array, want: Array, bits: bool) -> Gap:
         other &= ~(np.isnan(a) & np.isnan(b))
     if not other.any():
         return Gap()
-    x, y = a[other].astype(np.float64), b[other].astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        x, y = a[other].astype(np.float64), b[other].astype(np.float64)
     at = tuple(int(i[0]) for i in np.nonzero(other))
     with np.errstate(all="ignore"):
         relative = np.where(x == y, 0.0, np.abs(x - y) / np.abs(y))
     strange = ~np.isfinite(x) | ~np.isfinite(y)
     relative = np.where(np.isnan(relative) | strange, np.inf, relative)
-    ulps = FAR if strange.any() else int(max(abs(p - q) for p, q in zip(_places(a[other]), _places(b[other]), strict=True)))
+    ulps = (
+        FAR
+        if strange.any()
+        else int(max(abs(p - q) for p, q in zip(_places(a[other]), _places(b[other]), strict=True)))
+    )
     where = f"{name}{list(at)}: got {got[at]!r} ({a.view(word)[at]:#x}), want {want[at]!r} ({b.view(word)[at]:#x})"
     return Gap(max(ulps, 1), float(relative.max()), int(other.sum()), where)
 

@@ -5,10 +5,12 @@ Owns :class:`Now` and :class:`Bound`. The referee, :class:`harness.naive.Naive`,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xweights as xw
+from harness.naive import narrowed
+from harness.twins import KERNELS
 
 RULES: dict[str, Any] = {
     "fill": xw.Fill, "scale": xw.Scale, "add": xw.Add, "clip": xw.Clip, "clip_norm": xw.ClipNorm, "mask": xw.Mask,
@@ -33,10 +35,11 @@ class Bound:
     """Each verb becomes a bound rule with the verb's own default selection; ``steps`` are what a compiled step calls.
 
     A random verb is bound once, however often it is called; ``draws`` are the steps to draw, one for each call.
+    ``few``: a selection keeps only these where it has any of them (see :func:`harness.naive.narrowed`).
     """
 
-    def __init__(self, target: Any) -> None:
-        self.target = target
+    def __init__(self, target: Any, trained: Sequence[str], few: Sequence[str] = ()) -> None:
+        self.target, self.trained, self.few = target, trained, few
         self.steps: list[Any] = []
         self.draws: list[int] = []
 
@@ -54,16 +57,9 @@ class Bound:
             rule = RULES[verb](*args, **kwargs)
         if where is None:
             given = args[0] if verb in ("fill", "scale", "add", "mask") else None
-            where = self._default(verb, given)
+            where = given if isinstance(given, Mapping) else KERNELS if verb in ON_KERNELS else self.trained
         if verb == "noise":
             self.draws.append(kwargs.get("step", 0))
             if self.steps:
                 return
-        self.steps.append(xw.bind(self.target, rule, where=where))
-
-    def _default(self, verb: str, given: Any) -> Any:
-        if isinstance(given, Mapping):
-            return list(given)
-        if verb in ON_KERNELS:
-            return xw.role("*kernel", "embeddings")
-        return xw.trainable() & (lambda p: p.floating)
+        self.steps.append(xw.bind(self.target, rule, where=narrowed(where, self.few)))

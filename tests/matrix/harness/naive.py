@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,22 +16,35 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 
-class Naive:
-    """The verbs on a dict of arrays; a ``where`` is a list of names."""
+def _times(w: Array, factor: Array) -> Array:
+    """Scaled in the dtype of w; half types in float32, which can hold the factor, and rounded once."""
+    wide = np.dtype(np.float32) if w.dtype.itemsize < 4 else w.dtype
+    return (w.astype(wide) * factor.astype(wide)).astype(w.dtype)
 
-    def __init__(self, w: dict[str, Array], axes: Mapping[str, tuple[str, ...]], trainable: list[str]) -> None:
-        self.w, self.axes, self.trainable = w, axes, trainable
+
+def narrowed(names: Iterable[str], few: Sequence[str]) -> list[str]:
+    """The names that are among the few, or all of them if none is."""
+    return [name for name in names if name in few] or list(names)
+
+
+class Naive:
+    """The verbs on a dict of arrays; a ``where`` is a list of names. ``few``: as in :func:`narrowed`."""
+
+    def __init__(
+        self, w: dict[str, Array], axes: Mapping[str, tuple[str, ...]], trained: Sequence[str], few: Sequence[str] = ()
+    ) -> None:
+        self.w, self.axes, self.trained, self.few = w, axes, trained, few
         self.kernels = [name for name in w if name.endswith(("kernel", "embeddings"))]
 
-    def _each(self, where: Any, default: list[str]) -> list[str]:
-        return default if where is None else list(where)
+    def _each(self, where: Any, default: Sequence[str]) -> list[str]:
+        return narrowed(default if where is None else where, self.few)
 
     def _of(self, value: Any, name: str) -> Array:
         value = value[name] if isinstance(value, Mapping) else value
         return np.asarray(value, np.float64).astype(self.w[name].dtype)
 
     def _edited(self, value: Any, where: Any) -> list[str]:
-        return list(value) if where is None and isinstance(value, Mapping) else self._each(where, self.trainable)
+        return self._each(value if where is None and isinstance(value, Mapping) else where, self.trained)
 
     def fill(self, value: Any, where: Any = None) -> None:
         for name in self._edited(value, where):
@@ -46,7 +59,7 @@ class Naive:
             self.w[name] = self.w[name] + self._of(delta, name)
 
     def clip(self, low: Any = None, high: Any = None, where: Any = None) -> None:
-        for name in self._each(where, self.trainable):
+        for name in self._each(where, self.trained):
             w = new = self.w[name]
             with np.errstate(invalid="ignore"):  # ml_dtypes says that it compares a NaN, NumPy doesn't
                 if high is not None:
@@ -59,20 +72,19 @@ class Naive:
         self.clip(0.0, None, where)
 
     def apply(self, function: Any, where: Any) -> None:
-        for name in where:
+        for name in self._each(where, []):
             if hasattr(function, "low"):  # the one rule that a row applies, Clip
                 self.clip(function.low, function.high, [name])
             else:
                 self.w[name] = function(self.w[name])
 
     def mask(self, keep: Any, where: Any = None) -> None:
-        names = list(keep) if where is None and isinstance(keep, Mapping) else self._each(where, self.kernels)
-        for name in names:
+        for name in self._each(keep if where is None and isinstance(keep, Mapping) else where, self.kernels):
             kept = np.broadcast_to(keep[name] if isinstance(keep, Mapping) else keep, self.w[name].shape)
             self.w[name] = np.where(kept, self.w[name], np.zeros((), self.w[name].dtype))
 
     def set_entries(self, index: Any, value: Any, where: Any) -> None:
-        for name in where:
+        for name in self._each(where, []):
             if isinstance(index, Mapping):
                 place: Any = tuple(index.get(axis, slice(None)) for axis in self.axes[name])
             else:
@@ -90,7 +102,7 @@ class Naive:
             factor = np.where(norm > 0, 1 / np.where(norm > 0, norm, 1), 1.0)
         else:
             factor = np.where(norm > limit, limit / np.where(norm > 0, norm, 1), 1.0)
-        self.w[name] = (fine * factor.astype(w.dtype)).reshape(w.shape)
+        self.w[name] = _times(fine, factor).reshape(w.shape)
 
     def _fine(self, name: str, per: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         axes, shape = list(self.axes[name]), list(self.w[name].shape)
@@ -111,15 +123,14 @@ class Naive:
             self._shrink(name, others, None, shape)
 
     def clip_norm(self, max: float, *, scope: str = "each", where: Any = None) -> None:
-        names = self._each(where, self.trainable)
+        names = self._each(where, self.trained)
         if scope == "each":
             for name in names:
                 self._shrink(name, None, max)
             return
         norm = math.sqrt(sum(float((self.w[name].astype(np.float64) ** 2).sum()) for name in names))
         for name in names:
-            factor = np.asarray(max / norm if norm > max else 1.0)
-            self.w[name] = self.w[name] * factor.astype(self.w[name].dtype)
+            self.w[name] = _times(self.w[name], np.asarray(max / norm if norm > max else 1.0))
 
     def spectral_norm(self, max: float, where: Any = None) -> None:
         for name in self._each(where, self.kernels):
@@ -128,7 +139,7 @@ class Naive:
             matrix = np.moveaxis(w.astype(np.float64), last, -1).reshape(-1, w.shape[last])
             # The root of the largest eigenvalue: another way than the decomposition that the library uses.
             sigma = math.sqrt(np.linalg.eigvalsh(matrix.T @ matrix)[-1])
-            self.w[name] = w * np.asarray(max / sigma if sigma > max else 1.0).astype(w.dtype)
+            self.w[name] = _times(w, np.asarray(max / sigma if sigma > max else 1.0))
 
     # Random numbers
 
@@ -140,7 +151,7 @@ class Naive:
     def noise(
         self, std: Any = None, *, low: Any = None, high: Any = None, seed: int, step: int = 0, where: Any = None
     ) -> None:
-        for name in self._each(where, self.trainable):
+        for name in self._each(where, self.trained):
             w, source = self.w[name], self._stream(seed, step, name)
             wide = np.float64 if w.dtype == np.float64 else np.float32
             if std is not None:
@@ -152,7 +163,11 @@ class Naive:
     def init(self, initializer: Any, *, seed: int, where: Any = None, **options: Any) -> None:
         for name in self._each(where, self.kernels):
             w, source = self.w[name], self._stream(seed, 0, name)
-            made = initializer(w.shape, source) if callable(initializer) else self._initial(initializer, name, source, options)
+            made = (
+                initializer(w.shape, source)
+                if callable(initializer)
+                else self._initial(initializer, name, source, options)
+            )
             self.w[name] = np.asarray(made).astype(w.dtype)
 
     def _initial(self, kind: str, name: str, source: Any, o: Mapping[str, Any]) -> Array:
@@ -214,11 +229,17 @@ class Naive:
                 if given is not None:
                     value = float(np.sum(flat[members]))
                 else:
-                    value = abs(float(flat[members[0]])) if len(members) == 1 else math.sqrt(float(np.sum(flat[members] ** 2)))
+                    value = (
+                        abs(float(flat[members[0]]))
+                        if len(members) == 1
+                        else math.sqrt(float(np.sum(flat[members] ** 2)))
+                    )
                 scored.append((value, name, place))
         groups: list[list[tuple[float, str, int]]] = [[one for one in scored if one[1] == name] for name in names]
         if pattern is not None:
-            groups = [group for name in names for group in self._runs(name, pattern, [s for s in scored if s[1] == name])]
+            groups = [
+                group for name in names for group in self._runs(name, pattern, [s for s in scored if s[1] == name])
+            ]
         elif scope == "global":
             groups = [scored]
         for group in groups:

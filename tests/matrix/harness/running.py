@@ -1,7 +1,7 @@
 """How a cell is run: the row's body on a twin of the column, and on the referee, and what lies between.
 
-Owns :func:`run` and the compiled steps. Steps of one family are compiled together, once per process: compiling is what the
-matrix spends its time on. Imports a framework only inside the functions that need it.
+Owns :func:`run` and the compiled steps. Steps of one family are compiled together, once per process: compiling is what
+the matrix spends its time on. Imports a framework only inside the functions that need it.
 """
 
 from __future__ import annotations
@@ -11,35 +11,49 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import numpy as np
 from harness import values
 from harness.columns import DTYPES, Column
 from harness.compare import Gap, gap
 from harness.hands import Bound, Now
 from harness.naive import Naive
 from harness.rows import ROWS, Row
-from harness.twins import AXES, Arrays, Twin
-
+from harness.twins import AXES, FEW, Arrays, Twin
 from xweights.errors import LayoutError
 
+Finished = dict[str, tuple[Twin, Arrays]]
+TOO_SLOW = "measured in float32 only: compiling takes seconds, and the row is a variant of another"
 NO_AXES = "needs axis names, and a tf.Module has none: refused with a LayoutError"
 
 
 @contextmanager
 def wide_enough(column: Column, dtype: str) -> Iterator[None]:
     """JAX needs its 64-bit mode for float64, which a user turns on for a whole process."""
-    if column.framework == "jax" and dtype == "float64":
-        import jax
-
-        with jax.enable_x64(True):
-            yield
-    else:
+    if column.framework != "jax" or dtype != "float64":
         yield
+        return
+    import jax
+
+    # For the process, not by jax.enable_x64(): that is for one thread, and callbacks run in others.
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", False)
 
 
 def refused(row: Row, column: Column) -> str | None:
     """Why this column has to refuse the row, or None."""
     return NO_AXES if row.needs == "axes" and not _has_axes(column) else None
+
+
+def unmeasured(row: Row, column: Column, dtype: str) -> str | None:
+    """Why this cell is left out, or None."""
+    return TOO_SLOW if column.mode in row.slow and dtype != "float32" else None
+
+
+def few_of(column: Column, dtype: str) -> tuple[str, ...]:
+    """The arrays that a selection is narrowed to, where compiling takes seconds for each."""
+    return () if column.mode != "compiled" else FEW if dtype == "float32" else FEW[:2]
 
 
 def _has_axes(column: Column) -> bool:
@@ -89,9 +103,9 @@ def run_eager(row: Row, column: Column, dtype: str) -> Gap:
     return found
 
 
-def referee(row: Row, start: Arrays, twin: Twin) -> tuple[Arrays, Any]:
+def referee(row: Row, start: Arrays, twin: Twin, few: tuple[str, ...] = ()) -> tuple[Arrays, Any]:
     """What the row has to come to: (arrays, what the verb returns)."""
-    naive = Naive({name: array.copy() for name, array in start.items()}, AXES, list(twin.trainable))
+    naive = Naive({name: array.copy() for name, array in start.items()}, AXES, twin.trained, few)
     expected = row.body(naive)
     return naive.w, expected
 
@@ -103,24 +117,30 @@ def run_compiled(row: Row, column: Column, dtype: str) -> Gap:
     """The verbs in a compiled step, together with those of the row's family on twins of their own."""
     finished = family_of(row.family, column, dtype)
     if row.name not in finished:
-        # The family as a whole failed to compile: then this row has to say for itself why, or that it isn't its fault.
+        # It couldn't be compiled: now it has to say why.
         finished = run_steps([row], column, dtype)
     twin, start = finished[row.name]
-    want, _ = referee(row, start, twin)
+    want, _ = referee(row, start, twin, few_of(column, dtype))
     return gap(twin.read(), want, bits=row.bits)
 
 
 @cache
-def family_of(family: str, column: Column, dtype: str) -> dict[str, tuple[Twin, Arrays]]:
-    """Run every row of a family in one compiled step; nothing if it can't be compiled."""
-    rows = [row for row in ROWS.values() if row.family == family and refused(row, column) is None]
+def family_of(family: str, column: Column, dtype: str) -> Finished:
+    """Run every row of a family in one compiled step; those that can't be compiled are left out."""
+    rows = [row for row in ROWS.values() if row.family == family and unmeasured(row, column, dtype) is None]
+    return _compilable([row for row in rows if refused(row, column) is None], column, dtype)
+
+
+def _compilable(rows: list[Row], column: Column, dtype: str) -> Finished:
     try:
         return run_steps(rows, column, dtype)
-    except Exception:  # noqa: BLE001 - whatever it is, the rows are then run one by one, and say it
-        return {}
+    except Exception:  # noqa: BLE001 - whatever it is, the row whose fault it is will say it
+        half = len(rows) // 2
+        parts = [rows[:half], rows[half:]] if half else []
+        return {name: one for part in parts for name, one in _compilable(part, column, dtype).items()}
 
 
-def run_steps(rows: list[Row], column: Column, dtype: str) -> dict[str, tuple[Twin, Arrays]]:
+def run_steps(rows: list[Row], column: Column, dtype: str) -> Finished:
     """Compile one step for these rows, each on its own twin, and run it as often as the row draws."""
     twins = [column.twin(DTYPES[dtype]) for _ in rows]
     starts = [values.make(row.values, DTYPES[dtype]) for row in rows]
@@ -134,7 +154,7 @@ def run_steps(rows: list[Row], column: Column, dtype: str) -> dict[str, tuple[Tw
         if traced:  # TensorFlow traces the verbs themselves
             bodies.append(lambda row=row, twin=twin: row.body(Now(twin.target)))
             continue
-        hand = Bound(twin.target)
+        hand = Bound(twin.target, twin.trained, few_of(column, dtype))
         row.body(hand)
         bound.append(hand)
         bodies += hand.steps

@@ -46,9 +46,11 @@ SPECS = (
     Spec("cell/kernel", ("in", "gate*unit"), (3, 16), gates=LSTM_GATES),
     Spec("cell/recurrent_kernel", ("unit", "gate*unit"), (4, 16), gates=LSTM_GATES),
 )
+# In compiled cells only these are trained, so that a verb's default selection is small: compiling is what costs.
+FEW = ("dense/kernel", "dense/bias", "conv/kernel")
 NAMES = [spec.name for spec in SPECS]
 KERNELS = [name for name in NAMES if name.endswith(("kernel", "embeddings"))]
-TRAINABLE = [spec.name for spec in SPECS if spec.trainable]
+TRAINABLE = tuple(spec.name for spec in SPECS if spec.trainable)
 AXES = {spec.name: spec.axes for spec in SPECS}
 SHAPES = {spec.name: spec.shape for spec in SPECS}
 
@@ -62,9 +64,9 @@ def as_params(arrays: Mapping[str, Array]) -> xw.Params:
 class Twin:
     """A model and the way by hand to its values. ``natives`` finds the native array of a name."""
 
-    trainable = TRAINABLE
-    has_axes = True
     target: Any
+    trained: tuple[str, ...]
+    axes_unknown = False
 
     def load(self, arrays: Mapping[str, Array]) -> None:
         """Write values by hand."""
@@ -82,9 +84,8 @@ class Twin:
 class NumpyTwin(Twin):
     """Params: plain arrays that know their axes. Nothing says which of them are trained."""
 
-    trainable = NAMES
-
-    def __init__(self, dtype: np.dtype[Any]) -> None:
+    def __init__(self, dtype: np.dtype[Any], trained: tuple[str, ...] = TRAINABLE) -> None:
+        self.trained = tuple(NAMES)
         self.target = as_params({spec.name: np.zeros(spec.shape, dtype) for spec in SPECS})
 
     def load(self, arrays: Mapping[str, Array]) -> None:
@@ -137,7 +138,7 @@ FROM_TORCH: dict[str, Callable[[Array], Array]] = {
 class TorchTwin(Twin):
     """torch.nn.Module."""
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
+    def __init__(self, dtype: np.dtype[Any], trained: tuple[str, ...] = TRAINABLE) -> None:
         import torch
         from torch import nn
 
@@ -168,6 +169,9 @@ class TorchTwin(Twin):
             "cell/kernel": m.cell.weight_ih,
             "cell/recurrent_kernel": m.cell.weight_hh,
         }
+        for name, one in self.natives.items():
+            one.requires_grad_(name in trained)
+        self.trained = trained
 
     def load(self, arrays: Mapping[str, Array]) -> None:
         for name, value in arrays.items():
@@ -184,18 +188,19 @@ class TorchTwin(Twin):
 class TfModuleTwin(Twin):
     """A plain tf.Module: the same names, and no axes."""
 
-    has_axes = False
+    axes_unknown = True
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
+    def __init__(self, dtype: np.dtype[Any], trained: tuple[str, ...] = TRAINABLE) -> None:
         import tensorflow as tf
 
         self.target = tf.Module()
+        self.trained = trained
         self.natives = {}
         for spec in SPECS:
             layer, role = spec.name.split("/")
             if not hasattr(self.target, layer):
                 setattr(self.target, layer, tf.Module())
-            variable = tf.Variable(np.zeros(spec.shape, dtype), trainable=spec.trainable)
+            variable = tf.Variable(np.zeros(spec.shape, dtype), trainable=spec.name in trained)
             setattr(getattr(self.target, layer), role, variable)
             self.natives[spec.name] = variable
 
@@ -215,7 +220,7 @@ class TfModuleTwin(Twin):
 class KerasTwin(Twin):
     """A subclassed keras.Model, on the Keras backend of this process."""
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
+    def __init__(self, dtype: np.dtype[Any], trained: tuple[str, ...] = TRAINABLE) -> None:
         import keras
 
         kind = dtype.name
@@ -261,12 +266,16 @@ class KerasTwin(Twin):
             "cell/kernel": m.cell.kernel,
             "cell/recurrent_kernel": m.cell.recurrent_kernel,
         }
+        for name, one in self.natives.items():
+            if name not in trained:
+                one.trainable = False
+        self.trained = trained
 
     def load(self, arrays: Mapping[str, Array]) -> None:
         import keras
 
-        for name, value in arrays.items():
-            variable, value = self.natives[name], np.array(value, order="C")
+        for name, given in arrays.items():
+            variable, value = self.natives[name], np.array(given, order="C")
             if keras.backend.backend() == "torch":
                 _torch_copy(variable._value, value)
             elif keras.backend.backend() == "tensorflow":
@@ -283,6 +292,8 @@ class KerasTwin(Twin):
 
         if keras.backend.backend() == "torch":
             return {name: _torch_bits(v._value, self.dtype) for name, v in self.natives.items()}
+        if keras.backend.backend() == "tensorflow":
+            return {name: np.array(v._value.numpy()) for name, v in self.natives.items()}
         return {name: np.array(v._value) for name, v in self.natives.items()}
 
     def identity(self) -> list[int]:

@@ -1,0 +1,62 @@
+"""A backend for a framework of one's own, whole: nothing in the core knows of it.
+
+- ``framework``: the framework itself, which knows nothing of xweights
+- ``layers``: the table, kind of layer -> array -> name and axes
+- ``storage``: the one place that reads and writes an array
+- ``adapter``: from a network to its parameters
+
+The maths is NumPy's, which the core has; a framework with arrays of its own brings an ``ops`` as well
+(:class:`xweights.backend.Ops`). A distribution registers its backend as an entry point, under the root package of
+its types:
+
+    [project.entry-points."xweights.backends"]
+    xweights_toy = "xweights_toy:backend"
+
+and a script, or a test, by ``xweights.backend.register("xweights_toy", backend)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from xweights.backend import Ops, Tracing
+from xweights.running import NUMPY_OPS
+from xweights_toy.adapter import STORAGE, ToyAdapter
+from xweights_toy.framework import Network
+from xweights_toy.storage import SlotStorage
+
+
+class ToyBackend:
+    """What the door leads to."""
+
+    name = "toy"
+
+    def __init__(self) -> None:
+        self._adapter = ToyAdapter()
+
+    def adapter(self, target: Any) -> ToyAdapter | None:
+        return self._adapter if isinstance(target, Network) else None
+
+    def is_tensor(self, value: Any) -> bool:
+        return False
+
+    def storage(self, variable: Any) -> SlotStorage:
+        return STORAGE
+
+    def to_host(self, value: Any) -> np.ndarray[Any, Any]:
+        return np.asarray(value.array)
+
+    def ops(self, array: Any) -> Ops:
+        return NUMPY_OPS
+
+    def tracing(self) -> Tracing:
+        return "no"
+
+    def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
+        return function
+
+
+backend = ToyBackend()

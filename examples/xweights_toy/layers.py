@@ -1,0 +1,10 @@
+"""The table: kind of layer -> its arrays, in order -> what they are called and what their axes are."""
+
+from __future__ import annotations
+
+from xweights.backend import Entry
+
+TABLE = {
+    "linear": (Entry("0", "kernel", "out in -> in out"), Entry("1", "bias", "out")),
+    "lookup": (Entry("0", "embeddings", "vocab dim"),),
+}

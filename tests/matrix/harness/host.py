@@ -1,0 +1,215 @@
+"""The rows that read or write whole arrays, or undo: each a small script on one twin, measured by hand-made reads.
+
+Owns :data:`HOST_ROWS`, :func:`run_host` and :func:`check_host_refusal`. All of them move bits, so any bit pattern goes
+in: subnormals, both zeros, NaN of every payload.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import xweights as xw
+from harness import values
+from harness.columns import DTYPES, Column
+from harness.compare import FAR, Gap, gap
+from harness.running import COMPILERS, eager_twin, wide_enough
+from harness.twins import NAMES, Arrays, Twin, as_params
+from xweights.errors import TraceError
+
+ON_HOST = "works on the host: refused inside a compiled step, with the advice to call it before or after"
+EAGER = "says something about eager code; a step that can't be compiled has not run"
+HostRow = Callable[[Twin, Arrays], Gap]
+
+
+class _StopError(Exception):
+    pass
+
+
+def _get_params(twin: Twin, start: Arrays) -> Gap:
+    got = xw.get_params(twin.target, where=NAMES)
+    assert dict(got.axes) == dict(as_params(start).axes) or twin.axes_unknown
+    return gap(got, start, bits=True)
+
+
+def _get_params_view(twin: Twin, start: Arrays) -> Gap:
+    got = xw.get_params(twin.target, where=NAMES, copy=False)
+    assert not any(array.flags.writeable for array in got.values()), "a view that can be written"
+    return gap(got, start, bits=True)
+
+
+def _set_params(twin: Twin, start: Arrays) -> Gap:
+    new = values.make("bits", start[NAMES[0]].dtype, seed=2)
+    given = as_params({name: array.copy() for name, array in new.items()})
+    xw.set_params(twin.target, given, allow_nonfinite=True)
+    for array in given.values():
+        array.fill(7)  # the caller's arrays must not have become the target's
+    return gap(twin.read(), new, bits=True)
+
+
+def _set_params_subset(twin: Twin, start: Arrays) -> Gap:
+    new = values.make("bits", start[NAMES[0]].dtype, seed=3)
+    some = {name: new[name] for name in ("conv/kernel", "cell/kernel", "norm/moving_mean")}
+    xw.set_params(twin.target, some, strict=False, allow_nonfinite=True)
+    return gap(twin.read(), start | some, bits=True)
+
+
+def _native(twin: Twin, start: Arrays) -> Gap:
+    other = values.make("bits", start[NAMES[0]].dtype, seed=4)
+    native = xw.get_params(twin.target, layout="native")
+    twin.load(other)
+    xw.set_params(twin.target, dict(native), layout="native", allow_nonfinite=True)
+    return gap(twin.read(), start, bits=True)
+
+
+def _refused(twin: Twin, start: Arrays) -> Gap:
+    bad: dict[str, Any] = {name: np.zeros_like(array) for name, array in start.items()}
+    bad[NAMES[-1]] = np.zeros((1, 2), start[NAMES[0]].dtype)
+    with contextlib.suppress(xw.ShapeError):
+        xw.set_params(twin.target, bad)
+        raise AssertionError("a wrong shape was accepted")
+    return gap(twin.read(), start, bits=True)
+
+
+def _snapshot(twin: Twin, start: Arrays) -> Gap:
+    before = xw.snapshot(twin.target)
+    xw.fill(twin.target, 0.5)
+    twin.load(values.make("plain", start[NAMES[0]].dtype, seed=5))
+    before.restore()
+    return gap(twin.read(), start, bits=True)
+
+
+def _transaction(twin: Twin, start: Arrays) -> Gap:
+    with contextlib.suppress(_StopError), xw.transaction(twin.target):
+        xw.scale(twin.target, 0.5)
+        twin.load(values.make("plain", start[NAMES[0]].dtype, seed=5))  # writes of the user's own
+        raise _StopError
+    return gap(twin.read(), start, bits=True)
+
+
+def _failing(twin: Twin, start: Arrays) -> Gap:
+    seen: list[Any] = []
+
+    def function(w: Any) -> Any:
+        seen.append(w)
+        if len(seen) == 3:
+            raise _StopError
+        return w * w
+
+    with contextlib.suppress(_StopError):
+        xw.apply(twin.target, function, where=NAMES)
+        raise AssertionError("the function's own error was lost")
+    return gap(twin.read(), start, bits=True)
+
+
+def _diff(twin: Twin, start: Arrays) -> Gap:
+    same = as_params({name: array.copy() for name, array in start.items()})
+    other = same.copy()
+    other["conv/kernel"][2, 1, 3, 0] = other["conv/kernel"][0, 0, 0, 0]
+    found = xw.diff(twin.target, other)
+    told = [(change.name, change.changed) for change in found.changes]
+    right = (
+        not xw.diff(twin.target, twin.target)
+        and xw.equal(twin.target, same)
+        and not xw.equal(twin.target, other)
+        and told == [("conv/kernel", 1)]
+        and not (found.only_a or found.only_b)
+    )
+    return Gap() if right else Gap(FAR, float("inf"), 1, f"diff told {told}")
+
+
+def _stats(twin: Twin, start: Arrays) -> Gap:
+    found, want = xw.stats(twin.target, where=NAMES), {}
+    got = {name: np.array([one.norm, one.mean, one.min, one.max]) for name, one in found.items()}
+    for name, array in start.items():
+        wide = array.astype(np.float64)
+        want[name] = np.array([np.sqrt((wide**2).sum()), wide.mean(), wide.min(), wide.max()])
+    return gap(got, want, bits=False)
+
+
+# name: (script, kind of values, rtol)
+HOST_ROWS: dict[str, tuple[HostRow, str, float]] = {
+    "get_params": (_get_params, "bits", 0.0),
+    "get_params(copy=False)": (_get_params_view, "bits", 0.0),
+    "get_params(layout='native'), set_params back": (_native, "bits", 0.0),
+    "set_params(Params)": (_set_params, "bits", 0.0),
+    "set_params(mapping, strict=False)": (_set_params_subset, "bits", 0.0),
+    "set_params, refused: nothing changes": (_refused, "bits", 0.0),
+    "apply(function) that fails: nothing changes": (_failing, "special", 0.0),
+    "snapshot, restore": (_snapshot, "bits", 0.0),
+    "transaction, after an exception": (_transaction, "bits", 0.0),
+    "diff, equal": (_diff, "bits", 0.0),
+    "stats": (_stats, "plain", 1e-12),
+}
+
+
+def run_host(name: str, column: Column, dtype: str) -> Gap:
+    """Run one of these rows and measure it."""
+    script, kind, _ = HOST_ROWS[name]
+    if traceable(name, column):
+        return run_traced(column, dtype)
+    with wide_enough(column, dtype):
+        twin, start = eager_twin(column, dtype), values.make(kind, DTYPES[dtype])
+        twin.load(start)
+        before = twin.identity()
+        found = script(twin, start)
+        assert twin.identity() == before, "another object stands in the place of a parameter"
+    return found
+
+
+def traceable(name: str, column: Column) -> bool:
+    """Whether the row can be part of a compiled step: only set_params, and only where verbs are traced."""
+    return name == "set_params(Params)" and column.framework == "tensorflow" and column.mode != "eager"
+
+
+def why_not_compiled(name: str) -> str:
+    return EAGER if "nothing changes" in name else ON_HOST
+
+
+def run_traced(column: Column, dtype: str) -> Gap:
+    """set_params inside a ``tf.function``: the values become constants of the graph."""
+    twin, new = column.twin(DTYPES[dtype]), values.make("bits", DTYPES[dtype], seed=2)
+    given = as_params(new)
+    step = COMPILERS[column.framework, column.mode](
+        [lambda: xw.set_params(twin.target, given, allow_nonfinite=True)], [twin]
+    )
+    step()
+    twin.load(values.make("plain", DTYPES[dtype]))
+    step()
+    return gap(twin.read(), new, bits=True)
+
+
+HOST_CALLS: dict[str, Callable[[Any], Any]] = {
+    "get_params": xw.get_params,
+    "snapshot": xw.snapshot,
+    "diff": lambda target: xw.diff(target, target),
+    "stats": xw.stats,
+}
+
+
+def check_host_refusal(call: str, column: Column) -> None:
+    """Inside a compiled step the call must be refused with an error that says so, and change nothing."""
+    twin, start = column.twin(DTYPES["float32"]), values.make("plain", DTYPES["float32"])
+    twin.load(start)
+    raised: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            HOST_CALLS[call](twin.target)
+        except TraceError as error:
+            raised.append(error)
+            raise
+
+    step = COMPILERS[column.framework, column.mode]([body], [twin])
+    try:
+        step()
+    except Exception as error:
+        chain = [error, error.__cause__, error.__context__]
+        if not any(isinstance(one, TraceError) or "UseBindError" in str(one) for one in [*chain, *raised]):
+            raise AssertionError(f"{call} inside {column.id}: {type(error).__name__}: {error}") from error
+    else:
+        raise AssertionError(f"{call} inside {column.id} was not refused")
+    assert gap(twin.read(), start, bits=True).entries == 0

@@ -1,0 +1,201 @@
+"""Write docs/matrix.md from what the cells of the test matrix measured, or compare a new run with it.
+
+    python tests/matrix/report.py DIR docs/matrix.md            writes the table
+    python tests/matrix/report.py DIR --check docs/matrix.md    fails if a cell that the table shows as passed
+                                                                 was skipped, failed or not run, or is exact no more
+
+DIR has the files that the tests leave in $XWEIGHTS_MATRIX_OUT. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+COLUMNS = {
+    "numpy-eager": "NumPy",
+    "torch-eager": "torch",
+    "torch-compiled": "torch, compile",
+    "tf_module-eager": "tf.Module",
+    "tf_module-function": "tf.Module, function",
+    "tf_module-jit": "tf.Module, jit",
+    "keras_tensorflow-eager": "Keras on TF",
+    "keras_tensorflow-function": "Keras on TF, function",
+    "keras_tensorflow-jit": "Keras on TF, jit",
+    "keras_torch-eager": "Keras on torch",
+    "keras_torch-compiled": "Keras on torch, compile",
+    "keras_jax-eager": "Keras on JAX",
+    "keras_jax-jit": "Keras on JAX, jit",
+}
+PACKAGES = ("numpy", "ml-dtypes", "torch", "tensorflow-cpu", "keras", "jax")
+FOUND = ("passed", "failed")
+HEADER = """# The test matrix
+
+Every verb, on every kind of target, in every mode, in float32, float64, float16 and bfloat16: what the tests measured.
+This page is written by `nox -s matrix`; `nox -s tests` fails if a cell that passed here doesn't any more.
+
+How to read it:
+
+- A cell has the worst entry of all four dtypes, compared with a referee in plain NumPy that shares no code with
+  xweights (`tests/matrix/harness/naive.py`). **0** means bit for bit the same. *n* ulp means that *n* - 1 other numbers
+  of the dtype lie between.
+- `exact` rows promise 0. `close` rows promise the relative error that is given, or the dtype's own eps if larger.
+- A number in brackets points to a reason below the table: why a cell is not supported, or was measured in fewer dtypes.
+- *values*: `special` has both zeros, both infinities and NaN among its numbers, `bits` any bit pattern at all
+  (subnormals, NaN of every payload), `plain` neither, but many ties. After arithmetic, any NaN equals any NaN.
+- Columns: eager code; *compile* is `torch.compile(fullgraph=True)` with inductor, its rules bound first, on some of the
+  arrays; *function* is `tf.function`, *jit* is `tf.function(jit_compile=True)`, the verbs called inside; on JAX
+  *jit* is `jax.jit` through a `keras.StatelessScope`, its rules bound first. Rows of one kind run in one compiled step.
+  JAX runs float64 in its 64-bit mode. The NumPy arrays have axis names (`Params`), those of a `tf.Module` have none.
+"""
+
+
+class Cell:
+    """The records of one row in one column, brought together over the dtypes."""
+
+    def __init__(self, records: list[dict[str, Any]]) -> None:
+        by_dtype = {record["dtype"]: record for record in records}
+        self.missing = [dtype for dtype in DTYPES if dtype not in by_dtype]
+        self.found = [one for one in by_dtype.values() if one["outcome"] in FOUND]
+        self.bad = [
+            f"{one['outcome']} in {one['dtype']}"
+            for one in by_dtype.values()
+            if one["outcome"] in ("failed", "skipped")
+        ]
+        self.reasons = sorted({one["reason"] for one in by_dtype.values() if "reason" in one})
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps it from counting as passed although it is supported, or None."""
+        if self.missing:
+            return f"not run in {', '.join(self.missing)}"
+        return ", ".join(self.bad) or None
+
+    @property
+    def text(self) -> str:
+        """The number, or nothing if there is none."""
+        if not self.found:
+            return ""
+        worst = max(self.found, key=lambda one: one["ulps"])
+        if any(one["outcome"] == "failed" for one in self.found):
+            return "FAILED"
+        return "0" if not any(one["entries"] for one in self.found) else f"{worst['ulps']} ulp"
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """All records of a run."""
+    records = [record for path in sorted(folder.glob("*.json")) for record in json.loads(path.read_text())]
+    if not records:
+        sys.exit(f"no measurements in {folder}: run the matrix with XWEIGHTS_MATRIX_OUT={folder}")
+    return records
+
+
+def gathered(records: Iterable[dict[str, Any]]) -> dict[str, tuple[dict[str, Any], dict[str, Cell]]]:
+    """Return {row: (its facts, {column: cell})} in the order of the rows."""
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    facts = {}
+    for record in sorted(records, key=lambda one: (one["order"], one["row"])):
+        facts[record["row"]] = record
+        rows.setdefault(record["row"], {column: [] for column in COLUMNS})[record["column"]].append(record)
+    return {row: (facts[row], {c: Cell(found) for c, found in columns.items()}) for row, columns in rows.items()}
+
+
+def table(rows: dict[str, tuple[dict[str, Any], dict[str, Cell]]], notes: list[str]) -> list[str]:
+    """The lines of the table; reasons are added to ``notes``."""
+    lines = ["| verb | promise | values | " + " | ".join(COLUMNS.values()) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
+    for row, (facts, cells) in rows.items():
+        promise = f"close, {facts['rtol']:g}" if facts["rtol"] else "exact"
+        shown = []
+        for cell in cells.values():
+            for reason in cell.reasons + ([cell.problem] if cell.missing else []):
+                if reason not in notes:
+                    notes.append(reason)
+            marks = [f"[{notes.index(reason) + 1}]" for reason in cell.reasons]
+            marks += [f"[{notes.index(cell.problem) + 1}]"] if cell.missing and cell.problem else []
+            shown.append(" ".join([cell.text, *marks]).strip())
+        lines.append(f"| `{row}` | {promise} | {facts['values']} | " + " | ".join(shown) + " |")
+    return lines
+
+
+def written(records: list[dict[str, Any]]) -> str:
+    """The whole page."""
+    rows, notes = gathered(records), list[str]()
+    lines = table(rows, notes)
+    versions = [f"{package} {metadata.version(package)}" for package in PACKAGES if _installed(package)]
+    tested = f"Tested with Python {platform.python_version()}, {', '.join(versions)}, on {platform.machine()} (CPU)."
+    count = sum(len(cell.found) for _, cells in rows.values() for cell in cells.values())
+    foot = [f"[{number}] {note}.  " for number, note in enumerate(notes, 1)]
+    return "\n".join([HEADER, f"{tested} {count:,} measurements.", "", *lines, "", *foot]).rstrip() + "\n"
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def published(page: str) -> dict[tuple[str, str], str]:
+    """What a page shows as passed: {(row, column's title): "0" or "n ulp"}."""
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    titles = [part.strip() for part in lines[0].strip("|").split("|")][3:]
+    found = {}
+    for line in lines[2:]:
+        parts = [part.strip() for part in line.strip("|").split(" | ")]
+        for title, text in zip(titles, parts[3:], strict=True):
+            shown = text.partition("[")[0].strip()
+            if shown:
+                found[parts[0].strip("`"), title] = shown
+    return found
+
+
+def worse(page: str, records: list[dict[str, Any]]) -> list[str]:
+    """What the page shows as passed and this run does not bear out, and what failed."""
+    rows = gathered(records)
+    problems = [
+        f"{row} | {title}: failed, and the table has no number for it"
+        for row, (_, cells) in rows.items()
+        for column, title in COLUMNS.items()
+        if cells[column].text == "FAILED" and (row, title) not in published(page)
+    ]
+    titles = {title: column for column, title in COLUMNS.items()}
+    for (row, title), shown in published(page).items():
+        cell = rows[row][1][titles[title]] if row in rows and title in titles else None
+        if cell is None or not cell.found:
+            reasons = "not run" if cell is None else "; ".join(cell.reasons) or cell.problem or "not run"
+            problems.append(f"{row} | {title}: the table has {shown}, this run: {reasons}")
+        elif cell.problem is not None:
+            problems.append(f"{row} | {title}: the table has {shown}, this run: {cell.problem}")
+        elif shown == "0" and cell.text != "0":
+            problems.append(f"{row} | {title}: the table has 0, this run: {cell.text}")
+    return problems
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write or check; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    parser.add_argument("page", type=Path)
+    options = parser.parse_args(arguments)
+    records = read(options.folder)
+    if not options.check:
+        options.page.write_text(written(records), encoding="utf-8")
+        return 0
+    problems = worse(options.page.read_text(encoding="utf-8"), records)
+    for problem in problems:
+        print(problem)
+    print(f"{len(problems)} cells are worse than {options.page} says" if problems else f"as {options.page} says")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

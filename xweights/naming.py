@@ -1,0 +1,78 @@
+"""What a name or a glob means among parameters.
+
+Owns :func:`glob_matcher`, :class:`NameIndex` and :func:`named`. Imports errors and parameter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+from xweights.errors import SelectionError
+from xweights.parameter import Parameter
+
+
+def is_glob(pattern: str) -> bool:
+    """Return True if the pattern has a wildcard."""
+    return "*" in pattern or "?" in pattern
+
+
+_matchers: dict[str, Callable[[str], Any]] = {}
+
+
+def glob_matcher(pattern: str) -> Callable[[str], Any]:
+    """Return a function that tells whether a name matches a glob."""
+    if pattern not in _matchers:
+        lead = "(?:.*/)?" if pattern.startswith("*/") else ""
+        rest = pattern[2:] if lead else pattern
+        body = "".join(".*" if c == "*" else "." if c == "?" else re.escape(c) for c in rest)
+        _matchers[pattern] = re.compile(lead + body, re.DOTALL).fullmatch
+    return _matchers[pattern]
+
+
+class NameIndex:
+    """The parameters by their neutral and by their native names."""
+
+    def __init__(self, everything: Sequence[Parameter]) -> None:
+        self.everything = everything
+
+    @cached_property
+    def neutral(self) -> dict[str, list[Parameter]]:
+        return _grouped((name, p) for p in self.everything for name in dict.fromkeys((p.name, *p.aliases)))
+
+    @cached_property
+    def native(self) -> dict[str, list[Parameter]]:
+        return _grouped((p.native_name, p) for p in self.everything)
+
+    @cached_property
+    def shortened(self) -> dict[str, list[Parameter]]:
+        return _grouped((p.native_name.partition("/")[2], p) for p in self.everything)
+
+
+def _grouped(pairs: Iterable[tuple[str, Parameter]]) -> dict[str, list[Parameter]]:
+    found: dict[str, list[Parameter]] = {}
+    for name, p in pairs:
+        found.setdefault(name, []).append(p)
+    return found
+
+
+def named(name: str, everything: Sequence[Parameter] | NameIndex) -> list[Parameter]:
+    """Return the one parameter that a full name means, neutral or native; refuse a name that means two."""
+    index = everything if isinstance(everything, NameIndex) else NameIndex(everything)
+    neutral = index.neutral.get(name, [])
+    # A native path may be given with or without the model's own name in front.
+    by_native = index.native.get(name) or index.shortened.get(name, [])
+    if neutral and by_native and neutral[0] is not by_native[0]:
+        raise SelectionError(
+            f"the name {name!r} means two parameters\n"
+            f"neutral name: {neutral[0]!r}\n"
+            f"native name:  {by_native[0]!r} (native {by_native[0].native_name!r})\n"
+            f"Fix: where=native({by_native[0].native_name!r}) for the second, or "
+            f"where=lambda p: p.name == {name!r} for the first"
+        )
+    if not neutral and len(by_native) > 1:
+        paths = ", ".join(repr(p.name) for p in by_native)
+        raise SelectionError(f"the native name {name!r} means {len(by_native)} parameters\nFix: use one of {paths}")
+    return neutral or by_native
