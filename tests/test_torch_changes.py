@@ -182,7 +182,7 @@ def test_a_change_of_the_model_is_noticed(change):
 def test_the_settings_that_axes_depend_on_are_noticed():
     attention, conv = nn.MultiheadAttention(8, 2), nn.Conv2d(4, 4, 2, groups=4)
     assert by_name(attention)["qkv/kernel"].shape == (8, 3, 2, 4)
-    assert "depthwise_kernel" in by_name(conv)
+    assert "kernel" in by_name(conv)
     attention.num_heads = 4
     conv.in_channels = 8
     assert by_name(attention)["qkv/kernel"].shape == (8, 3, 4, 2)

@@ -85,4 +85,4 @@ def test_a_lazy_layer_says_how_to_build_it(layer):
 def test_a_lazy_layer_that_was_built_is_the_plain_layer():
     layer = nn.LazyConv2d(6, 2, groups=3)
     layer(torch.zeros(1, 3, 4, 4))
-    assert axes(layer)["depthwise_kernel"] == ("h", "w", "in", "mult")
+    assert axes(layer)["kernel"] == ("h", "w", "in", "mult")

@@ -111,6 +111,7 @@ def stats(target: Any, *, where: WhereLike = ...) -> Stats:
     return Stats([_stats_of(p) for p in chosen])
 
 
+@np.errstate(all="ignore")
 def _stats_of(p: Parameter) -> ParameterStats:
     view = as_stored(neutral_view(p))
     zeros = nan = seen = 0
@@ -325,6 +326,8 @@ def _met(
             yield p.name, None, p
 
 
+# A signalling NaN sets off a warning when it is cast, and is a value like any other here.
+@np.errstate(all="ignore")
 def _change(name: str, a: Parameter, b: Parameter) -> Change | None:
     x, y = neutral_view(a), neutral_view(b)
     nothing = Change(name, x.size, x.size, math.nan, math.nan)

@@ -172,7 +172,9 @@ class Prune(Rule):
     def _score(self, w: Any, ops: Ops, p: Parameter, operands: tuple[Any, ...]) -> Any:
         shape, fine, others = self.units(p)
         if self.score is not None:
-            score = self.score(w) if callable(self.score) else operands[-1]
+            # Scores by name are operands; what a function gives isn't there before the call.
+            given = len(operands) > int(self.threshold is not None)
+            score = operands[-1] if given else self.score(w)  # type: ignore[operator]
             if shape != fine:
                 score = ops.sum(ops.cast(ops.reshape(score, fine), FLOAT64), others)
         elif shape != fine:

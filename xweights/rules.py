@@ -78,8 +78,12 @@ class Rule:
     def __repr__(self) -> str:
         if not is_dataclass(self):
             return f"{type(self).__name__}()"
-        given = [one for one in fields(self) if getattr(self, one.name) is not one.default]
-        return f"{type(self).__name__}({', '.join(f'{one.name}={_short(getattr(self, one.name))}' for one in given)})"
+        # A default is an attribute of the class. (Field.default is a sentinel where there is none, and torch.compile,
+        # in which UseBindError shows a rule, can't trace that.)
+        kind = type(self)
+        names = [one.name for one in fields(self)]
+        given = [n for n in names if not hasattr(kind, n) or getattr(self, n) is not getattr(kind, n)]
+        return f"{kind.__name__}({', '.join(f'{name}={_short(getattr(self, name))}' for name in given)})"
 
 
 def _short(value: Any) -> str:

@@ -324,8 +324,10 @@ class Bound:
         self._run = self._edit_all
         if len(self._storages) == 1:
             backend = backend_for(self._steps[0].leaf_of())
-            quick = backend is not None and not is_foreign(rule)
-            self._run = backend.compiled(self._edit_all) if backend is not None and quick else self._edit_quietly
+            if backend is None:
+                self._run = self._edit_quietly
+            elif not is_foreign(rule):
+                self._run = backend.compiled(self._edit_all)
         if rule.joint and len({step.ops.name for step in self._steps}) > 1:
             raise ArgumentError(
                 f"{rule!r} looks at all parameters together, and these are of several frameworks\n"

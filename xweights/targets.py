@@ -40,13 +40,7 @@ def open_target(target: Any, *, bind_line: str = "bound = xweights.bind(target, 
 
     ``bind_line`` is the corrected call that UseBindError shows inside a compiled step which can't trace us.
     """
-    if any(one.tracing() == "refuse" for one in loaded()):
-        raise UseBindError(
-            "this call is inside a compiled step that can't trace it\n"
-            "Fix: select once, outside of the step, and call what comes back inside:\n"
-            f"    {bind_line}\n"
-            "    ... and in the compiled step: bound()"
-        )
+    refuse_in_trace(target, bind_line)
     if isinstance(target, Parameter):
         return [_asked_for(target)]
     if isinstance(target, Mapping):
@@ -64,6 +58,20 @@ def open_target(target: Any, *, bind_line: str = "bound = xweights.bind(target, 
             raise _bare(target, "{'name': tensor}")
         raise _unknown(target)
     return list(adapter.parameters(target))
+
+
+def refuse_in_trace(target: Any, bind_line: str) -> None:
+    """Raise UseBindError inside a compiled step that can't trace us."""
+    # A model's own backend is asked first: a tracer that refuses us may be unable to trace another framework's answer.
+    own = None if isinstance(target, (Parameter, Mapping, list, tuple)) else backend_for(target)
+    asked = loaded() if own is None else [own, *(one for one in loaded() if one is not own)]
+    if any(one.tracing() == "refuse" for one in asked):
+        raise UseBindError(
+            "this call is inside a compiled step that can't trace it\n"
+            "Fix: select once, outside of the step, and call what comes back inside:\n"
+            f"    {bind_line}\n"
+            "    ... and in the compiled step: bound()"
+        )
 
 
 def tracing(target: Any) -> bool:

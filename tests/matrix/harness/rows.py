@@ -230,8 +230,9 @@ QUICK = (
 
 
 def _slow(row: Row) -> Row:
-    slow = () if row.name in QUICK or row.family == "chain" else ("compiled",)
-    return replace(row, slow=(*slow, "jit") if row.name == "spectral_norm, all kernels" else slow)
+    if row.name in QUICK or row.family == "chain":
+        return row
+    return replace(row, slow=("compiled", "jit") if row.family in ("pruning", "spectral") else ("compiled",))
 
 
 ALL = [*ELEMENTWISE, *FUNCTIONS, *MOVING, *NORMS, *SPECTRAL, *PRUNING, *NOISE, *INITS, *CHAINS, *NORM_CHAINS]

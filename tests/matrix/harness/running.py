@@ -21,6 +21,7 @@ from harness.twins import AXES, FEW, Arrays, Twin
 from xweights.errors import LayoutError
 
 Finished = dict[str, tuple[Twin, Arrays]]
+ON_TORCH = "measured in the column of torch only: compiling takes seconds, and the row is a variant of another"
 TOO_SLOW = "measured in float32 only: compiling takes seconds, and the row is a variant of another"
 NO_AXES = "needs axis names, and a tf.Module has none: refused with a LayoutError"
 
@@ -48,7 +49,11 @@ def refused(row: Row, column: Column) -> str | None:
 
 def unmeasured(row: Row, column: Column, dtype: str) -> str | None:
     """Why this cell is left out, or None."""
-    return TOO_SLOW if column.mode in row.slow and dtype != "float32" else None
+    if column.mode not in row.slow:
+        return None
+    if column is Column.KERAS_TORCH_COMPILED:
+        return ON_TORCH
+    return TOO_SLOW if dtype != "float32" else None
 
 
 def few_of(column: Column, dtype: str) -> tuple[str, ...]:
