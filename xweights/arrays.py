@@ -256,7 +256,7 @@ class NumpyOps:
         return np.asarray(np.sum(x, axis=axes, keepdims=True))
 
     def matmul(self, x: Array, y: Array) -> Array:
-        return np.matmul(x, y)
+        return np.asarray(np.matmul(x, y))
 
     def greater(self, x: Array, y: Array) -> Array:
         return np.greater(x, y)

@@ -190,7 +190,7 @@ class HeldChain(Protocol):
         """Return what becomes of a stored tensor of the framework, without writing."""
 
     def make_live(self) -> None:
-        """Let compiled steps see operands that change; where a backend doesn't call it, ``of`` leaves those rules out."""
+        """Let compiled steps see operands that change; unless a backend calls it, ``of`` leaves those rules out."""
 
 
 class StepState(Protocol):
@@ -268,7 +268,7 @@ class Backend(Protocol):
         """Have the framework's own update apply these chains after each step; None where it has no such place.
 
         ``after_step`` is then called on the host after each step, with None, or with a ``StepState`` where the weights
-        are out of reach in their variables. Raise HoldError if ``optimizer`` doesn't train one of the parameters. A chain
+        are out of reach in their variables. Raise HoldError if ``optimizer`` doesn't train one of the parameters. A
         may come again with another hold.
         """
 

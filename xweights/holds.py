@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -221,7 +221,7 @@ class Hold:
             if not chain.links:
                 ledger.leave(chain.parameter)
 
-    def __enter__(self) -> Hold:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -248,8 +248,8 @@ def hold(target: Any, rule: Rule | Callable[[Any], Any], *, where: WhereLike, op
         A :class:`Hold`. Its ``manual`` is True where there is no optimizer to attach to (``tf.Module``, arrays): call
         ``held.apply()`` after each update then.
 
-    The rule is applied at once. Holds on one parameter run in the order of attachment, after a constraint that was there
-    before; Mask and Keep last. Optimizer slots are left alone. As exact as the rule.
+    The rule is applied at once. Holds on one parameter run in the order of attachment, after a constraint that was
+    there before; Mask and Keep last. Optimizer slots are left alone. As exact as the rule.
     Raises ArgumentError (a random or joint rule), HoldError (a rule that contradicts another hold, an optimizer that
     doesn't own a parameter), SelectionError, WriteError; nothing is attached then, and nothing changed.
 
@@ -279,7 +279,7 @@ def begin(
     operands: Callable[[Parameter], tuple[Array, ...]] | None = None,
     after_step: Callable[[Any], None] | None = None,
 ) -> Hold:
-    """Link a hold to its parameters and attach it; all or nothing. ``operands``: live ones, instead of the rule's own."""
+    """Link a hold to its parameters and attach it, or change nothing. ``operands``: live ones instead of the rule's."""
     problems = Problems("this can't be held, and nothing was changed")
     chains: list[Chain] = []
     for p in chosen:
@@ -339,7 +339,7 @@ def _handle(parameter: Parameter) -> Any:
 
 
 def as_stored(operand: Array, p: Parameter) -> Array:
-    """Return an operand of our own that lies in memory as the weights do: a mask across the grain costs 5 times as much."""
+    """Return a copy that lies in memory as the weights do: a mask across the grain costs 5 times as much."""
     if operand.shape != p.shape or p.layout.is_identity:
         return np.array(operand)
     return p.layout.to_neutral(np.ascontiguousarray(p.layout.to_stored(operand)))

@@ -45,7 +45,7 @@ class Keep(Rule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SumToOne(Rule):
-    """Divide each unit (one per index of the axes ``per``) by its sum; a unit whose sum is 0 stays. Close (rtol 1e-6)."""
+    """Divide each unit (one per index of the axes ``per``) by its sum; a unit of sum 0 stays. Close (rtol 1e-6)."""
 
     per: Per
     exact = False
@@ -77,7 +77,8 @@ class Symmetric(Rule):
         lengths = {axis: parameter.shape[names.index(axis)] for axis in self.axes if axis in names}
         if len(lengths) != 2 or len(set(lengths.values())) != 1:
             raise ShapeError(
-                f"Symmetric needs two axes of equal length\n{parameter.name!r}: ({', '.join(names)}) = {parameter.shape}\n"
+                f"Symmetric needs two axes of equal length\n"
+                f"{parameter.name!r}: ({', '.join(names)}) = {parameter.shape}\n"
                 f"asked for: {self.axes}"
             )
         return (np.asarray(0.5, FLOAT64),)
@@ -114,4 +115,4 @@ class Pattern(Rule):
         return self.prune.operands(parameter)
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
-        return ops.keep(w, self.prune.measure([w], ops, [parameter])[0])
+        return ops.keep(w, self.prune.measure([w], ops, [parameter], [operands])[0])

@@ -1,6 +1,6 @@
 """Pruning while training goes on: masks that grow by a schedule, and hold between its steps.
 
-Owns :class:`PruneHold` and :func:`hold_pruned`. Imports holds, params, pruning, rules, schedules and smallest's callers.
+Owns :class:`PruneHold` and :func:`hold_pruned`. Imports holds, params, pruning, rules and schedules.
 Masks are always selected on the host, by the very code that prunes in eager calls: equal weights give equal masks at
 every step on every backend.
 """
@@ -94,7 +94,8 @@ class PruneHold(Hold):
             seen = getattr(attachment, "steps", lambda: None)()
             if seen is not None and seen > self.step:
                 raise StaleTrainFunctionError(
-                    f"the schedule didn't see every training step\nsteps of the optimizer: {seen}\nsteps seen: {self.step}\n"
+                    f"the schedule didn't see every training step\n"
+                    f"steps of the optimizer: {seen}\nsteps seen:             {self.step}\n"
                     "Fix: call held.advance() after each step of your own loop"
                 )
         super().check()

@@ -110,7 +110,7 @@ class Polynomial(Schedule):
         if step >= self.end:
             return 1.0
         left = 1.0 - (step - self.begin) / (self.end - self.begin)
-        return 1.0 - (1.0 - self.initial) * left**self.power
+        return float(1.0 - (1.0 - self.initial) * left**self.power)
 
 
 def Cubic(begin: int, end: int, *, initial: float = 0.0, every: int = 1) -> Polynomial:  # noqa: N802 - a kind of Schedule

@@ -1,7 +1,7 @@
 """A call on the host after each step of a Keras model's own training: fit and train_on_batch, on any Keras backend.
 
-Owns :func:`counting`. Imports keras, NumPy and errors. A callback would have to be handed to every fit; here the model's
-train function is wrapped, in whatever way it gets made: the first time, after compile(), or by force.
+Owns :func:`counting`. Imports keras, NumPy and errors. A callback would have to be handed to every fit; here the
+model's train function is wrapped, in whatever way it gets made: the first time, after compile(), or by force.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Holds in Keras: chains ride on the optimizer's own update, as a variable's constraint.
 
 Owns :func:`attach`. Imports keras, errors and the core's protocols. A constraint is part of the compiled step and costs
-nothing measurable there; but one that is set after the first fit is ignored on compiled backends until the train function
-is made anew, and nothing says so: that is done here, and undone. Averaging (EMA) overwrites weights behind the constraint
-when a fit ends: the chains run again then.
+nothing measurable there; but one that is set after the first fit is ignored on compiled backends until the train
+function is made anew, and nothing says so: that is done here, and undone. Averaging (EMA) overwrites weights behind the
+constraint when a fit ends: the chains run again then.
 """
 
 from __future__ import annotations
@@ -147,13 +147,14 @@ def attach(
 
 
 def iterations_of(optimizer: Any) -> int:
+    """Return how many updates an optimizer has made; gradients that were only collected are not counted."""
     if optimizer is None or not optimizer.built:
         return 0
     return int(keras.ops.convert_to_numpy(optimizer.iterations))
 
 
 def make_anew(model: Any) -> None:
-    """Have a compiled model trace its train function again: not compile() it, which would lose the optimizer's state."""
+    """Have a compiled model trace its train function again. (compile() would lose the optimizer's state.)"""
     if model is not None and getattr(model, "compiled", False) and model.train_function is not None:
         model.make_train_function(force=True)
 

@@ -1,8 +1,8 @@
 """Holds in PyTorch: chains run after each optimizer step.
 
-Owns :func:`attach`. Imports torch, errors and the core's protocols. A step post-hook runs whatever the optimizer's rule is
-(foreach, fused, LBFGS, under a GradScaler or gradient accumulation), where masked gradients leak: momentum and weight
-decay moved a "frozen" entry under each of ten optimizers tried, and under none with a post-hook.
+Owns :func:`attach`. Imports torch, errors and the core's protocols. A step post-hook runs whatever the optimizer's rule
+is (foreach, fused, LBFGS, under a GradScaler or gradient accumulation), where masked gradients leak: momentum and
+weight decay moved a "frozen" entry under each of ten optimizers tried, and under none with a post-hook.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Hooks:
                 call(None)
 
     def _stepped(self, optimizer: Optimizer) -> tuple[list[HeldChain], set[int]]:
-        # Looked up once for each optimizer and set of parameters, since a loop over all of them costs as much as a rule.
+        # Looked up once for each optimizer and set of parameters: a loop over all of them costs as much as a rule.
         key = (id(optimizer), *(id(group["params"]) for group in optimizer.param_groups))
         key = (*key, *(len(group["params"]) for group in optimizer.param_groups))
         if self._owned is None or self._owned[0] != key:
@@ -154,7 +154,7 @@ def attach(
 
 
 def unwrapped(optimizer: Any) -> Optimizer:
-    """Return the torch optimizer inside of a wrapper such as Accelerate's or Lightning's, whose hooks don't register."""
+    """Return the torch optimizer inside of a wrapper (Accelerate, Lightning), on which no hook can be registered."""
     # Accelerate's wrapper is an Optimizer by class, but was never initialised as one: registering a hook on it raises.
     while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = optimizer.optimizer

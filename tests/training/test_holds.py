@@ -321,5 +321,5 @@ def test_an_optimizer_that_does_not_train_the_parameter_is_refused(kind: str) ->
     other.step()
     with pytest.raises(xw.HoldError, match=r"is not among the optimizer's (parameters|variables)(.|\n)*Fix: "):
         xw.hold(one.target, xw.Clip(-1, 1), where="*/kernel", optimizer=other.optimizer)
-    with pytest.raises(xw.HoldError, match="no (torch|Keras) optimizer"):
+    with pytest.raises(xw.HoldError, match=r"no (torch|Keras) optimizer"):
         xw.hold(one.target, xw.Clip(-1, 1), where="*/kernel", optimizer=object())
