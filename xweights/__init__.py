@@ -49,6 +49,9 @@ __all__ = [
     "Pattern",
     "Penalty",
     "Polynomial",
+    "PortError",
+    "PortPlan",
+    "PortReport",
     "Prune",
     "PruneHold",
     "Rule",
@@ -68,6 +71,7 @@ __all__ = [
     "TraceError",
     "UnitNorm",
     "UseBindError",
+    "VerifyReport",
     "Where",
     "WriteError",
     "XweightsError",
@@ -97,6 +101,8 @@ __all__ = [
     "non_negative",
     "parameters",
     "penalty",
+    "plan_port",
+    "port",
     "prune",
     "role",
     "scale",
@@ -110,6 +116,7 @@ __all__ = [
     "transaction",
     "unfreeze",
     "unit_norm",
+    "verify",
 ]
 
 

@@ -17,6 +17,7 @@ from xweights.errors import (
     LayoutError,
     NonfiniteError,
     NotBuiltError,
+    PortError,
     SelectionError,
     ShapeError,
     StaleDrawError,
@@ -37,6 +38,10 @@ from xweights.norms import ClipNorm, MaxNorm, SpectralNorm, UnitNorm
 from xweights.parameter import Parameter
 from xweights.params import Params
 from xweights.penalties import AddedPenalty, BoundPenalty, Penalty, add_penalty, bind_penalty, penalty
+from xweights.porting.moving import port
+from xweights.porting.plan import plan_port
+from xweights.porting.reports import PortPlan, PortReport, VerifyReport
+from xweights.porting.verify import verify
 from xweights.pruning import Prune
 from xweights.pruning_holds import PruneHold
 from xweights.randomness import Noise
@@ -100,6 +105,9 @@ __all__ = [
     "Pattern",
     "Penalty",
     "Polynomial",
+    "PortError",
+    "PortPlan",
+    "PortReport",
     "Prune",
     "PruneHold",
     "Rule",
@@ -119,6 +127,7 @@ __all__ = [
     "TraceError",
     "UnitNorm",
     "UseBindError",
+    "VerifyReport",
     "Where",
     "WriteError",
     "XweightsError",
@@ -148,6 +157,8 @@ __all__ = [
     "non_negative",
     "parameters",
     "penalty",
+    "plan_port",
+    "port",
     "prune",
     "role",
     "scale",
@@ -161,6 +172,7 @@ __all__ = [
     "transaction",
     "unfreeze",
     "unit_norm",
+    "verify",
 ]
 
 # Tracers that rewrite Python source leave alone what bears this mark, and all that it calls. Without it the first

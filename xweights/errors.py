@@ -15,6 +15,7 @@ Owns the tree of exceptions and :class:`Problems`. Imports the standard library 
     │   └── StaleDrawError                    a bound random rule was called again without a new draw
     ├── HoldError (RuntimeError)              a rule that can't be held, or isn't true although it is held
     │   └── StaleTrainFunctionError           a step compiled before the hold, which goes on without it
+    ├── PortError (RuntimeError)              a port that is wrong, or that can't be proved right
     ├── TargetError (TypeError)               an object that holds no weights we can reach
     │   └── NotBuiltError                     a model whose weights don't exist yet
     └── BackendMissingError (ImportError)     the backend of a framework is not installed
@@ -84,6 +85,10 @@ class HoldError(XweightsError, RuntimeError):
 
 class StaleTrainFunctionError(HoldError):
     """A training step that was compiled before a hold began, and goes on without it."""
+
+
+class PortError(XweightsError, RuntimeError):
+    """A port that is wrong, or that can't be proved right."""
 
 
 class TargetError(XweightsError, TypeError):

@@ -14,7 +14,7 @@ Owns the door's object, ``backend``. Importing it imports Keras, and thereby onl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -29,6 +29,9 @@ from xweights_keras.ops import ops_of
 from xweights_keras.regularizing import regularize
 from xweights_keras.storage import storage_for
 from xweights_keras.training import KerasTraining
+
+if TYPE_CHECKING:
+    from xweights.porting.protocol import Porting
 
 __all__ = ["EntriesInitializer", "KerasBackend", "SetEntries", "backend"]
 
@@ -81,6 +84,11 @@ class KerasBackend(KerasTraining):
         self, parameters: Sequence[Parameter], penalty: Callable[[Parameter, Any], Any], *, target: Any
     ) -> Attachment:
         return regularize(parameters, penalty, target)
+
+    def porting(self) -> Porting:
+        from xweights_keras.porting import KerasPorting
+
+        return KerasPorting()
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
         return load(keras.backend.backend()).compiled(function)

@@ -6,7 +6,7 @@ Owns the door object ``backend`` of the entry point ``torch``. Imports torch and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ from xweights_torch.ops import TorchOps
 from xweights_torch.refusing import reason
 from xweights_torch.storage import storage_of
 from xweights_torch.training import TorchTraining
+
+if TYPE_CHECKING:
+    from xweights.porting.protocol import Porting
 
 __all__ = ["SetEntries", "TorchBackend", "backend", "init_entries_"]
 
@@ -78,6 +81,11 @@ class TorchBackend(TorchTraining):
         after_step: Callable[[Any], None] | None = None,
     ) -> HoldAttachment | None:
         return attach(chains, optimizer, after_step)
+
+    def porting(self) -> Porting:
+        from xweights_torch.porting import TorchPorting
+
+        return TorchPorting()
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
         # torch edits in place at full speed in eager code; compiling a step takes seconds and gains nothing.

@@ -1,0 +1,268 @@
+"""What each ``torch.nn`` layer is called, set to and given in a port.
+
+Owns :func:`kind_of`, :func:`attributes_of`, :func:`inputs_of`, :func:`outputs_of`, :func:`put_back`. Imports torch and
+NumPy. Arrays come out in the neutral form of ``xweights.porting.protocol``: channels last, time second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from xweights.parameter import Array
+from xweights_torch.dtypes import host_view
+
+# The nearest base decides.
+KINDS: dict[type[Any], str] = {
+    nn.Linear: "dense",
+    _ConvTransposeNd: "conv_transpose",
+    _ConvNd: "conv",
+    nn.Embedding: "embedding",
+    _BatchNorm: "batch_norm",
+    _InstanceNorm: "group_norm",
+    nn.GroupNorm: "group_norm",
+    nn.LayerNorm: "layer_norm",
+    nn.RMSNorm: "rms_norm",
+    nn.PReLU: "prelu",
+    nn.RNN: "simple_rnn",
+    nn.LSTM: "lstm",
+    nn.GRU: "gru",
+    nn.RNNCell: "simple_rnn",
+    nn.LSTMCell: "lstm",
+    nn.GRUCell: "gru",
+    nn.MultiheadAttention: "attention",
+}
+RECURRENT = ("simple_rnn", "lstm", "gru")
+CHANNELS_SECOND = ("conv", "conv_transpose", "batch_norm", "group_norm", "prelu")
+
+# Layers without weights, and what tells two of them apart: torch's attribute -> the neutral word.
+PLAIN: dict[type[nn.Module], tuple[str, dict[str, str]]] = {
+    nn.ReLU: ("relu", {}),
+    nn.ReLU6: ("relu6", {}),
+    nn.GELU: ("gelu", {"approximate": "approximate"}),
+    nn.LeakyReLU: ("leaky_relu", {"negative_slope": "slope"}),
+    nn.ELU: ("elu", {"alpha": "alpha"}),
+    nn.SELU: ("selu", {}),
+    nn.SiLU: ("silu", {}),
+    nn.Sigmoid: ("sigmoid", {}),
+    nn.Tanh: ("tanh", {}),
+    nn.Hardsigmoid: ("hard_sigmoid", {}),
+    nn.Hardswish: ("hard_silu", {}),
+    nn.Softplus: ("softplus", {}),
+    nn.Softmax: ("softmax", {}),
+    nn.Flatten: ("flatten", {}),
+    nn.Unflatten: ("reshape", {}),
+    nn.Dropout: ("dropout", {}),
+    nn.MaxPool1d: ("max_pool", {"padding": "padding"}),
+    nn.MaxPool2d: ("max_pool", {"padding": "padding"}),
+    nn.MaxPool3d: ("max_pool", {"padding": "padding"}),
+    nn.AvgPool1d: ("average_pool", {"padding": "padding"}),
+    nn.AvgPool2d: ("average_pool", {"padding": "padding"}),
+    nn.ZeroPad2d: ("zero_padding", {"padding": "padding"}),
+    nn.Upsample: ("upsample", {"mode": "mode"}),
+}
+
+
+def kind_of(module: nn.Module) -> str:
+    """Return the neutral word for a module; "other" for one that isn't known."""
+    for base in type(module).__mro__:
+        if base in KINDS:
+            return KINDS[base]
+    return "other"
+
+
+def attributes_of(module: Any, kind: str) -> dict[str, Any]:
+    """Return the settings of a layer in neutral words."""
+    found: dict[str, Any] = {}
+    if kind in ("batch_norm", "group_norm", "layer_norm", "rms_norm"):
+        eps = module.eps
+        weight = getattr(module, "weight", None)
+        if eps is None:
+            eps = torch.finfo(torch.float32 if weight is None else weight.dtype).eps
+        found["eps"] = float(eps)
+    if kind == "batch_norm":
+        # torch: how much of the batch is taken; neutral: how much of the past is kept.
+        found["momentum"] = None if module.momentum is None else round(1.0 - module.momentum, 12)
+    if kind == "group_norm":
+        found["groups"] = module.num_features if isinstance(module, _InstanceNorm) else module.num_groups
+    if kind in ("conv", "conv_transpose"):
+        found |= {"groups": module.groups, "strides": tuple(module.stride), "dilation": tuple(module.dilation)}
+        found["padding"] = module.padding if isinstance(module.padding, str) else tuple(module.padding)
+        if any(getattr(module, "output_padding", ())):
+            found["output_padding"] = tuple(module.output_padding)
+        if module.padding_mode != "zeros":
+            found["padding_mode"] = module.padding_mode
+    if kind == "simple_rnn":
+        found["activation"] = module.nonlinearity
+    if kind in ("lstm", "gru"):
+        found |= {"activation": "tanh", "recurrent_activation": "sigmoid"}
+    if kind == "attention":
+        found["heads"] = module.num_heads
+    return found
+
+
+def plain_of(module: nn.Module) -> dict[str, Any]:
+    """Return what a layer without weights does."""
+    for base in type(module).__mro__:
+        if base in PLAIN:
+            does, names = PLAIN[base]
+            return {"does": does, **{neutral: getattr(module, mine) for mine, neutral in names.items()}}
+    return {"does": type(module).__name__}
+
+
+def refusal(module: Any, kind: str) -> str | None:
+    """Return why a layer has no counterpart in another framework, or None."""
+    if kind in RECURRENT and getattr(module, "proj_size", None):
+        return "a recurrent layer with proj_size has no counterpart: its state is a projection of its output"
+    if kind == "attention" and module.bias_k is not None:
+        return "attention with add_bias_kv has no counterpart: bias_k and bias_v are an extra key and value"
+    if kind == "attention" and module.add_zero_attn:
+        return "attention with add_zero_attn has no counterpart: it attends to an extra key of zeros"
+    if isinstance(module, nn.Bilinear):
+        return "a bilinear layer has no counterpart"
+    if kind == "group_norm" and getattr(module, "track_running_stats", False):
+        return "an instance norm with running statistics has no counterpart"
+    return None
+
+
+# Neutral arrays. A view of a tensor is taken on the host; who keeps it copies it.
+
+
+def host(value: Any) -> Array | None:
+    """Return a tensor on the host; None for anything else."""
+    if not isinstance(value, torch.Tensor) or value.is_nested or value.is_sparse:
+        return None
+    return host_view(value.detach())
+
+
+def _argument(args: tuple[Any, ...], named: Mapping[str, Any], place: int, name: str) -> Any:
+    return args[place] if len(args) > place else named.get(name)
+
+
+def neutral(module: Any, kind: str, array: Array | None) -> Array | None:
+    """Return an input or output of a layer in neutral form."""
+    if array is None:
+        return None
+    if kind == "dense":
+        return array.reshape(-1, array.shape[-1])
+    if kind in ("conv", "conv_transpose"):
+        space = len(module.kernel_size)
+        return np.moveaxis(array if array.ndim == space + 2 else array[None], 1, -1)
+    if kind == "prelu":
+        return _vectors(module, array)
+    if kind in ("batch_norm", "group_norm"):
+        return (
+            np.moveaxis(array, 1, -1).reshape(-1, array.shape[1]) if kind == "batch_norm" else np.moveaxis(array, 1, -1)
+        )
+    if kind in ("layer_norm", "rms_norm"):
+        axes = len(module.normalized_shape)
+        if axes >= 3:
+            array = np.moveaxis(array, -axes, -1)
+        return array.reshape(-1, int(np.prod(module.normalized_shape)))
+    return array
+
+
+def _vectors(module: Any, array: Array) -> Array:
+    if module.num_parameters == 1:
+        return np.moveaxis(array, 1, -1) if array.ndim > 3 else array
+    return np.moveaxis(array, 1, -1).reshape(-1, array.shape[1])
+
+
+def put_back(module: Any, kind: str, value: Array, like: torch.Tensor) -> torch.Tensor | None:
+    """Return a neutral output as the layer would have made it; None where that isn't clear."""
+    shape = tuple(like.shape)
+    second = kind in ("conv", "conv_transpose", "batch_norm", "group_norm", "prelu") and len(shape) > 1
+    if kind == "prelu" and module.num_parameters == 1:
+        second = len(shape) > 3
+    if kind in ("layer_norm", "rms_norm") and len(module.normalized_shape) > 1:
+        return None
+    if kind in ("conv", "conv_transpose") and len(shape) != len(module.kernel_size) + 2:
+        return None
+    moved = (shape[0], *shape[2:], shape[1]) if second else shape
+    if value.size != like.numel():
+        return None
+    back = np.moveaxis(value.reshape(moved), -1, 1) if second else value.reshape(moved)
+    return torch.from_numpy(np.ascontiguousarray(back)).to(like.dtype).to(like.device)
+
+
+def inputs_of(module: Any, kind: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Array | None]:
+    """Return what a layer is given, by part."""
+    if kind == "attention":
+        parts = {}
+        for place, part in enumerate(("query", "key", "value")):
+            array = host(_argument(args, named, place, part))
+            if array is not None and array.ndim == 3 and not module.batch_first:
+                array = array.swapaxes(0, 1)
+            parts[part] = None if array is None else array.reshape(-1, array.shape[-1])
+        return {**parts, "attention_output": None}
+    first = args[0] if args else next(iter(named.values()), None)
+    array = host(first)
+    if kind in RECURRENT:
+        return _recurrent_inputs(module, array)
+    if kind == "embedding":
+        return {"": None if array is None else array.reshape(-1)}
+    return {"": neutral(module, kind, array)}
+
+
+def outputs_of(module: Any, kind: str, output: Any) -> dict[str, Array | None]:
+    """Return what a layer has made, by part."""
+    if kind == "attention":
+        array = host(output[0])
+        if array is not None and array.ndim == 3 and not module.batch_first:
+            array = array.swapaxes(0, 1)
+        return {"attention_output": None if array is None else array.reshape(-1, array.shape[-1])}
+    if kind in RECURRENT:
+        return _recurrent_outputs(module, output)
+    first = output[0] if isinstance(output, (tuple, list)) else output
+    array = host(first)
+    if kind == "embedding":
+        return {"": None if array is None else array.reshape(-1, array.shape[-1])}
+    return {"": neutral(module, kind, array)}
+
+
+def _is_cell(module: Any) -> bool:
+    return isinstance(module, nn.RNNCellBase)
+
+
+def _sequence(module: Any, array: Array) -> Array:
+    if _is_cell(module):
+        return array.reshape(-1, 1, array.shape[-1])
+    if array.ndim == 2:
+        return array[None]
+    return array if module.batch_first else array.swapaxes(0, 1)
+
+
+def _recurrent_inputs(module: Any, array: Array | None) -> dict[str, Array | None]:
+    if _is_cell(module):
+        return {"": None if array is None else _sequence(module, array)}
+    found: dict[str, Array | None] = {}
+    for layer in range(module.num_layers):
+        for turn in ("", "_reverse") if module.bidirectional else ("",):
+            found[f"l{layer}{turn}"] = None
+    if array is not None:
+        sequence = _sequence(module, array)
+        found["l0"] = sequence
+        if module.bidirectional:
+            found["l0_reverse"] = sequence[:, ::-1]
+    return found
+
+
+def _recurrent_outputs(module: Any, output: Any) -> dict[str, Array | None]:
+    array = host(output[0] if isinstance(output, tuple) else output)
+    if array is None:
+        return {}
+    sequence = _sequence(module, array)
+    if _is_cell(module):
+        return {"": sequence}
+    last = module.num_layers - 1
+    if not module.bidirectional:
+        return {f"l{last}": sequence}
+    width = module.hidden_size
+    return {f"l{last}": sequence[..., :width], f"l{last}_reverse": sequence[:, ::-1, width:]}

@@ -1,0 +1,12 @@
+"""Porting: moving the weights of a model to its twin in another framework, proved right or refused.
+
+- ``protocol``: what a backend tells about its layers, and how it runs a model under watch
+- ``units``, ``recipes``: every layer as units of one canonical form, the same in every framework
+- ``compare``: when two arrays are the same numbers, up to layout, padding and a permutation
+- ``plan``: which unit belongs to which, without a sample
+- ``trace``, ``matching``: the same by running both models on a sample, and the proof
+- ``moving``: ``port``; ``verify``, ``causes``: where two models part, and why
+- ``reports``, ``skeletons``: what comes back; the source code of a twin
+
+Imports nothing. Names are public through :mod:`xweights.api`.
+"""

@@ -1,0 +1,154 @@
+"""Which calls of the source a unit of the target was given the same numbers as.
+
+Owns :class:`Candidate` and :class:`Candidates`. Imports compare, trace and units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xweights.parameter import Array
+from xweights.porting.compare import Grid, ambiguous, distance, grid_order, permutation, same_input, tolerance
+from xweights.porting.trace import UnitCall
+from xweights.porting.units import STRAIGHT, SUMMED, VECTORS, Turn, Unit
+
+RECURRENT = SUMMED | {"gru", "gru_reset_before"}
+IMAGES = frozenset({"conv", "conv_transpose", "group_norm"})
+# What comes in was computed in between by layers without weights, in two frameworks.
+_SLACK = 4
+
+
+@dataclass(eq=False)
+class Candidate:
+    """A call of the source that may be the twin's. ``error`` is None where what came in wasn't seen on both sides."""
+
+    call: UnitCall
+    turn: Turn
+    error: float | None
+
+    def evidence(self, turn: Turn, rivals: int) -> str:
+        """Say in a few words what speaks for it."""
+        shown = "by its place" if self.error is None else "given the same numbers"
+        if turn.rows is not None:
+            shown += ", flattened in another order"
+        if turn.columns is not None:
+            shown += ", reshaped in another order"
+        return f"{shown}, chosen among {rivals + 1}" if rivals else shown
+
+
+class Candidates:
+    """Looks for them in one forward of the target.
+
+    ``grids`` are the images seen so far, ``doubts`` what the sample can't tell apart, ``first`` whether the target has
+    channels first, ``differ`` whether the source hasn't.
+    """
+
+    def __init__(self, grids: set[Grid], *, first: bool, differ: bool) -> None:
+        self.grids, self.first, self.differ = grids, first, differ
+        self.doubts: list[str] = []
+
+    def among(self, unit: Unit, array: Array | None, calls: Sequence[UnitCall], following: int) -> list[Candidate]:
+        """Return them, the likeliest first: those that were seen, that are called alike, that come next."""
+        found: dict[int, tuple[tuple[Any, ...], Candidate]] = {}
+        for call in calls:
+            if id(call.unit) in found:
+                continue
+            candidate = self._of(unit, array, call)
+            if candidate is not None:
+                blind = candidate.error is None
+                late = abs(call.number - following)
+                key = (blind, -likeness(call.unit, unit), call.number < following, late)
+                found[id(call.unit)] = (key, candidate)
+        return [one for _, one in sorted(found.values(), key=lambda pair: pair[0])]
+
+    def _of(self, unit: Unit, array: Array | None, call: UnitCall) -> Candidate | None:
+        expected = call.input
+        if array is None or expected is None:
+            return Candidate(call, STRAIGHT, None)
+        limit = tolerance(array) * _SLACK
+        if "other" in (unit.kind, call.unit.kind) and array.size == expected.size and array.ndim > 1:
+            array, expected = array.reshape(array.shape[0], -1), expected.reshape(array.shape[0], -1)
+        elif unit.kind in RECURRENT and array.shape[1] < expected.shape[1]:
+            expected = expected[:, : array.shape[1]]  # a cell, called step by step
+        error = same_input(array, expected, limit)
+        if not _permutable(unit, array) or array.shape != expected.shape or not self.differ:
+            return None if error is None else Candidate(call, STRAIGHT, error)
+        straight = np.arange(expected.shape[1])
+        order: Array | None = straight
+        if error is None:
+            order = permutation(array, expected, self.grids, channels_first=self.first, limit=limit)
+        if order is None:
+            return None
+        # Features that are no flattened image can't lie in another order, whatever the numbers look like.
+        images = {grid for grid in self.grids if min(grid) > 1}
+        if ambiguous(order, expected, images, channels_first=self.first, limit=limit):
+            self.doubts.append(
+                f"at {unit.path!r} the sample looks the same flattened with channels first and with channels last"
+            )
+        turn = STRAIGHT if np.array_equal(order, straight) else Turn(rows=order)
+        return Candidate(call, turn, distance(array, expected[:, order]))
+
+    def reshaped(self, array: Array, calls: Sequence[UnitCall]) -> Array | None:
+        """Return the order of the columns of a vector that became this image in the framework's own order, or None."""
+        for call in calls:
+            expected = call.input
+            if not self.differ or expected is None or expected.shape != array.shape:
+                continue
+            mine, theirs = _as_vector(array, self.first), _as_vector(expected, not self.first)
+            if distance(mine, theirs) <= tolerance(array) * _SLACK:
+                grid = (mine.shape[1] // array.shape[-1], array.shape[-1])
+                return grid_order(grid, channels_first=self.first)
+        return None
+
+
+def nearest(unit: Unit, array: Array | None, calls: Sequence[UnitCall], following: int) -> UnitCall | None:
+    """Return the likeliest twin where none was given the same numbers; None if no call is left."""
+
+    def key(call: UnitCall) -> tuple[Any, ...]:
+        far = abs(call.number - following)
+        return (input_error(call, array) >= 0.5, call.number < following, far, -likeness(call.unit, unit))
+
+    return min(calls, key=key, default=None)
+
+
+def input_error(call: UnitCall | None, array: Array | None) -> float:
+    """Return how far two inputs are apart; infinity where one wasn't seen."""
+    if call is None or array is None or call.input is None:
+        return float("inf")
+    return distance(array, call.input)
+
+
+def likeness(source: Unit, target: Unit) -> int:
+    """Return how many parts of the two paths are equal, from the end; one more if all are."""
+    mine, theirs = source.path.split("/"), target.path.split("/")
+    equal = 0
+    for one, other in zip(reversed(mine), reversed(theirs), strict=False):
+        if one != other:
+            break
+        equal += 1
+    return equal + (mine == theirs)
+
+
+def turned_output(unit: Unit, expected: Array, turn: Turn) -> Array:
+    """Return what the source has put out, with its features in the target's order."""
+    if turn.columns is not None:
+        return expected[:, turn.columns]
+    if turn.rows is not None and unit.kind in VECTORS and expected.shape[-1] == turn.rows.size:
+        return expected[:, turn.rows]
+    if turn.rows is not None and unit.kind == "other":
+        flat = expected.reshape(expected.shape[0], -1)
+        return flat[:, turn.rows] if flat.shape[1] == turn.rows.size else expected
+    return expected
+
+
+def _permutable(unit: Unit, array: Array) -> bool:
+    return (unit.kind == "dense" or unit.kind in VECTORS or unit.kind == "other") and array.ndim == 2
+
+
+def _as_vector(image: Array, channels_first: bool) -> Array:
+    image = np.moveaxis(image, -1, 1) if channels_first else image
+    return image.reshape(image.shape[0], -1)

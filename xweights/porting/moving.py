@@ -1,0 +1,239 @@
+"""``port``: the weights of a model into its twin, proved right or refused.
+
+Owns :func:`port`. Imports causes, matching, plan, reports, settings and sides.
+
+With a sample everything is tried on the target itself, under a snapshot that is restored unless all of it is right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from xweights import ledger
+from xweights.errors import ArgumentError, PortError, Problems
+from xweights.porting.causes import finding_of
+from xweights.porting.matching import Attempt, Matching, Pair
+from xweights.porting.outputs import OutputMap, compare_outputs
+from xweights.porting.plan import planned
+from xweights.porting.reports import Difference, Entry, Finding, PortReport
+from xweights.porting.samples import Silent
+from xweights.porting.settings import differences, plain_differences
+from xweights.porting.sides import Run
+from xweights.porting.units import STRAIGHT
+from xweights.porting.writing_units import Writer
+from xweights.reading import neutral_view
+from xweights.renaming import Names
+from xweights.running import uninterrupted
+from xweights.selecting import WhereLike
+from xweights.undo import snapshot
+
+Attributes = Literal["check", "fix", "ignore"]
+
+
+def port(
+    source: Any,
+    target: Any,
+    *,
+    sample: Any = None,
+    sample_target: Any = None,
+    where: WhereLike = ...,
+    names: Names | None = None,
+    attributes: Attributes = "check",
+    outputs: OutputMap = None,
+) -> PortReport:
+    """Move the weights of a model into its twin in another framework, and prove it by comparing the two forwards.
+
+    Args:
+        source: Model whose weights are read.
+        target: Model that they go into, in place.
+        sample: What the source is called with (array, tuple or dict). Every layer is paired by what it is given, and
+            has to make of it what its twin makes. Without a sample only a port that leaves no choice is made.
+        sample_target: What the target is called with: likewise, or a function of ``sample``. By default the channels
+            are moved where the two frameworks put them elsewhere.
+        where: Which parameters of the target are ported; the others stay and are listed. Default: all.
+        names: ``{"0/*": "dense/0/*"}`` where a pair is known (target glob: source glob).
+        attributes: What is done where settings that are no weights differ (eps, strides, activations): "check" raises,
+            "fix" sets them on the target, "ignore" lists them.
+        outputs: Which output of the target is which of the source: ``{target's: source's}``, or a function of the
+            target's output.
+
+    Exact: the very bits, save that two biases that a framework keeps apart are added where the other keeps one.
+    Raises PortError (and with it the kind of each cause): everything that is wrong; both models are then as they were.
+
+    Example:
+        >>> import xweights as xw
+        >>> xw.port.__name__
+        'port'
+    """
+    if attributes not in ("check", "fix", "ignore"):
+        raise ArgumentError(f'attributes= is "check", "fix" or "ignore"\ngot: {attributes!r}')
+    run = Run(source, target, where, names)
+    if source is target:
+        raise PortError("source and target are the same object\nFix: port into another model")
+    run.check_weights(writing=True)
+    kept = snapshot(target)
+    try:
+        with uninterrupted():
+            if sample is None:
+                report = _without_sample(run)
+            else:
+                report = _with_sample(run, sample, sample_target, attributes, outputs)
+            _obeyed(run)
+    except BaseException:
+        kept.restore()
+        for record, name, value in run.undo:
+            run.target.porting.set_attribute(record, name, value)
+        raise
+    return report
+
+
+def _without_sample(run: Run) -> PortReport:
+    pairs, plan = planned(run.source, run.target, run.skipped, run.allowed)
+    problems = Problems("this port can't be made without a sample, and nothing was changed")
+    for text in (*plan.problems, *plan.ambiguous):
+        problems.add(PortError, text)
+    found = differences([(pair.source, pair.target) for pair in pairs])
+    _refuse_settings(problems, [one for one in found if not one.training])
+    if problems:
+        problems.add(
+            PortError, "a sample settles what the structure leaves open", fix="pass sample=, a batch for source"
+        )
+    problems.check()
+    writer = Writer()
+    for pair in pairs:
+        for text in writer(pair.source, pair.target, STRAIGHT):
+            problems.add(PortError, text)
+    problems.check()
+    notes = ("not proved: pass sample= to compare the two forwards",)
+    return _report(run, pairs, found, None, {}, notes=notes)
+
+
+def _with_sample(run: Run, sample: Any, sample_target: Any, attributes: Attributes, outputs: OutputMap) -> PortReport:
+    matching, attempt = run.matching(sample, sample_target, outputs, write=True)
+    pairs = list(attempt.pairs.values())
+    found = settings_of(matching, attempt)
+    notes: list[str] = []
+    if attributes == "fix":
+        found, mended = _fixed(run, matching, found)
+        if mended:
+            attempt = matching.settle()
+            pairs = list(attempt.pairs.values())
+    blocking = [one for one in found if not one.training and not one.fixed]
+    problems = Problems("this port is not right, and nothing was changed")
+    for text in (*attempt.lost, *dict.fromkeys(attempt.look.doubts)):
+        problems.add(PortError, text)
+    for text in _unpaired(run, attempt):
+        problems.add(PortError, text, fix="where= to port a part of the target")
+    if attributes != "ignore":
+        _refuse_settings(problems, blocking)
+    tolerated = {one.target for one in blocking} if attributes == "ignore" else set()
+    findings = [finding_of(one, matching, pairs) for one in attempt.divergences]
+    strange = [one for one in findings if one.layer not in tolerated and not (tolerated and one.place != "output")]
+    for finding in strange:
+        problems.add(PortError, str(finding))
+    problems.check()
+    made = run.called(run.target, matching.sample, Silent(), "target")
+    errors, ok = {}, True
+    if run.whole:
+        first = run.target.porting.channels_first
+        for name, (error, limit) in compare_outputs(matching.expected, made, outputs, target_first=first).items():
+            errors[name] = error
+            ok &= error <= limit
+        if not ok and not tolerated:
+            worst = max(errors, key=lambda name: errors[name])
+            problems.add(PortError, f"every layer agrees and the output {worst!r} doesn't (error {errors[worst]:.1e})")
+        problems.check()
+    else:
+        notes.append("the outputs were not compared, because a part of the target was left out")
+    return _report(run, pairs, found, ok, errors, notes=tuple(notes), first=findings[0] if findings else None)
+
+
+def settings_of(matching: Matching, attempt: Attempt) -> list[Difference]:
+    """Return the settings in which the two models differ."""
+    twins = [(pair.source, pair.target) for pair in attempt.pairs.values()]
+    found = differences(twins)
+    for _, _, unequal in plain_differences(matching.events, attempt.events, twins):
+        found += unequal
+    return found
+
+
+def _refuse_settings(problems: Problems, found: list[Difference]) -> None:
+    for one in found:
+        text = f"{one.name} differs, which is no weight\n{one.target!r}: {one.got}\n{one.source!r}: {one.expected}"
+        problems.add(PortError, text, fix='attributes="fix" to set it on the target, or attributes="ignore"')
+
+
+def _fixed(run: Run, matching: Matching, found: list[Difference]) -> tuple[list[Difference], bool]:
+    """Set what differs on the target; what can't be set stays a difference."""
+    records = {record.path: record for record in run.target.records}
+    records |= {unit.path: unit.record for unit in run.target.units}
+    made = []
+    for one in found:
+        try:
+            run.target.porting.set_attribute(records[one.target], one.name, one.expected)
+            made.append(replace(one, fixed=True))
+        except PortError:
+            made.append(one)
+    run.undo = [(records[one.target], one.name, one.got) for one in made if one.fixed]
+    return made, any(one.fixed for one in made)
+
+
+def _unpaired(run: Run, attempt: Attempt) -> list[str]:
+    written = {id(p) for pair in attempt.pairs.values() for p in pair.target.parameters}
+    found = []
+    for unit in run.target.units:
+        if id(unit) in attempt.pairs or id(unit) in run.skipped or all(id(p) in written for p in unit.parameters):
+            continue
+        found.append(f"{unit.path!r} of the target has no twin in the source, or isn't called with this sample")
+    return found
+
+
+def _obeyed(run: Run) -> None:
+    """Refuse a port that a hold on the target would undo."""
+    held = [p for p in run.target.parameters if ledger.held(p) is not None]
+    if not held:
+        return
+    before = [neutral_view(p).copy() for p in held]
+    ledger.check(held)
+    ledger.obey(held)
+    problems = Problems("this port can't be made, and nothing was changed")
+    for p, value in zip(held, before, strict=True):
+        if not np.array_equal(neutral_view(p), value, equal_nan=True):
+            problems.add(PortError, f"a hold on {p.name!r} would change what is ported", fix="release it first")
+    problems.check()
+
+
+def _report(
+    run: Run,
+    pairs: list[Pair],
+    found: list[Difference],
+    ok: bool | None,
+    errors: dict[str, float],
+    *,
+    notes: tuple[str, ...] = (),
+    first: Finding | None = None,
+) -> PortReport:
+    worst = max(errors.values(), default=None) if ok is not None else None
+    if ok is not None and worst is None:
+        worst = max((pair.error for pair in pairs if pair.error is not None), default=0.0)
+    return PortReport(
+        entries=tuple(entry_of(pair) for pair in pairs if id(pair.target) not in run.skipped),
+        ok=ok is not False,
+        max_error=worst,
+        outputs=errors,
+        differences=tuple(found),
+        remains=run.remains,
+        ignored=run.ignored,
+        notes=notes,
+        first_divergence=first,
+    )
+
+
+def entry_of(pair: Pair) -> Entry:
+    """Return a pair as a row of a report."""
+    return Entry(
+        pair.source.path, pair.target.path, pair.target.kind, tuple(pair.target.pieces), pair.evidence, pair.error
+    )
