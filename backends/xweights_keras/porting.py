@@ -46,9 +46,12 @@ class KerasPorting:
 
     def records(self, model: Any) -> list[LayerRecord]:
         by_variable = {id(one.handle): one for one in _ADAPTER.parameters(model)}
+        layers = list(model._flatten_layers(include_self=True, recursive=True))
+        # A wrapper may keep the arrays of the layer inside: those belong to the layer that a recipe knows.
+        claimed = {id(one) for layer in layers if kind_of(layer) != "other" for one in _own(layer, kind_of(layer))}
         found: list[LayerRecord] = []
         inside: set[int] = set()  # layers that only another one calls, in its own way
-        for layer in model._flatten_layers(include_self=True, recursive=True):
+        for layer in layers:
             if id(layer) in inside:
                 continue
             worker = layer
@@ -58,7 +61,7 @@ class KerasPorting:
                     continue  # a model inside: its layers are seen step by step
                 inside.add(id(worker))
             kind = kind_of(worker)
-            own = _own(worker, kind)
+            own = [one for one in _own(worker, kind) if kind != "other" or id(one) not in claimed]
             if kind in RECURRENT or is_a(worker, "RNN"):
                 inside.update(id(one) for one in worker._flatten_layers(include_self=False, recursive=True))
             arrays = _arrays(worker, kind, [by_variable[id(one)] for one in own if id(one) in by_variable])

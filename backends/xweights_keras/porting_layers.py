@@ -111,6 +111,7 @@ def attributes_of(layer: Any, kind: str) -> dict[str, Any]:
         cell = getattr(layer, "cell", layer)
         cell = getattr(cell, "cells", [cell])[0]
         found["activation"] = word_of(cell.activation)
+        found["cell"] = not hasattr(layer, "cell")
         if kind != "simple_rnn":
             found["recurrent_activation"] = word_of(cell.recurrent_activation)
     return found

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from xweights.backend import Entry
 from xweights.errors import PortError
 from xweights.parameter import Array, Parameter
 from xweights.porting.protocol import LayerRecord, Watcher
@@ -155,12 +156,22 @@ def _arrays(module: nn.Module, kind: str, places: Mapping[tuple[int, str], Param
             owner, _, key = row.native.rpartition(".")
             parameter = places.get((id(module.get_submodule(owner) if owner else module), key))
             if parameter is not None and row.name != "num_batches_tracked":
-                found[row.name] = parameter
+                found[row.name] = _as_here(parameter, row)
         return found
     held = [*module._parameters, *(one for one in module._buffers if one not in module._non_persistent_buffers_set)]
     found = {key: places[id(module), key] for key in held if (id(module), key) in places}
     # Counters and positions are no weights.
     return {key: one for key, one in found.items() if one.floating}
+
+
+def _as_here(parameter: Parameter, row: Entry) -> Parameter:
+    """Return a tied parameter as this layer has it; it is named after the first place that it is in."""
+    layout = row.layout(parameter.layout.stored)
+    if layout == parameter.layout:
+        return parameter
+    turned = copy.copy(parameter)
+    turned.layout, turned.gates = layout, row.gates
+    return turned
 
 
 @contextlib.contextmanager

@@ -101,6 +101,8 @@ def attributes_of(module: Any, kind: str) -> dict[str, Any]:
             found["padding_mode"] = module.padding_mode
     if kind == "simple_rnn":
         found["activation"] = module.nonlinearity
+    if kind in RECURRENT:
+        found["cell"] = isinstance(module, nn.RNNCellBase)
     if kind in ("lstm", "gru"):
         found |= {"activation": "tanh", "recurrent_activation": "sigmoid"}
     if kind == "attention":

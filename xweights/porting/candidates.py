@@ -5,21 +5,23 @@ Owns :class:`Candidate` and :class:`Candidates`. Imports compare, trace and unit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from xweights.parameter import Array
-from xweights.porting.compare import Grid, ambiguous, distance, grid_order, permutation, same_input, tolerance
+from xweights.porting.compare import Grid, ambiguous, distance, grid_order, input_tolerance, permutation, same_input
 from xweights.porting.trace import UnitCall
 from xweights.porting.units import STRAIGHT, SUMMED, VECTORS, Turn, Unit
 
 RECURRENT = SUMMED | {"gru", "gru_reset_before"}
 IMAGES = frozenset({"conv", "conv_transpose", "group_norm"})
-# What comes in was computed in between by layers without weights, in two frameworks.
-_SLACK = 4
+# Which of two source units is tried first: the lower number.
+Prefer = Callable[[Unit, Unit], int]
+# Up to how many rows it is tried whether they run over time first.
+_ROWS = 1 << 12
 
 
 @dataclass(eq=False)
@@ -47,34 +49,40 @@ class Candidates:
     channels first, ``differ`` whether the source hasn't.
     """
 
-    def __init__(self, grids: set[Grid], *, first: bool, differ: bool) -> None:
-        self.grids, self.first, self.differ = grids, first, differ
+    def __init__(self, grids: set[Grid], prefer: Prefer, *, first: bool, differ: bool) -> None:
+        self.grids, self.prefer, self.first, self.differ = grids, prefer, first, differ
         self.doubts: list[str] = []
 
     def among(self, unit: Unit, array: Array | None, calls: Sequence[UnitCall], following: int) -> list[Candidate]:
         """Return them, the likeliest first: those that were seen, that are called alike, that come next."""
-        found: dict[int, tuple[tuple[Any, ...], Candidate]] = {}
+        found: dict[int, Candidate] = {}
         for call in calls:
-            if id(call.unit) in found:
-                continue
-            candidate = self._of(unit, array, call)
+            candidate = None if id(call.unit) in found else self._of(unit, array, call)
             if candidate is not None:
-                blind = candidate.error is None
-                late = abs(call.number - following)
-                key = (blind, -likeness(call.unit, unit), call.number < following, late)
-                found[id(call.unit)] = (key, candidate)
-        return [one for _, one in sorted(found.values(), key=lambda pair: pair[0])]
+                found[id(call.unit)] = candidate
+
+        def key(one: Candidate) -> tuple[Any, ...]:
+            source, number = one.call.unit, one.call.number
+            order = (number < following, abs(number - following))
+            return (one.error is None, self.prefer(source, unit), -likeness(source, unit), *order)
+
+        return sorted(found.values(), key=key) if len(found) > 1 else list(found.values())
 
     def _of(self, unit: Unit, array: Array | None, call: UnitCall) -> Candidate | None:
         expected = call.input
         if array is None or expected is None:
             return Candidate(call, STRAIGHT, None)
-        limit = tolerance(array) * _SLACK
+        limit = input_tolerance(array)
         if "other" in (unit.kind, call.unit.kind) and array.size == expected.size and array.ndim > 1:
             array, expected = array.reshape(array.shape[0], -1), expected.reshape(array.shape[0], -1)
         elif unit.kind in RECURRENT and array.shape[1] < expected.shape[1]:
             expected = expected[:, : array.shape[1]]  # a cell, called step by step
         error = same_input(array, expected, limit)
+        if error is None and array.ndim < 3 and array.shape == expected.shape:
+            count = array.shape[0]
+            for batch in (one for one in range(2, count) if count % one == 0 and count <= _ROWS):
+                if distance(array, swapped(expected, (batch, count // batch))) <= limit:
+                    return Candidate(call, Turn(swapped=(batch, count // batch)), 0.0)
         if not _permutable(unit, array) or array.shape != expected.shape or not self.differ:
             return None if error is None else Candidate(call, STRAIGHT, error)
         straight = np.arange(expected.shape[1])
@@ -99,7 +107,7 @@ class Candidates:
             if not self.differ or expected is None or expected.shape != array.shape:
                 continue
             mine, theirs = _as_vector(array, self.first), _as_vector(expected, not self.first)
-            if distance(mine, theirs) <= tolerance(array) * _SLACK:
+            if distance(mine, theirs) <= input_tolerance(array):
                 grid = (mine.shape[1] // array.shape[-1], array.shape[-1])
                 return grid_order(grid, channels_first=self.first)
         return None
@@ -135,14 +143,19 @@ def likeness(source: Unit, target: Unit) -> int:
 
 def turned_output(unit: Unit, expected: Array, turn: Turn) -> Array:
     """Return what the source has put out, with its features in the target's order."""
+    if turn.swapped is not None and expected.shape[0] == turn.swapped[0] * turn.swapped[1]:
+        expected = swapped(expected, turn.swapped)
     if turn.columns is not None:
         return expected[:, turn.columns]
-    if turn.rows is not None and unit.kind in VECTORS and expected.shape[-1] == turn.rows.size:
-        return expected[:, turn.rows]
-    if turn.rows is not None and unit.kind == "other":
+    if turn.rows is not None and (unit.kind in VECTORS or unit.kind == "other"):
         flat = expected.reshape(expected.shape[0], -1)
         return flat[:, turn.rows] if flat.shape[1] == turn.rows.size else expected
     return expected
+
+
+def swapped(array: Array, lengths: tuple[int, int]) -> Array:
+    """Return rows that run over (batch, time) as they run over (time, batch)."""
+    return array.reshape(*lengths, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
 
 
 def _permutable(unit: Unit, array: Array) -> bool:

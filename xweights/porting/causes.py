@@ -33,11 +33,36 @@ def finding_of(divergence: Divergence, matching: Matching, pairs: Sequence[Pair]
         return Finding(
             layer if unit is not None else twin, twin, divergence.text, divergence.error, "pairing", "pairing"
         )
-    if divergence.place == "output" and unit is not None and call is not None:
+    changed = _changed_before(divergence, pairs)
+    if changed is not None:
+        layer, twin = changed.target.path, changed.source.path
+        word, cause = _inside(divergence, changed.target, changed.source, matching, pairs)
+    elif divergence.place == "output" and unit is not None and call is not None:
         word, cause = _inside(divergence, unit, call.unit, matching, pairs)
     else:
         layer, word, cause = _between(divergence, layer, unit, matching, pairs)
     return Finding(layer, twin, cause, divergence.error, divergence.place, word)
+
+
+def _changed_before(divergence: Divergence, pairs: Sequence[Pair]) -> Pair | None:
+    """Return the first unit with other weights than its twin among those whose output nobody saw."""
+    unit = divergence.target
+    place = next((number for number, pair in enumerate(pairs) if pair.target is unit), len(pairs))
+    own = pairs[place] if place < len(pairs) else None
+    if divergence.place == "output" and own is not None and own.seen and _changed(own):
+        return own
+    unseen = [pair for pair in pairs if pair.error is None]
+    # A unit of the same layer may come after it; and a layer that is never called has no place.
+    before = [pair for pair in pairs[:place] if pair.error is None]
+    inside = [pair for pair in unseen if unit is not None and pair.target.record is unit.record]
+    never = [pair for pair in unseen if not pair.seen]
+    return next((pair for pair in (*before, *inside, *never) if _changed(pair)), None)
+
+
+def _changed(pair: Pair) -> bool:
+    expected, _ = translate(pair.source, arrays_of(pair.source), pair.target, pair.turn)
+    got = arrays_of(pair.target)
+    return any(not np.array_equal(value, got[role]) for role, value in expected.items())
 
 
 def _inside(
@@ -56,9 +81,9 @@ def _inside(
     if unequal:
         names = ", ".join(f"{one.name} {one.expected} against {one.got}" for one in unequal)
         return unequal[0].name, names
-    changed = [role for role, value in expected.items() if not np.array_equal(value, got[role])]
-    if changed:
-        return "weights", f"other weights: {', '.join(changed)}"
+    others = [role for role, value in expected.items() if not np.array_equal(value, got[role])]
+    if others:
+        return "weights", f"other weights: {', '.join(others)}"
     if unit.kind in ("conv", "conv_transpose"):
         mine, theirs = source.attributes.get("padding"), unit.attributes.get("padding")
         return "padding", f"the same weights and input: padding differs ({mine} against {theirs})"

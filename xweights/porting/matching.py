@@ -12,13 +12,23 @@ one is tried, and if the forward can't be finished that way, the next.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from xweights.ledger import identity
 from xweights.parameter import Array
-from xweights.porting.candidates import IMAGES, RECURRENT, Candidate, Candidates, input_error, nearest, turned_output
+from xweights.porting.candidates import (
+    IMAGES,
+    RECURRENT,
+    Candidate,
+    Candidates,
+    Prefer,
+    input_error,
+    nearest,
+    turned_output,
+)
 from xweights.porting.compare import Grid, cropped, distance, tolerance
 from xweights.porting.outputs import OutputMap, compare_outputs
 from xweights.porting.protocol import Arrays, LayerRecord
@@ -28,6 +38,8 @@ from xweights.porting.writing_units import Writer
 
 # How many ways of pairing are tried before the port is given up.
 BUDGET = 96
+# How much larger a layer may make a difference in what it is given.
+_GROWTH = 16
 
 
 class _Stop(BaseException):
@@ -76,6 +88,7 @@ class Matching:
     outputs: OutputMap = None
     assign: Writer | None = None
     allowed: Callable[[Unit, Unit], bool] = lambda source, target: True
+    prefer: Prefer = lambda source, target: 0
     same: Callable[[Unit, Unit], bool] = lambda one, other: one is other
     skipped: frozenset[int] = frozenset()
     whole: bool = True
@@ -133,6 +146,17 @@ def _next(decisions: list[tuple[int, int]]) -> list[int] | None:
     return None
 
 
+@dataclass(eq=False)
+class _Begun:
+    """A unit of the target that is computing. ``sound``: it was given what its twin was given, up to ``error``."""
+
+    unit: Unit
+    call: UnitCall | None = None
+    turn: Turn = STRAIGHT
+    sound: bool = True
+    error: float = 0.0
+
+
 class Attempt:
     """One forward of the target, pairing as it goes. A watcher."""
 
@@ -150,11 +174,11 @@ class Attempt:
         self.restart = False
         self.may_be_mispaired = False
         first = matching.target.porting.channels_first
-        self.look = Candidates(set(matching.grids), first=first, differ=matching.channels_differ)
+        self.look = Candidates(set(matching.grids), matching.prefer, first=first, differ=matching.channels_differ)
         self.grids = self.look.grids
         self._used: set[int] = set()
         self._next = 0
-        self._open: dict[int, list[list[tuple[Unit, UnitCall | None, Turn, bool]]]] = {}
+        self._open: dict[int, list[list[_Begun]]] = {}
         self._vectors: list[Unit] = []  # dense units in the order in which they were called
         if matching.assign is not None:
             matching.assign.start()
@@ -179,39 +203,39 @@ class Attempt:
         self.grids |= grids_in(outputs.values(), channels_first=first)
         pairs = self._open[id(record)].pop()
         made = None
-        for unit, call, turn, sound in pairs:
-            if call is not None:
-                made = self._compare(unit, call, turn, seen_by(unit, outputs, 1), sound)
+        for one in pairs:
+            if one.call is not None:
+                made = self._compare(one, one.call, seen_by(one.unit, outputs, 1))
         return made if len(pairs) == 1 else None
 
-    def _pair(self, unit: Unit, array: Array | None) -> tuple[Unit, UnitCall | None, Turn, bool]:
+    def _pair(self, unit: Unit, array: Array | None) -> _Begun:
         matching = self.matching
         former = self.pairs.get(id(unit))
         unused = [one for one in matching.fitting(unit) if one.number not in self._used]
         if former is not None:
             again = [one for one in unused if matching.same(one.unit, former.source)]
             if not again and (former.source.kind in RECURRENT or not former.seen):
-                return unit, None, former.turn, True  # one step of a loop that the other side runs inside
+                return _Begun(unit)  # one step of a loop that the other side runs inside
             unused = again
         found = self.look.among(unit, array, unused, self._next)
         if not found and array is not None and unit.kind in IMAGES:
             self._reshaped(array, unused)
         if not found and id(unit) in matching.skipped:
-            return unit, None, STRAIGHT, True
+            return _Begun(unit)
         sound = bool(found)
         if not found:
             likeliest = nearest(unit, array, unused, self._next)
             self._diverged(Divergence("input", unit, likeliest, input_error(likeliest, array), output=array))
             if likeliest is None:
-                return unit, None, STRAIGHT, False
+                return _Begun(unit)
             found = [Candidate(likeliest, STRAIGHT, None)]
         chosen = found[self._decide(len(found))]
         self._take(unit, chosen, len(found) - 1)
-        return unit, chosen.call, self._turn_of(unit, chosen.turn), sound
+        return _Begun(unit, chosen.call, self._turn_of(unit, chosen.turn), sound, chosen.error or 0.0)
 
     def _turn_of(self, unit: Unit, turn: Turn) -> Turn:
         columns = self.matching.columns.get(id(unit))
-        return turn if columns is None else Turn(turn.rows, columns)
+        return turn if columns is None else replace(turn, columns=columns)
 
     def _decide(self, count: int) -> int:
         if count == 1:
@@ -241,14 +265,20 @@ class Attempt:
         if matching.assign is not None and id(unit) not in matching.skipped:
             self.lost += matching.assign(call.unit, unit, turn)
 
-    def _compare(self, unit: Unit, call: UnitCall, turn: Turn, got: Array | None, sound: bool) -> Array | None:
-        expected = call.output
+    def _compare(self, begun: _Begun, call: UnitCall, got: Array | None) -> Array | None:
+        unit, expected = begun.unit, call.output
         if got is None or expected is None:
             return None
-        expected = turned_output(unit, expected, turn)
-        limit = tolerance(got)
-        if unit.kind in RECURRENT and got.ndim == expected.ndim == 3 and got.shape[1] != expected.shape[1]:
-            got, expected = got[:, -1:], expected[:, -1:]
+        expected = turned_output(unit, expected, begun.turn)
+        limit = max(tolerance(got), _GROWTH * begun.error)
+        if unit.kind in RECURRENT:
+            steps = got.shape[1]
+            if unit.record.attributes.get("cell"):
+                if call.input is None or expected.shape[1] != call.input.shape[1]:
+                    return None  # a first step, and only the last one of the twin was seen
+                expected = expected[:, :steps]
+            if steps != expected.shape[1]:
+                got, expected = got[:, -1:], expected[:, -1:]
             error = distance(got, expected)
         elif unit.kind in IMAGES:
             error = cropped(got, expected, limit)
@@ -259,7 +289,7 @@ class Attempt:
         pair = self.pairs.get(id(unit))
         if pair is not None:
             pair.error = max(error, pair.error or 0.0)
-        if error > limit and sound and id(unit) not in self.matching.skipped:
+        if error > limit and begun.sound and id(unit) not in self.matching.skipped:
             # The numbers that came in were the same, so another pairing wouldn't mend it, unless they weren't seen.
             blind = pair is not None and not pair.seen
             self._diverged(Divergence("output", unit, call, error, output=np.array(got)), mispaired=blind)
@@ -288,13 +318,13 @@ class Attempt:
         if self._left_over():
             self.restart = True
             return
-        ported = {id(piece) for pair in self.pairs.values() for piece in pair.source.parameters}
+        ported = {identity(p) for pair in self.pairs.values() for p in pair.source.parameters}
         paired = {id(pair.source) for pair in self.pairs.values()}
         try:
             if matching.whole:
                 for call in matching.calls:
                     unit = call.unit
-                    if id(unit) in paired or all(id(one) in ported for one in unit.parameters):
+                    if id(unit) in paired or all(identity(p) in ported for p in unit.parameters):
                         continue
                     text = f"{unit.path!r} of the source has no twin in the target"
                     if not any(text == one.text for one in self.divergences):
@@ -324,7 +354,7 @@ class Attempt:
             if len(fitting) == 1 and len(rivals) == 1 and matching.allowed(fitting[0], unit):
                 found[id(unit)] = fitting[0]
         matching.unseen.update(found)
-        return bool(found) and matching.assign is not None
+        return bool(found)
 
 
 def _same_turn(one: Turn, other: Turn) -> bool:

@@ -182,10 +182,11 @@ def _fixed(run: Run, matching: Matching, found: list[Difference]) -> tuple[list[
 
 
 def _unpaired(run: Run, attempt: Attempt) -> list[str]:
-    written = {id(p) for pair in attempt.pairs.values() for p in pair.target.parameters}
+    written = {ledger.identity(p) for pair in attempt.pairs.values() for p in pair.target.parameters}
     found = []
     for unit in run.target.units:
-        if id(unit) in attempt.pairs or id(unit) in run.skipped or all(id(p) in written for p in unit.parameters):
+        known = id(unit) in attempt.pairs or id(unit) in run.skipped
+        if known or all(ledger.identity(p) in written for p in unit.parameters):
             continue
         found.append(f"{unit.path!r} of the target has no twin in the source, or isn't called with this sample")
     return found

@@ -12,12 +12,12 @@ import numpy as np
 
 from xweights.errors import ArgumentError, got_expected
 from xweights.parameter import Array
-from xweights.porting.compare import distance, tolerance
+from xweights.porting.compare import distance, input_tolerance
 
 # {target's output: source's output}, or a function of the target's output.
 OutputMap = Mapping[Any, Any] | Callable[[Any], Any] | None
 # Rounding adds up over the layers of a whole model.
-DEPTH = 64
+DEPTH = 16
 
 
 def compare_outputs(
@@ -26,7 +26,7 @@ def compare_outputs(
     """Return the error of each output of the target, and what is rounding; raise ArgumentError if none corresponds."""
     found = {}
     for name, got, want in _paired(expected, made, outputs):
-        limit = tolerance(got) * DEPTH
+        limit = input_tolerance(got) * DEPTH
         found[name] = (min(distance(one, want) for one in _layouts(got, want, target_first)), limit)
     return found
 

@@ -69,6 +69,9 @@ def planned(
             for unit in source.units
             if id(unit) not in taken and unit.form not in open_forms
         ]
+    own = [pair for pair in pairs if "other" in (pair.source.kind, pair.target.kind) and _has_axes(pair.target)]
+    pairs = [pair for pair in pairs if pair not in own]
+    ambiguous += [f"nothing says which axes the arrays of {pair.target.path!r} have: pass sample=" for pair in own]
     ambiguous += _flattened(orders[0], pairs, chained=chains is not None and pairs is not None)
     entries = tuple(
         Entry(pair.source.path, pair.target.path, pair.target.kind, tuple(pair.target.pieces), pair.evidence)
@@ -142,6 +145,10 @@ def _flattened(order: Sequence[Unit], pairs: Sequence[Pair], *, chained: bool) -
         if any(one is not None and one.kind in _SPATIAL and _is_image_of(made, _in(one)) for one in nexts):
             found.append(f"{unit.path!r} may be reshaped to an image, in either order: pass sample=")
     return found
+
+
+def _has_axes(unit: Unit) -> bool:
+    return any(piece.parameter.size > 1 for piece in unit.pieces.values())
 
 
 def _width(unit: Unit) -> int:

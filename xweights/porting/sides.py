@@ -5,6 +5,7 @@ Owns :class:`Run`, shared by port, plan_port and verify. Imports errors, matchin
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ class Run:
     def __init__(self, source: Any, target: Any, where: WhereLike, names: Names | None) -> None:
         self.source, self.target = side_of(source, "source"), side_of(target, "target")
         # The sides have handles of their own; a parameter is known by its name.
-        wanted = {p.name for p in parameters(target, where=where)}
+        wanted = {name for p in parameters(target, where=where) for name in (p.name, *p.aliases)}
         problems = Problems("this port can't be made, and nothing was changed")
         skipped = set()
         for unit in self.target.units:
@@ -80,19 +81,21 @@ class Run:
         """Run the source, then the target with everything it may be called with, until it works."""
         recorder = Recorder(self.source)
         expected = self.called(self.source, sample, recorder, "source")
+        calls = recorder.joined()
         best: tuple[Matching, Attempt] | None = None
         failed: PortError | None = None
         for given in target_samples(self.source, self.target, sample, sample_target):
             matching = Matching(
                 source=self.source,
                 target=self.target,
-                calls=recorder.calls,
+                calls=calls,
                 grids=recorder.grids,
                 expected=expected,
                 sample=given,
                 outputs=outputs,
                 assign=Writer() if write else None,
                 allowed=self.allowed,
+                prefer=(lambda one, other: 0) if write else _Resemblance(self.target),
                 same=_same_weights,
                 skipped=self.skipped,
                 whole=self.whole,
@@ -143,6 +146,27 @@ def _shape_of(sample: Any) -> str:
     if isinstance(sample, (tuple, list)):
         return f"({', '.join(_shape_of(one) for one in sample)})"
     return f"{getattr(sample, 'dtype', type(sample).__name__)} {tuple(getattr(sample, 'shape', ()))}"
+
+
+class _Resemblance:
+    """Prefers, among units that were given the same, the one whose weights the target has already, in any order."""
+
+    def __init__(self, target: Side) -> None:
+        self._target = target
+        self._known: dict[int, bytes] = {}
+
+    def __call__(self, source: Unit, target: Unit) -> int:
+        mine = self._of(source)
+        if mine == self._of(target):
+            return 0
+        return 2 if any(mine == self._of(one) for one in self._target.units if one.form == source.form) else 1
+
+    def _of(self, unit: Unit) -> bytes:
+        if id(unit) not in self._known:
+            arrays = arrays_of(unit)
+            main = max(arrays.values(), key=lambda array: array.size)
+            self._known[id(unit)] = hashlib.blake2b(np.sort(main, axis=None).tobytes()).digest()
+        return self._known[id(unit)]
 
 
 def _same_weights(one: Unit, other: Unit) -> bool:

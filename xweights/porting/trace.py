@@ -117,11 +117,30 @@ class Recorder:
         for call in self._open[id(record)].pop():
             call.output = _kept(seen_by(call.unit, outputs, 1))
 
+    def joined(self) -> list[UnitCall]:
+        """Return the calls, those of a recurrent cell in a loop as one call on the whole sequence."""
+        found: list[UnitCall] = []
+        loops: dict[int, UnitCall] = {}
+        for call in self.calls:
+            if not call.unit.record.attributes.get("cell"):
+                found.append(call)
+            elif id(call.unit) not in loops:
+                loops[id(call.unit)] = call
+                found.append(call)
+            else:
+                whole = loops[id(call.unit)]
+                whole.input, whole.output = _after(whole.input, call.input), _after(whole.output, call.output)
+        return found
+
     def _note(self, record: LayerRecord, arrays: Arrays) -> None:
         # What has weights comes in neutral form; what hasn't, as its framework has it.
         self.grids |= grids_in(
             arrays.values(), channels_first=record.kind in ("plain", "other") and self.side.porting.channels_first
         )
+
+
+def _after(array: Array | None, step: Array | None) -> Array | None:
+    return None if array is None or step is None else np.concatenate([array, step], axis=1)
 
 
 def _kept(array: Array | None) -> Array | None:

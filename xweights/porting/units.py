@@ -137,6 +137,8 @@ class Turn:
 
     rows: Array | None = None
     columns: Array | None = None
+    # (batch, time): the rows of what comes in run over time first. It is no matter of the weights.
+    swapped: tuple[int, int] | None = None
 
 
 STRAIGHT = Turn()

@@ -5,8 +5,11 @@ Owns :class:`Writer`. Imports reading, trace and units.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import numpy as np
 
+from xweights.ledger import identity
 from xweights.parameter import Array, Parameter
 from xweights.porting.trace import arrays_of
 from xweights.porting.units import Piece, Turn, Unit, translate
@@ -17,7 +20,7 @@ class Writer:
     """Writes units, and notes what is wrong instead of writing that. ``start`` before each attempt."""
 
     def __init__(self) -> None:
-        self._claims: dict[tuple[int, object], str] = {}
+        self._claims: dict[tuple[Hashable, str], str] = {}
 
     def start(self) -> None:
         """Forget who has written what."""
@@ -33,7 +36,7 @@ class Writer:
             if value.dtype != parameter.dtype:
                 wrong.append(f"{source.path!r} is {value.dtype.name} and {parameter.name!r} {parameter.dtype.name}")
                 continue
-            claim = (id(parameter), repr(piece.index))
+            claim = (identity(parameter), repr(piece.index))
             if claim in self._claims:
                 if not np.array_equal(piece.read(neutral_view(parameter)), value, equal_nan=True):
                     wrong.append(

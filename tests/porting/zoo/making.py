@@ -1,0 +1,152 @@
+"""How a pair of twins is declared, filled with random weights and called, independently of what is tested."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from dataclasses import dataclass, field
+
+import keras
+import numpy as np
+import torch
+
+import xweights as xw
+
+PAIRS: dict[str, Pair] = {}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two twins and what they are called with. ``moved``: the target's sample, if it isn't the default."""
+
+    name: str
+    make: object
+    sample: object
+    to_torch: object = None  # the torch sample from Keras'; None: what port takes by itself
+    to_keras: object = None
+    directions: tuple = ("to_torch", "to_keras")
+    bitwise: bool = True  # back and forth gives the same bits
+    options: dict = field(default_factory=dict)
+    backends: tuple = ("tensorflow", "jax", "torch")
+
+
+def pair(sample, **options):
+    """Declare the decorated function, which makes (Keras model, torch module), as a pair."""
+
+    def declare(make):
+        PAIRS[make.__name__] = Pair(make.__name__, make, sample, **options)
+        return make
+
+    return declare
+
+
+def images(channels=3, size=8, batch=3):
+    return lambda: rng("images").normal(size=(batch, size, size, channels)).astype("float32")
+
+
+def vectors(*shape):
+    return lambda: rng("vectors").normal(size=shape).astype("float32")
+
+
+def tokens(vocab, *shape):
+    return lambda: rng("tokens").integers(0, vocab, size=shape).astype("int32")
+
+
+def rng(name):
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+def fill(model, seed):
+    """Give every weight random values that a network could have."""
+    generator = np.random.default_rng(seed)
+    for p in xw.parameters(model):
+        if not p.floating or p.role == "vector_u":
+            continue
+        if p.role in ("gamma", "scale", "moving_variance", "variance"):
+            value = generator.uniform(0.5, 1.5, p.shape)
+        else:
+            value = generator.normal(0, 0.4, p.shape)
+        with contextlib.suppress(xw.WriteError):  # a weight that is computed and has no inverse
+            p.assign(value.astype(p.dtype))
+
+
+@contextlib.contextmanager
+def floats(name):
+    """Make models of this dtype."""
+    former = keras.config.dtype_policy()
+    former_torch = torch.get_default_dtype()
+    keras.config.set_dtype_policy(name)
+    keras.config.set_floatx(name)
+    torch.set_default_dtype(getattr(torch, name))
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(former)
+        keras.config.set_floatx("float32")
+        torch.set_default_dtype(former_torch)
+
+
+def outputs(model, sample, dtype="float32"):
+    """Return the outputs of a model on the host, each of them with channels last."""
+    if isinstance(model, torch.nn.Module) and not isinstance(model, keras.Layer):
+        model.eval()
+        with torch.no_grad():
+            args = [_tensor(one, dtype) for one in (sample if isinstance(sample, tuple) else (sample,))]
+            made = model(*args)
+        made = made if isinstance(made, (tuple, list)) else [made]
+        arrays = [one.numpy() for one in made]
+    else:
+        several = isinstance(sample, tuple)
+        given = [_cast(one, dtype) for one in sample] if several else _cast(sample, dtype)
+        made = model(given, training=False)
+        made = made if isinstance(made, (tuple, list)) else [made]
+        arrays = [np.asarray(keras.ops.convert_to_numpy(one)) for one in made]
+    return arrays
+
+
+def _cast(array, dtype):
+    return array.astype(dtype) if array.dtype.kind == "f" else array
+
+
+def _tensor(array, dtype):
+    return torch.from_numpy(np.ascontiguousarray(_cast(array, dtype)))
+
+
+def apart(got, expected):
+    """Return the largest difference relative to the largest entry, over all outputs, channels moved where need be."""
+    worst = 0.0
+    for one, other in zip(got, expected, strict=True):
+        shown = one
+        if one.shape != other.shape or one.ndim > 3:
+            turns = [one, np.moveaxis(one, 1, -1), np.moveaxis(one, -1, 1), one.swapaxes(0, 1)]
+            shown = min((t for t in turns if t.shape == other.shape), key=lambda t: np.abs(t - other).max())
+        worst = max(worst, float(np.abs(shown - other).max() / np.abs(other).max()))
+    return worst
+
+
+def arrays(model):
+    """Return the bytes of every weight."""
+    return {p.name: p.numpy().tobytes() for p in xw.parameters(model) if p.floating and p.role != "vector_u"}
+
+
+def sides(pair, way):
+    """Return source, target, what each is called with, and the options of a port, for one direction of a pair."""
+    k, t = pair.make()
+    for seed, model in enumerate((k, t)):
+        fill(model, seed)
+    one = pair.sample()
+    other = pair.to_torch(one) if pair.to_torch else _channels_second(one, t)
+    options = {}
+    if pair.to_torch is not None:
+        options["sample_target"] = other if way == "to_torch" else one
+    if pair.options.get("outputs") == "frames":
+        options["outputs"] = pair.to_keras if way == "to_torch" else pair.to_torch
+    return (k, t, one, other, options) if way == "to_torch" else (t, k, other, one, options)
+
+
+def _channels_second(sample, module):
+    if isinstance(sample, tuple):
+        return tuple(_channels_second(one, module) for one in sample)
+    sequences = any(isinstance(one, (torch.nn.Conv1d, torch.nn.ConvTranspose1d)) for one in module.modules())
+    image = sample.dtype.kind == "f" and (sample.ndim > 3 or (sample.ndim == 3 and sequences))
+    return np.moveaxis(sample, -1, 1) if image else sample
