@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from xweights.errors import ArgumentError
 from xweights.ledger import identity
 from xweights.parameter import Array
 from xweights.porting.candidates import (
@@ -230,6 +231,7 @@ class Attempt:
                 return _Begun(unit)
             found = [Candidate(likeliest, STRAIGHT, None)]
         chosen = found[self._decide(len(found))]
+        self._doubt(unit, chosen, found)
         self._take(unit, chosen, len(found) - 1)
         return _Begun(unit, chosen.call, self._turn_of(unit, chosen.turn), sound, chosen.error or 0.0)
 
@@ -244,6 +246,16 @@ class Attempt:
         chosen = min(self.given[place], count - 1) if place < len(self.given) else 0
         self.decisions.append((chosen, count))
         return chosen
+
+    def _doubt(self, unit: Unit, chosen: Candidate, found: Sequence[Candidate]) -> None:
+        """Note rivals that put out the same as the chosen one although their weights differ."""
+        output = chosen.call.output
+        for rival in found:
+            other = rival.call.output
+            alike = output is not None and other is not None and distance(other, output) <= tolerance(output)
+            if rival is not chosen and alike and not self.matching.same(rival.call.unit, chosen.call.unit):
+                paths = f"{chosen.call.unit.path!r} and {rival.call.unit.path!r}"
+                self.look.doubts.append(f"at {unit.path!r} the sample makes {paths} put out the same")
 
     def _take(self, unit: Unit, chosen: Candidate, rivals: int) -> None:
         call, matching = chosen.call, self.matching
@@ -329,9 +341,13 @@ class Attempt:
                     text = f"{unit.path!r} of the source has no twin in the target"
                     if not any(text == one.text for one in self.divergences):
                         self._diverged(Divergence("pairing", None, call, float("inf"), text))
-                found = compare_outputs(
-                    matching.expected, made, matching.outputs, target_first=matching.target.porting.channels_first
-                )
+                first = matching.target.porting.channels_first
+                try:
+                    found = compare_outputs(matching.expected, made, matching.outputs, target_first=first)
+                except ArgumentError:
+                    if not self.divergences:
+                        raise
+                    return  # models that are no twins needn't have outputs that correspond
                 for name, (error, limit) in found.items():
                     self.outputs[name] = error
                     if error > limit:

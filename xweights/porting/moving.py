@@ -123,8 +123,10 @@ def _with_sample(run: Run, sample: Any, sample_target: Any, attributes: Attribut
             pairs = list(attempt.pairs.values())
     blocking = [one for one in found if not one.training and not one.fixed]
     problems = Problems("this port is not right, and nothing was changed")
-    for text in (*attempt.lost, *dict.fromkeys(attempt.look.doubts)):
+    for text in attempt.lost:
         problems.add(PortError, text)
+    for text in dict.fromkeys(attempt.look.doubts):
+        problems.add(PortError, text, fix="pass a sample of random numbers, which tells everything apart")
     for text in _unpaired(run, attempt):
         problems.add(PortError, text, fix="where= to port a part of the target")
     if attributes != "ignore":

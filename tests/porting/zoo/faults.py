@@ -55,8 +55,9 @@ def faults_in(module) -> Iterator[Fault]:
     for name, one in named:
         yield from _in_layer(name, one)
     for (first, one), (second, other) in itertools.combinations(named, 2):
-        if type(one) is type(other) and type(one) in (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm):
-            if one.weight.shape == other.weight.shape:
+        alike = type(one) is type(other) and type(one) in (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)
+        if alike and one.weight.shape == other.weight.shape:
+            if one.weight is not other.weight:
                 both = (first, second)
                 yield Fault("layers of equal shape swapped", both, ("pairing",), lambda a=one, b=other: _swap(a, b))
     yield from _flattened(named)

@@ -1,0 +1,27 @@
+"""Faults that a careless port makes are detected, at the right layer and with their cause; right ports raise no alarm."""
+
+from __future__ import annotations
+
+import pytest
+
+mutate = pytest.importorskip("mutate", reason="the twins are of Keras and of torch")
+keras = pytest.importorskip("keras")
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="once is enough")
+
+
+def check(count):
+    rows = list(mutate.judged(mutate.chosen(count)))
+    assert [row for row in rows if not row[2]] == []
+    assert [row for row in rows if row[0] == "no fault"] == []
+    assert len(rows) == count
+    assert sum(row[3] for row in rows) >= 0.98 * count
+    assert sum(row[4] for row in rows) >= 0.90 * count
+
+
+def test_some_of_each_kind_of_fault_are_found_and_named():
+    check(34)
+
+
+@pytest.mark.slow
+def test_two_hundred_faults_are_found_and_named():
+    check(200)
