@@ -108,6 +108,7 @@ __all__ = [
     "scale",
     "set_entries",
     "set_params",
+    "skeleton",
     "snapshot",
     "spectral_norm",
     "stats",

@@ -41,6 +41,7 @@ from xweights.penalties import AddedPenalty, BoundPenalty, Penalty, add_penalty,
 from xweights.porting.moving import port
 from xweights.porting.plan import plan_port
 from xweights.porting.reports import PortPlan, PortReport, VerifyReport
+from xweights.porting.skeletons import skeleton
 from xweights.porting.verify import verify
 from xweights.pruning import Prune
 from xweights.pruning_holds import PruneHold
@@ -164,6 +165,7 @@ __all__ = [
     "scale",
     "set_entries",
     "set_params",
+    "skeleton",
     "snapshot",
     "spectral_norm",
     "stats",

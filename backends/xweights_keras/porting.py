@@ -15,7 +15,9 @@ import numpy as np
 from xweights.errors import PortError
 from xweights.parameter import Array, Parameter
 from xweights.porting.protocol import LayerRecord, Watcher
+from xweights.porting.skeletons import Step
 from xweights_keras.adapter import KerasAdapter
+from xweights_keras.porting_code import code_of, steps_of
 from xweights_keras.porting_double import doubled
 from xweights_keras.porting_layers import (
     RECURRENT,
@@ -96,6 +98,12 @@ class KerasPorting:
 
     def double(self, model: Any) -> Any:
         return doubled(model)
+
+    def steps(self, model: Any) -> Sequence[Step]:
+        return steps_of(model)
+
+    def code(self, steps: Sequence[Step]) -> str:
+        return code_of(steps)
 
     def set_attribute(self, record: LayerRecord, name: str, value: Any) -> None:
         layer = record.layer

@@ -18,10 +18,12 @@ from xweights.backend import Entry
 from xweights.errors import PortError
 from xweights.parameter import Array, Parameter
 from xweights.porting.protocol import LayerRecord, Watcher
+from xweights.porting.skeletons import Step
 from xweights_torch.adapter import ModuleAdapter, wrapped_child
 from xweights_torch.computed import Computed
 from xweights_torch.layers import kind_of as table_of
 from xweights_torch.layers import rows_of
+from xweights_torch.porting_code import code_of, steps_of
 from xweights_torch.porting_layers import (
     attributes_of,
     host,
@@ -108,6 +110,12 @@ class TorchPorting:
             return copy.deepcopy(unwrapped(model)).double()
         except Exception as wrong:
             raise PortError(f"this module can't be copied: {type(wrong).__name__}: {wrong}") from wrong
+
+    def steps(self, model: Any) -> Sequence[Step]:
+        return steps_of(unwrapped(model))
+
+    def code(self, steps: Sequence[Step]) -> str:
+        return code_of(steps)
 
     def set_attribute(self, record: LayerRecord, name: str, value: Any) -> None:
         module = record.layer

@@ -1,4 +1,4 @@
-"""Faults that a careless port makes are detected, at the right layer and with their cause; right ports raise no alarm."""
+"""Faults that a careless port makes are detected, at their layer and with their cause; right ports raise no alarm."""
 
 from __future__ import annotations
 

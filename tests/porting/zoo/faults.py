@@ -56,10 +56,9 @@ def faults_in(module) -> Iterator[Fault]:
         yield from _in_layer(name, one)
     for (first, one), (second, other) in itertools.combinations(named, 2):
         alike = type(one) is type(other) and type(one) in (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)
-        if alike and one.weight.shape == other.weight.shape:
-            if one.weight is not other.weight:
-                both = (first, second)
-                yield Fault("layers of equal shape swapped", both, ("pairing",), lambda a=one, b=other: _swap(a, b))
+        if alike and one.weight is not other.weight and one.weight.shape == other.weight.shape:
+            both = (first, second)
+            yield Fault("layers of equal shape swapped", both, ("pairing",), lambda a=one, b=other: _swap(a, b))
     yield from _flattened(named)
     yield from _padding(module, dict(named))
 

@@ -1,0 +1,105 @@
+"""The source code of a twin: it runs, and the model is ported into it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import xweights as xw
+
+zoo = pytest.importorskip("zoo.all", reason="the twins are of Keras and of torch")
+keras = pytest.importorskip("keras")
+torch = pytest.importorskip("torch")
+L, nn = keras.layers, torch.nn
+
+
+def twin_of(model, framework):
+    space = {}
+    exec(xw.skeleton(model, framework), space)
+    return space["Twin"]()
+
+
+def network():
+    x = keras.Input((9, 9, 3))
+    y = L.Conv2D(6, 3, strides=2, padding="same", use_bias=False)(x)
+    y = L.ReLU(max_value=6.0)(L.BatchNormalization(epsilon=1e-3)(y))
+    z = L.DepthwiseConv2D(3, padding="same", activation="silu")(y)
+    y = L.Add()([y, L.Conv2D(6, 1, groups=2)(z)])
+    y = L.MaxPooling2D(2, padding="same", name="pool")(y)
+    y = L.Conv2DTranspose(4, 2, strides=2)(y)
+    y = L.Concatenate()([L.Flatten()(y), L.GlobalAveragePooling2D()(y)])
+    return keras.Model(x, L.Dense(5, name="head")(L.LayerNormalization()(L.Dense(8, activation="gelu")(y))))
+
+
+def words():
+    x = keras.Input((6,), dtype="int32")
+    y = L.GRU(6, return_sequences=True)(L.Embedding(11, 8)(x))
+    return keras.Model(x, L.Dense(3)(L.LSTM(4)(L.SimpleRNN(5, return_sequences=True)(y))))
+
+
+@pytest.mark.keras_backend
+@pytest.mark.parametrize("make", [network, words])
+def test_a_keras_model_is_written_in_torch_and_ported_into_its_twin(make):
+    k = make()
+    zoo.fill(k, 0)
+    t = twin_of(k, "torch")
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 11, (2, 6)) if make is words else rng.normal(size=(2, 9, 9, 3)).astype("float32")
+    report = xw.port(k, t, sample=x)
+    assert report.ok
+    assert report.differences == ()
+    moved = x if make is words else np.moveaxis(x, -1, 1)
+    assert zoo.apart(zoo.outputs(t, moved), zoo.outputs(k, x)) <= 1e-5
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        self.deep = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.norm = nn.GroupNorm(2, 4)
+        self.act = nn.LeakyReLU(0.2)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        y = self.stem(x)
+        y = torch.relu(y + self.act(self.norm(self.deep(y))))
+        return self.head(y.mean((2, 3)))
+
+
+def chain():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 6), nn.GELU(), nn.Linear(6, 2)
+    )
+
+
+@pytest.mark.keras_backend
+@pytest.mark.parametrize("make", [Block, chain])
+def test_a_torch_module_is_written_in_keras_and_ported_into_its_twin(make):
+    t = make()
+    zoo.fill(t, 0)
+    k = twin_of(t, "keras")
+    x = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype("float32")
+    k(np.moveaxis(x, 1, -1))
+    report = xw.port(t, k, sample=x)
+    assert report.ok
+    assert report.differences == ()
+    assert zoo.apart(zoo.outputs(k, np.moveaxis(x, 1, -1)), zoo.outputs(t, x)) <= 1e-5
+
+
+def test_layers_keep_their_names():
+    k = network()
+    names = {p.name for p in xw.parameters(twin_of(k, "torch"))}
+    assert {"head/kernel", "head/bias", "conv2d_0/kernel"} <= names
+
+
+def test_what_cannot_be_written_is_refused_with_every_layer_listed():
+    x = keras.Input((4, 6))
+    k = keras.Model(x, L.AdditiveAttention()([L.Bidirectional(L.LSTM(3, return_sequences=True))(x), x]))
+    with pytest.raises(xw.PortError, match=r"(?s)Bidirectional.*AdditiveAttention"):
+        xw.skeleton(k, "torch")
+
+
+def test_a_framework_without_a_backend_is_refused():
+    with pytest.raises(xw.ArgumentError, match="no backend is called 'caffe'"):
+        xw.skeleton(nn.Linear(2, 3), "caffe")
