@@ -2,7 +2,8 @@
 
 Owns :func:`port`. Imports causes, matching, plan, reports, settings and sides.
 
-With a sample everything is tried on the target itself, under a snapshot that is restored unless all of it is right.
+With a sample everything is tried on the target itself, under a snapshot (a second copy of its weights, for as long as
+the port takes) that is restored unless all of it is right.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from xweights.reading import neutral_view
 from xweights.renaming import Names
 from xweights.running import uninterrupted
 from xweights.selecting import WhereLike
-from xweights.undo import snapshot
+from xweights.undo import Snapshot
 
 Attributes = Literal["check", "fix", "ignore"]
 
@@ -74,7 +75,9 @@ def port(
     if source is target:
         raise PortError("source and target are the same object\nFix: port into another model")
     run.check_weights(writing=True)
-    kept = snapshot(target)
+    # Without a sample everything is checked before the first write; what can fail after that is kept.
+    changing = [p for p in run.target.parameters if sample is not None or p.storage.fallible or ledger.held(p)]
+    kept = Snapshot(changing)
     try:
         with uninterrupted():
             if sample is None:
@@ -104,9 +107,12 @@ def _without_sample(run: Run) -> PortReport:
     problems.check()
     writer = Writer()
     for pair in pairs:
-        for text in writer(pair.source, pair.target, STRAIGHT):
+        for text in writer.checked(pair.source, pair.target, STRAIGHT)[1]:
             problems.add(PortError, text)
     problems.check()
+    writer.start()
+    for pair in pairs:
+        writer(pair.source, pair.target, STRAIGHT)
     notes = ("not proved: pass sample= to compare the two forwards",)
     return _report(run, pairs, found, None, {}, notes=notes)
 

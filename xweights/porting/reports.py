@@ -68,6 +68,11 @@ class PortPlan:
         ambiguous: What the structure alone doesn't settle, and what would.
         problems: What stands against the port.
         remains: Parameters of the target that aren't ported.
+
+    Example:
+        >>> import xweights as xw
+        >>> xw.PortPlan(entries=()).ok
+        True
     """
 
     entries: tuple[Entry, ...]
@@ -107,6 +112,12 @@ class PortReport:
         remains: Parameters of the target that weren't ported.
         ignored: Arrays that have no counterpart by their nature (counters, seeds).
         notes: What else is worth knowing.
+        first_divergence: Where the models part, if that was to be ignored.
+
+    Example:
+        >>> import xweights as xw
+        >>> xw.PortReport(entries=(), ok=True, max_error=None).ok
+        True
     """
 
     entries: tuple[Entry, ...]
@@ -150,6 +161,11 @@ class VerifyReport:
         max_error_float64: The same, repeated in float64; None where that couldn't be done or wasn't needed.
         findings: Where the models part, in order of calls; ``first_divergence`` is the first.
         differences: Settings that are no weights and differ.
+
+    Example:
+        >>> import xweights as xw
+        >>> print(xw.VerifyReport(entries=(), ok=True, max_error=0.0).first_divergence)
+        None
     """
 
     entries: tuple[Entry, ...]

@@ -20,8 +20,8 @@ class Step:
     """One thing that a model does, in neutral words.
 
     ``name`` is the attribute that a layer is kept under, and what its output is called. ``kind`` is one of
-    :data:`KINDS`; ``options`` are its settings; ``inputs`` the steps whose outputs it takes. Shapes are without the batch, channels
-    last; ``fused`` is the activation that is part of a layer.
+    :data:`KINDS`; ``options`` are its settings; ``inputs`` the steps whose outputs it takes. Shapes are without the
+    batch, channels last; ``fused`` is the activation that is part of a layer.
     """
 
     name: str
