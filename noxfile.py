@@ -94,6 +94,20 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", default=False)
+def port(session: nox.Session) -> None:
+    """Run examples/port_experiment.py: an experiment that begins in Keras, goes on in PyTorch and comes back."""
+    everything = Everything(session)
+    everything.run("python", "examples/port_experiment.py", *session.posargs, env={"KERAS_BACKEND": KERAS_BACKENDS[0]})
+
+
+@nox.session(venv_backend="none", default=False)
+def faults(session: nox.Session) -> None:
+    """Inject 200 faults into ported twins and write what verify says of them into docs/porting.md."""
+    everything = Everything(session)
+    everything.run("python", "tests/porting/mutate.py", "docs/porting.md", env={"KERAS_BACKEND": KERAS_BACKENDS[0]})
+
+
+@nox.session(venv_backend="none", default=False)
 def matrix(session: nox.Session) -> None:
     """Run the test matrix and write docs/matrix.md."""
     everything = Everything(session)

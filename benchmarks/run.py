@@ -2,7 +2,8 @@
 
     python benchmarks/run.py                the whole table, about five minutes
     python benchmarks/run.py --quick        small shapes: that it runs, not how fast
-    python benchmarks/run.py --only torch   one part: imports, torch, keras_tensorflow, keras_torch, memory
+    python benchmarks/run.py --only torch   one part: imports, torch, keras_tensorflow, keras_torch,
+                                            porting, memory
     python benchmarks/run.py --save         also put the tables into benchmarks/RESULTS.md
 
 Each part runs in a process of its own, because Keras has one backend per process. Nothing here is a test.
@@ -28,6 +29,7 @@ PARTS = {
     "torch": {},
     "keras_tensorflow": {"KERAS_BACKEND": "tensorflow"},
     "keras_torch": {"KERAS_BACKEND": "torch"},
+    "porting": {"KERAS_BACKEND": "tensorflow"},
     "memory": {"KERAS_BACKEND": "tensorflow", "MALLOC_MMAP_THRESHOLD_": "65536"},
 }
 
