@@ -30,6 +30,7 @@ from xweights_keras.porting_layers import (
     plain_of,
     put_back,
     refusal,
+    word_of,
 )
 from xweights_keras.walk import is_graph, is_keras
 
@@ -179,7 +180,9 @@ def _watch(record: LayerRecord, watcher: Watcher, stack: contextlib.ExitStack) -
 
     def leave(value: Any) -> Any:
         given = seen.pop()
-        made = watcher.leave(record, outputs_of(worker, record.kind, given, value))
+        # What a layer makes before its activation isn't seen from outside of a wrapper that calls it step by step.
+        hidden = worker is not layer and word_of(getattr(worker, "activation", None)) != "linear"
+        made = watcher.leave(record, {} if hidden else outputs_of(worker, record.kind, given, value))
         if made is None or worker is not layer or isinstance(value, (tuple, list)):
             return value
         back = put_back(worker, record.kind, made, value)

@@ -68,7 +68,7 @@ def table(rows):
     counts = defaultdict(Counter)
     for kind, _, detected, layer, cause, _ in rows:
         for where in (kind, "all"):
-            counts[where].update(injected=1, detected=detected, layer=layer, cause=cause)
+            counts[where].update(injected=1, detected=int(detected), layer=int(layer), cause=int(cause))
     lines = [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
     for kind in [*sorted(set(counts) - {"all"}), "all"]:
         one = counts[kind]

@@ -17,6 +17,7 @@ from xweights.porting.trace import UnitCall
 from xweights.porting.units import STRAIGHT, SUMMED, VECTORS, Turn, Unit
 
 RECURRENT = SUMMED | {"gru", "gru_reset_before"}
+PARTS = frozenset({"query", "key", "value", "attention_output"})
 IMAGES = frozenset({"conv", "conv_transpose", "group_norm"})
 # Which of two source units is tried first: the lower number.
 Prefer = Callable[[Unit, Unit], int]
@@ -64,7 +65,8 @@ class Candidates:
         def key(one: Candidate) -> tuple[Any, ...]:
             source, number = one.call.unit, one.call.number
             order = (number < following, abs(number - following))
-            return (one.error is None, self.prefer(source, unit), -likeness(source, unit), *order)
+            other = _other_part(source, unit)
+            return (one.error is None, other, self.prefer(source, unit), -likeness(source, unit), *order)
 
         return sorted(found.values(), key=key) if len(found) > 1 else list(found.values())
 
@@ -83,17 +85,22 @@ class Candidates:
             for batch in (one for one in range(2, count) if count % one == 0 and count <= _ROWS):
                 if distance(array, swapped(expected, (batch, count // batch))) <= limit:
                     return Candidate(call, Turn(swapped=(batch, count // batch)), 0.0)
-        if not _permutable(unit, array) or array.shape != expected.shape or not self.differ:
+        if not _permutable(unit, array) or array.shape != expected.shape:
             return None if error is None else Candidate(call, STRAIGHT, error)
         straight = np.arange(expected.shape[1])
         order: Array | None = straight
         if error is None:
-            order = permutation(array, expected, self.grids, channels_first=self.first, limit=limit)
+            # A layer that flattens may have its own mind about channels, whatever its framework does elsewhere.
+            orders = (
+                permutation(array, expected, self.grids, channels_first=first, limit=limit)
+                for first in (self.first, not self.first)
+            )
+            order = next((one for one in orders if one is not None), None)
         if order is None:
             return None
         # Features that are no flattened image can't lie in another order, whatever the numbers look like.
         images = {grid for grid in self.grids if min(grid) > 1}
-        if ambiguous(order, expected, images, channels_first=self.first, limit=limit):
+        if self.differ and ambiguous(order, expected, images, channels_first=self.first, limit=limit):
             self.doubts.append(
                 f"at {unit.path!r} the sample looks the same flattened with channels first and with channels last"
             )
@@ -139,6 +146,12 @@ def likeness(source: Unit, target: Unit) -> int:
             break
         equal += 1
     return equal + (mine == theirs)
+
+
+def _other_part(source: Unit, target: Unit) -> bool:
+    """Return True if both say which part of an attention layer they are, and it isn't the same."""
+    mine, theirs = source.path.rpartition("/")[2], target.path.rpartition("/")[2]
+    return mine in PARTS and theirs in PARTS and mine != theirs
 
 
 def turned_output(unit: Unit, expected: Array, turn: Turn) -> Array:

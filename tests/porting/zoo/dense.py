@@ -32,8 +32,10 @@ def dense_without_bias():
 
 @pair(vectors(2, 5, 6))
 def dense_along_a_sequence():
-    k = keras.Sequential([keras.Input((5, 6)), L.Dense(4, activation="elu"), L.TimeDistributed(L.Dense(4))])
-    return k, nn.Sequential(nn.Linear(6, 4), nn.ELU(), nn.Linear(4, 4))
+    k = keras.Sequential(
+        [keras.Input((5, 6)), L.Dense(4, activation="elu"), L.TimeDistributed(L.Dense(4, activation="relu"))]
+    )
+    return k, nn.Sequential(nn.Linear(6, 4), nn.ELU(), nn.Linear(4, 4), nn.ReLU())
 
 
 @pair(vectors(2, 5, 6))
