@@ -97,6 +97,32 @@ def test_recurrent_layers_and_attention_are_ported_on_every_backend():
     assert zoo.apart(zoo.outputs(t, x), zoo.outputs(k, x)) < 1e-5
 
 
+@pytest.mark.keras_backend
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="TensorFlow has no such convolutions on a CPU")
+def test_a_keras_model_with_channels_first_is_ported():
+    first = {"data_format": "channels_first"}
+    k = keras.Sequential(
+        [
+            keras.Input((3, 8, 8)),
+            L.Conv2D(4, 3, activation="relu", **first),
+            L.BatchNormalization(axis=1, epsilon=1e-5),
+            L.MaxPooling2D(2, **first),
+            L.Flatten(**first),
+            L.Dense(4),
+        ]
+    )
+    modules = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 4))
+    t = nn.Sequential(*modules)
+    zoo.fill(k, 0)
+    before = zoo.arrays(k)
+    x = np.ascontiguousarray(np.moveaxis(images(), -1, 1))
+    assert xw.port(k, t, sample=x).ok
+    assert zoo.apart(zoo.outputs(t, x), zoo.outputs(k, x)) < 1e-5
+    zoo.fill(k, 3)
+    assert xw.port(t, k, sample=x, sample_target=x).ok
+    assert zoo.arrays(k) == before
+
+
 def test_what_comes_back_prints_as_a_table_and_goes_to_json_and_markdown():
     k, t = twins()
     plan = xw.plan_port(k, t)

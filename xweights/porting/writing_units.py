@@ -6,6 +6,7 @@ Owns :class:`Writer`. Imports reading, trace and units.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,11 +17,26 @@ from xweights.porting.units import Piece, Turn, Unit, translate
 from xweights.reading import neutral_view
 
 
+@dataclass(frozen=True, eq=False)
+class _Claim:
+    """Who has written an array first. The values are made again when they are asked for, which is rare."""
+
+    source: Unit
+    target: Unit
+    role: str
+    turn: Turn
+
+    def stored(self) -> Array:
+        """Return what was written."""
+        arrays, _ = translate(self.source, arrays_of(self.source), self.target, self.turn)
+        return _stored(self.target.pieces[self.role], arrays[self.role])
+
+
 class Writer:
     """Writes units, and notes what is wrong instead of writing that. ``start`` before each attempt."""
 
     def __init__(self) -> None:
-        self._claims: dict[tuple[Hashable, str], tuple[str, Array]] = {}
+        self._claims: dict[tuple[Hashable, str], _Claim] = {}
 
     def start(self) -> None:
         """Forget who has written what."""
@@ -44,20 +60,26 @@ class Writer:
             if value.dtype != parameter.dtype:
                 wrong.append(f"{source.path!r} is {value.dtype.name} and {parameter.name!r} {parameter.dtype.name}")
                 continue
-            stored = parameter.layout.to_stored(value.reshape(parameter.shape)) if _is_whole(piece) else value
-            first, written = self._claims.setdefault((identity(parameter), repr(piece.index)), (source.path, stored))
-            if written is stored:
+            claim = (identity(parameter), repr(piece.index))
+            if claim not in self._claims:
+                self._claims[claim] = _Claim(source, target, role, turn)
                 good[role] = value
-            elif not np.array_equal(written, stored, equal_nan=True):
+            elif not np.array_equal(self._claims[claim].stored(), _stored(piece, value), equal_nan=True):
                 wrong.append(
-                    f"{parameter.name!r} is shared in the target, and {first!r} and {source.path!r}, "
-                    "which it would have to hold, differ"
+                    f"{parameter.name!r} is shared in the target, and {self._claims[claim].source.path!r} and "
+                    f"{source.path!r}, which it would have to hold, differ"
                 )
         return good, wrong
 
 
 def _is_whole(piece: Piece) -> bool:
     return not piece.index and piece.gates is None and piece.order is None and piece.split is None
+
+
+def _stored(piece: Piece, value: Array) -> Array:
+    neutral = np.zeros(piece.parameter.shape, value.dtype)
+    piece.write(value, neutral)
+    return piece.parameter.layout.to_stored(neutral)
 
 
 def _put(piece: Piece, value: Array, parameter: Parameter) -> None:
