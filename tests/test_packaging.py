@@ -179,6 +179,20 @@ def test_no_two_rooms_of_the_core_import_each_other_even_by_a_detour() -> None:
         pytest.fail(f"{cycle.args[0]}: {' <- '.join(cycle.args[1])}")
 
 
+def test_no_two_files_of_porting_import_each_other_even_by_a_detour() -> None:
+    plan = {}
+    for path in modules("xweights"):
+        if room(path) == "porting" and path.stem != "__init__":
+            body = ast.parse(path.read_text(encoding="utf-8")).body
+            names = [node.module or "" for node in body if isinstance(node, ast.ImportFrom)]
+            plan[path.stem] = {name.split(".")[2] for name in names if name.startswith("xweights.porting.")}
+    assert {"protocol", "units", "recipes", "plan", "trace", "matching", "moving", "verify"} <= set(plan)
+    try:
+        graphlib.TopologicalSorter(plan).prepare()
+    except graphlib.CycleError as cycle:
+        pytest.fail(f"{cycle.args[0]}: {' <- '.join(cycle.args[1])}")
+
+
 def test_no_room_bears_the_name_of_a_public_function() -> None:
     import xweights
 

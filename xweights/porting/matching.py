@@ -114,11 +114,11 @@ class Matching:
         best: Attempt | None = None
         for _ in range(BUDGET):
             attempt = self.attempt(decisions)
-            if not attempt.divergences:
-                return attempt
+            if not attempt.may_be_mispaired:
+                return attempt  # whole, and what differs in it no other pairing would mend
             if best is None or attempt.progress > best.progress:
                 best = attempt
-            after = _next(attempt.decisions) if attempt.may_be_mispaired else None
+            after = _next(attempt.decisions)
             if after is None:
                 break
             decisions = after

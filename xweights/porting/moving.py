@@ -79,12 +79,11 @@ def port(
     changing = [p for p in run.target.parameters if sample is not None or p.storage.fallible or ledger.held(p)]
     kept = Snapshot(changing)
     try:
-        with uninterrupted():
-            if sample is None:
-                report = _without_sample(run)
-            else:
-                report = _with_sample(run, sample, sample_target, attributes, outputs)
-            _obeyed(run)
+        if sample is None:
+            report = _without_sample(run)
+        else:
+            report = _with_sample(run, sample, sample_target, attributes, outputs)
+        _obeyed(run)
     except BaseException:
         kept.restore()
         for record, name, value in run.undo:
@@ -111,8 +110,9 @@ def _without_sample(run: Run) -> PortReport:
             problems.add(PortError, text)
     problems.check()
     writer.start()
-    for pair in pairs:
-        writer(pair.source, pair.target, STRAIGHT)
+    with uninterrupted():
+        for pair in pairs:
+            writer(pair.source, pair.target, STRAIGHT)
     notes = ("not proved: pass sample= to compare the two forwards",)
     return _report(run, pairs, found, None, {}, notes=notes)
 

@@ -83,6 +83,7 @@ class Run:
         expected = self.called(self.source, sample, recorder, "source")
         calls = recorder.joined()
         best: tuple[Matching, Attempt] | None = None
+        latest = best
         failed: PortError | None = None
         for given in target_samples(self.source, self.target, sample, sample_target):
             matching = Matching(
@@ -106,15 +107,16 @@ class Run:
             except XweightsError:
                 raise
             except Exception as wrong:  # noqa: BLE001 - whatever a model says to a sample that it doesn't take
-                failed = failed or _uncallable("target", given, wrong)
+                failed, latest = failed or _uncallable("target", given, wrong), None
                 continue
             if best is None or attempt.progress > best[1].progress or not attempt.divergences:
                 best = (matching, attempt)
+            latest = (matching, attempt)
             if not attempt.divergences:
                 break
         if best is None:
             raise failed or PortError("the target has nothing to be called with")
-        if best[1].divergences and write:
+        if write and best != latest:
             # Another sample may have been tried since.
             matching, attempt = best
             best = (matching, matching.attempt([chosen for chosen, _ in attempt.decisions], lenient=True))
