@@ -107,6 +107,8 @@ def attributes_of(layer: Any, kind: str) -> dict[str, Any]:
             found["groups"] = int(layer.kernel.shape[-2])
         if kind == "conv_transpose" and getattr(layer, "output_padding", None) is not None:
             found["output_padding"] = layer.output_padding
+    if kind not in RECURRENT and kind not in ("other", "plain"):
+        found["fused"] = word_of(getattr(layer, "activation", None))
     if kind in RECURRENT:
         cell = getattr(layer, "cell", layer)
         cell = getattr(cell, "cells", [cell])[0]
@@ -120,8 +122,9 @@ def attributes_of(layer: Any, kind: str) -> dict[str, Any]:
 def plain_of(layer: Any) -> dict[str, Any]:
     """Return what a layer without weights does."""
     if is_a(layer, "Activation"):
-        does = word_of(layer.activation)
-        return {"does": does}
+        return {"does": word_of(layer.activation)}
+    if is_a(layer, "ReLU") and layer.max_value == 6:
+        return {"does": "relu6", "slope": layer.negative_slope}
     for name in _bases(layer):
         if name in PLAIN:
             does, names = PLAIN[name]

@@ -163,6 +163,18 @@ def test_a_chain_without_images_needs_no_sample():
     assert zoo.apart(zoo.outputs(t, x), zoo.outputs(k, x)) < 1e-6
 
 
+def test_padding_that_only_a_sample_can_compare_is_refused_without_one():
+    k = keras.Sequential([keras.Input((8, 8, 3)), L.Conv2D(4, 3, strides=2, padding="same"), L.Conv2D(4, 1)])
+    t = nn.Sequential(nn.Conv2d(3, 4, 3, 2, padding=1), nn.Conv2d(4, 4, 1))
+    refused(k, t, match="padding of '0'")
+
+
+def test_another_activation_in_a_chain_is_refused_without_a_sample():
+    k = keras.Sequential([keras.Input((5,)), L.Dense(5, activation="gelu"), L.Dense(2)])
+    refused(k, nn.Sequential(nn.Linear(5, 5), nn.GELU("tanh"), nn.Linear(5, 2)), match="after '0' there is gelu_tanh")
+    assert xw.plan_port(k, nn.Sequential(nn.Linear(5, 5), nn.GELU(), nn.Linear(5, 2))).ok
+
+
 # Settings
 
 

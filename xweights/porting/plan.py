@@ -14,6 +14,7 @@ from typing import Any
 
 from xweights.porting.matching import Pair
 from xweights.porting.reports import Entry, PortPlan
+from xweights.porting.settings import unlike_activations, unlike_padding
 from xweights.porting.sides import Run
 from xweights.porting.trace import Side
 from xweights.porting.units import VECTORS, Unit, fit
@@ -59,6 +60,8 @@ def planned(
         orders = source.units, wanted
     else:
         orders = chains if chains is not None else (source.units, wanted)
+        order = [side.porting.chain(side.model, side.records) or [] for side in (source, target)]
+        problems += unlike_activations(*order)
         wrong = [pair for pair in pairs if not allowed(pair.source, pair.target)]
         problems += [f"names= pins {pair.target.path!r} to another layer than its place in the chain" for pair in wrong]
     if not skipped:
@@ -72,6 +75,8 @@ def planned(
     own = [pair for pair in pairs if "other" in (pair.source.kind, pair.target.kind) and _has_axes(pair.target)]
     pairs = [pair for pair in pairs if pair not in own]
     ambiguous += [f"nothing says which axes the arrays of {pair.target.path!r} have: pass sample=" for pair in own]
+    paddings = [unlike_padding(pair.source, pair.target) for pair in pairs]
+    ambiguous += [text for text in paddings if text is not None]
     ambiguous += _flattened(orders[0], pairs, chained=chains is not None and pairs is not None)
     entries = tuple(
         Entry(pair.source.path, pair.target.path, pair.target.kind, tuple(pair.target.pieces), pair.evidence)

@@ -36,6 +36,63 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+def unlike_padding(source: Unit, target: Unit) -> str | None:
+    """Return how two convolutions pad, where that isn't known to be the same; only a sample shows it then."""
+    if source.kind not in ("conv", "conv_transpose") or "padding" not in source.attributes:
+        return None
+    mine, theirs = _padding(source), _padding(target)
+    if mine == theirs and mine is not None:
+        return None
+    shown = source.attributes.get("padding"), target.attributes.get("padding")
+    return f"the padding of {target.path!r} is {shown[1]}, that of {source.path!r} {shown[0]}: pass sample="
+
+
+def _padding(unit: Unit) -> tuple[int, ...] | None:
+    """Return how many zeros are put on each side; None where it is more on one, or depends on the size of the image."""
+    given = unit.attributes.get("padding")
+    size = unit.pieces["kernel"].shape[:-2]
+    if given == "valid":
+        return (0,) * len(size)
+    if isinstance(given, tuple):
+        return given
+    spread = unit.attributes.get("dilation", (1,) * len(size))
+    reach = [(one - 1) * step for one, step in zip(size, spread, strict=True)]
+    strided = any(one != 1 for one in unit.attributes.get("strides", ()))
+    if given != "same" or unit.kind != "conv" or strided or any(one % 2 for one in reach):
+        return None
+    return tuple(one // 2 for one in reach)
+
+
+_ACTIVATIONS = frozenset(
+    {
+        "relu", "relu6", "gelu", "leaky_relu", "elu", "selu", "silu", "tanh", "sigmoid", "softmax", "softplus",
+        "hard_sigmoid", "hard_silu",
+    }
+)  # fmt: skip
+
+
+def unlike_activations(source: Sequence[LayerRecord], target: Sequence[LayerRecord]) -> list[str]:
+    """Return where two chains of equal layers have other activations after a layer."""
+    found = []
+    for (one, mine), (other, theirs) in zip(_activations(source), _activations(target), strict=False):
+        if mine != theirs:
+            shown = [" ".join(words) or "no activation" for words in (mine, theirs)]
+            found.append(f"after {other!r} there is {shown[1]}, after {one!r} {shown[0]}")
+    return found
+
+
+def _activations(order: Sequence[LayerRecord]) -> list[tuple[str, list[str]]]:
+    found: list[tuple[str, list[str]]] = [("the input", [])]
+    for record in order:
+        if record.parameters:
+            fused = record.attributes.get("fused", "linear")
+            found.append((record.path, [] if fused == "linear" else [fused]))
+        elif record.attributes.get("does") in _ACTIVATIONS:
+            variant = "_tanh" if record.attributes.get("approximate") == "tanh" else ""
+            found[-1][1].append(f"{record.attributes['does']}{variant}")
+    return found
+
+
 Between = list[tuple[LayerRecord, LayerRecord, list[Difference]]]
 
 
