@@ -65,6 +65,7 @@ __all__ = [
     "SumToOne",
     "Symmetric",
     "TargetError",
+    "Tied",
     "TraceError",
     "UnitNorm",
     "UseBindError",

@@ -45,6 +45,7 @@ from xweights.rules import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
 from xweights.running import Bound, apply, bind
 from xweights.schedules import ByStep, Constant, Cubic, OneShot, Polynomial, Schedule
 from xweights.selecting import Where, layer, native, role, trainable
+from xweights.tying import Tied
 from xweights.undo import Snapshot, snapshot, transaction
 from xweights.verbs import (
     add,
@@ -116,6 +117,7 @@ __all__ = [
     "SumToOne",
     "Symmetric",
     "TargetError",
+    "Tied",
     "TraceError",
     "UnitNorm",
     "UseBindError",

@@ -24,6 +24,8 @@ class Obeyed(Protocol):
 
 
 _held: weakref.WeakValueDictionary[Hashable, Obeyed] = weakref.WeakValueDictionary()
+# What no framework's training keeps alive: a hold lasts until it is released, whether its owner kept it or not.
+_kept: dict[Hashable, Obeyed] = {}
 
 
 def identity(parameter: Parameter) -> Hashable:
@@ -36,14 +38,17 @@ def held(parameter: Parameter) -> Obeyed | None:
     return _held.get(identity(parameter)) if _held else None
 
 
-def enter(parameter: Parameter, chain: Obeyed) -> None:
-    """Note that a parameter is held, for as long as somebody keeps ``chain``."""
+def enter(parameter: Parameter, chain: Obeyed, *, keep: bool) -> None:
+    """Note that a parameter is held: for as long as somebody keeps ``chain``, or until :func:`leave`."""
     _held[identity(parameter)] = chain
+    if keep:
+        _kept[identity(parameter)] = chain
 
 
 def leave(parameter: Parameter) -> None:
     """Note that a parameter is held no more."""
     _held.pop(identity(parameter), None)
+    _kept.pop(identity(parameter), None)
 
 
 def check(parameters: Iterable[Parameter]) -> None:

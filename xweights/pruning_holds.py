@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from xweights.backend import StepState
+from xweights.chains import as_stored
 from xweights.errors import ArgumentError, StaleTrainFunctionError
-from xweights.holds import Hold, as_stored, begin
+from xweights.holds import Hold, begin, refuse_statistics
 from xweights.parameter import Array, Parameter
 from xweights.params import Params
 from xweights.pruning import Prune, host_masks
@@ -107,6 +108,7 @@ def hold_pruned(
     """Begin to hold what a rule prunes."""
     if schedule is not None and rule.fraction is None and rule.count is None and not isinstance(schedule, OneShot):
         raise ArgumentError("a schedule that grows needs fraction= or count=, of which it takes a share")
+    refuse_statistics(chosen)
     made = PruneHold(rule, schedule or OneShot(), chosen)
     for p in chosen:
         rule.operands(p)
@@ -118,7 +120,7 @@ def hold_pruned(
         chosen,
         optimizer,
         operands=lambda p: (made._masks[p.name],),
-        after_step=made.advance,
+        after_step=None if made.schedule == OneShot() else made.advance,
     )
     return made
 
