@@ -32,6 +32,15 @@ class PruneHold(Hold):
     Attributes:
         masks: The masks as Params (True = kept).
         step: How many optimizer steps were seen since the hold began.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"kernel": np.array([1.0, 2.0, 3.0, 4.0])}
+        >>> held = xw.prune(w, fraction=0.5, hold=True, schedule=xw.Polynomial(0, 2, power=1))
+        >>> for step in range(2):
+        ...     held.apply(); print(w["kernel"])
+        [0. 2. 3. 4.]
+        [0. 0. 3. 4.]
     """
 
     def __init__(self, rule: Prune, schedule: Schedule, chosen: Sequence[Parameter]) -> None:

@@ -26,6 +26,11 @@ class Tied(Rule):
     ``transposed``: the neutral names of those that lie the other way round, such as the kernel (in, out) of an output
     layer that is tied to embeddings (vocab, dim). The mean is the nearest point at which they are equal; held under
     SGD, it is one shared array that learns from the mean of the gradients.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"a": np.array([1.0]), "b": np.array([3.0])}; held = xw.hold(w, xw.Tied(), where=["a", "b"]); w
+        {'a': array([2.]), 'b': array([2.])}
     """
 
     transposed: tuple[str, ...] = ()
