@@ -112,7 +112,9 @@ def bench(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run the tests that are marked slow."""
     everything = Everything(session)
-    everything.run(*PYTEST, "-m", "slow", *session.posargs, env=keras_on(KERAS_BACKENDS[0]))
+    for backend in KERAS_BACKENDS:
+        wanted = "slow" if backend == KERAS_BACKENDS[0] else "slow and keras_backend"
+        everything.run(*PYTEST, "-m", wanted, *session.posargs, env=keras_on(backend), may_select_none=True)
 
 
 # How they do it.
@@ -148,7 +150,8 @@ def run_tests_with(session: nox.Session, extra: str = "") -> None:
     wheel = build_wheel(session)
     session.install(*INSTALL, f"{wheel}[{extra}]" if extra else wheel, *group("tests"))
     session.install(*INSTALL, "--no-deps", "--force-reinstall", wheel)  # it may bear the version that was there before
-    session.run(*PYTEST, "-m", "not slow and not matrix", *session.posargs, env=keras_on(KERAS_BACKENDS[0]))
+    quick = "not slow and not matrix and not training"
+    session.run(*PYTEST, "-m", quick, *session.posargs, env=keras_on(KERAS_BACKENDS[0]))
 
 
 class Everything:

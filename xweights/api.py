@@ -28,7 +28,8 @@ from xweights.errors import (
     XweightsError,
 )
 from xweights.freezing import Freeze, freeze, unfreeze
-from xweights.holds import Hold, hold
+from xweights.holding import hold
+from xweights.holds import Hold
 from xweights.initializers import Init
 from xweights.keeping import Keep, Pattern, SumToOne, Symmetric
 from xweights.measure import Diff, Stats, backends, diff, equal, stats, summary

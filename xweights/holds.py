@@ -1,8 +1,8 @@
 """Rules that stay true while training goes on.
 
-Owns :func:`hold`, :class:`Hold` and :func:`begin`. Imports backend, chains, errors, ledger, parameter, rules, running,
-selecting, targets, training and tying. When a rule is applied is the framework's business: the backend attaches a chain
-to its own update (``Backend.attach``); where there is nothing to attach to, ``held.apply()`` is called by hand.
+Owns :class:`Hold` and :func:`begin`. Imports backend, chains, errors, ledger, parameter, rules, running, training and
+tying. When a rule is applied is the framework's business: the backend attaches a chain to its own update
+(``Backend.attach``); where there is nothing to attach to, ``held.apply()`` is called by hand.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ import numpy as np
 from xweights import ledger
 from xweights.backend import Backend, HoldAttachment, backend_for
 from xweights.chains import Chain, Link, as_stored
-from xweights.errors import ArgumentError, HoldError, Problems, WriteError, XweightsError
+from xweights.errors import HoldError, Problems, WriteError, XweightsError
 from xweights.parameter import Array, Parameter
 from xweights.rules import Rule
-from xweights.running import as_rule, guarded
-from xweights.selecting import WhereLike, select
-from xweights.targets import open_target, tracing
+from xweights.running import guarded
 from xweights.training import native_of, training_for
-from xweights.tying import Share, Tied
+from xweights.tying import Share
 
 
 class Hold:
@@ -110,50 +108,6 @@ class Hold:
     def __repr__(self) -> str:
         count = len(self._chains)
         return f"<Hold {self.rule!r} on {count} parameter{'s' * (count != 1)}>"
-
-
-def hold(target: Any, rule: Rule | Callable[[Any], Any], *, where: WhereLike, optimizer: Any = None) -> Hold:
-    """Keep a rule true on the selected parameters: after every optimizer step, and after every write by xweights.
-
-    Args:
-        target: Model, layer, module, variable, mapping of arrays, or a list of these.
-        rule: A rule such as ``Clip(-1, 1)``, ``Mask(masks)`` or ``Keep()``; or a function of the native tensor.
-        where: Which parameters; required.
-        optimizer: The optimizer that trains them. Default: in torch any optimizer that steps them, in Keras the one the
-            model was compiled with.
-
-    Returns:
-        A :class:`Hold`. Its ``manual`` is True where there is no optimizer to attach to (``tf.Module``, arrays): call
-        ``held.apply()`` after each update then.
-
-    The rule is applied at once. Holds on one parameter run in the order of attachment, after a constraint that was
-    there before; Mask and Keep last. Optimizer slots are left alone. As exact as the rule.
-    Raises ArgumentError (a random or joint rule), HoldError (a rule that contradicts another hold, an optimizer that
-    doesn't own a parameter), SelectionError, WriteError; nothing is attached then, and nothing changed.
-
-    Example:
-        >>> import numpy as np, xweights as xw
-        >>> w = {"w": np.array([3.0])}; held = xw.hold(w, xw.Clip(-1, 1), where="w"); xw.fill(w, -5.0); w["w"]
-        array([-1.])
-    """
-    rule = as_rule(rule)
-    if rule.random:
-        raise ArgumentError(
-            f"{rule!r} is random: it is never true, so it can't be held\nFix: bind it and draw each step"
-        )
-    if rule.joint and not isinstance(rule, Tied):
-        raise ArgumentError(f"{rule!r} looks at several parameters together, and holds work on each by itself")
-    if tracing(target):
-        raise ArgumentError("a hold can't begin inside a compiled step\nFix: hold before the step is traced")
-    chosen = select(open_target(target), where)
-    refuse_statistics(chosen)
-    if not isinstance(rule, Tied):
-        return begin(Hold(rule, []), target, chosen, optimizer)
-    rule.check_all(chosen)
-    if len({getattr(backend_for(native_of(p)), "name", "") for p in chosen}) > 1:
-        raise ArgumentError("parameters of several frameworks can't be tied\nFix: set_params after each step")
-    shares = {id(p): Share(rule, chosen, position) for position, p in enumerate(chosen)}
-    return begin(Hold(rule, []), target, chosen, optimizer, rule_of=lambda p: shares[id(p)])
 
 
 def refuse_statistics(chosen: Sequence[Parameter]) -> None:

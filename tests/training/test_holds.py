@@ -9,7 +9,6 @@ from learners import KERAS_BACKEND, X, Y, every, learner
 import xweights as xw
 
 KINDS = [pytest.param("torch"), pytest.param("keras", marks=pytest.mark.keras_backend)]
-JIT = [*KINDS, pytest.param("jit", marks=pytest.mark.keras_backend)]
 HALF = np.arange(20).reshape(4, 5) % 2 == 0
 
 RULES = {
@@ -47,7 +46,7 @@ def broken(name: str, w: np.ndarray, first: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("kind", JIT)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_held_rule_is_true_after_every_step(kind: str, name: str) -> None:
     rule, allowed = RULES[name]
     one = learner(kind, "adamw")
@@ -68,7 +67,10 @@ def test_a_held_rule_is_true_after_every_step(kind: str, name: str) -> None:
     held.check()
 
 
-@pytest.mark.parametrize(("kind", "optimizer"), [*every("torch", "keras"), *every("jit", only=("sgd", "ema", "muon"))])
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [*every("torch"), *every("keras", slow=("adam", "adamw", "rmsprop", "adagrad", "lion", "loss scaling"))],
+)
 def test_a_held_mask_holds_under_every_optimizer_and_is_let_go(kind: str, optimizer: str) -> None:
     one = learner(kind, optimizer)
     one.steps(3)
