@@ -136,7 +136,8 @@ def begin(
 ) -> Hold:
     """Link a hold to its parameters and attach it, or change nothing.
 
-    ``operands``: live ones instead of the rule's own. ``rule_of``: the rule of each parameter, if they differ.
+    ``operands``: instead of the rule's own; they may change with ``after_step``. ``rule_of``: the rule of each
+    parameter, if they differ.
     """
     problems = Problems("this can't be held, and nothing was changed")
     chains: list[Chain] = []
@@ -160,7 +161,7 @@ def begin(
         known = ledger.held(p)
         chain = known if isinstance(known, Chain) else Chain(p)
         _refuse_half_of_a_tie(chain, rule, chosen, problems)
-        chain.add(Link(made, rule, ready, live=operands is not None))
+        chain.add(Link(made, rule, ready, live=after_step is not None))
         chains.append(chain)
         wrong_rule = chain.contradiction()
         if wrong_rule is not None:
