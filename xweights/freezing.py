@@ -166,6 +166,7 @@ def unfreeze(target: Any, *, where: WhereLike | None = None) -> None:
     if tracing(target):
         raise ArgumentError("a freeze can't end inside a compiled step\nFix: unfreeze between steps")
     chosen = select(open_target(target), ... if where is None else where)
+    ledger.look_again()
     found: dict[int, tuple[Freeze, list[Parameter]]] = {}
     for p in chosen:
         for one in _freezes_of(p):

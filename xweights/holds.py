@@ -95,7 +95,7 @@ class Hold:
         for chain in chains:
             chain.links = [link for link in chain.links if link.owner is not self]
             if not chain.links:
-                ledger.leave(chain.parameter)
+                ledger.leave(chain)
 
     def __enter__(self) -> Self:
         return self
@@ -141,6 +141,7 @@ def begin(
     """
     problems = Problems("this can't be held, and nothing was changed")
     chains: list[Chain] = []
+    ledger.look_again()
     for p in chosen:
         reason = p.storage.refusal(p.handle, writing=True)
         if reason is not None:
@@ -175,7 +176,7 @@ def begin(
         made.release()
         raise
     for chain in chains:
-        ledger.enter(chain.parameter, chain, keep=made.manual)
+        ledger.enter(chain, keep=made.manual)
     with guarded(chosen):
         for chain in chains:
             chain.apply()

@@ -16,8 +16,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from xweights.backend import HeldChain
-from xweights.errors import HoldError, Problems
-from xweights_torch.storage import tensor_of
+from xweights.errors import HoldError, Problems, StaleTrainFunctionError
+from xweights.parameter import Parameter
+from xweights_torch.storage import Slot, tensor_of
 
 # Dynamo would trace a hook into a compiled step, and freeze today's chains there. It has no types.
 plain_python: Any = torch.compiler.disable
@@ -112,7 +113,8 @@ class TorchAttachment:
             _hooks[self.key][1].after.append(self.after)
 
     def check(self) -> None:
-        """A post-hook can't be passed by: nothing to find."""
+        """Raise if another object stands in the place of a held parameter: a post-hook can't be passed by else."""
+        check_in_place([chain.parameter for chain in self.chains])
 
     def detach(self) -> None:
         """Take this hold's share off."""
@@ -130,6 +132,19 @@ class TorchAttachment:
         hooks.drop(leaving)
         if not hooks.chains:
             del _hooks[self.key]
+
+
+def check_in_place(parameters: Sequence[Parameter]) -> None:
+    """Raise if another object stands where one of these parameters stood when something was attached to it."""
+    problems = Problems("a part of the model was replaced")
+    for p in parameters:
+        if isinstance(p.handle, Slot) and not p.handle.in_place:
+            problems.add(
+                StaleTrainFunctionError,
+                f"{p.name!r} is another object now, which obeys nothing that was attached to the former one",
+                fix="release() what was attached, and attach it again",
+            )
+    problems.check()
 
 
 def attach(
