@@ -133,6 +133,11 @@ class Chain:
             for attachment in owner._attachments:
                 attachment.check()
 
+    def written(self) -> None:
+        """Tell the holds that xweights wrote to the parameter, not a training step."""
+        for link in self.links:
+            link.owner.written()
+
     def violated(self) -> str | None:
         """Return which rule is not true of the weights now, or None."""
         p = self.parameter

@@ -75,6 +75,9 @@ class Hold:
                     )
         problems.check()
 
+    def written(self) -> None:
+        """Know that xweights wrote to a held parameter, not a training step."""
+
     def release(self) -> None:
         """Take this rule off again; the others stay. Calling it twice does nothing."""
         self._unlink(self._chains)

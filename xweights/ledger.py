@@ -24,6 +24,9 @@ class Obeyed(Protocol):
     def check(self) -> None:
         """Raise if a training step went by without the rules."""
 
+    def written(self) -> None:
+        """Know that xweights wrote to the parameter, not a training step."""
+
 
 _chains: weakref.WeakSet[Any] = weakref.WeakSet()
 # What no framework's training keeps alive: a hold lasts until it is released, whether its owner kept it or not.
@@ -77,6 +80,7 @@ def obey(parameters: Iterable[Parameter]) -> None:
     look_again()
     for chain in _holding(parameters):
         chain.apply()
+        chain.written()
 
 
 def _holding(parameters: Iterable[Parameter]) -> list[Obeyed]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ class PruneHold(Hold):
         self.prune, self.schedule = rule, schedule
         self.step = 0
         self._chosen = list(chosen)
+        self._untrained: list[bytes] | None = None
         self._masks: dict[str, Array] = {p.name: np.ones(p.shape, np.bool_) for p in chosen}
 
     @property
@@ -98,8 +100,18 @@ class PruneHold(Hold):
                     ops = None if link.buffers is None else ops_for(p.storage.leaf(p.handle, native=True))
                     link.replace((self._masks[p.name],), ops)
 
+    def written(self) -> None:
+        """Remember the weights as long as no step was counted, to find out that something trains them unseen."""
+        if not self.step and self.schedule != OneShot():
+            self._untrained = [_digest(p) for p in self._chosen]
+
     def check(self) -> None:
         """Raise StaleTrainFunctionError if steps went by uncounted, HoldError if a pruned entry isn't zero."""
+        if not self.step and self._untrained is not None and self._untrained != [_digest(p) for p in self._chosen]:
+            raise StaleTrainFunctionError(
+                "the weights changed, and the schedule saw no training step\n"
+                "Fix: call held.advance() after each step of your own loop (held.apply() where nothing is attached)"
+            )
         for attachment in self._attachments:
             seen = getattr(attachment, "steps", lambda: None)()
             if seen is not None and seen > self.step:
@@ -131,7 +143,12 @@ def hold_pruned(
         operands=lambda p: (made._masks[p.name],),
         after_step=None if made.schedule == OneShot() else made.advance,
     )
+    made.written()
     return made
+
+
+def _digest(p: Parameter) -> bytes:
+    return blake2b(p.storage.read(p.handle).tobytes(), digest_size=16).digest()
 
 
 def _seen(chosen: Sequence[Parameter], state: StepState) -> list[Parameter]:

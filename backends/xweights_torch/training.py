@@ -6,7 +6,6 @@ The order after a step is: scaled updates, holds, averages.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,10 +17,10 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from xweights.backend import StepState
-from xweights.errors import ArgumentError, HoldError, Problems, StaleTrainFunctionError
+from xweights.errors import ArgumentError, HoldError, Problems
 from xweights.multipliers import blended
 from xweights.parameter import Parameter
-from xweights_torch.holding import AFTER_HOLDS, check_in_place, holds_last, plain_python, unwrapped
+from xweights_torch.holding import AFTER_HOLDS, Others, check_in_place, holds_last, plain_python, unwrapped
 from xweights_torch.ops import TorchOps
 from xweights_torch.storage import Slot, tensor_of
 
@@ -156,18 +155,8 @@ class Scaling:
             optimizer.register_step_pre_hook(plain_python(self._before)),
             optimizer.register_step_post_hook(plain_python(self._after)),
         ]
-        self._watch = register_optimizer_step_post_hook(plain_python(self._watched))
-        self.passed_by: str | None = None  # what stepped a scaled parameter without its factor
-        self._known: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self.others = Others(optimizer, self.factors.keys)
         holds_last(optimizer)
-
-    def _watched(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if optimizer is self.optimizer or self.passed_by is not None:
-            return
-        if self._known.get(optimizer) != len(self.factors):
-            self._known[optimizer] = len(self.factors)
-            if self.factors.keys() & _owned(optimizer):
-                self.passed_by = type(optimizer).__name__
 
     def _scaled(self) -> list[tuple[Parameter, float]]:
         return [(p, factor) for p, factor in self.factors.values() if factor != 1.0]
@@ -191,7 +180,7 @@ class Scaling:
         if not self.factors:
             for handle in self.handles:
                 handle.remove()
-            self._watch.remove()
+            self.others.handle.remove()
             _scaling.pop(id(self.optimizer), None)
 
 
@@ -209,13 +198,7 @@ class Scaled:
 
     def check(self) -> None:
         """Raise if another optimizer stepped the parameters, or another object stands in the place of one."""
-        if self.scaling.passed_by is not None:
-            raise StaleTrainFunctionError(
-                "the parameters were stepped by another optimizer, without the multiplied learning rates\n"
-                f"got:      {self.scaling.passed_by}\n"
-                f"expected: the {type(self.scaling.optimizer).__name__} that multiply_lr was given\n"
-                "Fix: release() and multiply_lr(..., optimizer=...) with the new one"
-            )
+        self.scaling.others.check("the multiplied learning rates")
         check_in_place(self.parameters)
 
     def detach(self) -> None:
