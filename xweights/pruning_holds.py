@@ -16,7 +16,7 @@ import numpy as np
 
 from xweights.backend import StepState
 from xweights.chains import as_stored
-from xweights.errors import ArgumentError, StaleTrainFunctionError
+from xweights.errors import ArgumentError, StaleTrainFunctionError, TraceError
 from xweights.holds import Hold, begin, refuse_statistics
 from xweights.parameter import Array, Parameter
 from xweights.params import Params
@@ -65,8 +65,14 @@ class PruneHold(Hold):
 
     def apply(self) -> None:
         """Make the masks true now; where nothing counts the steps, this counts as one."""
+        counts = self.manual and self.schedule != OneShot()
+        if counts and any(chain.backend is not None and chain.backend.tracing() != "no" for chain in self._chains):
+            raise TraceError(
+                "a schedule counts steps and selects on the host, and a compiled step runs this once, as it is traced\n"
+                "Fix: call held.apply() after the compiled step, in plain Python"
+            )
         super().apply()
-        if self.manual:
+        if counts:
             self.advance()
 
     def advance(self, state: StepState | None = None) -> None:
