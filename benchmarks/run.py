@@ -1,8 +1,8 @@
 """The benchmark: what xweights does in one call, against the best loop an expert would write, in the same process.
 
-    python benchmarks/run.py                the whole table, about five minutes
+    python benchmarks/run.py                the whole table, about eight minutes
     python benchmarks/run.py --quick        small shapes: that it runs, not how fast
-    python benchmarks/run.py --only torch   one part: imports, torch, keras_tensorflow, keras_torch, memory
+    python benchmarks/run.py --only torch   one part, here torch; --help lists them
     python benchmarks/run.py --save         also put the tables into benchmarks/RESULTS.md
 
 Each part runs in a process of its own, because Keras has one backend per process. Nothing here is a test.
@@ -28,6 +28,8 @@ PARTS = {
     "torch": {},
     "keras_tensorflow": {"KERAS_BACKEND": "tensorflow"},
     "keras_torch": {"KERAS_BACKEND": "torch"},
+    "holds_torch": {},
+    "holds_keras": {"KERAS_BACKEND": "tensorflow"},
     "memory": {"KERAS_BACKEND": "tensorflow", "MALLOC_MMAP_THRESHOLD_": "65536"},
 }
 

@@ -1,6 +1,7 @@
 """Pruning while training goes on: masks that grow by a schedule, and hold between its steps.
 
-Owns :class:`PruneHold` and :func:`hold_pruned`. Imports holds, params, pruning, rules and schedules.
+Owns :class:`PruneHold` and :func:`hold_pruned`. Imports chains, errors, holds, keeping, ledger,
+params, pruning, rules and schedules.
 Masks are always selected on the host, by the very code that prunes in eager calls: equal weights give equal masks at
 every step on every backend.
 """
@@ -14,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from xweights import ledger
 from xweights.backend import StepState
-from xweights.chains import as_stored
-from xweights.errors import ArgumentError, StaleTrainFunctionError, TraceError
+from xweights.chains import Chain, as_stored
+from xweights.errors import ArgumentError, HoldError, Problems, StaleTrainFunctionError, TraceError
 from xweights.holds import Hold, begin, refuse_statistics
+from xweights.keeping import Keep
 from xweights.parameter import Array, Parameter
 from xweights.params import Params
 from xweights.pruning import Prune, host_masks
@@ -45,7 +48,7 @@ class PruneHold(Hold):
     """
 
     def __init__(self, rule: Prune, schedule: Schedule, chosen: Sequence[Parameter]) -> None:
-        super().__init__(Mask(None), [])
+        super().__init__(_Pruned(rule), [])
         self.prune, self.schedule = rule, schedule
         self.step = 0
         self._chosen = list(chosen)
@@ -89,15 +92,10 @@ class PruneHold(Hold):
 
     def select(self, state: StepState | None = None) -> None:
         """Select the masks of the present step from the weights as they are."""
-        rule, share = self.prune, self.schedule.share(self.step)
+        share = self.schedule.share(self.step)
         if not share:
             return
-        if rule.fraction is not None:
-            rule = replace(rule, fraction=float(rule.fraction) * share)
-        elif rule.count is not None:
-            rule = replace(rule, count=round(rule.count * share))
-        seen = self._chosen if state is None else _seen(self._chosen, state)
-        for p, mask in zip(self._chosen, host_masks(rule, seen), strict=True):
+        for p, mask in zip(self._chosen, self.selected(share, state), strict=True):
             self._masks[p.name] = as_stored(mask, p)
         for chain in self._chains:
             for link in chain.links:
@@ -106,6 +104,31 @@ class PruneHold(Hold):
                     ops = None if link.buffers is None else ops_for(p.storage.leaf(p.handle, native=True))
                     link.replace((self._masks[p.name],), ops)
 
+    def selected(self, share: float, state: StepState | None = None) -> list[Array]:
+        """Return the masks for a share of what is pruned in the end. Entries that are frozen count as the largest."""
+        rule = self.prune
+        if rule.fraction is not None:
+            rule = replace(rule, fraction=float(rule.fraction) * share)
+        elif rule.count is not None:
+            rule = replace(rule, count=round(rule.count * share))
+        frozen = [_frozen(p) for p in self._chosen]
+        if state is None and all(one is None for one in frozen):
+            return host_masks(rule, self._chosen)
+        read = (lambda p: p.storage.read(p.handle)) if state is None else state.read
+        weights = [p.layout.to_neutral(read(p)) for p in self._chosen]
+        ranked = [
+            w if one is None else np.where(one, np.asarray(np.inf, w.dtype), w)
+            for w, one in zip(weights, frozen, strict=True)
+        ]
+        masks = host_masks(rule, _targets(self._chosen, ranked))
+        problems = Problems("the schedule wants to prune what is frozen")
+        for p, w, one, mask in zip(self._chosen, weights, frozen, masks, strict=True):
+            lost = 0 if one is None else int((one & ~mask & (w != 0)).sum())
+            if lost:
+                problems.add(HoldError, f"{p.name!r}: {lost} frozen entries", fix="unfreeze them, or prune less")
+        problems.check()
+        return masks
+
     def written(self) -> None:
         """Remember the weights as long as no step was counted, to find out that something trains them unseen."""
         if not self.step and self.schedule != OneShot():
@@ -113,11 +136,6 @@ class PruneHold(Hold):
 
     def check(self) -> None:
         """Raise StaleTrainFunctionError if steps went by uncounted, HoldError if a pruned entry isn't zero."""
-        if not self.step and self._untrained is not None and self._untrained != [_digest(p) for p in self._chosen]:
-            raise StaleTrainFunctionError(
-                "the weights changed, and the schedule saw no training step\n"
-                "Fix: call held.advance() after each step of your own loop (held.apply() where nothing is attached)"
-            )
         for attachment in self._attachments:
             seen = getattr(attachment, "steps", lambda: None)()
             if seen is not None and seen > self.step:
@@ -126,6 +144,11 @@ class PruneHold(Hold):
                     f"steps of the optimizer: {seen}\nsteps seen:             {self.step}\n"
                     "Fix: call held.advance() after each step of your own loop"
                 )
+        if not self.step and self._untrained is not None and self._untrained != [_digest(p) for p in self._chosen]:
+            raise StaleTrainFunctionError(
+                "the weights changed, and the schedule saw no training step\n"
+                "Fix: call held.advance() after each step of your own loop (held.apply() where nothing is attached)"
+            )
         super().check()
 
 
@@ -139,6 +162,8 @@ def hold_pruned(
     made = PruneHold(rule, schedule or OneShot(), chosen)
     for p in chosen:
         rule.operands(p)
+    ledger.look_again()
+    made.selected(1.0)  # raises what the last step would
     if made.schedule.due(0):
         made.select()
     begin(
@@ -157,12 +182,31 @@ def _digest(p: Parameter) -> bytes:
     return blake2b(p.storage.read(p.handle).tobytes(), digest_size=16).digest()
 
 
-def _seen(chosen: Sequence[Parameter], state: StepState) -> list[Parameter]:
-    """Return the same parameters over the arrays of a running step."""
+def _frozen(p: Parameter) -> Array | None:
+    """Return which entries other holds keep as they are, or None."""
+    chain = ledger.held(p)
+    links = chain.links if isinstance(chain, Chain) else []
+    kept = [~link.operands[0] for link in links if isinstance(link.rule, Keep)]
+    return np.logical_or.reduce(kept) if kept else None
+
+
+def _targets(chosen: Sequence[Parameter], weights: Sequence[Array]) -> list[Parameter]:
+    """Return the same parameters over other arrays."""
     params = Params(
-        {p.name: p.layout.to_neutral(state.read(p)) for p in chosen},
+        {p.name: w for p, w in zip(chosen, weights, strict=True)},
         axes={p.name: p.axes for p in chosen},
         roles={p.name: p.role for p in chosen},
         gates={p.name: p.gates for p in chosen},
     )
     return open_target(params)
+
+
+class _Pruned(Mask):
+    """The mask of a prune that is held, which shows itself as what it was made by."""
+
+    def __init__(self, prune: Prune) -> None:
+        super().__init__(None)
+        object.__setattr__(self, "prune", prune)
+
+    def __repr__(self) -> str:
+        return repr(self.prune)  # type: ignore[attr-defined]

@@ -35,15 +35,16 @@ def kept_out(kind: Kind, name: str, record: Record, **facts: Any) -> dict[str, A
 def cells() -> list[Any]:
     """All cells of this process. Those of one run stand together, so that one worker gets them."""
     return [
-        pytest.param(kind, optimizer, name, id=f"{kind.id}-{optimizer}-{name}", marks=marks(kind))
+        pytest.param(kind, optimizer, name, id=f"{kind.id}-{optimizer}-{name}", marks=marks(kind, optimizer))
         for kind, optimizer in every()
         for name, rule in RULES.items()
         if why_not(rule, kind) is None
     ]
 
 
-def marks(kind: Kind) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.keras_backend] if kind.column.keras else []
+def marks(kind: Kind, optimizer: str = "SGD") -> list[pytest.MarkDecorator]:
+    keras = [pytest.mark.keras_backend] if kind.column.keras else []
+    return [*keras, pytest.mark.thorough] if kind.takes_long(optimizer) else keras
 
 
 LENGTHS = [pytest.param(STEPS, id=f"{STEPS} steps"), pytest.param(MANY_STEPS, id="many", marks=pytest.mark.slow)]
@@ -73,7 +74,7 @@ def test_a_held_rule_is_true_after_every_step_of_training(
 @pytest.mark.parametrize("steps", LENGTHS)
 @pytest.mark.parametrize(
     ("kind", "optimizer"),
-    [pytest.param(*one, id=f"{one[0].id}-{one[1]}", marks=marks(one[0])) for one in every()],
+    [pytest.param(*one, id=f"{one[0].id}-{one[1]}", marks=marks(*one)) for one in every()],
 )
 def test_a_layer_without_a_hold_moves_at_every_update(kind: Kind, optimizer: str, steps: int) -> None:
     if kind.column.obstacle() is not None:
@@ -98,6 +99,17 @@ def test_a_rule_that_a_kind_of_training_cannot_have_is_refused(kind: Kind, name:
     with pytest.raises(xw.LayoutError, match="axes"):
         RULES[name].attach(trainer.target, trainer.optimizer)
     record(**cell, outcome="unsupported", reason=why_not(RULES[name], kind))
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, id=kind.id, marks=marks(kind)) for kind in Kind if kind.here and kind is not Kind.TORCH]
+)
+def test_what_takes_long_is_named(kind: Kind, record: Record) -> None:
+    """So that a run without them isn't taken for one in which they were lost."""
+    later = [one for other, one in every() if other is kind and kind.takes_long(one)]
+    assert bool(later) is (kind is not Kind.TF_MODULE)
+    for one in later:
+        record(kind=kind.id, optimizer=titled(one), outcome="later")
 
 
 @pytest.mark.parametrize(

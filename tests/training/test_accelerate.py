@@ -11,7 +11,7 @@ from learners import X, Y
 import xweights as xw
 
 torch = pytest.importorskip("torch", reason="Accelerate trains torch modules")
-accelerate = pytest.importorskip("accelerate", reason="Accelerate is not installed: nox -s integrations has it")
+accelerate = pytest.importorskip("accelerate", reason="Accelerate is not installed: nox -s tests has it")
 
 HALF = np.arange(20).reshape(4, 5) % 2 == 0
 

@@ -13,7 +13,7 @@ from typing import Any
 import late_keras
 import late_torch
 import pytest
-from late import DETECTED, FREE, IGNORED, OBEYED, RAISES, THINGS, Nothing, Thing, Way, outcome
+from late import DETECTED, FREE, HOLD, IGNORED, OBEYED, RAISES, THINGS, Nothing, Thing, Way, outcome
 from learners import KERAS_BACKEND
 
 import xweights as xw
@@ -27,12 +27,20 @@ def marks(way: Way) -> list[Any]:
     return [pytest.mark.keras_backend] if way.framework == "Keras" else []
 
 
+def _if_keras(way: Way) -> list[Any]:
+    return [pytest.mark.slow] if way.framework == "Keras" else []
+
+
 def cells() -> list[Any]:
     made = []
     for way in WAYS:
         for thing, expected in way.expected.items():
             name = f"{way.framework}: {way.moment}: {thing}"
-            made.append(pytest.param(way, thing, expected, id=name, marks=marks(way)))
+            # Each takes seconds to compile: on the other backends of Keras, the long run has all but the holds.
+            long = KERAS_BACKEND != "tensorflow" and thing != HOLD
+            made.append(
+                pytest.param(way, thing, expected, id=name, marks=[*marks(way), *([pytest.mark.slow] if long else [])])
+            )
     return made
 
 
@@ -54,7 +62,7 @@ def test_what_comes_late_is_never_ignored(way: Way, thing: str, expected: str) -
 @pytest.mark.parametrize(
     "way",
     [
-        pytest.param(way, id=f"{way.framework}: {way.moment}", marks=marks(way))
+        pytest.param(way, id=f"{way.framework}: {way.moment}", marks=[*marks(way), *_if_keras(way)])
         for way in WAYS
         if set(way.expected.values()) != {RAISES}
     ],

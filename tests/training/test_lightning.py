@@ -12,7 +12,7 @@ from learners import X, Y
 import xweights as xw
 
 torch = pytest.importorskip("torch", reason="Lightning trains torch modules")
-lightning = pytest.importorskip("lightning", reason="Lightning is not installed: nox -s integrations has it")
+lightning = pytest.importorskip("lightning", reason="Lightning is not installed: nox -s tests has it")
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -44,7 +44,7 @@ def expected(step: int) -> int:
         (xw.Cubic(BEGIN, END, every=EVERY), {2: 0.0, 6: 0.875, 10: 1.0}, DUE),
         (xw.ByStep(lambda step: 0.5 if step == 4 else None), {4: 0.5}, [4]),
     ],
-    ids=repr,
+    ids=["one shot", "constant", "linear", "linear from a half", "cubic", "by step"],
 )
 def test_a_schedule_says_how_much_and_when(schedule, shares, due) -> None:
     assert {step: schedule.share(step) for step in shares} == shares
@@ -132,6 +132,31 @@ def test_holding_prune_is_pruning_with_hold(kind: str) -> None:
     one.steps(12)
     other.steps(12)
     assert one.bits == other.bits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_entries_are_not_pruned_and_the_count_is_exact_all_the_same(kind: str) -> None:
+    one = learner(kind, "adamw")
+    xw.set_entries(one.target, {"out": 0}, 1e-4, where=one.first)  # the smallest of all
+    xw.freeze(one.target, where=one.first, entries={"out": 0})
+    held = pruned(one)
+    one.steps(12)
+    kernel = xw.get_params(one.target)[one.first]
+    assert (kernel[:, 0] == np.float32(1e-4)).all()
+    assert zeros(one) == 15
+    held.check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pruning_more_than_is_free_is_refused_and_nothing_is_attached(kind: str) -> None:
+    one, twin = learner(kind, "adamw"), learner(kind, "adamw")
+    for each in (one, twin):
+        xw.freeze(each.target, where=each.first, entries={"out": slice(0, 3)})
+    with pytest.raises(xw.HoldError, match=r"wants to prune what is frozen(.|\n)*7 frozen entries(.|\n)*Fix: unfreeze"):
+        pruned(one)
+    one.steps(3)
+    twin.steps(3)
+    assert one.bits == twin.bits
 
 
 def test_in_torch_pruned_weights_are_saved_and_loaded_by_a_plain_model(tmp_path: Path) -> None:

@@ -79,6 +79,10 @@ class Kind(Enum):
             return TORCH_ONLY if optimizer == "LBFGS" else None
         return KERAS_ONLY.get(optimizer)
 
+    def takes_long(self, optimizer: str) -> bool:
+        """Whether compiling it takes so long that only ``nox -s matrix`` runs it, and ``nox -s tests`` doesn't."""
+        return optimizer not in _QUICK.get(self, tuple(OPTIMIZERS))
+
     def trainer(self, optimizer: str) -> Trainer:
         """A new model in training."""
         make: dict[Kind, Callable[[str], Trainer]] = {
@@ -92,6 +96,16 @@ class Kind(Enum):
             Kind.KERAS_JAX: partial(trainers.KerasTrainer, jit=True),
         }
         return make[self](optimizer)
+
+
+_FEW = ("SGD", "AdamW", "EMA", "accumulation")
+_QUICK = {
+    Kind.TORCH_COMPILED: ("SGD", "AdamW"),
+    Kind.KERAS_TF: _FEW,
+    Kind.KERAS_TF_JIT: ("SGD", "EMA"),
+    Kind.KERAS_JAX: _FEW,
+    Kind.KERAS_TORCH: _FEW,
+}
 
 
 @dataclass
