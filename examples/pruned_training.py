@@ -28,7 +28,7 @@ FRACTION = 0.9
 PRUNED = ["conv1/kernel", "conv2/kernel", "hidden/kernel"]
 FROZEN, ROWS = "logits/kernel", {"out": slice(3)}
 WITHIN = 0.01  # one point of accuracy
-FILTERS, BATCH, EPOCHS = 64, 64, 20
+FILTERS, BATCH, EPOCHS = 64, 64, 25
 RATE, DECAY = 3e-3, 0.05
 
 Epoch = tuple[np.ndarray, np.ndarray, float]  # images, labels, learning rate
@@ -71,9 +71,9 @@ def epochs(count: int) -> Iterator[Epoch]:
 
 
 def schedule(count: int) -> xw.Schedule:
-    """Return the schedule: over the first six tenths of the run, masks made anew every eleven steps."""
+    """Return the schedule: from two to six tenths of the run, masks made anew every eleven steps."""
     steps = count * (len(digits.data()[0]) // BATCH)
-    return xw.Cubic(steps // 20, steps * 6 // 10, every=11)
+    return xw.Cubic(steps * 2 // 10, steps * 6 // 10, every=11)
 
 
 def keras_twin(start: xw.Params | None = None) -> tuple[keras.Model, Train]:
