@@ -12,7 +12,7 @@ import os
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import digits
@@ -28,7 +28,8 @@ FRACTION = 0.9
 PRUNED = ["conv1/kernel", "conv2/kernel", "hidden/kernel"]
 FROZEN, ROWS = "logits/kernel", {"out": slice(3)}
 WITHIN = 0.01  # one point of accuracy
-FILTERS, BATCH, EPOCHS = 64, 64, 25
+FILTERS, BATCH, EPOCHS = 48, 64, 20
+SEEDS = (0, 1, 2)  # of 360 test images one is 0.3 points: single runs differ by three of them for no reason
 RATE, DECAY = 3e-3, 0.05
 
 Epoch = tuple[np.ndarray, np.ndarray, float]  # images, labels, learning rate
@@ -41,7 +42,7 @@ torch.set_num_threads(1)
 
 @dataclass(frozen=True)
 class Run:
-    """What came out of training one twin twice: dense, and pruned on the way."""
+    """What came out of training one twin twice: dense, and pruned on the way. Accuracies are means over the seeds."""
 
     framework: str
     dense: float
@@ -92,6 +93,13 @@ def keras_twin(start: xw.Params | None = None) -> tuple[keras.Model, Train]:
     return model, train
 
 
+def start(seed: int) -> xw.Params:
+    """Return weights to start from: the same bits whatever Keras runs on."""
+    model, _ = keras_twin()
+    xw.init(model, "glorot_uniform", seed=seed)
+    return xw.get_params(model)
+
+
 def torch_twin(start: xw.Params) -> tuple[torch.nn.Module, Train]:
     """Return the classifier in PyTorch, and what trains it for an epoch."""
     model = digits.TorchDigits(FILTERS)
@@ -121,7 +129,21 @@ def prune(target: object, growth: xw.Schedule) -> xw.PruneHold:
     return xw.prune(target, fraction=FRACTION, scope="global", where=PRUNED, hold=True, schedule=growth)
 
 
-def train_both_ways(framework: str, start: xw.Params, count: int) -> Run:
+def train_both_ways(framework: str, starts: Sequence[xw.Params], count: int) -> Run:
+    """Train a twin both ways from each of the starts."""
+    runs = [train_twice(framework, start, count) for start in starts]
+    return Run(
+        framework,
+        float(np.mean([run.dense for run in runs])),
+        float(np.mean([run.pruned for run in runs])),
+        # One run that broke its promise is enough to show.
+        next((run.zeros for run in runs if run.zeros != run.promised), runs[0].zeros),
+        runs[0].entries,
+        all(run.frozen_equal for run in runs),
+    )
+
+
+def train_twice(framework: str, start: xw.Params, count: int) -> Run:
     """Train a twin dense; then train it from the same weights again, pruned on the way and with frozen rows."""
     model, train = TWINS[framework](start)
     for epoch in epochs(count):
@@ -171,12 +193,15 @@ def masks_of_equal_weights(start: xw.Params, steps: int) -> Iterator[tuple[int, 
         yield step, dropped, [xw.checksum(one.masks) for one in held]
 
 
-def real_run(start: xw.Params, count: int) -> bool:
+def real_run(starts: Sequence[xw.Params], count: int) -> bool:
     """Train every twin, print what came out, and return whether every promise was kept."""
-    table = Table(title=f"pruned to {FRACTION:.0%} while training, three rows frozen", title_justify="left")
+    table = Table(
+        title=f"pruned to {FRACTION:.0%} while training, three rows frozen; mean of {len(SEEDS)} starts",
+        title_justify="left",
+    )
     for head in ("framework", "dense accuracy", "pruned accuracy", "zeros", "promised", "frozen rows", "kept"):
         table.add_column(head, no_wrap=True)
-    runs = [train_both_ways(framework, start, count) for framework in TWINS]
+    runs = [train_both_ways(framework, starts, count) for framework in TWINS]
     for run in runs:
         zeros, promised = f"{run.zeros:,} of {run.entries:,}", f"{run.promised:,}"
         frozen = "equal" if run.frozen_equal else "DIFFERENT"
@@ -202,10 +227,8 @@ def proof(start: xw.Params, steps: int) -> bool:
 
 def main(count: int = EPOCHS, steps: int = 6) -> bool:
     """Do the real run and the proof; return whether every promise was kept."""
-    model, _ = keras_twin()
-    xw.init(model, "glorot_uniform", seed=0)  # the same bits whatever Keras runs on
-    start = xw.get_params(model)
-    kept, equal = real_run(start, count), proof(start, steps)
+    starts = [start(seed) for seed in SEEDS]
+    kept, equal = real_run(starts, count), proof(starts[0], steps)
     console.print(f"exact sparsity, frozen rows bit for bit, accuracy within one point: {'yes' if kept else 'NO'}")
     console.print(f"equal masks for equal weights: {'yes' if equal else 'NO'}")
     return kept and equal

@@ -37,7 +37,7 @@ def start(demo):
 
 
 def test_each_twin_ends_with_exact_sparsity_and_its_frozen_rows_bit_for_bit(demo, start) -> None:
-    runs = [demo.train_both_ways(framework, start, 1) for framework in demo.TWINS]
+    runs = [demo.train_both_ways(framework, [start], 1) for framework in demo.TWINS]
     for run in runs:
         assert run.zeros == run.promised > 0
         assert run.frozen_equal
