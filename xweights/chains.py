@@ -14,7 +14,7 @@ from xweights import ledger
 from xweights.backend import Ops, backend_for
 from xweights.keeping import Keep
 from xweights.parameter import Array, Parameter
-from xweights.rules import Mask, Rule
+from xweights.rules import Function, Mask, Rule
 from xweights.running import NUMPY_OPS, edit_one, ops_for, to_neutral, to_stored
 from xweights.training import native_of
 from xweights.tying import Share
@@ -156,6 +156,13 @@ class Chain:
 
 
 def _on_host(link: Link, value: Array, p: Parameter) -> Array:
+    if isinstance(link.rule, Function):  # which may know nothing but the framework's own tensors
+        with p.storage.guard():
+            leaf = p.storage.leaf(p.handle, native=True)
+            ops = ops_for(leaf)
+            new = link.rule(ops.constant(value, leaf), ops, p)
+        backend = backend_for(new)
+        return np.array(new if backend is None else backend.to_host(new))
     with np.errstate(all="ignore"):
         return np.asarray(link.rule(value, NUMPY_OPS, p, *link.operands))
 

@@ -143,48 +143,47 @@ def begin(
     parameter, if they differ.
     """
     problems = Problems("this can't be held, and nothing was changed")
-    chains: list[Chain] = []
+    made._chains = chains = list[Chain]()
     ledger.look_again()
-    for p in chosen:
-        reason = p.storage.refusal(p.handle, writing=True)
-        if reason is not None:
-            problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
-            continue
-        if backend_for(native_of(p)) is None and not isinstance(p.handle, np.ndarray):
-            problems.add(
-                HoldError, f"{p.name!r} is computed from other parameters", fix="remove the parametrization first"
-            )
-            continue
-        rule = made.rule if rule_of is None else rule_of(p)
-        try:
-            rule.check(p)
-            ready = tuple(as_stored(one, p) for one in (operands or rule.operands)(p))
-        except XweightsError as wrong:
-            problems.add(type(wrong), str(wrong))
-            continue
-        known = ledger.held(p)
-        chain = known if isinstance(known, Chain) else Chain(p)
-        _refuse_half_of_a_tie(chain, rule, chosen, problems)
-        chain.add(Link(made, rule, ready, live=after_step is not None))
-        chains.append(chain)
-        wrong_rule = chain.contradiction()
-        if wrong_rule is not None:
-            others = ", ".join(repr(link.rule) for link in chain.links if repr(link.rule) != wrong_rule)
-            problems.add(HoldError, f"{p.name!r}: {wrong_rule} can't stay true together with {others or 'itself'}")
-    made._chains = chains
     try:
+        for p in chosen:
+            reason = p.storage.refusal(p.handle, writing=True)
+            if reason is not None:
+                problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
+                continue
+            if backend_for(native_of(p)) is None and not isinstance(p.handle, np.ndarray):
+                problems.add(
+                    HoldError, f"{p.name!r} is computed from other parameters", fix="remove the parametrization first"
+                )
+                continue
+            rule = made.rule if rule_of is None else rule_of(p)
+            try:
+                rule.check(p)
+                ready = tuple(as_stored(one, p) for one in (operands or rule.operands)(p))
+            except XweightsError as wrong:
+                problems.add(type(wrong), str(wrong))
+                continue
+            known = ledger.held(p)
+            chain = known if isinstance(known, Chain) else Chain(p)
+            _refuse_half_of_a_tie(chain, rule, chosen, problems)
+            chain.add(Link(made, rule, ready, live=after_step is not None))
+            chains.append(chain)
+            wrong_rule = chain.contradiction()
+            if wrong_rule is not None:
+                others = ", ".join(repr(link.rule) for link in chain.links if repr(link.rule) != wrong_rule)
+                problems.add(HoldError, f"{p.name!r}: {wrong_rule} can't stay true together with {others or 'itself'}")
         problems.check()
         _attach(made, target, optimizer, after_step)
+        for chain in chains:
+            ledger.enter(chain, keep=made.manual)
+        with guarded(chosen):
+            for chain in chains:
+                chain.apply()
+                for link in chain.links:
+                    link.native_operands(chain.parameter)
     except BaseException:
         made.release()
         raise
-    for chain in chains:
-        ledger.enter(chain, keep=made.manual)
-    with guarded(chosen):
-        for chain in chains:
-            chain.apply()
-            for link in chain.links:
-                link.native_operands(chain.parameter)
     return made
 
 
