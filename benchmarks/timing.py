@@ -1,6 +1,7 @@
 """How things are timed: candidates take turns in one process, and ratios are taken turn by turn.
 
-Owns :func:`compare`, :func:`extra_memory` and the two kinds of rows. Imports the standard library only.
+Owns :func:`compare`, :func:`compare_each`, :func:`extra_memory` and the two kinds of rows. Imports the standard
+library only.
 
 A busy or throttled machine slows neighbours in time alike. So ``ours`` and its peers run A B C A B C ..., each round
 gives one ratio per peer, and the median of these is what is reported, with the quartiles beside it.
@@ -12,10 +13,11 @@ import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 Call = Callable[[], object]
 MIB = 1 << 20
@@ -80,8 +82,52 @@ def compare(
     ``before`` runs before each of them, and outside of its time.
     """
     calls: dict[str, Call] = {"": ours, **peers}
-    times: dict[str, list[float]] = {name: [] for name in calls}
     slow: list[tuple[float, float]] = []
+
+    def compare_with_idiom(turn: int, mine: float) -> None:
+        if idiom is not None and turn < 3:
+            slow.append((mine, _once(idiom[1], before)))
+
+    times = _in_turn(calls, before, seconds, most, compare_with_idiom)
+    best = min(peers, key=lambda name: statistics.median(times[name]))
+    return Timing(
+        **_against(times, best),
+        operation=operation,
+        backend=backend,
+        shape=shape,
+        goal=goal,
+        idiom="" if idiom is None else idiom[0],
+        faster=statistics.median(theirs / own for own, theirs in slow) if slow else None,
+        idiom_goal=idiom_goal,
+    )
+
+
+def compare_each(
+    operation: str,
+    backend: str,
+    shape: str,
+    ours: Call,
+    peers: Mapping[str, tuple[Call, float | None]],
+    *,
+    seconds: float = 10.0,
+    most: int = 200,
+) -> Iterator[Timing]:
+    """Time ``ours`` against several ways that differ in what they do, all in one run: a row and a goal for each."""
+    calls: dict[str, Call] = {"": ours, **{name: call for name, (call, _) in peers.items()}}
+    times = _in_turn(calls, None, seconds, most)
+    for name, (_, goal) in peers.items():
+        yield Timing(**_against(times, name), operation=operation, backend=backend, shape=shape, goal=goal)
+
+
+def _in_turn(
+    calls: Mapping[str, Call],
+    before: Call | None,
+    seconds: float,
+    most: int,
+    after_turn: Callable[[int, float], None] | None = None,
+) -> dict[str, list[float]]:
+    """Return the times of each call, of as many rounds as fit; ``after_turn`` gets the turn and the time of ours."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         _once(call, before)
     gc.collect()
@@ -93,30 +139,26 @@ def compare(
             # Each round begins with another one, so that nobody always runs on the caches that a given other one left.
             for name in order[turn % len(order) :] + order[: turn % len(order)]:
                 times[name].append(_once(calls[name], before))
-            if idiom is not None and turn < 3:
-                slow.append((times[""][-1], _once(idiom[1], before)))
+            if after_turn is not None:
+                after_turn(turn, times[""][-1])
             if turn >= 4 and time.perf_counter() > end:
                 break
     finally:
         gc.enable()
-    mine = times.pop("")
-    best = min(times, key=lambda name: statistics.median(times[name]))
-    ratios = [a / b for a, b in zip(mine, times[best], strict=True)]
+    return times
+
+
+def _against(times: Mapping[str, list[float]], peer: str) -> dict[str, Any]:
+    mine, theirs = times[""], times[peer]
+    ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
-    return Timing(
-        operation=operation,
-        backend=backend,
-        shape=shape,
-        ours=1e3 * statistics.median(mine),
-        peer=best,
-        peer_ms=1e3 * statistics.median(times[best]),
-        ratio=statistics.median(ratios),
-        quartiles=(low, high),
-        goal=goal,
-        idiom="" if idiom is None else idiom[0],
-        faster=statistics.median(theirs / own for own, theirs in slow) if slow else None,
-        idiom_goal=idiom_goal,
-    )
+    return {
+        "ours": 1e3 * statistics.median(mine),
+        "peer": peer,
+        "peer_ms": 1e3 * statistics.median(theirs),
+        "ratio": statistics.median(ratios),
+        "quartiles": (low, high),
+    }
 
 
 def extra_memory(operation: str, backend: str, shape: str, call: Call, goal: float) -> Memory:

@@ -22,11 +22,11 @@ def data() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 class KerasDigits(keras.Model):
     """The classifier in Keras; channels last."""
 
-    def __init__(self) -> None:
+    def __init__(self, filters: int = 128) -> None:
         super().__init__()
         self.conv1 = keras.layers.Conv2D(32, 3, padding="same", activation="relu")
-        self.norm = keras.layers.BatchNormalization(epsilon=1e-5)
-        self.conv2 = keras.layers.Conv2D(128, 5, padding="valid", activation="relu")
+        self.norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)  # as in torch
+        self.conv2 = keras.layers.Conv2D(filters, 5, padding="valid", activation="relu")
         self.pool = keras.layers.GlobalAveragePooling2D()
         self.hidden = keras.layers.Dense(256, activation="relu")
         self.logits = keras.layers.Dense(10)
@@ -39,12 +39,12 @@ class KerasDigits(keras.Model):
 class TorchDigits(torch.nn.Module):
     """The classifier in PyTorch; takes the same channels-last images."""
 
-    def __init__(self) -> None:
+    def __init__(self, filters: int = 128) -> None:
         super().__init__()
         self.conv1 = torch.nn.Conv2d(1, 32, 3, padding="same")
         self.norm = torch.nn.BatchNorm2d(32, eps=1e-5)
-        self.conv2 = torch.nn.Conv2d(32, 128, 5)
-        self.hidden = torch.nn.Linear(128, 256)
+        self.conv2 = torch.nn.Conv2d(32, filters, 5)
+        self.hidden = torch.nn.Linear(filters, 256)
         self.logits = torch.nn.Linear(256, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

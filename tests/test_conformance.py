@@ -127,6 +127,10 @@ def restore_only_what_is_finite(self: Any, handle: Any, kept: Any) -> None:
     handle.array[...] = np.nan_to_num(kept)
 
 
+def identity_that_is_never_the_same(self: Any, handle: Any) -> Any:
+    return object()
+
+
 def backup_by_reference(self: Any, handle: Any) -> Any:
     return handle.array
 
@@ -138,6 +142,7 @@ WRONG = (
     write_nothing,
     restore_only_what_is_finite,
     backup_by_reference,
+    identity_that_is_never_the_same,
 )
 
 
@@ -148,6 +153,12 @@ def test_a_backend_that_is_wrong_is_told_what_it_broke(how: Any, toy: Any, monke
     monkeypatch.setattr(xweights_toy.storage.SlotStorage, how.__name__.partition("_")[0], how)
     with pytest.raises(PromiseBrokenError, match="doesn't keep its promises"):
         check_backend(lambda: network(toy))
+
+
+def test_what_is_no_backend_cannot_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doors, "_registered", dict(doors._registered))
+    with pytest.raises(xw.BackendBrokenError, match=r"missing: .*attach, compiled, .*\nFix: "):
+        doors.register("nothing", object())  # type: ignore[arg-type]
 
 
 def test_names_that_depend_on_the_instance_are_found(toy: Any) -> None:

@@ -13,15 +13,20 @@ import pytest
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
+def examples() -> list[object]:
+    """The blocks that say they run, with what they print."""
+    text = README.read_text(encoding="utf-8")
+    found = re.findall(r"<!-- runs: .*?-->\n```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
+    return [pytest.param(code, shown, id=f"example {place}") for place, (code, shown) in enumerate(found)]
+
+
 @pytest.mark.keras_backend
-def test_the_readme_example_prints_what_the_readme_shows() -> None:
+@pytest.mark.parametrize(("code", "shown"), examples())
+def test_the_readme_example_prints_what_the_readme_shows(code: str, shown: str) -> None:
     for framework in ("keras", "torch"):
         if importlib.util.find_spec(framework) is None:
             pytest.skip(f"{framework} is not installed")
-    text = README.read_text(encoding="utf-8")
-    found = re.search(r"```python\n(import keras.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
-    assert found is not None
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        exec(compile(found.group(1), str(README), "exec"), {"__name__": "readme"})
-    assert out.getvalue().rstrip() == found.group(2).rstrip()
+        exec(compile(code, str(README), "exec"), {"__name__": "readme"})
+    assert out.getvalue().rstrip() == shown.rstrip()

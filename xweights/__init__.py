@@ -68,6 +68,7 @@ __all__ = [
     "SumToOne",
     "Symmetric",
     "TargetError",
+    "Tied",
     "TraceError",
     "UnitNorm",
     "UseBindError",

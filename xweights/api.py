@@ -29,7 +29,8 @@ from xweights.errors import (
     XweightsError,
 )
 from xweights.freezing import Freeze, freeze, unfreeze
-from xweights.holds import Hold, hold
+from xweights.holding import hold
+from xweights.holds import Hold
 from xweights.initializers import Init
 from xweights.keeping import Keep, Pattern, SumToOne, Symmetric
 from xweights.measure import Diff, Stats, backends, diff, equal, stats, summary
@@ -51,6 +52,7 @@ from xweights.rules import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
 from xweights.running import Bound, apply, bind
 from xweights.schedules import ByStep, Constant, Cubic, OneShot, Polynomial, Schedule
 from xweights.selecting import Where, layer, native, role, trainable
+from xweights.tying import Tied
 from xweights.undo import Snapshot, snapshot, transaction
 from xweights.verbs import (
     add,
@@ -125,6 +127,7 @@ __all__ = [
     "SumToOne",
     "Symmetric",
     "TargetError",
+    "Tied",
     "TraceError",
     "UnitNorm",
     "UseBindError",

@@ -318,6 +318,12 @@ def register(door: str, backend: Backend) -> None:
         >>> register.__name__
         'register'
     """
+    if not isinstance(backend, Backend):
+        words = sorted(word for word in dir(Backend) if not word.startswith("_") and not hasattr(backend, word))
+        raise BackendBrokenError(
+            f"{backend!r} is no backend\nmissing: {', '.join(words) or 'name'}\n"
+            "Fix: give it the attributes of xweights.backend.Backend"
+        )
     _registered[door] = backend
     _by_type.clear()
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from xweights import ledger
-from xweights.backend import backend_for
-from xweights.errors import ArgumentError, HoldError, Problems, SelectionError
-from xweights.holds import Chain, Hold, begin
+from xweights.chains import Chain
+from xweights.errors import ArgumentError, HoldError, SelectionError
+from xweights.holds import Hold, begin
 from xweights.keeping import Keep
 from xweights.parameter import Parameter
 from xweights.selecting import DEFAULT_EDITED, WhereLike, select
 from xweights.targets import open_target, tracing
-from xweights.training import Resting, Training, native_of, training_for
+from xweights.training import Resting, Training, training_for
 
 
 class Freeze(Hold):
@@ -127,13 +125,6 @@ def freeze(
     if tracing(target):
         raise ArgumentError("a freeze can't begin inside a compiled step\nFix: freeze before the step is traced")
     chosen = select(open_target(target), DEFAULT_EDITED if where is None else where)
-    problems = Problems("these can't be frozen, and nothing was changed")
-    for p in chosen:
-        if backend_for(native_of(p)) is None and not isinstance(p.handle, np.ndarray):
-            problems.add(
-                HoldError, f"{p.name!r} is computed from other parameters", fix="remove the parametrization first"
-            )
-    problems.check()
     moved = [p for p in chosen if _is_statistic(p)]
     trained = [p for p in chosen if not any(p is one for one in moved)]
     if moved and entries is not None:
@@ -175,6 +166,7 @@ def unfreeze(target: Any, *, where: WhereLike | None = None) -> None:
     if tracing(target):
         raise ArgumentError("a freeze can't end inside a compiled step\nFix: unfreeze between steps")
     chosen = select(open_target(target), ... if where is None else where)
+    ledger.look_again()
     found: dict[int, tuple[Freeze, list[Parameter]]] = {}
     for p in chosen:
         for one in _freezes_of(p):

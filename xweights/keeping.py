@@ -26,6 +26,11 @@ class Keep(Rule):
     """Keep the entries at ``index`` (None: all) at the values they have when the rule is prepared. Exact.
 
     ``index`` is as in ``set_entries``: a tuple, a mapping of axis names, or a bool array; in neutral order.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.zeros(3)}; held = xw.hold(w, xw.Keep((0,)), where="w"); xw.fill(w, 7.0); w["w"]
+        array([0., 7., 7.])
     """
 
     index: Any = None
@@ -45,7 +50,14 @@ class Keep(Rule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SumToOne(Rule):
-    """Divide each unit (one per index of the axes ``per``) by its sum; a unit of sum 0 stays. Close (rtol 1e-6)."""
+    """Divide each unit (one per index of the axes ``per``) by its sum; a unit of sum 0 stays. Close (rtol 1e-6).
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = xw.Params({"k": np.array([[1.0], [3.0]])}, axes={"k": ("in", "out")})
+        >>> xw.apply(w, xw.SumToOne(per="out"), where="k"); w["k"].ravel()
+        array([0.25, 0.75])
+    """
 
     per: Per
     exact = False
@@ -67,7 +79,14 @@ class SumToOne(Rule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Symmetric(Rule):
-    """Replace a matrix by the mean of itself and its transpose, over two axes of equal length. Exact."""
+    """Replace a matrix by the mean of itself and its transpose, over two axes of equal length. Exact.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = xw.Params({"k": np.array([[1.0, 2.0], [4.0, 3.0]])}, axes={"k": ("in", "out")})
+        >>> xw.apply(w, xw.Symmetric(), where="k"); w["k"].tolist()
+        [[1.0, 3.0], [3.0, 3.0]]
+    """
 
     axes: tuple[str, str] = ("in", "out")
 
@@ -97,7 +116,14 @@ class Symmetric(Rule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Pattern(Rule):
-    """Keep the ``n`` largest of every ``m`` entries along an axis, anew at each step. Exact."""
+    """Keep the ``n`` largest of every ``m`` entries along an axis, anew at each step. Exact.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = xw.Params({"k": np.array([[1.0], [-3.0], [2.0], [0.5]])}, axes={"k": ("in", "out")})
+        >>> xw.apply(w, xw.Pattern(2, 4, "in"), where="k"); w["k"].ravel()
+        array([ 0., -3.,  2.,  0.])
+    """
 
     n: int
     m: int

@@ -28,6 +28,13 @@ class Multipliers:
 
     Attributes:
         factors: The factor of each parameter, by name.
+
+    Example:
+        >>> import torch, xweights as xw
+        >>> model = torch.nn.Linear(1, 1); sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+        >>> with xw.multiply_lr(model, {"*": 0.1}, optimizer=sgd) as slower:
+        ...     slower
+        <Multipliers of 2 parameters>
     """
 
     def __init__(self, factors: Mapping[str, float], changes: list[Change]) -> None:

@@ -40,6 +40,11 @@ class Penalty:
         per: The axis (or axes) that number the units of ``group``.
         orthogonal: Weight of sum((G - I) ** 2), where G is the Gram matrix of the columns of (all other axes, ``out``),
             or of its rows where they are fewer. Bansal et al., arXiv:1810.09102.
+
+    Example:
+        >>> import xweights as xw
+        >>> xw.Penalty(l2=0.01)
+        Penalty(l2=0.01)
     """
 
     l1: float | None = None

@@ -1,6 +1,7 @@
 """Pruning while training goes on: masks that grow by a schedule, and hold between its steps.
 
-Owns :class:`PruneHold` and :func:`hold_pruned`. Imports holds, params, pruning, rules and schedules.
+Owns :class:`PruneHold` and :func:`hold_pruned`. Imports chains, errors, holds, keeping, ledger,
+params, pruning, rules and schedules.
 Masks are always selected on the host, by the very code that prunes in eager calls: equal weights give equal masks at
 every step on every backend.
 """
@@ -9,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
+from xweights import ledger
 from xweights.backend import StepState
-from xweights.errors import ArgumentError, StaleTrainFunctionError
-from xweights.holds import Hold, as_stored, begin
+from xweights.chains import Chain, as_stored
+from xweights.errors import ArgumentError, HoldError, Problems, StaleTrainFunctionError, TraceError
+from xweights.holds import Hold, begin, refuse_statistics
+from xweights.keeping import Keep
 from xweights.parameter import Array, Parameter
 from xweights.params import Params
 from xweights.pruning import Prune, host_masks
@@ -31,13 +36,23 @@ class PruneHold(Hold):
     Attributes:
         masks: The masks as Params (True = kept).
         step: How many optimizer steps were seen since the hold began.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"kernel": np.array([1.0, 2.0, 3.0, 4.0])}
+        >>> held = xw.prune(w, fraction=0.5, hold=True, schedule=xw.Polynomial(0, 2, power=1))
+        >>> for step in range(2):
+        ...     held.apply(); print(w["kernel"])
+        [0. 2. 3. 4.]
+        [0. 0. 3. 4.]
     """
 
     def __init__(self, rule: Prune, schedule: Schedule, chosen: Sequence[Parameter]) -> None:
-        super().__init__(Mask(None), [])
+        super().__init__(_Pruned(rule), [])
         self.prune, self.schedule = rule, schedule
         self.step = 0
         self._chosen = list(chosen)
+        self._untrained: list[bytes] | None = None
         self._masks: dict[str, Array] = {p.name: np.ones(p.shape, np.bool_) for p in chosen}
 
     @property
@@ -53,8 +68,14 @@ class PruneHold(Hold):
 
     def apply(self) -> None:
         """Make the masks true now; where nothing counts the steps, this counts as one."""
+        counts = self.manual and self.schedule != OneShot()
+        if counts and any(chain.backend is not None and chain.backend.tracing() != "no" for chain in self._chains):
+            raise TraceError(
+                "a schedule counts steps and selects on the host, and a compiled step runs this once, as it is traced\n"
+                "Fix: call held.apply() after the compiled step, in plain Python"
+            )
         super().apply()
-        if self.manual:
+        if counts:
             self.advance()
 
     def advance(self, state: StepState | None = None) -> None:
@@ -71,15 +92,10 @@ class PruneHold(Hold):
 
     def select(self, state: StepState | None = None) -> None:
         """Select the masks of the present step from the weights as they are."""
-        rule, share = self.prune, self.schedule.share(self.step)
+        share = self.schedule.share(self.step)
         if not share:
             return
-        if rule.fraction is not None:
-            rule = replace(rule, fraction=float(rule.fraction) * share)
-        elif rule.count is not None:
-            rule = replace(rule, count=round(rule.count * share))
-        seen = self._chosen if state is None else _seen(self._chosen, state)
-        for p, mask in zip(self._chosen, host_masks(rule, seen), strict=True):
+        for p, mask in zip(self._chosen, self.selected(share, state), strict=True):
             self._masks[p.name] = as_stored(mask, p)
         for chain in self._chains:
             for link in chain.links:
@@ -87,6 +103,36 @@ class PruneHold(Hold):
                     p = chain.parameter
                     ops = None if link.buffers is None else ops_for(p.storage.leaf(p.handle, native=True))
                     link.replace((self._masks[p.name],), ops)
+
+    def selected(self, share: float, state: StepState | None = None) -> list[Array]:
+        """Return the masks for a share of what is pruned in the end. Entries that are frozen count as the largest."""
+        rule = self.prune
+        if rule.fraction is not None:
+            rule = replace(rule, fraction=float(rule.fraction) * share)
+        elif rule.count is not None:
+            rule = replace(rule, count=round(rule.count * share))
+        frozen = [_frozen(p) for p in self._chosen]
+        if state is None and all(one is None for one in frozen):
+            return host_masks(rule, self._chosen)
+        read = (lambda p: p.storage.read(p.handle)) if state is None else state.read
+        weights = [p.layout.to_neutral(read(p)) for p in self._chosen]
+        ranked = [
+            w if one is None else np.where(one, np.asarray(np.inf, w.dtype), w)
+            for w, one in zip(weights, frozen, strict=True)
+        ]
+        masks = host_masks(rule, _targets(self._chosen, ranked))
+        problems = Problems("the schedule wants to prune what is frozen")
+        for p, w, one, mask in zip(self._chosen, weights, frozen, masks, strict=True):
+            lost = 0 if one is None else int((one & ~mask & (w != 0)).sum())
+            if lost:
+                problems.add(HoldError, f"{p.name!r}: {lost} frozen entries", fix="unfreeze them, or prune less")
+        problems.check()
+        return masks
+
+    def written(self) -> None:
+        """Remember the weights as long as no step was counted, to find out that something trains them unseen."""
+        if not self.step and self.schedule != OneShot():
+            self._untrained = [_digest(p) for p in self._chosen]
 
     def check(self) -> None:
         """Raise StaleTrainFunctionError if steps went by uncounted, HoldError if a pruned entry isn't zero."""
@@ -98,6 +144,11 @@ class PruneHold(Hold):
                     f"steps of the optimizer: {seen}\nsteps seen:             {self.step}\n"
                     "Fix: call held.advance() after each step of your own loop"
                 )
+        if not self.step and self._untrained is not None and self._untrained != [_digest(p) for p in self._chosen]:
+            raise StaleTrainFunctionError(
+                "the weights changed, and the schedule saw no training step\n"
+                "Fix: call held.advance() after each step of your own loop (held.apply() where nothing is attached)"
+            )
         super().check()
 
 
@@ -107,9 +158,12 @@ def hold_pruned(
     """Begin to hold what a rule prunes."""
     if schedule is not None and rule.fraction is None and rule.count is None and not isinstance(schedule, OneShot):
         raise ArgumentError("a schedule that grows needs fraction= or count=, of which it takes a share")
+    refuse_statistics(chosen)
     made = PruneHold(rule, schedule or OneShot(), chosen)
     for p in chosen:
         rule.operands(p)
+    ledger.look_again()
+    made.selected(1.0)  # raises what the last step would
     if made.schedule.due(0):
         made.select()
     begin(
@@ -118,17 +172,41 @@ def hold_pruned(
         chosen,
         optimizer,
         operands=lambda p: (made._masks[p.name],),
-        after_step=made.advance,
+        after_step=None if made.schedule == OneShot() else made.advance,
     )
+    made.written()
     return made
 
 
-def _seen(chosen: Sequence[Parameter], state: StepState) -> list[Parameter]:
-    """Return the same parameters over the arrays of a running step."""
+def _digest(p: Parameter) -> bytes:
+    return blake2b(p.storage.read(p.handle).tobytes(), digest_size=16).digest()
+
+
+def _frozen(p: Parameter) -> Array | None:
+    """Return which entries other holds keep as they are, or None."""
+    chain = ledger.held(p)
+    links = chain.links if isinstance(chain, Chain) else []
+    kept = [~link.operands[0] for link in links if isinstance(link.rule, Keep)]
+    return np.logical_or.reduce(kept) if kept else None
+
+
+def _targets(chosen: Sequence[Parameter], weights: Sequence[Array]) -> list[Parameter]:
+    """Return the same parameters over other arrays."""
     params = Params(
-        {p.name: p.layout.to_neutral(state.read(p)) for p in chosen},
+        {p.name: w for p, w in zip(chosen, weights, strict=True)},
         axes={p.name: p.axes for p in chosen},
         roles={p.name: p.role for p in chosen},
         gates={p.name: p.gates for p in chosen},
     )
     return open_target(params)
+
+
+class _Pruned(Mask):
+    """The mask of a prune that is held, which shows itself as what it was made by."""
+
+    def __init__(self, prune: Prune) -> None:
+        super().__init__(None)
+        object.__setattr__(self, "prune", prune)
+
+    def __repr__(self) -> str:
+        return repr(self.prune)  # type: ignore[attr-defined]

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from xweights.errors import Problems, ShapeError, XweightsError
+from xweights.holding import hold
 from xweights.initializers import Init
 from xweights.measure import diff, equal
 from xweights.norms import ClipNorm
@@ -268,6 +269,29 @@ def undo_brings_back_the_very_bits(make_target: MakeTarget) -> None:
     _same(target, twin)
 
 
+def a_held_rule_is_true_after_every_write_until_it_is_released(make_target: MakeTarget) -> None:
+    """hold: obeyed by verbs and set_params, by ``held.apply()`` after a write of the framework's own, and let go."""
+    target = make_target()
+    twin = filled(target, ordinary)
+    held = hold(target, Clip(-0.25, 0.25), where=_floating)
+    one = next(p for p in parameters(target) if p.floating)
+
+    def obeyed() -> bool:
+        return all(bool((np.abs(p.numpy()) <= 0.25).all()) for p in parameters(target, where=_floating))
+
+    _need(obeyed(), "a hold is not true when it begins")
+    apply(target, Fill(3.0), where=_floating)
+    set_params(target, twin, allow_nonfinite=True)
+    _need(obeyed(), "a hold is not true after xweights wrote to what is held")
+    one.storage.write(one.handle, np.full_like(one.storage.read(one.handle), 2.0))
+    held.apply()
+    _need(obeyed(), "a hold is not true after held.apply()")
+    held.check()
+    held.release()
+    apply(target, Fill(3.0), where=_floating)
+    _need(not obeyed(), "a hold is still there after release()")
+
+
 def _floating(parameter: Parameter) -> bool:
     return parameter.floating
 
@@ -310,6 +334,7 @@ CHECKS: dict[str, Callable[[MakeTarget], None]] = {
         close_rules_keep_their_rtol,
         a_refused_call_changes_nothing,
         undo_brings_back_the_very_bits,
+        a_held_rule_is_true_after_every_write_until_it_is_released,
     )
 }
 """Each promise by name, and the function that checks it on targets of a factory."""

@@ -1,7 +1,8 @@
 """A call on the host after each step of a Keras model's own training: fit and train_on_batch, on any Keras backend.
 
-Owns :func:`counting`. Imports keras, NumPy and errors. A callback would have to be handed to every fit; here the
-model's train function is wrapped, in whatever way it gets made: the first time, after compile(), or by force.
+Owns :func:`counting` and :func:`updates_of`. Imports keras, NumPy, errors and trainers. A callback would have to be
+handed to every fit; here the model's train function is wrapped, in whatever way it gets made: the first time, after
+compile(), or by force.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from xweights.errors import HoldError
 from xweights.parameter import Array, Parameter
+from xweights_keras.trainers import innermost, iterations_of
 
 Call = Callable[[Any], None]
 
@@ -45,6 +47,15 @@ class JaxState:
             self.values[place] = keras.ops.where(mask, value, keras.ops.zeros((), value.dtype))
 
 
+def updates_of(model: Any, state: JaxState | None) -> int:
+    """Return how many updates the optimizer of a model has made."""
+    optimizer = getattr(model, "optimizer", None)
+    if state is None or optimizer is None or not optimizer.built:
+        return iterations_of(optimizer)
+    plain = innermost(optimizer)
+    return int(state.value_of(plain._iterations)) // (plain.gradient_accumulation_steps or 1)
+
+
 class Counting:
     """A wrapped ``model.make_train_function``, and the calls after each step."""
 
@@ -53,6 +64,7 @@ class Counting:
         self.calls: list[Call] = []
         self.last: list[Call] = []  # those that see what all others have done
         self.former = model.make_train_function
+        self.seen = updates_of(model, None)
         object.__setattr__(model, "make_train_function", self.make)
 
     def make(self, force: bool = False) -> None:
@@ -62,6 +74,14 @@ class Counting:
         made = self.model.train_function
         if made is not before or getattr(made, "counts_for", None) is not self:
             self.model.train_function = self.wrapped(made)
+
+    def due(self, state: JaxState | None) -> list[Call]:
+        """Return the calls after a step: none after one that only collected a gradient, or skipped its update."""
+        optimizer = self.model.optimizer
+        if innermost(optimizer) is optimizer and not optimizer.gradient_accumulation_steps:
+            return [*self.calls, *self.last]
+        before, self.seen = self.seen, updates_of(self.model, state)
+        return [] if self.seen == before else [*self.calls, *self.last]
 
     def wrapped(self, made: Callable[..., Any]) -> Callable[..., Any]:
         """Return the train function with the calls after it."""
@@ -73,7 +93,7 @@ class Counting:
 
         def stateless(state: Any, iterator: Any) -> Any:
             logs, state = made(state, iterator)
-            for call in (*self.calls, *self.last):
+            for call in self.due(JaxState(self.model, state)):
                 seen = JaxState(self.model, state)
                 call(seen)
                 state = (seen.values, *state[1:])
@@ -81,7 +101,7 @@ class Counting:
 
         def plain(iterator: Any) -> Any:
             logs = made(iterator)
-            for call in (*self.calls, *self.last):
+            for call in self.due(None):
                 call(None)
             return logs
 
@@ -109,13 +129,8 @@ class Share:
                 model.make_train_function(force=True)
 
 
-def counting(model: Any, call: Call, *, last: bool = False) -> Share | None:
-    """Have ``call`` called after each training step of a model; None where there is no model to wrap.
-
-    ``last``: after all calls that may change a weight.
-    """
-    if model is None:
-        return None
+def counting(model: Any, call: Call, *, last: bool = False) -> Share:
+    """Have ``call`` called after each update in a model's own training; ``last``: after all that may change weights."""
     standing = model.__dict__.get("make_train_function")
     owner = getattr(standing, "__self__", None)
     if not isinstance(owner, Counting):

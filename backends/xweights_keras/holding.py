@@ -1,9 +1,9 @@
 """Holds in Keras: chains ride on the optimizer's own update, as a variable's constraint.
 
-Owns :func:`attach`. Imports keras, errors and the core's protocols. A constraint is part of the compiled step and costs
-nothing measurable there; but one that is set after the first fit is ignored on compiled backends until the train
-function is made anew, and nothing says so: that is done here, and undone. Averaging (EMA) overwrites weights behind the
-constraint when a fit ends: the chains run again then.
+Owns :func:`attach`. Imports keras, errors, the core's protocols, counting and trainers. A constraint is part of the
+compiled step and costs nothing measurable there; but one that is set after the first fit is ignored on compiled
+backends until the train function is made anew, and nothing says so: that is done here, and undone. Averaging (EMA)
+overwrites weights behind the constraint when a fit ends: the chains run again then.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from xweights.backend import HeldChain
 from xweights.errors import HoldError, Problems, StaleTrainFunctionError
 from xweights.running import ops_for
 from xweights_keras.counting import counting
+from xweights_keras.trainers import Trainers, iterations_of, owns, trainers_of
 
 
 class HeldConstraint:
@@ -26,11 +27,13 @@ class HeldConstraint:
     def __init__(self, former: Any, chain: HeldChain) -> None:
         self.former = former
         self.chain = chain
-        self.holds = 0
+        self.attachments: list[KerasAttachment] = []
         self.calls = 0
 
     def __call__(self, value: Any) -> Any:
         self.calls += 1
+        for one in self.attachments:
+            one.renew(traced=True)
         if self.former is not None:
             value = self.former(value)
         if isinstance(value, keras.Variable):
@@ -39,65 +42,65 @@ class HeldConstraint:
 
 
 class KerasAttachment:
-    """One hold's constraints, on the model and the optimizer that they ride on."""
+    """One hold's constraints, and the models and optimizers that they ride on."""
 
     def __init__(
-        self, chains: Sequence[HeldChain], model: Any, optimizer: Any, after_step: Callable[[Any], None] | None
+        self, chains: Sequence[HeldChain], trainers: Trainers, after_step: Callable[[Any], None] | None
     ) -> None:
         self.chains = list(chains)
-        self.model = model
-        self.optimizer = optimizer
+        self.trainers = trainers
         if keras.backend.backend() != "jax":
             for chain in self.chains:
                 chain.make_live()
-        self.counting = None if after_step is None else counting(model, after_step)
+        self.counting = [] if after_step is None else [counting(model, after_step) for model in trainers.models]
         self.constraints = [self._constrain(chain) for chain in self.chains]
-        self.start = iterations_of(optimizer)
+        self.starts = [(one, iterations_of(one)) for one in trainers.optimizers]
         self.calls = [one.calls for one in self.constraints]
-        if optimizer is not None:
-            _after_averaging(optimizer, self.chains, add=True)
-        make_anew(model)
+        self.averaged: list[Any] = []
+        self.renew()
+        trainers.make_anew()
 
-    @staticmethod
-    def _constrain(chain: HeldChain) -> HeldConstraint:
+    def _constrain(self, chain: HeldChain) -> HeldConstraint:
         variable = chain.parameter.handle
         if not isinstance(variable.constraint, HeldConstraint):
             variable.constraint = HeldConstraint(variable.constraint, chain)
-        variable.constraint.holds += 1
         held: HeldConstraint = variable.constraint
+        held.attachments.append(self)
         return held
 
+    def renew(self, *, traced: bool = False) -> None:
+        """Know the optimizer that a model was compiled with since: its averaging has to be followed, too."""
+        for model in self.trainers.models:
+            optimizer = getattr(model, "optimizer", None)
+            if optimizer is not None and all(optimizer is not one for one, _ in self.starts):
+                self.starts.append((optimizer, 0 if traced else iterations_of(optimizer)))
+        for optimizer, _ in self.starts[len(self.averaged) :]:
+            _after_averaging(optimizer, self.chains, add=True)
+            self.averaged.append(optimizer)
+
     def check(self) -> None:
-        """Raise if the optimizer has moved on without the constraints."""
-        now = iterations_of(self.optimizer)
-        if now == self.start or any(not chain.parameter.trainable for chain in self.chains):
-            return
-        missed = [
-            chain.parameter.name
-            for chain, one, before in zip(self.chains, self.constraints, self.calls, strict=True)
-            if one.calls == before
-        ]
-        replaced = [
-            c.parameter.name
-            for c, one in zip(self.chains, self.constraints, strict=True)
-            if c.parameter.handle.constraint is not one
-        ]
-        if missed or replaced:
-            raise StaleTrainFunctionError(
-                f"training went on without the hold on {', '.join(missed or replaced)}\n"
-                f"optimizer steps since it began: {now - self.start}\n"
-                + (
-                    "the constraint was replaced meanwhile\n"
-                    if replaced
-                    else "the step was traced before the hold began\n"
+        """Raise if an optimizer has moved on without the constraints."""
+        self.renew()
+        moved = [(one, iterations_of(one) - start) for one, start in self.starts]
+        moved = [(one, steps) for one, steps in moved if steps]
+        problems = Problems("training went on without a hold")
+        for chain, constraint, before in zip(self.chains, self.constraints, self.calls, strict=True):
+            variable, name = chain.parameter.handle, chain.parameter.name
+            steps = sum(steps for one, steps in moved if owns(one, variable)) if chain.parameter.trainable else 0
+            replaced = variable.constraint is not constraint
+            if steps and (replaced or constraint.calls == before):
+                why = "its constraint was replaced" if replaced else "the step was traced before the hold began"
+                problems.add(
+                    StaleTrainFunctionError,
+                    f"{name!r}: {why}\noptimizer steps since the hold began: {steps}",
+                    fix="hold before your step is traced, or make the step anew (a new tf.function or jax.jit)",
                 )
-                + "Fix: hold before your step is traced, or make the step anew (a new tf.function or jax.jit)"
-            )
+        problems.check()
 
     def detach(self) -> None:
         """Take this hold's share off; the former constraint comes back with the last."""
-        if self.counting is not None:
-            self.counting.drop()
+        for share in self.counting:
+            share.drop()
         self.let_go(self.chains)
 
     def let_go(self, chains: Sequence[HeldChain]) -> None:
@@ -105,58 +108,46 @@ class KerasAttachment:
         leaving = [chain in chains for chain in self.chains]
         for chain, one, leaves in zip(self.chains, self.constraints, leaving, strict=True):
             if leaves:
-                one.holds -= 1
-                if not one.holds and chain.parameter.handle.constraint is one:
+                one.attachments.remove(self)
+                if not one.attachments and chain.parameter.handle.constraint is one:
                     chain.parameter.handle.constraint = one.former
-        if self.optimizer is not None:
-            gone = [chain for chain, leaves in zip(self.chains, leaving, strict=True) if leaves]
-            _after_averaging(self.optimizer, gone, add=False)
+        gone = [chain for chain, leaves in zip(self.chains, leaving, strict=True) if leaves]
+        for optimizer in self.averaged:
+            _after_averaging(optimizer, gone, add=False)
         stays = [not leaves for leaves in leaving]
         self.chains = list(compress(self.chains, stays))
         self.constraints = list(compress(self.constraints, stays))
         self.calls = list(compress(self.calls, stays))
-        make_anew(self.model)
+        self.trainers.make_anew()
 
     def steps(self) -> int | None:
-        """How many steps the optimizer took since the hold began; None where nothing counts them."""
-        return None if self.counting is None else iterations_of(self.optimizer) - self.start
+        """How many updates there were since the hold began; None where nothing counts them."""
+        return sum(iterations_of(one) - start for one, start in self.starts) if self.counting else None
 
 
 def attach(
     chains: Sequence[HeldChain], target: Any, optimizer: Any, after_step: Callable[[Any], None] | None
 ) -> KerasAttachment:
-    """Attach chains as constraints; the model's compiled train function is made anew, slots and all kept."""
-    model = target if isinstance(target, keras.Model) else None
-    optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
-    if optimizer is not None and not isinstance(optimizer, keras.optimizers.Optimizer):
+    """Attach chains as constraints; compiled train functions are made anew, slots and all kept."""
+    trainers = trainers_of(target, [chain.parameter.handle for chain in chains], optimizer)
+    if after_step is not None and not trainers.models:
         raise HoldError(
-            f"optimizer= is no Keras optimizer\ngot: {type(optimizer).__module__}.{type(optimizer).__qualname__}"
+            "nothing counts the steps of a schedule here\n"
+            f"got: {type(target).__module__}.{type(target).__qualname__}, which is part of no compiled model\n"
+            "Fix: pass the model that is fitted, and name the layer with where="
         )
-    if optimizer is not None and optimizer.built:
-        owned = {id(one) for one in optimizer._trainable_variables}
-        problems = Problems("this optimizer can't keep the hold, and nothing was changed")
-        for chain in chains:
-            if chain.parameter.trainable and id(chain.parameter.handle) not in owned:
-                problems.add(
-                    HoldError,
-                    f"{chain.parameter.name!r} is not among the optimizer's variables",
-                    fix="pass the optimizer that trains it, or narrow where=",
-                )
-        problems.check()
-    return KerasAttachment(chains, model, optimizer, after_step)
-
-
-def iterations_of(optimizer: Any) -> int:
-    """Return how many updates an optimizer has made; gradients that were only collected are not counted."""
-    if optimizer is None or not optimizer.built:
-        return 0
-    return int(keras.ops.convert_to_numpy(optimizer.iterations))
-
-
-def make_anew(model: Any) -> None:
-    """Have a compiled model trace its train function again. (compile() would lose the optimizer's state.)"""
-    if model is not None and getattr(model, "compiled", False) and model.train_function is not None:
-        model.make_train_function(force=True)
+    problems = Problems("this optimizer can't keep the hold, and nothing was changed")
+    for chain in chains:
+        wrong = [one for one in trainers.optimizers if one.built and not owns(one, chain.parameter.handle)]
+        # A layer may be a part of several models; an optimizer that the caller named has to train all.
+        if chain.parameter.trainable and wrong and (optimizer in wrong or len(wrong) == len(trainers.optimizers)):
+            problems.add(
+                HoldError,
+                f"{chain.parameter.name!r} is not among the optimizer's variables",
+                fix="pass the optimizer that trains it, or narrow where=",
+            )
+    problems.check()
+    return KerasAttachment(chains, trainers, after_step)
 
 
 class _Averaged:

@@ -1,6 +1,6 @@
 """Freezing, scaled updates and averages in Keras.
 
-Owns :class:`KerasTraining`. Imports keras, errors and this backend's counting, holding and updating.
+Owns :class:`KerasTraining`. Imports keras, errors and this backend's counting, trainers and updating.
 ``trainable`` is never touched: once a model was fitted, TensorFlow ignores it and JAX raises.
 """
 
@@ -16,9 +16,9 @@ import keras
 from xweights.backend import StepState
 from xweights.errors import ArgumentError, HoldError, Problems, StaleTrainFunctionError
 from xweights.parameter import Parameter
-from xweights_keras.counting import JaxState, Share, counting
-from xweights_keras.holding import iterations_of, make_anew
-from xweights_keras.updating import Update, innermost, keys_of, standing_update, update_of
+from xweights_keras.counting import Share, counting, updates_of
+from xweights_keras.trainers import Trainers, innermost, iterations_of, trainers_of
+from xweights_keras.updating import Update, keys_of, standing_update, update_of
 
 
 class KerasTraining:
@@ -46,12 +46,10 @@ class KerasTraining:
         problems.check()
         found = [owners[id(p.handle)] for p in parameters if id(p.handle) in owners]
         inferring = [one for one in found if isinstance(one, keras.layers.BatchNormalization)] if inference else []
-        model = target if isinstance(target, keras.Model) else None
-        optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
-        spared = [p for p in parameters if p not in statistics] if whole and optimizer is not None else []
+        trainers = trainers_of(target, [p.handle for p in parameters], optimizer)
+        spared = [p for p in parameters if p not in statistics] if whole else []
         return KerasResting(
-            None if optimizer is None else innermost(optimizer),
-            model,
+            trainers,
             spared,
             [(owners[id(p.handle)], p.handle) for p in statistics],
             inferring,
@@ -59,13 +57,14 @@ class KerasTraining:
         )
 
     def multiply(self, pairs: Sequence[tuple[Parameter, float]], *, target: Any, optimizer: Any) -> KerasScaled:
-        model = target if isinstance(target, keras.Model) else None
-        optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
-        if not isinstance(optimizer, keras.optimizers.Optimizer):
+        trainers = trainers_of(target, [p.handle for p, _ in pairs], optimizer)
+        found = trainers.optimizers if optimizer is None else (optimizer,)
+        if len(found) != 1:
             raise ArgumentError(
-                "multiply_lr needs an optimizer of Keras\nFix: compile the model first, or optimizer=..."
+                "multiply_lr needs one optimizer\n"
+                f"found: {len(found)} that train these parameters\nFix: compile the model first, or optimizer=..."
             )
-        plain = innermost(optimizer)
+        plain = innermost(found[0])
         owned = {id(v) for v in plain._trainable_variables} if plain.built else None
         standing = standing_update(plain)
         taken = set() if standing is None else standing.factors.keys()
@@ -76,7 +75,7 @@ class KerasTraining:
             elif key in taken:
                 problems.add(HoldError, f"{p.name!r} has a factor already", fix="release() the former one")
         problems.check()
-        return KerasScaled(update_of(plain), pairs, model)
+        return KerasScaled(update_of(plain), pairs, trainers)
 
     def follow(
         self, parameters: Sequence[Parameter], call: Callable[[StepState | None], None], *, target: Any, optimizer: Any
@@ -95,24 +94,23 @@ class KerasResting:
 
     def __init__(
         self,
-        optimizer: Any,
-        model: Any,
+        trainers: Trainers,
         spared: Sequence[Parameter],
         stopped: Sequence[tuple[Any, Any]],
         inferring: Sequence[Any],
         keeper: object,
     ) -> None:
-        self.model = model
-        self.update = update_of(optimizer) if spared else None
+        self.trainers = trainers
+        self.updates = [update_of(innermost(one)) for one in trainers.optimizers] if spared else []
         self.keys = keys_of(spared)
         self.calls: list[tuple[Call, int | None]] = []
-        if self.update is not None:
-            self.update.left_out.update(self.keys)
+        for update in self.updates:
+            update.left_out.update(self.keys)
         for layer, variable in stopped:
             self._stop(layer, variable, keeper)
         for layer in dict.fromkeys(inferring):
             self._stop(layer, None, keeper)
-        make_anew(model)
+        trainers.make_anew()
 
     def _stop(self, layer: Any, variable: Any, keeper: object) -> None:
         call = call_of(layer)
@@ -126,16 +124,16 @@ class KerasResting:
     def wake(self, parameters: Sequence[Parameter] | None) -> None:
         """Have the optimizer update these again, and their layers run as they did."""
         keys = set(self.keys) if parameters is None else set(keys_of(parameters))
-        if self.update is not None:
-            self.update.left_out.subtract(key for key in self.keys if key in keys)
-            self.update.drop()
+        for update in self.updates:
+            update.left_out.subtract(key for key in self.keys if key in keys)
+            update.drop()
         self.keys = [key for key in self.keys if key not in keys]
         mine = None if parameters is None else {id(p.handle) for p in parameters}
         for call, key in list(self.calls):
             if mine is None or key in mine or (key is None and mine & _owned_by(call.layer)):
                 call.drop(key)
                 self.calls.remove((call, key))
-        make_anew(self.model)
+        self.trainers.make_anew()
 
 
 class Call:
@@ -177,15 +175,22 @@ def call_of(layer: Any) -> Call:
 class KerasScaled:
     """One call's factors in the update of an optimizer."""
 
-    def __init__(self, update: Update, pairs: Sequence[tuple[Parameter, float]], model: Any) -> None:
-        self.update, self.model = update, model
+    def __init__(self, update: Update, pairs: Sequence[tuple[Parameter, float]], trainers: Trainers) -> None:
+        self.update, self.trainers = update, trainers
         self.keys = keys_of([p for p, _ in pairs])
         update.factors |= dict(zip(self.keys, pairs, strict=True))
         self.start, self.traced = iterations_of(update.optimizer), update.traced
-        make_anew(model)
+        trainers.make_anew()
 
     def check(self) -> None:
-        """Raise if the optimizer has moved on by a step that was traced before."""
+        """Raise if the optimizer has moved on by a step that was traced before, or was replaced."""
+        optimizers = [getattr(model, "optimizer", None) for model in self.trainers.models]
+        now = [innermost(one) for one in optimizers if one is not None]
+        if self.keys and now and all(one is not self.update.optimizer for one in now):
+            raise StaleTrainFunctionError(
+                "the model was compiled again with another optimizer, and the multiplied learning rates stayed behind\n"
+                "Fix: release() and call multiply_lr again"
+            )
         steps = iterations_of(self.update.optimizer) - self.start
         if steps and self.update.traced == self.traced and self.keys:
             raise StaleTrainFunctionError(
@@ -200,40 +205,28 @@ class KerasScaled:
             self.update.factors.pop(key, None)
         self.keys = []
         self.update.drop()
-        make_anew(self.model)
+        self.trainers.make_anew()
 
 
 class KerasFollowing:
-    """A call after each step of a model's own training that changed its weights."""
+    """A call after each update in a model's own training."""
 
     def __init__(self, model: Any, call: Callable[[StepState | None], None]) -> None:
         self.model, self.call = model, call
-        self.seen = self.start = self._steps(None)
+        self.start, self.seen = updates_of(model, None), 0
         self.share: Share | None = counting(model, self._after, last=True)
 
-    def _steps(self, state: Any) -> int:
-        """Return how many updates there have been, gradients that were only collected not counted."""
-        optimizer = getattr(self.model, "optimizer", None)
-        if optimizer is None or not optimizer.built:
-            return 0
-        plain = innermost(optimizer)
-        if isinstance(state, JaxState):
-            return int(state.value_of(plain._iterations)) // (plain.gradient_accumulation_steps or 1)
-        return iterations_of(plain)
-
     def _after(self, state: Any) -> None:
-        now = self._steps(state)
-        if now != self.seen:
-            self.seen = now
-            self.call(state)
+        self.seen += 1
+        self.call(state)
 
     def check(self) -> None:
         """Raise if the optimizer has moved on by steps that were not seen."""
-        now = self._steps(None)
-        if now != self.seen:
+        steps = updates_of(self.model, None) - self.start
+        if steps > self.seen:
             raise StaleTrainFunctionError(
                 "training went on without the averages\n"
-                f"optimizer steps: {now - self.start}\nsteps seen:      {self.seen - self.start}\n"
+                f"optimizer steps: {steps}\nsteps seen:      {self.seen}\n"
                 "Fix: train with fit or train_on_batch; or average(..., attach=False), and update() after each step"
             )
 

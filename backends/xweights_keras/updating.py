@@ -68,13 +68,6 @@ class Update:
 _METHODS = ("_backend_apply_gradients", "_apply_weight_decay", "_backend_update_step")
 
 
-def innermost(optimizer: Any) -> Any:
-    """Return the optimizer that updates: the one inside of loss scaling."""
-    while isinstance(getattr(optimizer, "inner_optimizer", None), keras.optimizers.Optimizer):
-        optimizer = optimizer.inner_optimizer
-    return optimizer
-
-
 def standing_update(optimizer: Any) -> Update | None:
     """Return what stands on an (innermost) optimizer already."""
     method: Callable[..., Any] | None = vars(optimizer).get(_METHODS[0])

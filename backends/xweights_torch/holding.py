@@ -7,7 +7,8 @@ weight decay moved a "frozen" entry under each of ten optimizers tried, and unde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from xweights.backend import HeldChain
-from xweights.errors import HoldError, Problems
-from xweights_torch.storage import tensor_of
+from xweights.errors import HoldError, Problems, StaleTrainFunctionError
+from xweights.parameter import Parameter
+from xweights_torch.storage import Slot, tensor_of
 
 # Dynamo would trace a hook into a compiled step, and freeze today's chains there. It has no types.
 plain_python: Any = torch.compiler.disable
@@ -32,6 +34,8 @@ class Hooks:
         self._owned: tuple[tuple[int, ...], list[HeldChain], set[int]] | None = None
         self._hook = plain_python(self._run)
         self.handle = self._register(optimizer)
+        self.optimizer = optimizer
+        self.others = Others(optimizer, self.chains.keys) if optimizer is not None else None
 
     def _register(self, optimizer: Optimizer | None) -> RemovableHandle:
         if optimizer is None:
@@ -65,6 +69,8 @@ class Hooks:
         self._owned = None
         if not self.chains:
             self.handle.remove()
+            if self.others is not None:
+                self.others.handle.remove()
 
     def _run(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         chains, mine = self._stepped(optimizer)
@@ -82,6 +88,37 @@ class Hooks:
             mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
             self._owned = (key, [chain for at, (chain, _) in self.chains.items() if at in mine], mine)
         return self._owned[1], self._owned[2]
+
+
+class Others:
+    """Finds out that an optimizer other than the one that something was attached to steps the same tensors."""
+
+    def __init__(self, optimizer: Optimizer, tensors: Callable[[], Collection[int]]) -> None:
+        self.optimizer, self.tensors = optimizer, tensors
+        self.found: str | None = None
+        # Looked up once for each optimizer and number of tensors.
+        self._known: weakref.WeakKeyDictionary[Optimizer, tuple[int, list[Any]]] = weakref.WeakKeyDictionary()
+        self.handle = register_optimizer_step_post_hook(plain_python(self._watch))
+
+    def _watch(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if optimizer is self.optimizer or self.found is not None:
+            return
+        tensors = self.tensors()
+        if self._known.get(optimizer, (-1,))[0] != len(tensors):
+            shared = [p for group in optimizer.param_groups for p in group["params"] if id(p) in tensors]
+            self._known[optimizer] = (len(tensors), shared)
+        if any(p.grad is not None for p in self._known[optimizer][1]):
+            self.found = type(optimizer).__name__
+
+    def check(self, what: str) -> None:
+        """Raise if another optimizer was found."""
+        if self.found is not None:
+            raise StaleTrainFunctionError(
+                f"the parameters were stepped by another optimizer, without {what}\n"
+                f"got:      {self.found}\n"
+                f"expected: the {type(self.optimizer).__name__} that was given as optimizer=\n"
+                "Fix: release() what was attached, and attach it to the new one"
+            )
 
 
 _hooks: dict[int, tuple[Optimizer | None, Hooks]] = {}
@@ -112,7 +149,11 @@ class TorchAttachment:
             _hooks[self.key][1].after.append(self.after)
 
     def check(self) -> None:
-        """A post-hook can't be passed by: nothing to find."""
+        """Raise if another object stands in the place of a held parameter: a post-hook can't be passed by else."""
+        others = _hooks[self.key][1].others if self.chains else None
+        if others is not None:
+            others.check("the hold")
+        check_in_place([chain.parameter for chain in self.chains])
 
     def detach(self) -> None:
         """Take this hold's share off."""
@@ -130,6 +171,19 @@ class TorchAttachment:
         hooks.drop(leaving)
         if not hooks.chains:
             del _hooks[self.key]
+
+
+def check_in_place(parameters: Sequence[Parameter]) -> None:
+    """Raise if another object stands where one of these parameters stood when something was attached to it."""
+    problems = Problems("a part of the model was replaced")
+    for p in parameters:
+        if isinstance(p.handle, Slot) and not p.handle.in_place:
+            problems.add(
+                StaleTrainFunctionError,
+                f"{p.name!r} is another object now, which obeys nothing that was attached to the former one",
+                fix="release() what was attached, and attach it again",
+            )
+    problems.check()
 
 
 def attach(

@@ -60,6 +60,12 @@ class Slot:
         """The tensor; several objects only where parameters are tied by their memory."""
         return list({id(one.tensor): one.tensor for one in self.places}.values())
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the tensor still stands in its place in the module."""
+        kept: Any = self.owner._parameters if self.table == "parameter" else self.owner._buffers
+        return kept.get(self.key) is self.tensor
+
     def put_back(self) -> None:
         """Put the tensor back into its place in the module."""
         owner, key, tensor = self.owner, self.key, self.tensor

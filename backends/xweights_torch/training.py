@@ -20,7 +20,7 @@ from xweights.backend import StepState
 from xweights.errors import ArgumentError, HoldError, Problems
 from xweights.multipliers import blended
 from xweights.parameter import Parameter
-from xweights_torch.holding import AFTER_HOLDS, holds_last, plain_python, unwrapped
+from xweights_torch.holding import AFTER_HOLDS, Others, check_in_place, holds_last, plain_python, unwrapped
 from xweights_torch.ops import TorchOps
 from xweights_torch.storage import Slot, tensor_of
 
@@ -155,6 +155,7 @@ class Scaling:
             optimizer.register_step_pre_hook(plain_python(self._before)),
             optimizer.register_step_post_hook(plain_python(self._after)),
         ]
+        self.others = Others(optimizer, self.factors.keys)
         holds_last(optimizer)
 
     def _scaled(self) -> list[tuple[Parameter, float]]:
@@ -179,6 +180,7 @@ class Scaling:
         if not self.factors:
             for handle in self.handles:
                 handle.remove()
+            self.others.handle.remove()
             _scaling.pop(id(self.optimizer), None)
 
 
@@ -190,11 +192,14 @@ class Scaled:
 
     def __init__(self, scaling: Scaling, pairs: Sequence[tuple[Parameter, float]]) -> None:
         self.scaling = scaling
+        self.parameters = [p for p, _ in pairs]
         self.keys = [id(tensor_of(p.handle)) for p, _ in pairs]
         scaling.factors |= dict(zip(self.keys, pairs, strict=True))
 
     def check(self) -> None:
-        """A hook can't be passed by: nothing to find."""
+        """Raise if another optimizer stepped the parameters, or another object stands in the place of one."""
+        self.scaling.others.check("the multiplied learning rates")
+        check_in_place(self.parameters)
 
     def detach(self) -> None:
         """Take this call's factors off."""

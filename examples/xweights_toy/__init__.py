@@ -55,6 +55,9 @@ class ToyBackend:
     def tracing(self) -> Tracing:
         return "no"
 
+    def attach(self, chains: Any, *, target: Any, optimizer: Any, after_step: Any = None) -> None:
+        """Return None: nothing here trains, so a hold is applied by hand."""
+
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
         return function
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -28,6 +29,9 @@ class SlotStorage:
 
     fallible = False
 
+    def identity(self, handle: Slot) -> Hashable:
+        return (id(handle.layer), handle.position)
+
     def refusal(self, handle: Slot, *, writing: bool) -> str | None:
         return "the array is read-only" if writing and not handle.array.flags.writeable else None
 
@@ -38,6 +42,9 @@ class SlotStorage:
         np.copyto(handle.array, value, casting="no")
 
     def leaf(self, handle: Slot, *, native: bool = False) -> Array:
+        return handle.array
+
+    def tracked(self, handle: Slot) -> Array:
         return handle.array
 
     def put(self, handle: Slot, leaf: Array, value: Array) -> None:

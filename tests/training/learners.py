@@ -22,15 +22,19 @@ _torch = (*_both, "lbfgs")
 _keras = (*_both, "lion", "ema")
 
 
-def every(*kinds: str, only: tuple[str, ...] = ()) -> list[Any]:
-    """Every way to train: (kind, optimizer). Kinds: torch, keras (as Keras runs by default), jit (by XLA)."""
+def every(*kinds: str, only: tuple[str, ...] = (), slow: tuple[str, ...] = ()) -> list[Any]:
+    """Every way to train: (kind, optimizer). Kinds: torch, keras (as Keras runs by default), jit (by XLA).
+
+    ``slow`` ones of Keras, which takes seconds to compile each, are for ``nox -s slow``: the test matrix runs all rules
+    under all optimizers, with one compilation for each.
+    """
     cells = []
     for kind in kinds:
-        names = _torch if kind == "torch" else _keras
-        marks = () if kind == "torch" else pytest.mark.keras_backend
-        cells += [
-            pytest.param(kind, name, marks=marks, id=f"{kind}-{name}") for name in names if name in (only or names)
-        ]
+        for name in _torch if kind == "torch" else _keras:
+            if name in (only or (name,)):
+                marks = [] if kind == "torch" else [pytest.mark.keras_backend]
+                marks += [pytest.mark.slow] if kind != "torch" and name in slow else []
+                cells.append(pytest.param(kind, name, marks=marks, id=f"{kind}-{name}"))
     return cells
 
 
@@ -71,8 +75,8 @@ def learner(kind: str, optimizer: str = "sgd", *, norm: bool = False, learning_r
         made = TorchLearner(optimizer, norm, learning_rate)
     else:
         pytest.importorskip("keras")
-        if kind == "jit" and KERAS_BACKEND == "torch":
-            pytest.skip("Keras on torch doesn't compile unless told to")
+        if kind == "jit" and KERAS_BACKEND != "tensorflow":
+            pytest.skip({"torch": "Keras on torch doesn't compile", "jax": "Keras on JAX always does"}[KERAS_BACKEND])
         made = KerasLearner(optimizer, norm, kind == "jit", learning_rate)
     values = np.random.default_rng(3)
     for p in xw.parameters(made.target, where=xw.trainable()):

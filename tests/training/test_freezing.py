@@ -9,7 +9,10 @@ from learners import KERAS_BACKEND, STEPS, X, Y, every, learner
 import xweights as xw
 
 KINDS = [pytest.param("torch"), pytest.param("keras", marks=pytest.mark.keras_backend)]
-ALL = [*every("torch", "keras"), *every("jit", only=("adamw", "ema", "accumulation"))]
+ALL = [
+    *every("torch", "keras", slow=("adam", "rmsprop", "adagrad", "lion", "loss scaling")),
+    *every("jit", only=("adamw", "ema", "accumulation"), slow=("adamw", "accumulation")),
+]
 
 
 # What stays

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from learners import KERAS_BACKEND, X, Y, every, learner
@@ -9,7 +11,6 @@ from learners import KERAS_BACKEND, X, Y, every, learner
 import xweights as xw
 
 KINDS = [pytest.param("torch"), pytest.param("keras", marks=pytest.mark.keras_backend)]
-JIT = [*KINDS, pytest.param("jit", marks=pytest.mark.keras_backend)]
 HALF = np.arange(20).reshape(4, 5) % 2 == 0
 
 RULES = {
@@ -47,7 +48,7 @@ def broken(name: str, w: np.ndarray, first: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("kind", JIT)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_held_rule_is_true_after_every_step(kind: str, name: str) -> None:
     rule, allowed = RULES[name]
     one = learner(kind, "adamw")
@@ -68,7 +69,10 @@ def test_a_held_rule_is_true_after_every_step(kind: str, name: str) -> None:
     held.check()
 
 
-@pytest.mark.parametrize(("kind", "optimizer"), [*every("torch", "keras"), *every("jit", only=("sgd", "ema", "muon"))])
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [*every("torch"), *every("keras", slow=("adam", "adamw", "rmsprop", "adagrad", "lion", "loss scaling"))],
+)
 def test_a_held_mask_holds_under_every_optimizer_and_is_let_go(kind: str, optimizer: str) -> None:
     one = learner(kind, optimizer)
     one.steps(3)
@@ -298,6 +302,44 @@ def test_what_cannot_be_held_is_refused_and_nothing_is_attached(kind: str, rule,
     with pytest.raises(error, match=text):
         xw.hold(one.target, rule, where=one.first)
     assert one.bits == before
+    one.steps(2)
+    twin.steps(2)
+    assert one.bits == twin.bits
+
+
+def native_clip(kind: str) -> Any:
+    """A function of a user's own that takes nothing but the framework's tensors."""
+    if kind == "torch":
+        torch = pytest.importorskip("torch")
+        return lambda w: torch.clamp(w, -0.1, 0.1)
+    keras = pytest.importorskip("keras")
+    return lambda w: keras.ops.clip(w, -0.1, 0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_function_of_the_frameworks_own_tensor_is_held(kind: str) -> None:
+    one = learner(kind, "adamw")
+    one.steps(2)
+    held = xw.hold(one.target, native_clip(kind), where=one.first)
+    for _ in range(3):
+        one.step()
+        assert np.abs(xw.get_params(one.target)[one.first]).max() <= np.float32(0.1)
+    held.check()
+    one.set_raw(one.first, np.ones((4, 5), np.float32))
+    with pytest.raises(xw.HoldError, match="doesn't obey"):
+        held.check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_function_that_fails_leaves_nothing_attached_beside_other_holds(kind: str) -> None:
+    def fails(w: Any) -> Any:
+        raise RuntimeError("the function's own")
+
+    one, twin = learner(kind, "sgd"), learner(kind, "sgd")
+    for each in (one, twin):
+        xw.hold(each.target, xw.Mask(HALF), where=each.first)
+    with pytest.raises(RuntimeError, match="the function's own"):
+        xw.hold(one.target, fails, where=one.first)
     one.steps(2)
     twin.steps(2)
     assert one.bits == twin.bits

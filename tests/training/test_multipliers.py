@@ -12,7 +12,10 @@ KINDS = [pytest.param("torch"), pytest.param("keras", marks=pytest.mark.keras_ba
 RATES = {"plain sgd": 0.05, "adam": 0.01, "adamw": 0.01}
 # Without Keras' own averaging, which writes weights whatever the learning rate.
 NAMES = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "lion", "muon", "lbfgs", "accumulation", "loss scaling")
-ALL = [*every("torch", "keras", only=NAMES), *every("jit", only=("adamw", "accumulation"))]
+ALL = [
+    *every("torch", "keras", only=NAMES, slow=("adam", "rmsprop", "adagrad", "lion", "muon")),
+    *every("jit", only=("adamw", "accumulation"), slow=("adamw",)),
+]
 
 
 def multiplied(one, factors):

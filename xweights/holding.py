@@ -1,0 +1,82 @@
+"""The public call that begins a hold, whatever its rule.
+
+Owns :func:`hold`. Imports backend, errors, holds, pruning, pruning_holds, rules, running, schedules, selecting,
+targets, training and tying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from xweights.backend import backend_for
+from xweights.errors import ArgumentError
+from xweights.holds import Hold, begin, refuse_statistics
+from xweights.pruning import Prune
+from xweights.pruning_holds import hold_pruned
+from xweights.rules import Rule
+from xweights.running import as_rule
+from xweights.schedules import Schedule
+from xweights.selecting import WhereLike, select
+from xweights.targets import open_target, tracing
+from xweights.training import native_of
+from xweights.tying import Share, Tied
+
+
+def hold(
+    target: Any,
+    rule: Rule | Callable[[Any], Any],
+    *,
+    where: WhereLike,
+    optimizer: Any = None,
+    schedule: Schedule | None = None,
+) -> Hold:
+    """Keep a rule true on the selected parameters: after every optimizer step, and after every write by xweights.
+
+    Args:
+        target: Model, layer, module, variable, mapping of arrays, or a list of these.
+        rule: A rule such as ``Clip(-1, 1)``, ``Mask(masks)`` or ``Keep()``; or a function of the native tensor.
+        where: Which parameters; required.
+        optimizer: The optimizer that trains them. Default: in torch any optimizer that steps them, in Keras the one the
+            model was compiled with.
+        schedule: For ``Prune``: when and how much of it is pruned, as in ``Cubic(begin=0, end=1000, every=50)``.
+
+    Returns:
+        A :class:`Hold`. Its ``manual`` is True where there is no optimizer to attach to (``tf.Module``, arrays): call
+        ``held.apply()`` after each update then.
+
+    The rule is applied at once. Holds on one parameter run in the order of attachment, after a constraint that was
+    there before; Mask and Keep last. Optimizer slots are left alone. As exact as the rule.
+    Raises ArgumentError (a random or joint rule), HoldError (a rule that contradicts another hold, an optimizer that
+    doesn't own a parameter), SelectionError, WriteError; nothing is attached then, and nothing changed.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([3.0])}; held = xw.hold(w, xw.Clip(-1, 1), where="w"); xw.fill(w, -5.0); w["w"]
+        array([-1.])
+    """
+    rule = as_rule(rule)
+    if rule.random:
+        raise ArgumentError(
+            f"{rule!r} is random: it is never true, so it can't be held\nFix: bind it and draw each step"
+        )
+    if rule.joint and not isinstance(rule, (Tied, Prune)):
+        raise ArgumentError(f"{rule!r} looks at several parameters together, and holds work on each by itself")
+    if tracing(target):
+        raise ArgumentError("a hold can't begin inside a compiled step\nFix: hold before the step is traced")
+    chosen = select(open_target(target), where)
+    if isinstance(rule, Prune):
+        return hold_pruned(target, rule, chosen, schedule, optimizer)
+    if schedule is not None:
+        raise ArgumentError(
+            f"a schedule says how much is pruned, and when\ngot: schedule={schedule!r} with {rule!r}\n"
+            "Fix: hold Prune(...) with it, or leave it out"
+        )
+    refuse_statistics(chosen)
+    if not isinstance(rule, Tied):
+        return begin(Hold(rule, []), target, chosen, optimizer)
+    rule.check_all(chosen)
+    if len({getattr(backend_for(native_of(p)), "name", "") for p in chosen}) > 1:
+        raise ArgumentError("parameters of several frameworks can't be tied\nFix: set_params after each step")
+    shares = {id(p): Share(rule, chosen, position) for position, p in enumerate(chosen)}
+    return begin(Hold(rule, []), target, chosen, optimizer, rule_of=lambda p: shares[id(p)])

@@ -1,0 +1,136 @@
+"""Parameters that are kept equal.
+
+Owns :class:`Tied` and :class:`Share`. Imports arrays, backend (protocols), errors, parameter and rules. One array that
+two layers share is better where a model can be written that way; this is for models that were built with two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xweights.arrays import NumpyOps
+from xweights.backend import Ops
+from xweights.errors import ArgumentError, DtypeError, Problems, SelectionError, ShapeError
+from xweights.parameter import Parameter
+from xweights.rules import FLOAT64, Rule, need_floating
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tied(Rule):
+    """Make the selected parameters equal: each becomes the mean of all. Exact.
+
+    ``transposed``: the neutral names of those that lie the other way round, such as the kernel (in, out) of an output
+    layer that is tied to embeddings (vocab, dim). The mean is the nearest point at which they are equal; held under
+    SGD, it is one shared array that learns from the mean of the gradients.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"a": np.array([1.0]), "b": np.array([3.0])}; held = xw.hold(w, xw.Tied(), where=["a", "b"]); w
+        {'a': array([2.]), 'b': array([2.])}
+    """
+
+    transposed: tuple[str, ...] = ()
+    joint = True
+
+    def check_all(self, parameters: Sequence[Parameter]) -> None:
+        """Raise what can be told of the selection before anything is written."""
+        problems = Problems("these can't be tied, and nothing was changed")
+        if len(parameters) < 2:
+            problems.add(SelectionError, f"Tied needs two parameters or more\nselected: {len(parameters)}")
+        if isinstance(self.transposed, str):
+            problems.add(ArgumentError, f"transposed= is a tuple of names\ngot: {self.transposed!r}")
+        strange = sorted(set(self.transposed) - {p.name for p in parameters})
+        if strange:
+            problems.add(SelectionError, f"transposed= names what isn't selected: {', '.join(map(repr, strange))}")
+        for p in parameters[1:]:
+            first = parameters[0]
+            if self._shape(p) != self._shape(first):
+                problems.add(
+                    ShapeError,
+                    f"these have different shapes\n{first.name!r}: {self._shape(first)}\n{p.name!r}: {self._shape(p)}",
+                    fix=f"Tied(transposed=({p.name!r},)) if it lies the other way round",
+                )
+            if p.dtype != first.dtype:
+                problems.add(
+                    DtypeError,
+                    f"these have different dtypes\n{first.name!r}: {first.dtype}\n{p.name!r}: {p.dtype}",
+                    fix="bring both to one dtype first",
+                )
+        for p in parameters:
+            if p.name in self.transposed and len(p.shape) != 2:
+                problems.add(ShapeError, f"only a matrix can be transposed\n{p.name!r}: {p.shape}")
+        problems.check()
+
+    def operands(self, parameter: Parameter) -> tuple[Any, ...]:
+        need_floating(parameter, "Tied")
+        return ()
+
+    def measure(
+        self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter], operands: Sequence[tuple[Any, ...]]
+    ) -> list[Any]:
+        """Return the mean of all, for each as it lies."""
+        self.check_all(parameters)
+        first = ops.cast(self.turned(ws[0], ops, parameters[0]), FLOAT64)
+        minus = ops.constant(np.asarray(-1.0, FLOAT64), first)
+        total = None
+        for w, p in zip(ws[1:], parameters[1:], strict=True):
+            # As differences from the first, so that the mean of equal arrays is that array, bit for bit.
+            other = ops.cast(self.turned(w, ops, p), FLOAT64)
+            gap = ops.fence(ops.add(ops.fence(ops.multiply(_copied(first, ops), minus)), other))
+            total = gap if total is None else ops.fence(ops.add(total, gap))
+        count = ops.constant(np.asarray(float(len(parameters)), FLOAT64), first)
+        share = ops.fence(ops.divide(total, count))
+        mean = ops.cast(ops.add(share, first), parameters[0].dtype)
+        return [self.turned(mean, ops, p) for p in parameters]
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        return shared
+
+    def turned(self, w: Any, ops: Ops, parameter: Parameter) -> Any:
+        """Return a parameter as it lies in the mean, or the mean as it lies in a parameter."""
+        return ops.transpose(w, (1, 0)) if parameter.name in self.transposed else w
+
+    def _shape(self, parameter: Parameter) -> tuple[int, ...]:
+        return parameter.shape[::-1] if parameter.name in self.transposed else parameter.shape
+
+
+class Share(Rule):
+    """One parameter's part in a tie that is held: the first becomes the mean of all, the others a copy of the first."""
+
+    def __init__(self, tie: Tied, parameters: Sequence[Parameter], position: int) -> None:
+        self.tie, self.parameters, self.position = tie, tuple(parameters), position
+
+    @property
+    def first(self) -> Parameter:
+        """The parameter that the others copy."""
+        return self.parameters[0]
+
+    def operands(self, parameter: Parameter) -> tuple[Any, ...]:
+        return self.tie.operands(parameter)
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        if self.position:
+            first = self.tie.turned(_current(self.first, ops), ops, self.first)
+            return _copied(self.tie.turned(first, ops, parameter), ops)
+        ws = [w, *(_current(p, ops) for p in self.parameters[1:])]
+        return self.tie.measure(ws, ops, self.parameters, [()] * len(ws))[0]
+
+    def __repr__(self) -> str:
+        return repr(self.tie)
+
+
+def _current(p: Parameter, ops: Ops) -> Any:
+    """Return what a parameter is now, also in the middle of a compiled step."""
+    if isinstance(ops, NumpyOps):
+        return p.layout.to_neutral(p.storage.read(p.handle))
+    leaf = p.storage.leaf(p.handle, native=True)
+    return leaf if p.layout.is_identity else ops.transpose(ops.reshape(leaf, p.layout.split), p.layout.order)
+
+
+def _copied(w: Any, ops: Ops) -> Any:
+    # The minimum of a thing and itself is a copy of it, which edits may write to.
+    return ops.minimum(w, w)
