@@ -12,12 +12,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from xweights.errors import PortError
+from xweights.errors import PortError, Problems
 from xweights.parameter import Array, Parameter
 from xweights.porting.protocol import LayerRecord, Watcher
 from xweights.porting.skeletons import Step
 from xweights_keras.adapter import KerasAdapter
-from xweights_keras.porting_code import code_of, steps_of
 from xweights_keras.porting_double import doubled
 from xweights_keras.porting_layers import (
     RECURRENT,
@@ -32,6 +31,8 @@ from xweights_keras.porting_layers import (
     refusal,
     word_of,
 )
+from xweights_keras.skeletons_reading import steps_of
+from xweights_keras.skeletons_writing import code_of
 from xweights_keras.walk import is_graph, is_keras
 
 _ADAPTER = KerasAdapter()
@@ -100,11 +101,11 @@ class KerasPorting:
     def double(self, model: Any) -> Any:
         return doubled(model)
 
-    def steps(self, model: Any) -> Sequence[Step]:
+    def steps(self, model: Any, sample: Any) -> Sequence[Step]:
         return steps_of(model)
 
-    def code(self, steps: Sequence[Step]) -> str:
-        return code_of(steps)
+    def code(self, steps: Sequence[Step], problems: Problems) -> str:
+        return code_of(steps, problems)
 
     def set_attribute(self, record: LayerRecord, name: str, value: Any) -> None:
         layer = record.layer

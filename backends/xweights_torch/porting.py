@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from xweights.backend import Entry
-from xweights.errors import PortError
+from xweights.errors import PortError, Problems
 from xweights.parameter import Array, Parameter
 from xweights.porting.protocol import LayerRecord, Watcher
 from xweights.porting.skeletons import Step
@@ -23,7 +23,6 @@ from xweights_torch.adapter import ModuleAdapter, wrapped_child
 from xweights_torch.computed import Computed
 from xweights_torch.layers import kind_of as table_of
 from xweights_torch.layers import rows_of
-from xweights_torch.porting_code import code_of, steps_of
 from xweights_torch.porting_layers import (
     attributes_of,
     host,
@@ -34,6 +33,8 @@ from xweights_torch.porting_layers import (
     put_back,
     refusal,
 )
+from xweights_torch.skeletons_reading import steps_of
+from xweights_torch.skeletons_writing import code_of
 from xweights_torch.storage import Slot
 
 _ADAPTER = ModuleAdapter()
@@ -111,11 +112,11 @@ class TorchPorting:
         except Exception as wrong:
             raise PortError(f"this module can't be copied: {type(wrong).__name__}: {wrong}") from wrong
 
-    def steps(self, model: Any) -> Sequence[Step]:
-        return steps_of(unwrapped(model))
+    def steps(self, model: Any, sample: Any) -> Sequence[Step]:
+        return steps_of(unwrapped(model), sample)
 
-    def code(self, steps: Sequence[Step]) -> str:
-        return code_of(steps)
+    def code(self, steps: Sequence[Step], problems: Problems) -> str:
+        return code_of(steps, problems)
 
     def set_attribute(self, record: LayerRecord, name: str, value: Any) -> None:
         module = record.layer

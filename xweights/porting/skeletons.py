@@ -10,18 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from xweights.backend import doors, load
+from xweights.backend import backend_for, doors, load
 from xweights.errors import ArgumentError, PortError, Problems
 from xweights.porting.protocol import porting_for
+
+Shape = tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
 class Step:
     """One thing that a model does, in neutral words.
 
-    ``name`` is the attribute that a layer is kept under, and what its output is called. ``kind`` is one of
-    :data:`KINDS`; ``options`` are its settings; ``inputs`` the steps whose outputs it takes. Shapes are without the
-    batch, channels last; ``fused`` is the activation that is part of a layer.
+    ``name`` is what its output is called, ``kind`` a word of LAYERS or FUNCTIONS, ``inputs`` the steps whose outputs
+    it takes. ``layer`` is the attribute that a layer is kept under; a layer called twice is two steps of one ``layer``.
+    ``fused`` is the activation that is part of a layer. ``shape`` is that of the output, without the batch and with
+    channels last, as all shapes and axes in ``options`` are (axis 1 is the first after the batch); None: unknown.
     """
 
     name: str
@@ -29,39 +32,89 @@ class Step:
     inputs: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     fused: str = "linear"
+    layer: str = ""
+    shape: Shape | None = None
 
 
-# What can be read and written. ``activation`` covers the functions of ACTIVATIONS.
-KINDS = frozenset(
+# Layers with weights, and the settings that their steps have in ``options``.
+LAYERS: Mapping[str, tuple[str, ...]] = {
+    "dense": ("inputs", "units", "bias", "tied"),  # tied: the embedding whose table is its kernel, or None
+    "einsum": ("equation", "inputs", "outputs", "bias"),
+    "embedding": ("vocab", "width"),
+    "conv": ("channels", "filters", "size", "strides", "dilation", "groups", "padding", "bias", "space"),
+    "conv_transpose": ("channels", "filters", "size", "strides", "dilation", "crop", "bias"),
+    "batch_norm": ("channels", "eps", "momentum", "scale", "center"),
+    "layer_norm": ("normalized", "eps", "scale", "center"),
+    "rms_norm": ("width", "eps"),
+    "group_norm": ("channels", "groups", "eps"),
+    "normalization": ("width",),
+    "prelu": ("slopes",),  # the shape of the slopes: with 1 where an axis shares them
+    "simple_rnn": ("inputs", "units", "bias", "layers", "both", "backwards", "sequences", "activation"),
+    "lstm": ("inputs", "units", "bias", "layers", "both", "backwards", "sequences"),
+    "gru": ("inputs", "units", "bias", "layers", "both", "backwards", "sequences"),
+    "attention": ("widths", "heads", "key_heads", "key_size", "value_size", "outputs", "bias", "causal"),
+    "attention_scale": (),
+    "additive_attention": ("width",),
+    "conv_lstm": ("channels", "filters", "size", "padding", "bias", "sequences"),
+}
+# What needs no weights.
+FUNCTIONS: Mapping[str, tuple[str, ...]] = {
+    "input": (),
+    "output": (),  # what the model returns
+    "activation": ("does",),  # and slope, alpha or axis
+    "dropout": ("rate",),
+    "flatten": (),
+    "reshape": (),
+    "permute": ("order",),
+    "repeat": ("times",),
+    "select": ("place",),  # one position of the first axis after the batch
+    "merge_frames": (),
+    "split_frames": ("frames",),
+    "max_pool": ("size", "strides", "padding", "space"),
+    "average_pool": ("size", "strides", "padding", "space"),
+    "global_average": ("axes", "keeps"),
+    "global_max": ("axes", "keeps"),
+    "zero_padding": ("padding",),
+    "cropping": ("cropping",),
+    "upsample": ("size", "mode"),
+    "add": (),
+    "subtract": (),
+    "multiply": (),
+    "average": (),
+    "maximum": (),
+    "minimum": (),
+    "concatenate": ("axis",),
+    "scale": ("factor", "offset"),
+}
+KINDS = LAYERS.keys() | FUNCTIONS.keys()
+ACTIVATIONS = frozenset(
     {
-        "input", "dense", "conv", "conv_transpose", "embedding", "batch_norm", "layer_norm", "group_norm", "rms_norm",
-        "lstm", "gru", "simple_rnn", "activation", "dropout", "flatten", "max_pool", "average_pool", "global_average",
-        "zero_padding", "add", "multiply", "concatenate",
+        "linear", "relu", "relu6", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "elu", "selu", "softmax",
+        "leaky_relu", "softplus", "softsign", "hard_sigmoid", "hard_silu", "mish", "log_softmax",
     }
 )  # fmt: skip
-ACTIVATIONS = frozenset(
-    {"linear", "relu", "relu6", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "elu", "selu", "softmax", "leaky_relu"}
-)
 
 
 @runtime_checkable
 class Describing(Protocol):
     """What a backend keeps besides, if its models can be read as steps and written from them."""
 
-    def steps(self, model: Any) -> Sequence[Step]:
+    def steps(self, model: Any, sample: Any) -> Sequence[Step]:
         """Return what a model does, in order of calls; a kind that isn't one of KINDS says what it is."""
 
-    def code(self, steps: Sequence[Step]) -> str:
-        """Return the source code of a model that does this."""
+    def code(self, steps: Sequence[Step], problems: Problems) -> str:
+        """Return the source code of a model that does this; add what can't be written to ``problems``."""
 
 
-def skeleton(model: Any, framework: str) -> str:
+def skeleton(model: Any, framework: str, *, sample: Any = None) -> str:
     """Return the source code of a twin of a model in another framework: the same layers under the same names.
 
     Args:
         model: A Sequential or functional model, or a module that can be traced symbolically, made of the layers that
             have recipes.
         framework: The door of the framework that the code is for, such as "torch" or "keras".
+        sample: What the model is called with (array or tuple). Only needed where the ranks of what goes through a
+            model aren't clear from its layers.
 
     The code is a class ``Twin``, ready to edit; ``port(model, Twin(), sample=...)`` then moves the weights and proves
     that it is a twin.
@@ -75,18 +128,22 @@ def skeleton(model: Any, framework: str) -> str:
     if framework not in doors():
         raise ArgumentError(f"no backend is called {framework!r}\ninstalled: {', '.join(sorted(doors()))}")
     reader: Any = porting_for(model, "model")
+    if backend_for(model) is load(framework):
+        raise ArgumentError(f"the model is one of {framework!r} already\nFix: name the other framework")
     made: Any = getattr(load(framework), "porting", None)
     writer: Any = None if made is None else made()
     for one, what in ((reader, "read"), (writer, "written")):
         if not isinstance(one, Describing):
             raise ArgumentError(f"models of this framework can't be {what} as steps")
-    steps = list(reader.steps(model))
+    steps = list(reader.steps(model, sample))
     problems = Problems("no twin of this model can be written")
     for step in steps:
         if step.kind not in KINDS:
             problems.add(PortError, f"{step.name!r} is {step.kind}", fix="write the twin by hand, and port into it")
-        elif step.fused not in ACTIVATIONS:
-            problems.add(PortError, f"{step.name!r} has the activation {step.fused}", fix="write that layer by hand")
+        elif step.fused not in ACTIVATIONS or step.options.get("does", "linear") not in ACTIVATIONS:
+            unknown = step.options["does"] if step.kind == "activation" else step.fused
+            problems.add(PortError, f"{step.name!r} has the activation {unknown}", fix="write that layer by hand")
     problems.check()
-    code: str = writer.code(steps)
+    code: str = writer.code(steps, problems)
+    problems.check()
     return code

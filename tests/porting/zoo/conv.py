@@ -16,17 +16,23 @@ def chain(shape, *layers):
     return keras.Sequential([keras.Input(shape), *layers])
 
 
-class Own(nn.Module):
+class _One(nn.Module):
+    def forward(self, x):
+        return self._forward(self, x)
+
+
+class _Two(nn.Module):
+    def forward(self, x, y):
+        return self._forward(self, x, y)
+
+
+def Own(forward, **layers):  # noqa: N802 - it is called as the class that it stands for
     """A torch module with layers by name and a forward given as a function of it."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self._forward = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, *args):
-        return self._forward(self, *args)
+    module = (_One if forward.__code__.co_argcount == 2 else _Two)()
+    module._forward = forward
+    for name, layer in layers.items():
+        setattr(module, name, layer)
+    return module
 
 
 @pair(vectors(2, 9, 4))
