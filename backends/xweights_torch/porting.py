@@ -126,6 +126,16 @@ class TorchPorting:
             module.momentum = None if value is None else 1.0 - value
         elif name == "slope" and hasattr(module, "negative_slope"):
             module.negative_slope = value
+        elif name == "alpha" and isinstance(module, nn.ELU):
+            module.alpha = value
+        elif name == "strides" and hasattr(module, "stride"):
+            module.stride = tuple(value)
+        elif name == "dilation" and hasattr(module, "dilation"):
+            module.dilation = tuple(value)
+        elif name == "activation" and isinstance(module, nn.RNN) and value in ("tanh", "relu"):
+            module.nonlinearity, module.mode = value, f"RNN_{value.upper()}"
+        elif name == "activation" and isinstance(module, nn.RNNCell) and value in ("tanh", "relu"):
+            module.nonlinearity = value
         elif name == "approximate" and isinstance(module, nn.GELU):
             module.approximate = value
         else:

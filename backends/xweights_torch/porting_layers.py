@@ -191,7 +191,8 @@ def put_back(module: Any, kind: str, value: Array, like: torch.Tensor) -> torch.
     if value.size != like.numel():
         return None
     back = np.moveaxis(value.reshape(moved), -1, 1) if second else value.reshape(moved)
-    return torch.from_numpy(np.ascontiguousarray(back)).to(like.dtype).to(like.device)
+    plain = back if back.dtype.kind != "V" else back.astype(np.float32)  # torch knows NumPy's own dtypes only
+    return torch.from_numpy(np.ascontiguousarray(plain)).to(like.dtype).to(like.device)
 
 
 def inputs_of(module: Any, kind: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Array | None]:

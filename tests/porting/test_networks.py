@@ -1,7 +1,8 @@
-"""Published networks: twins with random weights, and a pretrained BERT."""
+"""Published networks: twins with random weights, a pretrained BERT, a pretrained speaker encoder."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ zoo = pytest.importorskip("zoo.all", reason="the twins are of Keras and of torch
 networks = pytest.importorskip("zoo.networks")
 keras = pytest.importorskip("keras")
 torch = pytest.importorskip("torch")
+nn = torch.nn
 on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="once is enough: they are large")
 
 
@@ -134,3 +136,49 @@ def test_a_pretrained_bert_is_ported_to_keras(monkeypatch):
     difference = np.abs(np.asarray(states) - expected.last_hidden_state.numpy())[real].max()
     assert difference <= 1e-5 * float(expected.last_hidden_state.abs().max())
     assert np.abs(np.asarray(pooled) - expected.pooler_output.numpy()).max() <= 1e-5
+
+
+class TorchSpeaker(nn.Module):
+    """The speaker encoder of resemblyzer: three LSTMs, where the last one ends, on the unit sphere."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(40, 256, 3, batch_first=True)
+        self.linear = nn.Linear(256, 256)
+
+    def forward(self, mels):
+        raw = torch.relu(self.linear(self.lstm(mels)[1][0][-1]))
+        return raw / raw.norm(dim=1, keepdim=True)
+
+
+@on_tensorflow
+def test_a_pretrained_speaker_encoder_is_ported_to_keras_and_back():
+    # The package itself needs a sound library; its weights don't.
+    found = importlib.util.find_spec("resemblyzer")
+    if found is None:
+        pytest.skip("its weights come in a package of their own: pip install --no-deps resemblyzer")
+    path = Path(found.submodule_search_locations[0]) / "pretrained.pt"
+    state = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
+    speaker = TorchSpeaker()
+    speaker.load_state_dict({name: value for name, value in state.items() if not name.startswith("similarity")})
+    mels = keras.Input((None, 40))
+    y = mels
+    for place in range(3):
+        y = keras.layers.LSTM(256, return_sequences=place < 2)(y)
+    y = keras.layers.Dense(256, activation="relu")(y)
+    twin = keras.Model(mels, keras.layers.UnitNormalization()(y))
+    sample = np.random.default_rng(0).uniform(0, 0.1, (2, 80, 40)).astype("float32")
+    report = xw.port(speaker, twin, sample=sample)
+    assert report.ok
+    with torch.no_grad():
+        expected = speaker(torch.from_numpy(sample)).numpy()
+    assert np.abs(np.asarray(twin(sample)) - expected).max() <= 1e-5
+    back = TorchSpeaker()
+    xw.port(twin, back, sample=sample)
+    with torch.no_grad():
+        assert np.abs(back(torch.from_numpy(sample)).numpy() - expected).max() <= 1e-6
+    # Two biases that torch keeps apart came together in Keras: their sum is what comes back.
+    for place in range(3):
+        both = [getattr(speaker.lstm, f"bias_{side}_l{place}") for side in ("ih", "hh")]
+        assert torch.equal(getattr(back.lstm, f"bias_ih_l{place}"), both[0] + both[1])
+        assert not getattr(back.lstm, f"bias_hh_l{place}").any()

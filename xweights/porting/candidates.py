@@ -74,7 +74,7 @@ class Candidates:
         expected = call.input
         if array is None or expected is None:
             return Candidate(call, STRAIGHT, None)
-        limit = input_tolerance(array)
+        limit = input_tolerance(array, expected)
         if "other" in (unit.kind, call.unit.kind) and array.size == expected.size and array.ndim > 1:
             array, expected = array.reshape(array.shape[0], -1), expected.reshape(array.shape[0], -1)
         elif unit.kind in RECURRENT and array.shape[1] < expected.shape[1]:
@@ -114,7 +114,7 @@ class Candidates:
             if not self.differ or expected is None or expected.shape != array.shape:
                 continue
             mine, theirs = _as_vector(array, self.first), _as_vector(expected, not self.first)
-            if distance(mine, theirs) <= input_tolerance(array):
+            if distance(mine, theirs) <= input_tolerance(array, expected):
                 grid = (mine.shape[1] // array.shape[-1], array.shape[-1])
                 return grid_order(grid, channels_first=self.first)
         return None

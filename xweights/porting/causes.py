@@ -17,7 +17,7 @@ from xweights.porting.candidates import RECURRENT
 from xweights.porting.matching import Divergence, Matching, Pair
 from xweights.porting.recipes import GATES
 from xweights.porting.reports import Finding
-from xweights.porting.settings import differences, plain_differences
+from xweights.porting.settings import differences, plain_differences, unlike_padding
 from xweights.porting.trace import arrays_of
 from xweights.porting.units import Unit, translate
 
@@ -201,6 +201,10 @@ def _between(
     if variant is not None:
         return layer, *variant
     if divergence.text:
+        for pair in pairs[-1:]:
+            text = unlike_padding(pair.source, pair.target)
+            if text is not None and divergence.error == math.inf:
+                return pair.target.path, "padding", f"{divergence.text}: {text.partition(': pass')[0]}"
         return layer, "outputs", f"{divergence.text}, and every layer before it agrees"
     if divergence.call is None:
         return layer, "pairing", f"the source has no layer of this kind and shape left: {_form(unit)}"

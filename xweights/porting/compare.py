@@ -7,6 +7,7 @@ Errors are relative to the largest entry of what is expected, because that is wh
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,20 +21,24 @@ _SLACK = 4
 Grid = tuple[int, int]  # (positions, channels) of an image that was flattened
 
 
-def tolerance(array: Array) -> float:
-    """Return the relative error that is rounding in this dtype."""
+def tolerance(*arrays: Array) -> float:
+    """Return the relative error that is rounding in the coarsest dtype of these arrays."""
+    return max(_tolerance(array) for array in arrays)
+
+
+def _tolerance(array: Array) -> float:
     if array.dtype.kind != "f":
         return float(np.finfo(np.float32).eps) * _UNITS[2] * 2**16 if array.dtype.itemsize < 4 else 0.0
     return float(np.finfo(array.dtype).eps) * _UNITS[array.dtype.itemsize]
 
 
-def input_tolerance(array: Array) -> float:
+def input_tolerance(*arrays: Array) -> float:
     """Return the relative error that layers without weights may make, and whole models.
 
     In float64 that is no rounding of float64: frameworks keep some constants (in gelu, in the scale of attention) in
     float32, which leaves 1e-8.
     """
-    return 1e-7 if array.dtype == np.float64 else _SLACK * tolerance(array)
+    return max(1e-7 if array.dtype == np.float64 else _SLACK * tolerance(array) for array in arrays)
 
 
 def distance(got: Array, expected: Array) -> float:
@@ -104,14 +109,18 @@ def cropped(got: Array, expected: Array, limit: float) -> float:
     return best
 
 
+@lru_cache(maxsize=256)  # asked for again at every pair of layers that are compared
 def grid_order(grid: Grid, *, channels_first: bool) -> Array:
-    """Return for each entry of a flattened image where it lies in the other framework's flattened image.
+    """Return for each entry of a flattened image where it lies in the other framework's flattened image; read only.
 
     ``channels_first``: the one asked for has its channels first.
     """
     positions, channels = grid
     at = np.arange(positions * channels)
-    return at.reshape(positions, channels).T.ravel() if channels_first else at.reshape(channels, positions).T.ravel()
+    shape = (positions, channels) if channels_first else (channels, positions)
+    order = at.reshape(shape).T.ravel()
+    order.flags.writeable = False
+    return order
 
 
 def permutation(
@@ -168,7 +177,7 @@ def _block(
     """Return where a flattened image begins, at or before the first wrong feature, and its order."""
     for positions, channels in grids:
         size = positions * channels
-        if min(positions, channels) < 2:
+        if min(positions, channels) < 2 or size > expected.shape[-1] - low:
             continue
         turned = grid_order((positions, channels), channels_first=channels_first)
         # The first entry of an image stays where it is, so it begins at the latest one before the first wrong one.

@@ -282,7 +282,7 @@ class Attempt:
         if got is None or expected is None:
             return None
         expected = turned_output(unit, expected, begun.turn)
-        limit = max(tolerance(got), _GROWTH * begun.error)
+        limit = max(tolerance(got, expected), _GROWTH * begun.error)
         if unit.kind in RECURRENT:
             steps = got.shape[1]
             if unit.record.attributes.get("cell"):
@@ -351,9 +351,15 @@ class Attempt:
                 for name, (error, limit) in found.items():
                     self.outputs[name] = error
                     if error > limit:
-                        self._diverged(Divergence("end", None, None, error, f"the output {name!r} differs"))
+                        self._diverged(Divergence("end", None, None, error, self._unequal(name, made)))
         except _Stop:
             pass
+
+    def _unequal(self, name: str, made: Mapping[str, Array]) -> str:
+        got, expected = made.get(name), self.matching.expected.get(name)
+        if got is None or expected is None or got.size == expected.size:
+            return f"the output {name!r} differs"
+        return f"the output {name!r} has the shape {got.shape}, its twin {expected.shape}"
 
     def _left_over(self) -> bool:
         """Pair what wasn't called on either side, where there is one way only; the outputs will have to show it."""

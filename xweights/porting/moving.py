@@ -131,12 +131,13 @@ def _with_sample(run: Run, sample: Any, sample_target: Any, attributes: Attribut
     problems = Problems("this port is not right, and nothing was changed")
     for text in attempt.lost:
         problems.add(PortError, text)
+    problems.check()  # what couldn't be written would be found again, layer by layer
     for text in dict.fromkeys(attempt.look.doubts):
         problems.add(PortError, text, fix="pass a sample of random numbers, which tells everything apart")
     for text in _unpaired(run, attempt):
         problems.add(PortError, text, fix="where= to port a part of the target")
     if attributes != "ignore":
-        _refuse_settings(problems, blocking)
+        _refuse_settings(problems, blocking, tried=attributes == "fix")
     tolerated = {one.target for one in blocking} if attributes == "ignore" else set()
     findings = [finding_of(one, matching, pairs) for one in attempt.divergences]
     strange = [one for one in findings if one.layer not in tolerated and not (tolerated and one.place != "output")]
@@ -168,10 +169,13 @@ def settings_of(matching: Matching, attempt: Attempt) -> list[Difference]:
     return found
 
 
-def _refuse_settings(problems: Problems, found: list[Difference]) -> None:
+def _refuse_settings(problems: Problems, found: list[Difference], *, tried: bool = False) -> None:
+    fix = 'attributes="fix" to set it on the target, or attributes="ignore"'
+    if tried:
+        fix = 'make the target with it (it can\'t be set on a layer that exists), or attributes="ignore"'
     for one in found:
         text = f"{one.name} differs, which is no weight\n{one.target!r}: {one.got}\n{one.source!r}: {one.expected}"
-        problems.add(PortError, text, fix='attributes="fix" to set it on the target, or attributes="ignore"')
+        problems.add(PortError, text, fix=fix)
 
 
 def _fixed(run: Run, matching: Matching, found: list[Difference]) -> tuple[list[Difference], bool]:

@@ -26,7 +26,7 @@ def compare_outputs(
     """Return the error of each output of the target, and what is rounding; raise ArgumentError if none corresponds."""
     found = {}
     for name, got, want in _paired(expected, made, outputs):
-        limit = input_tolerance(got) * DEPTH
+        limit = input_tolerance(got, want) * DEPTH
         found[name] = (min(distance(one, want) for one in _layouts(got, want, target_first)), limit)
     return found
 

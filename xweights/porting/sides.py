@@ -11,7 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from xweights.errors import NonfiniteError, PortError, Problems, SelectionError, WriteError, XweightsError, near
+from xweights.errors import (
+    DtypeError,
+    NonfiniteError,
+    PortError,
+    Problems,
+    SelectionError,
+    WriteError,
+    XweightsError,
+    got_expected,
+    near,
+)
 from xweights.naming import glob_matcher
 from xweights.porting.matching import Attempt, Matching
 from xweights.porting.outputs import OutputMap
@@ -69,6 +79,7 @@ class Run:
             except NonfiniteError as wrong:
                 problems.add(NonfiniteError, str(wrong).partition("\nFix:")[0], fix="port a model without NaN")
         if writing:
+            self._check_dtypes(problems)
             for p in self.target.parameters:
                 reason = p.storage.refusal(p.handle, writing=True)
                 if reason is not None and p.name not in self.remains:
@@ -76,6 +87,17 @@ class Run:
         if problems:
             problems.add(PortError, "neither model was called")
         problems.check()
+
+    def _check_dtypes(self, problems: Problems) -> None:
+        """Refuse a target that is wholly of another dtype: a port moves bits, and casts nothing."""
+        kinds = [{p.dtype.name for p in side.parameters if p.floating} for side in (self.source, self.target)]
+        if all(kinds) and not kinds[0] & kinds[1]:
+            expected, got = (", ".join(sorted(one)) for one in kinds)
+            problems.add(
+                DtypeError,
+                f"a port moves bits and casts nothing\n{got_expected(f'a target in {got}', f'a target in {expected}')}",
+                fix=f"make the target in {expected}, port, and cast it afterwards",
+            )
 
     def matching(self, sample: Any, sample_target: Any, outputs: OutputMap, *, write: bool) -> tuple[Matching, Attempt]:
         """Run the source, then the target with everything it may be called with, until it works."""

@@ -84,7 +84,9 @@ class Unit:
 
     @property
     def path(self) -> str:
-        """What it is called in reports."""
+        """What it is called in reports; a layer that is a model by itself by its class."""
+        if not self.record.path and not self.part:
+            return f"({type(self.record.layer).__name__})"
         return f"{self.record.path}/{self.part}".strip("/") if self.part else self.record.path
 
     @property
