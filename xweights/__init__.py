@@ -1,12 +1,11 @@
 """xweights: one API over the weights of neural networks, whatever framework holds them.
 
-Importing it imports NumPy; the rooms of the core are loaded when one of the names below is first used, and the backend
-of a framework when its object arrives.
+Importing it imports nothing but the standard library: NumPy and the rooms of the core are loaded when one of the names
+below is first used, and the backend of a framework when its object arrives. The command line, which a shell starts at
+every press of the Tab key, can't wait for NumPy.
 """
 
 from typing import TYPE_CHECKING, Any
-
-import numpy as np  # noqa: F401 - paid for here, where everybody expects it
 
 if TYPE_CHECKING:
     from xweights.api import *  # noqa: F403

@@ -33,7 +33,7 @@ from xweights.holding import hold
 from xweights.holds import Hold
 from xweights.initializers import Init
 from xweights.keeping import Keep, Pattern, SumToOne, Symmetric
-from xweights.measure import Diff, Stats, backends, diff, equal, stats, summary
+from xweights.measure import backends, diff, equal, stats, summary
 from xweights.multipliers import Multipliers, multiply_lr
 from xweights.norms import ClipNorm, MaxNorm, SpectralNorm, UnitNorm
 from xweights.parameter import Parameter
@@ -48,6 +48,7 @@ from xweights.pruning import Prune
 from xweights.pruning_holds import PruneHold
 from xweights.randomness import Noise
 from xweights.reading import get_params, parameters
+from xweights.results import Diff, Stats
 from xweights.rules import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
 from xweights.running import Bound, apply, bind
 from xweights.schedules import ByStep, Constant, Cubic, OneShot, Polynomial, Schedule
