@@ -102,6 +102,8 @@ __all__ = [
     "parameters",
     "penalty",
     "plan_port",
+    "plot",
+    "plot_diff",
     "port",
     "prune",
     "role",

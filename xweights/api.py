@@ -39,6 +39,7 @@ from xweights.norms import ClipNorm, MaxNorm, SpectralNorm, UnitNorm
 from xweights.parameter import Parameter
 from xweights.params import Params
 from xweights.penalties import AddedPenalty, BoundPenalty, Penalty, add_penalty, bind_penalty, penalty
+from xweights.plots import plot, plot_diff
 from xweights.porting.moving import port
 from xweights.porting.plan import plan_port
 from xweights.porting.reports import PortPlan, PortReport, VerifyReport
@@ -163,6 +164,8 @@ __all__ = [
     "parameters",
     "penalty",
     "plan_port",
+    "plot",
+    "plot_diff",
     "port",
     "prune",
     "role",

@@ -1,6 +1,6 @@
 """Tables for a terminal and for a notebook.
 
-Owns :func:`render` and :func:`render_html`. Imports rich inside the function only.
+Owns :func:`render`, :func:`render_html` and :func:`printable`. Imports rich inside the function only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ def render(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     from rich.console import Console
     from rich.table import Table
 
+    rows = [[printable(cell) for cell in row] for row in rows]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for position, title in enumerate(head):
         cells = [row[position] for row in rows]
@@ -56,3 +57,16 @@ def render_html(
 
 def _numeric(cells: Sequence[str]) -> bool:
     return any(cells) and all(cell == "" or cell[0] in "+-.0123456789∞" for cell in cells)
+
+
+def printable(text: str) -> str:
+    r"""Return a text without what would steer a terminal: a name may come from a file that somebody else made.
+
+    Example:
+        >>> from xweights.tables import printable
+        >>> print(printable("red \x1b[31m alert"))
+        red \x1b[31m alert
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
