@@ -11,7 +11,11 @@ from typing import Any
 import typer
 
 from xweights.command.answering import Commands
+from xweights.command.comparing import diff
+from xweights.command.converting import convert
 from xweights.command.listing import backends
+from xweights.command.measuring import show, stats
+from xweights.command.picturing import plot, report
 from xweights.command.porting import port, skeleton
 
 HELP = """Look at the weights of neural networks, compare, edit and move them, whatever framework they are from.
@@ -32,6 +36,27 @@ app = typer.Typer(
 )
 
 COMMANDS: tuple[tuple[Callable[..., None], tuple[str, ...]], ...] = (
+    (show, (
+        "xweights show w.safetensors",
+        "xweights show w.safetensors --where 'encoder/*' --where role:embeddings --json",
+        "xweights show nets:in_torch@w.safetensors --quick",
+    )),
+    (stats, ("xweights stats w.safetensors", "xweights stats w.npz --where '*/kernel' --where '~head/*'")),
+    (diff, (
+        "xweights diff before.safetensors after.npz --top 3",
+        "xweights diff nets:in_keras nets:in_torch --names '0/*=dense/0/*'",
+        "xweights diff a.npz b.npz --json | jq .top[0]",
+    )),
+    (convert, ("xweights convert w.safetensors w.npz", "xweights convert nets:in_torch w.safetensors")),
+    (plot, (
+        "xweights plot w.safetensors --out values.png",
+        "xweights plot w.safetensors --kind spectra --where '*/kernel' --out spectra.svg",
+        "xweights plot before.npz after.npz --out changes.png",
+    )),
+    (report, (
+        "xweights report w.safetensors --out report.html",
+        "xweights report before.npz after.npz --out report.html",
+    )),
     (port, (
         "xweights port nets:in_keras nets:in_torch --sample x.npy --out in_torch.safetensors",
         "xweights port nets:in_torch@trained.pt nets:in_keras --sample x.npy --report report.md",

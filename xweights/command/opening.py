@@ -1,6 +1,6 @@
 """From a text of the command line to a target, a model or a sample.
 
-Owns :func:`target_of`, :func:`model_of`, :func:`sample_of` and :func:`save_model`. Imports the standard library. A
+Owns :func:`target_of`, :func:`model_of`, :func:`sample_of` and :func:`load_file`. Imports the standard library. A
 model file is opened by the backend that says, in the entry-point group ``xweights.models``, that it knows the suffix.
 """
 
@@ -70,13 +70,12 @@ def sample_of(path: Path) -> Any:
 
 
 def load_file(path: Path) -> Any:
-    """Return a weight file as a target."""
-    raise NotImplementedError
+    """Return a weight file as a target; nothing but its index is read yet."""
+    from xweights.files.checkpoint import load
 
-
-def save_model(model: Any, path: Path) -> None:
-    """Save the weights of a model."""
-    raise NotImplementedError
+    if not path.exists():
+        raise missing(path)
+    return load(path)
 
 
 def missing(path: Path) -> XweightsError:
@@ -172,4 +171,10 @@ def _openers() -> dict[str, Any]:
 
 
 def _give_weights(model: Any, path: Path) -> None:
-    raise NotImplementedError
+    from xweights.reading import get_params
+    from xweights.writing import set_params
+
+    values = get_params(load_file(path))
+    known = any(axes is not None for axes in values.axes.values())
+    # A file that says nothing of axes has what its framework stores, as a state dict has.
+    set_params(model, values if known else dict(values), layout="neutral" if known else "native")

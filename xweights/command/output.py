@@ -7,11 +7,9 @@ is imported where something is drawn on a terminal.
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, width: int
 
     What doesn't fit is named: columns are left out from the right, and the first one, the name, is folded.
     """
-    from xweights.tables import render
+    from xweights.tables import printable, render
 
     if width is None and not sys.stdout.isatty():
         print(render(head, rows))
@@ -32,6 +30,7 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, width: int
     from rich.console import Console
     from rich.table import Table
 
+    rows = [[printable(cell) for cell in row] for row in rows]
     console = Console(width=width, highlight=False, markup=False, emoji=False)
     widths = [max(len(title), *(len(row[i]) for row in rows)) if rows else len(title) for i, title in enumerate(head)]
     kept = len(head)
@@ -96,19 +95,22 @@ def working(steps: int) -> Iterator[Step]:
         yield step
 
 
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write a whole file or none: beside it first, then in its place."""
-    data = content.encode() if isinstance(content, str) else content
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # mkstemp makes files that only their owner can read; a new file has what the umask leaves.
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
-        Path(name).replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(name).unlink()
-        raise
+def write_file(path: Path, content: str) -> None:
+    """Write a text file, wholly or not at all."""
+    from xweights.files.atomic import replacing
+
+    with replacing(str(path)) as file:
+        file.write(content.encode("utf-8", "backslashreplace"))
+
+
+def need_folder(*paths: Path | None) -> None:
+    """Raise for a file that could not be written, before the work that would be lost is done."""
+    from xweights.errors import ArgumentError, Problems
+
+    problems = Problems("this can't be written")
+    for path in paths:
+        if path is not None and path.is_dir():
+            problems.add(ArgumentError, f"{str(path)!r} is a folder", fix="name a file in it")
+        elif path is not None and not path.parent.is_dir():
+            problems.add(ArgumentError, f"there is no folder {str(path.parent)!r}", fix=f"mkdir -p {path.parent}")
+    problems.check()

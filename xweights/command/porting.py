@@ -78,10 +78,10 @@ def port(
                 attributes=attributes,
             )  # fmt: skip
             if out is not None:
-                from xweights.command.opening import save_model
+                from xweights.files.saving import save
 
                 step(f"saving {out}")
-                save_model(other, out)
+                save(other, out)
     if report is not None:
         write_file(report, {".md": made.to_markdown, ".json": made.to_json}[report.suffix]())
     if json:
