@@ -36,7 +36,7 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, width: int
     kept = len(head)
     while kept > 2 and min(widths[0], _NAME) + sum(widths[1:kept]) + 2 * (kept - 1) > console.width:
         kept -= 1
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for position, title in enumerate(head[:kept]):
         cells = [row[position] for row in rows if row[position]]
         numeric = bool(cells) and all(cell[0] in "+-.0123456789∞" for cell in cells)
