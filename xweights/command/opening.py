@@ -10,7 +10,7 @@ import importlib
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +119,7 @@ def _built(text: str, module_name: str, factory_name: str) -> Any:
             raise ArgumentError(f"{module_name!r} has no {factory_name!r}\n{near(factory_name, names)}")
         factory = getattr(factory, part)
     backend = backend_for(factory)
-    if backend is not None and backend.adapter(factory) is not None:
+    if isinstance(factory, Mapping) or (backend is not None and backend.adapter(factory) is not None):
         return factory  # a model that the module keeps, and no factory
     if not callable(factory):
         kind = type(factory).__name__

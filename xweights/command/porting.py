@@ -13,7 +13,7 @@ import typer
 from xweights.command.answering import DIFFERENT
 from xweights.command.arguments import NamePairs, Where, names_of, where_of
 from xweights.command.opening import model_of, sample_of
-from xweights.command.output import show_json, working, write_file
+from xweights.command.output import need_folder, show_json, working, write_file
 
 if TYPE_CHECKING:
     from xweights.porting.reports import PortPlan, PortReport
@@ -55,6 +55,7 @@ def port(
         raise ArgumentError("--plan touches nothing and calls no model\nFix: leave out --out and --sample, or --plan")
     if report is not None and report.suffix not in (".md", ".json"):
         raise ArgumentError(f"--report ends in .md or .json\ngot: {str(report)!r}")
+    need_folder(out, report)
     made: PortPlan | PortReport
     with working(5 if out is not None else 4) as step:
         step("reading the sample")
@@ -106,6 +107,7 @@ def skeleton(
     """Print the source code of a twin of a model in another framework, ready to edit and to port into."""
     from xweights.porting.skeletons import skeleton as written
 
+    need_folder(out)
     with working(2) as step:
         step(f"building {model}")
         built = model_of(model)
