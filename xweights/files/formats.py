@@ -13,6 +13,7 @@ from xweights.errors import near
 from xweights.files import h5, npz, pt, safetensors, sharded
 from xweights.files.descriptors import OpenFile, refused
 from xweights.files.items import Item, Sink
+from xweights.files.journal import opened
 from xweights.files.limits import Limits
 from xweights.files.records import Index
 
@@ -33,12 +34,13 @@ class Format:
     read: Reader
     write: Writer | None = None
     write_shards: FolderWriter | None = None
+    keeps_metadata: bool = False
 
 
 FORMATS = (
-    Format("sharded safetensors", (sharded.ENDING,), sharded.read, write_shards=sharded.write),
+    Format("sharded safetensors", (sharded.ENDING,), sharded.read, write_shards=sharded.write, keeps_metadata=True),
     Format("sharded h5", (sharded.H5_ENDING,), sharded.read_h5),
-    Format("safetensors", (safetensors.ENDING,), safetensors.read, safetensors.write),
+    Format("safetensors", (safetensors.ENDING,), safetensors.read, safetensors.write, keeps_metadata=True),
     Format("npz", (npz.ENDING,), npz.read, npz.write),
     Format("h5", h5.ENDINGS, h5.read, h5.write),
     Format("pt", pt.ENDINGS, pt.read, pt.write),
@@ -58,4 +60,4 @@ def format_of(path: str) -> Format:
 
 def read(path: str, limits: Limits) -> Index:
     """Return the index of a file of any format."""
-    return format_of(path).read(OpenFile(path), limits)
+    return format_of(path).read(opened(path), limits)

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from xweights.errors import FileAccessError
-from xweights.files import h5, safetensors
+from xweights.files import h5, journal, safetensors
 from xweights.files.atomic import lock, replacing, sync_folder
 from xweights.files.descriptors import OpenFile, damaged, refused, shortened
 from xweights.files.items import Item
@@ -57,11 +57,11 @@ def _read(
         if len(shards) > _SHARDS_MOST:
             raise refused(file.path, f"it names {len(shards):,} shards")
         try:
-            opened = [OpenFile(_beside(file.path, shard)) for shard in shards]
+            opened = [journal.opened(_beside(file.path, shard)) for shard in shards]
             break
         except FileAccessError as missing:
             # Somebody may have replaced the checkpoint meanwhile: then there is another index by now.
-            again = OpenFile(file.path)
+            again = journal.opened(file.path)
             if os.path.sameopenfile(again.descriptor, file.descriptor):
                 reason = f"its shard can't be opened: {missing.reason}"
                 raise damaged(file.path, reason, key=os.path.basename(missing.path)) from None
