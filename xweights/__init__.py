@@ -96,6 +96,7 @@ __all__ = [
     "layer",
     "mask",
     "max_norm",
+    "merge",
     "multiply_lr",
     "native",
     "noise",

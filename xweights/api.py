@@ -34,6 +34,7 @@ from xweights.holds import Hold
 from xweights.initializers import Init
 from xweights.keeping import Keep, Pattern, SumToOne, Symmetric
 from xweights.measure import Diff, Stats, backends, diff, equal, stats, summary
+from xweights.merging.joining import merge
 from xweights.multipliers import Multipliers, multiply_lr
 from xweights.norms import ClipNorm, MaxNorm, SpectralNorm, UnitNorm
 from xweights.parameter import Parameter
@@ -155,6 +156,7 @@ __all__ = [
     "layer",
     "mask",
     "max_norm",
+    "merge",
     "multiply_lr",
     "native",
     "noise",
