@@ -45,7 +45,8 @@ def test_a_public_name_has_a_docstring(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(PUBLIC) - ERRORS))
-def test_a_public_name_shows_an_example_that_runs(name: str) -> None:
+def test_a_public_name_shows_an_example_that_runs(name: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some write files
     found = doctest.DocTestFinder(recurse=False).find(getattr(xweights, name), name, globs={})
     assert any(test.examples for test in found), f"xweights.{name} has no example"
     for test in found:
@@ -77,7 +78,8 @@ def test_a_verbs_promise_is_its_rules_promise(name: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_the_examples_of_a_module_run(module: str) -> None:
+def test_the_examples_of_a_module_run(module: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     try:
         loaded = importlib.import_module(module)
     except ImportError as missing:
