@@ -9,6 +9,11 @@ Owns nothing itself. The modules, lower ones first:
     vectors     methods that add task vectors to a base: task_arithmetic, ties, dare, della, breadcrumbs
     table       the methods by name, with their options
     settings    what a caller asks for, per parameter
-    pairing     which parameters of the targets belong together, and what doesn't fit
+    groups      one parameter of the result, and each target's share in it
+    sides       the targets, each with its names
+    fitting     whether the members of a group fit together
+    pairing     which parameters of the targets belong together
+    working     the merging of one parameter
+    results     where merged entries go
     joining     merge
 """

@@ -1,6 +1,6 @@
 """The entries of one parameter of one target, block by block.
 
-Owns :class:`Stream` and :class:`Inputs`, what a method gets. Imports arrays and parameter.
+Owns :class:`Stream` and :class:`Inputs`, what a method gets. Imports arrays, axes and parameter.
 
 Methods walk a parameter as often as they like and never hold more of it than a block of each target, so merging takes
 as much memory for a gigabyte as for a megabyte. A block is good until the next one: it may be a look at the weights, or
