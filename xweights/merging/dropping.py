@@ -99,8 +99,7 @@ def by_rank(one: Inputs, i: int, vector: Iterable[Array]) -> Callable[[], Cut]:
         return lambda: lambda block: None
     whole = np.concatenate([np.abs(block) for block in vector])
     ranks = _ranks(whole.reshape(one.shape), one.outputs)
-    chance = ranks.reshape(-1).astype(np.float64) * (2 * epsilon) + (density - epsilon)
-    chance = np.clip(chance, 0.0, 1.0).astype(np.float32)
+    chance = ranks.reshape(-1) * (2 * epsilon) + (density - epsilon)
 
     def make() -> Cut:
         source = generator(one.options["seed"], one.name, i)

@@ -18,11 +18,15 @@ from xweights.targets import open_target
 
 @dataclass
 class Side:
-    """A target, what it is called in errors, and how its names follow from the first target's."""
+    """A target, what it is called in errors, and how its names follow from the first target's.
+
+    ``settled``: its names were given for it alone.
+    """
 
     called: str
     target: Any
     names: Names | None = None
+    settled: bool = False
     everything: list[Parameter] = field(default_factory=list)
     index: NameIndex = field(init=False)
     met: set[int] = field(default_factory=set)
@@ -61,7 +65,7 @@ def sides_of(targets: Sequence[Any], base: Any, into: Any, names: Any) -> list[S
                 f"into\n{got_expected(len(names), len(sides) - 1)}"
             )
         for side, one in zip(sides[1:], names, strict=True):
-            side.names = one
+            side.names, side.settled = one, True
     elif names is not None and not isinstance(names, Mapping):
         raise ArgumentError(f"names= is a mapping, or a list of these\ngot: {names!r}")
     else:
@@ -79,7 +83,7 @@ def settle_names(sides: Sequence[Side], problems: Problems) -> None:
     """
     first = sides[0].everything
     for side in sides[1:]:
-        if side.names is None:
+        if side.names is None or side.settled:
             continue
         rename = renamer(side.names)
         plain = [p for p in first if p.name in side.index.neutral]

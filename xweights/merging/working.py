@@ -43,7 +43,7 @@ class Work:
         streams = [_stream(member, group, walk, work) for member in group.everybody]
         base = streams.pop() if group.base is not None else None
         options = self.settings.at(group.first)
-        units = units_of(group, options.get("per"))
+        units = units_of(group, options["per"]) if self.method.units else ()
         overflown = 0
         # What isn't finite is counted, and said at the end; so is what becomes infinite.
         with np.errstate(all="ignore"):
