@@ -75,8 +75,9 @@ ROWS: dict[str, tuple[dict[str, Any], Callable[[Array, list[Array]], Array]]] = 
     ),
     "ties": (
         {"weights": WEIGHTS, "density": KEPT, "scale": 0.9},
-        lambda base, xs: base
-        + 0.9 * naive.elected(_each(naive.trimmed, vectors(base, xs), KEPT), WEIGHTS, normalize=True),
+        lambda base, xs: (
+            base + 0.9 * naive.elected(_each(naive.trimmed, vectors(base, xs), KEPT), WEIGHTS, normalize=True)
+        ),
     ),
     "dare_linear": (
         {"weights": WEIGHTS, "density": KEPT, "seed": 7},
@@ -228,7 +229,9 @@ def test_order_statistics_are_those_of_a_sort_also_among_ties_and_special_values
 def test_della_ranks_within_the_units_that_it_is_told() -> None:
     base, x = arrays(1, np.float64)
     options = {"density": 0.5, "epsilon": 0.4, "seed": 1, "rescale": None}
-    by_axes, by_name, by_place = (merged([x], "della", base, **options, **more) for more in ({}, {"per": "out"}, {"per": -1}))
+    by_axes, by_name, by_place = (
+        merged([x], "della", base, **options, **more) for more in ({}, {"per": "out"}, {"per": -1})
+    )
     assert np.array_equal(by_axes, by_name)
     assert np.array_equal(by_axes, by_place)
     assert not np.array_equal(by_axes, merged([x], "della", base, **options, per="in"))

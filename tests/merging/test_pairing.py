@@ -69,7 +69,9 @@ def test_arrays_meet_by_the_names_of_their_axes() -> None:
 
 def test_twins_whose_names_differ_are_paired_by_names_which_also_key_randomness() -> None:
     a, b, base = params(0), params(1), params(2)
-    renamed = xw.Params({f"0/{name}": array for name, array in a.items()}, axes={f"0/{n}": x for n, x in a.axes.items()})
+    renamed = xw.Params(
+        {f"0/{name}": array for name, array in a.items()}, axes={f"0/{n}": x for n, x in a.axes.items()}
+    )
     options: dict[str, Any] = {"density": 0.5, "seed": 3}
     plain = xw.merge([a, b], "dare_linear", base=base, **options)
     merged = xw.merge([renamed, b], "dare_linear", base=base, names={"0/*": "*"}, **options)
@@ -221,7 +223,7 @@ def test_integers_and_bools_are_kept_where_they_are_equal_and_refused_where_they
     assert merged.tolist() == [1, 0]
     assert not np.shares_memory(merged, a["step"])
     b["step"][1] = 1
-    with pytest.raises(xw.DtypeError, match="'step' is .* isn't merged, and differs in target 1"):
+    with pytest.raises(xw.DtypeError, match=r"'step' is .* isn't merged, and differs in target 1"):
         xw.merge([a, b])
     assert "step" not in xw.merge([a, b], where="*/kernel")
 
@@ -276,7 +278,7 @@ def test_a_tied_parameter_is_merged_once_and_meets_whichever_name_the_other_has(
 def test_into_writes_in_place_whatever_is_among_the_targets() -> None:
     a, b = params(0), params(1)
     expected = xw.merge([a, b])
-    places = {name: array for name, array in a.items()}
+    places = dict(a.items())
     assert xw.merge([a, b], into=a) is None
     assert xw.equal(a, expected)
     assert all(a[name] is place for name, place in places.items())

@@ -99,7 +99,9 @@ def test_task_vectors_that_are_all_zeros_leave_the_base(xs: list[Array], seed: i
         assert np.array_equal(got, base)  # a zero may change its sign
 
 
-@pytest.mark.parametrize("method", ["average", "slerp", "ties", "dare_ties", "della", "breadcrumbs_ties", "model_stock"])
+@pytest.mark.parametrize(
+    "method", ["average", "slerp", "ties", "dare_ties", "della", "breadcrumbs_ties", "model_stock"]
+)
 def test_a_parameter_is_merged_alike_whatever_order_the_parameters_are_in(method: str) -> None:
     options: dict[str, Any] = {"slerp": {"t": 0.3}, "average": {}, "model_stock": {}}.get(method, {"density": 0.5})
     options |= {"seed": 1} if method in ("dare_ties", "della") else {}
