@@ -104,6 +104,7 @@ __all__ = [
     "load",
     "mask",
     "max_norm",
+    "merge",
     "multiply_lr",
     "native",
     "noise",

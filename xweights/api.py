@@ -41,6 +41,7 @@ from xweights.holds import Hold
 from xweights.initializers import Init
 from xweights.keeping import Keep, Pattern, SumToOne, Symmetric
 from xweights.measure import backends, diff, equal, stats, summary
+from xweights.merging.joining import merge
 from xweights.multipliers import Multipliers, multiply_lr
 from xweights.norms import ClipNorm, MaxNorm, SpectralNorm, UnitNorm
 from xweights.parameter import Parameter
@@ -173,6 +174,7 @@ __all__ = [
     "load",
     "mask",
     "max_norm",
+    "merge",
     "multiply_lr",
     "native",
     "noise",

@@ -1,7 +1,7 @@
 """From a target to a file.
 
-Owns :func:`save`, :func:`convert` and :func:`write_items`. Imports atomic, checkpoint, formats, items, reading,
-selecting and targets.
+Owns :func:`save`, :func:`convert`, :func:`write_items` and :func:`keys_of`. Imports atomic, checkpoint, formats, items,
+reading, selecting and targets.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def save(
         raise ArgumentError(f'names= is "neutral" or "native"\ngot: {names!r}')
     chosen = select(open_target(target), where)
     check_readable(chosen)
-    keys = _keys(target, chosen, names)
+    keys = keys_of(target, chosen, names)
     write_items([item_of(p, key=key) for p, key in zip(chosen, keys, strict=True)], path, metadata=metadata,
                 shard_bytes=shard_bytes, durable=durable)  # fmt: skip
 
@@ -129,7 +129,8 @@ def _counted(items: Sequence[Item]) -> dict[str, int]:
     return counts
 
 
-def _keys(target: Any, chosen: Sequence[Parameter], names: Names | None) -> list[str]:
+def keys_of(target: Any, chosen: Sequence[Parameter], names: Names | None = None) -> list[str]:
+    """Return the keys that parameters of a target have in a file."""
     if names is None:
         if isinstance(target, (str, os.PathLike)) or hasattr(type(target), "__xweights_parameters__"):
             return [getattr(p.handle, "key", p.name) for p in chosen]
