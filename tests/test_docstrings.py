@@ -26,8 +26,10 @@ def doc_of(name: str) -> str:
 
 
 def missing_frameworks(test: doctest.DocTest) -> list[str]:
-    """What an example imports besides NumPy, and isn't installed here."""
+    """What an example needs besides NumPy, and isn't installed here."""
     wanted = [name for name in ("torch", "keras") if any(f"import {name}" in one.source for one in test.examples)]
+    if any("xw.plot" in one.source for one in test.examples):
+        wanted.append("matplotlib")
     return [name for name in wanted if importlib.util.find_spec(name) is None]
 
 

@@ -125,6 +125,8 @@ def inline_svg(figure: Figure, name: str) -> str:
     drawn = out.getvalue()
     drawn = drawn[drawn.index("<svg") :]
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
-    # Identifiers are unique in a figure, and several figures share the page.
+    # An identifier is unique in the page: only those that something refers to are kept, with the figure's name.
+    wanted = set(re.findall(r'(?:url\(|href=")#([^)"]+)', drawn))
+    drawn = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in wanted else "", drawn)
     drawn = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", drawn)
     return drawn.replace("#000000", "currentColor")

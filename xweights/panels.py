@@ -67,9 +67,12 @@ def largest(chosen: Sequence[Parameter], most: int) -> tuple[list[Parameter], st
 def draw_histogram(panel: Axes, found: Histogram, colour: str, name: str, text: str) -> None:
     """Draw how often which values occur."""
     _title(panel, name, text)
-    if not found.counts.any():
-        panel.text(0.5, 0.5, "nothing but zeros" if found.zeros else "no finite values", fontsize=7,
-                   ha="center", va="center", transform=panel.transAxes)  # fmt: skip
+    low, high = float(found.edges[0]), float(found.edges[-1])
+    instead = "" if found.counts.any() else "nothing but zeros" if found.zeros else "no finite values"
+    if not math.isfinite(high - low):
+        instead = f"from {low:.3g} to {high:.3g}"  # wider than an axis can be
+    if instead:
+        panel.text(0.5, 0.5, instead, fontsize=7, ha="center", va="center", transform=panel.transAxes)
         panel.set(xticks=[], yticks=[])
         return
     panel.stairs(found.counts, found.edges, fill=True, color=colour)

@@ -64,7 +64,9 @@ def _edges(low: float, high: float, bins: int) -> Array:
     if low == high:
         reach = abs(low) / 2
         low, high = low - reach, high + reach
-    edges = np.linspace(low, high, bins + 1)
+    part = np.linspace(0, 1, bins + 1)
+    edges = low * (1 - part) + high * part  # low - high may be more than a float can hold
+    edges[0], edges[-1] = low, high
     # Neighbours so near that no bin fits between them.
     return edges if np.all(np.diff(edges) > 0) else np.array([low, high])
 

@@ -175,9 +175,16 @@ def _softmax(call: Call) -> nn.Module:
     return nn.Softmax(int(call["dim"]))
 
 
+def _one(value: Any) -> Any:
+    """Return a setting that is equal along all axes as one number."""
+    if not isinstance(value, Sequence) or not value:
+        return value
+    return value[0] if len(set(value)) == 1 else tuple(value)
+
+
 def _pool(kind: Any, *names: str) -> Callable[[Call], nn.Module | None]:
     def build(call: Call) -> nn.Module | None:
-        options = {name: call[name] for name in names}
+        options = {name: _one(call[name]) for name in names}
         return kind(**{name: one for name, one in options.items() if one not in (None, [])})  # type: ignore[no-any-return]
 
     return build

@@ -24,8 +24,8 @@ from xweights.command.answering import INTERRUPTED
 from xweights.command.app import COMMANDS, app
 
 Run = Callable[..., Any]
-NAMES = sorted(function.__name__ for function, _ in COMMANDS)
-EXAMPLES = [example for _, examples in COMMANDS for example in examples]
+NAMES = sorted(function.__name__ for function, _, _ in COMMANDS)
+EXAMPLES = [example for _, _, examples in COMMANDS for example in examples]
 HEAVY = {"numpy", "rich", "ml_dtypes", "safetensors", "matplotlib", "torch", "keras", "tensorflow", "jax"}
 
 
@@ -46,6 +46,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     status, *modules = ended.split()
     assert status == "0"
     assert set(modules) & HEAVY == set()
+    assert "..." not in shown.partition("Commands:")[2]
     assert sorted(re.findall(r"^  ([a-z]+)  ", shown.partition("Commands:")[2], re.MULTILINE)) == NAMES
 
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from xweights.command.arguments import Where, where_of
-from xweights.command.opening import target_of
-from xweights.command.output import need_folder, working
+from xweights.command.opening import size_of, target_of
+from xweights.command.output import need_folder, writing
 
 
 def convert(
@@ -21,9 +21,7 @@ def convert(
     from xweights.files.saving import save
 
     need_folder(path)
-    with working(2) as step:
-        step(f"opening {source}")
-        opened = target_of(source)
-        step(f"saving {path}")
+    opened = target_of(source)
+    with writing(path, size_of(opened), f"writing {path}"):
         save(opened, path, where=where_of(where))
     typer.echo(f"saved: {path}")

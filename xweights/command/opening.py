@@ -1,7 +1,8 @@
 """From a text of the command line to a target, a model or a sample.
 
-Owns :func:`target_of`, :func:`model_of`, :func:`sample_of` and :func:`load_file`. Imports the standard library. A
-model file is opened by the backend that says, in the entry-point group ``xweights.models``, that it knows the suffix.
+Owns :func:`target_of`, :func:`model_of`, :func:`file_of`, :func:`sample_of` and :func:`load_file`. Imports the
+standard library. A model file is opened by the backend that says, in the entry-point group ``xweights.models``, that
+it knows the suffix.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,9 +75,30 @@ def load_file(path: Path) -> Any:
     """Return a weight file as a target; nothing but its index is read yet."""
     from xweights.files.checkpoint import load
 
-    if not path.exists():
+    # A checkpoint may be several files whose names begin with its own.
+    if not path.exists() and not any(path.parent.glob(f"{escape(path.name)}.*")):
         raise missing(path)
     return load(path)
+
+
+def file_of(text: str) -> Path:
+    """Return the path of a weight file that is to be edited."""
+    from xweights.errors import ArgumentError
+
+    path = Path(text)
+    if _factory(text) is not None:
+        fix = f"xweights convert {text} w.safetensors, and edit that"
+        raise ArgumentError(f"what is edited is a file\ngot: {text!r}, a model in Python code\nFix: {fix}")
+    if not path.exists():
+        raise missing(path)
+    return path
+
+
+def size_of(target: Any) -> int:
+    """Return how many bytes the weights of a target have."""
+    from xweights.reading import parameters
+
+    return sum(p.size * p.dtype.itemsize for p in parameters(target))
 
 
 def missing(path: Path) -> XweightsError:

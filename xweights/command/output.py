@@ -1,14 +1,14 @@
 """What a command prints: tables on a terminal, plain text in a pipe, JSON for programs, progress on stderr.
 
-Owns :func:`show_table`, :func:`show_json`, :func:`working` and :func:`write_file`. Imports the standard library; rich
-is imported where something is drawn on a terminal.
+Owns :func:`show_table`, :func:`show_json`, :func:`working`, :func:`writing` and :func:`write_file`. Imports the
+standard library; rich is imported where something is drawn on a terminal.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,36 @@ def working(steps: int) -> Iterator[Step]:
             begun = True
 
         yield step
+
+
+@contextmanager
+def writing(path: Path, total: int, text: str) -> Iterator[None]:
+    """Show on stderr how much of a file is written, of about ``total`` bytes; in a pipe, nothing."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console, RenderableType
+    from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from xweights.files.atomic import written_so_far
+
+    class Written(Progress):
+        # Asked for ten times a second, from a thread: whoever writes needn't know of it.
+        def get_renderables(self) -> Iterable[RenderableType]:
+            for task in self.task_ids:
+                self.update(task, completed=min(written_so_far(str(path)), total))
+            return super().get_renderables()
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+    )
+    with Written(*columns, console=Console(stderr=True), transient=True) as bar:
+        bar.add_task(text, total=max(total, 1))
+        yield
 
 
 def write_file(path: Path, content: str) -> None:

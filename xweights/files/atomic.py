@@ -1,6 +1,7 @@
 """Replacing a file: wholly, or not at all.
 
-Owns :func:`replacing` and the sweeping of what killed processes left. Imports descriptors, errors and items.
+Owns :func:`replacing`, :func:`written_so_far` and the sweeping of what killed processes left. Imports descriptors,
+errors and items.
 
 The new file is written beside the old one, brought to the disk, and put in its place by one rename, which is then
 brought to the disk as well. Whoever reads meanwhile has the old file open and goes on reading that. Temporary files are
@@ -70,6 +71,17 @@ def replacing(path: str, *, durable: bool = True) -> Iterator[Replacement]:
         if temporary:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def written_so_far(path: str) -> int:
+    """Return how many bytes this process has written of what will take the place of ``path``."""
+    folder, name = os.path.split(os.path.realpath(path))
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for one in entries:
+            found = _TEMPORARY.fullmatch(one.name)
+            if found is not None and found["name"] == name and int(found["pid"]) == os.getpid():
+                return one.stat().st_size
+    return 0
 
 
 def sync_folder(path: str) -> None:
