@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from xweights.merging.streams import Inputs, Stream
+from xweights.merging.streams import Inputs, Stream, room_for
 from xweights.parameter import Array
 
 # Vectors nearer to one line than this are interpolated linearly: the sine of their angle would be nearly 0.
@@ -100,7 +100,7 @@ def mean(streams: Sequence[Stream], weights: Sequence[float]) -> Iterator[Array]
     halves = [weight for _, weight in used] == [0.5, 0.5]
     for first, *others in zip(*(stream for stream, _ in used), strict=True):
         if result.size < first.size:
-            result, apart = np.empty_like(first), np.empty_like(first)
+            result, apart = room_for(first.size, first.dtype), room_for(first.size, first.dtype)
         out, gap = result[: first.size], apart[: first.size]
         if halves:
             np.add(first, others[0], out=out)
@@ -123,7 +123,7 @@ def combination(streams: Sequence[Stream], weights: Sequence[float]) -> Iterator
     result, term = np.empty(0), np.empty(0)
     for first, *others in zip(*(stream for stream, _ in used), strict=True):
         if result.size < first.size:
-            result, term = np.empty_like(first), np.empty_like(first)
+            result, term = room_for(first.size, first.dtype), room_for(first.size, first.dtype)
         out, part = result[: first.size], term[: first.size]
         np.multiply(first, used[0][1], out=out)
         for x, (_, weight) in zip(others, used[1:], strict=True):

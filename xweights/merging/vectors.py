@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from xweights.merging.dropping import Cut, Drop, at_random, by_rank, largest, outliers
-from xweights.merging.streams import Inputs
+from xweights.merging.streams import Inputs, room_for
 from xweights.parameter import Array
 
 
@@ -92,7 +92,7 @@ class TaskVector:
         scratch = np.empty(0)
         for x, origin in zip(self._one.targets[self._i], self._one.base, strict=True):
             if scratch.size < x.size:
-                scratch = np.empty_like(x)
+                scratch = room_for(x.size, x.dtype)
             yield np.subtract(x, origin, out=scratch[: x.size])
 
 
@@ -105,7 +105,7 @@ def added(one: Inputs, drop: Drop | None, *, elect: bool) -> Iterator[Array]:
     vectors: list[Array] = []
     for origin, *xs in zip(one.base, *one.targets, strict=True):
         if not vectors or vectors[0].size < origin.size:
-            vectors = [np.empty_like(origin) for _ in range(len(xs) + 1)]
+            vectors = [room_for(origin.size, origin.dtype) for _ in range(len(xs) + 1)]
         *parts, out = (vector[: origin.size] for vector in vectors)
         for x, part, cut, weight in zip(xs, parts, cuts, weights, strict=True):
             np.subtract(x, origin, out=part)
