@@ -159,7 +159,7 @@ def large_files(folder: Path, mebibytes: int) -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of resident memory is read from /proc")
 @pytest.mark.parametrize("method", ["average", "slerp", "ties", "dare_linear", "breadcrumbs_ties"])
 def test_merging_files_takes_as_much_memory_as_a_few_blocks(method: str, tmp_path: Path) -> None:
-    large_files(tmp_path, 64)
+    large_files(tmp_path, 40)
     options = {"average": {}, "slerp": {"t": 0.3}, "dare_linear": {"density": 0.5, "seed": 0}}.get(
         method, {"density": 0.5}
     )
