@@ -33,6 +33,7 @@ from xweights.errors import (
     XweightsError,
 )
 from xweights.files.checkpoint import Checkpoint, load
+from xweights.files.editing import EditReport, edit_file
 from xweights.files.saving import convert, save
 from xweights.freezing import Freeze, freeze, unfreeze
 from xweights.holding import hold
@@ -98,6 +99,7 @@ __all__ = [
     "DamagedFileError",
     "Diff",
     "DtypeError",
+    "EditReport",
     "FileAccessError",
     "Fill",
     "Freeze",
@@ -159,6 +161,7 @@ __all__ = [
     "clip_norm",
     "convert",
     "diff",
+    "edit_file",
     "equal",
     "fill",
     "freeze",

@@ -9,7 +9,7 @@ import pytest
 import xweights as xw
 from xweights.testing import tricky
 
-WRITABLE = ("safetensors", "npz")
+WRITABLE = ("safetensors", "safetensors.index.json", "npz", "pt", "weights.h5")
 DTYPES = [
     *(
         "bool",

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from xweights.errors import ArgumentError, SelectionError, WriteError, near
 from xweights.files import formats
+from xweights.files.descriptors import OpenFile
 from xweights.files.limits import Limits
 from xweights.files.records import Index, Record
 from xweights.parameter import Array, Parameter
@@ -114,6 +115,11 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Bytes of all arrays in memory."""
         return sum(p.handle.nbytes for p in self._parameters)
+
+    @property
+    def files(self) -> list[OpenFile]:
+        """The open files: one, or an index and its shards."""
+        return list(self._index.files)
 
     def close(self) -> None:
         """Close the file; its arrays can't be read any more."""

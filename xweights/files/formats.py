@@ -10,29 +10,40 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from xweights.errors import near
-from xweights.files import npz, safetensors
+from xweights.files import h5, npz, pt, safetensors, sharded
 from xweights.files.descriptors import OpenFile, refused
 from xweights.files.items import Item, Sink
+from xweights.files.journal import opened
 from xweights.files.limits import Limits
 from xweights.files.records import Index
 
 Reader = Callable[[OpenFile, Limits], Index]
 Writer = Callable[[Sink, Sequence[Item], dict[str, str]], None]
+FolderWriter = Callable[[str, Sequence[Item], dict[str, str], bool, int], None]
 
 
 @dataclass(frozen=True)
 class Format:
-    """One format: the endings of its files, and how they are read and written (None: only read)."""
+    """One format: the endings of its files, and how they are read and written (None: only read).
+
+    ``write_shards`` instead of ``write`` where a checkpoint is several files.
+    """
 
     name: str
     endings: tuple[str, ...]
     read: Reader
-    write: Writer | None
+    write: Writer | None = None
+    write_shards: FolderWriter | None = None
+    keeps_metadata: bool = False
 
 
 FORMATS = (
-    Format("safetensors", (safetensors.ENDING,), safetensors.read, safetensors.write),
+    Format("sharded safetensors", (sharded.ENDING,), sharded.read, write_shards=sharded.write, keeps_metadata=True),
+    Format("sharded h5", (sharded.H5_ENDING,), sharded.read_h5),
+    Format("safetensors", (safetensors.ENDING,), safetensors.read, safetensors.write, keeps_metadata=True),
     Format("npz", (npz.ENDING,), npz.read, npz.write),
+    Format("h5", h5.ENDINGS, h5.read, h5.write),
+    Format("pt", pt.ENDINGS, pt.read, pt.write),
 )
 
 
@@ -49,4 +60,4 @@ def format_of(path: str) -> Format:
 
 def read(path: str, limits: Limits) -> Index:
     """Return the index of a file of any format."""
-    return format_of(path).read(OpenFile(path), limits)
+    return format_of(path).read(opened(path), limits)

@@ -57,6 +57,7 @@ class Item:
 class Sink(Protocol):
     """Where a format writes: the file that will take the old one's place."""
 
+    path: str
     file: BinaryIO
 
     def write(self, data: Any) -> int:

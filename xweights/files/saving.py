@@ -17,6 +17,7 @@ from xweights.files.checkpoint import load
 from xweights.files.descriptors import refused
 from xweights.files.formats import format_of
 from xweights.files.items import Item, item_of
+from xweights.files.sharded import SHARD_BYTES
 from xweights.parameter import Parameter
 from xweights.reading import check_readable
 from xweights.selecting import WhereLike, select
@@ -32,6 +33,7 @@ def save(
     where: WhereLike = ...,
     names: Names | None = None,
     metadata: Mapping[str, str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
     durable: bool = True,
 ) -> None:
     """Write the weights of a target to a file, which takes the place of an old one wholly or not at all.
@@ -46,6 +48,7 @@ def save(
         names: The keys in the file: "neutral" names, or the framework's own ("native"). Default: whichever other
             readers of such files expect: native for frameworks with state dicts, else neutral.
         metadata: Texts to keep in the file besides, where the format has a place for them.
+        shard_bytes: How large a shard may become, if ``path`` is an index (``.safetensors.index.json``).
         durable: True waits until the disk has it, so that not even a power cut leaves half a file.
 
     Exact: the very bits.
@@ -63,7 +66,7 @@ def save(
     check_readable(chosen)
     keys = keys_of(target, chosen, names)
     write_items([item_of(p, key=key) for p, key in zip(chosen, keys, strict=True)], path, metadata=metadata,
-                durable=durable)  # fmt: skip
+                shard_bytes=shard_bytes, durable=durable)  # fmt: skip
 
 
 def convert(
@@ -93,6 +96,7 @@ def write_items(
     path: str | os.PathLike[str],
     *,
     metadata: Mapping[str, str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
     durable: bool = True,
 ) -> None:
     """Write arrays to a file, each when it is its turn: what save, convert and merge are made of.
@@ -101,17 +105,21 @@ def write_items(
         items: What to write; see :class:`xweights.files.items.Item`.
         path: Where to; its ending says the format.
         metadata: Texts to keep besides.
+        shard_bytes: How large a shard may become, if ``path`` is an index.
         durable: As for :func:`xweights.save`.
     """
     where = os.fspath(path)
     kind = format_of(where)
-    if kind.write is None:
+    if kind.write is None and kind.write_shards is None:
         raise refused(where, f"{kind.name} files are only read", fix="save as .safetensors, .npz, .pt or .weights.h5")
     twice = next((key for key, count in _counted(items).items() if count > 1), None)
     if twice is not None:
         raise refused(where, "two arrays would have this key", key=twice, fix='names="neutral"')
-    with replacing(where, durable=durable) as sink:
-        kind.write(sink, items, dict(metadata or {}))
+    if kind.write_shards is not None:
+        kind.write_shards(where, items, dict(metadata or {}), durable, shard_bytes)
+    elif kind.write is not None:
+        with replacing(where, durable=durable) as sink:
+            kind.write(sink, items, dict(metadata or {}))
 
 
 def _counted(items: Sequence[Item]) -> dict[str, int]:
