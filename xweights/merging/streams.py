@@ -22,14 +22,21 @@ from xweights.arrays import blocks
 from xweights.axes import Axes, Shape
 from xweights.parameter import Array
 
-# Entries of a block: those of three targets, and what is made of them, stay in the second-level cache.
+# Entries of a block: those of two targets, and what is made of them, stay in the second-level cache. Where there are
+# many targets, all their blocks together take as much memory as eight.
 ENTRIES = 1 << 17
+MANY = 8
 ReadInto = Callable[[Array, int], None]
 
 
 def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype that entries are merged in: float64 for float64, else float32."""
     return np.dtype(np.float64) if dtype.itemsize > 4 else np.dtype(np.float32)
+
+
+def block_entries(streams: int) -> int:
+    """Return how many entries the blocks of so many streams have."""
+    return ENTRIES * MANY // max(MANY, streams)
 
 
 class Stream:
@@ -49,6 +56,7 @@ class Stream:
         self.shape, self.dtype = shape, dtype
         self.nonfinite = 0
         self.looks = True
+        self.entries = 0  # of a block; 0: as many as is usual
         self._block = np.empty(0, dtype)
         self._read = read
         self._looked = False
@@ -94,7 +102,7 @@ class Stream:
 
     def __iter__(self) -> Iterator[Array]:
         first, self._looked = not self._looked, True
-        cuts = _cuts(self.shape)
+        cuts = _cuts(self.shape, self.entries or ENTRIES)
         scratch = room_for(max(size for _, _, size in cuts), self.dtype)
         for cut, start, size in cuts:
             self._block = self._read(cut, start, scratch[:size])
@@ -128,10 +136,10 @@ _made = count()
 
 
 @lru_cache(maxsize=64)
-def _cuts(shape: Shape) -> list[tuple[tuple[slice, ...], int, int]]:
+def _cuts(shape: Shape, entries: int) -> list[tuple[tuple[slice, ...], int, int]]:
     """Return the blocks of a shape, each with where it starts in the flat array and how many entries it has."""
     found, start = [], 0
-    for cut in blocks(shape, ENTRIES):
+    for cut in blocks(shape, entries):
         size = math.prod(one.stop - one.start for one in cut)
         found.append((cut, start, size))
         start += size

@@ -15,7 +15,7 @@ from xweights.axes import outputs_of
 from xweights.errors import DtypeError, LayoutError, NonfiniteError, Problems, SelectionError
 from xweights.merging.groups import Group, Member
 from xweights.merging.settings import Settings
-from xweights.merging.streams import Inputs, Stream, is_finite, working_dtype
+from xweights.merging.streams import Inputs, Stream, block_entries, is_finite, working_dtype
 from xweights.merging.table import Method
 from xweights.parameter import COUNTERS, Array
 from xweights.values import rounded
@@ -41,7 +41,7 @@ class Work:
         work = np.result_type(*(working_dtype(member.parameter.dtype) for member in group.everybody))
         streams = [_stream(member, group, walk, work) for member in group.everybody]
         for stream in streams:
-            stream.looks = not self.method.linear
+            stream.looks, stream.entries = not self.method.linear, block_entries(len(streams))
         targets = streams[: len(group.members)]
         base = streams[-1] if group.base is not None else None
         options = self.settings.at(group.first)
