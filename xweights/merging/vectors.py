@@ -117,7 +117,7 @@ def added(one: Inputs, drop: Drop | None, *, elect: bool) -> Iterator[Array]:
         if elect:
             share = _elected(parts, weights, out)
             if one.options["normalize"]:
-                np.divide(out, share, out=out, where=share != 0)
+                np.divide(out, share, out=out)
         elif one.options["normalize"]:
             np.divide(out, total, out=out)
         np.multiply(out, one.options["scale"], out=out)
@@ -125,14 +125,19 @@ def added(one: Inputs, drop: Drop | None, *, elect: bool) -> Iterator[Array]:
 
 
 def _elected(parts: list[Array], weights: tuple[float, ...], out: Array) -> Array:
-    """Leave in ``out`` the sum of those that agree with its sign, and return the sum of their weights."""
+    """Leave in ``out`` the sum of those that agree with its sign, and return the sum of their weights, 1 for none."""
     positive = out >= 0
     share = np.zeros_like(out)
     out.fill(0.0)
     for part, weight in zip(parts, weights, strict=True):
-        agrees = ((part > 0) == positive) & (part != 0)
-        np.add(out, part, out=out, where=agrees)
-        np.add(share, weight, out=share, where=agrees)
+        agrees = (part > 0) == positive
+        agrees &= part != 0
+        # Products with True and False: additions with where= take 8 times as long.
+        np.multiply(part, agrees, out=part)
+        np.add(out, part, out=out)
+        np.multiply(agrees, weight, out=part)
+        np.add(share, part, out=share)
+    share += share == 0
     return share
 
 
