@@ -4,7 +4,7 @@ Owns :class:`Stream`, :class:`Inputs`, what a method gets, and :func:`room_for`.
 
 Methods walk a parameter as often as they like and never hold more of it than a block of each target, so merging takes
 as much memory for a gigabyte as for a megabyte. A block is good until the next one: it may be a look at the weights, or
-a scratch that is used again. Nobody writes into it.
+a scratch that is used again. Nobody writes into it but where the stream says that it is its own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Stream:
 
     ``read(cut, start, scratch)`` returns one block, in ``scratch`` or elsewhere; ``start`` is its place in the flat
     array. What isn't finite is counted in ``nonfinite`` while the entries are walked for the first time, or, with
-    ``looks`` set to False, of the present block when :meth:`look` is called.
+    ``looks`` set to False, in a walk of its own when :meth:`look` is called. ``own``: a block is never a look at the
+    weights themselves, so it may be written into.
 
     Example:
         >>> import numpy as np
@@ -57,9 +58,9 @@ class Stream:
         self.nonfinite = 0
         self.looks = True
         self.entries = 0  # of a block; 0: as many as is usual
-        self._block = np.empty(0, dtype)
+        self.own = False
         self._read = read
-        self._looked = False
+        self._walked = False
 
     @classmethod
     def of(cls, array: Array, dtype: np.dtype[Any] | None = None) -> Stream:
@@ -93,7 +94,9 @@ class Stream:
                 np.copyto(scratch, room[: scratch.size], casting="unsafe")
             return scratch
 
-        return cls(shape, dtype, read)
+        stream = cls(shape, dtype, read)
+        stream.own = True
+        return stream
 
     @property
     def size(self) -> int:
@@ -101,18 +104,21 @@ class Stream:
         return int(np.prod(self.shape, dtype=np.int64))
 
     def __iter__(self) -> Iterator[Array]:
-        first, self._looked = not self._looked, True
+        first, self._walked = not self._walked, True
         cuts = _cuts(self.shape, self.entries or ENTRIES)
         scratch = room_for(max(size for _, _, size in cuts), self.dtype)
         for cut, start, size in cuts:
-            self._block = self._read(cut, start, scratch[:size])
-            if first and self.looks and not is_finite(self._block):
-                self.look()
-            yield self._block
+            block = self._read(cut, start, scratch[:size])
+            if first and self.looks and not is_finite(block):
+                self.nonfinite += size - int(np.count_nonzero(np.isfinite(block)))
+            yield block
 
     def look(self) -> None:
-        """Count what isn't finite in the present block."""
-        self.nonfinite += self._block.size - int(np.count_nonzero(np.isfinite(self._block)))
+        """Count what isn't finite, if the entries were walked without looking."""
+        if self._walked and not self.looks:
+            self.looks, self._walked = True, False
+            for _ in self:
+                pass
 
 
 def is_finite(block: Array) -> bool:

@@ -53,11 +53,11 @@ class Work:
                 merged = block if block.dtype == group.dtype else rounded(block, group.dtype)
                 if not self.allow_nonfinite and not is_finite(merged):
                     overflown += merged.size - int(np.count_nonzero(np.isfinite(merged)))
-                    for stream in streams:
-                        if not stream.looks:
-                            stream.look()
                 yield merged
         if not self.allow_nonfinite:
+            if overflown:
+                for stream in streams:
+                    stream.look()
             self._note_nonfinite(group, streams, overflown)
 
     def _kept(self, group: Group, walk: tuple[int, ...]) -> Iterator[Array]:
