@@ -18,7 +18,17 @@ PUBLIC = sorted(set(xweights.__all__))
 ERRORS = {name for name in PUBLIC if name.endswith("Error")}
 MODULES = sorted(module.name for module in pkgutil.walk_packages(xweights.__path__, "xweights."))
 VERBS = sorted(name for name in verbs.__all__ if name in PUBLIC)
-ALWAYS_EXACT_OR_CLOSE = [*VERBS, "set_params", "get_params", "snapshot", "transaction", "stats", "diff", "equal"]
+ALWAYS_EXACT_OR_CLOSE = [
+    *VERBS,
+    "set_params",
+    "get_params",
+    "snapshot",
+    "transaction",
+    "stats",
+    "diff",
+    "equal",
+    "merge",
+]
 
 
 def doc_of(name: str) -> str:

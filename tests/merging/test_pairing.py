@@ -325,6 +325,11 @@ def test_holds_on_what_is_merged_into_are_applied_again() -> None:
         assert np.array_equal(target["a/bias"], merged["a/bias"])
 
 
+def test_a_path_is_written_by_out_not_by_into(tmp_path: Path) -> None:
+    with pytest.raises(xw.ArgumentError, match="Fix: out="):
+        xw.merge([params(0), params(1)], into=tmp_path / "x.npz")
+
+
 def test_into_and_out_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(xw.ArgumentError, match="into= and out="):
         xw.merge([params(0), params(1)], into=params(2), out=tmp_path / "x.npz")

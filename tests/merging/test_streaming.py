@@ -114,17 +114,17 @@ PEAK = """
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(word))
     before = memory("VmRSS")
-    a, b, base, out, method, options = sys.argv[1:]
+    a, b, base, out, method, options, copies = sys.argv[1:]
     import json
-    xweights.merge([a, b], method, base=base or None, out=out, durable=False, **json.loads(options))
+    xweights.merge([a, b] * int(copies), method, base=base or None, out=out, durable=False, **json.loads(options))
     print((memory("VmHWM") - before) / 1024)
 """
 
 
-def peak(folder: Path, method: str, options: dict[str, Any], *, base: str = "") -> float:
+def peak(folder: Path, method: str, options: dict[str, Any], *, base: str = "", copies: int = 1) -> float:
     """MiB that a process took to merge two files, beyond what it had after its imports."""
     paths = [str(folder / f"{name}.safetensors") for name in "ab"]
-    arguments = [*paths, base, str(folder / "out.safetensors"), method, json.dumps(options)]
+    arguments = [*paths, base, str(folder / "out.safetensors"), method, json.dumps(options), str(copies)]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(PEAK), *arguments],
@@ -159,12 +159,18 @@ def large_files(folder: Path, mebibytes: int) -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of resident memory is read from /proc")
 @pytest.mark.parametrize("method", ["average", "slerp", "ties", "dare_linear", "breadcrumbs_ties"])
 def test_merging_files_takes_as_much_memory_as_a_few_blocks(method: str, tmp_path: Path) -> None:
-    large_files(tmp_path, 64)
+    large_files(tmp_path, 40)
     options = {"average": {}, "slerp": {"t": 0.3}, "dare_linear": {"density": 0.5, "seed": 0}}.get(
         method, {"density": 0.5}
     )
     base = str(tmp_path / "b.safetensors") if method not in ("average", "slerp") else ""
     assert peak(tmp_path, method, options, base=base) < 16
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of resident memory is read from /proc")
+def test_many_targets_take_no_more_memory_than_two(tmp_path: Path) -> None:
+    large_files(tmp_path, 4)
+    assert peak(tmp_path, "average", {}, copies=25) < 16
 
 
 @pytest.mark.slow

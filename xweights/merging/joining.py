@@ -83,6 +83,8 @@ def merge(
         raise ArgumentError(f"targets= is a list of targets\ngot: {type(targets).__name__}\nFix: merge([a, b], ...)")
     if into is not None and out is not None:
         raise ArgumentError("into= and out= can't both be given\nFix: merge into the target, then save it")
+    if isinstance(into, (str, os.PathLike)):
+        raise ArgumentError(f"into= is a target that is written in place\ngot: the path {os.fspath(into)!r}\nFix: out=")
     if layout not in (None, "neutral", "native"):
         raise ArgumentError(f'layout= is "neutral", "native" or None\ngot: {layout!r}')
     row = the_method(method)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from xweights.merging.streams import Inputs, Stream
+from xweights.merging.streams import Inputs, Stream, room_for
 from xweights.parameter import Array
 
 # Vectors nearer to one line than this are interpolated linearly: the sine of their angle would be nearly 0.
@@ -95,23 +95,31 @@ def mean(streams: Sequence[Stream], weights: Sequence[float]) -> Iterator[Array]
     With f the first whose weight isn't 0: f - sum(w_i (f - x_i)). Who has no weight isn't looked at.
     """
     used = [(stream, weight) for stream, weight in zip(streams, weights, strict=True) if weight]
+    if [weight for _, weight in used] == [0.5, 0.5]:
+        yield from _halves(*(stream for stream, _ in used))
+        return
     result, apart = np.empty(0), np.empty(0)
-    # Half and half is by far the most common: one rounding, the same bits in either order, and the quickest way.
-    halves = [weight for _, weight in used] == [0.5, 0.5]
     for first, *others in zip(*(stream for stream, _ in used), strict=True):
         if result.size < first.size:
-            result, apart = np.empty_like(first), np.empty_like(first)
+            result, apart = room_for(first.size, first.dtype), room_for(first.size, first.dtype)
         out, gap = result[: first.size], apart[: first.size]
-        if halves:
-            np.add(first, others[0], out=out)
-            yield np.multiply(out, 0.5, out=out)
-            continue
-        np.copyto(out, first)
+        so_far = first
         for x, (_, weight) in zip(others, used[1:], strict=True):
             np.subtract(first, x, out=gap)
             np.multiply(gap, weight, out=gap)
-            np.subtract(out, gap, out=out)
-        yield out
+            so_far = np.subtract(so_far, gap, out=out)
+        yield so_far
+
+
+def _halves(one: Stream, other: Stream) -> Iterator[Array]:
+    """Yield (x + y) / 2: rounded once, the same bits in either order, and the quickest way for the most common case."""
+    result = np.empty(0)
+    for x, y in zip(one, other, strict=True):
+        if not one.own and result.size < x.size:
+            result = room_for(x.size, x.dtype)
+        out = x if one.own else result[: x.size]  # a third array would crowd the cache
+        np.add(x, y, out=out)
+        yield np.multiply(out, 0.5, out=out)
 
 
 def combination(streams: Sequence[Stream], weights: Sequence[float]) -> Iterator[Array]:
@@ -123,7 +131,7 @@ def combination(streams: Sequence[Stream], weights: Sequence[float]) -> Iterator
     result, term = np.empty(0), np.empty(0)
     for first, *others in zip(*(stream for stream, _ in used), strict=True):
         if result.size < first.size:
-            result, term = np.empty_like(first), np.empty_like(first)
+            result, term = room_for(first.size, first.dtype), room_for(first.size, first.dtype)
         out, part = result[: first.size], term[: first.size]
         np.multiply(first, used[0][1], out=out)
         for x, (_, weight) in zip(others, used[1:], strict=True):

@@ -31,7 +31,7 @@ def in_memory(work: Work, groups: Sequence[Group], *, named_by_into: bool) -> Pa
         if named_by_into and group.into is None:  # a counter that it doesn't have
             continue
         walk = tuple(range(len(group.shape)))
-        if work.method.any_order:
+        if work.method.linear:
             walk = tuple(stored_order(group.members[0].neutral(group)))
         arrays[name] = _whole(work, group, walk)
         axes[name], roles[name], gates[name] = group.axes, p.role, p.gates
@@ -55,7 +55,7 @@ def stream_out(work: Work, groups: Sequence[Group], first: Side, out: str | os.P
     def pieces(group: Group) -> Iterator[Array]:
         nonlocal left
         layout = group.members[0].layout
-        if work.method.any_order or layout.is_identity:
+        if work.method.linear or layout.is_identity:
             yield from work.blocks(group, layout.inverse)
         else:
             yield np.ascontiguousarray(layout.to_stored(_whole(work, group, tuple(range(len(group.shape))))))

@@ -25,7 +25,8 @@ class Method:
         options: What it takes, with the defaults.
         base: True if it needs ``base=``.
         fewest, most: How many targets it takes; None: any number.
-        any_order: True if no entry depends on where another one is, so that arrays may be walked as they are stored.
+        linear: True if each entry is a sum of those in its place, weighted alike everywhere: arrays may then
+            be walked as they are stored, and what isn't finite shows in the result.
         units: True if it needs to know which axes number the units of a layer.
     """
 
@@ -34,7 +35,7 @@ class Method:
     base: bool = False
     fewest: int = 1
     most: int | None = None
-    any_order: bool = False
+    linear: bool = False
     units: bool = False
 
     @property
@@ -52,12 +53,12 @@ _BY_RANK = {**_DROPPED, **_DIVIDED, "epsilon": 0.15, "seed": REQUIRED, "per": No
 _OUTLIERS = {**_DROPPED, **_SUM, **_KEPT_AS_THEY_ARE, "gamma": 0.01}
 
 METHODS: dict[str, Method] = {
-    "average": Method(means.average, {"weights": 1.0, "normalize": True}, any_order=True),
-    "lerp": Method(means.lerp, {"t": REQUIRED}, fewest=2, most=2, any_order=True),
+    "average": Method(means.average, {"weights": 1.0, "normalize": True}, linear=True),
+    "lerp": Method(means.lerp, {"t": REQUIRED}, fewest=2, most=2, linear=True),
     "slerp": Method(means.slerp, {"t": REQUIRED}, fewest=2, most=2),
-    "ema": Method(means.ema, {"decay": REQUIRED}, any_order=True),
+    "ema": Method(means.ema, {"decay": REQUIRED}, linear=True),
     "model_stock": Method(means.model_stock, base=True, fewest=2),
-    "task_arithmetic": Method(vectors.task_arithmetic, {**_ADDED, **_SUM}, base=True, any_order=True),
+    "task_arithmetic": Method(vectors.task_arithmetic, {**_ADDED, **_SUM}, base=True, linear=True),
     "ties": Method(vectors.ties, {**_DROPPED, **_KEPT_AS_THEY_ARE, "normalize": True}, base=True),
     "dare_linear": Method(vectors.dare_linear, {**_DROPPED, **_SUM, **_DIVIDED, "seed": REQUIRED}, base=True),
     "dare_ties": Method(vectors.dare_ties, {**_DROPPED, **_SUM, **_DIVIDED, "seed": REQUIRED}, base=True),

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from xweights.merging.dropping import Cut, Drop, at_random, by_rank, largest, outliers
-from xweights.merging.streams import Inputs
+from xweights.merging.streams import Inputs, room_for
 from xweights.parameter import Array
 
 
@@ -92,7 +92,7 @@ class TaskVector:
         scratch = np.empty(0)
         for x, origin in zip(self._one.targets[self._i], self._one.base, strict=True):
             if scratch.size < x.size:
-                scratch = np.empty_like(x)
+                scratch = room_for(x.size, x.dtype)
             yield np.subtract(x, origin, out=scratch[: x.size])
 
 
@@ -105,7 +105,7 @@ def added(one: Inputs, drop: Drop | None, *, elect: bool) -> Iterator[Array]:
     vectors: list[Array] = []
     for origin, *xs in zip(one.base, *one.targets, strict=True):
         if not vectors or vectors[0].size < origin.size:
-            vectors = [np.empty_like(origin) for _ in range(len(xs) + 1)]
+            vectors = [room_for(origin.size, origin.dtype) for _ in range(len(xs) + 1)]
         *parts, out = (vector[: origin.size] for vector in vectors)
         for x, part, cut, weight in zip(xs, parts, cuts, weights, strict=True):
             np.subtract(x, origin, out=part)
@@ -117,7 +117,7 @@ def added(one: Inputs, drop: Drop | None, *, elect: bool) -> Iterator[Array]:
         if elect:
             share = _elected(parts, weights, out)
             if one.options["normalize"]:
-                np.divide(out, share, out=out, where=share != 0)
+                np.divide(out, share, out=out)
         elif one.options["normalize"]:
             np.divide(out, total, out=out)
         np.multiply(out, one.options["scale"], out=out)
@@ -125,14 +125,19 @@ def added(one: Inputs, drop: Drop | None, *, elect: bool) -> Iterator[Array]:
 
 
 def _elected(parts: list[Array], weights: tuple[float, ...], out: Array) -> Array:
-    """Leave in ``out`` the sum of those that agree with its sign, and return the sum of their weights."""
+    """Leave in ``out`` the sum of those that agree with its sign, and return the sum of their weights, 1 for none."""
     positive = out >= 0
     share = np.zeros_like(out)
     out.fill(0.0)
     for part, weight in zip(parts, weights, strict=True):
-        agrees = ((part > 0) == positive) & (part != 0)
-        np.add(out, part, out=out, where=agrees)
-        np.add(share, weight, out=share, where=agrees)
+        agrees = (part > 0) == positive
+        agrees &= part != 0
+        # Products with True and False: additions with where= take 8 times as long.
+        np.multiply(part, agrees, out=part)
+        np.add(out, part, out=out)
+        np.multiply(agrees, weight, out=part)
+        np.add(share, part, out=share)
+    share += share == 0
     return share
 
 

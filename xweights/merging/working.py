@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from xweights.arrays import quick_sum
 from xweights.axes import outputs_of
 from xweights.errors import DtypeError, LayoutError, NonfiniteError, Problems, SelectionError
 from xweights.merging.groups import Group, Member
 from xweights.merging.settings import Settings
-from xweights.merging.streams import Inputs, Stream, working_dtype
+from xweights.merging.streams import Inputs, Stream, block_entries, is_finite, working_dtype
 from xweights.merging.table import Method
 from xweights.parameter import COUNTERS, Array
 from xweights.values import rounded
@@ -41,19 +40,25 @@ class Work:
             return
         work = np.result_type(*(working_dtype(member.parameter.dtype) for member in group.everybody))
         streams = [_stream(member, group, walk, work) for member in group.everybody]
-        base = streams.pop() if group.base is not None else None
+        for stream in streams:
+            stream.looks, stream.entries = not self.method.linear, block_entries(len(streams))
+        targets = streams[: len(group.members)]
+        base = streams[-1] if group.base is not None else None
         options = self.settings.at(group.first)
         units = units_of(group, options["per"]) if self.method.units else ()
         overflown = 0
         # What isn't finite is counted, and said at the end; so is what becomes infinite.
         with np.errstate(all="ignore"):
-            for block in self.method.function(Inputs(streams, base, options, group.key, units)):
+            for block in self.method.function(Inputs(targets, base, options, group.key, units)):
                 merged = block if block.dtype == group.dtype else rounded(block, group.dtype)
-                if not self.allow_nonfinite and not _all_finite(merged):
-                    overflown += int(np.count_nonzero(~np.isfinite(merged)))
+                if not self.allow_nonfinite and not is_finite(merged):
+                    overflown += merged.size - int(np.count_nonzero(np.isfinite(merged)))
                 yield merged
         if not self.allow_nonfinite:
-            self._note_nonfinite(group, [*streams, *([base] if base is not None else [])], overflown)
+            if overflown:
+                for stream in streams:
+                    stream.look()
+            self._note_nonfinite(group, streams, overflown)
 
     def _kept(self, group: Group, walk: tuple[int, ...]) -> Iterator[Array]:
         first = group.members[0].neutral(group)
@@ -120,12 +125,6 @@ def _stream(member: Member, group: Group, walk: tuple[int, ...], dtype: np.dtype
 def _called(group: Group) -> list[tuple[str, Member]]:
     found = [(f"target {i}", member) for i, member in enumerate(group.members)]
     return found if group.base is None else [*found, ("the base", group.base)]
-
-
-def _all_finite(block: Array) -> bool:
-    if block.dtype.itemsize >= 4 and np.isfinite(quick_sum(block)):
-        return True
-    return bool(np.isfinite(block).all())
 
 
 def _alike(a: Array, b: Array) -> bool:
