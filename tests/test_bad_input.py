@@ -64,10 +64,15 @@ def test_a_bare_array_is_refused_and_told_to_take_a_name(target) -> None:
         xw.clip(target, -1, 1)
 
 
-@pytest.mark.parametrize("target", ["weights.npz", pathlib.Path("weights.npz"), b"weights.npz"])
-def test_a_path_is_refused_and_told_to_be_loaded(target) -> None:
-    with pytest.raises(xw.TargetError, match="Fix: load the file"):
+@pytest.mark.parametrize("target", ["weights.npz", pathlib.Path("weights.npz")])
+def test_a_path_to_nothing_is_refused(target) -> None:
+    with pytest.raises(xw.FileAccessError, match="No such file"):
         xw.parameters(target)
+
+
+def test_a_path_in_bytes_is_refused_and_told_to_be_loaded() -> None:
+    with pytest.raises(xw.TargetError, match=r"Fix: xweights.load\(path\)"):
+        xw.parameters(b"weights.npz")
 
 
 def test_an_empty_list_is_no_target() -> None:

@@ -18,7 +18,17 @@ PUBLIC = sorted(set(xweights.__all__))
 ERRORS = {name for name in PUBLIC if name.endswith("Error")}
 MODULES = sorted(module.name for module in pkgutil.walk_packages(xweights.__path__, "xweights."))
 VERBS = sorted(name for name in verbs.__all__ if name in PUBLIC)
-ALWAYS_EXACT_OR_CLOSE = [*VERBS, "set_params", "get_params", "snapshot", "transaction", "stats", "diff", "equal"]
+ALWAYS_EXACT_OR_CLOSE = [
+    *VERBS,
+    "set_params",
+    "get_params",
+    "snapshot",
+    "transaction",
+    "stats",
+    "diff",
+    "equal",
+    "merge",
+]
 
 
 def doc_of(name: str) -> str:
@@ -26,8 +36,10 @@ def doc_of(name: str) -> str:
 
 
 def missing_frameworks(test: doctest.DocTest) -> list[str]:
-    """What an example imports besides NumPy, and isn't installed here."""
+    """What an example needs besides NumPy, and isn't installed here."""
     wanted = [name for name in ("torch", "keras") if any(f"import {name}" in one.source for one in test.examples)]
+    if any("xw.plot" in one.source for one in test.examples):
+        wanted.append("matplotlib")
     return [name for name in wanted if importlib.util.find_spec(name) is None]
 
 
@@ -45,7 +57,8 @@ def test_a_public_name_has_a_docstring(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(PUBLIC) - ERRORS))
-def test_a_public_name_shows_an_example_that_runs(name: str) -> None:
+def test_a_public_name_shows_an_example_that_runs(name: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some write files
     found = doctest.DocTestFinder(recurse=False).find(getattr(xweights, name), name, globs={})
     assert any(test.examples for test in found), f"xweights.{name} has no example"
     for test in found:
@@ -77,7 +90,8 @@ def test_a_verbs_promise_is_its_rules_promise(name: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_the_examples_of_a_module_run(module: str) -> None:
+def test_the_examples_of_a_module_run(module: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     try:
         loaded = importlib.import_module(module)
     except ImportError as missing:

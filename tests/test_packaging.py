@@ -20,7 +20,7 @@ ADAPTERS = {f"xweights_{framework}" for framework in FRAMEWORKS}
 PACKAGES = sorted({"xweights"} | ADAPTERS)
 ONLY_WHEN_NEEDED = {"rich", "typer", "safetensors", "ml_dtypes", "h5py", "matplotlib"}
 ROOMS = ["errors", "axes", "parameter", "backend", "selecting", "rules", "verbs", "holds", "undo", "measure"]
-ROOMS += ["plots", "merging", "porting", "files", "cli", "testing"]
+ROOMS += ["plots", "porting", "files", "merging", "pages", "testing", "command"]
 
 TARGETS = {
     "torch": "import torch; target = torch.nn.Linear(2, 3)",
@@ -179,14 +179,21 @@ def test_no_two_rooms_of_the_core_import_each_other_even_by_a_detour() -> None:
         pytest.fail(f"{cycle.args[0]}: {' <- '.join(cycle.args[1])}")
 
 
-def test_no_two_files_of_porting_import_each_other_even_by_a_detour() -> None:
+@pytest.mark.parametrize(
+    ("folder_room", "some"),
+    [
+        ("porting", {"protocol", "units", "recipes", "plan", "trace", "matching", "moving", "verify"}),
+        ("merging", {"streams", "means", "vectors", "table", "pairing", "working", "joining"}),
+    ],
+)
+def test_no_two_files_of_a_room_import_each_other_even_by_a_detour(folder_room: str, some: set[str]) -> None:
     plan = {}
     for path in modules("xweights"):
-        if room(path) == "porting" and path.stem != "__init__":
+        if room(path) == folder_room and path.stem != "__init__":
             body = ast.parse(path.read_text(encoding="utf-8")).body
             names = [node.module or "" for node in body if isinstance(node, ast.ImportFrom)]
-            plan[path.stem] = {name.split(".")[2] for name in names if name.startswith("xweights.porting.")}
-    assert {"protocol", "units", "recipes", "plan", "trace", "matching", "moving", "verify"} <= set(plan)
+            plan[path.stem] = {name.split(".")[2] for name in names if name.startswith(f"xweights.{folder_room}.")}
+    assert some <= set(plan)
     try:
         graphlib.TopologicalSorter(plan).prepare()
     except graphlib.CycleError as cycle:

@@ -1,12 +1,11 @@
 """xweights: one API over the weights of neural networks, whatever framework holds them.
 
-Importing it imports NumPy; the rooms of the core are loaded when one of the names below is first used, and the backend
-of a framework when its object arrives.
+Importing it imports nothing but the standard library: NumPy and the rooms of the core are loaded when one of the names
+below is first used, and the backend of a framework when its object arrives. The command line, which a shell starts at
+every press of the Tab key, can't wait for NumPy.
 """
 
 from typing import TYPE_CHECKING, Any
-
-import numpy as np  # noqa: F401 - paid for here, where everybody expects it
 
 if TYPE_CHECKING:
     from xweights.api import *  # noqa: F403
@@ -23,12 +22,17 @@ __all__ = [
     "Bound",
     "BoundPenalty",
     "ByStep",
+    "Checkpoint",
+    "CheckpointError",
     "Clip",
     "ClipNorm",
     "Constant",
     "Cubic",
+    "DamagedFileError",
     "Diff",
     "DtypeError",
+    "EditReport",
+    "FileAccessError",
     "Fill",
     "Freeze",
     "Hold",
@@ -54,6 +58,7 @@ __all__ = [
     "PortReport",
     "Prune",
     "PruneHold",
+    "RefusedFileError",
     "Rule",
     "Scale",
     "Schedule",
@@ -86,7 +91,9 @@ __all__ = [
     "checksum",
     "clip",
     "clip_norm",
+    "convert",
     "diff",
+    "edit_file",
     "equal",
     "fill",
     "freeze",
@@ -94,8 +101,10 @@ __all__ = [
     "hold",
     "init",
     "layer",
+    "load",
     "mask",
     "max_norm",
+    "merge",
     "multiply_lr",
     "native",
     "noise",
@@ -103,9 +112,12 @@ __all__ = [
     "parameters",
     "penalty",
     "plan_port",
+    "plot",
+    "plot_diff",
     "port",
     "prune",
     "role",
+    "save",
     "scale",
     "set_entries",
     "set_params",

@@ -12,12 +12,16 @@ from xweights.errors import (
     ArgumentError,
     BackendBrokenError,
     BackendMissingError,
+    CheckpointError,
+    DamagedFileError,
     DtypeError,
+    FileAccessError,
     HoldError,
     LayoutError,
     NonfiniteError,
     NotBuiltError,
     PortError,
+    RefusedFileError,
     SelectionError,
     ShapeError,
     StaleDrawError,
@@ -28,17 +32,22 @@ from xweights.errors import (
     WriteError,
     XweightsError,
 )
+from xweights.files.checkpoint import Checkpoint, load
+from xweights.files.editing import EditReport, edit_file
+from xweights.files.saving import convert, save
 from xweights.freezing import Freeze, freeze, unfreeze
 from xweights.holding import hold
 from xweights.holds import Hold
 from xweights.initializers import Init
 from xweights.keeping import Keep, Pattern, SumToOne, Symmetric
-from xweights.measure import Diff, Stats, backends, diff, equal, stats, summary
+from xweights.measure import backends, diff, equal, stats, summary
+from xweights.merging.joining import merge
 from xweights.multipliers import Multipliers, multiply_lr
 from xweights.norms import ClipNorm, MaxNorm, SpectralNorm, UnitNorm
 from xweights.parameter import Parameter
 from xweights.params import Params
 from xweights.penalties import AddedPenalty, BoundPenalty, Penalty, add_penalty, bind_penalty, penalty
+from xweights.plots import plot, plot_diff
 from xweights.porting.moving import port
 from xweights.porting.plan import plan_port
 from xweights.porting.reports import PortPlan, PortReport, VerifyReport
@@ -48,6 +57,7 @@ from xweights.pruning import Prune
 from xweights.pruning_holds import PruneHold
 from xweights.randomness import Noise
 from xweights.reading import get_params, parameters
+from xweights.results import Diff, Stats
 from xweights.rules import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
 from xweights.running import Bound, apply, bind
 from xweights.schedules import ByStep, Constant, Cubic, OneShot, Polynomial, Schedule
@@ -82,12 +92,17 @@ __all__ = [
     "Bound",
     "BoundPenalty",
     "ByStep",
+    "Checkpoint",
+    "CheckpointError",
     "Clip",
     "ClipNorm",
     "Constant",
     "Cubic",
+    "DamagedFileError",
     "Diff",
     "DtypeError",
+    "EditReport",
+    "FileAccessError",
     "Fill",
     "Freeze",
     "Hold",
@@ -113,6 +128,7 @@ __all__ = [
     "PortReport",
     "Prune",
     "PruneHold",
+    "RefusedFileError",
     "Rule",
     "Scale",
     "Schedule",
@@ -145,7 +161,9 @@ __all__ = [
     "checksum",
     "clip",
     "clip_norm",
+    "convert",
     "diff",
+    "edit_file",
     "equal",
     "fill",
     "freeze",
@@ -153,8 +171,10 @@ __all__ = [
     "hold",
     "init",
     "layer",
+    "load",
     "mask",
     "max_norm",
+    "merge",
     "multiply_lr",
     "native",
     "noise",
@@ -162,9 +182,12 @@ __all__ = [
     "parameters",
     "penalty",
     "plan_port",
+    "plot",
+    "plot_diff",
     "port",
     "prune",
     "role",
+    "save",
     "scale",
     "set_entries",
     "set_params",

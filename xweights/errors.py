@@ -16,6 +16,10 @@ Owns the tree of exceptions and :class:`Problems`. Imports the standard library 
     ├── HoldError (RuntimeError)              a rule that can't be held, or isn't true although it is held
     │   └── StaleTrainFunctionError           a step compiled before the hold, which goes on without it
     ├── PortError (RuntimeError)              a port that is wrong, or that can't be proved right
+    ├── CheckpointError (RuntimeError)        a file that can't be read or written as weights
+    │   ├── DamagedFileError (ValueError)     ... because it breaks the rules of its format
+    │   ├── RefusedFileError (ValueError)     ... because it holds what is never loaded, or more than was allowed
+    │   └── FileAccessError                   ... because the system says no: no such file, no right, no room
     ├── TargetError (TypeError)               an object that holds no weights we can reach
     │   └── NotBuiltError                     a model whose weights don't exist yet
     └── BackendMissingError (ImportError)     the backend of a framework is not installed
@@ -89,6 +93,34 @@ class StaleTrainFunctionError(HoldError):
 
 class PortError(XweightsError, RuntimeError):
     """A port that is wrong, or that can't be proved right."""
+
+
+class CheckpointError(XweightsError, RuntimeError):
+    """A file that can't be read or written as weights.
+
+    ``path``, ``key`` (the array concerned, if it is one) and ``reason`` say in parts what the message says whole.
+    """
+
+    path: str = ""
+    key: str | None = None
+    reason: str = ""
+
+
+class DamagedFileError(CheckpointError, ValueError):
+    """A file that breaks the rules of its format: cut short, made of parts that contradict each other."""
+
+
+class RefusedFileError(CheckpointError, ValueError):
+    """A file with something that is never loaded (objects, links, sparse tensors), or larger than was allowed."""
+
+
+class FileAccessError(CheckpointError):
+    """A file that the system didn't let us read or write: it isn't there, no right to it, no room for it.
+
+    ``errno`` is the system's number for the cause, which is also what raised this.
+    """
+
+    errno: int | None = None
 
 
 class TargetError(XweightsError, TypeError):

@@ -197,8 +197,9 @@ class ClipNorm(Rule):
         self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter], operands: Sequence[tuple[Any, ...]]
     ) -> Any:
         total = None
-        for _, w in sorted(zip((p.name for p in parameters), ws, strict=True), key=lambda pair: pair[0]):
-            part = ops.sum_squares(w, None)
+        # One after the other: they may be read from a file as they are asked for.
+        for position in sorted(range(len(parameters)), key=lambda one: parameters[one].name):
+            part = ops.sum_squares(ws[position], None)
             total = part if total is None else ops.add(total, part)
         return total
 

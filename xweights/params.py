@@ -251,6 +251,18 @@ class Params(Mapping[str, Array]):
             lines.append(f"  ... and {count - 12} more")
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        from xweights.tables import render_html
+
+        head = ["name", "role", "axes", "shape", "dtype", "entries"]
+        rows = []
+        for name, array in self._arrays.items():
+            axes = self._axes[name]
+            shape = ", ".join(map(str, array.shape))
+            known = "?" if axes is None else ", ".join(axes)
+            rows.append([name, self._roles[name], known, shape, array.dtype.name, f"{array.size:,}"])
+        return render_html(head, rows, title=repr(self).partition("\n")[0])
+
 
 class SelectionKeyError(SelectionError, KeyError):
     """A missing key of Params: a SelectionError that code written for dicts catches as KeyError."""

@@ -22,7 +22,7 @@ from xweights.errors import ArgumentError, LayoutError, NonfiniteError, ShapeErr
 from xweights.norms import Per, Scope, per_axes
 from xweights.parameter import Array, Parameter
 from xweights.rules import FLOAT64, Rule, need_floating
-from xweights.smallest import at_least, has_nan, keep_largest
+from xweights.smallest import Loaded, at_least, drop_ties, has_nan, keep_largest, order_statistic
 from xweights.values import as_number, is_number, need_axes, operand
 
 Score = Callable[[Any], Any] | Mapping[str, Any]
@@ -249,10 +249,7 @@ def host_masks(rule: Prune, parameters: Sequence[Parameter]) -> list[Array]:
     """Return the bool mask of each parameter in neutral order, True = kept, selected on the host."""
     scores = [_host_score(rule, p) for p in parameters]
     for score, p in zip(scores, parameters, strict=True):
-        if has_nan(score):
-            raise NonfiniteError(
-                f"{p.name!r} has NaN, which is neither small nor large\nFix: mend it, or leave it out with where="
-            )
+        _refuse_nan(score, p)
     absolute = rule.score is None and rule.per is None and rule.block is None
     if rule.pattern is not None:
         return [_pattern_mask(rule, score, p, absolute) for score, p in zip(scores, parameters, strict=True)]
@@ -266,13 +263,67 @@ def host_masks(rule: Prune, parameters: Sequence[Parameter]) -> list[Array]:
         kept = [joined[order.index(i)] for i in range(len(order))]
     else:
         kept = [keep_largest([one], rule.dropped(one.size), absolute=absolute)[0] for one in scores]
-    masks = []
-    for mask, p in zip(kept, parameters, strict=True):
-        _, fine, _ = rule.units(p)
-        spread = mask.shape != p.shape or rule.per is not None
-        # What comes back is an array that its owner may edit.
-        masks.append(np.broadcast_to(mask, fine).copy().reshape(p.shape) if spread else mask)
-    return masks
+    return [spread_mask(rule, mask, p) for mask, p in zip(kept, parameters, strict=True)]
+
+
+def streamed_masks(
+    rule: Prune, parameters: Sequence[Parameter], loaded: Callable[[int], Parameter]
+) -> Callable[[int, Parameter], Array]:
+    """Return what makes the mask of one parameter at a time; nothing is kept of those that ``loaded`` returns.
+
+    For ``scope="global"`` all of them are looked at first, one by one and several times; the masks are those of
+    :func:`host_masks`, bit by bit.
+    """
+    if rule.scope != "global" or rule.threshold is not None:
+        return lambda position, p: host_masks(rule, [p])[0]
+    absolute = rule.score is None and rule.per is None and rule.block is None
+    order = sorted(range(len(parameters)), key=lambda i: parameters[i].name)
+    sizes = [math.prod(rule.units(parameters[i])[0]) for i in order]
+
+    def score_of(p: Parameter) -> Array:
+        score = _host_score(rule, p)
+        _refuse_nan(score, p)
+        return score if score.shape else score.reshape(1)
+
+    dtypes = [parameters[i].dtype if absolute else FLOAT64 for i in order]
+    scores = Loaded(lambda place: score_of(loaded(order[place])), sizes, dtypes)
+    drop, total = rule.dropped(sum(sizes)), sum(sizes)
+    if drop <= 0 or drop >= total:
+        return lambda position, p: np.full(p.shape, drop <= 0)
+    edge, below, equal = order_statistic(scores, drop, absolute=absolute)
+    ties = drop - below
+    # How many of the ties each parameter drops: they go in the order of names.
+    shares = [0] * len(parameters)
+    if ties < equal:
+        for place, i in enumerate(order):
+            shares[i] = int(np.count_nonzero(at_least(scores[place], edge, absolute=absolute)))
+            shares[i] -= int(np.count_nonzero(at_least(scores[place], edge, absolute=absolute, strictly=True)))
+            shares[i] = min(shares[i], ties)
+            ties -= shares[i]
+
+    def mask_of(position: int, p: Parameter) -> Array:
+        score = score_of(p)
+        mask = at_least(score, edge, absolute=absolute, strictly=drop - below == equal)
+        if drop - below < equal:
+            drop_ties(score, mask, edge, shares[position], absolute=absolute)
+        return spread_mask(rule, mask.reshape(rule.units(p)[0]), p)
+
+    return mask_of
+
+
+def spread_mask(rule: Prune, mask: Array, p: Parameter) -> Array:
+    """Return the mask of units as one of entries."""
+    _, fine, _ = rule.units(p)
+    spread = mask.shape != p.shape or rule.per is not None
+    # What comes back is an array that its owner may edit.
+    return np.broadcast_to(mask, fine).copy().reshape(p.shape) if spread else mask
+
+
+def _refuse_nan(score: Array, p: Parameter) -> None:
+    if has_nan(score):
+        raise NonfiniteError(
+            f"{p.name!r} has NaN, which is neither small nor large\nFix: mend it, or leave it out with where="
+        )
 
 
 def _host_score(rule: Prune, p: Parameter) -> Array:

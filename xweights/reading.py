@@ -63,10 +63,10 @@ def get_params(target: Any, *, where: WhereLike = ..., layout: LayoutName = "neu
     arrays = {}
     for p in chosen:
         array = p.storage.read(p.handle)
-        if copy:
+        if copy and not getattr(p.storage, "fresh", False):
             # K order: a copy in the stored order is one memcpy; its neutral view costs nothing.
             array = array.copy(order="K")
-        else:
+        elif not copy:
             array = array.view()
             array.flags.writeable = False
         arrays[p.name] = array if layout == "native" else p.layout.to_neutral(array)

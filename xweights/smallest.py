@@ -1,6 +1,6 @@
 """The smallest entries of many arrays: an exact order statistic in bounded memory, and the mask that follows.
 
-Owns :func:`keep_largest` and :func:`at_least`. Imports arrays and parameter.
+Owns :func:`keep_largest`, :func:`at_least` and :class:`Loaded`. Imports arrays and parameter.
 
 The wanted order statistic is bracketed by a random sample; one pass then counts what lies below the bracket and
 gathers the little that lies inside, where the exact value is found by partition. A miss (about 6e-5) widens the
@@ -11,7 +11,7 @@ all of them when memory is contended, equal when it isn't, and 1 % of the memory
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,26 @@ SAMPLE = 1 << 16
 # Entries looked at at once: they, their magnitudes and two comparisons stay in the first caches.
 PART = 1 << 15
 WIDTHS = (4.0, 40.0, math.inf)
+
+
+class Loaded(Sequence[Array]):
+    """Arrays that are loaded whenever they are looked at, and not kept: their sizes and dtypes are known before."""
+
+    def __init__(self, load: Callable[[int], Array], sizes: Sequence[int], dtypes: Sequence[np.dtype[Any]]) -> None:
+        self.load, self.sizes, self.dtypes = load, sizes, dtypes
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, position: Any) -> Any:
+        if not 0 <= position < len(self.sizes):
+            raise IndexError(position)
+        one = self.load(position)
+        return one if one.shape else one.reshape(1)
+
+
+def _sizes(arrays: Sequence[Array]) -> Sequence[int]:
+    return arrays.sizes if isinstance(arrays, Loaded) else [one.size for one in arrays]
 
 
 def keep_largest(arrays: Sequence[Array], drop: int, *, absolute: bool) -> list[Array]:
@@ -46,14 +66,21 @@ def _keep_largest(arrays: Sequence[Array], drop: int, absolute: bool) -> list[Ar
         return [at_least(one, edge, absolute=absolute, strictly=True) for one in arrays]
     masks = [at_least(one, edge, absolute=absolute) for one in arrays]
     for one, mask in zip(arrays, masks, strict=True):
-        for block in blocks(one.shape):
-            if not ties:
-                return masks
-            # Blocks come in C order of the neutral array, and so do the indices inside a block.
-            first = tuple(index[:ties] for index in np.nonzero(_magnitude(one[block], absolute) == edge))
-            mask[block][first] = False
-            ties -= len(first[0])
+        ties -= drop_ties(one, mask, edge, ties, absolute=absolute)
     return masks
+
+
+def drop_ties(one: Array, mask: Array, edge: Any, most: int, *, absolute: bool) -> int:
+    """Set the mask to False for the first ``most`` entries that equal the edge; return how many there were."""
+    found = 0
+    for block in blocks(one.shape):
+        if found == most:
+            break
+        # Blocks come in C order of the neutral array, and so do the indices inside a block.
+        first = tuple(index[: most - found] for index in np.nonzero(_magnitude(one[block], absolute) == edge))
+        mask[block][first] = False
+        found += len(first[0])
+    return found
 
 
 def at_least(array: Array, edge: Any, *, absolute: bool, strictly: bool = False) -> Array:
@@ -73,7 +100,7 @@ def at_least(array: Array, edge: Any, *, absolute: bool, strictly: bool = False)
 
 def order_statistic(arrays: Sequence[Array], k: int, *, absolute: bool) -> tuple[Any, int, int]:
     """Return (the k-th smallest of all entries, how many are below it, how many equal it)."""
-    total = sum(one.size for one in arrays)
+    total = sum(_sizes(arrays))
     sample = np.sort(_sample(arrays, absolute)) if total > 4 * SAMPLE else None
     for width in WIDTHS:
         low, high = _bracket(sample, k / total, width)
@@ -130,7 +157,7 @@ def _bracket(sample: Array | None, fraction: float, width: float) -> tuple[Any, 
 
 def _sample(arrays: Sequence[Array], absolute: bool) -> Array:
     """Take entries spread over all arrays. Which ones decides the speed only."""
-    ends = np.cumsum([one.size for one in arrays])
+    ends = np.cumsum(_sizes(arrays))
     places = np.sort(np.random.Generator(np.random.Philox(0)).integers(0, ends[-1], SAMPLE))
     cuts = np.searchsorted(places, ends)
     taken, first = [], 0
@@ -145,7 +172,8 @@ def _sample(arrays: Sequence[Array], absolute: bool) -> Array:
 
 def _parts(arrays: Sequence[Array], absolute: bool) -> Iterator[Array]:
     """Yield all entries in small pieces, each good until the next one: they may share one scratch."""
-    wide = np.result_type(*(_wide(one) for one in arrays))
+    dtypes = arrays.dtypes if isinstance(arrays, Loaded) else [one.dtype for one in arrays]
+    wide = np.result_type(*(_wide(dtype) for dtype in dtypes))
     scratch = np.empty(PART, wide)
     for one in arrays:
         # Order doesn't matter for counting: walk the array as it lies in memory.
@@ -163,5 +191,5 @@ def _magnitude(part: Array, absolute: bool) -> Array:
     return np.abs(part) if absolute else part
 
 
-def _wide(array: Array) -> np.dtype[Any]:
-    return np.dtype(np.float32) if is_half(array.dtype) else array.dtype.newbyteorder("=")
+def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(np.float32) if is_half(dtype) else dtype.newbyteorder("=")

@@ -1,11 +1,14 @@
 """From whatever a user passes as a target to its parameters.
 
-Owns :func:`open_target` and the mapping adapter. Imports arrays, axes, backend, errors, parameter and params.
+Owns :func:`open_target`, the mapping adapter, and two doors for what lies higher: an object whose type has a method
+``__xweights_parameters__()`` is a target, and :func:`register_opener` says who opens a path. Imports arrays, axes,
+backend, errors, parameter and params.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, MutableMapping, Sequence
+import os
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -34,6 +37,13 @@ class _Fleeting(NumpyStorage):
 
 FLEETING = _Fleeting()
 
+_openers: list[Callable[[Any], list[Parameter]]] = []
+
+
+def register_opener(opener: Callable[[Any], list[Parameter]]) -> None:
+    """Have ``opener`` return the parameters behind a path."""
+    _openers[:] = [opener]
+
 
 def open_target(target: Any, *, bind_line: str = "bound = xweights.bind(target, rule, where=...)") -> list[Parameter]:
     """Return the parameters of a target, hidden ones included; raise TargetError for what is none.
@@ -43,8 +53,13 @@ def open_target(target: Any, *, bind_line: str = "bound = xweights.bind(target, 
     refuse_in_trace(target, bind_line)
     if isinstance(target, Parameter):
         return [_asked_for(target)]
+    door = getattr(type(target), "__xweights_parameters__", None)
+    if door is not None:
+        return list(door(target))
     if isinstance(target, Mapping):
         return _mapping_parameters(target)
+    if is_path(target) and _openers:
+        return _openers[0](target)
     if isinstance(target, (list, tuple)):
         return _listed_parameters(target, bind_line)
     if isinstance(target, (np.ndarray, np.generic)):
@@ -58,6 +73,11 @@ def open_target(target: Any, *, bind_line: str = "bound = xweights.bind(target, 
             raise _bare(target, "{'name': tensor}")
         raise _unknown(target)
     return list(adapter.parameters(target))
+
+
+def is_path(target: Any) -> bool:
+    """Return True for what names a file."""
+    return isinstance(target, (str, os.PathLike))
 
 
 def refuse_in_trace(target: Any, bind_line: str) -> None:
@@ -196,9 +216,7 @@ def _unknown(target: Any) -> TargetError:
     kind = type(target)
     shown = f"{kind.__module__}.{kind.__qualname__}"
     if isinstance(target, (str, bytes)) or hasattr(target, "__fspath__"):
-        return TargetError(
-            f"a path is no live target\ngot: {target!r}\nFix: load the file into a mapping of arrays first"
-        )
+        return TargetError(f"this is no path that can be opened\ngot: {target!r}\nFix: xweights.load(path), with a str")
     family = [root for root in dict.fromkeys(roots(kind)) if root not in ("builtins", "__main__", "abc", "typing")]
     installed = ", ".join(sorted(doors())) or "none (in a checkout: python -m pip install -e .)"
     text = (

@@ -43,6 +43,7 @@ class TorchBackend(TorchTraining):
     """
 
     name = "torch"
+    file_names = "native"  # so that load_state_dict takes what is in a saved file
 
     def adapter(self, target: Any) -> Adapter | None:
         if isinstance(target, nn.Module):

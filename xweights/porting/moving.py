@@ -65,9 +65,16 @@ def port(
     Raises PortError (and with it the kind of each cause): everything that is wrong; both models are then as they were.
 
     Example:
-        >>> import xweights as xw
-        >>> xw.port.__name__
-        'port'
+        >>> import keras
+        >>> import torch
+        >>> import numpy as np, xweights as xw
+        >>> source = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="head")])
+        >>> target = torch.nn.Sequential(torch.nn.Linear(3, 2))
+        >>> report = xw.port(source, target, sample=np.eye(3, dtype="float32"))
+        >>> report.ok, report.entries[0].source, report.entries[0].target, report.entries[0].evidence
+        (True, 'head', '0', 'given the same numbers')
+        >>> np.array_equal(target[0].weight.detach().numpy(), np.transpose(source.get_weights()[0]))
+        True
     """
     if attributes not in ("check", "fix", "ignore"):
         raise ArgumentError(f'attributes= is "check", "fix" or "ignore"\ngot: {attributes!r}')

@@ -37,9 +37,14 @@ def plan_port(source: Any, target: Any, *, where: WhereLike = ..., names: Names 
     Raises TargetError, NotBuiltError, SelectionError, and PortError for layers without a counterpart.
 
     Example:
+        >>> import keras
+        >>> import torch
         >>> import xweights as xw
-        >>> xw.plan_port.__name__
-        'plan_port'
+        >>> source = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="head")])
+        >>> print(xw.plan_port(source, torch.nn.Sequential(torch.nn.Linear(3, 2))))
+        source   target   kind    arrays         why
+        ────────────────────────────────────────────────────────────────────
+        head          0   dense   kernel, bias   the same place in the chain
     """
     run = Run(source, target, where, names)
     _, plan = planned(run.source, run.target, run.skipped, run.allowed, remains=run.remains)

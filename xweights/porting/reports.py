@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from xweights.tables import render
+from xweights.tables import render, render_html
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,9 @@ class PortPlan:
         """Return the plan as Markdown."""
         return _markdown("Plan of a port", *_entry_table(self.entries, errors=False), _sections(self))
 
+    def _repr_html_(self) -> str:
+        return _html("Plan of a port", *_entry_table(self.entries, errors=False), _sections(self))
+
     def __str__(self) -> str:
         return "\n".join([render(*_entry_table(self.entries, errors=False)), *_lines(_sections(self))])
 
@@ -137,6 +140,9 @@ class PortReport:
     def to_markdown(self) -> str:
         """Return the report as Markdown."""
         return _markdown(self._headline(), *_entry_table(self.entries), _sections(self))
+
+    def _repr_html_(self) -> str:
+        return _html(self._headline(), *_entry_table(self.entries), _sections(self))
 
     def _headline(self) -> str:
         count = len(self.entries)
@@ -189,6 +195,9 @@ class VerifyReport:
     def to_markdown(self) -> str:
         """Return the report as Markdown."""
         return _markdown(self._headline(), *_entry_table(self.entries), _sections(self))
+
+    def _repr_html_(self) -> str:
+        return _html(self._headline(), *_entry_table(self.entries), _sections(self))
 
     def _headline(self) -> str:
         verdict = "the models agree" if self.ok else "the models differ"
@@ -255,3 +264,8 @@ def _markdown(title: str, head: list[str], rows: list[list[str]], sections: dict
     for name, items in sections.items():
         lines += ["", f"## {name}", "", *(f"- {one}" for one in items)]
     return "\n".join(lines) + "\n"
+
+
+def _html(title: str, head: list[str], rows: list[list[str]], sections: dict[str, list[str]]) -> str:
+    notes = [f"{name}: {one}" for name, items in sections.items() for one in items]
+    return render_html(head, rows, title=f"{title[:1].upper()}{title[1:]}", notes=notes)

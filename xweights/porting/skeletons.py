@@ -121,9 +121,21 @@ def skeleton(model: Any, framework: str, *, sample: Any = None) -> str:
     Raises ArgumentError (no such framework), PortError (layers that can't be written, all of them listed).
 
     Example:
+        >>> import keras
+        >>> import torch
         >>> import xweights as xw
-        >>> xw.skeleton.__name__
-        'skeleton'
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, "relu", name="head")])
+        >>> print(xw.skeleton(model, "torch").partition("class")[2])
+         Twin(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head = nn.Linear(3, 2, bias=True)
+        <BLANKLINE>
+            def forward(self, x):
+                head = self.head(x)
+                head = functional.relu(head)
+                return head
+        <BLANKLINE>
     """
     if framework not in doors():
         raise ArgumentError(f"no backend is called {framework!r}\ninstalled: {', '.join(sorted(doors()))}")

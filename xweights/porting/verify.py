@@ -40,9 +40,12 @@ def verify(
     no counterpart).
 
     Example:
-        >>> import xweights as xw
-        >>> xw.verify.__name__
-        'verify'
+        >>> import torch
+        >>> import numpy as np, xweights as xw
+        >>> right, wrong = (torch.nn.Sequential(torch.nn.LayerNorm(4, eps=eps)) for eps in (1e-5, 1e-3))
+        >>> report = xw.verify(right, wrong, sample=np.array([[1, 2, 3, 5]], np.float32))
+        >>> report.ok, report.first_divergence.layer, report.first_divergence.cause
+        (False, '0', 'eps 1e-05 against 0.001')
     """
     report, sample_target = _compared(source, target, sample, sample_target, outputs)
     if report.ok and report.max_error < 1e-5:

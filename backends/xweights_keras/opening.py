@@ -1,0 +1,30 @@
+"""A ``.keras`` file as a model.
+
+Owns :func:`open_model`, the entry point ``keras`` of the group ``xweights.models``. Imports Keras.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from xweights.errors import ArgumentError
+
+
+def open_model(path: Path) -> Any:
+    """Return the model of a ``.keras`` file, in safe mode: no code that the file brings along is run."""
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, TypeError, KeyError, OSError, AttributeError, ImportError) as wrong:
+        raise ArgumentError(
+            f"{str(path)!r} can't be made a model\ncause: {type(wrong).__name__}: {_brief(wrong)}\n"
+            f"Fix: build it in Python code, and give its weights: package.module:factory@{path}"
+        ) from None
+
+
+def _brief(wrong: Exception) -> str:
+    """Return what Keras said, without the configuration of the layer that it repeats."""
+    lines = str(wrong).strip().splitlines() or ["(no message)"]
+    return lines[0] if len(lines[0]) <= 400 else lines[0][:400] + " ..."

@@ -1,0 +1,8 @@
+"""``python -m xweights``: the command line, where its script isn't on the path. Imports command."""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from xweights.command.app import main
+
+    main()

@@ -1,0 +1,101 @@
+"""The command line put together: which commands there are, and how an error of the user's ends.
+
+Owns :data:`app` and :func:`main`. Imports typer and the commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from xweights.command.answering import Commands
+from xweights.command.comparing import diff
+from xweights.command.converting import convert
+from xweights.command.editing import edit, prune
+from xweights.command.joining import merge
+from xweights.command.listing import backends
+from xweights.command.measuring import show, stats
+from xweights.command.picturing import plot, report
+from xweights.command.porting import port, skeleton
+
+HELP = """Look at the weights of neural networks, compare, edit and move them, whatever framework they are from.
+
+A TARGET is a weight file, or a model that Python code builds: package.module:factory is imported from here, called,
+and takes the weights of a file with package.module:factory@weights.safetensors.
+"""
+
+app = typer.Typer(
+    name="xweights",
+    cls=Commands,
+    help=HELP,
+    no_args_is_help=True,
+    # Both would import rich at every start.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+COMMANDS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
+    (show, "parameters as a tree: shapes, dtypes, zeros", (
+        "xweights show w.safetensors",
+        "xweights show w.safetensors --where 'encoder/*' --where role:embeddings --json",
+        "xweights show nets:in_torch@w.safetensors --quick",
+    )),
+    (stats, "norm, mean, extremes, sparsity of each parameter", (
+        "xweights stats w.safetensors",
+        "xweights stats w.npz --where '*/kernel' --where '~head/*'",
+    )),
+    (diff, "what differs between two targets, and most", (
+        "xweights diff before.safetensors after.npz --top 3",
+        "xweights diff nets:in_keras nets:in_torch --names '0/*=dense/0/*'",
+        "xweights diff a.npz b.npz --json | jq .top[0]",
+    )),
+    (edit, "set, scale, clip or prune weights in a file", (
+        "xweights edit w.safetensors --clip -1,1 --where 'encoder/*'",
+        "xweights edit w.safetensors --set '[in=0,out=:3]=1.0' --where dense/kernel",
+        "xweights edit w.safetensors --scale 0.5 --noise 0.01 --seed 0 --out noisy.npz",
+    )),
+    (prune, "set the smallest weights in a file to zero", (
+        "xweights prune w.safetensors --fraction 0.8 --scope global --out sparse.safetensors",
+        "xweights prune w.safetensors --pattern 2:4:in --where '*/kernel'",
+    )),
+    (merge, "merge weight files and models into one file", (
+        "xweights merge a.safetensors b.safetensors --weights 3,1 --out merged.safetensors",
+        "xweights merge a.npz b.npz --method ties --base start.npz --density 0.2 --out merged.npz",
+        "xweights merge a.npz b.npz --method slerp --t 0.5 --t 'head/*=1' --out merged.npz",
+    )),
+    (convert, "write weights into a file of another format", (
+        "xweights convert w.safetensors w.npz",
+        "xweights convert nets:in_torch w.safetensors",
+    )),
+    (plot, "pictures of values, zeros, singular values", (
+        "xweights plot w.safetensors --out values.png",
+        "xweights plot w.safetensors --kind spectra --where '*/kernel' --out spectra.svg",
+        "xweights plot before.npz after.npz --out changes.png",
+    )),
+    (report, "a report as one HTML file", (
+        "xweights report w.safetensors --out report.html",
+        "xweights report before.npz after.npz --out report.html",
+    )),
+    (port, "move weights into a twin in another framework", (
+        "xweights port nets:in_keras nets:in_torch --sample x.npy --out in_torch.safetensors",
+        "xweights port nets:in_torch@trained.pt nets:in_keras --sample x.npy --report report.md",
+        "xweights port nets:in_keras nets:in_torch --plan",
+    )),
+    (skeleton, "the source code of a twin", (
+        "xweights skeleton nets:in_keras --to torch > twin.py",
+        "xweights skeleton model.keras --to torch",
+    )),
+    (backends, "which backends are installed", ("xweights backends", "xweights backends --json")),
+)  # fmt: skip
+
+for _command, _short, _examples in COMMANDS:
+    # "\b" keeps the lines of a paragraph as they are.
+    app.command(short_help=_short, epilog="\b\nExamples:\n" + "\n".join(f"  {one}" for one in _examples))(_command)
+
+
+def main() -> Any:
+    """Run the command line; the entry point of the script ``xweights``."""
+    return app()

@@ -1,0 +1,27 @@
+"""``xweights convert``. Owns the command :func:`convert`. Imports typer, arguments, opening and output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xweights.command.arguments import Where, where_of
+from xweights.command.opening import size_of, target_of
+from xweights.command.output import need_folder, writing
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="a weight file, or package.module:factory[@weights]")],
+    path: Annotated[Path, typer.Argument(help="the file to write; its ending says the format")],
+    where: Where = None,
+) -> None:
+    """Write the weights of a file, or of a model, into a file of the format that its ending says."""
+    from xweights.files.saving import save
+
+    need_folder(path)
+    opened = target_of(source)
+    with writing(path, size_of(opened), f"writing {path}"):
+        save(opened, path, where=where_of(where))
+    typer.echo(f"saved: {path}")

@@ -1,0 +1,135 @@
+"""``xweights edit`` and ``xweights prune``.
+
+Owns the two commands. Imports typer, arguments, opening, output and values.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from xweights.command import values
+from xweights.command.arguments import Json, Out, Where, where_of
+from xweights.command.opening import file_of
+from xweights.command.output import need_folder, show_json, show_table, writing
+
+if TYPE_CHECKING:
+    from xweights.files.editing import EditReport
+
+File = Annotated[str, typer.Argument(help="a weight file", show_default=False)]
+Scope = Annotated[
+    Literal["each", "global"], typer.Option(help="of each parameter by itself, or of all selected ones together")
+]
+_EDITS = "edits"
+
+
+def _noted(ctx: typer.Context, param: Any, value: list[str] | None) -> list[str] | None:
+    """Note an edit when it is met: options are met in the order in which they were typed."""
+    if value:
+        ctx.meta.setdefault(_EDITS, []).append((param.name, values.once(value, f"--{param.name.replace('_', '-')}")))
+    return value
+
+
+def _edit_option(metavar: str, text: str, name: str = "") -> Any:
+    declared = [name] if name else []
+    return typer.Option(*declared, metavar=metavar, help=text, callback=_noted, show_default=False)
+
+
+def edit(
+    ctx: typer.Context,
+    file: File,
+    set_to: Annotated[
+        list[str] | None,
+        _edit_option("VALUE", "set all entries, or some: [0,:3]=1.5 by place, [in=0,out=:3]=1.5 by axis", "--set"),
+    ] = None,
+    scale: Annotated[list[str] | None, _edit_option("FACTOR", "multiply by a number")] = None,
+    add: Annotated[list[str] | None, _edit_option("NUMBER", "add a number")] = None,
+    clip: Annotated[list[str] | None, _edit_option("LOW,HIGH", "bound the values; one may be left out: ,1")] = None,
+    max_norm: Annotated[list[str] | None, _edit_option("MAX", "bound the L2 norm of each unit, see --per")] = None,
+    noise: Annotated[list[str] | None, _edit_option("STD", "add normal noise, see --seed")] = None,
+    prune: Annotated[list[str] | None, _edit_option("FRACTION", "set the smallest to zero, see --scope")] = None,
+    per: Annotated[str, typer.Option(metavar="AXES", help="what a unit is, for --max-norm")] = "out",
+    seed: Annotated[int | None, typer.Option(help="of --noise", show_default=False)] = None,
+    scope: Scope = "each",
+    where: Where = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Edit the weights in a file, one array in memory at a time; several edits are done in the order given.
+
+    The file itself is replaced, wholly or not at all, unless --out names another. Without --where an edit means what it
+    means in the library: trainable floating-point parameters, and for --prune and --max-norm kernels and embeddings.
+    """
+    from xweights.errors import ArgumentError
+    from xweights.files.editing import edit_file
+
+    edits = ctx.meta.get(_EDITS, [])
+    if not edits:
+        raise ArgumentError("nothing is to be done\nFix: --set, --scale, --add, --clip, --max-norm, --noise or --prune")
+    rules = [_rule(name, text, per, seed, scope) for name, text in edits]
+    path = file_of(file)
+    need_folder(out)
+    chosen = where_of(where, None)
+    with writing(out or path, path.stat().st_size, f"editing {file}"):
+        report = edit_file(path, [(rule, chosen) for rule in rules], out=out)
+    _told(report, json)
+
+
+def _rule(name: str, text: str, per: str, seed: int | None, scope: Any) -> Any:
+    from xweights import api
+    from xweights.errors import ArgumentError
+
+    option = f"--{name.replace('_', '-')}"
+    if name == "set_to":
+        found = values.entries(text, "--set")
+        return api.SetEntries(*found) if isinstance(found, tuple) else api.Fill(found)
+    if name == "clip":
+        return api.Clip(*values.bounds(text, option))
+    number = values.number(text, option)
+    if name == "max_norm":
+        return api.MaxNorm(number, per=values.axes(per) or "out")
+    if name == "noise":
+        if seed is None:
+            raise ArgumentError("--noise is drawn from a seed\nFix: --seed 0, so that the same is drawn again")
+        return api.Noise(number, seed=seed)
+    if name == "prune":
+        return api.Prune(fraction=number, scope=scope)
+    return {"scale": api.Scale, "add": api.Add}[name](number)
+
+
+def prune(
+    file: File,
+    fraction: Annotated[float | None, typer.Option(help="which share of the entries is dropped, 0 to 1")] = None,
+    count: Annotated[int | None, typer.Option(help="how many entries are dropped")] = None,
+    threshold: Annotated[float | None, typer.Option(help="drop what is not larger than this")] = None,
+    pattern: Annotated[str | None, typer.Option(metavar="N:M:AXIS", help="keep N of M along an axis: 2:4:in")] = None,
+    per: Annotated[str | None, typer.Option(metavar="AXES", help="drop whole units, one per index of: out")] = None,
+    scope: Scope = "each",
+    where: Where = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Set the smallest weights in a file to zero: kernels and embeddings, unless --where says otherwise.
+
+    The file itself is replaced, wholly or not at all, unless --out names another.
+    """
+    from xweights.files.editing import edit_file
+    from xweights.pruning import Prune
+
+    kept = None if pattern is None else values.pattern(pattern, "--pattern")
+    rule = Prune(fraction=fraction, count=count, threshold=threshold, pattern=kept, per=values.axes(per), scope=scope)
+    path = file_of(file)
+    need_folder(out)
+    with writing(out or path, path.stat().st_size, f"pruning {file}"):
+        report = edit_file(path, rule, where=where_of(where, None), out=out)
+    _told(report, json)
+
+
+def _told(report: EditReport, json: bool) -> None:
+    if json:
+        show_json({"path": report.path, "in_place": report.in_place, "changed": report.changed})
+        return
+    show_table(["name", "entries changed"], [[name, f"{count:,}"] for name, count in report.changed.items()])
+    typer.echo(f"saved: {Path(report.path)}")

@@ -1,0 +1,22 @@
+"""``xweights backends``. Owns the command :func:`backends`. Imports typer's arguments and output."""
+
+from __future__ import annotations
+
+from xweights.command.arguments import Json
+from xweights.command.output import show_json, show_table
+
+
+def backends(json: Json = False) -> None:
+    """Say which backends are installed, and whether each loads.
+
+    Loading imports the framework, so this takes a few seconds.
+    """
+    from xweights.backend import doors
+    from xweights.measure import backends as states
+
+    found = states()
+    if json:
+        show_json(found)
+        return
+    values = doors()
+    show_table(["framework", "state", "object"], [[name, state, values[name]] for name, state in found.items()])

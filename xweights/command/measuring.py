@@ -1,0 +1,113 @@
+"""``xweights show`` and ``xweights stats``.
+
+Owns the two commands. Imports typer, arguments, opening and output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xweights.command.arguments import Json, Target, Where, where_of
+from xweights.command.opening import target_of
+from xweights.command.output import show_json, show_table, working
+
+if TYPE_CHECKING:
+    from xweights.parameter import Parameter
+
+QUICK = "read no values: no sparsity, but a file of any size is shown at once"
+
+
+def show(
+    target: Target,
+    where: Where = None,
+    quick: Annotated[bool, typer.Option("--quick", help=QUICK)] = False,
+    json: Json = False,
+) -> None:
+    """Show the parameters of a target as a tree: axes and shape, dtype, entries, and which share of them is zero."""
+    from xweights.profiles import zeros_in
+    from xweights.reading import check_readable, parameters
+
+    chosen = parameters(target_of(target), where=where_of(where))
+    zeros: list[int | None] = [None] * len(chosen)
+    if not quick:
+        check_readable(chosen)
+        with working(len(chosen)) as step:
+            for place, p in enumerate(chosen):
+                step(p.name)
+                zeros[place] = zeros_in(p)
+    if json:
+        show_json([_described(p, count) for p, count in zip(chosen, zeros, strict=True)])
+        return
+    head = ["name", "axes", "shape", "dtype", "entries", *([] if quick else ["zero"])]
+    show_table(head, list(_tree(chosen, zeros)))
+    entries = sum(p.size for p in chosen)
+    size = sum(p.size * p.dtype.itemsize for p in chosen)
+    known = [count for count in zeros if count is not None]
+    share = f", {sum(known) / entries:.1%} zero" if known and entries else ""
+    typer.echo(f"{len(chosen)} parameters, {entries:,} entries, {_bytes(size)}{share}")
+
+
+def _bytes(size: int) -> str:
+    amount, unit = float(size), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if amount < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:,.1f} {unit}" if unit != "bytes" else f"{size} bytes"
+
+
+def _described(p: Parameter, zeros: int | None) -> dict[str, Any]:
+    return {
+        "name": p.name,
+        "native_name": p.native_name,
+        "role": p.role,
+        "axes": p.axes,
+        "shape": p.shape,
+        "dtype": p.dtype.name,
+        "entries": p.size,
+        "trainable": p.trainable,
+        "gates": p.gates,
+        "aliases": p.aliases,
+        "zeros": zeros,
+    }
+
+
+def _tree(chosen: list[Parameter], zeros: list[int | None]) -> list[list[str]]:
+    """Return a row for each parameter, below rows for the folders of its name that the one above hasn't got."""
+    width = 0 if all(count is None for count in zeros) else 1
+    rows = []
+    above: list[str] = []
+    for p, count in zip(chosen, zeros, strict=True):
+        *folders, leaf = p.name.split("/")
+        shared = 0
+        while shared < min(len(folders), len(above)) and folders[shared] == above[shared]:
+            shared += 1
+        empty = [""] * (4 + width)
+        rows += [["  " * depth + folders[depth] + "/", *empty] for depth in range(shared, len(folders))]
+        above = folders
+        share = [] if not width else ["" if count is None else f"{count / p.size:.1%}" if p.size else "-"]
+        axes = "?" if p.axes is None else ", ".join(p.axes)
+        shape = " x ".join(map(str, p.shape)) or "number"
+        rows.append(["  " * len(folders) + leaf, axes, shape, p.dtype.name, f"{p.size:,}", *share])
+    return rows
+
+
+def stats(target: Target, where: Where = None, json: Json = False) -> None:
+    """Show count, norm, mean, standard deviation, extremes, share of zeros and NaN count of each parameter."""
+    from xweights.measure import stats as measured
+    from xweights.reading import parameters
+    from xweights.results import Stats
+
+    chosen = parameters(target_of(target), where=where_of(where))
+    rows = []
+    with working(len(chosen)) as step:
+        for p in chosen:
+            step(p.name)
+            rows += measured(p).rows
+    if json:
+        show_json([asdict(row) | {"sparsity": row.sparsity} for row in rows])
+    else:
+        show_table(*Stats(rows).table())

@@ -1,0 +1,179 @@
+"""Zip files: which members they have, and where their bytes are.
+
+Owns :class:`Archive` and :class:`Member`. Imports descriptors and limits.
+
+``zipfile`` reads the directory; what it lets pass is refused here: a name twice, members that overlap, encryption,
+a local header that says something else than the directory, data before the first member.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from xweights.files.descriptors import PIECE, OpenFile, Window, damaged, refused
+from xweights.files.limits import Limits
+
+LOCAL = struct.Struct("<4s5HLLL2H")
+_ENCRYPTED = 0x1
+_LATER = 0x8  # sizes and sum follow the data
+EXTRA = 0x5877  # "wX": where a member's note is kept, in the directory
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file in the archive. ``checks`` are the positions of its CRC-32 in the archive."""
+
+    name: str
+    size: int
+    stored_size: int
+    offset: int
+    deflated: bool
+    crc: int
+    checks: tuple[int, ...]
+    note: bytes | None
+
+
+class Archive:
+    """An open zip file."""
+
+    def __init__(self, file: OpenFile, limits: Limits) -> None:
+        self.file, self.limits = file, limits
+        self.members: dict[str, Member] = {}
+        try:
+            with zipfile.ZipFile(Window(file)) as opened:
+                infos = opened.infolist()
+                self.start_of_directory = opened.start_dir
+        except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, EOFError, OverflowError) as wrong:
+            raise damaged(file.path, f"it is no sound zip file: {str(wrong)[:120]}") from None
+        limits.check_index(file.path, file.size - self.start_of_directory)
+        where = self._positions(infos)
+        ends = []
+        for info in infos:
+            member = self._member(info, where[info.filename])
+            self.members[member.name] = member
+            ends.append((info.header_offset, member.offset + member.stored_size, member.name))
+        self._check_apart(ends)
+
+    def _positions(self, infos: list[zipfile.ZipInfo]) -> dict[str, int]:
+        """Return where in the archive each member's entry in the directory begins."""
+        found: dict[str, int] = {}
+        at = self.start_of_directory
+        directory = self.file.read(at, self.file.size - at)
+        place = 0
+        for info in infos:
+            if directory[place : place + 4] != b"PK\x01\x02":
+                raise damaged(self.file.path, "its directory isn't where its end says")
+            name, extra, comment = struct.unpack_from("<3H", directory, place + 28)
+            if info.filename in found:
+                raise damaged(self.file.path, "it has two members of one name", key=info.filename)
+            found[info.filename] = at + place
+            place += 46 + name + extra + comment
+        return found
+
+    def _member(self, info: zipfile.ZipInfo, directory_entry: int) -> Member:
+        path, name = self.file.path, info.filename
+        if info.flag_bits & _ENCRYPTED:
+            raise refused(path, "it is encrypted", key=name)
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise refused(path, f"it is compressed by method {info.compress_type}, and only deflate is read", key=name)
+        header = self.file.read(info.header_offset, LOCAL.size, key=name)
+        magic, _, flags, method, _, _, crc, stored, size, name_length, extra_length = LOCAL.unpack(header)
+        start = info.header_offset + LOCAL.size
+        local_name = self.file.read(start, name_length, key=name)
+        if magic != b"PK\x03\x04" or method != info.compress_type or local_name != _encoded(info):
+            raise damaged(path, "its own header and the archive's directory contradict each other", key=name)
+        if not flags & _LATER:
+            sizes = ((crc, info.CRC), (stored, info.compress_size), (size, info.file_size))
+            if any(one not in (other, 0xFFFFFFFF) for one, other in sizes):
+                raise damaged(path, "its own header and the archive's directory contradict each other", key=name)
+        offset = start + name_length + extra_length
+        self.file.check_inside(offset, info.compress_size, name)
+        deflated = info.compress_type == zipfile.ZIP_DEFLATED
+        if not deflated and info.compress_size != info.file_size:
+            raise damaged(path, "it is stored, and yet has another size than its data", key=name)
+        if deflated:
+            self.limits.check_growth(path, name, info.compress_size, info.file_size)
+        checks = [directory_entry + 16]
+        if not flags & _LATER:
+            checks.append(info.header_offset + 14)
+        else:
+            end = offset + info.compress_size
+            signed = self.file.read(end, 4, key=name) == b"PK\x07\x08"
+            checks.append(end + 4 * signed)
+        note = _extra(info.extra)
+        return Member(name, info.file_size, info.compress_size, offset, deflated, info.CRC, tuple(checks), note)
+
+    def _check_apart(self, ends: list[tuple[int, int, str]]) -> None:
+        at = 0
+        for first, last, name in sorted(ends):
+            if first < at:
+                raise damaged(self.file.path, "it overlaps the member before it", key=name)
+            if not at and first:
+                raise damaged(self.file.path, f"{first:,} bytes stand before its first member", key=name)
+            at = last
+        if at > self.start_of_directory:
+            raise damaged(self.file.path, "its members run into its directory")
+
+    def read(self, member: Member, most: int | None = None) -> bytes:
+        """Return a member's bytes, or the first so many of them."""
+        wanted = member.size if most is None else min(most, member.size)
+        return b"".join(self.stream(member, wanted))
+
+    def stream(self, member: Member, most: int | None = None) -> Iterator[bytes]:
+        """Yield a member's bytes in parts; all of them are held against its CRC-32."""
+        wanted = member.size if most is None else most
+        done, crc = 0, 0
+        for part in self._deflated(member) if member.deflated else self._plain(member):
+            cut = part[: wanted - done]
+            done += len(cut)
+            crc = zlib.crc32(cut, crc)
+            yield cut
+            if done >= wanted and wanted < member.size:
+                return
+            if len(cut) < len(part):
+                raise damaged(self.file.path, f"it has more than the {member.size:,} bytes it claims", key=member.name)
+        if done < wanted:
+            raise damaged(self.file.path, f"it has {done:,} of the {member.size:,} bytes it claims", key=member.name)
+        if crc != member.crc:
+            raise damaged(self.file.path, "its CRC-32 is wrong: its bytes have changed", key=member.name)
+
+    def _plain(self, member: Member) -> Iterator[bytes]:
+        for start in range(0, member.size, PIECE):
+            count = min(PIECE, member.size - start)
+            yield self.file.read(member.offset + start, count, key=member.name)
+
+    def _deflated(self, member: Member) -> Iterator[bytes]:
+        inflate = zlib.decompressobj(-15)
+        try:
+            for start in range(0, member.stored_size, PIECE):
+                count = min(PIECE, member.stored_size - start)
+                data = self.file.read(member.offset + start, count, key=member.name)
+                while data:
+                    yield inflate.decompress(data, PIECE)
+                    data = inflate.unconsumed_tail
+            yield inflate.flush()
+        except zlib.error as wrong:
+            raise damaged(self.file.path, f"its data can't be unpacked: {wrong}", key=member.name) from None
+
+
+def _encoded(info: zipfile.ZipInfo) -> bytes:
+    return info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
+
+
+def _extra(extra: bytes) -> bytes | None:
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, at)
+        if kind == EXTRA:
+            return extra[at + 4 : at + 4 + length]
+        at += 4 + length
+    return None
+
+
+def noted(extra: bytes) -> bytes:
+    """Return a note as an extra field of a member."""
+    return struct.pack("<HH", EXTRA, len(extra)) + extra if 0 < len(extra) < 1 << 15 else b""

@@ -1,0 +1,178 @@
+"""A file opened once and read by position.
+
+Owns :class:`OpenFile`, :class:`Window` and the errors about files. Imports errors and parameter.
+
+All reading of a checkpoint goes through one descriptor: who replaces the file meanwhile replaces its name, and what is
+read stays wholly the old one.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+import threading
+import weakref
+from typing import Any, TypeVar
+
+import numpy as np
+
+from xweights.errors import CheckpointError, DamagedFileError, FileAccessError, RefusedFileError
+from xweights.parameter import Array
+
+# Bytes looked at in one go where data only passes through: few enough for the second-level cache.
+PIECE = 1 << 20
+# Linux reads and writes at most 2 GiB less a page at once.
+_MOST = 1 << 30
+
+_READING = os.O_RDONLY
+for _word in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY"):  # as far as the system knows them
+    _READING |= getattr(os, _word, 0)
+
+_Error = TypeVar("_Error", bound=CheckpointError)
+_FIXES = {
+    errno.ENOENT: "check the path",
+    errno.ENOSPC: "make room on the disk; the file that was there before is untouched",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f); the file that was there before is untouched",
+    errno.EDQUOT: "make room in the quota; the file that was there before is untouched",
+    errno.EROFS: "choose another place",
+    errno.EACCES: "ask for the right to it, or choose another place",
+    errno.EISDIR: "name a file in it",
+}
+
+
+def damaged(path: str, reason: str, *, key: str | None = None, fix: str | None = None) -> DamagedFileError:
+    """Return the error about a file that breaks the rules of its format."""
+    return _about(DamagedFileError, path, reason, key, fix or "get the file again: this one can't be trusted")
+
+
+def refused(path: str, reason: str, *, key: str | None = None, fix: str | None = None) -> RefusedFileError:
+    """Return the error about a file with something that is never loaded."""
+    return _about(RefusedFileError, path, reason, key, fix)
+
+
+def inaccessible(path: str, cause: OSError, doing: str) -> FileAccessError:
+    """Return the error about a file that the system keeps from us."""
+    reason = f"the system doesn't let us {doing}: {cause.strerror or cause}"
+    error = _about(FileAccessError, path, reason, None, _FIXES.get(cause.errno or 0))
+    error.errno = cause.errno
+    return error
+
+
+def _about(kind: type[_Error], path: str, reason: str, key: str | None, fix: str | None) -> _Error:
+    inside = "" if key is None else f", {shortened(key)}"
+    text = f"{os.path.basename(path)!r}{inside}: {reason}\nfile: {path}"
+    error = kind(text if fix is None else f"{text}\nFix: {fix}")
+    error.path, error.key, error.reason = path, key, reason
+    return error
+
+
+def shortened(text: object, limit: int = 120) -> str:
+    """Return the repr of something from a file, cut where it would flood a message."""
+    shown = repr(text[: 2 * limit] if isinstance(text, (str, bytes)) else text)
+    return shown if len(shown) <= limit else f"{shown[:limit]}..."
+
+
+class OpenFile:
+    """A regular file, opened for reading; safe to read from several threads at once."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            # Not to wait for somebody to write into a pipe, if it is one.
+            self.descriptor = os.open(path, _READING)
+        except OSError as cause:
+            raise inaccessible(path, cause, "open it") from None
+        except ValueError as cause:  # a null character in the path
+            raise refused(path, f"this is no path: {cause}") from None
+        self._close = weakref.finalize(self, os.close, self.descriptor)
+        found = os.fstat(self.descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            self._close()
+            raise refused(path, "it is no regular file", fix="name a file")
+        self.size = found.st_size
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close it now; reading then fails."""
+        self._close()
+
+    def read(self, offset: int, count: int, *, key: str | None = None) -> bytes:
+        """Return exactly so many bytes; raise DamagedFileError where the file ends before."""
+        self.check_inside(offset, count, key)
+        room = bytearray(count)
+        self._fill(offset, memoryview(room), key)
+        return bytes(room)
+
+    def read_into(self, offset: int, out: Array, *, key: str | None = None) -> None:
+        """Fill a C-contiguous array with the bytes that lie from ``offset`` on."""
+        if out.size:
+            self._fill(offset, raw(out).data, key)
+
+    def check_inside(self, offset: int, count: int, key: str | None = None) -> None:
+        """Raise DamagedFileError unless the file has all of these bytes."""
+        if offset < 0 or count < 0 or offset + count > self.size:
+            reason = f"it ends before its data does\ngot:      {self.size:,} bytes\nexpected: {offset + count:,} bytes"
+            raise damaged(self.path, reason, key=key)
+
+    def _fill(self, offset: int, out: memoryview, key: str | None) -> None:
+        done = 0
+        try:
+            while done < len(out):
+                got = self._some(offset + done, out[done : done + _MOST])
+                if not got:
+                    raise damaged(self.path, "it became shorter while it was read", key=key)
+                done += got
+        except OSError as cause:
+            raise inaccessible(self.path, cause, "read it") from None
+
+    def _some(self, offset: int, out: memoryview) -> int:
+        if not self._close.alive:
+            raise refused(self.path, "it has been closed", fix="load it again")
+        if hasattr(os, "preadv"):
+            return os.preadv(self.descriptor, [out], offset)
+        with self._lock:
+            os.lseek(self.descriptor, offset, os.SEEK_SET)
+            part = os.read(self.descriptor, len(out))
+        out[: len(part)] = part
+        return len(part)
+
+
+class Window(io.RawIOBase):
+    """A part of an open file as a file object, for parsers that want one."""
+
+    def __init__(self, file: OpenFile, start: int = 0, size: int | None = None) -> None:
+        super().__init__()
+        self.file, self.start = file, start
+        self.size = file.size - start if size is None else size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            raise ValueError("a position before the start")
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, out: Any) -> int:
+        view = memoryview(out).cast("B")
+        count = max(0, min(len(view), self.size - self._at))
+        if count:
+            view[:count] = self.file.read(self.start + self._at, count)
+        self._at += count
+        return count
+
+
+def raw(array: Array) -> Array:
+    """Return the bytes of a C-contiguous array as a flat array of them, sharing its memory."""
+    return array.reshape(-1).view(np.uint8)

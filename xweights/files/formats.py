@@ -1,0 +1,64 @@
+"""Which format a path is of, and who reads and writes it.
+
+Owns the table of formats. Imports the formats.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from xweights.errors import near
+from xweights.files import dot_keras, h5, npz, pt, safetensors, sharded
+from xweights.files.descriptors import OpenFile, refused
+from xweights.files.items import Item, Sink
+from xweights.files.journal import opened
+from xweights.files.limits import Limits
+from xweights.files.records import Index
+
+Reader = Callable[[OpenFile, Limits], Index]
+Writer = Callable[[Sink, Sequence[Item], dict[str, str]], None]
+FolderWriter = Callable[[str, Sequence[Item], dict[str, str], bool, int], None]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format: the endings of its files, and how they are read and written (None: only read).
+
+    ``write_shards`` instead of ``write`` where a checkpoint is several files.
+    """
+
+    name: str
+    endings: tuple[str, ...]
+    read: Reader
+    write: Writer | None = None
+    write_shards: FolderWriter | None = None
+    keeps_metadata: bool = False
+
+
+FORMATS = (
+    Format("sharded safetensors", (sharded.ENDING,), sharded.read, write_shards=sharded.write, keeps_metadata=True),
+    Format("sharded h5", (sharded.H5_ENDING,), sharded.read_h5),
+    Format("safetensors", (safetensors.ENDING,), safetensors.read, safetensors.write, keeps_metadata=True),
+    Format("npz", (npz.ENDING,), npz.read, npz.write),
+    Format("keras", (dot_keras.ENDING,), dot_keras.read),
+    Format("h5", h5.ENDINGS, h5.read, h5.write),
+    Format("pt", pt.ENDINGS, pt.read, pt.write),
+)
+
+
+def format_of(path: str) -> Format:
+    """Return the format that a path's ending names."""
+    name = os.path.basename(path).lower()
+    for one in FORMATS:
+        if name.endswith(one.endings):
+            return one
+    endings = [ending for one in FORMATS for ending in one.endings]
+    reason = f"its ending names no format of weights\n{near(os.path.splitext(name)[1], endings)}"
+    raise refused(path, reason, fix=f"use one of {', '.join(endings)}")
+
+
+def read(path: str, limits: Limits) -> Index:
+    """Return the index of a file of any format."""
+    return format_of(path).read(opened(path), limits)

@@ -1,0 +1,332 @@
+"""HDF5 files, as Keras writes its weights.
+
+Owns :func:`read`, :func:`read_at` and :func:`write`. Imports descriptors, items, limits, notes and records; h5py inside
+functions.
+
+h5py reads the structure through our descriptor. Nothing is followed that leads out of the file (external links,
+external storage, virtual datasets), no filter is used that isn't built in, and plain arrays are read without h5py. When
+writing, h5py makes the structure in memory, and the arrays go past it straight into the file.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xweights.errors import BackendMissingError, CheckpointError
+from xweights.files.descriptors import OpenFile, Window, damaged, refused, shortened
+from xweights.files.dtypes import dtype_named, is_special, native
+from xweights.files.items import Item, Sink
+from xweights.files.limits import Limits
+from xweights.files.notes import NOTE, packed
+from xweights.files.records import Index, Record, Span, bytes_of
+from xweights.files.safetensors import read_note
+from xweights.parameter import Array
+
+ENDINGS = (".weights.h5", ".h5", ".hdf5")
+# gzip, shuffle, fletcher32 and scale-offset come with HDF5, lzf with h5py; any other would be code loaded from a disk.
+_FILTERS = frozenset({1, 2, 3, 6, 32000})
+_DEPTH = 64
+_CONTIGUOUS, _CHUNKED = 1, 2
+
+
+def need_h5py(path: str) -> Any:
+    """Return h5py, or say how to get it."""
+    try:
+        import h5py
+    except ImportError:
+        raise BackendMissingError(
+            f"{path!r} is an HDF5 file, and h5py isn't installed\nFix: python -m pip install 'xweights-nn[files]'"
+        ) from None
+    return h5py
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """Entries that only h5py can unpack: chunked, compressed, or inside of the structure."""
+
+    dataset: Any
+    path: str
+
+    def read(self, record: Record) -> Array:
+        whole = np.empty(record.shape, record.dtype)
+        if record.size:
+            self._fill(whole, (), record)
+        return whole
+
+    def read_into(self, record: Record, out: Array, start: int) -> None:
+        shape = record.shape
+        row = math.prod(shape[1:])
+        first, last = start // max(row, 1), -(-(start + out.size) // max(row, 1))
+        if not shape or last - first >= shape[0]:
+            out[...] = self.read(record).reshape(-1)[start : start + out.size]
+            return
+        rows = np.empty((last - first, *shape[1:]), record.dtype)
+        self._fill(rows, (slice(first, last),), record)
+        out[...] = rows.reshape(-1)[start - first * row : start - first * row + out.size]
+
+    def _fill(self, out: Array, cut: tuple[slice, ...], record: Record) -> None:
+        try:
+            stored = self.dataset[cut] if cut else self.dataset[()]
+        except CheckpointError:
+            raise
+        except Exception as wrong:  # noqa: BLE001 - whatever h5py makes of a damaged chunk
+            raise damaged(self.path, f"its data can't be unpacked: {str(wrong)[:120]}", key=record.key) from None
+        stored = np.asarray(stored)
+        out[...] = stored.view(record.dtype) if stored.dtype.kind == "V" else stored
+
+
+def read(file: OpenFile, limits: Limits) -> Index:
+    """Return the index of an HDF5 file."""
+    return read_at(file, limits, 0, file.size)
+
+
+def read_at(file: OpenFile, limits: Limits, start: int, size: int) -> Index:
+    """Return the index of an HDF5 file that lies inside of another file."""
+    return indexed(file, Window(file, start, size), limits, start)
+
+
+def indexed(file: OpenFile, window: io.IOBase, limits: Limits, start: int | None) -> Index:
+    """Return the index of an HDF5 file; ``start`` is where it begins in ``file``, None if it isn't there plainly."""
+    h5py = need_h5py(file.path)
+    records: list[Record] = []
+    ignored: list[str] = []
+    try:
+        opened = h5py.File(window, "r")
+        reader = _Reader(h5py, file, limits, start)
+        for key, dataset in reader.walk(opened, "", []):
+            if _is_no_weight(key):
+                ignored.append(key)
+            else:
+                records.append(reader.record(key, dataset))
+        names = reader.names
+        records.sort(key=lambda record: reader.places.get(record.key, len(records)))
+    except CheckpointError:
+        raise
+    except Exception as wrong:  # noqa: BLE001 - whatever h5py makes of a damaged file
+        raise damaged(file.path, f"it is no sound HDF5 file: {str(wrong)[:120]}") from None
+    return Index(file.path, "h5", records, [file], {f"name:{key}": name for key, name in names.items()}, ignored)
+
+
+def _is_no_weight(key: str) -> bool:
+    """Return whether a key of Keras' is an optimizer's variable or the state of a random generator."""
+    return key.startswith("optimizer/vars/") or ("seed_generator" in key and "/vars/" in key)
+
+
+class _Reader:
+    """Walks the groups of one file."""
+
+    def __init__(self, h5py: Any, file: OpenFile, limits: Limits, start: int | None) -> None:
+        self.h5py, self.file, self.limits, self.start = h5py, file, limits, start
+        self.names: dict[str, str] = {}
+        self.places: dict[str, int] = {}
+        self.seen: set[int] = set()
+        self.room = limits.index_room
+
+    def walk(self, group: Any, path: str, above: list[int]) -> Iterator[tuple[str, Any]]:
+        for name in group:
+            key = f"{path}{name}"
+            self.room -= 2000
+            if self.room < 0 or len(above) > _DEPTH:
+                raise refused(self.file.path, "it has more or deeper groups than allowed", key=key)
+            link = group.get(name, getlink=True)
+            if not isinstance(link, self.h5py.HardLink):
+                where = getattr(link, "filename", None)
+                what = "a link into another file" if where is not None else "a soft link"
+                raise refused(self.file.path, f"it is {what}, which is never followed", key=key)
+            found = group[name]
+            address = self.h5py.h5o.get_info(found.id).addr
+            if address in self.seen:
+                raise refused(self.file.path, "it is a second name of something that came before", key=key)
+            self.seen.add(address)
+            if isinstance(found, self.h5py.Group):
+                label = found.attrs.get("name") if name == "vars" else None
+                if isinstance(label, str):
+                    self.names[key] = label
+                yield from self.walk(found, f"{key}/", [*above, address])
+            elif isinstance(found, self.h5py.Dataset):
+                yield key, found
+            else:
+                raise refused(self.file.path, "it is neither a group nor an array", key=key)
+
+    def record(self, key: str, dataset: Any) -> Record:
+        path = self.file.path
+        shape, stored = dataset.shape, dataset.dtype
+        if shape is None:
+            raise refused(path, "it has no shape at all", key=key)
+        note = self._note(key, dataset)
+        if isinstance(note, dict) and type(note.get("at")) is int:
+            self.places[key] = note["at"]
+        dtype = native(stored)
+        if stored.kind == "V" and stored.names is None:
+            dtype = self._named(key, dataset, stored)
+        if (
+            dtype.kind not in "biufV"
+            or dtype.names
+            or dtype.itemsize > 8
+            or (dtype.kind == "V" and dtype.isbuiltin != 2)
+        ):
+            raise refused(path, f"its dtype is {shortened(stored.str)}, and weights are real numbers", key=key)
+        properties = dataset.id.get_create_plist()
+        if dataset.is_virtual or properties.get_external_count():
+            raise refused(path, "its data lies in other files, which are never opened", key=key)
+        filters = {properties.get_filter(place)[0] for place in range(properties.get_nfilters())}
+        if filters - _FILTERS:
+            reason = f"it is packed by the filter {min(filters - _FILTERS)}, which isn't built into HDF5"
+            raise refused(path, reason, key=key)
+        record = Record(key, dtype, shape, read_note(path, note, key, shape, dtype), Dataset(dataset, path))
+        self.limits.check(path, record)
+        return self._placed(record, dataset, properties, stored)
+
+    def _placed(self, record: Record, dataset: Any, properties: Any, stored: np.dtype[Any]) -> Record:
+        """Return the record with a place that is quicker to read, where its bytes lie plainly in the file."""
+        path, key = self.file.path, record.key
+        layout = properties.get_layout()
+        held = dataset.id.get_storage_size()
+        if layout == _CHUNKED:
+            self.limits.check_growth(path, key, held, record.nbytes)
+            chunk = math.prod(dataset.chunks) * record.dtype.itemsize
+            self.limits.check_growth(path, key, held, chunk)
+        elif record.nbytes != held:
+            reason = f"its data isn't all there\ngot:      {held:,} bytes\nexpected: {record.nbytes:,} bytes"
+            raise damaged(path, reason, key=key)
+        if layout != _CONTIGUOUS or self.start is None or not record.size:
+            return record
+        offset = self.start + dataset.id.get_offset()
+        self.file.check_inside(offset, record.nbytes, key)
+        span = Span(self.file, offset, record.dtype.itemsize > 1 and not stored.isnative)
+        return Record(key, record.dtype, record.shape, record.note, span)
+
+    def _note(self, key: str, dataset: Any) -> Any:
+        text = dataset.attrs.get(NOTE)
+        if text is None:
+            return None
+        try:
+            return json.loads(text)
+        except (TypeError, ValueError, RecursionError):
+            raise damaged(self.file.path, "its note is no JSON", key=key) from None
+
+    def _named(self, key: str, dataset: Any, stored: np.dtype[Any]) -> np.dtype[Any]:
+        name = dataset.attrs.get("dtype")
+        try:
+            dtype = dtype_named(name) if isinstance(name, str) else None
+        except (AttributeError, TypeError):
+            dtype = None
+        if dtype is None or dtype.itemsize != stored.itemsize:
+            reason = f"its dtype is {shortened(stored.str)}, bytes without a meaning"
+            raise refused(self.file.path, reason, key=key)
+        return dtype
+
+
+class _Sparse(io.RawIOBase):
+    """A file in memory that takes no room where nothing was written."""
+
+    PAGE = 1 << 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pages: dict[int, bytearray] = {}
+        self.size = self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def truncate(self, size: int | None = None) -> int:
+        self.size = self._at if size is None else size
+        return self.size
+
+    def readinto(self, out: Any) -> int:
+        view = memoryview(out).cast("B")
+        count = max(0, min(len(view), self.size - self._at))
+        done = 0
+        while done < count:
+            page, place = divmod(self._at + done, self.PAGE)
+            step = min(self.PAGE - place, count - done)
+            held = self.pages.get(page)
+            view[done : done + step] = bytes(step) if held is None else held[place : place + step]
+            done += step
+        self._at += count
+        return count
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view):
+            page, place = divmod(self._at + done, self.PAGE)
+            step = min(self.PAGE - place, len(view) - done)
+            held = self.pages.setdefault(page, bytearray(self.PAGE))
+            held[place : place + step] = view[done : done + step]
+            done += step
+        self._at += done
+        self.size = max(self.size, self._at)
+        return done
+
+
+def write(sink: Sink, items: Sequence[Item], metadata: dict[str, str]) -> None:
+    """Write items as an HDF5 file: a dataset for each, in the groups that its key names."""
+    if metadata:
+        raise sink.cannot(None, "a .h5 file has no place for metadata")
+    h5py = need_h5py(sink.path)
+    skeleton = _Sparse()
+    with h5py.File(skeleton, "w") as opened:
+        offsets = [_create(h5py, opened, sink, item, place) for place, item in enumerate(items)]
+    base = sink.file.tell()
+    for page, held in sorted(skeleton.pages.items()):
+        sink.file.seek(base + page * skeleton.PAGE)
+        sink.write(held[: max(0, skeleton.size - page * skeleton.PAGE)])
+    for item, offset in zip(items, offsets, strict=True):
+        if offset is None:
+            continue
+        sink.file.seek(base + offset)
+        for part in item.checked():
+            sink.write(bytes_of(part))
+    sink.file.flush()
+    sink.file.truncate(base + skeleton.size)
+    sink.file.seek(base + skeleton.size)
+
+
+def _create(h5py: Any, opened: Any, sink: Sink, item: Item, place: int) -> int | None:
+    """Make a dataset and return where in the file its entries go."""
+    special = is_special(item.dtype)
+    stored = np.dtype(f"V{item.dtype.itemsize}") if special else item.dtype.newbyteorder("<")
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_layout(h5py.h5d.CONTIGUOUS)
+    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    parts = item.key.split("/")
+    if not all(parts) or "." in parts or len(parts) > _DEPTH:
+        raise sink.cannot(item, "its key is no path of HDF5")
+    try:
+        group = opened.require_group("/".join(parts[:-1])) if parts[:-1] else opened
+        kind = h5py.h5t.py_create(stored, logical=True)
+        space = h5py.h5s.create_simple(item.shape) if item.shape else h5py.h5s.create(h5py.h5s.SCALAR)
+        made = h5py.h5d.create(group.id, parts[-1].encode(), kind, space, dcpl=plan)
+    except (ValueError, TypeError, OSError, RuntimeError) as wrong:
+        raise sink.cannot(item, f"HDF5 can't hold it: {str(wrong)[:120]}") from None
+    dataset = h5py.Dataset(made)
+    if special:
+        dataset.attrs["dtype"] = item.dtype.name
+    if item.note is not None:
+        # HDF5 keeps no order of its own.
+        dataset.attrs[NOTE] = packed({**item.note.as_json(item.key, item.dtype), "at": place})
+    offset: int | None = made.get_offset() if item.nbytes else None
+    return offset

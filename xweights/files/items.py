@@ -1,0 +1,87 @@
+"""An array to be written, whatever the format.
+
+Owns :class:`Item`, :class:`Sink` and :func:`item_of`. Imports axes, descriptors, errors, notes, parameter and records.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from xweights.axes import Shape
+from xweights.errors import CheckpointError, ShapeError
+from xweights.files.dtypes import native
+from xweights.files.notes import Note
+from xweights.files.records import Record
+from xweights.parameter import Array, Parameter
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One array to be written.
+
+    ``pieces()`` is called once, when it is this array's turn, and yields consecutive parts of it in C order: whole, or
+    in as many parts as there are, so that nothing larger than a part need be in memory.
+    """
+
+    key: str
+    dtype: np.dtype[Any]
+    shape: Shape
+    note: Note | None
+    pieces: Callable[[], Iterable[Array]]
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def checked(self) -> Iterator[Array]:
+        """Yield the pieces, and raise if they aren't what was announced: a file would be damaged by it."""
+        entries = 0
+        for part in self.pieces():
+            if part.dtype != self.dtype:
+                raise ShapeError(f"a piece of {self.key!r} is {part.dtype.name}, not {self.dtype.name}")
+            entries += part.size
+            if entries > math.prod(self.shape):
+                break
+            yield part
+        if entries != math.prod(self.shape):
+            raise ShapeError(
+                f"the pieces of {self.key!r} have {entries:,} entries\nexpected: {math.prod(self.shape):,}"
+            )
+
+
+class Sink(Protocol):
+    """Where a format writes: the file that will take the old one's place."""
+
+    path: str
+    file: BinaryIO
+
+    def write(self, data: Any) -> int:
+        """Write all of these bytes."""
+
+    def cannot(self, item: Item | None, reason: str) -> CheckpointError:
+        """Return the error to raise for an array that this format can't hold."""
+
+
+def item_of(p: Parameter, *, key: str | None = None, pieces: Callable[[], Iterable[Array]] | None = None) -> Item:
+    """Return a parameter of any target as an item: in its stored order, with everything known of it as its note.
+
+    ``pieces`` if something else than its present values is to be written under its name.
+    """
+    dtype = native(p.dtype)
+    return Item(
+        p.name if key is None else key, dtype, p.layout.stored, Note.of(p), pieces or (lambda: _values(p, dtype))
+    )
+
+
+def _values(p: Parameter, dtype: np.dtype[Any]) -> Iterator[Array]:
+    if isinstance(p.handle, Record):
+        yield from p.handle.pieces()
+        return
+    array = p.storage.read(p.handle)
+    yield array if array.dtype == dtype else array.astype(dtype)

@@ -1,0 +1,52 @@
+"""How much memory a file may ask for.
+
+Owns :class:`Limits`. Imports descriptors and records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xweights.files.descriptors import refused
+from xweights.files.records import Record
+
+MIB = 1 << 20
+# What an index may take on top of max_bytes, and how many times its length in a file a parsed one takes in memory.
+_INDEX_ROOM = 48 * MIB
+_PARSED = 12
+# Without max_bytes: compressed data may grow so many times, or up to so many bytes, whichever is more.
+_GROWTH = 64
+_ALWAYS = 256 * MIB
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``max_bytes``: how large one array may be in memory. None: what is stored plainly may be as large as the file."""
+
+    max_bytes: int | None = None
+
+    def check(self, path: str, record: Record) -> None:
+        """Refuse an array that is larger than allowed."""
+        if self.max_bytes is not None and record.nbytes > self.max_bytes:
+            reason = (
+                f"it is larger than max_bytes\ngot:      {record.nbytes:,} bytes\nexpected: {self.max_bytes:,} bytes"
+            )
+            raise refused(path, reason, key=record.key, fix="give a larger max_bytes= if you trust the file")
+
+    def check_growth(self, path: str, key: str, stored: int, unpacked: int) -> None:
+        """Refuse compressed data that would grow beyond what was allowed."""
+        most = max(_ALWAYS, _GROWTH * stored) if self.max_bytes is None else self.max_bytes
+        if unpacked > most:
+            reason = f"{stored:,} compressed bytes would become {unpacked:,}, and {most:,} are allowed"
+            raise refused(path, reason, key=key, fix="give a larger max_bytes= if you trust the file")
+
+    @property
+    def index_room(self) -> int:
+        """Bytes of memory that the index of a file (names, shapes) may take."""
+        return 1 << 32 if self.max_bytes is None else self.max_bytes + _INDEX_ROOM
+
+    def check_index(self, path: str, length: int) -> None:
+        """Refuse an index that would take more memory than allowed."""
+        if length * _PARSED > self.index_room:
+            reason = f"its index of {length:,} bytes would take more memory than max_bytes={self.max_bytes:,} allows"
+            raise refused(path, reason, fix="give a larger max_bytes= if you trust the file")

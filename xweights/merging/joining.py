@@ -1,0 +1,132 @@
+"""Many targets into one.
+
+Owns :func:`merge`. Imports errors, groups, pairing, params, renaming, results, selecting, settings, sides, table,
+targets, working and writing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from xweights.errors import ArgumentError, LayoutError, Problems, TraceError
+from xweights.merging.groups import Group
+from xweights.merging.pairing import grouped
+from xweights.merging.results import in_memory, stream_out
+from xweights.merging.settings import Settings, the_method
+from xweights.merging.sides import settle_names, sides_of
+from xweights.merging.table import Method
+from xweights.merging.working import Work, units_of
+from xweights.params import LayoutName, Params
+from xweights.renaming import Names
+from xweights.selecting import WhereLike
+from xweights.targets import tracing
+from xweights.writing import set_params
+
+
+def merge(
+    targets: Sequence[Any],
+    method: str = "average",
+    *,
+    base: Any = None,
+    where: WhereLike = ...,
+    names: Names | Sequence[Names | None] | None = None,
+    layout: LayoutName | None = None,
+    into: Any = None,
+    out: str | os.PathLike[str] | None = None,
+    cast: bool = False,
+    allow_nonfinite: bool = False,
+    durable: bool = True,
+    **options: Any,
+) -> Params | None:
+    """Merge models, checkpoints, paths and mappings, of any framework and mixed, into one.
+
+    Args:
+        targets: What is merged: a list of targets. They pair by neutral name, and by axis name inside; the first one's
+            names, axes and dtypes are the result's.
+        method: "average", "lerp", "slerp", "ema", "model_stock", "task_arithmetic", "ties", "dare_linear", "dare_ties",
+            "della", "della_linear", "breadcrumbs" or "breadcrumbs_ties": see docs/merging.md for formulas and sources.
+        base: The target that task vectors begin at, for the methods from "model_stock" on.
+        where: Which parameters of the first target; the others are no part of the result. Default: all.
+        names: ``{glob in the first target: glob in the others}`` where names differ, for targets that don't have the
+            first one's names; or a list with a mapping or None for each target but the first, then base, then into.
+            Also what randomness is keyed by.
+        layout: How arrays of unknown axes lie beside those that know theirs: "neutral", or "native": as these store it.
+        into: A target to write the result to, in place and all or nothing; holds are re-applied, as by
+            :func:`xweights.set_params`.
+        out: A path to stream the result to instead, a block at a time; the file there is replaced at the end.
+        cast: True also merges different dtypes; the result is rounded once to the dtype of ``into``, else of the first.
+        allow_nonfinite: True also merges NaN and infinity.
+        durable: With ``out``, as for :func:`xweights.save`.
+        **options: The method's: weights=, t=, decay=, scale= (any number), density= and gamma= (0 to 1: shares of
+            entries), epsilon= (0 to 0.5), normalize=, rescale= ("density", "l1" or None), per= (axes that number the
+            units), seed= (an int). weights, density, gamma and epsilon also take a number for each target, and all
+            numbers a mapping of where to these, as in ``weights={"*": (1, 1), "head/*": (0, 1)}``: the last that
+            matches counts.
+
+    Returns:
+        Params in memory of their own; None with ``into`` or ``out``.
+
+    Exact across frameworks: computed on the host in float32 (float64 for float64), sums in float64, and rounded once.
+    "average" of equal targets gives their very bits. Integers and bools aren't merged: they have to be equal; counters
+    (``num_batches_tracked``) are the first one's.
+    Raises SelectionError, ShapeError, DtypeError, LayoutError, NonfiniteError, ArgumentError, WriteError, TargetError:
+    all that is wrong at once, with nothing changed.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> a, b = {"w": np.array([1.0, 3.0])}, {"w": np.array([3.0, 5.0])}; xw.merge([a, b], weights=(3, 1))["w"]
+        array([1.5, 3.5])
+    """
+    if not isinstance(targets, (list, tuple)) or not targets:
+        raise ArgumentError(f"targets= is a list of targets\ngot: {type(targets).__name__}\nFix: merge([a, b], ...)")
+    if into is not None and out is not None:
+        raise ArgumentError("into= and out= can't both be given\nFix: merge into the target, then save it")
+    if isinstance(into, (str, os.PathLike)):
+        raise ArgumentError(f"into= is a target that is written in place\ngot: the path {os.fspath(into)!r}\nFix: out=")
+    if layout not in (None, "neutral", "native"):
+        raise ArgumentError(f'layout= is "neutral", "native" or None\ngot: {layout!r}')
+    row = the_method(method)
+    sides = sides_of(targets, base, into, names)
+    if any(tracing(side.target) for side in sides):
+        raise TraceError("merging reads values on the host\nFix: call it before or after the compiled step")
+    problems = Problems("these can't be merged, and nothing was changed")
+    for side in sides:
+        side.open(problems)
+    problems.check()
+    settle_names(sides, problems)
+    _check_counts(row, method, len(targets), base, problems)
+    settings = Settings(row, options, len(targets), sides[0].everything, problems)
+    groups = grouped(sides, len(targets), where, layout, cast, problems)
+    if row.units:
+        _checkunits_of(groups, options.get("per"), problems)
+    problems.check()
+    work = Work(row, settings, problems, allow_nonfinite)
+    if out is not None:
+        stream_out(work, groups, sides[0], out, durable)
+        return None
+    result = in_memory(work, groups, named_by_into=into is not None)
+    problems.check()
+    if into is None:
+        return result
+    set_params(into, result, strict=False, allow_nonfinite=allow_nonfinite)
+    return None
+
+
+def _check_counts(method: Method, name: str, count: int, base: Any, problems: Problems) -> None:
+    if count < method.fewest or count > (method.most or count):
+        wanted = f"{method.fewest} targets" if method.most == method.fewest else f"at least {method.fewest} targets"
+        problems.add(ArgumentError, f"{name!r} merges {wanted}\ngot: {count}")
+    if method.base and base is None:
+        problems.add(ArgumentError, f"{name!r} needs base=, the target that the others were trained from")
+    if base is not None and not method.base:
+        problems.add(ArgumentError, f"{name!r} has no base", fix="put it among the targets, or choose another method")
+
+
+def _checkunits_of(groups: Sequence[Group], per: Any, problems: Problems) -> None:
+    for group in groups:
+        try:
+            units_of(group, per)
+        except LayoutError as wrong:
+            problems.add(LayoutError, str(wrong))

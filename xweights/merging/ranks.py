@@ -1,0 +1,60 @@
+"""The k-th smallest magnitude of a stream: exact, in bounded memory.
+
+Owns :func:`order_statistics`. Imports NumPy only.
+
+Magnitudes are ordered as their bits are, so they are counted digit by digit, 16 bits at a time: two walks for float32,
+four for float64, and a table of 65,536 counts, however long the stream. (A sample that brackets the wanted value, as
+pruning takes it, needs to reach any entry at once, which a file that is streamed can't.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xweights.parameter import Array
+
+_DIGIT = 16
+_COUNTS = 1 << _DIGIT
+
+
+def order_statistics(blocks: Iterable[Array], ranks: Sequence[int]) -> list[tuple[Any, int]]:
+    """Return (the k-th smallest magnitude, how many are smaller) for each k, 1-based; ``blocks`` is walked anew.
+
+    Example:
+        >>> import numpy as np
+        >>> [(float(edge), below) for edge, below in order_statistics([np.array([3.0, -1.0, 1.0])], [2, 3])]
+        [(1.0, 0), (3.0, 2)]
+    """
+    left = list(ranks)  # the rank among what begins with the same digits
+    known = [0] * len(ranks)  # the digits so far
+    below = [0] * len(ranks)
+    digits = 1
+    done = 0
+    kind: np.dtype[Any] = np.dtype(np.float64)
+    while done < digits:
+        counts = {prefix: np.zeros(_COUNTS, np.int64) for prefix in known}
+        for block in blocks:
+            kind = block.dtype
+            width = 8 * kind.itemsize
+            digits = width // _DIGIT
+            bits = np.abs(block).view(f"u{kind.itemsize}")
+            shift = np.asarray(width - _DIGIT * (done + 1), bits.dtype)
+            for prefix, count in counts.items():
+                mine = bits
+                if done:
+                    mine = bits[(bits >> (shift + bits.dtype.type(_DIGIT))) == prefix]
+                digit = (mine >> shift) & bits.dtype.type(_COUNTS - 1)
+                np.add(count, np.bincount(digit.astype(np.int64), minlength=_COUNTS), out=count)
+        for i, prefix in enumerate(known):
+            sums = np.cumsum(counts[prefix])
+            digit = int(np.searchsorted(sums, left[i]))
+            smaller = int(sums[digit - 1]) if digit else 0
+            below[i] += smaller
+            left[i] -= smaller
+            known[i] = prefix << _DIGIT | digit
+        done += 1
+    edges = np.array(known, f"u{kind.itemsize}").view(kind)
+    return list(zip(edges, below, strict=True))

@@ -1,0 +1,69 @@
+"""The methods by name, and the options that each takes.
+
+Owns :class:`Method` and METHODS: a new method is one function and one row. Imports means, streams and vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from xweights.merging import means, vectors
+from xweights.merging.streams import Inputs
+from xweights.parameter import Array
+
+REQUIRED: Any = object()
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to merge.
+
+    Attributes:
+        function: From the inputs of one parameter to its merged blocks.
+        options: What it takes, with the defaults.
+        base: True if it needs ``base=``.
+        fewest, most: How many targets it takes; None: any number.
+        linear: True if each entry is a sum of those in its place, weighted alike everywhere: arrays may then
+            be walked as they are stored, and what isn't finite shows in the result.
+        units: True if it needs to know which axes number the units of a layer.
+    """
+
+    function: Callable[[Inputs], Iterator[Array]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    base: bool = False
+    fewest: int = 1
+    most: int | None = None
+    linear: bool = False
+    units: bool = False
+
+    @property
+    def formula(self) -> str:
+        """What it does, in a sentence."""
+        return (self.function.__doc__ or "").split("\n")[0]
+
+
+_ADDED = {"weights": 1.0, "scale": 1.0}
+_DROPPED = {**_ADDED, "density": REQUIRED}
+_SUM = {"normalize": False}
+_KEPT_AS_THEY_ARE = {"rescale": None}
+_DIVIDED = {"rescale": "density"}
+_BY_RANK = {**_DROPPED, **_DIVIDED, "epsilon": 0.15, "seed": REQUIRED, "per": None}
+_OUTLIERS = {**_DROPPED, **_SUM, **_KEPT_AS_THEY_ARE, "gamma": 0.01}
+
+METHODS: dict[str, Method] = {
+    "average": Method(means.average, {"weights": 1.0, "normalize": True}, linear=True),
+    "lerp": Method(means.lerp, {"t": REQUIRED}, fewest=2, most=2, linear=True),
+    "slerp": Method(means.slerp, {"t": REQUIRED}, fewest=2, most=2),
+    "ema": Method(means.ema, {"decay": REQUIRED}, linear=True),
+    "model_stock": Method(means.model_stock, base=True, fewest=2),
+    "task_arithmetic": Method(vectors.task_arithmetic, {**_ADDED, **_SUM}, base=True, linear=True),
+    "ties": Method(vectors.ties, {**_DROPPED, **_KEPT_AS_THEY_ARE, "normalize": True}, base=True),
+    "dare_linear": Method(vectors.dare_linear, {**_DROPPED, **_SUM, **_DIVIDED, "seed": REQUIRED}, base=True),
+    "dare_ties": Method(vectors.dare_ties, {**_DROPPED, **_SUM, **_DIVIDED, "seed": REQUIRED}, base=True),
+    "della": Method(vectors.della, {**_BY_RANK, "normalize": True}, base=True, units=True),
+    "della_linear": Method(vectors.della_linear, {**_BY_RANK, **_SUM}, base=True, units=True),
+    "breadcrumbs": Method(vectors.breadcrumbs, _OUTLIERS, base=True),
+    "breadcrumbs_ties": Method(vectors.breadcrumbs_ties, _OUTLIERS, base=True),
+}

@@ -1,0 +1,132 @@
+"""What a report's page is made of: its style, its script, tables that can be sorted, pictures that follow the theme.
+
+Owns :class:`Cell`, :func:`table`, :func:`inline_svg` and the page's constants. Imports panels and tables.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from xweights.panels import quiet
+from xweights.tables import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+POLICY = (
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+    "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
+)
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1c2733; --soft: #5b6875; --line: #d5dbe1; --back: #ffffff; --row: #f4f6f8;
+        --mark: #1f66a8; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e4e8ec; --soft: #9aa7b4; --line: #37424d; --back: #14191f; --row: #1c232b; --mark: #7db8ee; }
+}
+body { margin: 0; background: var(--back); color: var(--text); font: 15px/1.45 system-ui, sans-serif; }
+main { max-width: 1100px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1, h2 { overflow-wrap: anywhere; } h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+p { color: var(--soft); }
+.wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
+table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .7rem; text-align: left; white-space: nowrap; }
+th { border-bottom: 1px solid var(--line); padding: 0; }
+th button { all: unset; cursor: pointer; padding: .4rem .7rem; color: var(--soft); font-weight: 600; }
+th button:hover, th button:focus-visible { color: var(--mark); text-decoration: underline; }
+th[aria-sort] button { color: var(--mark); }
+th[aria-sort=ascending] button::after { content: " \\25B4"; }
+th[aria-sort=descending] button::after { content: " \\25BE"; }
+.number { text-align: right; }
+tbody tr:nth-child(even) { background: var(--row); }
+input { font: inherit; font-size: 13px; padding: .3rem .6rem; margin: 0 0 .6rem; width: 20rem; max-width: 100%;
+        box-sizing: border-box; color: inherit; background: var(--row); border: 1px solid var(--line);
+        border-radius: 6px; }
+figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; color: var(--text); }
+figure svg text { fill: currentColor; font-family: system-ui, sans-serif; }
+"""
+
+SCRIPT = """
+for (const table of document.querySelectorAll("table")) {
+  const body = table.tBodies[0];
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, place) => head.firstElementChild.addEventListener("click", () => {
+    const down = head.getAttribute("aria-sort") === "ascending";
+    for (const other of heads) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const key = row => row.cells[place].dataset.value ?? row.cells[place].textContent;
+    const number = head.classList.contains("number");
+    const before = (x, y) => number ? Number(x) - Number(y) : x.localeCompare(y, "en", { numeric: true });
+    const known = value => !number || !Number.isNaN(Number(value));
+    const rows = [...body.rows].map(row => [key(row), row]);
+    rows.sort(([x], [y]) => known(y) - known(x) || (known(x) ? (before(x, y) || 0) * (down ? -1 : 1) : 0));
+    body.append(...rows.map(([, row]) => row));
+  }));
+  const search = table.closest("section").querySelector("input");
+  search?.addEventListener("input", () => {
+    const wanted = search.value.toLowerCase();
+    for (const row of body.rows) row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted);
+  });
+}
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text, and the number that it is sorted by, if it is one."""
+
+    text: str
+    value: float | None = None
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """Return a table whose columns can be sorted by a click on their titles, and whose rows be searched by name."""
+    numbers = [bool(rows) and all(row[place].value is not None for row in rows) for place in range(len(head))]
+    kinds = [' class="number"' if one else "" for one in numbers]
+    titles = "".join(
+        f'<th scope="col"{kind}><button type="button">{escape(one)}</button></th>'
+        for one, kind in zip(head, kinds, strict=True)
+    )
+    lines = [
+        "".join(_cell(cell, kind) for cell, kind in zip(row, kinds, strict=True)).join(("<tr>", "</tr>"))
+        for row in rows
+    ]
+    search = '<input type="search" placeholder="search names" aria-label="search names">' if len(rows) > 8 else ""
+    body = "\n".join(lines)
+    return (
+        f'<section>{search}<div class="wide"><table><thead><tr>{titles}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div></section>"
+    )
+
+
+def _cell(cell: Cell, kind: str) -> str:
+    value = ""
+    if cell.value is not None:
+        # What JavaScript calls infinity; NaN is sorted last.
+        words = {math.inf: "Infinity", -math.inf: "-Infinity"}
+        value = f' data-value="{words.get(cell.value, repr(cell.value) if cell.value == cell.value else "NaN")}"'
+    return f"<td{kind}{value}>{escape(printable(cell.text))}</td>"
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """Return a figure as SVG inside a page: text stays text, and black becomes the colour of the page's text."""
+    import matplotlib as mpl
+
+    out = io.StringIO()
+    # The same report is the same bytes: no date, and identifiers that aren't drawn at random.
+    with quiet(), mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawn = out.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    # An identifier is unique in the page: only those that something refers to are kept, with the figure's name.
+    wanted = set(re.findall(r'(?:url\(|href=")#([^)"]+)', drawn))
+    drawn = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in wanted else "", drawn)
+    drawn = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", drawn)
+    return drawn.replace("#000000", "currentColor")

@@ -1,0 +1,164 @@
+"""A report as one HTML file that needs nothing else: sortable tables and pictures, readable in light and dark.
+
+Owns :func:`page`. Imports errors, measure, page_parts, plots, profiles, reading and selecting. Whatever a name contains
+is shown as text, and the file allows itself no request to anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from xweights.errors import SelectionError
+from xweights.measure import diff, stats
+from xweights.page_parts import POLICY, SCRIPT, STYLE, Cell, inline_svg, table
+from xweights.plots import plot, plot_diff
+from xweights.profiles import top_entries, zeros_in
+from xweights.reading import parameters
+from xweights.selecting import WhereLike
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from xweights.parameter import Parameter
+    from xweights.renaming import Names
+
+TOP = 20
+# A singular value decomposition of a larger matrix takes minutes.
+WIDEST = 2048
+
+
+def page(
+    a: Any,
+    b: Any = None,
+    *,
+    titles: tuple[str, str] = ("a", "b"),
+    where: WhereLike = ...,
+    names: Names | None = None,
+    step: Callable[[str], None] = lambda text: None,
+) -> str:
+    """Return the report on a target, or on how two differ, as HTML. ``step`` is told what is done next."""
+    title = titles[0] if b is None else f"{titles[0]} against {titles[1]}"
+    parts = []
+    if b is not None:
+        step("comparing")
+        parts.append(_differences(a, b, where, names))
+    for mark, side, name in zip("ab", (a,) if b is None else (a, b), titles, strict=False):
+        step(f"measuring {name}")
+        parts.append(_numbers(side, name, where))
+        step(f"drawing {name}")
+        parts += _pictures(side, name, where, mark)
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{POLICY}\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{escape(title)}</h1>\n{body}\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+    )
+
+
+def _numbers(target: Any, title: str, where: WhereLike) -> str:
+    found = stats(target, where=where)
+    head = [
+        "name",
+        "axes",
+        "shape",
+        "dtype",
+        "entries",
+        "norm",
+        "mean",
+        "std",
+        "min",
+        "max",
+        "zero",
+        "NaN",
+        "trainable",
+    ]
+    rows: list[list[Cell]] = []
+    for one in found.rows:
+        axes = "?" if one.axes is None else ", ".join(one.axes)
+        shape = ", ".join(map(str, one.shape))
+        numbers = [Cell(f"{x:.4g}", x) for x in (one.norm, one.mean, one.std, one.min, one.max)]
+        rows.append(
+            [
+                *(Cell(text) for text in (one.name, axes, shape, one.dtype)),
+                Cell(f"{one.count:,}", one.count),
+                *numbers,
+                Cell(f"{one.sparsity:.1%}", one.sparsity),
+                Cell(f"{one.nan:,}", one.nan),
+                Cell("yes" if one.trainable else "no"),
+            ]
+        )
+    entries = sum(one.count for one in found.rows)
+    zeros = sum(one.zeros for one in found.rows)
+    lost = sum(one.nan for one in found.rows)
+    share = f"{zeros / entries:.1%}" if entries else "0 %"
+    facts = f"{len(rows)} parameters, {entries:,} entries, {share} of them zero" + (f", {lost:,} NaN" if lost else "")
+    return f"<h2>Numbers of {escape(title)}</h2>\n<p>{facts}.</p>\n{table(head, rows)}"
+
+
+def _differences(a: Any, b: Any, where: WhereLike, names: Names | None) -> str:
+    found = diff(a, b, where=where, names=names)
+    if not found:
+        return f"<h2>Differences</h2>\n<p>{escape(found.verdict)}.</p>"
+    rows = [
+        [
+            *(Cell(c.name), Cell(f"{c.changed:,}", c.changed), Cell(f"{c.count:,}", c.count)),
+            *(Cell(f"{c.max_abs:.4g}", c.max_abs), Cell(f"{c.rel:.4g}", c.rel), Cell(c.note)),
+        ]
+        for c in found.changes
+    ]
+    for side, only in (("a", found.only_a), ("b", found.only_b)):
+        rows += [[Cell(name), *(Cell("", math.nan) for _ in range(4)), Cell(f"only in {side}")] for name in only]
+    head = ["name", "entries that differ", "of", "largest |a - b|", "/ largest |a|", "note"]
+    parts = [
+        f"<h2>Differences</h2>\n<p>{len(rows)} parameters differ; {escape(found.verdict)}.</p>",
+        table(head, rows),
+    ]
+    top = top_entries(found, a, b, TOP, names=names)
+    if top:
+        parts.append("<h3>Entries that differ most</h3>")
+        cells = [
+            [Cell(one.name), Cell(str(list(one.index))), *(Cell(f"{x:.6g}", x) for x in (one.a, one.b, one.gap))]
+            for one in top
+        ]
+        parts.append(table(["name", "entry", "a", "b", "|a - b|"], cells))
+    parts.append(_picture("", "differing", plot_diff(a, b, where=where, names=names)))
+    return "\n".join(parts)
+
+
+def _pictures(target: Any, title: str, where: WhereLike, mark: str) -> list[str]:
+    found = [_picture(f"Values of {title}", f"{mark}-values", plot(target, where=where))]
+    chosen = parameters(target, where=where)
+    matrices = [p for p in chosen if len(p.shape) > 1 and p.size]
+    if where is ...:
+        matrices = [p for p in matrices if p.role.endswith("kernel") or p.role == "embeddings"] or matrices
+    if any(map(zeros_in, matrices)):
+        figure = plot(target, where=[p.name for p in matrices], kind="sparsity")
+        found.append(_picture(f"Zeros of {title}", f"{mark}-zeros", figure))
+    known = [p for p in matrices if p.floating and (p.axes is not None or len(p.shape) == 2)]
+    small = [p.name for p in known if _narrow(p) <= WIDEST]
+    if small:
+        # Without a kernel whose values are finite there is nothing to draw.
+        with suppress(SelectionError):
+            figure = plot(target, where=small, kind="spectra")
+            found.append(_picture(f"Singular values of {title}", f"{mark}-spectra", figure))
+    if len(small) < len(known):
+        wide = len(known) - len(small)
+        found.append(f"<p>{wide} kernels wider than {WIDEST:,} weren't decomposed into singular values.</p>")
+    return found
+
+
+def _narrow(p: Parameter) -> int:
+    if p.axes is None:
+        return min(p.shape)
+    out = math.prod(length for axis, length in zip(p.axes, p.shape, strict=True) if axis in p.outputs)
+    return min(out, p.size // out)
+
+
+def _picture(title: str, name: str, figure: Figure) -> str:
+    head = f"<h2>{escape(title)}</h2>\n" if title else ""
+    return f"{head}<figure>{inline_svg(figure, name)}</figure>"

@@ -1,0 +1,178 @@
+"""Pictures of weights: histograms, where the zeros are, singular values, and what differs.
+
+Owns :func:`plot` and :func:`plot_diff`. Imports errors, measure, panels, parameter, profiles, reading, results,
+selecting and targets. Figures are made without pyplot: no window opens, and no list of figures keeps one alive.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from xweights.errors import ArgumentError, SelectionError
+from xweights.measure import diff
+from xweights.panels import (
+    BLUE,
+    ORANGE,
+    draw_bars,
+    draw_histogram,
+    draw_spectra,
+    draw_zeros,
+    grid,
+    largest,
+    new_figure,
+    panels_of,
+    percent,
+)
+from xweights.parameter import Parameter
+from xweights.profiles import Histogram, histogram, singular_values, twins
+from xweights.reading import check_readable
+from xweights.renaming import Names
+from xweights.results import Diff
+from xweights.selecting import DEFAULT_KERNELS, WhereLike, select
+from xweights.targets import open_target
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Kind = Literal["histograms", "sparsity", "spectra"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+# More panels and bars than these can't be read; the largest parameters are shown then, and the picture says so.
+PANELS = 24
+BARS = 40
+SPREADS = 8
+
+
+def plot(target: Any, *, where: WhereLike | None = None, kind: Kind = "histograms") -> Figure:
+    """Draw a picture of the weights of a target.
+
+    Args:
+        target: Model, layer, module, variable, mapping of arrays, or a list of these.
+        where: Which parameters. Default: all for histograms, else roles ending in ``kernel``, and ``embeddings``; all
+            where no role says so.
+        kind: "histograms" (values of each parameter, zeros counted apart), "sparsity" (where in each kernel the zeros
+            are, inputs down and outputs across) or "spectra" (singular values of each kernel flattened to (all inputs,
+            out)).
+
+    Returns a matplotlib Figure, to be saved with ``savefig``. Spectra cost one singular value decomposition a kernel,
+    in float64: seconds for 2048 x 2048. Raises ArgumentError, SelectionError, TargetError, BackendMissingError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> xw.plot({"dense/kernel": np.eye(3)}, kind="spectra").axes[0].get_ylabel()
+        'singular value / the largest'
+    """
+    if kind not in KINDS:
+        raise ArgumentError(f"kind= is one of {', '.join(map(repr, KINDS))}\ngot: {kind!r}")
+    chosen = _chosen(target, where, kernels=kind != "histograms")
+    check_readable(chosen)
+    if kind == "spectra":
+        return _spectra(chosen)
+    shown, note = largest(chosen, PANELS)
+    figure, panels = grid(len(shown), height=1.7 if kind == "histograms" else 2.2)
+    for p, panel in zip(shown, panels, strict=True):
+        if kind == "histograms":
+            found = histogram(p)
+            draw_histogram(panel, found, BLUE, p.name, _counted(p, found))
+        else:
+            draw_zeros(panel, p)
+    what = "Values" if kind == "histograms" else "Zeros (dark: none, light: all)"
+    figure.suptitle(f"{what}{note}", fontsize=10)
+    return figure
+
+
+def plot_diff(a: Any, b: Any, *, where: WhereLike = ..., names: Names | None = None) -> Figure:
+    """Draw what differs between two targets: how many entries, by how much, and how the differences are spread.
+
+    Args:
+        a: A target.
+        b: Another; arrays meet in neutral order, by axis name where both know theirs.
+        where: Which parameters count. Default: all.
+        names: ``{glob in a: glob in b}`` where names differ.
+
+    Returns a matplotlib Figure. Raises TargetError, SelectionError, BackendMissingError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> xw.plot_diff({"w": np.zeros(3)}, {"w": np.ones(3)}).axes[0].get_title()
+        'entries that differ'
+    """
+    found = diff(a, b, where=where, names=names)
+    compared = sorted((one for one in found.changes if not math.isnan(one.max_abs)), key=lambda one: -one.rel)
+    rest = _rest(found)
+    if not compared:
+        figure = new_figure(6.0, 1.0)
+        figure.suptitle(f"{rest}; {found.verdict}" if rest else found.verdict, fontsize=10)
+        return figure
+    bars = compared[:BARS]
+    met = {name: (mine, theirs) for name, mine, theirs in twins(found, a, b, names)}
+    spread = [one.name for one in bars if one.name in met and one.max_abs > 0][:SPREADS]
+    columns = min(4, len(spread))
+    rows = math.ceil(len(spread) / columns) if spread else 0
+    heights = [1.3 + 0.22 * len(bars), *([1.7 * rows] if rows else [])]
+    figure = new_figure(10.0, sum(heights))
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    left, right = parts[0].subplots(1, 2, sharey=True)
+    names_shown = [one.name for one in bars]
+    draw_bars(left, names_shown, [100 * one.changed / one.count for one in bars], BLUE)
+    left.set_title("entries that differ", fontsize=9)
+    left.set(xlabel="%", xlim=(0, 100), xscale="linear")
+    finite = [one.rel if math.isfinite(one.rel) else math.nan for one in bars]
+    draw_bars(right, names_shown, finite, ORANGE)
+    right.set_title("largest |a - b| / largest |a|", fontsize=9)
+    more = f" (the {len(bars)} that differ most of {len(compared)})" if len(compared) > len(bars) else ""
+    parts[0].suptitle("; ".join(filter(None, [f"Differences{more}", rest, found.verdict])), fontsize=10)
+    if rows:
+        for name, panel in zip(spread, panels_of(parts[1], rows, columns, len(spread)), strict=True):
+            gaps = histogram(met[name][0], minus=met[name][1])
+            draw_histogram(panel, gaps, ORANGE, name, "a - b, where they differ")
+    return figure
+
+
+def _chosen(target: Any, where: WhereLike | None, *, kernels: bool) -> list[Parameter]:
+    everything = open_target(target)
+    if where is not None:
+        return select(everything, where)
+    if kernels:
+        try:
+            return select(everything, DEFAULT_KERNELS)
+        except SelectionError:
+            pass  # the names say nothing of roles
+    return select(everything, ...)
+
+
+def _counted(p: Parameter, found: Histogram) -> str:
+    lost = f", {found.nonfinite:,} not finite" if found.nonfinite else ""
+    zeros = f", {percent(found.zeros / p.size)} zero" if found.zeros else ""
+    return f"{p.size:,} entries{zeros}{lost}"
+
+
+def _spectra(chosen: list[Parameter]) -> Figure:
+    shown, note = largest([p for p in chosen if len(p.shape) > 1], BARS)
+    spectra = [(p.name, singular_values(p)) for p in shown]
+    found = [(name, values) for name, values in spectra if values is not None]
+    lost = len(shown) - len(found)
+    if not found:
+        raise SelectionError(
+            "none of these parameters has singular values\n"
+            f"got:      {', '.join(f'{p.name!r} {p.shape}' for p in chosen[:6])}\n"
+            "expected: finite values, and two axes, or more whose names are known\n"
+            "Fix: where= to choose others, or Params(..., axes=...) to name the axes"
+        )
+    figure = new_figure(10.0, max(3.4, 1.0 + 0.2 * len(found)))
+    draw_spectra(figure, found)
+    left_out = f"; {lost} left out, whose axes aren't known or whose values aren't finite" if lost else ""
+    figure.suptitle(f"Singular values{note}{left_out}", fontsize=10)
+    return figure
+
+
+def _rest(found: Diff) -> str:
+    """Return what can't be drawn: parameters of one side only, or of another shape."""
+    unlike = sum(math.isnan(one.max_abs) for one in found.changes)
+    parts = [
+        (len(found.only_a), "only in a"),
+        (len(found.only_b), "only in b"),
+        (unlike, "of another shape or order"),
+    ]
+    return ", ".join(f"{count} {words}" for count, words in parts if count)

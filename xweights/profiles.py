@@ -1,0 +1,186 @@
+"""The numbers that pictures and comparisons show: histograms, where zeros are, singular values, largest changes.
+
+Owns :func:`histogram`, :func:`zero_map`, :func:`singular_values` and :func:`top_entries`. Imports arrays, axes,
+parameter, reading, renaming and results. At most one parameter is unfolded at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from xweights.arrays import as_stored, blocks
+from xweights.axes import reorder
+from xweights.parameter import Array, Parameter
+from xweights.reading import neutral_view, parameters
+from xweights.renaming import Names, renamer
+from xweights.results import Diff
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often which values occur. Zeros and what isn't finite are counted apart: a pruned array is mostly zeros."""
+
+    counts: Array
+    edges: Array
+    zeros: int
+    nonfinite: int
+
+
+@np.errstate(all="ignore")
+def histogram(p: Parameter, *, minus: Parameter | None = None) -> Histogram:
+    """Return the histogram of a parameter, or of how it differs from another of its shape."""
+    bins = min(60, max(10, 2 * math.isqrt(p.size)))
+    view = neutral_view(p)
+    other = None if minus is None else met(p, minus)
+    # Two passes, one for the range and one for the counts, and no full-size copy.
+    low, high, zeros, nonfinite = math.inf, -math.inf, 0, 0
+    if other is None:
+        view = as_stored(view)
+    for cut in blocks(view.shape):
+        wide = _wide(view, other, cut)
+        finite = np.isfinite(wide)
+        nonfinite += wide.size - int(np.count_nonzero(finite))
+        zeros += int(np.count_nonzero(wide == 0))
+        kept = wide[finite & (wide != 0)]
+        if kept.size:
+            low, high = min(low, float(kept.min())), max(high, float(kept.max()))
+    if low > high:
+        return Histogram(np.zeros(1, np.int64), np.array([-0.5, 0.5]), zeros, nonfinite)
+    edges = _edges(low, high, bins)
+    counts = np.zeros(len(edges) - 1, np.int64)
+    for cut in blocks(view.shape):
+        wide = _wide(view, other, cut)
+        counts += np.histogram(wide[np.isfinite(wide) & (wide != 0)], edges)[0]
+    return Histogram(counts, edges, zeros, nonfinite)
+
+
+def _edges(low: float, high: float, bins: int) -> Array:
+    if low == high:
+        reach = abs(low) / 2
+        low, high = low - reach, high + reach
+    part = np.linspace(0, 1, bins + 1)
+    edges = low * (1 - part) + high * part  # low - high may be more than a float can hold
+    edges[0], edges[-1] = low, high
+    # Neighbours so near that no bin fits between them.
+    return edges if np.all(np.diff(edges) > 0) else np.array([low, high])
+
+
+def _wide(view: Array, other: Array | None, cut: Any) -> Array:
+    wide = np.ravel(view[cut]).astype(np.float64)
+    return wide if other is None else wide - np.ravel(other[cut]).astype(np.float64)
+
+
+def met(p: Parameter, other: Parameter) -> Array:
+    """Return another parameter's values in the axis order of this one."""
+    values = neutral_view(other)
+    if p.axes is not None and other.axes is not None and p.axes != other.axes:
+        values = reorder(values, other.axes, p.axes)
+    return values
+
+
+def matrix(p: Parameter) -> Array | None:
+    """Return a parameter as a matrix (all inputs, out); None where nothing says which axes are which."""
+    view = neutral_view(p)
+    if view.ndim < 2 or not view.size:
+        return None
+    if p.axes is None:
+        return view if view.ndim == 2 else None
+    last = [p.axes.index(axis) for axis in p.outputs]
+    first = [axis for axis in range(view.ndim) if axis not in last]
+    turned = view.transpose([*first, *last])
+    return turned.reshape(math.prod(view.shape[axis] for axis in first), -1)
+
+
+def singular_values(p: Parameter) -> Array | None:
+    """Return the singular values, largest first, of a parameter flattened to (all inputs, out), in float64.
+
+    None where it is no matrix, where nothing says which axes are which, or where a value isn't finite.
+    """
+    flat = matrix(p)
+    if flat is None:
+        return None
+    wide = flat.astype(np.float64)
+    if not np.isfinite(wide).all():
+        return None
+    found: Array = np.linalg.svd(wide, compute_uv=False)
+    return found
+
+
+def zero_map(p: Parameter, side: int = 64) -> Array:
+    """Return which share of a parameter is zero, in at most ``side`` x ``side`` fields of (inputs, outputs)."""
+    flat = matrix(p)
+    if flat is None:
+        view = neutral_view(p)
+        flat = view.reshape(-1, view.shape[-1] if view.ndim else 1)
+    rows, columns = (np.linspace(0, n, min(n, side) + 1).astype(int) for n in flat.shape)
+    found = np.empty((len(rows) - 1, len(columns) - 1))
+    for place, (begin, end) in enumerate(pairwise(rows)):
+        zeros = np.count_nonzero(flat[begin:end] == 0, axis=0)
+        found[place] = np.add.reduceat(zeros, columns[:-1]) / ((end - begin) * np.diff(columns))
+    return found
+
+
+def zeros_in(p: Parameter) -> int:
+    """Return how many entries are zero, of either sign."""
+    view = neutral_view(p)
+    return sum(int(np.count_nonzero(view[cut] == 0)) for cut in blocks(view.shape))
+
+
+@dataclass(frozen=True)
+class TopEntry:
+    """One entry that differs, and its place in neutral order."""
+
+    name: str
+    index: tuple[int, ...]
+    a: float
+    b: float
+
+    @property
+    def gap(self) -> float:
+        """How far apart the two are; infinite where one of them isn't a number."""
+        gap = abs(self.a - self.b)
+        return math.inf if math.isnan(gap) else gap
+
+
+@np.errstate(all="ignore")
+def top_entries(found: Diff, a: Any, b: Any, count: int, *, names: Names | None = None) -> list[TopEntry]:
+    """Return the entries that differ most, of parameters that could be compared."""
+    pairs = twins(found, a, b, names)
+    top: list[TopEntry] = []
+    for name, mine, theirs in pairs:
+        x, y = neutral_view(mine), met(mine, theirs)
+        for cut in blocks(x.shape):
+            one, other = x[cut].astype(np.float64), y[cut].astype(np.float64)
+            gap = np.abs(one - other)
+            same = (one == other) | (np.isnan(one) & np.isnan(other))
+            gap = np.where(np.isnan(gap) & ~same, np.inf, np.where(same, 0.0, gap))
+            flat = np.ravel(gap)
+            best = np.argpartition(flat, -count)[-count:] if flat.size > count else np.arange(flat.size)
+            for place in best[flat[best] > 0]:
+                inside = np.unravel_index(int(place), gap.shape)
+                at = tuple(int(i) + (part.start or 0) for i, part in zip(inside, cut, strict=True))
+                top.append(TopEntry(name, at, float(one[inside]), float(other[inside])))
+        top = sorted(top, key=lambda one: (-one.gap, one.name, one.index))[:count]
+    return top
+
+
+def twins(found: Diff, a: Any, b: Any, names: Names | None) -> Sequence[tuple[str, Parameter, Parameter]]:
+    """Return the parameters that differ and have one shape, with their twins."""
+    rename = renamer(names)
+    mine = {p.name: p for p in parameters(a)}
+    theirs = {name: p for p in parameters(b) for name in (p.name, *p.aliases)}
+    pairs = []
+    for change in found.changes:
+        p = mine[change.name]
+        if math.isnan(change.max_abs):
+            continue  # shapes, axes or gates that don't meet
+        twin = next((theirs[rename(name)] for name in (p.name, *p.aliases) if rename(name) in theirs), None)
+        if twin is not None:
+            pairs.append((change.name, p, twin))
+    return pairs
