@@ -133,7 +133,7 @@ def skeleton(model: Any, framework: str, *, sample: Any = None) -> str:
         <BLANKLINE>
             def forward(self, x):
                 head = self.head(x)
-                head = functional.relu(head)
+                head = torch.relu(head)
                 return head
         <BLANKLINE>
     """
