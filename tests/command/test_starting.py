@@ -140,7 +140,8 @@ def test_ctrl_c_in_the_middle_of_writing_leaves_the_old_file_and_no_other(
 
 
 def test_a_reader_that_has_seen_enough_sets_off_no_traceback(place: Path) -> None:
-    xw.save({f"layer{i}/kernel": np.array([float(i)]) for i in range(3000)}, "many.npz")
+    # More than a pipe holds.
+    xw.save({f"{'block' * 20}{i}/kernel": np.array([float(i)]) for i in range(700)}, "many.npz")
     program = f"{shlex.quote(sys.executable)} -m xweights show many.npz | head -n 2"
     ran = subprocess.run(["/bin/sh", "-c", program], capture_output=True, text=True, check=True)
     assert len(ran.stdout.splitlines()) == 2

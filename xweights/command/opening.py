@@ -194,10 +194,12 @@ def _openers() -> dict[str, Any]:
 
 
 def _give_weights(model: Any, path: Path) -> None:
-    from xweights.reading import get_params
+    from xweights.reading import parameters
     from xweights.writing import set_params
 
-    values = get_params(load_file(path))
-    known = any(axes is not None for axes in values.axes.values())
-    # A file that says nothing of axes has what its framework stores, as a state dict has.
-    set_params(model, values if known else dict(values), layout="neutral" if known else "native")
+    opened = load_file(path)
+    own = {p.native_name for p in parameters(model)}
+    # Arrays under the framework's own names lie as it stores them: a state dict. Of others that say nothing of their
+    # axes nobody knows, and set_params refuses them where it would matter.
+    state = any(p.axes is None and p.name in own for p in parameters(opened))
+    set_params(model, opened, layout="native" if state else None)

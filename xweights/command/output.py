@@ -110,7 +110,9 @@ def writing(path: Path, total: int, text: str) -> Iterator[None]:
         # Asked for ten times a second, from a thread: whoever writes needn't know of it.
         def get_renderables(self) -> Iterable[RenderableType]:
             for task in self.task_ids:
-                self.update(task, completed=min(written_so_far(str(path)), total))
+                # Once it has taken the old one's place there is nothing to be seen any more.
+                done = max(written_so_far(str(path)), int(self.tasks[task].completed))
+                self.update(task, completed=min(done, total))
             return super().get_renderables()
 
     columns = (
