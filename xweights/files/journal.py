@@ -79,7 +79,7 @@ def patch(path: str, descriptor: int, patches: Sequence[Patch], *, durable: bool
     try:
         _write_all(room, whole, 0)
         if durable:
-            os.fsync(room)
+            sync(room)
     except BaseException:
         os.unlink(journal)
         raise
@@ -88,7 +88,8 @@ def patch(path: str, descriptor: int, patches: Sequence[Patch], *, durable: bool
     if durable:
         sync_folder(journal)
     _carry_out(descriptor, patches, durable=durable)
-    _remove(journal, durable=durable)
+    # Should a power cut bring it back, it says what was done anyway; whatever changes the folder next removes it.
+    _remove(journal, durable=False)
 
 
 def recover(path: str, descriptor: int) -> None:
@@ -138,7 +139,12 @@ def _carry_out(descriptor: int, patches: Sequence[Patch], *, durable: bool) -> N
     for one in patches:
         _write_all(descriptor, one.new, one.offset)
     if durable:
-        os.fsync(descriptor)
+        sync(descriptor)
+
+
+def sync(descriptor: int) -> None:
+    """Bring a file's bytes to the disk, and what it takes to find them."""
+    getattr(os, "fdatasync", os.fsync)(descriptor)
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:
