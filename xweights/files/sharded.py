@@ -20,7 +20,7 @@ from typing import Any
 
 from xweights.errors import FileAccessError
 from xweights.files import h5, journal, safetensors
-from xweights.files.atomic import lock, replacing, sync_folder
+from xweights.files.atomic import lock, replacing, sweep, sync_folder
 from xweights.files.descriptors import OpenFile, damaged, refused, shortened
 from xweights.files.items import Item
 from xweights.files.limits import Limits
@@ -175,6 +175,7 @@ def remove_orphans(path: str, keep: set[str]) -> None:
     """Remove shards that earlier saves of ``path`` wrote and no index names, unless somebody is writing them."""
     folder, stem = os.path.dirname(path), os.path.basename(path).removesuffix(ENDING)
     ours = re.compile(re.escape(stem) + r"-[0-9a-f]{8}-\d{5,}-of-\d{5,}\.safetensors")
+    sweep(path, ours)
     for entry in list(os.scandir(folder or ".")):
         if entry.name in keep or not ours.fullmatch(entry.name):
             continue
