@@ -127,6 +127,7 @@ class Storage(Protocol):
     """True if a checked write can still fail (user code runs, device memory is needed): the core then backs up."""
     # May also have ``replaces = True``: a write puts a new buffer in the old one's place, and never writes into one
     # that somebody may still look at. The core then doesn't read the parameter to find out whether a value lies in it.
+    # Or ``pieces(handle)`` and ``read_into(handle, out)``, where entries needn't all be in memory at once (filling.py).
     # And ``fresh = True``: what read() returns is nobody else's, so that it needn't be copied to be kept.
 
     def identity(self, handle: Any) -> Hashable:
@@ -239,7 +240,8 @@ class Backend(Protocol):
     """What an entry point of the group ``xweights.backends`` loads."""
 
     name: str
-    # May also have ``file_names = "native"``: other readers of its weight files expect the framework's own names.
+    # May also have ``file_names = "native"``: other readers of its weight files expect the framework's own names; and
+    # ``file_layout(target)``: (key, parameter or array) of all that its framework wants to find in an HDF5 file.
 
     def adapter(self, target: Any) -> Adapter | None:
         """Return the adapter for a target of this framework, or None if it holds no weights."""

@@ -1,18 +1,20 @@
 """Writing values: all of them, or none.
 
-Owns :func:`set_params` and the matching of values to parameters. Imports axes, errors, parameter, params, rules,
-running, selecting, targets and values.
+Owns :func:`set_params` and the matching of values to parameters. Imports axes, backend, errors, filling, parameter,
+params, rules, running, selecting, targets and values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
+from copy import copy
 from typing import Any
 
 import numpy as np
 
 from xweights import ledger
 from xweights.axes import reorder
+from xweights.backend import backend_for
 from xweights.errors import (
     ArgumentError,
     LayoutError,
@@ -24,6 +26,7 @@ from xweights.errors import (
     got_expected,
     near,
 )
+from xweights.filling import Source
 from xweights.naming import NameIndex, named
 from xweights.parameter import COUNTERS, Array, Parameter
 from xweights.params import LayoutName, Params, last_part, leaves
@@ -31,7 +34,7 @@ from xweights.renaming import Names, renamer
 from xweights.rules import check_finite
 from xweights.running import detached, fallible_first, guarded, undone_on_error, uninterrupted
 from xweights.selecting import WhereLike, select
-from xweights.targets import open_target
+from xweights.targets import is_path, open_target
 from xweights.values import cast_exactly, host_array
 
 
@@ -40,7 +43,7 @@ def set_params(
     values: Any,
     *,
     where: WhereLike = ...,
-    layout: LayoutName = "neutral",
+    layout: LayoutName | None = None,
     strict: bool = True,
     cast: bool = False,
     allow_nonfinite: bool = False,
@@ -51,9 +54,11 @@ def set_params(
     Args:
         target: Model, layer, module, variable, mapping of arrays, or a list of these.
         values: Params (transposed by axis name between frameworks), a mapping by name (neutral or native names, in
-            ``layout`` order), or a list in ``parameters(target)`` order.
+            ``layout`` order), a list in ``parameters(target)`` order, or a file: its path, or what ``load`` made of it.
+            A file is read straight into the parameters' memory where that can be seen.
         where: Which parameters are meant. Default: all.
-        layout: The axis order of a plain mapping or list: "neutral" or "native".
+        layout: The axis order of what doesn't know its axes: "neutral" or "native". Default: neutral; for a file that
+            doesn't know its axes there is none where it would matter.
         strict: True wants a value for each selected parameter; False takes a subset. An unknown key is always an error.
         cast: True rounds to the parameter's dtype; False accepts another dtype only if no value changes.
         allow_nonfinite: True accepts NaN and infinity.
@@ -68,15 +73,17 @@ def set_params(
         >>> w = {"b": np.zeros(2)}; xw.set_params(w, {"b": [1.0, 2.0]}); w["b"]
         array([1., 2.])
     """
-    if layout not in ("neutral", "native"):
+    if layout not in (None, "neutral", "native"):
         raise ArgumentError(f'layout= is "neutral" or "native"\ngot: {layout!r}')
     everything = open_target(target)
     chosen = select(everything, where)
     ledger.check(chosen)
     problems = Problems("set_params can't write these values, and nothing was changed")
-    pairs = _matched(values, chosen, everything, strict, renamer(names), problems)
-    order = values.layout if isinstance(values, Params) else layout
+    given = _opened(values, target)
+    pairs = _matched(given, chosen, everything, strict, renamer(names), problems)
+    order = values.layout if isinstance(values, Params) else layout or "neutral"
     writes: list[tuple[Parameter, Array]] = []
+    sources: list[Source] = []
     axes = values.axes if isinstance(values, Params) else {}
     gates = values.gates if isinstance(values, Params) else {}
     for p, key, value in pairs:
@@ -85,6 +92,11 @@ def set_params(
             problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
             continue
         try:
+            if isinstance(value, Parameter):
+                source = Source(value, p, layout, fitted)
+                source.check(cast=cast, allow_nonfinite=allow_nonfinite)
+                sources.append(source)
+                continue
             array = fitted(value, p, order, axes=axes.get(key or ""), gates=gates.get(key or ""))
             if array.dtype != p.dtype:
                 array = cast_exactly(array, p.dtype, what=repr(p.name), cast=cast)
@@ -96,9 +108,14 @@ def set_params(
     problems.check()
     written = [p for p, _ in writes]
     arrays = detached(written, [(array,) for _, array in writes])
-    with uninterrupted(), guarded(chosen), undone_on_error([p for p in written if p.storage.fallible]):
+    # A source that may still fail makes all of them fallible: it is found out in the middle of the writing.
+    unsure = any(source.fallible for source in sources)
+    risky = [p for p in [*written, *(source.p for source in sources)] if unsure or p.storage.fallible]
+    with uninterrupted(), guarded(chosen), undone_on_error(risky):
         for position in fallible_first(written):
             written[position].storage.write(written[position].handle, arrays[position][0])
+        for source in sorted(sources, key=lambda one: not one.p.storage.fallible):
+            source.write(cast)
     ledger.obey(chosen)
 
 
@@ -127,6 +144,30 @@ def fitted(
     return p.layout.to_stored(array)
 
 
+class _Lazy(dict[str, Parameter]):
+    """The parameters of a file by name: values that are read when it is their turn."""
+
+
+def _opened(values: Any, target: Any) -> Any:
+    """Return the values of a file as the parameters that they are, by every name that the target may know them by."""
+    if not is_path(values) and not hasattr(type(values), "__xweights_parameters__"):
+        return values
+    found = _Lazy()
+    layout = None if isinstance(target, (Mapping, list, tuple, Parameter)) else backend_for(target)
+    homes = dict(getattr(layout, "file_layout", lambda target: ())(target))
+    for p in open_target(values):
+        home = homes.get(p.name)
+        if isinstance(home, Parameter):
+            # Where the framework itself keeps this very parameter: it is stored as the framework stores it.
+            found[home.name] = copy(p)
+            if p.layout.stored == home.layout.stored:
+                found[home.name].layout = home.layout
+            continue
+        for name in (p.name, *p.aliases):
+            found[name] = p
+    return found
+
+
 def _transposed_hint(array: Array, p: Parameter) -> str:
     if array.shape == p.layout.stored and array.shape != p.shape:
         return '\nFix: these look like native values: pass layout="native"'
@@ -146,7 +187,7 @@ def _matched(
     problems: Problems,
 ) -> list[tuple[Parameter, str | None, Any]]:
     if not isinstance(values, (Mapping, list, tuple, ValuesView, Iterator)):
-        raise ArgumentError(f"values= is a mapping by name, Params, or a list\ngot: {type(values).__name__}")
+        raise ArgumentError(f"values= is a mapping by name, Params, a list or a file\ngot: {type(values).__name__}")
     if not isinstance(values, Mapping):
         given = list(values)
         if len(given) != len(chosen):
@@ -158,7 +199,7 @@ def _matched(
             )
             return []
         return [(p, None, value) for p, value in zip(chosen, given, strict=True)]
-    flat: Mapping[str, Any] = values if isinstance(values, Params) else leaves(values)
+    flat: Mapping[str, Any] = values if isinstance(values, (Params, _Lazy)) else leaves(values)
     by_key: dict[str, Parameter] = {}
     wanted = {id(p) for p in chosen}
     back: dict[str, list[Parameter]] = {}
@@ -195,6 +236,8 @@ def _matched(
     for key, p in by_key.items():
         if id(p) in pairs:
             first = pairs[id(p)][1]
+            if flat[str(first)] is flat[key]:
+                continue
             if not np.array_equal(host_array(flat[str(first)]), host_array(flat[key]), equal_nan=True):
                 problems.add(SelectionError, f"{first!r} and {key!r} are one tied parameter, and their values differ")
         else:

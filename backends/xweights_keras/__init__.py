@@ -8,6 +8,7 @@ Owns the door's object, ``backend``. Importing it imports Keras, and thereby onl
 - ``storage``, ``immutable`` (JAX): the one place that reads and writes a ``keras.Variable``
 - ``ops``: whose maths a leaf has
 - ``holding``, ``regularizing``: what rides on the training of a model
+- ``saving``: where Keras keeps each weight in a file
 - ``entries``: :class:`SetEntries` and :class:`EntriesInitializer`, for models that are saved with them
 """
 
@@ -89,6 +90,12 @@ class KerasBackend(KerasTraining):
         from xweights_keras.porting import KerasPorting
 
         return KerasPorting()
+
+    def file_layout(self, target: Any) -> list[tuple[str, Parameter | Array]]:
+        """Return (key, parameter or array) for all that Keras wants to find in an HDF5 file of this model."""
+        from xweights_keras.saving import file_layout
+
+        return file_layout(target, list(self._adapter.parameters(target)))
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
         return load(keras.backend.backend()).compiled(function)

@@ -50,6 +50,13 @@ def test_axes_roles_and_gates_come_back(ending: str, tmp_path) -> None:
     assert (dict(back.axes), dict(back.roles), dict(back.gates)) == (values.axes, values.roles, values.gates)
 
 
+@pytest.mark.parametrize("ending", WRITABLE)
+def test_the_order_of_the_arrays_comes_back(ending: str, tmp_path) -> None:
+    arrays = {"z/b": np.ones(2, np.float16), "a": np.ones(2), "z/a": np.ones(2, np.int8), "m": np.ones(2, np.float32)}
+    xw.save(arrays, tmp_path / f"w.{ending}")
+    assert [p.name for p in xw.parameters(tmp_path / f"w.{ending}")] == list(arrays)
+
+
 def test_a_path_is_refused_where_something_would_be_written(tmp_path) -> None:
     xw.save({"b": np.ones(2)}, tmp_path / "w.npz")
     with pytest.raises(xw.WriteError, match=r"Fix: xweights\.edit_file"):

@@ -15,7 +15,7 @@ from xweights.errors import ArgumentError, SelectionError, WriteError, near
 from xweights.files import formats
 from xweights.files.descriptors import OpenFile
 from xweights.files.limits import Limits
-from xweights.files.records import Index, Record
+from xweights.files.records import Index, Record, Span
 from xweights.parameter import Array, Parameter
 from xweights.targets import register_opener
 
@@ -58,6 +58,18 @@ class FileStorage:
 
     def restore(self, handle: Record, kept: Any) -> None:
         raise WriteError(_READ_ONLY)
+
+    def pieces(self, handle: Record) -> Iterator[Array]:
+        """Yield the entries in stored order, as flat arrays that are good until the next one."""
+        return handle.pieces()
+
+    def read_into(self, handle: Record, out: Array) -> None:
+        """Fill a flat, contiguous array with all entries in stored order."""
+        handle.read_into(out)
+
+    def may_fail(self, handle: Record) -> bool:
+        """Return whether reading may find damage that opening the file couldn't: what has to be unpacked first."""
+        return not isinstance(handle.place, Span)
 
     def trainable(self, handle: Record) -> bool:
         return handle.note.trainable

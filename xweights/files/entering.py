@@ -132,7 +132,7 @@ def _patches(
 ) -> tuple[list[Patch], dict[str, int]]:
     patches: list[Patch] = []
     changed: dict[str, int] = {}
-    sums: list[Patch] = []
+    summed: dict[tuple[int, int, tuple[int, ...]], list[Patch]] = {}
     for name, entries in found.items():
         record = by_name[name].handle
         mine: list[Patch] = []
@@ -147,10 +147,13 @@ def _patches(
         patches += mine
         span = record.place
         if mine and span.checks:
-            before = os.pread(descriptor, 4, span.checks[0])
-            after = crc_after(int.from_bytes(before, "little"), mine, span.check_from, span.check_to)
-            sums += [Patch(at, os.pread(descriptor, 4, at), after.to_bytes(4, "little")) for at in span.checks]
-    return patches + sums, changed
+            # Several arrays may lie in one member of an archive, under one sum.
+            summed.setdefault((span.check_from, span.check_to, span.checks), []).extend(mine)
+    for (first, last, checks), some in summed.items():
+        before = int.from_bytes(os.pread(descriptor, 4, checks[0]), "little")
+        after = crc_after(before, some, first, last).to_bytes(4, "little")
+        patches += [Patch(at, os.pread(descriptor, 4, at), after) for at in checks]
+    return patches, changed
 
 
 def _runs(entries: dict[int, bytes]) -> Iterator[tuple[int, bytes]]:

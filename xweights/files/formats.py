@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from xweights.errors import near
-from xweights.files import h5, npz, pt, safetensors, sharded
+from xweights.files import dot_keras, h5, npz, pt, safetensors, sharded
 from xweights.files.descriptors import OpenFile, refused
 from xweights.files.items import Item, Sink
 from xweights.files.journal import opened
@@ -42,6 +42,7 @@ FORMATS = (
     Format("sharded h5", (sharded.H5_ENDING,), sharded.read_h5),
     Format("safetensors", (safetensors.ENDING,), safetensors.read, safetensors.write, keeps_metadata=True),
     Format("npz", (npz.ENDING,), npz.read, npz.write),
+    Format("keras", (dot_keras.ENDING,), dot_keras.read),
     Format("h5", h5.ENDINGS, h5.read, h5.write),
     Format("pt", pt.ENDINGS, pt.read, pt.write),
 )

@@ -21,11 +21,12 @@ import numpy as np
 
 from xweights.errors import BackendMissingError, CheckpointError
 from xweights.files.descriptors import OpenFile, Window, damaged, refused, shortened
+from xweights.files.dtypes import dtype_named, is_special, native
 from xweights.files.items import Item, Sink
 from xweights.files.limits import Limits
 from xweights.files.notes import NOTE, packed
 from xweights.files.records import Index, Record, Span, bytes_of
-from xweights.files.safetensors import dtype_named, read_note
+from xweights.files.safetensors import read_note
 from xweights.parameter import Array
 
 ENDINGS = (".weights.h5", ".h5", ".hdf5")
@@ -91,7 +92,7 @@ def read_at(file: OpenFile, limits: Limits, start: int, size: int) -> Index:
     return indexed(file, Window(file, start, size), limits, start)
 
 
-def indexed(file: OpenFile, window: io.RawIOBase, limits: Limits, start: int | None) -> Index:
+def indexed(file: OpenFile, window: io.IOBase, limits: Limits, start: int | None) -> Index:
     """Return the index of an HDF5 file; ``start`` is where it begins in ``file``, None if it isn't there plainly."""
     h5py = need_h5py(file.path)
     records: list[Record] = []
@@ -105,6 +106,7 @@ def indexed(file: OpenFile, window: io.RawIOBase, limits: Limits, start: int | N
             else:
                 records.append(reader.record(key, dataset))
         names = reader.names
+        records.sort(key=lambda record: reader.places.get(record.key, len(records)))
     except CheckpointError:
         raise
     except Exception as wrong:  # noqa: BLE001 - whatever h5py makes of a damaged file
@@ -123,6 +125,7 @@ class _Reader:
     def __init__(self, h5py: Any, file: OpenFile, limits: Limits, start: int | None) -> None:
         self.h5py, self.file, self.limits, self.start = h5py, file, limits, start
         self.names: dict[str, str] = {}
+        self.places: dict[str, int] = {}
         self.seen: set[int] = set()
         self.room = limits.index_room
 
@@ -158,7 +161,9 @@ class _Reader:
         if shape is None:
             raise refused(path, "it has no shape at all", key=key)
         note = self._note(key, dataset)
-        dtype = stored.newbyteorder("=")
+        if isinstance(note, dict) and type(note.get("at")) is int:
+            self.places[key] = note["at"]
+        dtype = native(stored)
         if stored.kind == "V" and stored.names is None:
             dtype = self._named(key, dataset, stored)
         if (
@@ -283,7 +288,7 @@ def write(sink: Sink, items: Sequence[Item], metadata: dict[str, str]) -> None:
     h5py = need_h5py(sink.path)
     skeleton = _Sparse()
     with h5py.File(skeleton, "w") as opened:
-        offsets = [_create(h5py, opened, sink, item) for item in items]
+        offsets = [_create(h5py, opened, sink, item, place) for place, item in enumerate(items)]
     base = sink.file.tell()
     for page, held in sorted(skeleton.pages.items()):
         sink.file.seek(base + page * skeleton.PAGE)
@@ -299,9 +304,9 @@ def write(sink: Sink, items: Sequence[Item], metadata: dict[str, str]) -> None:
     sink.file.seek(base + skeleton.size)
 
 
-def _create(h5py: Any, opened: Any, sink: Sink, item: Item) -> int | None:
+def _create(h5py: Any, opened: Any, sink: Sink, item: Item, place: int) -> int | None:
     """Make a dataset and return where in the file its entries go."""
-    special = item.dtype.kind == "V" or item.dtype.isbuiltin != 1
+    special = is_special(item.dtype)
     stored = np.dtype(f"V{item.dtype.itemsize}") if special else item.dtype.newbyteorder("<")
     plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plan.set_layout(h5py.h5d.CONTIGUOUS)
@@ -320,8 +325,8 @@ def _create(h5py: Any, opened: Any, sink: Sink, item: Item) -> int | None:
     dataset = h5py.Dataset(made)
     if special:
         dataset.attrs["dtype"] = item.dtype.name
-    note = {} if item.note is None else item.note.as_json(item.key, item.dtype)
-    if note:
-        dataset.attrs[NOTE] = packed(note)
+    if item.note is not None:
+        # HDF5 keeps no order of its own.
+        dataset.attrs[NOTE] = packed({**item.note.as_json(item.key, item.dtype), "at": place})
     offset: int | None = made.get_offset() if item.nbytes else None
     return offset

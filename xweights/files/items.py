@@ -14,6 +14,7 @@ import numpy as np
 
 from xweights.axes import Shape
 from xweights.errors import CheckpointError, ShapeError
+from xweights.files.dtypes import native
 from xweights.files.notes import Note
 from xweights.files.records import Record
 from xweights.parameter import Array, Parameter
@@ -72,7 +73,7 @@ def item_of(p: Parameter, *, key: str | None = None, pieces: Callable[[], Iterab
 
     ``pieces`` if something else than its present values is to be written under its name.
     """
-    dtype = p.dtype.newbyteorder("=") if p.dtype.byteorder in "<>" else p.dtype
+    dtype = native(p.dtype)
     return Item(
         p.name if key is None else key, dtype, p.layout.stored, Note.of(p), pieces or (lambda: _values(p, dtype))
     )

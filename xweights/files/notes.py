@@ -98,7 +98,11 @@ class Note:
         if axes is not None and (len(axes) != len(split) or len(set(axes)) != len(axes)):
             raise ValueError(f"its note names the axes {axes} of {len(split)}")
         outputs = tuple(found["outputs"]) if "outputs" in found else None
-        layout = Layout(shape, split, order, axes, outputs) if axes or split != shape or order else plain_layout(shape)
+        layout = (
+            Layout(shape, split, order, axes, outputs)
+            if axes is not None or split != shape or order
+            else plain_layout(shape)
+        )
         name = found.get("name", key)
         usual = Note.plain(name, shape, dtype)
         return cls(
@@ -141,7 +145,7 @@ def _counts(value: Any) -> bool:
 _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "name": _text, "role": _text, "layer": _text, "native": _text, "dtype": _text, "axes": _texts, "outputs": _texts,
     "gates": _texts, "aliases": _texts, "split": _counts, "order": _counts,
-    "trainable": lambda value: isinstance(value, bool),
+    "trainable": lambda value: isinstance(value, bool), "at": lambda value: type(value) is int,
 }  # fmt: skip
 
 

@@ -22,11 +22,12 @@ import numpy as np
 from xweights.errors import DamagedFileError
 from xweights.files.archives import Archive, Member, noted
 from xweights.files.descriptors import OpenFile, damaged, raw, refused, shortened
+from xweights.files.dtypes import dtype_named, is_special, native
 from xweights.files.items import Item, Sink
 from xweights.files.limits import Limits
 from xweights.files.notes import packed
 from xweights.files.records import Index, Record, Span, bytes_of
-from xweights.files.safetensors import dtype_named, read_note
+from xweights.files.safetensors import read_note
 from xweights.parameter import Array
 
 ENDING = ".npz"
@@ -75,7 +76,7 @@ def _record(archive: Archive, member: Member) -> Record:
         raise refused(path, "it is no .npy file: an .npz has nothing else", key=key)
     stored, fortran, shape, header = _header(archive, member, key)
     note = _note(path, key, member)
-    dtype = stored.newbyteorder("=")
+    dtype = native(stored)
     if note is not None and isinstance(note.get("dtype"), str):
         dtype = _named(path, key, note["dtype"], stored)
     if dtype.kind == "V" and dtype.isbuiltin != 2:
@@ -177,7 +178,7 @@ def write(sink: Sink, items: Sequence[Item], metadata: dict[str, str]) -> None:
         for item in items:
             info = zipfile.ZipInfo(f"{item.key}.npy")  # dated 1980, so that equal weights make equal files
             note = {} if item.note is None else item.note.as_json(item.key, item.dtype)
-            if item.dtype.kind == "V" or item.dtype.isbuiltin != 1:
+            if is_special(item.dtype):
                 note["dtype"] = item.dtype.name
             info.extra = noted(packed(note).encode()) if note else b""
             if note and not info.extra:
@@ -189,7 +190,7 @@ def write(sink: Sink, items: Sequence[Item], metadata: dict[str, str]) -> None:
 
 
 def _npy_header(item: Item) -> bytes:
-    dtype = item.dtype if item.dtype.isbuiltin == 1 else np.dtype(f"V{item.dtype.itemsize}")
+    dtype = np.dtype(f"V{item.dtype.itemsize}") if is_special(item.dtype) else item.dtype
     description = dtype.newbyteorder("<").str
     text = repr({"descr": description, "fortran_order": False, "shape": tuple(item.shape)}).encode("latin1")
     text += b" " * (-(len(text) + 11) % 64) + b"\n"

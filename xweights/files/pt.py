@@ -20,12 +20,13 @@ import numpy as np
 
 from xweights.files.archives import Archive, Member
 from xweights.files.descriptors import OpenFile, damaged, refused, shortened
+from xweights.files.dtypes import dtype_named
 from xweights.files.items import Item, Sink
 from xweights.files.limits import Limits
 from xweights.files.notes import packed
 from xweights.files.pickles import STORAGES, Storage, Tensor, describe
 from xweights.files.records import Index, Record, Span, bytes_of
-from xweights.files.safetensors import dtype_named, json_object, read_note
+from xweights.files.safetensors import json_object, read_note
 
 ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
 _NOTES = "xweights.json"

@@ -18,6 +18,7 @@ import numpy as np
 
 from xweights.errors import DamagedFileError
 from xweights.files.descriptors import OpenFile, damaged, refused, shortened
+from xweights.files.dtypes import dtype_named
 from xweights.files.items import Item, Sink
 from xweights.files.limits import Limits
 from xweights.files.notes import NOTE, Note, packed
@@ -147,22 +148,6 @@ def _check_cover(file: OpenFile, spans: list[tuple[int, int, str]], size: int) -
         raise damaged(file.path, f"{size - at:,} bytes after its last array belong to none")
 
 
-def dtype_named(name: str) -> np.dtype[Any]:
-    """Return a dtype of NumPy or ml_dtypes."""
-    if name in _PLAIN:
-        return np.dtype(name)
-    import ml_dtypes
-
-    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-    return found
-
-
-_PLAIN = frozenset(
-    f"{kind}{bits}" for kind, widths in (("int", (8, 16, 32, 64)), ("uint", (8, 16, 32, 64)), ("float", (16, 32, 64)))
-    for bits in widths
-) | {"bool"}  # fmt: skip
-
-
 def write(sink: Sink, items: Sequence[Item], metadata: dict[str, str]) -> None:
     """Write items as a safetensors file: the widest dtypes first, as its readers expect for alignment."""
     ordered = sorted(items, key=lambda item: -item.dtype.itemsize)
@@ -173,13 +158,17 @@ def write(sink: Sink, items: Sequence[Item], metadata: dict[str, str]) -> None:
         words[NOTE] = packed({key: note for key, note in notes.items() if note})
     if words:
         header["__metadata__"] = words
+    first: dict[str, int] = {}
     at = 0
     for item in ordered:
+        first[item.key] = at
+        at += item.nbytes
+    for item in items:
         word = WORDS.get(item.dtype.name)
         if word is None:
             raise sink.cannot(item, f"safetensors has no dtype {item.dtype.name}")
-        header[item.key] = {"dtype": word, "shape": item.shape, "data_offsets": (at, at + item.nbytes)}
-        at += item.nbytes
+        begin = first[item.key]
+        header[item.key] = {"dtype": word, "shape": item.shape, "data_offsets": (begin, begin + item.nbytes)}
     text = packed(header).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > HEADER_MOST:

@@ -18,10 +18,10 @@ from xweights.files.descriptors import refused
 from xweights.files.formats import format_of
 from xweights.files.items import Item, item_of
 from xweights.files.sharded import SHARD_BYTES
-from xweights.parameter import Parameter
+from xweights.parameter import Array, Parameter
 from xweights.reading import check_readable
 from xweights.selecting import WhereLike, select
-from xweights.targets import open_target
+from xweights.targets import is_path, open_target
 
 Names = Literal["neutral", "native"]
 
@@ -64,9 +64,11 @@ def save(
         raise ArgumentError(f'names= is "neutral" or "native"\ngot: {names!r}')
     chosen = select(open_target(target), where)
     check_readable(chosen)
-    keys = keys_of(target, chosen, names)
-    write_items([item_of(p, key=key) for p, key in zip(chosen, keys, strict=True)], path, metadata=metadata,
-                shard_bytes=shard_bytes, durable=durable)  # fmt: skip
+    items = _laid_out(target, chosen, path) if names is None else None
+    if items is None:
+        keys = keys_of(target, chosen, names)
+        items = [item_of(p, key=key) for p, key in zip(chosen, keys, strict=True)]
+    write_items(items, path, metadata=metadata, shard_bytes=shard_bytes, durable=durable)
 
 
 def convert(
@@ -120,6 +122,33 @@ def write_items(
     elif kind.write is not None:
         with replacing(where, durable=durable) as sink:
             kind.write(sink, items, dict(metadata or {}))
+
+
+def _laid_out(target: Any, chosen: Sequence[Parameter], path: str | os.PathLike[str]) -> list[Item] | None:
+    """Return the items of an HDF5 file as the target's framework wants to find them; None if it has no wishes."""
+    if format_of(os.fspath(path)).name != "h5" or isinstance(target, (Mapping, list, tuple, Parameter)):
+        return None
+    layout = getattr(backend_for(target), "file_layout", None)
+    if layout is None or is_path(target) or hasattr(type(target), "__xweights_parameters__"):
+        return None
+    by_handle = {id(p.handle): p for p in chosen}
+    items: list[Item] = []
+    left = dict(by_handle)
+    everything = len(chosen) == len(open_target(target))
+    for key, value in layout(target):
+        if isinstance(value, Parameter):
+            if left.pop(id(value.handle), None) is not None:
+                items.append(item_of(value, key=key))
+        elif everything:
+            items.append(_plain_item(key, value))
+    if left:
+        lost = next(iter(left.values())).name
+        raise refused(os.fspath(path), "its framework keeps it in no file", key=lost, fix='names="neutral"')
+    return items
+
+
+def _plain_item(key: str, array: Array) -> Item:
+    return Item(key, array.dtype, array.shape, None, lambda: [array])
 
 
 def _counted(items: Sequence[Item]) -> dict[str, int]:
