@@ -306,7 +306,8 @@ def programs() -> None:
         "subclass": (state(b"ctorch._utils\n_rebuild_wrapper_subclass\n)R"), REFUSED, None, "subclass"),
         "complex": (state(tensor(storage("torch\nComplexFloatStorage"))), REFUSED, None, "ComplexFloatStorage"),
         "empty": (b"", DAMAGED, None, "ends too early"),
-        "cut": (good[:40], DAMAGED, None, "without an end"),
+        "cut": (good[:40], DAMAGED, None, "ends too early"),
+        "long-name": (b"\x80\x02c" + b"a" * 2000 + b".", DAMAGED, None, "without an end"),
         "no-stop": (good[:-1], DAMAGED, None, "ends too early"),
         "empty-stack": (b"\x80\x020.", DAMAGED, None, "stack is empty"),
         "no-mark": (b"\x80\x02}u.", DAMAGED, None, "no mark"),
@@ -349,8 +350,8 @@ def programs() -> None:
         names += b"0}q" + bytes([level + 1]) + b"(" + text("a") + b"h" + bytes([level]) + text("b") + b"h"
         names += bytes([level]) + b"u"
     put("pt-names-bomb.pt", pt(names + b"."), REFUSED, None, "over and over")
-    put("pt-before-1-6.pt", pickle.dumps({"w": 1}, 2), REFUSED, None, "before 1.6")
-    put("pt-no-zip.pt", b"weights", DAMAGED, None, "begin as a zip")
+    put("pt-a-pickle.pt", pickle.dumps({"w": 1}, 2), REFUSED, None, "none that PyTorch has written")
+    put("pt-no-zip.pt", b"weights", DAMAGED, None, "neither as a zip file does nor as a pickle")
     put("pt-no-program.pt", zipped({"a/version": b"3\n"}), DAMAGED, None, "data.pkl")
     put("pt-two-programs.pt", zipped({"a/data.pkl": good, "b/data.pkl": good}), DAMAGED, None, "data.pkl")
     put("pt-script.pt", pt(good, **{"code/x.py": b"", "constants.pkl": b"\x80\x02)."}), REFUSED, None, "TorchScript")
@@ -365,6 +366,47 @@ def programs() -> None:
         arrays={"w": [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]})  # fmt: skip
     scalar = state(tensor(storage(count=1), 0, (), ()))
     put("ok-0-d.pt", pt(scalar, {"0": struct.pack("<f", 2.5)}), "valid", arrays={"w": 2.5})
+
+
+def legacy(
+    program: bytes, *, version: int = 1001, machine: Any = None, order: Any = ("0",), tail: bytes = b""
+) -> bytes:
+    """A file as PyTorch wrote it before 1.6: four pickles around the program, then the storages."""
+    said = {"protocol_version": version, "little_endian": True, "type_sizes": {}} if machine is None else machine
+    head = [pickle.dumps(one, 2) for one in (0x1950A86A20F9469CFC6C, version, said)]
+    return b"".join([*head, program, pickle.dumps(list(order), 2), tail])
+
+
+def legacies() -> None:
+    old = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(2) + b"NtQ"
+    part = old.replace(b"NtQ", b"(" + text("v") + number(0) + number(1) + b"ttQ")
+    good, data = state(tensor(old)), struct.pack("<q2f", 2, 1, 2)
+    command = b"(" + text("touch PWNED") + b"tR"
+    last = legacy(good, tail=data).replace(b"X\x01\x00\x00\x000q\x01a.", b"cos\nsystem\n.")
+    bad: dict[str, tuple[bytes, str, str | None, str]] = {
+        "system": (legacy(state(b"cos\nsystem\n" + command)), REFUSED, None, "'os.system'"),
+        "system-first": (b"\x80\x02cos\nsystem\n" + command + b".", REFUSED, None, "'os.system'"),
+        "system-last": (last, REFUSED, None, "'os.system'"),
+        "version": (legacy(good, version=7, tail=data), DAMAGED, None, "version is 7"),
+        "machine": (legacy(good, machine=[], tail=data), DAMAGED, None, "on what machine"),
+        "cut-program": (legacy(good)[:120], DAMAGED, None, "before its description"),
+        "cut-data": (legacy(good, tail=data[:-3]), DAMAGED, None, "ends before its data"),
+        "no-data": (legacy(good), DAMAGED, None, "ends before its data"),
+        "count": (legacy(good, tail=struct.pack("<q2f", 3, 1, 2)), DAMAGED, None, "another size"),
+        "count-negative": (legacy(good, tail=struct.pack("<q2f", -1, 1, 2)), DAMAGED, None, "another size"),
+        "unknown-storage": (legacy(good, order=("0", "1"), tail=data), DAMAGED, None, "names some"),
+        "storage-twice": (legacy(good, order=("0", "0"), tail=data * 2), DAMAGED, None, "one twice"),
+        "storage-unlisted": (legacy(good, order=()), DAMAGED, "w", "isn't in the list"),
+        "more": (legacy(good, tail=data + b"more"), DAMAGED, None, "belong to none"),
+        "part": (legacy(state(tensor(part)), tail=data), DAMAGED, None, "part of a storage"),
+        "beyond": (legacy(state(tensor(old, offset=1)), tail=data), DAMAGED, "w", "beyond its storage"),
+    }
+    for name, (content, expect, key, reason) in bad.items():
+        put(f"legacy-{name}.pt", content, expect, key, reason)
+    put("ok-legacy.pt", legacy(good, tail=data), "valid", arrays={"w": [1.0, 2.0]})
+    big = {"protocol_version": 1001, "little_endian": False, "type_sizes": {}}
+    swapped = legacy(good, machine=big, tail=struct.pack(">q2f", 2, 1, 2))
+    put("ok-legacy-big-endian.pt", swapped, "valid", arrays={"w": [1.0, 2.0]})
 
 
 # HDF5, .keras
@@ -589,7 +631,7 @@ def write_corpus(folder: Path) -> None:
     global FOLDER
     FOLDER = folder
     (folder / "secret").mkdir()
-    for make in (safetensors, npz, programs, hdf5, sharded, others):
+    for make in (safetensors, npz, programs, legacies, hdf5, sharded, others):
         make()
     (folder / "manifest.json").write_text(json.dumps(MANIFEST, indent=1, ensure_ascii=True))
 

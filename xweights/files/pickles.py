@@ -1,6 +1,6 @@
 """Reads the pickles that describe tensors, and runs none of them.
 
-Owns :func:`describe` and what it returns. Imports descriptors and limits.
+Owns :func:`describe`, :func:`describe_next` and what they return. Imports descriptors and limits.
 
 A pickle is a program for a small machine with a stack. The machine here has no instruction that imports, calls or
 builds anything but dicts, lists, tuples, texts, numbers and the descriptions of tensors below; a name in the program is
@@ -141,6 +141,10 @@ TYPES = frozenset(
 )
 
 
+class _TooShortError(ValueError):
+    """The data ends where an instruction wants more of it."""
+
+
 _MARK = object()
 _SIMPLE: Mapping[int, Any] = {ord("N"): None, 0x88: True, 0x89: False}
 
@@ -153,6 +157,7 @@ class _Machine:
         self.at = 0
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
 
     def run(self) -> Any:
         while True:
@@ -171,7 +176,7 @@ class _Machine:
 
     def _take(self, count: int) -> bytes:
         if count < 0 or self.at + count > len(self.data):
-            raise ValueError("it ends too early")
+            raise _TooShortError("it ends too early")
         self.at += count
         return self.data[self.at - count : self.at]
 
@@ -216,7 +221,8 @@ class _Machine:
     def line(self) -> str:
         end = self.data.find(b"\n", self.at, self.at + 1000)
         if end < 0:
-            raise ValueError("it has a name without an end")
+            more = self.at + 1000 > len(self.data)
+            raise _TooShortError if more else ValueError("it has a name without an end")
         return self._take(end + 1 - self.at)[:-1].decode("utf-8")
 
     def name(self, module: str, name: str) -> None:
@@ -266,13 +272,19 @@ class _Machine:
 
     def persistent(self) -> None:
         found = self.pop()
-        if not isinstance(found, tuple) or len(found) != 5 or found[0] != "storage":
+        # Before PyTorch 1.6 a sixth said which part of a shared storage is meant.
+        if not isinstance(found, tuple) or len(found) not in (5, 6) or found[0] != "storage":
             raise ValueError("it refers to something else than a storage")
-        _, kind, key, _, count = found
+        _, kind, key, _, count = found[:5]
+        if found[5:] not in ((), (None,)):
+            raise ValueError("it refers to a part of a storage")
         word = kind.text.rpartition(".")[2] if isinstance(kind, Name) else ""
         if word not in STORAGES or not isinstance(key, str) or not _whole(count):
             raise ValueError("it describes a storage wrongly")
-        self.push(Storage(STORAGES[word], key, count), 120)
+        storage = Storage(STORAGES[word], key, count)
+        self.push(storage, 120)
+        if self.storages.setdefault(key, storage) != storage:
+            raise ValueError(f"it describes the storage {shortened(key)} in two ways")
 
     def set_items(self, items: list[Any]) -> None:
         target = self.top(dict)
@@ -330,9 +342,29 @@ _STEPS: Mapping[int, _Step] = {
 def describe(data: bytes, path: str, limits: Limits) -> Any:
     """Return what a pickle describes: dicts, lists and tuples of tensors, numbers and texts."""
     limits.check_index(path, len(data))
+    found = describe_next(data, 0, path, limits)
+    if found is None:
+        raise damaged(path, "its description of the tensors is wrong: it ends too early")
+    return found.value
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a pickle describes, every storage in it, and where in the data the pickle ends."""
+
+    value: Any
+    storages: Mapping[str, Storage]
+    end: int
+
+
+def describe_next(data: bytes, start: int, path: str, limits: Limits) -> Described | None:
+    """Return what the pickle that begins at ``start`` describes; None if the data ends before it does."""
     machine = _Machine(data, path, limits.index_room)
+    machine.at = start
     try:
-        return machine.run()
+        return Described(machine.run(), machine.storages, machine.at)
+    except _TooShortError:
+        return None
     except MemoryError:
         raise refused(path, "its description of the tensors takes more memory than allowed") from None
     except (UnicodeDecodeError, RecursionError, OverflowError) as wrong:

@@ -1,0 +1,128 @@
+"""The tensors that a pickle describes, as records: their names, and that each lies within its storage.
+
+Owns :class:`Place` and :func:`index_of`. Imports descriptors, limits, pickles, records and safetensors (for its notes).
+
+Nested dicts and lists flatten with ``/``; what in them is no tensor (an epoch, a setting) is listed as ignored. Every
+tensor is checked against its storage, and every storage against its place in the file, before anything is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from xweights.files.descriptors import OpenFile, damaged, refused, shortened
+from xweights.files.dtypes import dtype_named
+from xweights.files.limits import Limits
+from xweights.files.pickles import Storage, Tensor
+from xweights.files.records import Index, Record, Span
+from xweights.files.safetensors import read_note
+
+_DEPTH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the bytes of a storage are in a file. ``checks`` are the positions of CRC-32 sums over them."""
+
+    offset: int
+    size: int
+    checks: tuple[int, ...] = ()
+
+
+# Given a storage and the name of the tensor that wants it; raises where there is none.
+PlaceOf = Callable[[Storage, str], Place]
+
+
+def index_of(
+    file: OpenFile, tree: Any, place_of: PlaceOf, *, swapped: bool, notes: Mapping[str, Any], limits: Limits
+) -> Index:
+    """Return the index of a file whose pickle describes ``tree``."""
+    records: dict[Any, Record] = {}
+    ignored: list[str] = []
+    for key, value in _leaves(tree, file.path):
+        if not isinstance(value, Tensor):
+            ignored.append(key)
+            continue
+        seen = (value.storage.key, value.dtype, value.offset, value.shape, value.strides)
+        if seen in records and value.shape and 0 not in value.shape:
+            # Two names of one tensor: tied.
+            first = records[seen]
+            note = replace(first.note, aliases=tuple(dict.fromkeys((*first.note.aliases, key))))
+            records[seen] = replace(first, note=note)
+            continue
+        record = _record(file, place_of(value.storage, key), key, value, swapped, notes.get(key))
+        limits.check(file.path, record)
+        records[seen if seen not in records else (*seen, key)] = record
+    if not records and not (isinstance(tree, dict) and not tree):
+        raise refused(file.path, "it holds no tensor", fix="save a state dict")
+    return Index(file.path, "pt", list(records.values()), [file], ignored=ignored)
+
+
+def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield (name, value) of everything in nested containers, each name once."""
+    if not isinstance(tree, (dict, Tensor, list, tuple)):
+        raise refused(path, f"it holds a {type(tree).__name__}, and no dict of tensors", fix="save a state dict")
+    seen: set[str] = set()
+    for name, value in _walk(tree, "", path, []):
+        if name in seen:
+            raise damaged(path, "two of its tensors have one name", key=name)
+        if len(seen) > 10_000_000 or len(name) > 10_000:
+            raise refused(path, "it has more names, or longer ones, than weights have")
+        seen.add(name)
+        yield name, value
+
+
+def _walk(value: Any, name: str, path: str, above: list[int], seen: dict[int, int] | None = None) -> Iterator[Any]:
+    seen = {} if seen is None else seen
+    if not isinstance(value, (dict, list, tuple)):
+        yield name or "tensor", value
+        return
+    if id(value) in above or len(above) > _DEPTH:
+        raise damaged(path, "its dicts contain themselves, or are nested too deeply", key=name)
+    seen[id(value)] = seen.get(id(value), 0) + 1
+    if value and seen[id(value)] > 100:
+        raise refused(path, "one of its dicts is used over and over, which would make endless names", key=name)
+    above.append(id(value))
+    for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _walk(one, f"{name}/{key}" if name else str(key), path, above, seen)
+    above.pop()
+
+
+def _record(file: OpenFile, place: Place, key: str, tensor: Tensor, swapped: bool, note: Any) -> Record:
+    path = file.path
+    _check_storage(path, key, tensor.storage, place)
+    dtype = dtype_named(tensor.dtype)
+    size = math.prod(tensor.shape)
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True)) if size else -1
+    if size and (tensor.offset + last + 1) * dtype.itemsize > place.size:
+        reason = f"it reaches beyond its storage\ngot:      {tensor.offset + last + 1:,} entries"
+        raise damaged(path, f"{reason}\nexpected: {place.size // dtype.itemsize:,} at most", key=key)
+    if size * dtype.itemsize > place.size:
+        reason = f"its {size:,} entries share a storage of {place.size // dtype.itemsize:,}: it is expanded"
+        raise refused(path, reason, key=key, fix="save tensor.contiguous()")
+    plain = tensor.strides == c_strides(tensor.shape) or size <= 1
+    offset = place.offset + tensor.offset * dtype.itemsize
+    strides = None if plain else tensor.strides
+    end = place.offset + place.size
+    span = Span(file, offset, swapped and dtype.itemsize > 1, strides, place.checks, place.offset, end)
+    return Record(key, dtype, tensor.shape, read_note(path, note, key, tensor.shape, dtype), span)
+
+
+def _check_storage(path: str, key: str, storage: Storage, place: Place) -> None:
+    wanted = storage.count * dtype_named(storage.dtype).itemsize
+    if place.size != wanted:
+        reason = f"its storage {shortened(storage.key)} has another size than described"
+        raise damaged(path, f"{reason}\ngot:      {place.size:,} bytes\nexpected: {wanted:,} bytes", key=key)
+
+
+def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides, in entries, of an array in C order."""
+    steps: list[int] = []
+    step = 1
+    for length in reversed(shape):
+        steps.append(step)
+        step *= max(length, 1)
+    return tuple(reversed(steps))
