@@ -1,4 +1,4 @@
-"""Files: loading into a live model, saving, and one entry of a large file, against the loops that an expert would write.
+"""Files: loading into a live model, saving, one entry of a large file, against the loops that an expert would write.
 
 Owns its rows. Imports torch, safetensors and timing. All of it is in the page cache: a disk would hide what a call
 costs. What waiting for the disk adds is a row of its own, and says more about the disk than about us.
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 import safetensors.torch
-import torch
 from timing import MIB, Memory, Timing, compare, extra_memory
 from torch import nn
 
@@ -76,8 +75,7 @@ def _entry(folder: Path, size: int, shape: str) -> Iterator[Timing | Memory]:
         header = json.dumps({"w": {"dtype": "F32", "shape": [size // 4096, 1024], "data_offsets": [0, size]}}).encode()
         file.write(len(header).to_bytes(8, "little") + header)
         start = file.tell()
-        for _ in range(size // MIB):
-            file.write(bytes(MIB))
+        file.writelines(bytes(MIB) for _ in range(size // MIB))
     number = [0.0]
 
     def by_hand() -> None:
