@@ -18,7 +18,18 @@ PUBLIC = sorted(set(xweights.__all__))
 ERRORS = {name for name in PUBLIC if name.endswith("Error")}
 MODULES = sorted(module.name for module in pkgutil.walk_packages(xweights.__path__, "xweights."))
 VERBS = sorted(name for name in verbs.__all__ if name in PUBLIC)
-ALWAYS_EXACT_OR_CLOSE = [*VERBS, "set_params", "get_params", "snapshot", "transaction", "stats", "diff", "equal"]
+ALWAYS_EXACT_OR_CLOSE = [
+    *VERBS,
+    "set_params",
+    "get_params",
+    "snapshot",
+    "transaction",
+    "stats",
+    "diff",
+    "equal",
+    "save",
+    "convert",
+]
 
 
 def doc_of(name: str) -> str:
@@ -60,7 +71,9 @@ def test_a_verb_says_whether_it_is_exact_or_close_and_how_close(name: str) -> No
     assert said, f"xweights.{name} says neither Exact nor Close"
 
 
-@pytest.mark.parametrize("name", [*ALWAYS_EXACT_OR_CLOSE, "parameters", "apply", "bind", "summary"])
+@pytest.mark.parametrize(
+    "name", [*ALWAYS_EXACT_OR_CLOSE, "parameters", "apply", "bind", "summary", "load", "edit_file"]
+)
 def test_a_function_says_what_it_raises_and_what_each_argument_is(name: str) -> None:
     text = doc_of(name)
     assert "Raises" in text
