@@ -28,6 +28,8 @@ ALWAYS_EXACT_OR_CLOSE = [
     "diff",
     "equal",
     "merge",
+    "save",
+    "convert",
 ]
 
 
@@ -72,7 +74,9 @@ def test_a_verb_says_whether_it_is_exact_or_close_and_how_close(name: str) -> No
     assert said, f"xweights.{name} says neither Exact nor Close"
 
 
-@pytest.mark.parametrize("name", [*ALWAYS_EXACT_OR_CLOSE, "parameters", "apply", "bind", "summary"])
+@pytest.mark.parametrize(
+    "name", [*ALWAYS_EXACT_OR_CLOSE, "parameters", "apply", "bind", "summary", "load", "edit_file"]
+)
 def test_a_function_says_what_it_raises_and_what_each_argument_is(name: str) -> None:
     text = doc_of(name)
     assert "Raises" in text

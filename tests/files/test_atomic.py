@@ -23,12 +23,6 @@ ENDINGS = ("safetensors", "safetensors.index.json", "npz", "pt", "weights.h5")
 posix = pytest.mark.skipif(os.name != "posix", reason="fork, kill -9 and limits are POSIX's")
 
 
-@pytest.fixture(autouse=True)
-def _needs_h5py(request: pytest.FixtureRequest) -> None:
-    if "weights.h5" in request.node.name:
-        pytest.importorskip("h5py")
-
-
 def weights(value: float, entries: int = 3000) -> dict[str, np.ndarray]:
     """Arrays that are all of one number, so that a mix of two files shows."""
     return {f"l{i}/kernel": np.full((entries // 10, 10), value, np.float32) for i in range(4)} | {

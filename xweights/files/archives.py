@@ -127,7 +127,8 @@ class Archive:
         """Yield a member's bytes in parts; all of them are held against its CRC-32."""
         wanted = member.size if most is None else most
         done, crc = 0, 0
-        for part in self._deflated(member) if member.deflated else self._plain(member):
+        step = min(PIECE, max(wanted, 64))
+        for part in self._deflated(member, step) if member.deflated else self._plain(member, step):
             cut = part[: wanted - done]
             done += len(cut)
             crc = zlib.crc32(cut, crc)
@@ -141,19 +142,19 @@ class Archive:
         if crc != member.crc:
             raise damaged(self.file.path, "its CRC-32 is wrong: its bytes have changed", key=member.name)
 
-    def _plain(self, member: Member) -> Iterator[bytes]:
-        for start in range(0, member.size, PIECE):
-            count = min(PIECE, member.size - start)
+    def _plain(self, member: Member, step: int) -> Iterator[bytes]:
+        for start in range(0, member.size, step):
+            count = min(step, member.size - start)
             yield self.file.read(member.offset + start, count, key=member.name)
 
-    def _deflated(self, member: Member) -> Iterator[bytes]:
+    def _deflated(self, member: Member, step: int) -> Iterator[bytes]:
         inflate = zlib.decompressobj(-15)
         try:
-            for start in range(0, member.stored_size, PIECE):
-                count = min(PIECE, member.stored_size - start)
+            for start in range(0, member.stored_size, step):
+                count = min(step, member.stored_size - start)
                 data = self.file.read(member.offset + start, count, key=member.name)
                 while data:
-                    yield inflate.decompress(data, PIECE)
+                    yield inflate.decompress(data, step)
                     data = inflate.unconsumed_tail
             yield inflate.flush()
         except zlib.error as wrong:

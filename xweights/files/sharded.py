@@ -57,7 +57,7 @@ def _read(
         if len(shards) > _SHARDS_MOST:
             raise refused(file.path, f"it names {len(shards):,} shards")
         try:
-            opened = [journal.opened(_beside(file.path, shard)) for shard in shards]
+            opened = [journal.opened(beside(file.path, shard)) for shard in shards]
             break
         except FileAccessError as missing:
             # Somebody may have replaced the checkpoint meanwhile: then there is another index by now.
@@ -110,7 +110,7 @@ def _names(path: str, value: Any) -> list[str]:
     return names
 
 
-def _beside(path: str, shard: str) -> str:
+def beside(path: str, shard: str) -> str:
     """Return the real place of a shard; refuse one that lies elsewhere than the index."""
     index, place = os.path.realpath(path), os.path.realpath(os.path.join(os.path.dirname(path), shard))
     homes = {os.path.dirname(index), os.path.realpath(os.path.dirname(path) or ".")}
