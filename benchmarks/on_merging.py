@@ -56,6 +56,11 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
                 yield compare("merge(out=), average of two", "files", shape, ours, peers, 1.15, idiom=idiom,
                               idiom_goal=2.0, before=no_file, seconds=10)  # fmt: skip
                 weighted = lambda paths=paths, out=out: xw.merge(paths, weights=(1, 2), out=out, durable=False)  # noqa: E731
+                peers = {
+                    "readinto, multiply, add, write": lambda paths=paths, by_hand=by_hand: _by_hand(
+                        paths, by_hand, 1 / 3
+                    )
+                }
                 yield compare("merge(out=, weights=)", "files", shape, weighted, peers, None, before=no_file, seconds=5)
             if can_measure_memory():
                 yield Memory("merge(out=): beyond the imports", "files", shape, _peak(paths, out), 16.0)
@@ -82,7 +87,7 @@ def _two_files(folder: Path, arrays: int, entries: int) -> list[Path]:
     return paths
 
 
-def _by_hand(paths: list[Path], out: Path) -> None:
+def _by_hand(paths: list[Path], out: Path, weight: float = 0.5) -> None:
     a, b = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
     with paths[0].open("rb", 0) as one, paths[1].open("rb", 0) as other, out.open("wb", 0) as result:
         length = 8 + int.from_bytes(one.read(8), "little")
@@ -92,8 +97,13 @@ def _by_hand(paths: list[Path], out: Path) -> None:
         while got := one.readinto(a):
             other.readinto(b)
             part, rest = a[: got // 4], b[: got // 4]
-            np.add(part, rest, out=part)
-            np.multiply(part, np.float32(0.5), out=part)
+            if weight == 0.5:
+                np.add(part, rest, out=part)
+                np.multiply(part, np.float32(0.5), out=part)
+            else:
+                np.multiply(part, np.float32(weight), out=part)
+                np.multiply(rest, np.float32(1.0 - weight), out=rest)
+                np.add(part, rest, out=part)
             result.write(part)
 
 

@@ -22,6 +22,7 @@ import xweights as xw
 from xweights import arrays, pruning
 from xweights.axes import plain_layout
 from xweights.backend import backend_for
+from xweights.merging import dropping
 from xweights.parameter import Parameter
 
 pytestmark = pytest.mark.matrix
@@ -66,7 +67,10 @@ def plant_in_adapter(
     patch.setattr(kind, "parameters", lambda self, it: [change(p) if p.name == name else p for p in real(self, it)])
 
 
-@pytest.mark.parametrize("row", ["get_params", "set_params(Params)", "noise(std=)", "set_entries(axis names)"])
+TRANSPOSED = ["get_params", "set_params(Params)", "noise(std=)", "set_entries(axis names)", "merge(into=), average"]
+
+
+@pytest.mark.parametrize("row", TRANSPOSED)
 def test_a_transposed_square_kernel_turns_red(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
     need("torch")
     target = Column.TORCH.twin(DTYPES["float32"]).target
@@ -218,3 +222,10 @@ def test_every_array_of_the_twins_is_judged() -> None:
         from harness.compare import gap
 
         assert gap(twin.read(), start, bits=True).entries == 1
+
+
+def test_a_trimmed_entry_too_many_turns_merge_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = dropping._between
+    assert green("merge('ties')", Column.NUMPY, "float32")
+    monkeypatch.setattr(dropping, "_between", lambda vector, size, first, last: real(vector, size, first + 1, last))
+    assert red("merge('ties')", Column.NUMPY, "float32")

@@ -106,11 +106,31 @@ def test_gates_in_another_order_are_refused_and_port_is_named() -> None:
 def test_unknown_axes_beside_known_ones_are_refused_until_it_is_said_how_they_lie() -> None:
     a = params(0)
     plain = {name: array.copy() for name, array in params(1).items()}
-    with pytest.raises(xw.LayoutError, match='Fix: layout="neutral"'):
+    with pytest.raises(xw.LayoutError, match="target 1 doesn't know the axes of 'a/kernel' and of 1 more") as found:
         xw.merge([a, plain])
+    assert 'Fix: layout="neutral"' in str(found.value)
     expected = xw.merge([a, params(1)])
     assert xw.equal(xw.merge([a, plain], layout="neutral"), expected)
     assert xw.equal(xw.merge([plain, a], layout="neutral"), expected)
+
+
+def test_into_that_does_not_know_its_axes_is_refused_like_a_target() -> None:
+    target = {name: np.zeros_like(array) for name, array in params(0).items()}
+    with pytest.raises(xw.LayoutError, match="into doesn't know the axes of 'a/kernel'"):
+        xw.merge([params(0), params(1)], into=target)
+    xw.merge([params(0), params(1)], into=target, layout="neutral")
+    assert np.array_equal(target["a/kernel"], xw.merge([params(0), params(1)])["a/kernel"])
+
+
+def test_many_names_that_are_missing_are_counted_after_the_first_few() -> None:
+    many = {f"{i}/kernel": np.zeros(1) for i in range(300)}
+    with pytest.raises(xw.SelectionError) as found:
+        xw.merge([many, {"z": np.zeros(1), **{f"y{i}": np.zeros(1) for i in range(20)}}])
+    text = str(found.value)
+    assert "target 1 has no '0/kernel'" in text
+    assert "target 1 hasn't 295 more, either" in text
+    assert "target 1 has 'z', 'y0', 'y1', 'y2', 'y3' and 16 more, and target 0 hasn't" in text
+    assert len(text.splitlines()) < 20
 
 
 # Everything that is wrong, at once.

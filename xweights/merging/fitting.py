@@ -12,16 +12,18 @@ import numpy as np
 
 from xweights.axes import Layout, reorder
 from xweights.errors import DtypeError, LayoutError, Problems, ShapeError, WriteError, got_expected
-from xweights.merging.groups import Group, Member
-from xweights.parameter import COUNTERS, Parameter
+from xweights.merging.groups import Group, Member, is_counter
+from xweights.parameter import Parameter
 from xweights.params import LayoutName
 
 
-def fit(group: Group, count: int, layout: LayoutName | None, cast: bool, problems: Problems) -> None:
-    """Note everything that doesn't fit, and settle how arrays of unknown axes lie."""
+def fit(
+    group: Group, count: int, layout: LayoutName | None, cast: bool, unknown: dict[str, list[str]], problems: Problems
+) -> None:
+    """Note everything that doesn't fit, and settle how arrays of unknown axes lie; ``unknown``: where that can't be."""
     p = group.first
     everybody = [(f"target {i}", member) for i, member in enumerate(group.members)]
-    if len(group.members) < count and p.role not in COUNTERS:
+    if len(group.members) < count and not is_counter(p):
         return  # said already
     if group.base is not None:
         everybody.append(("the base", group.base))
@@ -31,7 +33,8 @@ def fit(group: Group, count: int, layout: LayoutName | None, cast: bool, problem
             if reason is not None:
                 problems.add(WriteError, f"{called}: {one.name!r} can't be read: {reason}")
     try:
-        _settle_layouts(group, everybody, layout)
+        if not _settle_layouts(group, everybody, layout, unknown):
+            return
     except LayoutError as wrong:
         problems.add(LayoutError, str(wrong))
         return
@@ -76,44 +79,38 @@ def _other_gates(p: Parameter, called: str, q: Parameter, problems: Problems) ->
     )
 
 
-def _settle_layouts(group: Group, everybody: Sequence[tuple[str, Member]], layout: LayoutName | None) -> None:
-    """Settle how arrays of unknown axes lie, beside those that know theirs."""
+def _settle_layouts(
+    group: Group, everybody: Sequence[tuple[str, Member]], layout: LayoutName | None, unknown: dict[str, list[str]]
+) -> bool:
+    """Settle how arrays of unknown axes lie, beside those that know theirs; return False where nothing says it."""
     knowing = [member.layout for _, member in everybody if member.layout.axes is not None]
     if group.into is not None and group.into.axes is not None:
         knowing.append(group.into.layout)
     if not knowing:
-        return
-    into = group.into
-    if into is not None and into.axes is None and len(into.shape) > 1 and layout != "neutral":
-        known_axes = ", ".join(knowing[0].axes or ())
-        raise LayoutError(
-            f"{group.first.name!r} of into doesn't know its axes, and a target does: ({known_axes})\n"
-            'Fix: layout="neutral" if it is in that order'
-        )
+        return True
+    name, settled = group.first.name, True
     for called, member in everybody:
-        if member.layout.axes is not None:
-            continue
         have = member.layout
-        settled = len(have.shape) < 2 or layout == "neutral"
-        if settled:
+        if have.axes is not None:
+            continue
+        if len(have.shape) < 2 or layout == "neutral":
             known = next((one for one in knowing if one.shape == have.shape), None)
             if known is not None:
                 member.layout = Layout(have.stored, have.split, have.order, known.axes, known.outputs)
-            continue
-        if layout is None:
+        elif layout is None:
+            unknown.setdefault(called, []).append(name)
+            settled = False
+        elif any(one.stored != knowing[0].stored or one.order != knowing[0].order for one in knowing):
             raise LayoutError(
-                f"{group.first.name!r} of {called} doesn't know its axes, and another target does: "
-                f"({', '.join(knowing[0].axes or ())})\n"
-                'Fix: layout="neutral" if it is in that order, layout="native" if it is stored as the model that '
-                "knows stores its own"
+                f'{name!r} of {called} can\'t be in "native" order: those that know their axes store them in different '
+                "orders\nFix: load it into its own model first, and merge that"
             )
-        if any(one.stored != knowing[0].stored or one.order != knowing[0].order for one in knowing):
-            raise LayoutError(
-                f'{group.first.name!r} of {called} can\'t be in "native" order: those that know their axes store them '
-                "in different orders\nFix: load it into its own model first, and merge that"
-            )
-        if have.stored != knowing[0].stored:
-            raise LayoutError(
-                f"{group.first.name!r} of {called} (native order)\n{got_expected(have.stored, knowing[0].stored)}"
-            )
-        member.layout = knowing[0]
+        elif have.stored != knowing[0].stored:
+            raise LayoutError(f"{name!r} of {called} (native order)\n{got_expected(have.stored, knowing[0].stored)}")
+        else:
+            member.layout = knowing[0]
+    into = group.into
+    if into is not None and into.axes is None and len(into.shape) > 1 and layout != "neutral":
+        unknown.setdefault("into", []).append(name)
+        settled = False
+    return settled

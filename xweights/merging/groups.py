@@ -1,6 +1,6 @@
 """One parameter of the result, and each target's share in it.
 
-Owns :class:`Group` and :class:`Member`. Imports axes and parameter.
+Owns :class:`Group`, :class:`Member` and :func:`is_counter`. Imports axes and parameter.
 """
 
 from __future__ import annotations
@@ -11,7 +11,12 @@ from typing import Any
 import numpy as np
 
 from xweights.axes import Layout, reorder
-from xweights.parameter import Array, Parameter
+from xweights.parameter import COUNTERS, Array, Parameter
+
+
+def is_counter(p: Parameter) -> bool:
+    """Return True for what a framework counts beside the weights: the first target's is taken, whatever the others'."""
+    return p.role in COUNTERS and not p.floating
 
 
 @dataclass

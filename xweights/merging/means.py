@@ -102,9 +102,9 @@ def mean(streams: Sequence[Stream], weights: Sequence[float]) -> Iterator[Array]
     for first, *others in zip(*(stream for stream, _ in used), strict=True):
         if result.size < first.size:
             result, apart = room_for(first.size, first.dtype), room_for(first.size, first.dtype)
-        out, gap = result[: first.size], apart[: first.size]
-        so_far = first
-        for x, (_, weight) in zip(others, used[1:], strict=True):
+        out, so_far = result[: first.size], first
+        for x, (stream, weight) in zip(others, used[1:], strict=True):
+            gap = x if stream.own else apart[: first.size]
             np.subtract(first, x, out=gap)
             np.multiply(gap, weight, out=gap)
             so_far = np.subtract(so_far, gap, out=out)

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xweights.errors import Problems, SelectionError, near
+from xweights.errors import LayoutError, Problems, SelectionError, near
 from xweights.merging.fitting import fit
-from xweights.merging.groups import Group, Member
+from xweights.merging.groups import Group, Member, is_counter
 from xweights.merging.sides import Side
-from xweights.parameter import COUNTERS
 from xweights.params import LayoutName
 from xweights.renaming import renamer
 from xweights.selecting import Everything, WhereLike, select, to_where
+
+# Names of one kind that an error lists before it counts the rest.
+SHOWN = 5
 
 
 def grouped(
@@ -42,9 +44,8 @@ def grouped(
                 problems.add(SelectionError, f"{side.called}: {wrong}")
                 continue
             if not found:
-                if p.role not in COUNTERS:
-                    known = [one.name for one in side.everything]
-                    problems.add(SelectionError, f"{side.called} has no {p.name!r}\n{near(p.name, known)}")
+                if not is_counter(p):
+                    side.missing.append(p.name)
                 continue
             member = Member(found[0], found[0].layout, found[1:])
             if i < count:
@@ -57,9 +58,24 @@ def grouped(
             else:
                 group.base = member
         groups.append(group)
+    for side in others:
+        known = [one.name for one in side.everything]
+        for name in side.missing[:SHOWN]:
+            problems.add(SelectionError, f"{side.called} has no {name!r}\n{near(name, known)}")
+        if len(side.missing) > SHOWN:
+            problems.add(SelectionError, f"{side.called} hasn't {len(side.missing) - SHOWN} more, either")
     _strangers(others, where, problems)
+    unknown: dict[str, list[str]] = {}
     for group in groups:
-        fit(group, count, layout, cast, problems)
+        fit(group, count, layout, cast, unknown, problems)
+    for called, names in unknown.items():
+        more = f" and of {len(names) - 1} more" * (len(names) > 1)
+        problems.add(
+            LayoutError,
+            f"{called} doesn't know the axes of {names[0]!r}{more}, and another target does",
+            fix='layout="neutral" if they are in neutral order, layout="native" if they are stored as the model that '
+            "knows stores its own",
+        )
     return groups
 
 
@@ -69,17 +85,15 @@ def _strangers(others: Sequence[Side], where: WhereLike, problems: Problems) -> 
         if isinstance(to_where(where), Everything):
             meant = [p for p in side.everything if not p.hidden]
         elif side.names is None:
-            meant = [p for p in side.everything if id(p) in _picked(side, where)]
+            picked = to_where(where).picks(side.everything)
+            meant = [p for p in side.everything if id(p) in picked]
         else:
             continue
-        for p in meant:
-            if id(p) not in side.met and p.role not in COUNTERS:
-                problems.add(
-                    SelectionError,
-                    f"{side.called} has {p.name!r}, and target 0 hasn't",
-                    fix="narrow where= to what all have, or map names with names=",
-                )
-
-
-def _picked(side: Side, where: WhereLike) -> set[int]:
-    return to_where(where).picks(side.everything)
+        strange = [p.name for p in meant if id(p) not in side.met and not is_counter(p)]
+        if strange:
+            more = f" and {len(strange) - SHOWN} more" * (len(strange) > SHOWN)
+            problems.add(
+                SelectionError,
+                f"{side.called} has {', '.join(map(repr, strange[:SHOWN]))}{more}, and target 0 hasn't",
+                fix="narrow where= to what all have, or map names with names=",
+            )

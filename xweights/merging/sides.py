@@ -30,6 +30,7 @@ class Side:
     everything: list[Parameter] = field(default_factory=list)
     index: NameIndex = field(init=False)
     met: set[int] = field(default_factory=set)
+    missing: list[str] = field(default_factory=list)
 
     def open(self, problems: Problems) -> None:
         try:

@@ -13,11 +13,11 @@ import numpy as np
 
 from xweights.axes import outputs_of
 from xweights.errors import DtypeError, LayoutError, NonfiniteError, Problems, SelectionError
-from xweights.merging.groups import Group, Member
+from xweights.merging.groups import Group, Member, is_counter
 from xweights.merging.settings import Settings
 from xweights.merging.streams import Inputs, Stream, block_entries, is_finite, working_dtype
 from xweights.merging.table import Method
-from xweights.parameter import COUNTERS, Array
+from xweights.parameter import Array
 from xweights.values import rounded
 
 
@@ -63,7 +63,7 @@ class Work:
     def _kept(self, group: Group, walk: tuple[int, ...]) -> Iterator[Array]:
         first = group.members[0].neutral(group)
         for called, member in _called(group)[1:]:
-            if group.first.role not in COUNTERS and not _alike(first, member.neutral(group)):
+            if not is_counter(group.first) and not _alike(first, member.neutral(group)):
                 self.problems.add(
                     DtypeError,
                     f"{group.first.name!r} is {group.first.dtype.name}, which isn't merged, and differs in {called}",

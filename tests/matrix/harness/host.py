@@ -130,6 +130,38 @@ def _stats(twin: Twin, start: Arrays) -> Gap:
     return gap(got, want, bits=False)
 
 
+def _merge(twin: Twin, start: Arrays) -> Gap:
+    other = values.make("plain", start[NAMES[0]].dtype, seed=6)
+    xw.merge([twin.target, as_params(other)], into=twin.target, layout="neutral", where=NAMES)
+    want = {}
+    for name, array in start.items():
+        want[name] = ((array.astype(np.float64) + other[name].astype(np.float64)) / 2).astype(array.dtype)
+    return gap(twin.read(), want, bits=True)
+
+
+def _merge_ties(twin: Twin, start: Arrays) -> Gap:
+    """TIES on arrays in which many entries are equal, so that ties at the edge count."""
+    dtype = start[NAMES[0]].dtype
+    other, base = (values.make("plain", dtype, seed=seed) for seed in (6, 7))
+    given = [twin.target, as_params(other)]
+    got = xw.merge(given, "ties", base=as_params(base), density=0.3, layout="neutral", where=NAMES)
+    wide, want = np.dtype(np.float64 if dtype.itemsize == 8 else np.float32), {}
+    for name, array in start.items():
+        origin, trimmed = base[name].astype(wide), []
+        for x in (array, other[name]):
+            vector = x.astype(wide) - origin
+            dropped = np.argsort(np.abs(vector), axis=None, kind="stable")[
+                : vector.size - max(1, int(0.3 * vector.size))
+            ]
+            vector[np.unravel_index(dropped, vector.shape)] = 0
+            trimmed.append(vector)
+        sign = np.where(trimmed[0] + trimmed[1] >= 0, 1, -1)
+        agreeing = [np.where(np.sign(one) == sign, one, 0) for one in trimmed]
+        share = np.maximum(1, sum((one != 0).astype(wide) for one in agreeing))
+        want[name] = (origin + (agreeing[0] + agreeing[1]) / share).astype(dtype)
+    return gap(got, want, bits=True)
+
+
 # name: (script, kind of values, rtol)
 HOST_ROWS: dict[str, tuple[HostRow, str, float]] = {
     "get_params": (_get_params, "bits", 0.0),
@@ -143,6 +175,8 @@ HOST_ROWS: dict[str, tuple[HostRow, str, float]] = {
     "transaction, after an exception": (_transaction, "bits", 0.0),
     "diff, equal": (_diff, "bits", 0.0),
     "stats": (_stats, "plain", 1e-12),
+    "merge(into=), average": (_merge, "plain", 0.0),
+    "merge('ties')": (_merge_ties, "plain", 0.0),
 }
 
 
@@ -187,6 +221,7 @@ HOST_CALLS: dict[str, Callable[[Any], Any]] = {
     "snapshot": xw.snapshot,
     "diff": lambda target: xw.diff(target, target),
     "stats": xw.stats,
+    "merge": lambda target: xw.merge([target, target]),
 }
 
 
