@@ -31,6 +31,7 @@ PARTS = {
     "holds_torch": {},
     "holds_keras": {"KERAS_BACKEND": "tensorflow"},
     "porting": {"KERAS_BACKEND": "tensorflow"},
+    "files": {"MALLOC_MMAP_THRESHOLD_": "65536"},
     "merging": {},
     "memory": {"KERAS_BACKEND": "tensorflow", "MALLOC_MMAP_THRESHOLD_": "65536"},
 }
@@ -39,6 +40,7 @@ TABLES = {
     "tables": ("imports", "torch", "keras_tensorflow", "keras_torch", "memory"),
     "holds": ("holds_torch", "holds_keras"),
     "porting": ("porting",),
+    "files": ("files",),
     "merging": ("merging",),
 }
 

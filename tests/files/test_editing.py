@@ -165,7 +165,7 @@ def test_an_edit_that_is_cut_short_anywhere_is_found_undone_or_finished(
         return one
 
     with monkeypatch.context() as patched:
-        for word in ("pwrite", "fsync", "unlink"):
+        for word in ("pwrite", "fsync", "fdatasync", "unlink"):
             patched.setattr(journal.os, word, counted(getattr(os, word)))
         with contextlib.suppress(Crash):
             xw.edit_file(path, xw.SetEntries((slice(None), 2), 7.0), where="l1/kernel")

@@ -228,6 +228,58 @@ def test_the_safetensors_package_reads_ours_and_we_read_its() -> None:
     assert xw.equal("theirs.safetensors", arrays)
 
 
+# TensorFlow.
+
+
+def test_a_tensorflow_checkpoint_is_read_and_edited_into_another_format() -> None:
+    tf = pytest.importorskip("tensorflow")
+
+    class Model(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = tf.Variable(tf.random.stateless_normal((3, 4), (0, 1)))
+            self.parts = [tf.Variable([1, 2, 3]), tf.Variable(tf.constant([1.0, 2.0], tf.bfloat16))]
+            self.more = {f"x{n}": tf.Variable(float(n)) for n in range(400)}  # enough for several blocks
+
+    model = Model()
+    path = tf.train.Checkpoint(model=model).save("saved")
+    opened = xw.load(path)
+    np.testing.assert_array_equal(opened["model/kernel"], model.kernel.numpy())
+    np.testing.assert_array_equal(opened["model/parts/1"], np.asarray(model.parts[1]))
+    assert opened["model/more/x399"] == 399
+    assert {p.dtype.name for p in xw.parameters(path)} == {"float32", "int32", "bfloat16"}
+    assert any(key.startswith("save_counter") for key in opened.ignored)
+    with pytest.raises(xw.RefusedFileError, match="only read"):
+        xw.edit_file(path, xw.Scale(2.0))
+    xw.edit_file(path, xw.Scale(2.0), where="model/kernel", out="w.safetensors")
+    np.testing.assert_array_equal(xw.load("w.safetensors")["model/kernel"], 2 * model.kernel.numpy())
+
+
+@pytest.mark.parametrize("damage", ["magic", "sum", "cut", "missing", "short", "linked"])
+def test_a_damaged_tensorflow_checkpoint_is_refused(damage: str, tmp_path) -> None:
+    tf = pytest.importorskip("tensorflow")
+    path = tf.train.Checkpoint(kernel=tf.Variable(np.ones((3, 4), np.float32))).save("saved")
+    index, data = tmp_path / f"{path}.index", tmp_path / f"{path}.data-00000-of-00001"
+    whole = index.read_bytes()
+    if damage == "magic":
+        index.write_bytes(whole[:-1] + b"x")
+    elif damage == "sum":
+        index.write_bytes(whole[:20] + bytes([whole[20] ^ 1]) + whole[21:])
+    elif damage == "cut":
+        index.write_bytes(whole[:30])
+    elif damage == "short":
+        data.write_bytes(data.read_bytes()[:10])
+    else:
+        (tmp_path / "elsewhere").mkdir()
+        data.rename(tmp_path / "elsewhere" / "data")
+        if damage == "linked":
+            data.symlink_to(tmp_path / "elsewhere" / "data")
+    with pytest.raises(xw.CheckpointError) as caught:
+        xw.load(path)
+    kinds = {"missing": xw.FileAccessError, "linked": xw.RefusedFileError}
+    assert isinstance(caught.value, kinds.get(damage, xw.DamagedFileError))
+
+
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -125,12 +125,12 @@ def lock(descriptor: int, *, wait: bool) -> bool:
     return True
 
 
-def sweep(path: str) -> None:
-    """Remove temporary files for ``path`` whose process is gone."""
+def sweep(path: str, names: re.Pattern[str] | None = None) -> None:
+    """Remove temporary files for ``path``, or for all ``names`` beside it, whose process is gone."""
     folder, name = os.path.split(path)
     for one in os.scandir(folder or "."):
         found = _TEMPORARY.fullmatch(one.name)
-        if found is None or found["name"] != name:
+        if found is None or not (found["name"] == name or (names is not None and names.fullmatch(found["name"]))):
             continue
         with contextlib.suppress(OSError):
             if _abandoned(one.path, int(found["pid"])):

@@ -157,7 +157,7 @@ class Window(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
         if base + offset < 0:
-            raise ValueError("a position before the start")
+            raise OSError(errno.EINVAL, "a position before the start")
         self._at = base + offset
         return self._at
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from xweights.errors import ArgumentError
 from xweights.files.checkpoint import Checkpoint, load
+from xweights.files.descriptors import refused
 from xweights.files.entering import entered
-from xweights.files.formats import format_of
+from xweights.files.formats import format_of, named
 from xweights.files.items import Item, item_of
 from xweights.files.rewriting import rewritable, rewritten
 from xweights.files.saving import write_items
@@ -87,6 +88,9 @@ def edit_file(
     if out is not None:
         format_of(destination)
     with load(source, max_bytes=max_bytes) as opened:
+        kind = named(opened.format)
+        if out is None and not kind.edited:
+            raise refused(source, f"{kind.name} files are only read", fix="out=, in another format")
         parameters = opened.__xweights_parameters__()
         steps = Steps(_edits(rule, where), parameters)
         if out is None:
@@ -96,7 +100,7 @@ def edit_file(
         steps.measure()
         changed: dict[str, int] = {}
         edit = _counting(steps, changed)
-        same = out is None or format_of(destination) is format_of(source)
+        same = out is None or (kind.edited and format_of(destination) is kind)
         if same and rewritable(opened, steps):
             rewritten(opened, steps, edit, destination, durable=durable)
         else:

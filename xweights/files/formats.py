@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from xweights.errors import near
-from xweights.files import dot_keras, h5, npz, pt, safetensors, sharded
+from xweights.files import bundles, dot_keras, h5, npz, pt, safetensors, sharded
 from xweights.files.descriptors import OpenFile, refused
 from xweights.files.items import Item, Sink
 from xweights.files.journal import opened
@@ -35,6 +35,7 @@ class Format:
     write: Writer | None = None
     write_shards: FolderWriter | None = None
     keeps_metadata: bool = False
+    edited: bool = True
 
 
 FORMATS = (
@@ -44,6 +45,7 @@ FORMATS = (
     Format("npz", (npz.ENDING,), npz.read, npz.write),
     Format("keras", (dot_keras.ENDING,), dot_keras.read),
     Format("h5", h5.ENDINGS, h5.read, h5.write),
+    Format("tensorflow", (bundles.ENDING,), bundles.read, edited=False),
     Format("pt", pt.ENDINGS, pt.read, pt.write),
 )
 
@@ -59,6 +61,14 @@ def format_of(path: str) -> Format:
     raise refused(path, reason, fix=f"use one of {', '.join(endings)}")
 
 
+def named(name: str) -> Format:
+    """Return the format of this name."""
+    return next(one for one in FORMATS if one.name == name)
+
+
 def read(path: str, limits: Limits) -> Index:
     """Return the index of a file of any format."""
+    # TensorFlow names its checkpoints without an ending.
+    if not any(path.lower().endswith(one.endings) for one in FORMATS) and os.path.isfile(path + bundles.ENDING):
+        path += bundles.ENDING
     return format_of(path).read(opened(path), limits)

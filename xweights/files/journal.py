@@ -15,6 +15,7 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def patch(path: str, descriptor: int, patches: Sequence[Patch], *, durable: bool
     try:
         _write_all(room, whole, 0)
         if durable:
-            os.fsync(room)
+            sync(room)
     except BaseException:
         os.unlink(journal)
         raise
@@ -87,7 +88,8 @@ def patch(path: str, descriptor: int, patches: Sequence[Patch], *, durable: bool
     if durable:
         sync_folder(journal)
     _carry_out(descriptor, patches, durable=durable)
-    _remove(journal, durable=durable)
+    # Should a power cut bring it back, it says what was done anyway; whatever changes the folder next removes it.
+    _remove(journal, durable=False)
 
 
 def recover(path: str, descriptor: int) -> None:
@@ -137,7 +139,12 @@ def _carry_out(descriptor: int, patches: Sequence[Patch], *, durable: bool) -> N
     for one in patches:
         _write_all(descriptor, one.new, one.offset)
     if durable:
-        os.fsync(descriptor)
+        sync(descriptor)
+
+
+def sync(descriptor: int) -> None:
+    """Bring a file's bytes to the disk, and what it takes to find them."""
+    getattr(os, "fdatasync", os.fsync)(descriptor)
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:
@@ -170,29 +177,30 @@ def crc_after(crc: int, patches: Sequence[Patch], start: int, end: int) -> int:
 
 def _followed_by_zeros(crc: int, count: int) -> int:
     """Return what a bare CRC becomes when so many zero bytes follow."""
-    # The matrix of one zero bit, squared for each bit of the count.
-    matrix = [0xEDB88320, *(1 << place for place in range(31))]
-    for _ in range(3):
-        matrix = _squared(matrix)  # one byte
+    power = 0
     while count:
         if count & 1:
-            crc = _times(matrix, crc)
+            crc = _times(_zeros(power), crc)
         count >>= 1
-        if count:
-            matrix = _squared(matrix)
+        power += 1
     return crc
 
 
+@cache
+def _zeros(power: int) -> tuple[int, ...]:
+    """Return the matrix that 2**power zero bytes stand for, as columns of 32 bits."""
+    if power < 0:  # less than a byte: 2**(power + 3) bits
+        before = (0xEDB88320, *(1 << place for place in range(31))) if power == -3 else _zeros(power - 1)
+        return before if power == -3 else tuple(_times(before, column) for column in before)
+    before = _zeros(power - 1)
+    return tuple(_times(before, column) for column in before)
+
+
 def _times(matrix: Sequence[int], vector: int) -> int:
-    total = 0
-    for column in matrix:
-        if not vector:
-            break
+    total = place = 0
+    while vector:
         if vector & 1:
-            total ^= column
+            total ^= matrix[place]
         vector >>= 1
+        place += 1
     return total
-
-
-def _squared(matrix: Sequence[int]) -> list[int]:
-    return [_times(matrix, column) for column in matrix]

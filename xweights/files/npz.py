@@ -7,7 +7,6 @@ as an extra field of its member, where nobody else looks.
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
@@ -19,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from xweights.errors import DamagedFileError
 from xweights.files.archives import Archive, Member, noted
 from xweights.files.descriptors import OpenFile, damaged, raw, refused, shortened
 from xweights.files.dtypes import dtype_named, is_special, native
@@ -142,30 +140,43 @@ def _header(archive: Archive, member: Member, key: str) -> tuple[np.dtype[Any], 
         length, begin = struct.unpack_from("<L", start, 8)[0], 12
     if length > _HEADER_MOST or begin + length > member.size:
         raise damaged(path, f"its header claims {length:,} bytes", key=key)
-    text = archive.read(member, begin + length)[begin:]
-    try:
-        header = ast.literal_eval(text.decode("utf-8" if start[6] == 3 else "latin1").strip())
-        if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
-            raise damaged(path, "its header has other words than descr, fortran_order and shape", key=key)
-    except DamagedFileError:
-        raise
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as wrong:
-        raise damaged(path, f"its header can't be read: {type(wrong).__name__}", key=key) from None
-    shape = header["shape"]
-    if not isinstance(shape, tuple) or not all(type(one) is int and 0 <= one < 1 << 62 for one in shape):
-        raise damaged(path, f"its shape is {shortened(shape)}", key=key)
-    if len(shape) > 64 or not isinstance(header["fortran_order"], bool):
+    text = archive.read(member, begin + length)[begin:].decode("utf-8" if start[6] == 3 else "latin1", "replace")
+    header = _words(text)
+    if header is None or header.keys() != {"descr", "fortran_order", "shape"}:
+        raise damaged(path, "its header isn't made of descr, fortran_order and shape", key=key)
+    numbers = header["shape"]
+    if not re.fullmatch(r"\((\d{1,18}\s*(,\s*\d{1,18}\s*)*,?\s*)?\)", numbers):
+        raise damaged(path, f"its shape is {shortened(numbers)}", key=key)
+    shape = tuple(int(one) for one in re.findall(r"\d+", numbers))
+    if len(shape) > 64 or header["fortran_order"] not in ("True", "False"):
         raise damaged(path, "its header has a wrong shape or order", key=key)
-    return _dtype(path, key, header["descr"]), header["fortran_order"], shape, begin + length
+    return _dtype(path, key, header["descr"]), header["fortran_order"] == "True", shape, begin + length
 
 
-def _dtype(path: str, key: str, description: Any) -> np.dtype[Any]:
-    if isinstance(description, str) and "O" in description:
+_PAIR = re.compile(
+    r"""\s*(['"])(\w+)\1\s*:\s*(\([^()]*\)|True|False|'[^'\\]*'|"[^"\\]*"|\[.*\])\s*(,|(?=\}))""", re.DOTALL
+)
+
+
+def _words(text: str) -> dict[str, str] | None:
+    """Return the words of a header, which is written as a dict of Python; nothing of it is evaluated."""
+    text = text.strip()
+    found: dict[str, str] = {}
+    at = 1
+    while text.startswith("{") and (pair := _PAIR.match(text, at)):
+        found[pair[2]] = pair[3]
+        at = pair.end()
+    return found if text[at:].strip() == "}" and text.startswith("{") else None
+
+
+def _dtype(path: str, key: str, description: str) -> np.dtype[Any]:
+    word = description[1:-1]
+    if description[0] in "\"'" and "O" in word:
         raise refused(path, "it holds pickled objects, which are never loaded", key=key, fix="save arrays of numbers")
-    if not isinstance(description, str) or not _DESCRIPTION.fullmatch(description):
+    if description[0] not in "\"'" or not _DESCRIPTION.fullmatch(word):
         raise refused(path, f"its dtype is {shortened(description)}, and weights are real numbers", key=key)
     try:
-        return np.dtype(description)
+        return np.dtype(word)
     except (TypeError, ValueError):
         raise damaged(path, f"its dtype is {shortened(description)}", key=key) from None
 

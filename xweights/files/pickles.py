@@ -72,6 +72,8 @@ def _wholes(value: Any) -> bool:
 
 def _tensor(*args: Any) -> Tensor:
     """``_rebuild_tensor(_v2)``: storage, offset, shape, strides, and what matters only to gradients."""
+    if len(args) < 4:
+        raise TypeError
     storage, offset, shape, strides = args[:4]
     if not isinstance(storage, Storage) or not _whole(offset) or not _wholes(shape) or not _wholes(strides):
         raise ValueError("a tensor isn't described by a storage, an offset, a shape and strides")

@@ -20,7 +20,7 @@ from typing import Any
 
 from xweights.errors import FileAccessError
 from xweights.files import h5, journal, safetensors
-from xweights.files.atomic import lock, replacing, sync_folder
+from xweights.files.atomic import lock, replacing, sweep, sync_folder
 from xweights.files.descriptors import OpenFile, damaged, refused, shortened
 from xweights.files.items import Item
 from xweights.files.limits import Limits
@@ -57,7 +57,7 @@ def _read(
         if len(shards) > _SHARDS_MOST:
             raise refused(file.path, f"it names {len(shards):,} shards")
         try:
-            opened = [journal.opened(_beside(file.path, shard)) for shard in shards]
+            opened = [journal.opened(beside(file.path, shard)) for shard in shards]
             break
         except FileAccessError as missing:
             # Somebody may have replaced the checkpoint meanwhile: then there is another index by now.
@@ -110,7 +110,7 @@ def _names(path: str, value: Any) -> list[str]:
     return names
 
 
-def _beside(path: str, shard: str) -> str:
+def beside(path: str, shard: str) -> str:
     """Return the real place of a shard; refuse one that lies elsewhere than the index."""
     index, place = os.path.realpath(path), os.path.realpath(os.path.join(os.path.dirname(path), shard))
     homes = {os.path.dirname(index), os.path.realpath(os.path.dirname(path) or ".")}
@@ -175,6 +175,7 @@ def remove_orphans(path: str, keep: set[str]) -> None:
     """Remove shards that earlier saves of ``path`` wrote and no index names, unless somebody is writing them."""
     folder, stem = os.path.dirname(path), os.path.basename(path).removesuffix(ENDING)
     ours = re.compile(re.escape(stem) + r"-[0-9a-f]{8}-\d{5,}-of-\d{5,}\.safetensors")
+    sweep(path, ours)
     for entry in list(os.scandir(folder or ".")):
         if entry.name in keep or not ours.fullmatch(entry.name):
             continue

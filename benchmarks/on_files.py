@@ -1,0 +1,95 @@
+"""Files: loading into a live model, saving, one entry of a large file, against the loops that an expert would write.
+
+Owns its rows. Imports torch, safetensors and timing. All of it is in the page cache: a disk would hide what a call
+costs. What waiting for the disk adds is a row of its own, and says more about the disk than about us.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import safetensors.torch
+from timing import MIB, Memory, Timing, compare, extra_memory
+from torch import nn
+
+import xweights as xw
+
+
+def rows(quick: bool) -> Iterator[Timing | Memory]:
+    """Yield the rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        shape = "2M" if quick else "50M"
+        model = nn.Sequential(*[nn.Linear(400 if quick else 2048, 400 if quick else 2048) for _ in range(12)])
+        yield from _loading(Path(folder), model, shape)
+        yield from _saving(Path(folder), model, shape)
+        yield from _entry(Path(folder), 16 * MIB if quick else 1024 * MIB, "16 MB" if quick else "1 GB")
+
+
+def _loading(folder: Path, model: nn.Module, shape: str) -> Iterator[Timing | Memory]:
+    path = str(folder / "w.safetensors")
+    safetensors.torch.save_file(model.state_dict(), path)
+    arrays = {key: tensor.detach().numpy() for key, tensor in model.state_dict().items()}
+
+    def by_hand() -> None:
+        with Path(path).open("rb", buffering=0) as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            for key, array in arrays.items():
+                file.seek(8 + length + header[key]["data_offsets"][0])
+                view = memoryview(array.reshape(-1).view(np.uint8))
+                done = 0
+                while done < len(view):
+                    done += file.readinto(view[done:])
+
+    peers = {"seek, readinto": by_hand}
+    unchecked = lambda: xw.set_params(model, path, layout="native", allow_nonfinite=True)  # noqa: E731
+    idiom = ("safetensors.numpy.load_file", lambda: safetensors.numpy.load_file(path))
+    name = "set_params(model, path, allow_nonfinite=True)"
+    yield compare(name, "torch", shape, unchecked, peers, 1.3, idiom=idiom, idiom_goal=2.5, seconds=8)
+    checked = lambda: xw.set_params(model, path, layout="native")  # noqa: E731
+    yield compare("set_params(model, path)", "torch", shape, checked, peers, 1.7, seconds=8)
+    yield extra_memory("set_params(model, path)", "torch", shape, checked, 2)
+
+
+def _saving(folder: Path, model: nn.Module, shape: str) -> Iterator[Timing | Memory]:
+    ours, theirs = str(folder / "ours.safetensors"), str(folder / "theirs.safetensors")
+    state: dict[str, Any] = dict(model.state_dict())
+    save = lambda: xw.save(model, ours, durable=False)  # noqa: E731
+    peers = {"safetensors.torch.save_file": lambda: safetensors.torch.save_file(state, theirs)}
+    yield compare("save(model, path, durable=False)", "torch", shape, save, peers, 1.1, seconds=12)
+    durable = lambda: xw.save(model, ours)  # noqa: E731
+    yield compare("save(model, path)", "torch", shape, durable, {"save(..., durable=False)": save}, None, seconds=12)
+    yield extra_memory("save(model, path)", "torch", shape, durable, 2)
+
+
+def _entry(folder: Path, size: int, shape: str) -> Iterator[Timing | Memory]:
+    path = str(folder / "large.safetensors")
+    with Path(path).open("wb") as file:
+        header = json.dumps({"w": {"dtype": "F32", "shape": [size // 4096, 1024], "data_offsets": [0, size]}}).encode()
+        file.write(len(header).to_bytes(8, "little") + header)
+        start = file.tell()
+        file.writelines(bytes(MIB) for _ in range(size // MIB))
+    number = [0.0]
+
+    def by_hand() -> None:
+        number[0] += 1
+        descriptor = os.open(path, os.O_RDWR)
+        os.pwrite(descriptor, np.float32(number[0]).tobytes(), start + 4 * 123_456)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    def ours(durable: bool) -> None:
+        number[0] += 1
+        xw.edit_file(path, xw.SetEntries((120, 576), number[0]), where="w", durable=durable)
+
+    peers = {"pwrite, fsync, no journal": by_hand}
+    yield compare("edit_file: one entry", "file", shape, lambda: ours(True), peers, None)
+    yield compare("edit_file: one entry, durable=False", "file", shape, lambda: ours(False), peers, None)
+    yield extra_memory("edit_file: one entry", "file", shape, lambda: ours(True), 64)

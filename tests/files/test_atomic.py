@@ -1,0 +1,310 @@
+"""A file is wholly the old one or wholly the new one: under kill -9, a full disk, missing rights and many readers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import xweights as xw
+from xweights.files import journal
+
+ENDINGS = ("safetensors", "safetensors.index.json", "npz", "pt", "weights.h5")
+posix = pytest.mark.skipif(os.name != "posix", reason="fork, kill -9 and limits are POSIX's")
+
+
+@pytest.fixture(autouse=True)
+def _needs_h5py(request: pytest.FixtureRequest) -> None:
+    if "weights.h5" in request.node.name:
+        pytest.importorskip("h5py")
+
+
+def weights(value: float, entries: int = 3000) -> dict[str, np.ndarray]:
+    """Arrays that are all of one number, so that a mix of two files shows."""
+    return {f"l{i}/kernel": np.full((entries // 10, 10), value, np.float32) for i in range(4)} | {
+        "b": np.full(7, value)
+    }
+
+
+def value_of(path: object) -> float:
+    """The one number that a whole file is of; fails for a mix."""
+    found = {float(one) for array in xw.get_params(path).values() for one in np.unique(array)}
+    assert len(found) == 1, f"a mix of {found}"
+    return found.pop()
+
+
+def names(folder: Path) -> set[str]:
+    return {one.name for one in folder.iterdir()}
+
+
+def in_a_fork(work: Callable[[], None]) -> int:
+    """Run something in a process of its own that has imported everything already; return its pid."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return pid
+
+
+# kill -9
+
+
+def kills(ending: str, folder: Path, count: int, change: Callable[[str, float], None]) -> None:
+    path = str(folder / f"w.{ending}")
+    xw.save(weights(0.0), path)
+    start = time.perf_counter()
+    change(path, 0.0)
+    usual = time.perf_counter() - start
+    source = np.random.default_rng(0)
+    seen = set()
+    old = 0.0
+    for number in range(1, count + 1):
+        pid = in_a_fork(lambda number=number: change(path, float(number)))
+        time.sleep(source.uniform(0, 1.3) * usual)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        now = value_of(path)
+        assert now in (old, float(number)), f"kill {number} left {now}, and not {old} or {number}"
+        seen.add(now == old)
+        usual *= 1.1 if now == old else 0.92  # so that half of the kills come in time, however busy the machine is
+        old = now
+    assert seen == {True, False}, "every kill came too early, or too late"
+    before = names(folder)
+    xw.save(weights(-1.0), path)
+    assert value_of(path) == -1.0
+    left = names(folder) - {f"w.{ending}"}
+    assert len(left) == (1 if ending.endswith("index.json") else 0), f"litter: {left}, of {before}"
+
+
+def replace(path: str, value: float) -> None:
+    xw.save(weights(value), path)
+
+
+def patch(path: str, value: float) -> None:
+    xw.edit_file(path, xw.SetEntries(..., value), where=...)
+
+
+@posix
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_hundred_kills_leave_the_old_or_the_new_file_and_no_litter(ending: str, tmp_path) -> None:
+    kills(ending, tmp_path, 100, replace)
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_five_hundred_kills_leave_the_old_or_the_new_file_and_no_litter(ending: str, tmp_path) -> None:
+    kills(ending, tmp_path, 500, replace)
+
+
+@posix
+@pytest.mark.parametrize("ending", ["safetensors", "npz"])
+def test_kills_while_entries_are_set_in_place_leave_all_of_them_or_none(ending: str, tmp_path) -> None:
+    kills(ending, tmp_path, 50, patch)
+
+
+# A full disk, missing rights.
+
+
+@posix
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_disk_that_gets_full_at_any_point_leaves_the_old_file_and_no_other(ending: str, tmp_path) -> None:
+    path = tmp_path / f"w.{ending}"
+    xw.save(weights(1.0), path)
+    size = sum(one.stat().st_size for one in tmp_path.iterdir())
+    before = names(tmp_path)
+
+    def write(limit: int) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            xw.save(weights(2.0), path)
+        except xw.FileAccessError as error:
+            if error.errno == errno.EFBIG and "Fix: raise the limit" in str(error) and names(tmp_path) == before:
+                os._exit(7)
+        os._exit(8)
+
+    for cut in range(20):
+        _, status = os.waitpid(in_a_fork(lambda cut=cut: write(size * cut // 25)), 0)
+        assert os.waitstatus_to_exitcode(status) == 7, f"with room for {cut} of 25 parts"
+        assert names(tmp_path) == before
+        assert value_of(path) == 1.0
+
+
+@posix
+@pytest.mark.parametrize("ending", ["safetensors", "npz"])
+def test_a_full_disk_leaves_a_file_alone_that_was_to_be_edited(ending: str, tmp_path) -> None:
+    path = tmp_path / f"w.{ending}"
+    xw.save(weights(1.0, 30_000), path)
+
+    def edit(limit: int) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        for rule in (xw.Scale(2.0), xw.SetEntries(0, 2.0)):
+            try:
+                xw.edit_file(path, rule, where=...)
+                os._exit(8)
+            except xw.FileAccessError:
+                pass
+        os._exit(7)
+
+    for limit in (0, 100, 300):
+        _, status = os.waitpid(in_a_fork(lambda limit=limit: edit(limit)), 0)
+        assert os.waitstatus_to_exitcode(status) == 7
+        assert names(tmp_path) == {path.name}
+        assert value_of(path) == 1.0
+
+
+@posix
+@pytest.mark.parametrize("ending", ["safetensors", "npz"])
+def test_a_folder_that_may_not_be_written_is_said_to_be_so(ending: str, tmp_path) -> None:
+    path = tmp_path / f"w.{ending}"
+    xw.save(weights(1.0), path)
+    tmp_path.chmod(0o500)
+
+    def write() -> None:
+        if os.geteuid() == 0:
+            os.setuid(65534)  # root may write everywhere
+        try:
+            xw.save(weights(2.0), path)
+        except xw.FileAccessError as error:
+            os._exit(7 if error.errno in (errno.EACCES, errno.EPERM) else 9)
+        os._exit(8)
+
+    try:
+        _, status = os.waitpid(in_a_fork(write), 0)
+    finally:
+        tmp_path.chmod(0o700)
+    assert os.waitstatus_to_exitcode(status) == 7
+    assert names(tmp_path) == {path.name}
+    assert value_of(path) == 1.0
+
+
+def test_the_folder_is_missing_or_a_file(tmp_path) -> None:
+    with pytest.raises(xw.FileAccessError, match="No such file"):
+        xw.save(weights(1.0), tmp_path / "no" / "w.npz")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(xw.FileAccessError):
+        xw.save(weights(1.0), tmp_path / "file" / "w.npz")
+
+
+@posix
+def test_the_new_file_has_the_rights_of_the_old_one_and_a_link_goes_on_leading_to_it(tmp_path) -> None:
+    real, link = tmp_path / "real.npz", tmp_path / "link.npz"
+    xw.save(weights(1.0), real)
+    real.chmod(0o640)
+    link.symlink_to(real)
+    xw.save(weights(2.0), link)
+    assert link.is_symlink()
+    assert value_of(real) == 2.0
+    assert real.stat().st_mode & 0o777 == 0o640
+
+
+def test_an_array_that_can_not_be_written_leaves_the_old_file(tmp_path) -> None:
+    pytest.importorskip("ml_dtypes")
+    import ml_dtypes
+
+    path = tmp_path / "w.safetensors"
+    xw.save(weights(1.0), path)
+    with pytest.raises(xw.RefusedFileError, match="has no dtype float8_e4m3b11fnuz"):
+        xw.save({"w": np.ones(2).astype(ml_dtypes.float8_e4m3b11fnuz)}, path)
+    assert names(tmp_path) == {"w.safetensors"}
+    assert value_of(path) == 1.0
+
+
+# Readers beside a writer.
+
+
+def readers_and_a_writer(ending: str, folder: Path, seconds: float, count: int = 8) -> int:
+    path = str(folder / f"w.{ending}")
+    xw.save(weights(0.0), path)
+    end = time.monotonic() + seconds
+
+    def read() -> None:
+        while time.monotonic() < end:
+            value_of(path)
+
+    readers = [in_a_fork(read) for _ in range(count)]
+    written = 0
+    while time.monotonic() < end:
+        written += 1
+        xw.save(weights(float(written)), path, durable=False)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in readers]
+    assert statuses == [0] * count
+    return written
+
+
+@posix
+@pytest.mark.parametrize(("ending", "seconds"), [("safetensors", 4), ("safetensors.index.json", 3), ("npz", 3)])
+def test_eight_readers_see_wholly_old_or_wholly_new_files(ending: str, seconds: float, tmp_path) -> None:
+    assert readers_and_a_writer(ending, tmp_path, seconds) > 5
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_eight_readers_see_wholly_old_or_wholly_new_files_for_two_minutes(ending: str, tmp_path) -> None:
+    assert readers_and_a_writer(ending, tmp_path, 120) > 100
+
+
+def test_an_open_checkpoint_stays_what_it_was_when_its_file_is_replaced(tmp_path) -> None:
+    xw.save(weights(1.0), tmp_path / "w.npz")
+    with xw.load(tmp_path / "w.npz") as opened:
+        xw.save(weights(2.0), tmp_path / "w.npz")
+        assert value_of(opened) == 1.0
+    assert value_of(tmp_path / "w.npz") == 2.0
+    with pytest.raises(xw.RefusedFileError, match="has been closed"):
+        xw.get_params(opened)
+
+
+@posix
+def test_writers_of_entries_take_turns(tmp_path) -> None:
+    path = str(tmp_path / "w.npz")
+    xw.save(weights(0.0), path)
+
+    def enter(column: int) -> None:
+        for value in range(10):
+            xw.edit_file(path, xw.SetEntries((slice(None), column), float(value)), where="l0/kernel", durable=False)
+
+    pids = [in_a_fork(lambda column=column: enter(column)) for column in range(3)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0] * 3
+    assert (xw.load(path)["l0/kernel"][:, :3] == 9).all()
+    assert not os.path.exists(journal.journal_of(path))  # noqa: PTH110
+
+
+# Whatever is saved comes back.
+
+DTYPES = [*map(np.dtype, ("bool", "u1", "i2", "u4", "i8", "f2", "f4", "f8"))]
+NAMES = st.text(st.characters(exclude_characters="/.\0", exclude_categories=("Cs", "Cc")), min_size=1, max_size=12)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_arrays_under_any_names_come_back_bit_for_bit(ending: str, data, tmp_path) -> None:
+    shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
+    arrays = {}
+    for name in data.draw(st.lists(NAMES, max_size=4, unique=True)):
+        dtype, shape = data.draw(st.sampled_from(DTYPES)), data.draw(shapes)
+        size = int(np.prod(shape)) * dtype.itemsize
+        bits = np.frombuffer(data.draw(st.binary(min_size=size, max_size=size)), np.uint8)
+        bits = bits & 1 if dtype.kind == "b" else bits
+        arrays[f"layer/{name}"] = bits.view(dtype).reshape(shape).copy()
+    path = tmp_path / f"w.{ending}"
+    xw.save(arrays, path, durable=False)
+    assert xw.equal(arrays, path) if arrays else len(xw.load(path)) == 0
+    assert [p.name for p in xw.load(path).__xweights_parameters__()] == list(arrays)
