@@ -29,6 +29,15 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
         1.25,
         seconds=4 if quick else 12,
     )
+    yield compare(
+        "xweights --help",
+        "process",
+        "-",
+        partial(_python, "from xweights.command.app import app; app(['--help'])"),
+        {"import numpy": partial(_python, "import numpy")},
+        1.5,
+        seconds=4 if quick else 12,
+    )
 
 
 def _python(code: str) -> str:

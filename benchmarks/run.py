@@ -31,8 +31,8 @@ PARTS = {
     "holds_torch": {},
     "holds_keras": {"KERAS_BACKEND": "tensorflow"},
     "porting": {"KERAS_BACKEND": "tensorflow"},
-    "merging": {},
     "files": {"MALLOC_MMAP_THRESHOLD_": "65536"},
+    "merging": {},
     "memory": {"KERAS_BACKEND": "tensorflow", "MALLOC_MMAP_THRESHOLD_": "65536"},
 }
 # The tables of RESULTS.md, each with the parts that it shows.
@@ -40,8 +40,8 @@ TABLES = {
     "tables": ("imports", "torch", "keras_tensorflow", "keras_torch", "memory"),
     "holds": ("holds_torch", "holds_keras"),
     "porting": ("porting",),
-    "merging": ("merging",),
     "files": ("files",),
+    "merging": ("merging",),
 }
 
 

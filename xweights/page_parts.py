@@ -31,13 +31,13 @@ STYLE = """
   :root { --text: #e4e8ec; --soft: #9aa7b4; --line: #37424d; --back: #14191f; --row: #1c232b; --mark: #7db8ee; }
 }
 body { margin: 0; background: var(--back); color: var(--text); font: 15px/1.45 system-ui, sans-serif; }
-main { max-width: 1100px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+main { max-width: 1240px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1, h2 { overflow-wrap: anywhere; } h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 p { color: var(--soft); }
-.wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
+.wide { overflow: auto; max-height: 34rem; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: left; white-space: nowrap; }
-th { border-bottom: 1px solid var(--line); padding: 0; }
+th { position: sticky; top: 0; background: var(--back); box-shadow: inset 0 -1px var(--line); padding: 0; }
 th button { all: unset; cursor: pointer; padding: .4rem .7rem; color: var(--soft); font-weight: 600; }
 th button:hover, th button:focus-visible { color: var(--mark); text-decoration: underline; }
 th[aria-sort] button { color: var(--mark); }

@@ -78,7 +78,7 @@ def draw_histogram(panel: Axes, found: Histogram, colour: str, name: str, text: 
     panel.stairs(found.counts, found.edges, fill=True, color=colour)
     panel.set_yticks([])
     panel.locator_params(axis="x", nbins=4)
-    panel.tick_params(labelsize=7)
+    panel.tick_params(labelsize=7, which="both")
     for side in ("top", "right", "left"):
         panel.spines[side].set_visible(False)
 
@@ -114,7 +114,7 @@ def draw_spectra(figure: Figure, found: Sequence[tuple[str, Array]]) -> None:
     right.set_xlabel("largest singular value", fontsize=8)
     right.yaxis.tick_right()
     for panel in (left, right):
-        panel.tick_params(labelsize=7)
+        panel.tick_params(labelsize=7, which="both")
 
 
 def draw_bars(panel: Axes, names: Sequence[str], lengths: Sequence[float], colour: Any) -> None:
@@ -128,7 +128,7 @@ def draw_bars(panel: Axes, names: Sequence[str], lengths: Sequence[float], colou
     known = [one for one in lengths if one > 0]
     if known and max(known) > 30 * min(known):
         panel.set_xscale("log")
-    panel.tick_params(labelsize=7)
+    panel.tick_params(labelsize=7, which="both")
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
 

@@ -77,7 +77,7 @@ def plot(target: Any, *, where: WhereLike | None = None, kind: Kind = "histogram
             draw_histogram(panel, found, BLUE, p.name, _counted(p, found))
         else:
             draw_zeros(panel, p)
-    what = "Values" if kind == "histograms" else "Zeros (dark: none, light: all)"
+    what = "Values" if kind == "histograms" else "Zeros, dark: none, light: all"
     figure.suptitle(f"{what}{note}", fontsize=10)
     return figure
 

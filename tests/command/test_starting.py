@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 import xweights as xw
 from xweights.command.answering import INTERRUPTED
@@ -66,6 +67,21 @@ def test_every_example_of_the_help_can_be_understood(example: str) -> None:
     command = group().commands[words[1]]
     context = command.make_context(words[1], words[2:])
     assert context.params
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("xweights di", {"diff"}),
+        ("xweights plot --ki", {"--kind"}),
+        ("xweights plot --kind sp", {"sparsity", "spectra"}),
+    ],
+)
+def test_a_shell_completes_commands_options_and_choices(words: str, offered: set[str]) -> None:
+    place = str(len(words.split()) - 1)
+    asked = {"_XWEIGHTS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": place}
+    shown = CliRunner().invoke(app, [], prog_name="xweights", env=asked)
+    assert set(shown.stdout.split()) == offered
 
 
 @pytest.mark.skipif("XWEIGHTS_TEST_WHEEL" not in os.environ, reason="only nox tests the wheel")
