@@ -97,10 +97,15 @@ def test_a_list_of_another_length_is_refused() -> None:
     assert bits(into) == before
 
 
-@pytest.mark.parametrize("wrong", [None, 5, "path.npz", b"x", np.ones(3), {1.0, 2.0}, object()])
+@pytest.mark.parametrize("wrong", [None, 5, b"x", np.ones(3), {1.0, 2.0}, object()])
 def test_values_of_another_kind_are_refused(wrong) -> None:
     with pytest.raises(xw.ArgumentError, match="values="):
         xw.set_params(target(), wrong)
+
+
+def test_a_path_to_nothing_is_refused_as_values() -> None:
+    with pytest.raises(xw.FileAccessError, match="No such file"):
+        xw.set_params(target(), "path.npz")
 
 
 def test_params_are_turned_by_axis_name_square_ones_too() -> None:

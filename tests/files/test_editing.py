@@ -127,6 +127,23 @@ def test_packed_arrays_are_edited_by_writing_the_file_anew(tmp_path) -> None:
     assert xw.equal(path, live)
 
 
+def test_packed_arrays_of_hdf5_are_edited_and_all_else_in_the_file_stays(tmp_path) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "w.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("a", data=np.arange(5000.0), chunks=(1000,), compression="gzip")
+        file["b"], file["optimizer/vars/0"] = np.ones(3), np.arange(4)
+        file["b"].attrs["mine"] = "kept"
+    report = xw.edit_file(path, xw.Scale(2.0), where="*")
+    assert (report.changed, report.in_place) == ({"a": 4999, "b": 3}, False)
+    np.testing.assert_array_equal(xw.load(path)["a"], 2 * np.arange(5000.0))
+    with h5py.File(path) as file:
+        assert file["optimizer/vars/0"][()].tolist() == [0, 1, 2, 3]
+        assert file["b"].attrs["mine"] == "kept"
+        assert file["a"].compression == "gzip"
+    assert names(tmp_path) == ["w.h5"]
+
+
 def test_everything_wrong_is_said_at_once_and_the_file_is_untouched(tmp_path) -> None:
     path = saved(tmp_path, "safetensors")
     before = Path(path).read_bytes()

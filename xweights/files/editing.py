@@ -20,7 +20,7 @@ from xweights.files.descriptors import refused
 from xweights.files.entering import entered
 from xweights.files.formats import format_of, named
 from xweights.files.items import Item, item_of
-from xweights.files.rewriting import rewritable, rewritten
+from xweights.files.rewriting import repackable, repacked, rewritable, rewritten
 from xweights.files.saving import write_items
 from xweights.files.steps import Edit, Steps
 from xweights.parameter import Array, Parameter
@@ -103,6 +103,8 @@ def edit_file(
         same = out is None or (kind.edited and format_of(destination) is kind)
         if same and rewritable(opened, steps):
             rewritten(opened, steps, edit, destination, durable=durable)
+        elif same and repackable(opened):
+            repacked(opened, steps, edit, destination, durable=durable)
         else:
             _written(opened, steps, edit, destination, durable=durable)
     return EditReport(destination, changed, in_place=False)

@@ -1,6 +1,7 @@
 """Streaming a file into its replacement, with other bytes where arrays were edited.
 
-Owns :func:`rewritable` and :func:`rewritten`. Imports atomic, checkpoint, descriptors, entering, records and steps.
+Owns :func:`rewritable`, :func:`rewritten` and their like for packed arrays in HDF5. Imports atomic, checkpoint,
+descriptors, entering, h5, records and steps.
 
 No array changes its size, so everything keeps its place: what wasn't edited is copied as it is, whatever it means.
 """
@@ -18,6 +19,7 @@ from xweights.files.atomic import Replacement, replacing
 from xweights.files.checkpoint import Checkpoint
 from xweights.files.descriptors import PIECE, OpenFile, refused
 from xweights.files.entering import overlapping
+from xweights.files.h5 import need_h5py
 from xweights.files.records import Record, Span, bytes_of
 from xweights.files.steps import Steps
 from xweights.parameter import Array
@@ -56,6 +58,27 @@ def rewritten(
         _copy(file, sink, at, file.size)
         sink.file.flush()
         _renew_sums(sink, [records[position] for position in steps.touched])
+
+
+def repackable(opened: Checkpoint) -> bool:
+    """Return whether packed arrays can be replaced inside of a copy of the file: in HDF5."""
+    return opened.format == "h5" and len(opened.files) == 1
+
+
+def repacked(
+    opened: Checkpoint, steps: Steps, edit: Callable[[int], Array], destination: str, *, durable: bool
+) -> None:
+    """Copy the file and have h5py replace the edited arrays in the copy, so that all else in it stays."""
+    h5py = need_h5py(opened.path)
+    (file,) = opened.files
+    with replacing(destination, durable=durable) as sink:
+        _copy(file, sink, 0, file.size)
+        sink.file.flush()
+        with h5py.File(sink.temporary, "r+", locking=False) as copy:  # we have locked it ourselves
+            for position in sorted(steps.touched):
+                record = steps.parameters[position].handle
+                array, dataset = edit(position), copy[record.key]
+                dataset[...] = array.view(dataset.dtype) if dataset.dtype.kind == "V" else array
 
 
 def _copy(file: OpenFile, sink: Replacement, start: int, end: int) -> None:
