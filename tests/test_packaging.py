@@ -20,7 +20,7 @@ ADAPTERS = {f"xweights_{framework}" for framework in FRAMEWORKS}
 PACKAGES = sorted({"xweights"} | ADAPTERS)
 ONLY_WHEN_NEEDED = {"rich", "typer", "safetensors", "ml_dtypes", "h5py", "matplotlib"}
 ROOMS = ["errors", "axes", "parameter", "backend", "selecting", "rules", "verbs", "holds", "undo", "measure"]
-ROOMS += ["plots", "merging", "porting", "files", "cli", "testing"]
+ROOMS += ["plots", "merging", "porting", "handing", "files", "cli", "testing"]
 
 TARGETS = {
     "torch": "import torch; target = torch.nn.Linear(2, 3)",
@@ -179,14 +179,21 @@ def test_no_two_rooms_of_the_core_import_each_other_even_by_a_detour() -> None:
         pytest.fail(f"{cycle.args[0]}: {' <- '.join(cycle.args[1])}")
 
 
-def test_no_two_files_of_porting_import_each_other_even_by_a_detour() -> None:
+@pytest.mark.parametrize(
+    ("folder_name", "known"),
+    [
+        ("porting", {"protocol", "units", "recipes", "plan", "trace", "matching", "moving", "verify"}),
+        ("handing", {"protocol", "formulas", "numbers", "state", "carrying", "access", "moving", "proving"}),
+    ],
+)
+def test_no_two_files_of_a_folder_import_each_other_even_by_a_detour(folder_name: str, known: set[str]) -> None:
     plan = {}
     for path in modules("xweights"):
-        if room(path) == "porting" and path.stem != "__init__":
+        if room(path) == folder_name and path.stem != "__init__":
             body = ast.parse(path.read_text(encoding="utf-8")).body
             names = [node.module or "" for node in body if isinstance(node, ast.ImportFrom)]
-            plan[path.stem] = {name.split(".")[2] for name in names if name.startswith("xweights.porting.")}
-    assert {"protocol", "units", "recipes", "plan", "trace", "matching", "moving", "verify"} <= set(plan)
+            plan[path.stem] = {name.split(".")[2] for name in names if name.startswith(f"xweights.{folder_name}.")}
+    assert known <= set(plan)
     try:
         graphlib.TopologicalSorter(plan).prepare()
     except graphlib.CycleError as cycle:

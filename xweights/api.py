@@ -13,6 +13,7 @@ from xweights.errors import (
     BackendBrokenError,
     BackendMissingError,
     DtypeError,
+    HandoffError,
     HoldError,
     LayoutError,
     NonfiniteError,
@@ -29,6 +30,15 @@ from xweights.errors import (
     XweightsError,
 )
 from xweights.freezing import Freeze, freeze, unfreeze
+from xweights.handing.access import get_optimizer, set_optimizer
+from xweights.handing.data import batches, dropout_mask
+from xweights.handing.moving import handoff
+from xweights.handing.protocol import Training
+from xweights.handing.proving import verify_handoff
+from xweights.handing.rates import RateSchedule, schedule
+from xweights.handing.reports import HandoffProof, HandoffReport
+from xweights.handing.specs import optimizer_state
+from xweights.handing.state import OptimizerGroup, OptimizerState
 from xweights.holding import hold
 from xweights.holds import Hold
 from xweights.initializers import Init
@@ -90,6 +100,9 @@ __all__ = [
     "DtypeError",
     "Fill",
     "Freeze",
+    "HandoffError",
+    "HandoffProof",
+    "HandoffReport",
     "Hold",
     "HoldError",
     "Init",
@@ -103,6 +116,8 @@ __all__ = [
     "NonfiniteError",
     "NotBuiltError",
     "OneShot",
+    "OptimizerGroup",
+    "OptimizerState",
     "Parameter",
     "Params",
     "Pattern",
@@ -113,6 +128,7 @@ __all__ = [
     "PortReport",
     "Prune",
     "PruneHold",
+    "RateSchedule",
     "Rule",
     "Scale",
     "Schedule",
@@ -129,6 +145,7 @@ __all__ = [
     "TargetError",
     "Tied",
     "TraceError",
+    "Training",
     "UnitNorm",
     "UseBindError",
     "VerifyReport",
@@ -140,16 +157,20 @@ __all__ = [
     "apply",
     "average",
     "backends",
+    "batches",
     "bind",
     "bind_penalty",
     "checksum",
     "clip",
     "clip_norm",
     "diff",
+    "dropout_mask",
     "equal",
     "fill",
     "freeze",
+    "get_optimizer",
     "get_params",
+    "handoff",
     "hold",
     "init",
     "layer",
@@ -159,6 +180,7 @@ __all__ = [
     "native",
     "noise",
     "non_negative",
+    "optimizer_state",
     "parameters",
     "penalty",
     "plan_port",
@@ -166,7 +188,9 @@ __all__ = [
     "prune",
     "role",
     "scale",
+    "schedule",
     "set_entries",
+    "set_optimizer",
     "set_params",
     "skeleton",
     "snapshot",
@@ -178,6 +202,7 @@ __all__ = [
     "unfreeze",
     "unit_norm",
     "verify",
+    "verify_handoff",
 ]
 
 # Tracers that rewrite Python source leave alone what bears this mark, and all that it calls. Without it the first

@@ -16,6 +16,7 @@ Owns the tree of exceptions and :class:`Problems`. Imports the standard library 
     ├── HoldError (RuntimeError)              a rule that can't be held, or isn't true although it is held
     │   └── StaleTrainFunctionError           a step compiled before the hold, which goes on without it
     ├── PortError (RuntimeError)              a port that is wrong, or that can't be proved right
+    ├── HandoffError (RuntimeError)           an optimizer whose state can't be read, or can't go on as it was elsewhere
     ├── TargetError (TypeError)               an object that holds no weights we can reach
     │   └── NotBuiltError                     a model whose weights don't exist yet
     └── BackendMissingError (ImportError)     the backend of a framework is not installed
@@ -89,6 +90,10 @@ class StaleTrainFunctionError(HoldError):
 
 class PortError(XweightsError, RuntimeError):
     """A port that is wrong, or that can't be proved right."""
+
+
+class HandoffError(XweightsError, RuntimeError):
+    """An optimizer whose state can't be read, or that can't go on elsewhere as if nothing had happened."""
 
 
 class TargetError(XweightsError, TypeError):
