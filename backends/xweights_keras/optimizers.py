@@ -60,7 +60,7 @@ def read_state(side: Training, parameters: Sequence[Parameter], step: int | None
             slots[p.name][slot] = _value(p, variable, slot)
     problems.check()
     factored = _factored(optimizer, groups, members, foreign=foreign)
-    made = _surrounded(optimizer, groups, slots, factored, members)
+    made = _surrounded(side.model, optimizer, groups, slots, factored, members)
     if step is not None and step != made.updates:
         raise HandoffError(f"step= isn't what the optimizer counted\ngot:      {step}\nexpected: {made.updates}")
     return made
@@ -220,6 +220,7 @@ def _factored(
 
 
 def _surrounded(
+    model: Any,
     optimizer: Any,
     groups: Sequence[OptimizerGroup],
     slots: Mapping[str, Mapping[str, Array]],
@@ -233,7 +234,7 @@ def _surrounded(
     given = optimizer._learning_rate
     if callable(given) and not isinstance(given, keras.Variable):
         try:
-            rates = read_schedule(given, iterations, wide=any(p.dtype == np.float64 for _, p in members))
+            rates = read_schedule(given, iterations, model=model, wide=any(p.dtype == np.float64 for _, p in members))
         except XweightsError as wrong:
             raise type(wrong)(f"this optimizer can't be read, and nothing was changed\n{wrong}") from wrong
     last = None if rates is None or updates == 0 else rates.at(updates * several - 1)

@@ -19,10 +19,11 @@ MOST_KNOWN = 1000
 _ROUNDED = frozenset({"exponential", "inverse_time", "polynomial"})
 
 
-def read_schedule(given: Any, step: int, *, wide: bool) -> RateSchedule:
+def read_schedule(given: Any, step: int, *, model: Any = None, wide: bool = False) -> RateSchedule:
     """Return a schedule of Keras in neutral words, with the values from ``step`` on that only Keras can know.
 
-    ``wide``: there are float64 weights, for which a last bit of a float32 rate counts.
+    ``model``: they are computed as its training step is compiled, since compilers round otherwise. ``wide``: there are
+    float64 weights, for which a last bit of a float32 rate counts.
     """
     if isinstance(given, NeutralRate):
         return given.schedule
@@ -37,8 +38,25 @@ def read_schedule(given: Any, step: int, *, wide: bool) -> RateSchedule:
     precision = keras.backend.standardize_dtype(given(step).dtype)
     known = None
     if made.kind in ("cosine", "cosine_restarts") or (wide and made.kind in _ROUNDED):
-        known = np.array([keras.ops.convert_to_numpy(given(at)) for at in range(step, step + MOST_KNOWN)])
+        rate = _compiled_as(given, model)
+        steps = np.arange(step, step + MOST_KNOWN, dtype="int32")
+        known = np.array([keras.ops.convert_to_numpy(rate(keras.ops.convert_to_tensor(at))) for at in steps])
     return RateSchedule(made.kind, made.rate, made.options, precision, known, step)
+
+
+def _compiled_as(given: Any, model: Any) -> Any:
+    """Return a schedule, compiled as the training step of a model is."""
+    if not getattr(model, "compiled", False) or model.run_eagerly:
+        return given
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(given, jit_compile=bool(model.jit_compile))
+    if keras.backend.backend() == "jax" and model.jit_compile:
+        import jax
+
+        return jax.jit(given)
+    return given
 
 
 def _read(s: Any) -> RateSchedule | None:

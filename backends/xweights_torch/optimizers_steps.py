@@ -131,8 +131,8 @@ def _biased(layer: Any) -> list[Any]:
             old = kept.pop()
             count = args[0].numel() // args[0].shape[1]
             rest = 1.0 - module.momentum
-            with torch.no_grad():
-                collected = module.running_var - old * rest
-                module.running_var.copy_(old * rest + collected * ((count - 1) / count))
+            # Through .data: autograd has saved the statistics, though in training its backward doesn't use them.
+            collected = module.running_var.data - old * rest
+            module.running_var.data.copy_(old * rest + collected * ((count - 1) / count))
 
     return [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]

@@ -164,9 +164,9 @@ def _adamax(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]
 
 def _nadam(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
     now, following = n.warmed(0), n.warmed(1)
-    product = s["product"] * n.product_factor()
+    product = m.like(s["product"], w) * n.product_factor()
     if n["product"] == "float32":
-        product = m.like(m.cast(product, "float32"), product)
+        product = m.like(m.cast(product, "float32"), w)
     momentum = s["momentum"] + (g - s["momentum"]) * (1.0 - n.cast("beta_1"))
     velocity = s["velocity"] + (m.square(g) - s["velocity"]) * (1.0 - n.cast("beta_2"))
     ahead = momentum * (following / (1.0 - product * following)) + g * ((1.0 - now) / (1.0 - product))

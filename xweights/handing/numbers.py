@@ -127,4 +127,4 @@ class NumpyMaths:
 
     def like(self, x: Array, other: Array) -> Array:
         """X in the dtype of another array."""
-        return x.astype(other.dtype)
+        return np.asarray(x).astype(other.dtype)

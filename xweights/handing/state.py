@@ -219,32 +219,24 @@ class OptimizerState:
         ]
         counts = len(self.groups), len(other.groups)
         found += [f"groups: {counts[0]} against {counts[1]}"] if counts[0] != counts[1] else []
-        for key in dict.fromkeys([*mine[0], *theirs[0]]):
-            one, two = mine[0].get(key), theirs[0].get(key)
-            label = key.replace("//", ": ")
-            if one is None or two is None:
-                found.append(f"{label} is missing on one side")
-            elif one.shape != two.shape or one.dtype != two.dtype:
-                found.append(f"{label}: {one.dtype.name} {one.shape} against {two.dtype.name} {two.shape}")
-            elif one.tobytes() != two.tobytes():
-                apart = np.abs(one.astype(np.float64) - two.astype(np.float64)).max(initial=0.0)
-                found.append(f"{label} differs by up to {apart:.1e}")
+        keys = dict.fromkeys([*mine[0], *theirs[0]])
+        apart = (_apart(key.replace("//", ": "), mine[0].get(key), theirs[0].get(key)) for key in keys)
+        found += [text for text in apart if text]
         return found
 
+    def _row(self, group: OptimizerGroup) -> list[str]:
+        shown = ", ".join(f"{key}={_short(value)}" for key, value in group.hyper.items() if value is not None)
+        how = ", ".join(f"{key}: {value}" for key, value in group.variant.items() if value is not None)
+        kept = dict.fromkeys(slot for name in group.names for slot in self.slots.get(name, ()))
+        return [group.rule, str(len(group.names)), ", ".join(kept), shown, how]
+
     def __str__(self) -> str:
-        rows = []
-        for group in self.groups:
-            numbers = {key: value for key, value in group.hyper.items() if value is not None}
-            shown = ", ".join(f"{key}={_short(value)}" for key, value in numbers.items())
-            how = ", ".join(f"{key}: {value}" for key, value in group.variant.items() if value is not None)
-            kept = dict.fromkeys(slot for name in group.names for slot in self.slots.get(name, ()))
-            rows.append([group.rule, str(len(group.names)), ", ".join(kept), shown, how])
+        rows = [self._row(group) for group in self.groups]
         lines = [render(["rule", "parameters", "slots", "numbers", "written"], rows), f"updates: {self.updates}"]
         if self.micro_steps > 1:
             lines.append(f"gradients of the next update: {self.micro_done} of {self.micro_steps}")
-        for name in ("schedule", "clip", "moving"):
-            if getattr(self, name) is not None:
-                lines.append(f"{name}: {getattr(self, name)}")
+        around = {name: getattr(self, name) for name in ("schedule", "clip", "moving")}
+        lines += [f"{name}: {value}" for name, value in around.items() if value is not None]
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -269,6 +261,17 @@ def charged(group: OptimizerGroup, momentum: Array) -> Array:
     kind = momentum.dtype.type
     rate = group.last_rate or 1.0
     return np.asarray(momentum * kind(-rate if group.rule == "sgd" else rate))
+
+
+def _apart(name: str, one: Array | None, other: Array | None) -> str:
+    """Return how two arrays differ; "" if they don't."""
+    if one is None or other is None:
+        return f"{name} is missing on one side"
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return f"{name}: {one.dtype.name} {one.shape} against {other.dtype.name} {other.shape}"
+    if one.tobytes() == other.tobytes():
+        return ""
+    return f"{name} differs by up to {np.abs(one.astype(np.float64) - other.astype(np.float64)).max(initial=0.0):.1e}"
 
 
 def _plain(value: Any) -> Any:
