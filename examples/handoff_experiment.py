@@ -50,7 +50,7 @@ def torch_classifier() -> nn.Module:
 
 def optimizer() -> keras.optimizers.Optimizer:
     """Momentum under a schedule with clipping and decay: what goes wrong by hand."""
-    rate = keras.optimizers.schedules.ExponentialDecay(0.05, 100, 0.7)
+    rate = keras.optimizers.schedules.ExponentialDecay(0.02, 100, 0.7)
     return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=1e-3, global_clipnorm=1.0)
 
 

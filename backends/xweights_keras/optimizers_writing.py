@@ -68,6 +68,8 @@ def _unlike(state: OptimizerState, group: OptimizerGroup, native: Native, wide: 
     if h.get("weight_decay") and v.get("decay") != "decoupled" and (group.rule != "sgd" or momentum):
         return "weight decay acts on the gradients, here on the weights alone"
     for key in ("eps", "scale", "accumulate", "adjust", "narrow"):
+        if key == "eps" and group.rule == "adagrad" and not h.get("epsilon"):
+            continue  # it lies in the accumulator
         if key in own and v.get(key) != own[key]:
             return f"its formula is another one ({key}: {v.get(key)}, here {own[key]})"
     inside = group.rule in ("sgd", "rmsprop") and momentum and not v.get("rate_inside")

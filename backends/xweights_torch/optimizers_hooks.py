@@ -25,8 +25,9 @@ from torch.optim import Optimizer
 
 from xweights.errors import HandoffError
 from xweights.handing.numbers import HostNumbers
-from xweights.handing.state import Clipping, OptimizerGroup, OptimizerState
+from xweights.handing.state import Clipping, OptimizerGroup, OptimizerState, charged
 from xweights_torch.dtypes import numpy_dtype
+from xweights_torch.optimizers_maths import ForeignOptimizer
 
 _attached: WeakKeyDictionary[Optimizer, Attached] = WeakKeyDictionary()
 # Slots that epsilon lies in, and the number that shrinks them.
@@ -176,6 +177,13 @@ class Attached:
         return replace(self.state, groups=tuple(groups), slots=made, updates=self.updates, micro_done=self.micro_done)
 
     def _neutral(self, place: int, group: OptimizerGroup, slots: dict[str, Any]) -> None:
+        """Bring slots from what torch's own class keeps back to what the rule keeps."""
+        if isinstance(self.optimizer, ForeignOptimizer):
+            return
+        if group.rule in ("sgd", "rmsprop") and group.variant.get("rate_inside") and "momentum" in slots:
+            slots["momentum"] = charged(group, slots["momentum"])
+        if group.rule == "adagrad" and group.variant.get("eps") == "inside":
+            slots["accumulator"] = slots["accumulator"] - slots["accumulator"].dtype.type(group.hyper["epsilon"])
         if "offset" in self.remedies[place]:
             _, slot, _ = OFFSETS[group.rule]
             slots[slot] = slots[slot] - slots[slot].dtype.type(group.hyper["epsilon"])

@@ -275,6 +275,12 @@ def _surrounded(
     attached = None
     if route.kind != "stock" or not all(need.native is not None and need.native.counts for need in needs):
         remedies = [frozenset() if route.kind == "shim" else frozenset(need.remedies) for need in needs]
+        if route.kind != "shim":
+            # Nothing happens while the rate stays as it is; but it may be changed by hand.
+            inside = [
+                g.rule == "sgd" and g.hyper.get("momentum") and g.variant.get("rate_inside") for g in state.groups
+            ]
+            remedies = [one | {"rescale"} if mine else one for one, mine in zip(remedies, inside, strict=True)]
         attached = Attached(optimizer, _surroundings(state), remedies, ema, averaged)
     _remember(optimizer, state)
     return Written(optimizer, None, ema, (lambda: None) if attached is None else attached.release)

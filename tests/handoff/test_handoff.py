@@ -36,7 +36,7 @@ def begun(name="mlp", optimizer="adam", steps=3, dtype="float32"):
     o = running.keras_optimizer(optimizer, k)
     batches = data(name, steps=max(steps, 1))
     if steps:
-        running.keras_steps(k, o, batches[:steps], dtype, compiled=True)
+        running.keras_steps(k, o, batches[:steps], dtype)
     return k, o, t, batches[0][0].astype(dtype)
 
 
@@ -64,18 +64,18 @@ def print_of(model, optimizer):
 # Training goes on.
 
 THIN = [
-    ("mlp", "sgd, momentum, decay"),
-    ("norms", "adam"),
-    ("cnn", "sgd, momentum, exponential"),
-    ("lstm", "rmsprop, momentum"),
-    ("norms", "adam, accumulation, ema"),
-    ("mlp", "muon"),
+    ("mlp", "sgd, momentum, decay", False),
+    ("norms", "adam", True),
+    ("cnn", "sgd, momentum, exponential", False),
+    ("lstm", "rmsprop, momentum", False),
+    ("norms", "adam, accumulation, ema", False),
+    ("mlp", "muon", False),
 ]
 
 
-@pytest.mark.parametrize(("model", "optimizer"), THIN)
-def test_training_goes_on_in_pytorch_as_it_would_have_in_keras(model, optimizer):
-    result = running.to_torch(model, optimizer, double(), compiled=True, steps=(5, 5))
+@pytest.mark.parametrize(("model", "optimizer", "compiled"), THIN)
+def test_training_goes_on_in_pytorch_as_it_would_have_in_keras(model, optimizer, compiled):
+    result = running.to_torch(model, optimizer, double(), compiled=compiled, steps=(5, 5))
     assert result.on_floor(double()), (result.difference, result.floor)
     assert result.report.exact
 
@@ -85,23 +85,29 @@ def test_training_goes_on_in_pytorch_as_it_would_have_in_keras(model, optimizer)
     [("mlp", "SGD, dampening"), ("norms", "Adam, L2"), ("cnn", "Adafactor"), ("lstm", "NAdam"), ("mlp", "Adadelta")],
 )
 def test_training_goes_on_in_keras_as_it_would_have_in_pytorch(model, optimizer):
-    result = running.to_keras(model, optimizer, double(), compiled=True, steps=(5, 5))
+    result = running.to_keras(model, optimizer, double(), steps=(5, 5))
     assert result.on_floor(double()), (result.difference, result.floor)
 
 
 @pytest.mark.keras_backend
-def test_training_goes_on_in_float32_there_and_back():
-    k, o, t, sample = begun("cnn", "adam, clipnorm")
+@pytest.mark.parametrize(
+    ("optimizer", "kind"),
+    [("adam, clipnorm", "Adam"), ("sgd, nesterov, warm cosine", "SGD"), ("rmsprop, momentum", "RMSprop"),
+     ("adagrad", "Adagrad")],
+)  # fmt: skip
+def test_training_goes_on_in_float32_there_and_back(optimizer, kind):
+    k, o, t, sample = begun("cnn", optimizer)
     report = xw.handoff((k, o), (t, None), sample=sample)
     batches = data("cnn", steps=6)
     running.torch_steps(t, report.optimizer, batches[:3])
     k2 = twins("cnn", seed=9)[0]
     again = xw.handoff((t, report.optimizer), (k2, None), sample=for_torch(sample))
     assert again.updates == 6
-    assert type(again.optimizer).__name__ == "Adam"
-    running.keras_steps(k2, again.optimizer, batches[3:], compiled=True)
-    running.keras_steps(k, o, batches, compiled=True)
-    assert running.apart(dict(xw.get_params(k2)), dict(xw.get_params(k))) < 3e-6
+    assert type(again.optimizer).__name__ == kind
+    running.keras_steps(k2, again.optimizer, batches[3:])
+    running.keras_steps(k, o, batches)
+    # An error of the momentum alone would be 1e-2.
+    assert running.apart(dict(xw.get_params(k2)), dict(xw.get_params(k))) < 1e-5
 
 
 @pytest.mark.keras_backend
@@ -136,7 +142,7 @@ def test_schedule_clipping_and_average_of_pytorch_go_over_with_training():
     side = xw.Training(t, o, scheduler, ("global_norm", 0.3), ema, ema_momentum=0.9)
     report = xw.handoff(side, (k, None), sample=batches[0][0].astype(DOUBLE))
     assert {"schedule", "clipping", "moving average"} <= {part.name for part in report.parts}
-    running.keras_steps(k, report.optimizer, batches[5:], DOUBLE, compiled=True)
+    running.keras_steps(k, report.optimizer, batches[5:], DOUBLE)
     running.torch_steps(t, o, batches[5:], DOUBLE, **follow)
     handed = running.back(k, twins("mlp", DOUBLE, seed=5)[1], batches[0][0].astype(DOUBLE))
     assert running.apart(handed, dict(xw.get_params(t))) < 1e-12
@@ -154,7 +160,7 @@ def test_groups_of_pytorch_keep_their_own_numbers_in_keras():
     batches = data("mlp", steps=6)
     running.torch_steps(t, o, batches[:3], DOUBLE)
     report = xw.handoff((t, o), (k, None), sample=batches[0][0].astype(DOUBLE))
-    running.keras_steps(k, report.optimizer, batches[3:], DOUBLE, compiled=True)
+    running.keras_steps(k, report.optimizer, batches[3:], DOUBLE)
     running.torch_steps(t, o, batches[3:], DOUBLE)
     handed = running.back(k, twins("mlp", DOUBLE, seed=5)[1], batches[0][0].astype(DOUBLE))
     assert running.apart(handed, dict(xw.get_params(t))) < 1e-12
@@ -237,7 +243,7 @@ def test_a_state_is_saved_and_loaded_to_the_bit(tmp_path):
 def test_a_state_says_what_differs_from_another():
     k, o, _, _ = begun(steps=1)
     one = xw.get_optimizer(k, o)
-    running.keras_steps(k, o, data("mlp", steps=2)[1:], compiled=True)
+    running.keras_steps(k, o, data("mlp", steps=2)[1:])
     found = xw.get_optimizer(k, o).diff(one)
     assert any("updates" in text for text in found)
     assert any("momentum differs by up to" in text for text in found)
@@ -255,7 +261,7 @@ def test_one_description_is_the_same_optimizer_in_both_frameworks(rule):
     for model in (k, t):
         state = xw.optimizer_state(model, rule, learning_rate=rate, clip=("global_norm", 1.0), **options)
         made.append(xw.set_optimizer(model, None, state).optimizer)
-    running.keras_steps(k, made[0], batches, compiled=True)
+    running.keras_steps(k, made[0], batches)
     running.torch_steps(t, made[1], batches)
     handed = running.back(t, twins("mlp", seed=5)[0], batches[0][0])
     assert running.apart(handed, dict(xw.get_params(k))) < 3e-6
@@ -382,7 +388,7 @@ def test_verify_handoff_trains_copies_and_measures_the_floor():
     k, o, t, sample = begun("norms", "adam")
     report = xw.handoff((k, o), (t, None), sample=sample)
     before = print_of(k, o), print_of(t, report.optimizer)
-    proof = xw.verify_handoff((k, o), report.training, batches=data("norms", steps=3), dtypes=(None,), compiled=False)
+    proof = xw.verify_handoff((k, o), report.training, batches=data("norms", steps=3), dtypes=(None,))
     assert proof.ok, proof
     assert 0 < proof.trained[0].floor < 1e-5
     assert (print_of(k, o), print_of(t, report.optimizer)) == before
@@ -410,7 +416,7 @@ def test_verify_handoff_sets_a_bias_without_a_true_gradient_apart():
     t = torch.nn.Sequential(torch.nn.Linear(12, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 5))
     o = running.keras_optimizer("adam", k)
     batches = data("mlp", steps=6)
-    running.keras_steps(k, o, batches[:3], compiled=True)
+    running.keras_steps(k, o, batches[:3])
     report = xw.handoff((k, o), (t, None), sample=batches[0][0])
     proof = xw.verify_handoff((k, o), report.training, batches=batches[3:], dtypes=("float64",))
     assert [row.name for row in proof.trained[0].rows if row.noise] == ["0/bias"]
