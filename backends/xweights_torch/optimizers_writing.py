@@ -45,7 +45,8 @@ def need_of(state: OptimizerState, group: OptimizerGroup) -> Need:
     v, h, rule = group.variant, group.hyper, group.rule
     if rule not in _RULES:
         return Need(None, f"torch.optim has no {rule}")
-    native = class_for(rule, v.get("decay", "coupled"))
+    decaying = any(one.hyper.get("weight_decay") for one in state.groups)
+    native = class_for(rule, v.get("decay", "coupled") if decaying else "coupled")
     remedies: dict[str, str] = {}
     decays = bool(h.get("weight_decay"))
     momentum = bool(h.get("momentum"))

@@ -418,7 +418,8 @@ def test_verify_handoff_sets_a_bias_without_a_true_gradient_apart():
     batches = data("mlp", steps=6)
     running.keras_steps(k, o, batches[:3])
     report = xw.handoff((k, o), (t, None), sample=batches[0][0])
-    proof = xw.verify_handoff((k, o), report.training, batches=batches[3:], dtypes=("float64",))
+    # In float64 the noise is too small to be seen beside the momentum that the float32 steps have left.
+    proof = xw.verify_handoff((k, o), report.training, batches=batches[3:], dtypes=(None,))
     assert [row.name for row in proof.trained[0].rows if row.noise] == ["0/bias"]
     assert proof.ok, proof
 
