@@ -116,6 +116,15 @@ def port(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", default=False)
+def handoff(session: nox.Session) -> None:
+    """Run examples/handoff_experiment.py, then hand over every optimizer and write the table in docs/handoff.md."""
+    everything = Everything(session)
+    tensorflow = {"KERAS_BACKEND": KERAS_BACKENDS[0]}
+    everything.run("python", "examples/handoff_experiment.py", env=tensorflow)
+    everything.run("python", "tests/handoff/table.py", "docs/handoff.md", *session.posargs, env=tensorflow)
+
+
+@nox.session(venv_backend="none", default=False)
 def faults(session: nox.Session) -> None:
     """Inject 200 faults into ported twins and write what verify says of them into docs/porting.md."""
     everything = Everything(session)

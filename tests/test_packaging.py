@@ -20,7 +20,7 @@ ADAPTERS = {f"xweights_{framework}" for framework in FRAMEWORKS}
 PACKAGES = sorted({"xweights"} | ADAPTERS)
 ONLY_WHEN_NEEDED = {"rich", "typer", "safetensors", "ml_dtypes", "h5py", "matplotlib"}
 ROOMS = ["errors", "axes", "parameter", "backend", "selecting", "rules", "verbs", "holds", "undo", "measure"]
-ROOMS += ["plots", "porting", "files", "merging", "pages", "testing", "command"]
+ROOMS += ["plots", "porting", "handing", "files", "merging", "pages", "testing", "command"]
 
 TARGETS = {
     "torch": "import torch; target = torch.nn.Linear(2, 3)",
@@ -183,6 +183,7 @@ def test_no_two_rooms_of_the_core_import_each_other_even_by_a_detour() -> None:
     ("folder_room", "some"),
     [
         ("porting", {"protocol", "units", "recipes", "plan", "trace", "matching", "moving", "verify"}),
+        ("handing", {"protocol", "formulas", "numbers", "state", "carrying", "access", "moving", "proving"}),
         ("merging", {"streams", "means", "vectors", "table", "pairing", "working", "joining"}),
     ],
 )

@@ -16,6 +16,7 @@ from xweights.errors import (
     DamagedFileError,
     DtypeError,
     FileAccessError,
+    HandoffError,
     HoldError,
     LayoutError,
     NonfiniteError,
@@ -36,6 +37,15 @@ from xweights.files.checkpoint import Checkpoint, load
 from xweights.files.editing import EditReport, edit_file
 from xweights.files.saving import convert, save
 from xweights.freezing import Freeze, freeze, unfreeze
+from xweights.handing.access import get_optimizer, set_optimizer
+from xweights.handing.data import batches, dropout_mask
+from xweights.handing.moving import handoff
+from xweights.handing.protocol import Training
+from xweights.handing.proving import verify_handoff
+from xweights.handing.rates import RateSchedule, schedule
+from xweights.handing.reports import HandoffProof, HandoffReport
+from xweights.handing.specs import optimizer_state
+from xweights.handing.state import OptimizerGroup, OptimizerState
 from xweights.holding import hold
 from xweights.holds import Hold
 from xweights.initializers import Init
@@ -105,6 +115,9 @@ __all__ = [
     "FileAccessError",
     "Fill",
     "Freeze",
+    "HandoffError",
+    "HandoffProof",
+    "HandoffReport",
     "Hold",
     "HoldError",
     "Init",
@@ -118,6 +131,8 @@ __all__ = [
     "NonfiniteError",
     "NotBuiltError",
     "OneShot",
+    "OptimizerGroup",
+    "OptimizerState",
     "Parameter",
     "Params",
     "Pattern",
@@ -128,6 +143,7 @@ __all__ = [
     "PortReport",
     "Prune",
     "PruneHold",
+    "RateSchedule",
     "RefusedFileError",
     "Rule",
     "Scale",
@@ -145,6 +161,7 @@ __all__ = [
     "TargetError",
     "Tied",
     "TraceError",
+    "Training",
     "UnitNorm",
     "UseBindError",
     "VerifyReport",
@@ -156,6 +173,7 @@ __all__ = [
     "apply",
     "average",
     "backends",
+    "batches",
     "bind",
     "bind_penalty",
     "checksum",
@@ -163,11 +181,14 @@ __all__ = [
     "clip_norm",
     "convert",
     "diff",
+    "dropout_mask",
     "edit_file",
     "equal",
     "fill",
     "freeze",
+    "get_optimizer",
     "get_params",
+    "handoff",
     "hold",
     "init",
     "layer",
@@ -179,6 +200,7 @@ __all__ = [
     "native",
     "noise",
     "non_negative",
+    "optimizer_state",
     "parameters",
     "penalty",
     "plan_port",
@@ -189,7 +211,9 @@ __all__ = [
     "role",
     "save",
     "scale",
+    "schedule",
     "set_entries",
+    "set_optimizer",
     "set_params",
     "skeleton",
     "snapshot",
@@ -201,6 +225,7 @@ __all__ = [
     "unfreeze",
     "unit_norm",
     "verify",
+    "verify_handoff",
 ]
 
 # Tracers that rewrite Python source leave alone what bears this mark, and all that it calls. Without it the first

@@ -20,6 +20,7 @@ Owns the tree of exceptions and :class:`Problems`. Imports the standard library 
     │   ├── DamagedFileError (ValueError)     ... because it breaks the rules of its format
     │   ├── RefusedFileError (ValueError)     ... because it holds what is never loaded, or more than was allowed
     │   └── FileAccessError                   ... because the system says no: no such file, no right, no room
+    ├── HandoffError (RuntimeError)           an optimizer whose state can't be read, or can't go on as it was elsewhere
     ├── TargetError (TypeError)               an object that holds no weights we can reach
     │   └── NotBuiltError                     a model whose weights don't exist yet
     └── BackendMissingError (ImportError)     the backend of a framework is not installed
@@ -121,6 +122,10 @@ class FileAccessError(CheckpointError):
     """
 
     errno: int | None = None
+
+
+class HandoffError(XweightsError, RuntimeError):
+    """An optimizer whose state can't be read, or that can't go on elsewhere as if nothing had happened."""
 
 
 class TargetError(XweightsError, TypeError):

@@ -32,6 +32,7 @@ from xweights_keras.storage import storage_for
 from xweights_keras.training import KerasTraining
 
 if TYPE_CHECKING:
+    from xweights.handing.protocol import Optimizing
     from xweights.porting.protocol import Porting
 
 __all__ = ["EntriesInitializer", "KerasBackend", "SetEntries", "backend"]
@@ -96,6 +97,11 @@ class KerasBackend(KerasTraining):
         from xweights_keras.saving import file_layout
 
         return file_layout(target, list(self._adapter.parameters(target)))
+
+    def optimizing(self) -> Optimizing:
+        from xweights_keras.optimizers_steps import KerasOptimizing
+
+        return KerasOptimizing()
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
         return load(keras.backend.backend()).compiled(function)

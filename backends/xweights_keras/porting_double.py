@@ -1,7 +1,7 @@
-"""A copy of a Keras model that computes in float64, to tell rounding from error.
+"""A copy of a Keras model, which computes in float64 to tell rounding from error.
 
-Owns :func:`doubled`. Imports Keras and NumPy. The model is made again from its own configuration with every dtype
-policy replaced, so it needs a model that can be serialized.
+Owns :func:`doubled` and :func:`copied`. Imports Keras and NumPy. The model is made again from its own configuration
+with every dtype policy replaced, so it needs a model that can be serialized.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ _FLOATS = ("float16", "bfloat16", "float32", "mixed_float16", "mixed_bfloat16")
 
 def doubled(model: Any) -> Any:
     """Return a copy that computes in float64; raise PortError where there can be none."""
-    if keras.backend.backend() == "jax":
+    return copied(model, "float64")
+
+
+def copied(model: Any, dtype: str | None) -> Any:
+    """Return a copy, of another dtype if one is given; raise PortError where there can be none."""
+    if dtype == "float64" and keras.backend.backend() == "jax":
         import jax
 
         if jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
@@ -29,28 +34,35 @@ def doubled(model: Any) -> Any:
     layers = model._flatten_layers(include_self=True, recursive=True)
     custom = {name: type(one) for one in layers for name in _names(type(one))}
     try:
-        config = _in_float64(keras.saving.serialize_keras_object(model))
+        config = keras.saving.serialize_keras_object(model)
+        config.pop("compile_config", None)
+        config = config if dtype is None else _in_dtype(config, dtype)
         copy = keras.saving.deserialize_keras_object(config, custom_objects=custom)
         if not copy.built and model.built:
             copy.build_from_config(model.get_build_config())
     except Exception as wrong:
-        raise PortError(f"this model can't be made again in float64: {type(wrong).__name__}: {wrong}") from wrong
+        raise PortError(f"this model can't be made again{_in(dtype)}: {type(wrong).__name__}: {wrong}") from wrong
     mine, theirs = list(model.weights), list(copy.weights)
     if [tuple(one.shape) for one in mine] != [tuple(one.shape) for one in theirs]:
-        raise PortError("this model can't be made again in float64: its copy has other weights")
+        raise PortError(f"this model can't be made again{_in(dtype)}: its copy has other weights")
     for one, other in zip(mine, theirs, strict=True):
         value = keras.ops.convert_to_numpy(one)
-        other.assign(value.astype(np.float64) if "float" in str(other.dtype) else value)
+        other.assign(value.astype(dtype) if dtype is not None and "float" in str(other.dtype) else value)
+        other.trainable = one.trainable
     return copy
+
+
+def _in(dtype: str | None) -> str:
+    return "" if dtype is None else f" in {dtype}"
 
 
 def _names(kind: type[Any]) -> list[str]:
     return [kind.__name__, keras.saving.get_registered_name(kind)]
 
 
-def _in_float64(value: Any) -> Any:
+def _in_dtype(value: Any, dtype: str) -> Any:
     if isinstance(value, dict):
-        return {key: _in_float64(one) for key, one in value.items()}
+        return {key: _in_dtype(one, dtype) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_in_float64(one) for one in value)
-    return "float64" if isinstance(value, str) and value in _FLOATS else value
+        return type(value)(_in_dtype(one, dtype) for one in value)
+    return dtype if isinstance(value, str) and value in _FLOATS else value

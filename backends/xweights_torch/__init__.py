@@ -24,6 +24,7 @@ from xweights_torch.storage import storage_of
 from xweights_torch.training import TorchTraining
 
 if TYPE_CHECKING:
+    from xweights.handing.protocol import Optimizing
     from xweights.porting.protocol import Porting
 
 __all__ = ["SetEntries", "TorchBackend", "backend", "init_entries_"]
@@ -87,6 +88,11 @@ class TorchBackend(TorchTraining):
         from xweights_torch.porting import TorchPorting
 
         return TorchPorting()
+
+    def optimizing(self) -> Optimizing:
+        from xweights_torch.optimizers_steps import TorchOptimizing
+
+        return TorchOptimizing()
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
         # torch edits in place at full speed in eager code; compiling a step takes seconds and gains nothing.

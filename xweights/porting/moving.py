@@ -1,6 +1,6 @@
 """``port``: the weights of a model into its twin, proved right or refused.
 
-Owns :func:`port`. Imports causes, matching, plan, reports, settings and sides.
+Owns :func:`port` and :func:`ported`. Imports causes, matching, plan, reports, settings and sides.
 
 With a sample everything is tried on the target itself, under a snapshot (a second copy of its weights, for as long as
 the port takes) that is restored unless all of it is right.
@@ -76,6 +76,21 @@ def port(
         >>> np.array_equal(target[0].weight.detach().numpy(), np.transpose(source.get_weights()[0]))
         True
     """
+    options = (sample, sample_target, where, names, attributes, outputs)
+    return ported(source, target, *options)[0]
+
+
+def ported(
+    source: Any,
+    target: Any,
+    sample: Any,
+    sample_target: Any,
+    where: WhereLike,
+    names: Names | None,
+    attributes: Attributes,
+    outputs: OutputMap,
+) -> tuple[PortReport, list[Pair], Run]:
+    """Port, and return besides which unit went where, for what else has to take the same way."""
     if attributes not in ("check", "fix", "ignore"):
         raise ArgumentError(f'attributes= is "check", "fix" or "ignore"\ngot: {attributes!r}')
     run = Run(source, target, where, names)
@@ -87,19 +102,19 @@ def port(
     kept = Snapshot(changing)
     try:
         if sample is None:
-            report = _without_sample(run)
+            report, pairs = _without_sample(run)
         else:
-            report = _with_sample(run, sample, sample_target, attributes, outputs)
+            report, pairs = _with_sample(run, sample, sample_target, attributes, outputs)
         _obeyed(run)
     except BaseException:
         kept.restore()
         for record, name, value in run.undo:
             run.target.porting.set_attribute(record, name, value)
         raise
-    return report
+    return report, pairs, run
 
 
-def _without_sample(run: Run) -> PortReport:
+def _without_sample(run: Run) -> tuple[PortReport, list[Pair]]:
     pairs, plan = planned(run.source, run.target, run.skipped, run.allowed)
     problems = Problems("this port can't be made without a sample, and nothing was changed")
     for text in (*plan.problems, *plan.ambiguous):
@@ -121,10 +136,12 @@ def _without_sample(run: Run) -> PortReport:
         for pair in pairs:
             writer(pair.source, pair.target, STRAIGHT)
     notes = ("not proved: pass sample= to compare the two forwards",)
-    return _report(run, pairs, found, None, {}, notes=notes)
+    return _report(run, pairs, found, None, {}, notes=notes), pairs
 
 
-def _with_sample(run: Run, sample: Any, sample_target: Any, attributes: Attributes, outputs: OutputMap) -> PortReport:
+def _with_sample(
+    run: Run, sample: Any, sample_target: Any, attributes: Attributes, outputs: OutputMap
+) -> tuple[PortReport, list[Pair]]:
     matching, attempt = run.matching(sample, sample_target, outputs, write=True)
     pairs = list(attempt.pairs.values())
     found = settings_of(matching, attempt)
@@ -164,7 +181,8 @@ def _with_sample(run: Run, sample: Any, sample_target: Any, attributes: Attribut
         problems.check()
     else:
         notes.append("the outputs were not compared, because a part of the target was left out")
-    return _report(run, pairs, found, ok, errors, notes=tuple(notes), first=findings[0] if findings else None)
+    first_found = findings[0] if findings else None
+    return _report(run, pairs, found, ok, errors, notes=tuple(notes), first=first_found), pairs
 
 
 def settings_of(matching: Matching, attempt: Attempt) -> list[Difference]:

@@ -1,7 +1,7 @@
 """Units: what layers are made of, in one canonical form that is the same in every framework.
 
-Owns :class:`Piece`, :class:`Unit` and :func:`translate`. Imports errors, parameter and protocol. All of it is pure: it
-works on arrays in neutral order and writes nothing.
+Owns :class:`Piece`, :class:`Unit`, :func:`translate` and :func:`turned`. Imports errors, parameter and
+protocol. All of it is pure: it works on arrays in neutral order and writes nothing.
 
 A dense layer, an einsum that is a matrix product and one projection of an attention layer are the same unit, ``dense``
 with a kernel (in, out). So two frameworks need no recipe for each pair of layers, only the way from each layer to its
@@ -174,11 +174,12 @@ def translate(
         if value.shape != piece.shape:
             lost.append(f"the {role} of {source.path!r} is {value.shape}, that of {target.path!r} {piece.shape}")
             continue
-        made[role] = _turned(role, value, target.kind, turn)
+        made[role] = turned(role, value, target.kind, turn)
     return made, lost
 
 
-def _turned(role: str, value: Array, kind: str, turn: Turn) -> Array:
+def turned(role: str, value: Array, kind: str, turn: Turn) -> Array:
+    """Return a canonical array of the source as the target's features lie."""
     if kind == "dense":
         if role == "kernel" and turn.rows is not None:
             value = value[turn.rows]

@@ -1,0 +1,268 @@
+"""Keras' optimizers, read into the neutral record.
+
+Owns :func:`read_state`. Imports Keras, errors, state and this backend's optimizer files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from xweights.errors import HandoffError, NotBuiltError, Problems, XweightsError, near
+from xweights.handing.protocol import Training
+from xweights.handing.state import Clipping, Moving, OptimizerGroup, OptimizerState
+from xweights.parameter import Array, Parameter
+from xweights_keras.optimizers_maths import ForeignOptimizer
+from xweights_keras.optimizers_rates import read_schedule
+from xweights_keras.optimizers_table import CLASSES, Native, native_of, variant_of
+
+_CLIPS = {"clipnorm": "norm", "global_clipnorm": "global_norm", "clipvalue": "value"}
+
+
+def read_state(side: Training, parameters: Sequence[Parameter], step: int | None) -> OptimizerState:
+    """Return the state of an optimizer of Keras; see ``Optimizing.read``."""
+    optimizer = side.optimizer
+    problems = Problems("this optimizer can't be read, and nothing was changed")
+    native = native_of(optimizer)
+    foreign = isinstance(optimizer, ForeignOptimizer)
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+        problems.add(HandoffError, f"this is no optimizer of the model's framework\ngot:      {kind}\n"
+                     "expected: a keras.optimizers.Optimizer", fix="pass model.optimizer")  # fmt: skip
+    elif native is None and not foreign:
+        name = type(optimizer).__name__
+        fix = "pass its inner_optimizer" if hasattr(optimizer, "inner_optimizer") else None
+        text = f"{name} is no optimizer whose rule is known\n{near(name, CLASSES)}"
+        problems.add(HandoffError, text, fix=fix)
+    elif not optimizer.built:
+        problems.add(NotBuiltError, "this optimizer isn't built: it has no slots yet",
+                     fix="train a step first, or optimizer.build(model.trainable_variables)")  # fmt: skip
+    problems.check()
+    for word in ("scheduler", "clip", "ema"):
+        if getattr(side, word) is not None:
+            problems.add(HandoffError, f"{word}= is outside of Keras' optimizers, which have their own")
+    if optimizer.loss_scale_factor is not None:
+        problems.add(HandoffError, "loss_scale_factor has no counterpart", fix="train without it")
+    members = _members(optimizer, parameters, problems)
+    problems.check()
+    groups = _foreign_groups(optimizer, members) if foreign else _groups(optimizer, native, members)
+    slots: dict[str, dict[str, Array]] = {}
+    for place, p in members:
+        group = next(one for one in groups if p.name in one.names)
+        found = optimizer.slots_of(place) if foreign else _slots(optimizer, native, place, group, p, problems)
+        slots[p.name] = {slot: _value(p, one, slot) for slot, one in found.items()}
+        for slot, attribute in _extra(optimizer).items():
+            variable = getattr(optimizer, attribute)[place]
+            slots[p.name][slot] = _value(p, variable, slot)
+    problems.check()
+    factored = _factored(optimizer, groups, members, foreign=foreign)
+    made = _surrounded(side.model, optimizer, groups, slots, factored, members)
+    if step is not None and step != made.updates:
+        raise HandoffError(f"step= isn't what the optimizer counted\ngot:      {step}\nexpected: {made.updates}")
+    return made
+
+
+def _members(optimizer: Any, parameters: Sequence[Parameter], problems: Problems) -> list[tuple[int, Parameter]]:
+    """Return the place of each trained parameter in the optimizer."""
+    known = {_key(p.handle): p for p in parameters}
+    found, strange = [], 0
+    for place, variable in enumerate(optimizer._trainable_variables):
+        p = known.get(_key(variable))
+        if p is None:
+            strange += 1
+        elif p.trainable:
+            found.append((place, p))
+            if variable.constraint is not None:
+                problems.add(
+                    HandoffError,
+                    f"{p.name!r} has a constraint, which acts after each update and has no counterpart",
+                    fix="take it off, and hold a rule in both frameworks: xw.hold(model, rule, where=...)",
+                )
+    if strange:
+        count = len(optimizer._trainable_variables)
+        problems.add(
+            HandoffError,
+            f"this optimizer is of another model: {strange} of its {count} variables aren't among the model's",
+            fix="pass the optimizer that was built for this model",
+        )
+    return found
+
+
+def _key(variable: Any) -> int:
+    native = (
+        variable.value if isinstance(variable, keras.Variable) and keras.backend.backend() == "tensorflow" else variable
+    )
+    return id(native)
+
+
+def _groups(optimizer: Any, native: Native | None, members: Sequence[tuple[int, Parameter]]) -> list[OptimizerGroup]:
+    assert native is not None
+    hyper = {word: getattr(optimizer, word) for word in native.hyper}
+    hyper["learning_rate"] = _rate_of(optimizer)
+    if native.rule == "muon":
+        return _muon_groups(optimizer, native, hyper, members)
+    if native.rule == "nadam":
+        hyper["momentum_decay"] = 1.0
+    decay = float(optimizer.weight_decay or 0.0)
+    decaying = [p.name for _, p in members if decay and optimizer._use_weight_decay(p.handle)]
+    rest = [p.name for _, p in members if p.name not in set(decaying)]
+    variant = variant_of(native)
+    made = [
+        OptimizerGroup(native.rule, tuple(names), {**hyper, "weight_decay": value}, variant)
+        for names, value in ((decaying, decay), (rest, 0.0))
+    ]
+    return [group for group in made if group.names]
+
+
+def _muon_groups(
+    optimizer: Any, native: Native, hyper: Mapping[str, Any], members: Sequence[tuple[int, Parameter]]
+) -> list[OptimizerGroup]:
+    adam = CLASSES["Adam"]
+    small = {"beta_1": optimizer.adam_beta_1, "beta_2": optimizer.adam_beta_2, "epsilon": optimizer.epsilon,
+             "amsgrad": False, "learning_rate": hyper["learning_rate"]}  # fmt: skip
+    kinds: dict[tuple[bool, bool], list[str]] = {}
+    for _, p in members:
+        key = (bool(optimizer._should_use_adamw(p.handle)), bool(optimizer._use_weight_decay(p.handle)))
+        kinds.setdefault(key, []).append(p.name)
+    made = []
+    for (is_adam, decays), names in kinds.items():
+        decay = (optimizer.adam_weight_decay if is_adam else optimizer.weight_decay) if decays else 0.0
+        numbers = {**(small if is_adam else hyper), "weight_decay": float(decay or 0.0)}
+        factor = float(optimizer.adam_lr_ratio) if is_adam else 1.0
+        if is_adam and factor != 1.0:
+            # The decay of these isn't scaled by the ratio, only their update.
+            numbers["weight_decay"] /= factor
+        numbers["learning_rate"] *= factor
+        rule = ("adam", variant_of(adam)) if is_adam else ("muon", variant_of(native))
+        made.append(OptimizerGroup(rule[0], tuple(names), numbers, rule[1], factor))
+    return made
+
+
+def _foreign_groups(optimizer: ForeignOptimizer, members: Sequence[tuple[int, Parameter]]) -> list[OptimizerGroup]:
+    made = []
+    rate = _rate_of(optimizer)
+    for place, group in enumerate(optimizer.spec["groups"]):
+        names = [p.name for index, p in members if optimizer.spec["members"][index] == place]
+        factor = float(group["factor"])
+        hyper = {**group["hyper"], "learning_rate": rate * factor}
+        made.append(OptimizerGroup(group["rule"], tuple(names), hyper, dict(group["variant"]), factor))
+    return made
+
+
+def _rate_of(optimizer: Any) -> float:
+    return float(np.asarray(keras.ops.convert_to_numpy(optimizer.learning_rate)))
+
+
+def _slots(
+    optimizer: Any, native: Native | None, place: int, group: OptimizerGroup, p: Parameter, problems: Problems
+) -> dict[str, Any]:
+    assert native is not None
+    found = {}
+    for slot in wanted_slots(group, len(p.shape), native, muon=native.rule == "muon"):
+        held = getattr(optimizer, native.slots[slot], None)
+        variable = held if slot == "product" else held[place] if held is not None and place < len(held) else None
+        if variable is None:
+            problems.add(HandoffError, f"{p.name!r} has no {native.slots[slot].strip('_')!r} in the optimizer",
+                         fix="load its variables again, all of them")  # fmt: skip
+        else:
+            found[slot] = variable
+    return found
+
+
+def wanted_slots(group: OptimizerGroup, rank: int, native: Native, *, muon: bool = False) -> list[str]:
+    """Return the slots that a rule with these settings keeps, for an array of so many axes."""
+    unwanted = set()
+    if group.rule in ("sgd", "rmsprop") and not group.hyper.get("momentum"):
+        unwanted.add("momentum")
+    if not group.hyper.get("amsgrad"):
+        unwanted.add("velocity_hat")
+    if not group.hyper.get("centered"):
+        unwanted.add("average_gradient")
+    if rank < 2:
+        unwanted |= {"row", "column"}
+    if muon and group.rule == "muon":
+        unwanted.add("velocity")
+    return [slot for slot in native.slots if slot not in unwanted]
+
+
+def _value(p: Parameter, variable: Any, slot: str) -> Array:
+    array = np.array(keras.ops.convert_to_numpy(variable))
+    if slot in ("row", "column"):
+        # Keras drops the axis that was averaged over; here it stays, with length 1.
+        if array.ndim < len(p.shape):
+            array = np.expand_dims(array, -1 if slot == "row" else -2)
+        return array
+    return array if array.ndim == 0 else np.ascontiguousarray(p.layout.to_neutral(array))
+
+
+def _extra(optimizer: Any) -> dict[str, str]:
+    found = {}
+    if optimizer.use_ema:
+        found["average"] = "_model_variables_moving_average"
+    if optimizer.gradient_accumulation_steps:
+        found["accumulated"] = "_accumulated_gradients"
+    return found
+
+
+def _factored(
+    optimizer: Any, groups: Sequence[OptimizerGroup], members: Sequence[tuple[int, Parameter]], *, foreign: bool
+) -> dict[str, tuple[int, int]]:
+    if foreign:
+        axes = optimizer.spec["factored"]
+        return {p.name: tuple(axes[place]) for place, p in members if axes[place] is not None}
+    if groups[0].rule != "adafactor":
+        return {}
+    return {p.name: (len(p.shape) - 2, len(p.shape) - 1) for _, p in members if len(p.shape) > 1}
+
+
+def _surrounded(
+    model: Any,
+    optimizer: Any,
+    groups: Sequence[OptimizerGroup],
+    slots: Mapping[str, Mapping[str, Array]],
+    factored: Mapping[str, tuple[int, int]],
+    members: Sequence[tuple[int, Parameter]],
+) -> OptimizerState:
+    iterations = int(np.asarray(keras.ops.convert_to_numpy(optimizer._iterations)))
+    several = int(optimizer.gradient_accumulation_steps or 1)
+    updates, done = divmod(iterations, several)
+    rates = None
+    given = optimizer._learning_rate
+    if callable(given) and not isinstance(given, keras.Variable):
+        try:
+            rates = read_schedule(given, iterations, model=model, wide=any(p.dtype == np.float64 for _, p in members))
+        except XweightsError as wrong:
+            raise type(wrong)(f"this optimizer can't be read, and nothing was changed\n{wrong}") from wrong
+    last = None if rates is None or updates == 0 else rates.at(updates * several - 1)
+    if rates is not None and rates.known is not None and last is not None:
+        last = float(np.asarray(keras.ops.convert_to_numpy(given(updates * several - 1))))
+    ready = []
+    for group in groups:
+        rate = group.hyper["learning_rate"] if last is None else last * group.factor
+        ready.append(replace(group, last_rate=rate or 1.0))
+    clip = None
+    if isinstance(optimizer, ForeignOptimizer):
+        clip = None if optimizer.spec["clip"] is None else Clipping(*optimizer.spec["clip"])
+    else:
+        for attribute, kind in _CLIPS.items():
+            if getattr(optimizer, attribute):
+                clip = Clipping(kind, float(getattr(optimizer, attribute)))
+    moving = None
+    if optimizer.use_ema:
+        moving = Moving(float(optimizer.ema_momentum), optimizer.ema_overwrite_frequency)
+    return OptimizerState(
+        groups=tuple(ready),
+        slots=slots,
+        updates=updates,
+        micro_steps=several,
+        micro_done=done,
+        schedule=rates,
+        clip=clip,
+        moving=moving,
+        dtypes={p.name: p.dtype.name for _, p in members},
+        factored=factored,
+    )

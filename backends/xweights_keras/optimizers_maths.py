@@ -1,0 +1,238 @@
+"""Keras' maths for the formulas of optimizers, and an optimizer that follows any of them, on every Keras backend.
+
+Owns :class:`KerasMaths`, :class:`TracedNumbers` and :class:`ForeignOptimizer`. Imports Keras and the formulas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from xweights.handing.formulas import updated
+
+
+class KerasMaths:
+    """The functions that formulas are written in."""
+
+    sqrt = staticmethod(ops.sqrt)
+    square = staticmethod(ops.square)
+    abs = staticmethod(ops.abs)
+    sign = staticmethod(ops.sign)
+    power = staticmethod(ops.power)
+    clip = staticmethod(ops.clip)
+    maximum = staticmethod(ops.maximum)
+    where = staticmethod(ops.where)
+    sum = staticmethod(ops.sum)
+    swap = staticmethod(ops.transpose)
+    cast = staticmethod(ops.cast)
+
+    def mean(self, x: Any, axis: int | None = None) -> Any:
+        """The mean over one axis, which stays, or over all."""
+        return ops.mean(x) if axis is None else ops.mean(x, axis=axis, keepdims=True)
+
+    def like(self, x: Any, other: Any) -> Any:
+        """The tensor in the dtype of another."""
+        return ops.cast(x, other.dtype)
+
+
+_MATHS = KerasMaths()
+
+
+class TracedNumbers:
+    """The numbers of one step, in a graph: ``iterations`` and ``rate`` are tensors.
+
+    1 - beta ** t is taken as -expm1(t * log(beta)): a power would be computed from a rounded beta.
+    """
+
+    def __init__(
+        self,
+        words: Mapping[str, Any],
+        iterations: Any,
+        rate: Any,
+        dtype: str,
+        factored: tuple[int, int] | None,
+    ) -> None:
+        self._words, self._dtype, self.factored = words, dtype, factored
+        self.t = ops.cast(iterations + 1, dtype)
+        self.rate = ops.cast(rate, dtype) * words.get("factor", 1.0)
+        self._single = words.get("cast") == "float32"
+        self._narrow = words.get("powers") == "dtype"
+
+    def __getitem__(self, name: str) -> Any:
+        return self._words.get(name)
+
+    def cast(self, name: str) -> float:
+        """A hyperparameter, after the framework that it comes from has cast it."""
+        return self._cast(self._words[name])
+
+    def _cast(self, value: float) -> float:
+        return float(np.float32(value)) if self._single else float(value)
+
+    def _number(self, value: float) -> Any:
+        return ops.convert_to_tensor(np.asarray(value, self._dtype))
+
+    def complement(self, name: str) -> Any:
+        """1 - beta ** t."""
+        if self._narrow:
+            return 1.0 - ops.power(self._number(self.cast(name)), self.t)
+        beta = self._words[name]
+        return self._number(1.0) if beta == 0 else -ops.expm1(self.t * math.log(beta))
+
+    def _faded(self, base: float, ahead: int) -> Any:
+        exponent = (self.t + ahead) * self._words["momentum_decay"]
+        if self._narrow:
+            return ops.power(self._number(base), exponent)
+        return ops.exp(exponent * math.log(base))
+
+    def later(self, value: float, first: float) -> Any:
+        """``first`` in the first update, ``value`` in all others."""
+        return value + (first - value) * ops.cast(ops.equal(self.t, 1), self._dtype)
+
+    def warmed(self, ahead: int) -> Any:
+        """The momentum of nadam at t + ahead."""
+        base = self._cast(0.96) if self._narrow else 0.96
+        return self.cast("beta_1") * (1.0 - 0.5 * self._faded(base, ahead))
+
+    def product_factor(self) -> Any:
+        """The same at t, of numbers that weren't cast."""
+        made = self._words["beta_1"] * (1.0 - 0.5 * self._faded(0.96, 0))
+        narrow = self._words.get("product") == "float32"
+        return ops.cast(ops.cast(made, "float32"), self._dtype) if narrow else made
+
+    def step_power(self, exponent: float) -> Any:
+        """T ** exponent."""
+        return ops.power(self.t, self._number(exponent))
+
+    def sqrt(self, x: Any) -> Any:
+        """The root of a number."""
+        return ops.sqrt(x)
+
+    def minimum(self, x: Any, y: Any) -> Any:
+        """The smaller of two numbers."""
+        return ops.minimum(x, y)
+
+    def clock(self) -> Any:
+        """T - 1."""
+        return self.t - 1
+
+
+@keras.saving.register_keras_serializable(package="xweights")
+class ForeignOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
+    """Follow a rule that no optimizer of Keras' own follows, as its framework does; can be compiled and saved.
+
+    ``groups``: for each a dict of ``rule``, ``hyper``, ``variant``, ``factor`` and ``slots`` (names and what they begin
+    with). ``members``: the group of each variable, in the order of ``build``; ``factored``: which axes adafactor keeps
+    rows and columns of, likewise. ``clip``: (kind, limit, eps).
+
+    Example:
+        >>> import keras
+        >>> from xweights_keras.optimizers_maths import ForeignOptimizer
+        >>> w = keras.Variable([1.0])
+        >>> sgd = {"rule": "sgd", "hyper": {"momentum": 0.0}, "variant": {}, "factor": 1.0, "slots": {}}
+        >>> optimizer = ForeignOptimizer(0.5, [sgd], [0], [None])
+        >>> optimizer.apply([keras.ops.ones(1)], [w]); float(w[0])
+        0.5
+    """
+
+    spec: dict[str, Any]
+    _words: list[dict[str, Any]]
+    _slots: list[dict[str, Any]]
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        groups: Sequence[Mapping[str, Any]],
+        members: Sequence[int],
+        factored: Sequence[Sequence[int] | None],
+        clip: Sequence[Any] | None = None,
+        name: str = "foreign_optimizer",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        spec: dict[str, Any] = {
+            "groups": [dict(group) for group in groups],
+            "members": list(members),
+            "factored": [None if one is None else tuple(one) for one in factored],
+            "clip": None if clip is None else tuple(clip),
+        }
+        # Past the tracking of attributes, which would wrap every dict and list.
+        object.__setattr__(self, "spec", spec)
+        object.__setattr__(self, "_words", [
+            {**group["hyper"], **group["variant"], "factor": group.get("factor", 1.0)} for group in groups
+        ])  # fmt: skip
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Make the slots."""
+        if self.built:
+            return
+        super().build(variables)
+        slots: list[dict[str, Any]] = []
+        for place, variable in enumerate(variables):
+            group = self.spec["groups"][self.spec["members"][place]]
+            made = {}
+            for slot, value in group["slots"].items():
+                shape = self._shape(tuple(variable.shape), slot, place, group["variant"].get("eps") == "floor")
+                if shape is None:
+                    continue
+                start = keras.initializers.Constant(value)
+                made[slot] = self.add_variable(shape, start, dtype=variable.dtype, name=f"{slot}_{place}")
+            slots.append(made)
+        object.__setattr__(self, "_slots", slots)
+
+    def _shape(self, shape: tuple[int, ...], slot: str, place: int, floor: bool) -> tuple[int, ...] | None:
+        axes = self.spec["factored"][place]
+        if slot == "product":
+            return ()
+        if slot not in ("row", "column"):
+            # With a floor under it, the estimate of a matrix isn't kept.
+            return None if slot == "velocity" and floor and axes is not None else shape
+        if axes is None:
+            return None
+        gone = axes[1] if slot == "row" else axes[0]
+        return tuple(1 if axis == gone % len(shape) else length for axis, length in enumerate(shape))
+
+    def slots_of(self, place: int) -> dict[str, Any]:
+        """Return the slots of the n-th variable."""
+        return self._slots[place]
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Make one update of one variable."""
+        place = self._get_variable_index(variable)
+        group = self.spec["members"][place]
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        numbers = TracedNumbers(self._words[group], self.iterations, learning_rate, dtype, self.spec["factored"][place])
+        slots = {name: ops.convert_to_tensor(one) for name, one in self._slots[place].items()}
+        rule = self.spec["groups"][group]["rule"]
+        new, made = updated(rule, _MATHS, numbers, ops.convert_to_tensor(variable), ops.cast(gradient, dtype), slots)
+        self.assign(variable, new)
+        for name, value in made.items():
+            self.assign(self._slots[place][name], value)
+
+    def _apply_weight_decay(self, variables: Any) -> None:
+        """Do nothing: decay is part of the formulas."""
+
+    def _clip_gradients(self, grads: Sequence[Any]) -> Sequence[Any]:
+        clip = self.spec["clip"]
+        if clip is None:
+            return grads
+        kind, limit, eps = clip
+        if kind == "value":
+            return [ops.clip(g, -limit, limit) for g in grads]
+        squares = [ops.sum(ops.square(g)) for g in grads]
+        if kind == "global_norm":
+            squares = [sum(squares[1:], squares[0])] * len(grads)
+        norms = [ops.sqrt(one) for one in squares]
+        if eps:
+            return [g * ops.minimum(limit / (norm + eps), 1.0) for g, norm in zip(grads, norms, strict=True)]
+        return [g * (limit / ops.maximum(norm, limit)) for g, norm in zip(grads, norms, strict=True)]
+
+    def get_config(self) -> dict[str, Any]:
+        """What the class is made of."""
+        config = super().get_config()
+        unused = ("weight_decay", "clipnorm", "global_clipnorm", "clipvalue")
+        return {**{key: value for key, value in config.items() if key not in unused}, **self.spec}

@@ -1,0 +1,113 @@
+"""Training steps of Keras for proofs, copies of models, and statistics collected as another framework does.
+
+Owns :class:`KerasOptimizing`. Imports Keras, errors and this backend's optimizer files.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from xweights.errors import HandoffError
+from xweights.handing.protocol import Route, Step, Training, Written
+from xweights.handing.state import OptimizerState
+from xweights.parameter import Parameter
+from xweights_keras.optimizers import read_state
+from xweights_keras.optimizers_writing import backup, floats, plan_route, write_state
+from xweights_keras.porting_double import copied
+
+LOSSES: dict[str, Callable[[str], Any]] = {
+    "crossentropy": lambda dtype: keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=dtype),
+    "mse": lambda dtype: keras.losses.MeanSquaredError(dtype=dtype),
+}
+
+
+class KerasOptimizing:
+    """What the hand-off needs of Keras (``xweights.handing.protocol.Optimizing``)."""
+
+    name = "keras"
+
+    def read(self, side: Training, parameters: Sequence[Parameter], step: int | None) -> OptimizerState:
+        return read_state(side, parameters, step)
+
+    def plan(self, state: OptimizerState, parameters: Sequence[Parameter], optimizer: Any, grade: str) -> Route:
+        return plan_route(state, parameters, optimizer, grade)
+
+    def write(
+        self, side: Training, state: OptimizerState, parameters: Sequence[Parameter], route: Route, grade: str
+    ) -> Written:
+        return write_state(side, state, parameters, route)
+
+    def backup(self, optimizer: Any) -> Callable[[], None]:
+        return backup(optimizer)
+
+    def unbiased(self, layers: Sequence[Any]) -> bool:
+        return bool(layers) and all(hasattr(layer.call, _MARK) for layer in layers)
+
+    def statistics(self, model: Any, layers: Sequence[Any], *, unbiased: bool) -> Callable[[], None]:
+        changing = [layer for layer in layers if hasattr(layer.call, _MARK) != unbiased]
+
+        def switch(on: bool) -> None:
+            for layer in changing:
+                layer.call = _unbiased(layer, layer.call) if on else getattr(layer.call, _MARK)
+            if changing and hasattr(model, "train_function"):
+                model.train_function = None  # a compiled step would go on as before
+
+        switch(unbiased)
+        return lambda: switch(not unbiased)
+
+    def copy(self, model: Any, dtype: np.dtype[Any] | None) -> Any:
+        return copied(model, None if dtype is None else dtype.name)
+
+    def trainer(self, side: Training, loss: Any, *, compiled: bool) -> Step:
+        model = side.model
+        dtype = next(keras.backend.standardize_dtype(v.dtype) for v in model.trainable_variables)
+        if isinstance(loss, str):
+            if loss not in LOSSES:
+                raise HandoffError(f"there is no such loss\ngot: {loss!r}\nexpected: {', '.join(LOSSES)} or a function")
+            loss = LOSSES[loss](dtype)
+        # Metrics, among which the loss is shown, are kept in the dtype of the backend's floats.
+        with floats(dtype):
+            jit = compiled and keras.backend.backend() != "torch"
+            model.compile(optimizer=side.optimizer, loss=loss, run_eagerly=not compiled, jit_compile=jit)
+
+        def step(inputs: Any, wanted: Any) -> float:
+            with floats(dtype):
+                model.reset_metrics()
+                return float(np.asarray(model.train_on_batch(_floating(inputs, dtype), wanted)))
+
+        return step
+
+
+def _floating(array: Any, dtype: str) -> Any:
+    array = np.asarray(array)
+    return array.astype(dtype) if array.dtype.kind == "f" else array
+
+
+# On the method that stands for a batch normalization's own: that one.
+_MARK = "collects_unbiased_variance_for"
+
+
+def _unbiased(layer: Any, former: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a batch normalization collect the unbiased variance, as others do."""
+
+    @functools.wraps(former)
+    def call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        collecting = bool(training) and bool(layer.trainable)
+        # A copy: some backends write into the very memory.
+        old: Any = ops.copy(ops.convert_to_tensor(layer.moving_variance)) if collecting else None
+        made = former(inputs, training=training, mask=mask)
+        if collecting:
+            kept = old * layer.momentum
+            count = ops.cast(ops.size(inputs), old.dtype) / int(layer.moving_variance.shape[0])
+            collected = ops.convert_to_tensor(layer.moving_variance) - kept
+            layer.moving_variance.assign(kept + collected * (count / (count - 1.0)))
+        return made
+
+    setattr(call, _MARK, former)
+    return call

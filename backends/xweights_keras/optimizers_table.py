@@ -1,0 +1,91 @@
+"""A table: optimizer class of Keras -> the rule it follows, and where it keeps its slots.
+
+Owns :data:`CLASSES`, :class:`Native`, :func:`native_of` and :func:`casts`. Imports Keras and NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Native:
+    """``hyper``: attributes that are hyperparameters, by the same word; ``slots``: neutral word -> attribute."""
+
+    name: str
+    rule: str
+    hyper: tuple[str, ...]
+    slots: Mapping[str, str]
+    variant: Mapping[str, Any] = field(default_factory=dict)
+    scaled: tuple[str, ...] = ()  # numbers that are cast to the dtype of the weights
+
+    @property
+    def kind(self) -> type[Any]:
+        """The class."""
+        made: type[Any] = getattr(keras.optimizers, self.name)
+        return made
+
+
+_MOMENTS = {"momentum": "_momentums", "velocity": "_velocities"}
+_BETAS = ("beta_1", "beta_2", "epsilon")
+_DECOUPLED = {"decay": "decoupled", "powers": "dtype"}
+_ADAM = ({**_MOMENTS, "velocity_hat": "_velocity_hats"}, {**_DECOUPLED, "eps": "raw"}, ("beta_1", "beta_2"))
+
+_ALL = [
+    Native("SGD", "sgd", ("momentum", "nesterov"), {"momentum": "momentums"},
+           {**_DECOUPLED, "rate_inside": True}, ("momentum",)),
+    Native("AdamW", "adam", (*_BETAS, "amsgrad"), *_ADAM),
+    Native("Adam", "adam", (*_BETAS, "amsgrad"), *_ADAM),
+    Native("Adamax", "adamax", _BETAS, {"momentum": "_m", "norm": "_u"},
+           {**_DECOUPLED, "eps": "outside"}, ("beta_1",)),
+    Native("Nadam", "nadam", _BETAS, {**_MOMENTS, "product": "_u_product"}, _DECOUPLED, ("beta_1", "beta_2")),
+    Native("RMSprop", "rmsprop", ("rho", "momentum", "epsilon", "centered"),
+           {"velocity": "_velocities", "momentum": "_momentums", "average_gradient": "_average_gradients"},
+           {**_DECOUPLED, "eps": "inside", "rate_inside": True}),
+    Native("Adagrad", "adagrad", ("initial_accumulator_value", "epsilon"), {"accumulator": "_accumulators"},
+           {**_DECOUPLED, "eps": "inside"}),
+    Native("Adadelta", "adadelta", ("rho", "epsilon"),
+           {"accumulated_grad": "_accumulated_grads", "accumulated_delta_var": "_accumulated_delta_vars"}, _DECOUPLED),
+    Native("Adafactor", "adafactor", ("beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold", "relative_step"),
+           {"row": "_r", "column": "_c", "velocity": "_v"},
+           {**_DECOUPLED, "eps": "added", "scale": "after"}, ("epsilon_2",)),
+    Native("Lion", "lion", ("beta_1", "beta_2"), {"momentum": "_momentums"}, _DECOUPLED, ("beta_1", "beta_2")),
+    Native("Ftrl", "ftrl", ("learning_rate_power", "initial_accumulator_value", "l1_regularization_strength",
+                            "l2_regularization_strength", "l2_shrinkage_regularization_strength", "beta"),
+           {"accumulator": "_accumulators", "linear": "_linears"}, _DECOUPLED),
+    Native("Lamb", "lamb", _BETAS, _MOMENTS, _DECOUPLED, ("beta_1", "beta_2")),
+    Native("Muon", "muon", ("momentum", "nesterov", "ns_steps", "muon_a", "muon_b", "muon_c", "rms_rate", "epsilon"),
+           {"momentum": "momentums", "velocity": "adam_velocities"},
+           {**_DECOUPLED, "accumulate": "sum", "adjust": "rms", "narrow": None}),
+]  # fmt: skip
+CLASSES = {one.name: one for one in _ALL}
+
+
+def native_of(optimizer: Any) -> Native | None:
+    """Return the row of an optimizer; None for a class that isn't known, subclasses of a user included."""
+    kind = type(optimizer)
+    return CLASSES.get(kind.__name__) if kind.__module__.partition(".")[0] == "keras" else None
+
+
+def class_for(rule: str, *, decays: bool) -> Native | None:
+    """Return the row that fits a rule; None if Keras has none."""
+    if rule == "adam":
+        return CLASSES["AdamW" if decays else "Adam"]
+    return next((one for one in _ALL if one.rule == rule), None)
+
+
+def casts() -> str:
+    """Return what becomes of a number that Keras casts to float64: "float32" if it loses digits on the way."""
+    made = float(np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(0.9, "float64"))))
+    return "exact" if made == 0.9 else "float32"
+
+
+def variant_of(native: Native) -> dict[str, Any]:
+    """Return how this backend of Keras writes a rule."""
+    decays = "factor" if keras.backend.backend() == "torch" and native.rule != "muon" else "difference"
+    return {**native.variant, "cast": casts(), "decays": decays}

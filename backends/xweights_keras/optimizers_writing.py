@@ -1,0 +1,314 @@
+"""The neutral record, written into an optimizer of Keras.
+
+Owns :func:`plan_route`, :func:`write_state` and :func:`backup`. Imports Keras, errors, state and this backend's
+optimizer files. Keras has no hooks: what its own classes don't compute, :class:`ForeignOptimizer` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from xweights.handing.protocol import Part, Route, Training, Written
+from xweights.handing.state import OptimizerGroup, OptimizerState, charged, freed
+from xweights.parameter import Array, Parameter
+from xweights_keras.optimizers import wanted_slots
+from xweights_keras.optimizers_maths import ForeignOptimizer
+from xweights_keras.optimizers_rates import make_schedule
+from xweights_keras.optimizers_table import CLASSES, Native, class_for, native_of, variant_of
+
+_CLIPS = {"norm": "clipnorm", "global_norm": "global_clipnorm", "value": "clipvalue"}
+
+
+def shim_reason(state: OptimizerState) -> str:
+    """Return why no class of Keras' own goes on from a state as it was; "" if one does."""
+    rules = {group.rule for group in state.groups}
+    if rules == {"muon", "adam"} and _is_own_muon(state):
+        return ""
+    if len(rules) > 1:
+        return "its groups follow several rules"
+    first = state.groups[0]
+    native = class_for(first.rule, decays=False)
+    if native is None:
+        return f"Keras has no {first.rule}"
+    wide = "float64" in state.dtypes.values()
+    for group in state.groups:
+        reason = _unlike(state, group, native, wide) or _apart(group, first)
+        if reason:
+            return reason
+    decays = {group.hyper.get("weight_decay") or 0.0 for group in state.groups}
+    if len(decays - {0.0}) > 1:
+        return "its groups decay by different amounts"
+    if state.clip is not None and state.clip.eps:
+        return "its gradients are clipped by the norm and a small number"
+    return ""
+
+
+def _is_own_muon(state: OptimizerState) -> bool:
+    own = {"muon": variant_of(CLASSES["Muon"]), "adam": variant_of(CLASSES["Adam"])}
+    return all(dict(group.variant) == own[group.rule] for group in state.groups)
+
+
+def _apart(group: OptimizerGroup, first: OptimizerGroup) -> str:
+    ignored = ("weight_decay", "initial_accumulator_value")
+    for key in {*group.hyper, *first.hyper} - set(ignored):
+        if group.hyper.get(key) != first.hyper.get(key):
+            return f"its groups differ in {key}"
+    return "its groups differ in the learning rate" if group.factor != first.factor else ""
+
+
+def _unlike(state: OptimizerState, group: OptimizerGroup, native: Native, wide: bool) -> str:
+    v, h = group.variant, group.hyper
+    own = variant_of(native)
+    momentum = bool(h.get("momentum"))
+    if h.get("weight_decay") and v.get("decay") != "decoupled" and (group.rule != "sgd" or momentum):
+        return "weight decay acts on the gradients, here on the weights alone"
+    for key in ("eps", "scale", "accumulate", "adjust", "narrow"):
+        if key == "eps" and group.rule == "adagrad" and not h.get("epsilon"):
+            continue  # it lies in the accumulator
+        if key in own and v.get(key) != own[key]:
+            return f"its formula is another one ({key}: {v.get(key)}, here {own[key]})"
+    inside = group.rule in ("sgd", "rmsprop") and momentum and not v.get("rate_inside")
+    if inside and (state.schedule is not None or group.rule == "rmsprop"):
+        return "the learning rate is outside of the momentum, and changes"
+    if h.get("dampening") and state.updates == 0:
+        return "dampening doesn't count in the first update"
+    powers = group.rule in ("adam", "adamax", "nadam", "lamb", "adafactor")
+    if powers and v.get("powers") != own["powers"]:
+        return "its powers of beta are computed in float64, here in the dtype of the weights"
+    if h.get("lr_decay"):
+        return "its learning rate has a decay of its own"
+    if group.rule == "nadam" and h.get("momentum_decay") != 1.0:
+        return f"momentum_decay is {h.get('momentum_decay')}, here always 1"
+    if wide and v.get("cast") != own["cast"] and own["cast"] == "float32":
+        numbers = [h["learning_rate"], h.get("weight_decay") or 0.0, *(h[name] for name in native.scaled)]
+        if any(float(np.float32(one)) != one for one in numbers):
+            return "its numbers don't fit into float32, by way of which Keras casts them"
+    elif wide and v.get("cast") != own["cast"]:
+        return "its numbers went through float32, as on another backend of Keras"
+    if wide and keras.config.floatx() != "float64" and float(np.float32(h["learning_rate"])) != h["learning_rate"]:
+        return "its learning rate doesn't fit into float32, in which Keras keeps it"
+    return ""
+
+
+def plan_route(state: OptimizerState, parameters: Sequence[Parameter], optimizer: Any, grade: str) -> Route:
+    """Return how a state gets into an optimizer; see ``Optimizing.plan``."""
+    reason = shim_reason(state)
+    refusals = []
+    parts = []
+    for group in state.groups:
+        own = class_for(group.rule, decays=bool(group.hyper.get("weight_decay")))
+        grade_of = "exact (shim)" if reason else "stock"
+        name = own.name if own is not None else "class"
+        parts.append(Part(group.rule, grade_of, reason or f"keras.optimizers.{name} follows the same rule"))
+    how = "exact (shim)" if reason else "stock"
+    if state.schedule is not None:
+        parts.append(Part("schedule", "stock" if state.schedule.precision == "float32" else "exact (shim)",
+                          "a schedule of the optimizer's own"))  # fmt: skip
+    if state.clip is not None:
+        parts.append(Part("clipping", how, "inside of the optimizer"))
+    if state.moving is not None:
+        parts.append(Part("moving average", "stock", "use_ema of the optimizer"))
+    if state.micro_steps > 1:
+        parts.append(Part("accumulation", "stock", f"gradient_accumulation_steps={state.micro_steps}"))
+    if grade == "stock" and reason:
+        refusals.append(f"{state.rule} goes on by no class of Keras' own: {reason}")
+    trainable = {p.name for p in parameters if p.trainable}
+    refusals += [
+        f"{name!r} is trainable here, and not updated on the other side\n"
+        "Fix: xw.freeze(model, where=...), or set trainable=False on its layer"
+        for name in sorted(trainable - set(state.names))
+    ]
+    refusals += [
+        f"{name!r} is frozen here, and updated on the other side" for name in sorted(set(state.names) - trainable)
+    ]
+    turned = {p.name for p in parameters if not p.layout.is_identity}
+    refusals += [
+        f"{name!r} doesn't lie in neutral order here, and {group.rule} looks at rows and columns"
+        for group in state.groups
+        if group.rule in ("adafactor", "muon")
+        for name in group.names
+        if name in turned
+    ]
+    if optimizer is not None and not refusals:
+        refusals += _unfit(optimizer, state, parameters, shim=bool(reason))
+    return Route("shim" if reason else "stock", tuple(parts), tuple(refusals))
+
+
+def _unfit(optimizer: Any, state: OptimizerState, parameters: Sequence[Parameter], *, shim: bool) -> list[str]:
+    """Return why a given optimizer can't take the state: what is compiled already can't be changed."""
+    fix = "\nFix: pass None in its place, and take the one in the report"
+    made = _made(state, shim=shim, wide="float64" in state.dtypes.values(), parameters=parameters)
+    same = type(optimizer) is type(made)
+    if not same or (native_of(optimizer) is None and not isinstance(optimizer, ForeignOptimizer)):
+        return [f"the optimizer given is {type(optimizer).__name__}, and {type(made).__name__} is needed{fix}"]
+    mine, theirs = made.get_config(), optimizer.get_config()
+    differing = [key for key in mine if key not in ("name", "learning_rate") and mine[key] != theirs.get(key)]
+    rates = mine["learning_rate"], theirs["learning_rate"]
+    if isinstance(rates[0], dict) != isinstance(rates[1], dict) or (
+        isinstance(rates[0], dict) and rates[0] != rates[1]
+    ):
+        differing.append("learning_rate")
+    if differing:
+        shown = "; ".join(f"{key} is {theirs.get(key)!r}, not {mine[key]!r}" for key in differing)
+        return [f"the settings of the optimizer given aren't those of the state: {shown}{fix}"]
+    known = {id(p.handle) for p in parameters}
+    if optimizer.built and any(id(v) not in known for v in optimizer._trainable_variables):
+        return [f"the optimizer given is of another model{fix}"]
+    if optimizer.built and len(optimizer._trainable_variables) != len(state.names):
+        return [f"the optimizer given was built for other variables{fix}"]
+    return []
+
+
+@contextmanager
+def floats(dtype: str) -> Iterator[None]:
+    """Have Keras make variables of this dtype."""
+    former = keras.config.floatx()
+    keras.config.set_floatx(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(former)
+
+
+def _made(state: OptimizerState, *, shim: bool, wide: bool, parameters: Sequence[Parameter]) -> Any:
+    """Return a new optimizer with the settings of a state; its slots come later."""
+    first = state.groups[0]
+    rate: Any = float(first.hyper["learning_rate"]) / first.factor
+    if state.schedule is not None:
+        rate = make_schedule(state.schedule)
+    options: dict[str, Any] = {}
+    if state.moving is not None:
+        options |= {"use_ema": True, "ema_momentum": state.moving.momentum,
+                    "ema_overwrite_frequency": state.moving.every}  # fmt: skip
+    if state.micro_steps > 1:
+        options["gradient_accumulation_steps"] = state.micro_steps
+    if shim:
+        with floats("float64" if wide else keras.config.floatx()):
+            return _foreign(state, rate, parameters, options)
+    if state.clip is not None:
+        options[_CLIPS[state.clip.kind]] = state.clip.limit
+    main = next((group for group in state.groups if group.rule == "muon"), first)
+    decays = max(float(group.hyper.get("weight_decay") or 0.0) for group in state.groups)
+    native = class_for(main.rule, decays=decays > 0)
+    assert native is not None
+    hyper = {key: main.hyper[key] for key in native.hyper if key in main.hyper}
+    if main.rule == "muon":
+        options |= _muon_options(state, main)
+        decays = float(main.hyper.get("weight_decay") or 0.0)
+    if main.hyper.get("dampening") and not callable(rate):
+        rate *= 1.0 - main.hyper["dampening"]
+    options["weight_decay"] = decays or None
+    return native.kind(rate, **hyper, **options)
+
+
+def _muon_options(state: OptimizerState, main: OptimizerGroup) -> dict[str, Any]:
+    adam = next((group for group in state.groups if group.rule == "adam"), None)
+    if adam is None:
+        return {}
+    return {"adam_beta_1": adam.hyper["beta_1"], "adam_beta_2": adam.hyper["beta_2"],
+            "adam_weight_decay": (adam.hyper.get("weight_decay") or 0.0) * adam.factor or None,
+            "adam_lr_ratio": adam.factor / main.factor}  # fmt: skip
+
+
+def _foreign(state: OptimizerState, rate: Any, parameters: Sequence[Parameter], options: Mapping[str, Any]) -> Any:
+    groups = []
+    base = state.groups[0]
+    for group in state.groups:
+        factor = group.factor
+        if state.schedule is None:
+            factor = group.hyper["learning_rate"] / base.hyper["learning_rate"] if base.hyper["learning_rate"] else 1.0
+        hyper = {key: value for key, value in group.hyper.items() if key != "learning_rate"}
+        slots = dict.fromkeys([slot for slot in _slots_of(state, group) if slot not in ("average", "accumulated")], 0.0)
+        groups.append({"rule": group.rule, "hyper": hyper, "variant": dict(group.variant),
+                       "factor": factor, "slots": slots})  # fmt: skip
+    if state.schedule is None:
+        rate = float(base.hyper["learning_rate"])
+    names = [p.name for p in _trained(state, parameters)]
+    members = [next(i for i, group in enumerate(state.groups) if name in group.names) for name in names]
+    clip = None if state.clip is None else (state.clip.kind, state.clip.limit, state.clip.eps)
+    factored = [state.factored.get(name) for name in names]
+    return ForeignOptimizer(rate, groups, members, factored, clip, **options)
+
+
+def _slots_of(state: OptimizerState, group: OptimizerGroup) -> list[str]:
+    return list(dict.fromkeys(slot for name in group.names for slot in state.slots[name]))
+
+
+def _trained(state: OptimizerState, parameters: Sequence[Parameter]) -> list[Parameter]:
+    wanted = set(state.names)
+    return [p for p in parameters if p.name in wanted]
+
+
+def write_state(side: Training, state: OptimizerState, parameters: Sequence[Parameter], route: Route) -> Written:
+    """Build or fill an optimizer; see ``Optimizing.write``."""
+    wide = "float64" in state.dtypes.values()
+    shim = route.kind == "shim"
+    trained = _trained(state, parameters)
+    optimizer = side.optimizer
+    if optimizer is None:
+        optimizer = _made(state, shim=shim, wide=wide, parameters=parameters)
+    if not optimizer.built:
+        decays = {name for group in state.groups if group.hyper.get("weight_decay") for name in group.names}
+        spared = [p.handle for p in trained if p.name not in decays]
+        if not shim and decays and spared:
+            optimizer.exclude_from_weight_decay(var_list=spared)
+        optimizer.build([p.handle for p in trained])
+    places = {id(v): place for place, v in enumerate(optimizer._trainable_variables)}
+    if not callable(optimizer._learning_rate) or isinstance(optimizer._learning_rate, keras.Variable):
+        rate = float(state.groups[0].hyper["learning_rate"]) / (1.0 if shim else state.groups[0].factor)
+        damped = not shim and state.groups[0].hyper.get("dampening")
+        optimizer.learning_rate = rate * (1.0 - damped) if damped else rate
+    optimizer._iterations.assign(state.iterations)
+    for p in trained:
+        _fill(optimizer, state, p, places[id(p.handle)], shim=shim)
+    return Written(optimizer)
+
+
+def _fill(optimizer: Any, state: OptimizerState, p: Parameter, place: int, *, shim: bool) -> None:
+    group, given = state.group_of(p.name), state.slots[p.name]
+    if optimizer.use_ema:
+        _put(optimizer._model_variables_moving_average[place], p, given["average"])
+    if optimizer.gradient_accumulation_steps and "accumulated" in given:
+        _put(optimizer._accumulated_gradients[place], p, given["accumulated"])
+    if shim:
+        for slot, variable in optimizer.slots_of(place).items():
+            _put(variable, p, given[slot])
+        return
+    native = native_of(optimizer)
+    assert native is not None
+    for slot in wanted_slots(group, len(p.shape), native, muon=native.rule == "muon"):
+        held = getattr(optimizer, native.slots[slot])
+        variable = held if slot == "product" else held[place]
+        value = given.get(slot)
+        if value is None:
+            continue  # adafactor's estimate of a matrix, which it makes anew in every step
+        if slot == "momentum" and group.rule in ("sgd", "rmsprop"):
+            value = value if group.variant.get("rate_inside") else charged(group, freed(group, value))
+        _put(variable, p, value)
+
+
+def _put(variable: Any, p: Parameter, value: Array) -> None:
+    shape = tuple(variable.shape)
+    stored = p.layout.to_stored(value) if value.ndim and value.size == p.size else value
+    variable.assign(np.asarray(stored).reshape(shape))
+
+
+def backup(optimizer: Any) -> Callable[[], None]:
+    """Return what brings an optimizer back; see ``Optimizing.backup``."""
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        return lambda: None
+    values = [(one, np.array(keras.ops.convert_to_numpy(one))) for one in optimizer.variables]
+    extra = getattr(optimizer, "_u_product", None)
+    if extra is not None:
+        values.append((extra, np.array(keras.ops.convert_to_numpy(extra))))
+
+    def restore() -> None:
+        for variable, value in values:
+            variable.assign(value)
+
+    return restore

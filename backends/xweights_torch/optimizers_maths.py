@@ -1,0 +1,136 @@
+"""PyTorch's maths for the formulas of optimizers, and an optimizer that follows any of them.
+
+Owns :class:`TorchMaths` and :class:`ForeignOptimizer`. Imports torch and the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim import Optimizer
+
+from xweights.handing.formulas import updated
+from xweights.handing.numbers import HostNumbers
+from xweights_torch.dtypes import numpy_dtype
+
+
+class TorchMaths:
+    """The functions that formulas are written in."""
+
+    sqrt = staticmethod(torch.sqrt)
+    square = staticmethod(torch.square)
+    abs = staticmethod(torch.abs)
+    sign = staticmethod(torch.sign)
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of all entries."""
+        return x.sum()
+
+    def where(self, condition: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The first tensor where the condition holds, else the second."""
+        return torch.where(condition, x, y)
+
+    def power(self, x: torch.Tensor, exponent: float) -> torch.Tensor:
+        """The tensor to a power."""
+        return torch.pow(x, exponent)
+
+    def clip(self, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        """The tensor between two numbers."""
+        return torch.clamp(x, low, high)
+
+    def maximum(self, x: torch.Tensor, y: Any) -> torch.Tensor:
+        """The larger of two tensors, or of a tensor and a number."""
+        return torch.maximum(x, y) if isinstance(y, torch.Tensor) else torch.clamp(x, min=y)
+
+    def mean(self, x: torch.Tensor, axis: int | None = None) -> torch.Tensor:
+        """The mean over one axis, which stays, or over all."""
+        return x.mean() if axis is None else x.mean(dim=axis, keepdim=True)
+
+    def swap(self, x: torch.Tensor) -> torch.Tensor:
+        """The transpose of a matrix."""
+        return x.transpose(-2, -1)
+
+    def cast(self, x: torch.Tensor, dtype: str) -> torch.Tensor:
+        """The tensor in another dtype."""
+        kind: torch.dtype = getattr(torch, dtype)
+        return x.to(kind)
+
+    def like(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """The tensor in the dtype of another."""
+        return x.to(other.dtype)
+
+
+_MATHS = TorchMaths()
+
+
+class ForeignOptimizer(Optimizer):
+    """Follow a rule that no optimizer of PyTorch's own follows, slot by slot as its framework does.
+
+    Its parameter groups have ``lr`` and ``weight_decay`` as usual, so schedulers work; ``rule``, ``hyper`` and
+    ``variant`` say the rest. ``orders``: how each parameter is turned into neutral order, for rules that look at rows
+    and columns (None: as it lies); ``factored``: which two axes those are.
+
+    Example:
+        >>> import torch
+        >>> from xweights_torch.optimizers_maths import ForeignOptimizer
+        >>> w = torch.nn.Parameter(torch.ones(1)); w.grad = torch.ones(1)
+        >>> hyper = {"beta_1": 0.9, "beta_2": 0.99}
+        >>> lion = ForeignOptimizer([{"params": [w], "lr": 0.5, "rule": "lion", "hyper": hyper, "variant": {},
+        ...                           "slots": {"momentum": 0.0}}])
+        >>> lion.step(); w.item()
+        0.5
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+        super().__init__(groups, {"lr": 0.001, "weight_decay": 0.0, "orders": None, "factored": None})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one update."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            numbers: dict[Any, HostNumbers] = {}
+            for place, p in enumerate(group["params"]):
+                if p.grad is not None:
+                    self._update(group, place, p, numbers)
+        return loss
+
+    def _update(self, group: dict[str, Any], place: int, p: torch.Tensor, numbers: dict[Any, HostNumbers]) -> None:
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            for name, value in group["slots"].items():
+                state[name] = torch.full_like(p, value) if name != "product" else torch.ones((), dtype=p.dtype)
+        state["step"] += 1
+        factored = None if group["factored"] is None else group["factored"][place]
+        key = (int(state["step"].item()), p.dtype, factored)
+        if key not in numbers:
+            hyper = {**group["hyper"], "learning_rate": float(group["lr"]), "weight_decay": group["weight_decay"]}
+            numbers[key] = HostNumbers(
+                hyper, group["variant"], t=key[0], dtype=np.dtype(numpy_dtype(p.dtype)), factored=factored
+            )
+        order = None if group["orders"] is None else group["orders"][place]
+        names = [name for name in state if name not in _OWN]
+        slots = {name: _turned(state[name], order) for name in names}
+        w = _turned(p.detach(), order)
+        new, made = updated(group["rule"], _MATHS, numbers[key], w, _turned(p.grad, order), slots)
+        w.copy_(new)
+        for name, value in made.items():
+            if isinstance(value, torch.Tensor):
+                slots[name].copy_(value)
+            else:
+                slots[name].fill_(value)
+
+
+def _turned(x: Any, order: Any) -> Any:
+    """Return a tensor in neutral order, as a view; numbers that a rule keeps beside stay as they are."""
+    return x if order is None or x.ndim != len(order) else x.permute(order)
+
+
+_OWN = frozenset({"step", "accumulated"})

@@ -1,0 +1,115 @@
+"""Learning-rate schedulers of PyTorch, read into the neutral definition and made from it.
+
+Owns :func:`read_scheduler` and :func:`make_scheduler`. Imports torch, errors and rates. A scheduler is stepped once
+after each update; the neutral step is its ``last_epoch``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch.optim import Optimizer, lr_scheduler
+
+from xweights.errors import HandoffError
+from xweights.handing.rates import RateSchedule, schedule
+
+
+def read_scheduler(scheduler: Any, optimizer: Optimizer) -> tuple[RateSchedule, list[float]]:
+    """Return the schedule of the first group, and each group's share of its rate."""
+    if getattr(scheduler, "optimizer", None) is not optimizer:
+        raise HandoffError("the scheduler is of another optimizer\nFix: pass the one that was made for this optimizer")
+    bases = [float(group["initial_lr"]) for group in optimizer.param_groups]
+    base = bases[0] or 1.0
+    return _read(scheduler, base), [one / base for one in bases]
+
+
+def _read(s: Any, base: float) -> RateSchedule:
+    if isinstance(s, lr_scheduler.LambdaLR):
+        mine = s.lr_lambdas[0]
+        if isinstance(mine, Share):
+            return mine.schedule
+        raise _refused(s, "a function says nothing about itself")
+    if type(s) is lr_scheduler.ExponentialLR:
+        return schedule("exponential", base, steps=1, decay=s.gamma)
+    if type(s) is lr_scheduler.StepLR:
+        return schedule("exponential", base, steps=s.step_size, decay=s.gamma, staircase=True)
+    if type(s) is lr_scheduler.MultiStepLR:
+        # A milestone is the first step of the new rate, a boundary the last one of the old.
+        values = [base]
+        boundaries = []
+        for milestone, times in sorted(s.milestones.items()):
+            boundaries.append(milestone - 1)
+            values.append(values[-1] * s.gamma**times)
+        return schedule("piecewise", boundaries=boundaries, values=values)
+    if type(s) is lr_scheduler.ConstantLR:
+        return schedule("piecewise", boundaries=[s.total_iters - 1], values=[base * s.factor, base])
+    if type(s) is lr_scheduler.LinearLR:
+        return schedule("polynomial", base * s.start_factor, steps=s.total_iters, end=base * s.end_factor)
+    if type(s) is lr_scheduler.PolynomialLR:
+        return schedule("polynomial", base, steps=s.total_iters, power=s.power)
+    if type(s) is lr_scheduler.CosineAnnealingLR:
+        return schedule("cosine", base, steps=s.T_max, alpha=s.eta_min / base, climbs=True)
+    if type(s) is lr_scheduler.CosineAnnealingWarmRestarts:
+        return schedule("cosine_restarts", base, steps=s.T_0, t_mul=float(s.T_mult), alpha=s.eta_min / base)
+    if type(s) is lr_scheduler.SequentialLR:
+        return _warm_cosine(s, base)
+    raise _refused(s, "it has no neutral counterpart")
+
+
+def _warm_cosine(s: Any, base: float) -> RateSchedule:
+    parts = s._schedulers
+    kinds = [type(one) for one in parts]
+    if kinds != [lr_scheduler.LinearLR, lr_scheduler.CosineAnnealingLR]:
+        raise _refused(s, "of several parts, only LinearLR followed by CosineAnnealingLR is known")
+    warm, wave = parts
+    if warm.total_iters != s._milestones[0] or warm.end_factor != 1.0:
+        raise _refused(s, "its warm-up doesn't end at the full rate where the cosine begins")
+    return schedule("cosine", base * warm.start_factor, steps=wave.T_max, alpha=wave.eta_min / base,
+                    warmup_target=base, warmup_steps=warm.total_iters, climbs=True)  # fmt: skip
+
+
+def _refused(s: Any, why: str) -> HandoffError:
+    return HandoffError(
+        f"{type(s).__name__} can't be handed over: {why}\n"
+        'Fix: xw.schedule(...) says the same in every framework ("table" takes any values); '
+        "xweights_torch.optimizers_rates.make_scheduler(optimizer, schedule) makes a scheduler of it"
+    )
+
+
+class Share:
+    """A schedule as a share of the rate that a group began with, as ``LambdaLR`` wants it.
+
+    Example:
+        >>> import xweights as xw
+        >>> from xweights_torch.optimizers_rates import Share
+        >>> Share(xw.schedule("exponential", 0.1, steps=1, decay=0.5), 0.1)(1)
+        0.5
+    """
+
+    def __init__(self, given: RateSchedule, base: float) -> None:
+        self.schedule, self.base = given, base
+
+    def __call__(self, step: int) -> float:
+        return self.schedule.at(step) / self.base
+
+
+def make_scheduler(
+    optimizer: Optimizer, given: RateSchedule, *, step: int = 0, factors: Sequence[float] | None = None
+) -> Any:
+    """Return a scheduler that follows a neutral schedule, to be stepped once after each update.
+
+    Example:
+        >>> import torch, xweights as xw
+        >>> from xweights_torch.optimizers_rates import make_scheduler
+        >>> sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+        >>> make_scheduler(sgd, xw.schedule("polynomial", 0.5, steps=10), step=5).get_last_lr()
+        [0.25]
+    """
+    # Rates are base * share: a base that is a power of two keeps them to the bit.
+    base = 2.0 ** math.ceil(math.log2(given.rate)) if given.rate > 0 else 1.0
+    for place, group in enumerate(optimizer.param_groups):
+        group["initial_lr"] = base * (1.0 if factors is None else factors[place])
+    # A scheduler steps once when it is made.
+    return lr_scheduler.LambdaLR(optimizer, Share(given, base), last_epoch=step - 1)

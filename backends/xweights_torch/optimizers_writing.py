@@ -1,0 +1,321 @@
+"""The neutral record, written into an optimizer of PyTorch.
+
+Owns :func:`plan_route`, :func:`write_state` and :func:`backup`. Imports torch, errors, state and this backend's
+optimizer files. Whatever the framework's own class can't do by itself, hooks do before its step; what they can't,
+:class:`ForeignOptimizer` does.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from xweights.handing.protocol import Part, Route, Training, Written
+from xweights.handing.state import OptimizerGroup, OptimizerState, freed
+from xweights.parameter import Array, Parameter
+from xweights_torch.dtypes import from_host
+from xweights_torch.optimizers import ORIGINALS, averaged_pairs, fingerprint, wanted_slots
+from xweights_torch.optimizers_hooks import OFFSETS, Attached, attached_to
+from xweights_torch.optimizers_maths import ForeignOptimizer
+from xweights_torch.optimizers_rates import make_scheduler
+from xweights_torch.optimizers_table import CLASSES, Native, arguments, class_for
+from xweights_torch.storage import tensor_of
+
+_RULES = frozenset(one.rule for one in CLASSES.values())
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one group needs: ``shim`` says why no class of torch's does, ``remedies`` what a hook has to do and why."""
+
+    native: Native | None
+    shim: str = ""
+    remedies: Mapping[str, str] = ()  # type: ignore[assignment]
+
+
+def need_of(state: OptimizerState, group: OptimizerGroup) -> Need:
+    """Return what a group of a state needs in PyTorch."""
+    v, h, rule = group.variant, group.hyper, group.rule
+    if rule not in _RULES:
+        return Need(None, f"torch.optim has no {rule}")
+    decaying = any(one.hyper.get("weight_decay") for one in state.groups)
+    native = class_for(rule, v.get("decay", "coupled") if decaying else "coupled")
+    remedies: dict[str, str] = {}
+    decays = bool(h.get("weight_decay"))
+    momentum = bool(h.get("momentum"))
+    if decays and v.get("decay") != native.variant["decay"] and (rule != "sgd" or momentum):
+        remedies["decay"] = "weight decay acts on the weights alone, here on the gradients"
+    if rule in ("sgd", "rmsprop") and momentum and v.get("rate_inside") and state.schedule is not None:
+        if rule == "rmsprop":
+            return Need(native, "its momentum has the learning rate of its day in it, which changes")
+        remedies["rescale"] = "the momentum has the learning rate of its day in it, which changes"
+    if rule == "adam" and v.get("eps") != "corrected":
+        remedies["eps"] = "epsilon is added before the correction of the average, here after it"
+        if decays and v.get("decay") == "decoupled":
+            remedies["decay"] = "the exchanged learning rate must not scale the decay"
+    if rule in ("rmsprop", "adamax") and v.get("eps") != native.variant["eps"]:
+        remedies["offset"] = f"epsilon is {v.get('eps')}, here {native.variant['eps']}"
+    if rule == "nadam" and v.get("powers") != "double":
+        return Need(native, "its powers of beta are computed in the dtype of the weights, here in float64")
+    if rule == "adafactor" and v.get("eps") != "floor":
+        return Need(native, "epsilon is added to each squared gradient, here it is a floor under their estimate")
+    if rule == "muon" and v.get("accumulate") != "mean":
+        return Need(native, "its matrices are made orthogonal in the dtype of the weights, here in bfloat16")
+    return Need(native, "", remedies)
+
+
+def plan_route(state: OptimizerState, parameters: Sequence[Parameter], optimizer: Any, grade: str) -> Route:
+    """Return how a state gets into an optimizer; see ``Optimizing.plan``."""
+    needs = [need_of(state, group) for group in state.groups]
+    parts, refusals = [], []
+    kinds = {need.native.kind for need in needs if need.native is not None and not need.shim}
+    several = len(kinds) > 1
+    shim = several or any(need.shim for need in needs)
+    around = _around(state, grade)
+    for group, need in zip(state.groups, needs, strict=True):
+        why = need.shim or ("its groups follow several rules" if several else "")
+        if shim:
+            parts.append(Part(group.rule, "exact (shim)", why or "another group needs it"))
+        elif need.remedies:
+            parts.append(Part(group.rule, "exact (hook)", "; ".join(need.remedies.values())))
+        else:
+            parts.append(Part(group.rule, "stock", f"torch.optim.{_class(need).__name__} follows the same rule"))
+        if grade == "stock" and (why or need.remedies):
+            refusals.append(f"{group.rule} is no rule of torch's own: {why or '; '.join(need.remedies.values())}")
+    parts += around
+    if grade == "stock":
+        refusals += [f"{part.name}: {part.why}" for part in around if "hook" in part.grade]
+    if optimizer is not None:
+        wanted = ForeignOptimizer if shim else _class(needs[0])
+        if type(optimizer) is not wanted:
+            refusals.append(
+                f"the optimizer given is {type(optimizer).__name__}, and {wanted.__name__} is needed\n"
+                "Fix: pass None in its place, and take the one in the report"
+            )
+    hooked = any(need.remedies for need in needs) or any("hook" in part.grade for part in around)
+    kind = "shim" if shim else "hook" if hooked else "stock"
+    return Route(kind, tuple(parts), tuple(dict.fromkeys(refusals)))
+
+
+def _class(need: Need) -> type[Optimizer]:
+    assert need.native is not None
+    return need.native.kind
+
+
+def _around(state: OptimizerState, grade: str) -> list[Part]:
+    """Return what surrounds the steps, as parts of a report."""
+    hook = "exact (hook)"
+    parts = []
+    if state.schedule is not None:
+        if grade == "stock":
+            parts.append(Part("schedule", "stock", "LambdaLR over the neutral definition: step it after each update"))
+        else:
+            parts.append(Part("schedule", hook, "the hook sets the rate of each update: step no scheduler"))
+    if state.clip is not None:
+        parts.append(Part("clipping", hook, "gradients are clipped inside of step(), here outside of it"))
+    if state.moving is not None:
+        how = "stock" if grade == "stock" and not state.moving.every else hook
+        why = "AveragedModel: call update_parameters after each update" if how == "stock" else "updated by the hook"
+        parts.append(Part("moving average", how, why))
+    if state.micro_steps > 1:
+        parts.append(Part("accumulation", hook, f"the mean of {state.micro_steps} gradients: call step() after "
+                          f"{state.micro_steps} backward(), the first time after "
+                          f"{state.micro_steps - state.micro_done}"))  # fmt: skip
+    return parts
+
+
+def write_state(
+    side: Training, state: OptimizerState, parameters: Sequence[Parameter], route: Route, grade: str
+) -> Written:
+    """Build or fill an optimizer; see ``Optimizing.write``."""
+    known = {p.name: p for p in parameters}
+    needs = [need_of(state, group) for group in state.groups]
+    if route.kind == "shim":
+        groups = [_foreign_group(state, group, known) for group in state.groups]
+        optimizer = side.optimizer if side.optimizer is not None else ForeignOptimizer(groups)
+    else:
+        kind = _class(needs[0])
+        groups = []
+        for group, need in zip(state.groups, needs, strict=True):
+            assert need.native is not None
+            defaults = kind([torch.zeros((1, 1), requires_grad=True)]).defaults  # type: ignore[call-arg]
+            made = arguments(need.native, _stock_numbers(group, need), defaults)
+            if group.rule == "muon":
+                made["adjust_lr_fn"] = {"original": "original", "rms": "match_rms_adamw"}[group.variant["adjust"]]
+            groups.append({**made, "params": [tensor_of(known[name].handle) for name in group.names]})
+        optimizer = side.optimizer if side.optimizer is not None else kind(copy.copy(groups))  # type: ignore[call-arg]
+    former = attached_to(optimizer)
+    if former is not None:
+        former.release()
+    if side.optimizer is not None:
+        _regroup(optimizer, groups)
+    optimizer.state.clear()
+    rates = [state.rate(group) for group in state.groups]
+    for group, shown, rate in zip(state.groups, optimizer.param_groups, rates, strict=True):
+        shown["lr"] = rate
+        for name in group.names:
+            _fill(optimizer, state, group, known[name], route, needs[state.groups.index(group)])
+    return _surrounded(side, state, parameters, route, grade, optimizer, needs)
+
+
+def _stock_numbers(group: OptimizerGroup, need: Need) -> dict[str, Any]:
+    """Return the numbers as torch's class has to have them to compute the same."""
+    hyper = dict(group.hyper)
+    single = group.variant.get("cast") == "float32"
+    if group.rule == "sgd" and single:
+        hyper["momentum"] = float(np.float32(hyper["momentum"]))
+    if single and "decay" not in need.remedies and hyper.get("weight_decay"):
+        hyper["weight_decay"] = float(np.float32(hyper["weight_decay"]))
+    if group.rule == "adagrad" and group.variant.get("eps") == "inside":
+        hyper["epsilon"] = 0.0
+    return hyper
+
+
+def _foreign_group(state: OptimizerState, group: OptimizerGroup, known: Mapping[str, Parameter]) -> dict[str, Any]:
+    mine = [known[name] for name in group.names]
+    rest = {key: value for key, value in group.hyper.items() if key not in ("learning_rate", "weight_decay")}
+    turned = group.rule in ("adafactor", "muon")
+    return {
+        "params": [tensor_of(p.handle) for p in mine],
+        "lr": float(group.hyper["learning_rate"]),
+        "weight_decay": group.hyper.get("weight_decay") or 0.0,
+        "rule": group.rule,
+        "hyper": rest,
+        "variant": dict(group.variant),
+        "orders": [p.layout.order for p in mine] if turned else None,
+        "factored": [state.factored.get(name) for name in group.names] if group.rule == "adafactor" else None,
+        "slots": dict.fromkeys(next((list(state.slots[name]) for name in group.names), []), 0.0),
+    }
+
+
+def _regroup(optimizer: Optimizer, groups: Sequence[dict[str, Any]]) -> None:
+    former = optimizer.param_groups
+    defaults = {**optimizer.defaults, **{k: v for k, v in former[0].items() if k != "params"}}
+    optimizer.param_groups = []
+    for group in groups:
+        optimizer.add_param_group({**defaults, **group})
+
+
+def _fill(
+    optimizer: Optimizer, state: OptimizerState, group: OptimizerGroup, p: Parameter, route: Route, need: Need
+) -> None:
+    tensor = tensor_of(p.handle)
+    given = state.slots[p.name]
+    if "accumulated" in given:
+        tensor.grad = _stored(p, given["accumulated"], "accumulated").to(tensor.device)
+    if route.kind == "shim":
+        table = {slot: slot for slot in given if slot not in ("accumulated", "average")}
+        counts = True
+    else:
+        assert need.native is not None
+        names = wanted_slots(replace(group, variant=need.native.variant), tensor.ndim, need.native.slots)
+        table = {slot: need.native.slots[slot] for slot in names}
+        counts = need.native.counts
+    if state.updates == 0 and route.kind == "stock" and group.rule != "adagrad":
+        return  # it makes its slots at the first step, and does some things only then
+    made = optimizer.state[tensor]
+    if counts:
+        made["step"] = torch.tensor(float(state.updates))
+    for slot, native in table.items():
+        value = given[slot]
+        if route.kind != "shim":
+            value = _as_stock(group, slot, value, need)
+        made[native] = _stored(p, value, slot).to(tensor.device)
+
+
+def _as_stock(group: OptimizerGroup, slot: str, value: Array, need: Need) -> Array:
+    if slot == "momentum" and group.rule in ("sgd", "rmsprop"):
+        return freed(group, value)
+    eps = value.dtype.type(group.hyper.get("epsilon") or 0.0)
+    offset = "offset" in need.remedies and OFFSETS[group.rule][1] == slot
+    if offset or (slot == "accumulator" and group.variant.get("eps") == "inside"):
+        return np.asarray(value + eps)
+    return value
+
+
+def _stored(p: Parameter, value: Array, slot: str) -> torch.Tensor:
+    if value.ndim == 0:
+        return torch.tensor(float(value), dtype=torch.float64 if value.dtype == np.float64 else torch.float32)
+    turned = slot in ("row", "column")
+    stored = value.transpose(p.layout.inverse) if turned else p.layout.to_stored(value)
+    return from_host(np.array(stored, order="C"))
+
+
+def _surrounded(
+    side: Training, state: OptimizerState, parameters: Sequence[Parameter], route: Route, grade: str,
+    optimizer: Optimizer, needs: Sequence[Need],
+) -> Written:  # fmt: skip
+    ema = side.ema
+    averaged: list[tuple[torch.Tensor, torch.Tensor]] = []
+    if state.moving is not None:
+        if ema is None:
+            ema = AveragedModel(
+                side.model,
+                multi_avg_fn=get_ema_multi_avg_fn(state.moving.momentum),  # type: ignore[no-untyped-call]
+            )
+        with torch.no_grad():
+            for p, mean, weight in averaged_pairs(ema, parameters, state.names):
+                mean.copy_(_stored(p, state.slots[p.name]["average"], "average"))
+                averaged.append((mean, weight))
+            ema.n_averaged.fill_(state.iterations)
+    scheduler = None
+    if grade == "stock":
+        if state.schedule is not None:
+            factors = [group.factor for group in state.groups]
+            scheduler = make_scheduler(optimizer, state.schedule, step=state.updates, factors=factors)
+        _remember(optimizer, state)
+        return Written(optimizer, scheduler, ema)
+    # SGD and Muon count nothing: without a hook the way back would have to be told how many steps there were.
+    attached = None
+    if route.kind != "stock" or not all(need.native is not None and need.native.counts for need in needs):
+        remedies = [frozenset() if route.kind == "shim" else frozenset(need.remedies) for need in needs]
+        if route.kind != "shim":
+            # Nothing happens while the rate stays as it is; but it may be changed by hand.
+            inside = [
+                g.rule == "sgd" and g.hyper.get("momentum") and g.variant.get("rate_inside") for g in state.groups
+            ]
+            remedies = [one | {"rescale"} if mine else one for one, mine in zip(remedies, inside, strict=True)]
+        attached = Attached(optimizer, _surroundings(state), remedies, ema, averaged)
+    _remember(optimizer, state)
+    return Written(optimizer, None, ema, (lambda: None) if attached is None else attached.release)
+
+
+def _surroundings(state: OptimizerState) -> OptimizerState:
+    """Return what hooks have to know: everything but the slots."""
+    groups = tuple(replace(group, last_rate=group.last_rate or 1.0) for group in state.groups)
+    return replace(state, groups=groups, slots={})
+
+
+def _remember(optimizer: Optimizer, state: OptimizerState) -> None:
+    """Keep the slots as they came, for a way back before any step: a division or an offset loses last bits."""
+    ORIGINALS[optimizer] = (fingerprint(optimizer), state)
+
+
+def backup(optimizer: Any) -> Callable[[], None]:
+    """Return what brings an optimizer back; see ``Optimizing.backup``."""
+    if not isinstance(optimizer, Optimizer):
+        return lambda: None
+    groups = [dict(group, params=list(group["params"])) for group in optimizer.param_groups]
+    # By reference: a hand-off puts new tensors in the place of these.
+    state = {p: dict(mine) for p, mine in optimizer.state.items()}
+    grads = [(p, p.grad) for group in groups for p in group["params"]]
+    original = ORIGINALS.get(optimizer)
+
+    def restore() -> None:
+        optimizer.param_groups = groups
+        optimizer.state.clear()
+        optimizer.state.update(state)
+        for p, grad in grads:
+            p.grad = grad
+        ORIGINALS.pop(optimizer, None)
+        if original is not None:
+            ORIGINALS[optimizer] = original
+
+    return restore

@@ -1,0 +1,1 @@
+"""Half-trained experiments, and what they are compared with."""

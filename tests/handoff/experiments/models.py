@@ -1,0 +1,94 @@
+"""Twins in Keras and PyTorch, with data: small, and no bias before a batch normalization."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import torch
+
+L, nn = keras.layers, torch.nn
+CLASSES = 5
+
+
+def _keras(shape, *layers):
+    return keras.Sequential([keras.Input(shape), *layers])
+
+
+def mlp():
+    k = _keras((12,), L.Dense(16, activation="tanh"), L.Dense(10, activation="relu"), L.Dense(CLASSES))
+    t = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 10), nn.ReLU(), nn.Linear(10, CLASSES))
+    return k, t
+
+
+def norms():
+    k = _keras(
+        *((12,), L.Dense(16), L.LayerNormalization(epsilon=1e-5), L.Activation("tanh")),
+        *(L.Dense(10, use_bias=False), L.BatchNormalization(epsilon=1e-5), L.ReLU(), L.Dense(CLASSES)),
+    )
+    t = nn.Sequential(
+        *(nn.Linear(12, 16), nn.LayerNorm(16), nn.Tanh()),
+        *(nn.Linear(16, 10, bias=False), nn.BatchNorm1d(10), nn.ReLU(), nn.Linear(10, CLASSES)),
+    )
+    return k, t
+
+
+def cnn():
+    k = _keras(
+        *((8, 8, 2), L.Conv2D(6, 3, activation="relu"), L.MaxPooling2D(2), L.Flatten(), L.Dense(CLASSES)),
+    )
+    t = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, CLASSES))
+    return k, t
+
+
+class Last(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(6, 8, batch_first=True)
+        self.lstm.bias_hh_l0.requires_grad_(False)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+def lstm():
+    return _keras((7, 6), L.LSTM(8), L.Dense(CLASSES)), Last()
+
+
+MODELS = {"mlp": mlp, "norms": norms, "cnn": cnn, "lstm": lstm}
+SHAPES = {"mlp": (12,), "norms": (12,), "cnn": (8, 8, 2), "lstm": (7, 6)}
+
+
+def data(name, count=16, steps=40):
+    """Return batches as Keras is called with."""
+    source = np.random.default_rng(7)
+    centres = source.normal(size=(CLASSES, *SHAPES[name]))
+    made = []
+    for _ in range(steps):
+        wanted = source.integers(0, CLASSES, count)
+        inputs = centres[wanted] + source.normal(size=(count, *SHAPES[name]))
+        made.append((inputs.astype("float32"), wanted.astype("int32")))
+    return made
+
+
+def for_torch(inputs):
+    """Return a batch as PyTorch is called with: images have their channels first."""
+    return np.moveaxis(inputs, -1, 1) if inputs.ndim == 4 else inputs
+
+
+def twins(name, dtype="float32", seed=0):
+    """Return both models with weights of their own; b_hh of a torch LSTM is 0, because Keras has one bias."""
+    former = keras.config.dtype_policy(), torch.get_default_dtype()
+    keras.config.set_dtype_policy(dtype)
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        keras.utils.set_random_seed(seed)
+        torch.manual_seed(seed + 1)
+        k, t = MODELS[name]()
+    finally:
+        keras.config.set_dtype_policy(former[0])
+        torch.set_default_dtype(former[1])
+    if name == "lstm":
+        with torch.no_grad():
+            t.lstm.bias_hh_l0.zero_()
+    return k, t

@@ -1,0 +1,93 @@
+"""The formulas, run by NumPy, against every optimizer that the frameworks have: the definition is what they compute."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import xweights as xw
+from xweights.handing.formulas import updated
+from xweights.handing.numbers import HostNumbers, NumpyMaths
+
+torch = pytest.importorskip("torch")
+keras = pytest.importorskip("keras")
+
+from experiments.optimizers import KERAS, TORCH  # noqa: E402
+from experiments.running import floats  # noqa: E402
+
+STEPS = 4
+
+
+def numpy_steps(state, weights, grads):
+    """Update by the formulas from a state on."""
+    slots = {name: dict(mine) for name, mine in state.slots.items()}
+    for number, step in enumerate(grads):
+        for group in state.groups:
+            for name in group.names:
+                n = HostNumbers(
+                    group.hyper, group.variant, t=state.updates + number + 1, dtype=weights[name].dtype,
+                    rate=state.rate(group, state.iterations + number), factored=state.factored.get(name),
+                )  # fmt: skip
+                own = {k: v for k, v in slots[name].items() if k not in ("average", "accumulated")}
+                weights[name], made = updated(group.rule, NumpyMaths(), n, weights[name], step[name], own)
+                slots[name].update(made)
+    return weights
+
+
+def gradients(shapes):
+    source = np.random.default_rng(3)
+    return [{name: source.normal(size=shape) for name, shape in shapes.items()} for _ in range(2 * STEPS)]
+
+
+def apart(got, expected):
+    return max(float(np.abs(got[name] - value).max()) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_numpy_goes_on_as_pytorchs_optimizer_does(name):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3).double()
+    optimizer = TORCH[name](model.parameters())
+    steps = gradients({p.name: p.shape for p in xw.parameters(model)})
+
+    def run(part):
+        for step in part:
+            for p in xw.parameters(model):
+                p.handle.tensor.grad = torch.from_numpy(np.ascontiguousarray(p.layout.to_stored(step[p.name])))
+            optimizer.step()
+
+    run(steps[:STEPS])
+    state = xw.get_optimizer(model, optimizer, step=STEPS)
+    begun = dict(xw.get_params(model))
+    run(steps[STEPS:])
+    assert apart(numpy_steps(state, begun, steps[STEPS:]), xw.get_params(model)) < 1e-15
+
+
+ACCUMULATING = [name for name in KERAS if "accumulation" in name or "clip" in name or "overwriting" in name]
+
+
+@pytest.mark.parametrize("name", [name for name in KERAS if name not in ACCUMULATING])
+def test_numpy_goes_on_as_keras_optimizer_does(name):
+    keras.utils.set_random_seed(0)
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("the other backends of Keras round otherwise; hand-offs on them are tested")
+    model = keras.Sequential([keras.Input((4,), dtype="float64"), keras.layers.Dense(3, dtype="float64")])
+    optimizer = KERAS[name]()
+    optimizer.build(model.trainable_variables)
+    names = {id(p.handle): p.name for p in xw.parameters(model)}
+    steps = gradients({p.name: p.shape for p in xw.parameters(model)})
+
+    def run(part):
+        for step in part:
+            grads = [keras.ops.convert_to_tensor(step[names[id(v)]]) for v in model.trainable_variables]
+            with floats("float64"):  # Keras' Muon makes numbers of this dtype in its step
+                optimizer.apply(grads)
+
+    run(steps[:STEPS])
+    state = xw.get_optimizer(model, optimizer)
+    begun = dict(xw.get_params(model))
+    run(steps[STEPS:])
+    assert state.updates == STEPS
+    # Newton-Schulz steps enlarge what differs in a last bit.
+    limit = 1e-13 if name == "muon" else 5e-15
+    assert apart(numpy_steps(state, begun, steps[STEPS:]), xw.get_params(model)) < limit

@@ -1,0 +1,83 @@
+"""Equal batches and equal dropout masks in every framework.
+
+Owns :func:`batches` and :func:`dropout_mask`. Imports errors, randomness and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from xweights.errors import ArgumentError
+from xweights.parameter import Array
+from xweights.randomness import check_seed, generator
+from xweights.values import is_number
+
+
+def batches(
+    count: int, size: int, *, seed: int, epochs: int | None = None, drop_last: bool = False, skip: int = 0
+) -> Iterator[Array]:
+    """Yield the rows of each batch as indices, shuffled anew in each epoch: the same in every framework.
+
+    Args:
+        count: Number of rows of the data.
+        size: Rows in a batch; the last batch of an epoch may have fewer.
+        seed: The same seed gives the same batches everywhere.
+        epochs: How many; None: without end.
+        drop_last: Leave out a last batch with fewer rows.
+        skip: Begin after so many batches, as after a hand-off.
+
+    Exact: the same integers on every machine. Raises ArgumentError.
+
+    Example:
+        >>> import xweights as xw
+        >>> [len(rows) for rows in xw.batches(10, 4, seed=0, epochs=1)]
+        [4, 4, 2]
+    """
+    check_seed(seed)
+    for word, value, least in (("count", count, 1), ("size", size, 1), ("skip", skip, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ArgumentError(f"{word}= is a whole number >= {least}\ngot: {value!r}")
+    if drop_last and size > count:
+        raise ArgumentError(f"drop_last=True leaves no batch\ncount: {count}\nsize:  {size}")
+    return _batches(count, size, seed, epochs, drop_last, skip)
+
+
+def _batches(count: int, size: int, seed: int, epochs: int | None, drop_last: bool, skip: int) -> Iterator[Array]:
+    per_epoch = count // size if drop_last else -(-count // size)
+    epoch, first = divmod(skip, per_epoch)
+    while epochs is None or epoch < epochs:
+        # Sorted bits: the algorithm behind a library's own shuffling may change between versions.
+        drawn = generator(seed, "batches", epoch).bit_generator.random_raw(count)
+        order = np.argsort(drawn, kind="stable")
+        for place in range(first, per_epoch):
+            yield order[place * size : (place + 1) * size]
+        epoch, first = epoch + 1, 0
+
+
+def dropout_mask(shape: tuple[int, ...], rate: float, *, seed: int, name: str, step: int) -> Array:
+    """Return a dropout mask: 0 with probability ``rate``, else 1 / (1 - rate); the same in every framework.
+
+    Args:
+        shape: Of the activations, channels last, as float32.
+        rate: 0 <= rate < 1.
+        seed: The same seed gives the same masks everywhere.
+        name: Of the layer: each has masks of its own.
+        step: Of training: each has masks of its own.
+
+    Exact: the same bits everywhere. Multiply the activations by it in a layer of your own: a framework's own dropout
+    draws from a stream that no other framework can follow. Raises ArgumentError.
+    Source: Srivastava et al. 2014 (inverted form).
+
+    Example:
+        >>> import xweights as xw
+        >>> xw.dropout_mask((4,), 0.5, seed=0, name="drop", step=1).max().item()
+        2.0
+    """
+    check_seed(seed)
+    if not is_number(rate) or not 0 <= rate < 1:
+        raise ArgumentError(f"rate= is a number, 0 <= rate < 1\ngot: {rate!r}")
+    drawn: Any = generator(seed, name, step).random(shape, dtype=np.float32)
+    return np.where(drawn < np.float32(rate), np.float32(0), np.float32(1 / (1 - rate)))

@@ -1,0 +1,310 @@
+"""The update rules of optimizers, each written once: pure functions of arrays that every framework runs.
+
+Owns :func:`updated`, :data:`FORMULAS` and the protocols :class:`Maths` and :class:`Numbers`. Imports the standard
+library only. NumPy runs them as the referee, PyTorch and Keras where an optimizer has to follow a rule that the
+framework's own classes don't have.
+
+A formula takes the weights, the gradient and the slots, and returns new weights and new slots. Where two frameworks
+write a rule differently, a word of the rule's *variant* says how:
+
+    eps           adam: "raw" (added to the root of the uncorrected average) or "corrected"
+                  rmsprop, adagrad: "inside" the root or "outside"; adamax: "inside" the maximum or "outside"
+                  adafactor: "added" to the squared gradient, or a "floor" under the estimate
+    decay         weight decay is "decoupled" (w -= w * decay * rate, before the update) or "coupled" (g += decay * w)
+    decays        a decoupled decay multiplies by a "factor" of its own rounding, or subtracts a "difference"
+    rate_inside   the momentum of sgd and rmsprop has the learning rate of its day in it
+    scale         adafactor: the size of the weights is taken "before" or "after" they decay
+    accumulate    muon: the momentum is a "sum" or a "mean"; adjust, narrow: how its step is scaled and computed
+    product       nadam: the product of all momenta is kept in "float32", whatever the weights are
+    cast, powers  how numbers reach the arrays: see ``numbers``
+
+Sources: Kingma & Ba, arXiv:1412.6980 (adam, adamax); Loshchilov & Hutter, arXiv:1711.05101 (decoupled decay); Reddi et
+al., arXiv:1904.09237 (amsgrad); Dozat 2016 (nadam); Duchi et al. 2011 (adagrad); Zeiler, arXiv:1212.5701 (adadelta);
+Shazeer & Stern, arXiv:1804.04235 (adafactor); Chen et al., arXiv:2302.06675 (lion); McMahan et al. 2013 (ftrl); You et
+al., arXiv:1904.00962 (lamb); Jordan et al. 2024 (muon).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+Slots = dict[str, Any]
+
+
+class Maths(Protocol):
+    """Functions of arrays; + - * / and @ are the arrays' own."""
+
+    def sqrt(self, x: Any) -> Any: ...
+    def square(self, x: Any) -> Any: ...
+    def abs(self, x: Any) -> Any: ...
+    def sign(self, x: Any) -> Any: ...
+    def power(self, x: Any, exponent: float) -> Any: ...
+    def clip(self, x: Any, low: float, high: float) -> Any: ...
+    def maximum(self, x: Any, y: Any) -> Any:
+        """The larger of two arrays, or of an array and a number."""
+
+    def where(self, condition: Any, x: Any, y: Any) -> Any: ...
+    def mean(self, x: Any, axis: int | None = None) -> Any:
+        """The mean over one axis, which stays with length 1, or over all (0-d)."""
+
+    def sum(self, x: Any) -> Any: ...
+    def swap(self, x: Any) -> Any:
+        """The transpose of a matrix."""
+
+    def cast(self, x: Any, dtype: str) -> Any: ...
+    def like(self, x: Any, other: Any) -> Any:
+        """x in the dtype of ``other``."""
+
+
+class Numbers(Protocol):
+    """The numbers of one step, as the rule's framework has them: floats on the host, or traced scalars."""
+
+    factored: tuple[int, int] | None
+
+    @property
+    def rate(self) -> Any:
+        """The learning rate."""
+
+    def __getitem__(self, name: str) -> Any:
+        """A hyperparameter or a word of the variant."""
+
+    def cast(self, name: str) -> Any:
+        """A hyperparameter as it becomes where the framework casts it to the dtype of the weights."""
+
+    def complement(self, name: str) -> Any:
+        """1 - beta ** t, where t counts this update."""
+
+    def later(self, value: float, first: float) -> Any:
+        """``first`` in the first update, ``value`` in all others."""
+
+    def warmed(self, ahead: int) -> Any:
+        """The momentum of nadam at t + ahead: beta_1 * (1 - 0.5 * 0.96 ** ((t + ahead) * momentum_decay))."""
+
+    def product_factor(self) -> Any:
+        """The same at t, as it goes into the product of all."""
+
+    def step_power(self, exponent: float) -> Any:
+        """t ** exponent."""
+
+    def sqrt(self, x: Any) -> Any: ...
+    def minimum(self, x: Any, y: Any) -> Any: ...
+    def clock(self) -> Any:
+        """t - 1."""
+
+
+Formula = Callable[[Maths, Numbers, Any, Any, Slots], tuple[Any, Slots]]
+
+
+def updated(rule: str, m: Maths, n: Numbers, w: Any, g: Any, slots: Mapping[str, Any]) -> tuple[Any, Slots]:
+    """Return the weights after one update by a rule, and the slots.
+
+    Example:
+        >>> import numpy as np
+        >>> from xweights.handing.formulas import updated
+        >>> from xweights.handing.numbers import HostNumbers, NumpyMaths
+        >>> n = HostNumbers({"learning_rate": 0.5, "momentum": 0.0}, {}, t=1)
+        >>> updated("sgd", NumpyMaths(), n, np.array([1.0]), np.array([1.0]), {})[0]
+        array([0.5])
+    """
+    before = w
+    decay = n["weight_decay"]
+    if decay and n["decay"] == "coupled":
+        g = g + w * decay
+    elif decay and n["decays"] == "factor":
+        w = w * (1.0 - n.cast("weight_decay") * n.rate)
+    elif decay:
+        w = w - w * (n.cast("weight_decay") * n.rate)
+    if rule == "adafactor":
+        return _adafactor(m, n, w, g, dict(slots), before if n["scale"] == "before" else w)
+    return FORMULAS[rule](m, n, w, g, dict(slots))
+
+
+def _sgd(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
+    if not n["momentum"]:
+        return w - g * n.rate, {}
+    mu = n.cast("momentum")
+    if n["rate_inside"]:
+        velocity = s["momentum"] * mu - g * n.rate
+        return w + (velocity * mu - g * n.rate if n["nesterov"] else velocity), {"momentum": velocity}
+    damping = n["dampening"]
+    mine = g * n.later(1.0 - damping, 1.0) if damping else g
+    buffer = s["momentum"] * mu + mine
+    return w - (g + buffer * mu if n["nesterov"] else buffer) * n.rate, {"momentum": buffer}
+
+
+def _averaged(n: Numbers, old: Any, new: Any, name: str) -> Any:
+    return old + (new - old) * (1.0 - n[name])
+
+
+def _adam(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
+    made = {
+        "momentum": _averaged(n, s["momentum"], g, "beta_1"),
+        "velocity": _averaged(n, s["velocity"], m.square(g), "beta_2"),
+    }
+    size = made["velocity"]
+    if n["amsgrad"]:
+        size = made["velocity_hat"] = m.maximum(s["velocity_hat"], size)
+    one, two = n.complement("beta_1"), n.complement("beta_2")
+    if n["eps"] == "raw":
+        return w - made["momentum"] * (n.rate * n.sqrt(two) / one) / (m.sqrt(size) + n["epsilon"]), made
+    return w - made["momentum"] * (n.rate / one) / (m.sqrt(size) / n.sqrt(two) + n["epsilon"]), made
+
+
+def _adamax(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
+    momentum = _averaged(n, s["momentum"], g, "beta_1")
+    if n["eps"] == "inside":
+        norm = m.maximum(s["norm"] * n["beta_2"], m.abs(g) + n["epsilon"])
+        size = norm
+    else:
+        norm = m.maximum(s["norm"] * n["beta_2"], m.abs(g))
+        size = norm + n["epsilon"]
+    return w - momentum * (n.rate / n.complement("beta_1")) / size, {"momentum": momentum, "norm": norm}
+
+
+def _nadam(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
+    now, following = n.warmed(0), n.warmed(1)
+    product = m.like(s["product"], w) * n.product_factor()
+    if n["product"] == "float32":
+        product = m.like(m.cast(product, "float32"), w)
+    momentum = s["momentum"] + (g - s["momentum"]) * (1.0 - n.cast("beta_1"))
+    velocity = s["velocity"] + (m.square(g) - s["velocity"]) * (1.0 - n.cast("beta_2"))
+    ahead = momentum * (following / (1.0 - product * following)) + g * ((1.0 - now) / (1.0 - product))
+    size = m.sqrt(velocity / n.complement("beta_2")) + n["epsilon"]
+    return w - ahead * n.rate / size, {"momentum": momentum, "velocity": velocity, "product": product}
+
+
+def _rmsprop(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
+    rho = n["rho"]
+    made = {"velocity": s["velocity"] * rho + m.square(g) * (1.0 - rho)}
+    size = made["velocity"]
+    if n["centered"]:
+        made["average_gradient"] = s["average_gradient"] * rho + g * (1.0 - rho)
+        size = size - m.square(made["average_gradient"])
+    inside = n["eps"] == "inside"
+    size = m.sqrt(size + n["epsilon"]) if inside else m.sqrt(size) + n["epsilon"]
+    if not n["momentum"]:
+        return w - g * n.rate / size, made
+    if n["rate_inside"]:
+        made["momentum"] = s["momentum"] * n["momentum"] + g * n.rate / size
+        return w - made["momentum"], made
+    made["momentum"] = s["momentum"] * n["momentum"] + g / size
+    return w - made["momentum"] * n.rate, made
+
+
+def _adagrad(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
+    total = s["accumulator"] + m.square(g)
+    size = m.sqrt(total + n["epsilon"]) if n["eps"] == "inside" else m.sqrt(total) + n["epsilon"]
+    rate = n.rate / (1.0 + n.clock() * n["lr_decay"]) if n["lr_decay"] else n.rate
+    return w - g * rate / size, {"accumulator": total}
+
+
+def _adadelta(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
+    rho, eps = n["rho"], n["epsilon"]
+    total = s["accumulated_grad"] * rho + m.square(g) * (1.0 - rho)
+    delta = g * m.sqrt(s["accumulated_delta_var"] + eps) / m.sqrt(total + eps)
+    deltas = s["accumulated_delta_var"] * rho + m.square(delta) * (1.0 - rho)
+    return w - delta * n.rate, {"accumulated_grad": total, "accumulated_delta_var": deltas}
+
+
+def _adafactor(m: Maths, n: Numbers, w: Any, g: Any, s: Slots, scale: Any) -> tuple[Any, Slots]:
+    added = n["eps"] == "added"
+    share = n.step_power(n["beta_2_decay"])  # of what is new
+    alpha = m.maximum(m.sqrt(m.mean(m.square(scale))), n.cast("epsilon_2"))
+    alpha = alpha * n.minimum(n.rate, n.step_power(-0.5))
+    squared = m.square(g) + n["epsilon_1"] if added else m.square(g)
+    if n.factored is None:
+        size = s["velocity"] * (1.0 - share) + squared * share
+        made = {"velocity": size}
+    else:
+        one, two = n.factored  # the row has the first axis, the column the second; both keep the other with length 1
+        row = s["row"] * (1.0 - share) + m.mean(squared, two) * share
+        column = s["column"] * (1.0 - share) + m.mean(squared, one) * share
+        middle = m.mean(row, one)
+        size = row / (middle if added else m.maximum(middle, n["epsilon_1"])) * column
+        made = {"row": row, "column": column}
+        if added:
+            made["velocity"] = size
+    if not added:
+        size = m.maximum(size, n["epsilon_1"] * n["epsilon_1"])
+    step = g / m.sqrt(size)
+    step = step / m.maximum(m.sqrt(m.mean(m.square(step))) / n["clip_threshold"], 1.0)
+    return w - step * alpha, made
+
+
+def _lion(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
+    one, two = n.cast("beta_1"), n.cast("beta_2")
+    step = m.sign(s["momentum"] * one + g * (1.0 - one))
+    return w - step * n.rate, {"momentum": s["momentum"] * two + g * (1.0 - two)}
+
+
+def _ftrl(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
+    power = -n["learning_rate_power"]
+    l1, l2 = n["l1_regularization_strength"], n["l2_regularization_strength"] + n["beta"] / (2.0 * n.rate)
+    total = s["accumulator"] + m.square(g)
+    raised = m.power(total, power)
+    shrunk = g + w * (2.0 * n["l2_shrinkage_regularization_strength"])
+    linear = s["linear"] + (shrunk - (raised - m.power(s["accumulator"], power)) / n.rate * w)
+    made = {"accumulator": total, "linear": linear}
+    return (m.clip(linear, -l1, l1) - linear) / (raised / n.rate + 2.0 * l2), made
+
+
+def _lamb(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
+    momentum = _averaged(n, s["momentum"], g, "beta_1")
+    velocity = _averaged(n, s["velocity"], m.square(g), "beta_2")
+    size = m.sqrt(velocity / n.complement("beta_2")) + n["epsilon"]
+    step = momentum / n.complement("beta_1") / size
+    weight, length = m.sqrt(m.sum(m.square(w))), m.sqrt(m.sum(m.square(step)))
+    known = (weight > 0) & (length > 0)
+    ratio = m.where(known, weight / m.where(known, length, length + 1.0), length * 0.0 + 1.0)
+    return w - step * (ratio * n.rate), {"momentum": momentum, "velocity": velocity}
+
+
+def _muon(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
+    mu = n["momentum"]
+    if n["accumulate"] == "sum":
+        momentum = s["momentum"] + (g + s["momentum"] * (mu - 1.0))
+        step = g + momentum * mu if n["nesterov"] else momentum
+    else:
+        momentum = s["momentum"] + (g - s["momentum"]) * (1.0 - mu)
+        step = g + (momentum - g) * mu if n["nesterov"] else momentum
+    step = m.like(_orthogonal(m, n, step), w)
+    return w - step * (n.rate * _adjusted(n, w.shape)), {"momentum": momentum}
+
+
+def _orthogonal(m: Maths, n: Numbers, x: Any) -> Any:
+    """Bring a matrix near the orthogonal one that is nearest to it, by Newton-Schulz steps."""
+    tall = x.shape[0] > x.shape[1]
+    x = m.swap(x) if tall else x
+    if n["narrow"]:
+        x = m.cast(x, n["narrow"])
+    length = m.sqrt(m.sum(m.square(x)))
+    x = x / (m.maximum(length, n["epsilon"]) if n["accumulate"] == "mean" else length + 1e-7)
+    for _ in range(n["ns_steps"]):
+        square = x @ m.swap(x)
+        x = x * n["muon_a"] + (square * n["muon_b"] + (square * n["muon_c"]) @ square) @ x
+    return m.swap(x) if tall else x
+
+
+def _adjusted(n: Numbers, shape: tuple[int, ...]) -> float:
+    ins, outs = int(shape[0]), int(shape[1])
+    if n["adjust"] == "original":
+        return float(max(1.0, outs / ins) ** 0.5)
+    rate = n["rms_rate"]
+    return 1.0 if rate is None else float(max(ins, outs) ** 0.5 * rate)
+
+
+FORMULAS: dict[str, Formula] = {
+    "sgd": _sgd,
+    "adam": _adam,
+    "adamax": _adamax,
+    "nadam": _nadam,
+    "rmsprop": _rmsprop,
+    "adagrad": _adagrad,
+    "adadelta": _adadelta,
+    "adafactor": lambda m, n, w, g, s: _adafactor(m, n, w, g, s, w),
+    "lion": _lion,
+    "ftrl": _ftrl,
+    "lamb": _lamb,
+    "muon": _muon,
+}

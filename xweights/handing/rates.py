@@ -1,0 +1,199 @@
+"""Learning rates over the steps of an experiment: one definition for every framework.
+
+Owns :func:`schedule`, :class:`RateSchedule` and :func:`rate_of`. Imports errors, parameter and values. Steps count from
+0: the rate of the first update is ``at(0)``. The formulas are those of Keras' schedules; their one definition, written
+in functions that NumPy and the frameworks name alike, is evaluated in float32 or float64, as the framework that a
+schedule comes from does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from xweights.errors import ArgumentError, near
+from xweights.parameter import Array
+from xweights.values import is_number
+
+# What each kind must be given, and what it may be given.
+KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "constant": ((), {}),
+    "exponential": (("steps", "decay"), {"staircase": False}),
+    "inverse_time": (("steps", "decay"), {"staircase": False}),
+    "piecewise": (("boundaries", "values"), {}),
+    "polynomial": (("steps",), {"end": 0.0, "power": 1.0, "cycle": False}),
+    "cosine": (("steps",), {"alpha": 0.0, "warmup_target": None, "warmup_steps": 0, "climbs": False}),
+    "cosine_restarts": (("steps",), {"t_mul": 1.0, "m_mul": 1.0, "alpha": 0.0}),
+    "table": (("values",), {}),
+}
+
+
+@dataclass(frozen=True)
+class RateSchedule:
+    """A learning rate as a function of the step, as data: made by :func:`schedule`, or read from an optimizer.
+
+    Attributes:
+        kind: What it is, as for :func:`schedule`.
+        rate: The rate at step 0 (of a warm-up: where it begins).
+        options: What else the kind takes.
+        precision: "float32" (as Keras evaluates) or "float64".
+        known: Values that the framework it comes from evaluated itself, from step ``first_known`` on, where a formula
+            would differ in a last bit.
+
+    Example:
+        >>> import xweights as xw
+        >>> xw.schedule("exponential", 0.1, steps=10, decay=0.5).at(20)
+        0.025
+    """
+
+    kind: str
+    rate: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = "float64"
+    known: Array | None = field(default=None, repr=False, compare=False)
+    first_known: int = 0
+
+    def at(self, step: int) -> float:
+        """Return the rate of a step, counted from 0.
+
+        Example:
+            >>> import xweights as xw
+            >>> xw.schedule("piecewise", 1.0, boundaries=[2], values=[1.0, 0.5]).at(3)
+            0.5
+        """
+        if self.known is not None and 0 <= step - self.first_known < len(self.known):
+            return float(self.known[step - self.first_known])
+        kind = np.dtype(self.precision).type
+        with np.errstate(all="ignore"):
+            return float(rate_of(np, self, kind(step), kind))
+
+    __call__ = at
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what :meth:`from_json` reads, without the known values."""
+        options = {key: _plain(value) for key, value in self.options.items()}
+        return {"kind": self.kind, "rate": self.rate, "options": options, "precision": self.precision,
+                "first_known": self.first_known}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any], known: Array | None = None) -> RateSchedule:
+        """Return the schedule that :meth:`to_json` described."""
+        return cls(**given, known=known)
+
+
+def schedule(kind: str, rate: float = 0.0, **options: Any) -> RateSchedule:
+    """Describe a learning-rate schedule that is the same in every framework.
+
+    Args:
+        kind: "constant"; "exponential" and "inverse_time" (steps, decay, staircase); "piecewise" (boundaries, values:
+            value i up to and with boundary i); "polynomial" (steps, end, power, cycle); "cosine" (steps, alpha,
+            warmup_target, warmup_steps; after the last step it stays, unless climbs=True); "cosine_restarts"
+            (steps, t_mul, m_mul, alpha); "table" (values: one a step, the last one stays).
+        rate: The rate at step 0, >= 0.
+        options: See ``kind``; steps are optimizer updates (in Keras: calls of the optimizer), counted from 0.
+
+    Close (rtol 5e-7): cosines differ in the last bit of float32 between frameworks; the other kinds are equal.
+    Raises ArgumentError. Source of the formulas: the schedules of Keras; Loshchilov & Hutter, arXiv:1608.03983.
+
+    Example:
+        >>> import xweights as xw
+        >>> xw.schedule("cosine", 0.1, steps=100).at(50)
+        0.05
+    """
+    if kind not in KINDS:
+        raise ArgumentError(f"there is no such schedule\ngot: {kind!r}\n{near(str(kind), KINDS)}")
+    needed, optional = KINDS[kind]
+    if not is_number(rate) or not 0 <= rate < math.inf:
+        raise ArgumentError(f"rate= is a number >= 0\ngot: {rate!r}")
+    for name in options:
+        if name not in (*needed, *optional):
+            raise ArgumentError(f"a {kind} schedule takes no {name}=\n{near(name, (*needed, *optional))}")
+    for name in needed:
+        if name not in options:
+            raise ArgumentError(f"a {kind} schedule needs {name}=\nFix: pass {name}=")
+    made = {**optional, **{key: _plain(value) for key, value in options.items()}}
+    if "steps" in made and not (is_number(made["steps"]) and made["steps"] > 0):
+        raise ArgumentError(f"steps= is a number > 0\ngot: {made['steps']!r}")
+    if kind == "piecewise" and len(made["values"]) != len(made["boundaries"]) + 1:
+        raise ArgumentError(
+            "values= has one more entry than boundaries=\n"
+            f"got:      {len(made['values'])}\nexpected: {len(made['boundaries']) + 1}"
+        )
+    if kind in ("piecewise", "table") and not len(made["values"]):
+        raise ArgumentError("values= is empty")
+    if kind in ("piecewise", "table"):
+        rate = made["values"][0]
+    return RateSchedule(kind, float(rate), made)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def rate_of(xp: Any, given: RateSchedule, step: Any, number: Callable[[Any], Any]) -> Any:
+    """Return the rate of a step, in functions of ``xp``; ``number`` makes a scalar of the dtype that is computed in."""
+    o = given.options
+    rate = number(given.rate)
+    if given.kind == "constant":
+        return rate
+    if given.kind in ("exponential", "inverse_time"):
+        past = step / number(o["steps"])
+        past = xp.floor(past) if o["staircase"] else past
+        decay = number(o["decay"])
+        return rate * xp.power(decay, past) if given.kind == "exponential" else rate / (number(1) + decay * past)
+    if given.kind == "piecewise":
+        made = number(o["values"][-1])
+        for boundary, value in zip(reversed(o["boundaries"]), reversed(o["values"][:-1]), strict=True):
+            made = xp.where(step <= number(boundary), number(value), made)
+        return made
+    if given.kind == "polynomial":
+        return _polynomial(xp, o, rate, step, number)
+    if given.kind == "cosine":
+        return _cosine(xp, o, rate, step, number)
+    if given.kind == "cosine_restarts":
+        return _restarts(xp, o, rate, step, number)
+    values = [number(value) for value in o["values"]]
+    place = xp.minimum(step, number(len(values) - 1))
+    return xp.take(xp.stack(values), xp.floor(place).astype("int64") if xp is np else xp.cast(place, "int32"))
+
+
+def _polynomial(xp: Any, o: Mapping[str, Any], rate: Any, step: Any, number: Callable[[Any], Any]) -> Any:
+    end, steps = number(o["end"]), number(o["steps"])
+    if o["cycle"]:
+        steps = steps * xp.where(step == 0, number(1), xp.ceil(step / steps))
+    else:
+        step = xp.minimum(step, steps)
+    return (rate - end) * xp.power(number(1) - step / steps, number(o["power"])) + end
+
+
+def _cosine(xp: Any, o: Mapping[str, Any], rate: Any, step: Any, number: Callable[[Any], Any]) -> Any:
+    steps, warm = number(o["steps"]), number(o["warmup_steps"])
+    high = rate if o["warmup_target"] is None else number(o["warmup_target"])
+    begun = step if o["warmup_target"] is None else step - warm
+    if not o["climbs"]:
+        begun = xp.minimum(begun, steps)
+    wave = number(0.5) * (number(1) + xp.cos(number(math.pi) * (begun / steps)))
+    made = high * (number(1 - o["alpha"]) * wave + number(o["alpha"]))
+    if o["warmup_target"] is None or not o["warmup_steps"]:
+        return made
+    return xp.where(step < warm, (high - rate) * (step / warm) + rate, made)
+
+
+def _restarts(xp: Any, o: Mapping[str, Any], rate: Any, step: Any, number: Callable[[Any], Any]) -> Any:
+    past = step / number(o["steps"])
+    grow = number(o["t_mul"])
+    if o["t_mul"] == 1:
+        turns = xp.floor(past)
+        past = past - turns
+    else:
+        turns = xp.floor(xp.log(number(1) - past * (number(1) - grow)) / xp.log(grow))
+        past = (past - (number(1) - xp.power(grow, turns)) / (number(1) - grow)) / xp.power(grow, turns)
+    height = xp.power(number(o["m_mul"]), turns)
+    wave = number(0.5) * height * (number(1) + xp.cos(number(math.pi) * past))
+    return rate * (number(1 - o["alpha"]) * wave + number(o["alpha"]))

@@ -1,0 +1,185 @@
+"""What comes back from a hand-off, and from its proof.
+
+Owns :class:`HandoffReport`, :class:`Row` and :class:`HandoffProof`. Imports porting (reports), protocol and tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from xweights.handing.protocol import Part, Training
+from xweights.porting.reports import PortReport
+from xweights.tables import render
+
+
+@dataclass(frozen=True, eq=False)
+class HandoffReport:
+    """What a hand-off did, part by part, and what goes on from here.
+
+    Attributes:
+        training: The side that was handed to: its model, its optimizer, and what is to be stepped besides
+            (``scheduler``, ``ema``; None where nothing is).
+        grade: What was asked for.
+        parts: Each part of the experiment, the grade that it got, and why: "stock" (the framework's own class goes on
+            by itself), "exact (hook)", "exact (shim)", "close", or "impossible".
+        port: How the weights went over.
+        updates: How many updates the optimizer has made.
+        notes: What else is worth knowing.
+
+    Example:
+        >>> import torch, xweights as xw
+        >>> a, b = (torch.nn.Linear(2, 1) for _ in range(2))
+        >>> report = xw.handoff((a, torch.optim.Adam(a.parameters())), (b, None))
+        >>> type(report.optimizer).__name__
+        'Adam'
+    """
+
+    training: Training
+    grade: str
+    parts: tuple[Part, ...]
+    port: PortReport | None = None
+    updates: int = 0
+    notes: tuple[str, ...] = ()
+    _release: tuple[Callable[[], None], ...] = field(default=(), repr=False)
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer that goes on."""
+        return self.training.optimizer
+
+    @property
+    def exact(self) -> bool:
+        """True if every part goes on as if nothing had happened."""
+        return self.grade != "weights" and all(part.grade not in ("impossible", "close") for part in self.parts)
+
+    def release(self) -> None:
+        """Take off everything that was attached: the optimizer and the layers go on in their framework's own way."""
+        for one in self._release:
+            one()
+
+    def to_json(self) -> str:
+        """Return the report as JSON."""
+        port = None if self.port is None else json.loads(self.port.to_json())
+        parts = [asdict(part) for part in self.parts]
+        shown = {"grade": self.grade, "exact": self.exact, "updates": self.updates, "parts": parts,
+                 "notes": list(self.notes), "port": port}  # fmt: skip
+        return json.dumps(shown, indent=2, ensure_ascii=False, allow_nan=False)
+
+    def to_markdown(self) -> str:
+        """Return the report as Markdown."""
+        lines = [f"# {self._headline()}", "", *_markdown(*self._table())]
+        lines += [f"- {note}" for note in self.notes]
+        return "\n".join(lines) + "\n"
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        return ["part", "grade", "why"], [[part.name, part.grade, part.why] for part in self.parts]
+
+    def _headline(self) -> str:
+        if self.grade == "weights":
+            return "ONLY THE WEIGHTS WERE HANDED OVER: training does not go on as it was"
+        verdict = "exactly" if self.exact else "not in every part exactly"
+        return f"Handed over after {self.updates} updates, {verdict}"
+
+    def __str__(self) -> str:
+        lines = [render(*self._table()), "", self._headline()]
+        lines += [f"  - {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter after training on both sides: the largest difference, relative to its largest entry."""
+
+    name: str
+    difference: float
+    floor: float
+    noise: bool = False
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Both sides after some steps in one dtype. ``loss``: the largest relative difference of a loss; and its floor."""
+
+    dtype: str
+    rows: tuple[Row, ...]
+    loss: float
+    loss_floor: float
+
+    @property
+    def difference(self) -> float:
+        """The largest difference of a parameter that has a true gradient."""
+        return max((row.difference for row in self.rows if not row.noise), default=0.0)
+
+    @property
+    def floor(self) -> float:
+        """The largest difference of one framework from itself."""
+        return max((row.floor for row in self.rows if not row.noise), default=0.0)
+
+
+@dataclass(frozen=True)
+class HandoffProof:
+    """Both sides of a hand-off, trained on from there, against the rounding floor.
+
+    Attributes:
+        steps: How many steps both sides made.
+        trained: For each dtype: every parameter's difference and floor, and the losses'.
+        limit: How many times the floor a difference may be.
+        notes: What couldn't be measured, and why.
+
+    Example:
+        >>> import xweights as xw
+        >>> xw.HandoffProof(steps=0, trained=()).ok
+        True
+    """
+
+    steps: int
+    trained: tuple[Trained, ...]
+    limit: float = 10.0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """True if no difference is more than ``limit`` times the floor, nor any in float64 more than 1e-12."""
+        return all(self._holds(one) for one in self.trained)
+
+    def _holds(self, one: Trained) -> bool:
+        # A floor of 0 happens where a rule has no use for last bits; two of them are no difference.
+        least = {"float64": 4.4e-16, "float32": 2.4e-7}.get(one.dtype, 1e-2)
+        if one.dtype == "float64" and one.difference > 1e-12:
+            return False
+        return one.difference <= self.limit * max(one.floor, least)
+
+    def to_json(self) -> str:
+        """Return the proof as JSON."""
+        return json.dumps({**asdict(self), "ok": self.ok}, indent=2)
+
+    def to_markdown(self) -> str:
+        """Return the proof as Markdown."""
+        return "\n".join([f"# {self._headline()}", "", *_markdown(*self._table())]) + "\n"
+
+    def _headline(self) -> str:
+        return f"After {self.steps} steps: {'on the rounding floor' if self.ok else 'NOT on the rounding floor'}"
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        rows = []
+        for one in self.trained:
+            for row in sorted(one.rows, key=lambda row: -row.difference):
+                apart = "no true gradient: its updates are noise" if row.noise else ""
+                rows.append([one.dtype, row.name, f"{row.difference:.1e}", f"{row.floor:.1e}", apart])
+            rows.append([one.dtype, "(loss)", f"{one.loss:.1e}", f"{one.loss_floor:.1e}", ""])
+        return ["dtype", "parameter", "difference", "floor", "remark"], rows
+
+    def __str__(self) -> str:
+        return "\n".join([render(*self._table()), "", self._headline(), *(f"  - {note}" for note in self.notes)])
+
+    __repr__ = __str__
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return [*lines, *(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows), ""]

@@ -1,0 +1,294 @@
+"""The state of an optimizer, in neutral words.
+
+Owns :class:`OptimizerState` and its parts :class:`OptimizerGroup`, :class:`Clipping` and :class:`Moving`. Imports
+errors, parameter, rates and tables. Slots lie in neutral order under the neutral name of their parameter, as the rule
+keeps them; :meth:`OptimizerState.free_slots` gives them free of the learning rate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xweights.errors import HandoffError, got_expected
+from xweights.handing.rates import RateSchedule
+from xweights.parameter import Array
+from xweights.tables import render
+
+VERSION = 1
+Slots = Mapping[str, Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class OptimizerGroup:
+    """Parameters that are updated by one rule with one set of numbers.
+
+    Attributes:
+        rule: "sgd", "adam", "adamax", "nadam", "rmsprop", "adagrad", "adadelta", "adafactor", "lion", "ftrl", "lamb" or
+            "muon".
+        names: Neutral names of the parameters.
+        hyper: Hyperparameters in Keras' words, as they were given; ``learning_rate`` as it was evaluated.
+        variant: How the rule is written where frameworks differ (see the page on hand-offs).
+        factor: What the schedule's rate is multiplied by.
+        last_rate: The learning rate that is in the momentum, where the variant has it inside.
+
+    Example:
+        >>> import xweights as xw
+        >>> xw.OptimizerGroup("sgd", ("0/kernel",), {"learning_rate": 0.1}).factor
+        1.0
+    """
+
+    rule: str
+    names: tuple[str, ...]
+    hyper: Mapping[str, Any]
+    variant: Mapping[str, Any] = field(default_factory=dict)
+    factor: float = 1.0
+    last_rate: float = 1.0
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """How gradients are clipped: ``kind`` is "norm" (of each), "global_norm" or "value"; ``eps`` is added to a norm."""
+
+    kind: str
+    limit: float
+    eps: float = 0.0
+
+
+@dataclass(frozen=True)
+class Moving:
+    """A moving average of the weights that the optimizer keeps; ``every``: how often it overwrites them."""
+
+    momentum: float
+    every: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class OptimizerState:
+    """Everything an optimizer knows, free of any framework: read by :func:`get_optimizer`, written by
+    :func:`set_optimizer`.
+
+    Attributes:
+        groups: Rules, names and numbers.
+        slots: By parameter and slot, in neutral order, as the rule keeps them (``average``: of the weights;
+            ``accumulated``: the sum of gradients in the middle of an update).
+        updates: How many updates were made.
+        micro_steps, micro_done: Gradients that make up one update, and how many of the next one are in.
+        schedule: The learning rate over the steps; None if it is constant.
+        clip, moving: Clipping, and a moving average of the weights.
+        dtypes: By parameter.
+        factored: By parameter, the two axes that adafactor keeps rows and columns of.
+
+    Example:
+        >>> import torch, xweights as xw
+        >>> model = torch.nn.Linear(1, 1)
+        >>> xw.get_optimizer(model, torch.optim.Adam(model.parameters())).rule
+        'adam'
+    """
+
+    groups: tuple[OptimizerGroup, ...]
+    slots: Slots
+    updates: int = 0
+    micro_steps: int = 1
+    micro_done: int = 0
+    schedule: RateSchedule | None = None
+    clip: Clipping | None = None
+    moving: Moving | None = None
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    factored: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def rule(self) -> str:
+        """The rule; several are joined by +."""
+        return "+".join(dict.fromkeys(group.rule for group in self.groups))
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters that are updated."""
+        return [name for group in self.groups for name in group.names]
+
+    @property
+    def iterations(self) -> int:
+        """How many gradients came in: the step that a schedule sees."""
+        return self.updates * self.micro_steps + self.micro_done
+
+    def group_of(self, name: str) -> OptimizerGroup:
+        """Return the group of a parameter."""
+        return next(group for group in self.groups if name in group.names)
+
+    def rate(self, group: OptimizerGroup, iterations: int | None = None) -> float:
+        """Return the learning rate of a group's next update, or of another step."""
+        if self.schedule is None:
+            return float(group.hyper["learning_rate"])
+        return self.schedule.at(self.iterations if iterations is None else iterations) * group.factor
+
+    def free_slots(self) -> dict[str, dict[str, Array]]:
+        """Return the slots free of the learning rate, as plain averages of gradients."""
+        made = {}
+        for group in self.groups:
+            for name in group.names:
+                made[name] = {
+                    slot: freed(group, value) if slot == "momentum" else value
+                    for slot, value in self.slots.get(name, {}).items()
+                }
+        return made
+
+    # files
+
+    def to_flat(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Return (arrays by ``name/slot``, what can be written as JSON), which :meth:`from_flat` reads."""
+        arrays = {f"{name}//{slot}": value for name, slots in self.slots.items() for slot, value in slots.items()}
+        meta: dict[str, Any] = {
+            "version": VERSION,
+            "groups": [{f.name: _plain(getattr(group, f.name)) for f in fields(group)} for group in self.groups],
+            "updates": self.updates, "micro_steps": self.micro_steps, "micro_done": self.micro_done,
+            "dtypes": dict(self.dtypes), "factored": {key: list(value) for key, value in self.factored.items()},
+            "schedule": None if self.schedule is None else self.schedule.to_json(),
+            "clip": None if self.clip is None else vars(self.clip),
+            "moving": None if self.moving is None else vars(self.moving),
+        }  # fmt: skip
+        if self.schedule is not None and self.schedule.known is not None:
+            arrays["//schedule"] = self.schedule.known
+        return arrays, meta
+
+    @classmethod
+    def from_flat(cls, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> OptimizerState:
+        """Return the state that :meth:`to_flat` gave; raise HandoffError for anything else."""
+        if meta.get("version") != VERSION:
+            raise HandoffError(f"this is no optimizer state\n{got_expected(meta.get('version'), f'version {VERSION}')}")
+        slots: dict[str, dict[str, Array]] = {}
+        for key, value in arrays.items():
+            name, _, slot = key.rpartition("//")
+            if name:
+                slots.setdefault(name, {})[slot] = value
+        groups = [OptimizerGroup(**{**one, "names": tuple(one["names"])}) for one in meta["groups"]]
+        known = arrays.get("//schedule")
+        return cls(
+            groups=tuple(groups), slots=slots, updates=meta["updates"], micro_steps=meta["micro_steps"],
+            micro_done=meta["micro_done"], dtypes=meta["dtypes"],
+            factored={key: (int(one), int(two)) for key, (one, two) in meta["factored"].items()},
+            schedule=None if meta["schedule"] is None else RateSchedule.from_json(meta["schedule"], known),
+            clip=None if meta["clip"] is None else Clipping(**meta["clip"]),
+            moving=None if meta["moving"] is None else Moving(**meta["moving"]),
+        )  # fmt: skip
+
+    def save(self, path: str | Path) -> None:
+        """Write it into an .npz file, replaced at once or not at all."""
+        arrays, meta = self.to_flat()
+        meta["array_dtypes"] = {key: value.dtype.name for key, value in arrays.items()}
+        path = Path(path)
+        unready = path.with_name(f".{path.name}.unready")
+        with unready.open("wb") as file:
+            # bfloat16 has no code of its own in this format: its bits go in.
+            bits: dict[str, Any] = {key: value.view(f"u{value.itemsize}") for key, value in arrays.items()}
+            bits["//meta"] = np.array(json.dumps(meta))
+            np.savez(file, **bits)
+        unready.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> OptimizerState:
+        """Read what :meth:`save` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            if "//meta" not in file:
+                raise HandoffError(f"there is no optimizer state in {str(path)!r}")
+            meta = json.loads(str(file["//meta"]))
+            kinds = meta.pop("array_dtypes")
+            arrays = {key: file[key].view(_dtype(kinds[key])) for key in file.files if key != "//meta"}
+        return cls.from_flat(arrays, meta)
+
+    # looking
+
+    def diff(self, other: OptimizerState) -> list[str]:
+        """Return what differs, a sentence each; nothing for two states that are equal to the bit."""
+        mine, theirs = self.to_flat(), other.to_flat()
+        found = [
+            f"{key}: {mine[1].get(key)!r} against {theirs[1].get(key)!r}"
+            for key in mine[1]
+            if key != "groups" and mine[1].get(key) != theirs[1].get(key)
+        ]
+        found += [
+            f"group {place}, {key}: {one[key]!r} against {two[key]!r}"
+            for place, (one, two) in enumerate(zip(mine[1]["groups"], theirs[1]["groups"], strict=False))
+            for key in one
+            if one[key] != two[key]
+        ]
+        counts = len(self.groups), len(other.groups)
+        found += [f"groups: {counts[0]} against {counts[1]}"] if counts[0] != counts[1] else []
+        keys = dict.fromkeys([*mine[0], *theirs[0]])
+        apart = (_apart(key.replace("//", ": "), mine[0].get(key), theirs[0].get(key)) for key in keys)
+        found += [text for text in apart if text]
+        return found
+
+    def _row(self, group: OptimizerGroup) -> list[str]:
+        shown = ", ".join(f"{key}={_short(value)}" for key, value in group.hyper.items() if value is not None)
+        how = ", ".join(f"{key}: {value}" for key, value in group.variant.items() if value is not None)
+        kept = dict.fromkeys(slot for name in group.names for slot in self.slots.get(name, ()))
+        return [group.rule, str(len(group.names)), ", ".join(kept), shown, how]
+
+    def __str__(self) -> str:
+        rows = [self._row(group) for group in self.groups]
+        lines = [render(["rule", "parameters", "slots", "numbers", "written"], rows), f"updates: {self.updates}"]
+        if self.micro_steps > 1:
+            lines.append(f"gradients of the next update: {self.micro_done} of {self.micro_steps}")
+        around = {name: getattr(self, name) for name in ("schedule", "clip", "moving")}
+        lines += [f"{name}: {value}" for name, value in around.items() if value is not None]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def with_dtype(self, dtype: str) -> OptimizerState:
+        """Return the same state with its slots in another dtype."""
+        slots = {name: {slot: value.astype(dtype) for slot, value in mine.items()} for name, mine in self.slots.items()}
+        return replace(self, slots=slots, dtypes=dict.fromkeys(self.dtypes, dtype))
+
+
+def freed(group: OptimizerGroup, momentum: Array) -> Array:
+    """Return a momentum free of the learning rate."""
+    if not group.variant.get("rate_inside"):
+        return momentum
+    kind = momentum.dtype.type
+    rate = group.last_rate or 1.0  # with a rate of 0 there is no gradient in it that a division could bring back
+    return np.asarray(momentum / kind(-rate if group.rule == "sgd" else rate))
+
+
+def charged(group: OptimizerGroup, momentum: Array) -> Array:
+    """Return a momentum with the learning rate in it."""
+    kind = momentum.dtype.type
+    rate = group.last_rate or 1.0
+    return np.asarray(momentum * kind(-rate if group.rule == "sgd" else rate))
+
+
+def _apart(name: str, one: Array | None, other: Array | None) -> str:
+    """Return how two arrays differ; "" if they don't."""
+    if one is None or other is None:
+        return f"{name} is missing on one side"
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return f"{name}: {one.dtype.name} {one.shape} against {other.dtype.name} {other.shape}"
+    if one.tobytes() == other.tobytes():
+        return ""
+    return f"{name} differs by up to {np.abs(one.astype(np.float64) - other.astype(np.float64)).max(initial=0.0):.1e}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes
+
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return found
