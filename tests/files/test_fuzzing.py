@@ -69,7 +69,7 @@ def mutations(folder: Path, name: str, count: int, seed: int) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_file_that_was_changed_at_random_is_read_or_refused(name: str, tmp_path) -> None:
-    mutations(tmp_path, name, 200, 0)
+    mutations(tmp_path, name, 100, 0)
 
 
 @pytest.mark.slow
