@@ -238,8 +238,6 @@ def _surrounded(
         except XweightsError as wrong:
             raise type(wrong)(f"this optimizer can't be read, and nothing was changed\n{wrong}") from wrong
     last = None if rates is None or updates == 0 else rates.at(updates * several - 1)
-    if rates is not None and rates.known is not None and last is not None:
-        last = float(np.asarray(keras.ops.convert_to_numpy(given(updates * several - 1))))
     ready = []
     for group in groups:
         rate = group.hyper["learning_rate"] if last is None else last * group.factor

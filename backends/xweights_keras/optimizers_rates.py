@@ -5,6 +5,7 @@ Owns :func:`read_schedule`, :func:`make_schedule` and :class:`NeutralRate`. Impo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -14,16 +15,15 @@ from xweights.errors import HandoffError
 from xweights.handing.rates import RateSchedule, rate_of
 
 _SCHEDULES = keras.optimizers.schedules
-# How many values Keras itself is asked for: one by one, because it rounds otherwise where it computes many at once.
-MOST_KNOWN = 1000
+# Kinds whose last bit differs between implementations of a power.
 _ROUNDED = frozenset({"exponential", "inverse_time", "polynomial"})
 
 
 def read_schedule(given: Any, step: int, *, model: Any = None, wide: bool = False) -> RateSchedule:
-    """Return a schedule of Keras in neutral words, with the values from ``step`` on that only Keras can know.
+    """Return a schedule of Keras in neutral words, which asks Keras for what only Keras can know.
 
-    ``model``: they are computed as its training step is compiled, since compilers round otherwise. ``wide``: there are
-    float64 weights, for which a last bit of a float32 rate counts.
+    ``model``: the rates are computed as its training step is compiled, since compilers round otherwise. ``wide``: there
+    are float64 weights, for which a last bit of a float32 rate counts.
     """
     if isinstance(given, NeutralRate):
         return given.schedule
@@ -36,12 +36,15 @@ def read_schedule(given: Any, step: int, *, model: Any = None, wide: bool = Fals
             "xweights_keras.optimizers_rates.make_schedule(schedule) makes a schedule of Keras of it"
         )
     precision = keras.backend.standardize_dtype(given(step).dtype)
-    known = None
-    if made.kind in ("cosine", "cosine_restarts") or (wide and made.kind in _ROUNDED):
-        rate = _compiled_as(given, model)
-        steps = np.arange(step, step + MOST_KNOWN, dtype="int32")
-        known = np.array([keras.ops.convert_to_numpy(rate(keras.ops.convert_to_tensor(at))) for at in steps])
-    return RateSchedule(made.kind, made.rate, made.options, precision, known, step)
+    made = RateSchedule(made.kind, made.rate, made.options, precision)
+    if made.kind not in ("cosine", "cosine_restarts") and not (wide and made.kind in _ROUNDED):
+        return made
+    rate = _compiled_as(given, model)
+
+    def asked(at: int) -> float:
+        return float(keras.ops.convert_to_numpy(rate(keras.ops.convert_to_tensor(np.int32(at)))))
+
+    return replace(made, live=asked)
 
 
 def _compiled_as(given: Any, model: Any) -> Any:
@@ -125,7 +128,7 @@ class NeutralRate(keras.optimizers.schedules.LearningRateSchedule):  # type: ign
 
     def __init__(self, schedule: RateSchedule) -> None:
         super().__init__()
-        self.schedule = schedule
+        self.schedule = schedule.tabulated(0)  # what is traced can't ask
 
     def __call__(self, step: Any) -> Any:
         """Return the rate of a step."""

@@ -455,7 +455,7 @@ def test_a_schedule_of_keras_is_read_and_made_again(name):
     if wave:
         assert [read.at(step) for step in range(30)] == expected
     assert [float(make_schedule(read)(step)) for step in range(30)] == expected
-    own = NeutralRate(read)
+    own = NeutralRate(formula)
     copy = NeutralRate.from_config(json.loads(json.dumps(own.get_config())))
     np.testing.assert_allclose([float(copy(step)) for step in range(30)], expected, rtol=3e-6, atol=1e-9)
 
@@ -472,6 +472,15 @@ SCHEDULERS = {
     "restarts": lambda o: R.CosineAnnealingWarmRestarts(o, 5, 2, 0.001),
     "warm-up": lambda o: R.SequentialLR(o, [R.LinearLR(o, 0.1, 1.0, 4), R.CosineAnnealingLR(o, 10)], [4]),
 }
+
+
+def test_a_schedule_that_is_saved_writes_down_what_it_would_ask_for():
+    k, o, _, _ = begun(optimizer="adam, cosine")
+    state = xw.get_optimizer(k, o)
+    arrays, meta = state.to_flat()
+    loaded = xw.OptimizerState.from_flat(arrays, json.loads(json.dumps(meta)))
+    assert loaded.schedule.live is None
+    assert [loaded.schedule.at(step) for step in range(3, 40)] == [state.schedule.at(step) for step in range(3, 40)]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,8 +41,8 @@ class RateSchedule:
         rate: The rate at step 0 (of a warm-up: where it begins).
         options: What else the kind takes.
         precision: "float32" (as Keras evaluates) or "float64".
-        known: Values that the framework it comes from evaluated itself, from step ``first_known`` on, where a formula
-            would differ in a last bit.
+        live: Asks the framework that it comes from, where a formula would differ in a last bit; not saved.
+        known: What that framework answered for the steps from ``first_known`` on, where it was saved.
 
     Example:
         >>> import xweights as xw
@@ -56,6 +56,7 @@ class RateSchedule:
     precision: str = "float64"
     known: Array | None = field(default=None, repr=False, compare=False)
     first_known: int = 0
+    live: Callable[[int], float] | None = field(default=None, repr=False, compare=False)
 
     def at(self, step: int) -> float:
         """Return the rate of a step, counted from 0.
@@ -65,6 +66,8 @@ class RateSchedule:
             >>> xw.schedule("piecewise", 1.0, boundaries=[2], values=[1.0, 0.5]).at(3)
             0.5
         """
+        if self.live is not None:
+            return self.live(step)
         if self.known is not None and 0 <= step - self.first_known < len(self.known):
             return float(self.known[step - self.first_known])
         kind = np.dtype(self.precision).type
@@ -72,6 +75,19 @@ class RateSchedule:
             return float(rate_of(np, self, kind(step), kind))
 
     __call__ = at
+
+    def tabulated(self, first: int, count: int = 1000) -> RateSchedule:
+        """Return the same schedule with the next values written down, for where its framework isn't at hand.
+
+        Example:
+            >>> import xweights as xw
+            >>> xw.schedule("constant", 0.1).tabulated(0).known is None
+            True
+        """
+        if self.live is None:
+            return self
+        known = np.array([self.live(step) for step in range(first, first + count)], self.precision)
+        return replace(self, known=known, first_known=first, live=None)
 
     def to_json(self) -> dict[str, Any]:
         """Return what :meth:`from_json` reads, without the known values."""

@@ -141,7 +141,12 @@ class OptimizerState:
     # files
 
     def to_flat(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Return (arrays by ``name/slot``, what can be written as JSON), which :meth:`from_flat` reads."""
+        """Return (arrays by ``name//slot``, what can be written as JSON), which :meth:`from_flat` reads."""
+        if self.schedule is not None and self.schedule.live is not None:
+            return replace(self, schedule=self.schedule.tabulated(self.iterations)).to_flat()
+        return self._flat()
+
+    def _flat(self) -> tuple[dict[str, Array], dict[str, Any]]:
         arrays = {f"{name}//{slot}": value for name, slots in self.slots.items() for slot, value in slots.items()}
         meta: dict[str, Any] = {
             "version": VERSION,
@@ -205,7 +210,7 @@ class OptimizerState:
 
     def diff(self, other: OptimizerState) -> list[str]:
         """Return what differs, a sentence each; nothing for two states that are equal to the bit."""
-        mine, theirs = self.to_flat(), other.to_flat()
+        mine, theirs = self._flat(), other._flat()
         found = [
             f"{key}: {mine[1].get(key)!r} against {theirs[1].get(key)!r}"
             for key in mine[1]
