@@ -27,6 +27,7 @@ from xweights.errors import HandoffError
 from xweights.handing.numbers import HostNumbers
 from xweights.handing.state import Clipping, OptimizerGroup, OptimizerState, charged
 from xweights_torch.dtypes import numpy_dtype
+from xweights_torch.holding import plain_python
 from xweights_torch.optimizers_maths import ForeignOptimizer
 
 _attached: WeakKeyDictionary[Optimizer, Attached] = WeakKeyDictionary()
@@ -60,8 +61,8 @@ class Attached:
         self.last_rates = [group.last_rate for group in state.groups]
         self._swapped: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._handles = [
-            optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self._after),
+            optimizer.register_step_pre_hook(plain_python(self._before)),
+            optimizer.register_step_post_hook(plain_python(self._after)),
         ]
         _attached[optimizer] = self
 

@@ -550,3 +550,28 @@ def test_dropout_masks_are_zero_with_the_probability_that_was_asked_for():
     assert set(np.unique(mask)) == {np.float32(0), np.float32(1 / 0.7)}
     assert abs((mask == 0).mean() - 0.3) < 0.02
     assert not np.array_equal(mask, xw.dropout_mask((200, 100), 0.3, seed=0, name="drop", step=3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["norms", "lstm"])
+def test_both_sides_go_on_compiled(name):
+    k, o, t, sample = begun(name, "adam, decay")
+    report = xw.handoff((k, o), (t, None), sample=sample)
+    proof = xw.verify_handoff((k, o), report.training, batches=data(name, steps=10), compiled=True)
+    assert proof.ok, proof
+    assert [one.dtype for one in proof.trained] == ["float32", "float64"]
+
+
+@pytest.mark.slow
+def test_a_compiled_optimizer_step_obeys_the_hook():
+    batches = data("mlp", steps=7)
+    ends = []
+    for compiled in (False, True):
+        k, o, t, sample = begun(optimizer="adam, eps 1e-3")
+        optimizer = xw.handoff((k, o), (t, None), sample=sample).optimizer
+        if compiled:
+            optimizer.step = torch.compile(optimizer.step, backend="eager")
+        running.torch_steps(t, optimizer, batches[3:])
+        ends.append(dict(xw.get_params(t)))
+    # Without the hook it would be 1e-2.
+    assert running.apart(*ends) < 1e-4
