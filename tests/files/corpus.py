@@ -209,6 +209,9 @@ def npz() -> None:
     struct.pack_into("<LL", beyond, place + 20, 1 << 30, 1 << 30)
     struct.pack_into("<LL", beyond, 18, 1 << 30, 1 << 30)
     put("npz-beyond.npz", bytes(beyond), DAMAGED, "w.npy", "ends before")
+    rotten = bytearray(good)
+    rotten[good.index(b"PK\x01\x02") - 1] ^= 1
+    put("npz-plain-sum.npz", bytes(rotten), DAMAGED, "w.npy", "CRC-32")
     packed = zipped({"w.npy": npy(data=os.urandom(8))}, zipfile.ZIP_DEFLATED)
     place = packed.index(b"PK\x01\x02")
     broken = bytearray(packed)

@@ -204,3 +204,23 @@ def test_a_journal_of_another_file_is_not_carried_out(tmp_path) -> None:
         journal.patch(path, descriptor, patches)
     with pytest.raises(xw.DamagedFileError, match="speaks of another file"):
         xw.load(path)
+
+
+def test_an_archive_that_was_open_while_an_entry_was_set_is_read_as_it_is_now(tmp_path: Path) -> None:
+    path = tmp_path / "w.npz"
+    xw.save({"w": np.ones(4, np.float32)}, path)
+    opened = xw.load(path)
+    xw.edit_file(path, xw.SetEntries((0,), 7.0), where="w")
+    assert list(xw.get_params(opened)["w"]) == [7.0, 1.0, 1.0, 1.0]
+
+
+def test_a_changed_byte_of_an_archive_is_found_before_a_model_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "w.npz"
+    xw.save({"a": np.ones(4, np.float32), "b": np.ones(4, np.float32)}, path)
+    whole = bytearray(path.read_bytes())
+    whole[whole.rindex(np.ones(4, np.float32).tobytes())] ^= 1
+    path.write_bytes(bytes(whole))
+    target = {"a": np.zeros(4, np.float32), "b": np.zeros(4, np.float32)}
+    with pytest.raises(xw.DamagedFileError, match="CRC-32"):
+        xw.set_params(target, path, allow_nonfinite=True)
+    assert not any(array.any() for array in target.values())

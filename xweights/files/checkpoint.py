@@ -68,8 +68,8 @@ class FileStorage:
         handle.read_into(out)
 
     def may_fail(self, handle: Record) -> bool:
-        """Return whether reading may find damage that opening the file couldn't: what has to be unpacked first."""
-        return not isinstance(handle.place, Span)
+        """Return whether reading may find damage that opening the file couldn't: a wrong sum, or what is packed."""
+        return not isinstance(handle.place, Span) or handle.place.verify is not None
 
     def trainable(self, handle: Record) -> bool:
         return handle.note.trainable

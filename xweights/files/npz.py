@@ -93,7 +93,16 @@ def _record(archive: Archive, member: Member) -> Record:
         strides = _fortran(shape) if fortran and len(shape) > 1 else None
         end = member.offset + member.size
         swapped = dtype.itemsize > 1 and not stored.isnative
-        place = Span(archive.file, member.offset + header, swapped, strides, member.checks, member.offset, end)
+        place = Span(
+            archive.file,
+            member.offset + header,
+            swapped,
+            strides,
+            member.checks,
+            member.offset,
+            end,
+            archive.sum_check(member),
+        )
     record = Record(key, dtype, shape, read_note(path, note, key, shape, dtype), place)
     archive.limits.check(path, record)
     return record

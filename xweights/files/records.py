@@ -72,7 +72,8 @@ class Span:
     """Plain bytes in a file, one entry after the other.
 
     ``strides`` (in entries) if they don't lie in C order. ``checks``: positions in the file of CRC-32 sums over
-    ``check_from`` to ``check_to``, which have to follow when the bytes change.
+    ``check_from`` to ``check_to``, which have to follow when the bytes change. ``verify`` holds the bytes against them
+    before they are first looked at, where the format's other readers do so.
     """
 
     file: OpenFile
@@ -113,6 +114,8 @@ class Span:
     def _read(self, offset: int, out: Array, record: Record) -> None:
         if not out.size:
             return
+        if self.verify is not None:
+            self.verify()
         self.file.read_into(offset, out, key=record.key)
         if self.swapped:
             out.byteswap(inplace=True)
