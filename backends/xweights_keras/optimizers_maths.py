@@ -35,6 +35,10 @@ class KerasMaths:
         """The mean over one axis, which stays, or over all."""
         return ops.mean(x) if axis is None else ops.mean(x, axis=axis, keepdims=True)
 
+    def blend(self, old: Any, new: Any, share: Any) -> Any:
+        """Old + share * (new - old)."""
+        return old + (new - old) * share
+
     def like(self, x: Any, other: Any) -> Any:
         """The tensor in the dtype of another."""
         return ops.cast(x, other.dtype)

@@ -5,14 +5,14 @@ Owns :class:`TorchMaths` and :class:`ForeignOptimizer`. Imports torch and the fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch.optim import Optimizer
 
-from xweights.handing.formulas import updated
+from xweights.handing.formulas import WHOLE, updated
 from xweights.handing.numbers import HostNumbers
 from xweights_torch.dtypes import numpy_dtype
 
@@ -32,6 +32,10 @@ class TorchMaths:
     def where(self, condition: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The first tensor where the condition holds, else the second."""
         return torch.where(condition, x, y)
+
+    def blend(self, old: torch.Tensor, new: torch.Tensor, share: float) -> torch.Tensor:
+        """Old + share * (new - old)."""
+        return torch.lerp(old, new, share)
 
     def power(self, x: torch.Tensor, exponent: float) -> torch.Tensor:
         """The tensor to a power."""
@@ -53,14 +57,15 @@ class TorchMaths:
         """The transpose of a matrix."""
         return x.transpose(-2, -1)
 
-    def cast(self, x: torch.Tensor, dtype: str) -> torch.Tensor:
-        """The tensor in another dtype."""
-        kind: torch.dtype = getattr(torch, dtype)
-        return x.to(kind)
+    def cast(self, x: Any, dtype: str) -> Any:
+        """A tensor or a number in another dtype."""
+        if not isinstance(x, torch.Tensor):
+            return float(np.dtype(dtype).type(x))
+        return x.to(getattr(torch, dtype))
 
-    def like(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """The tensor in the dtype of another."""
-        return x.to(other.dtype)
+    def like(self, x: Any, other: torch.Tensor) -> Any:
+        """A tensor in the dtype of another; a number as it is."""
+        return x.to(other.dtype) if isinstance(x, torch.Tensor) else x
 
 
 _MATHS = TorchMaths()
@@ -118,14 +123,37 @@ class ForeignOptimizer(Optimizer):
         order = None if group["orders"] is None else group["orders"][place]
         names = [name for name in state if name not in _OWN]
         slots = {name: _turned(state[name], order) for name in names}
-        w = _turned(p.detach(), order)
-        new, made = updated(group["rule"], _MATHS, numbers[key], w, _turned(p.grad, order), slots)
-        w.copy_(new)
-        for name, value in made.items():
-            if isinstance(value, torch.Tensor):
-                slots[name].copy_(value)
-            else:
-                slots[name].fill_(value)
+        # Numbers that a rule keeps beside are floats meanwhile: it takes them up anew with every block.
+        former = {name: one.item() for name, one in slots.items() if name == "product"}
+        for w, grad, mine in _parts(group["rule"], _turned(p.detach(), order), _turned(p.grad, order), slots):
+            new, made = updated(group["rule"], _MATHS, numbers[key], w, grad, {**mine, **former})
+            w.copy_(new)
+            for name, value in made.items():
+                if name in former:
+                    mine[name].fill_(value)
+                else:
+                    mine[name].copy_(value)
+
+
+# Entries that a rule is applied to at a time: what it makes on the way stays in the cache.
+BLOCK = 2**15
+
+
+def _parts(
+    rule: str, w: torch.Tensor, grad: Any, slots: dict[str, torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]:
+    """Yield (weights, gradient, slots) block by block, where a rule looks at each entry by itself."""
+    tensors = [w, grad, *(one for one in slots.values() if one.ndim or not w.ndim)]
+    alike = all(one.is_contiguous() and one.shape == w.shape for one in tensors)
+    if rule in WHOLE or not alike or w.numel() <= BLOCK:
+        yield w, grad, slots
+        return
+    flat, flat_grad = w.view(-1), grad.view(-1)
+    flat_slots = {name: one if one.ndim == 0 else one.view(-1) for name, one in slots.items()}
+    for begin in range(0, w.numel(), BLOCK):
+        part = slice(begin, begin + BLOCK)
+        mine = {name: one if one.ndim == 0 else one[part] for name, one in flat_slots.items()}
+        yield flat[part], flat_grad[part], mine
 
 
 def _turned(x: Any, order: Any) -> Any:

@@ -91,3 +91,28 @@ def test_numpy_goes_on_as_keras_optimizer_does(name):
     # Newton-Schulz steps enlarge what differs in a last bit.
     limit = 1e-13 if name == "muon" else 5e-15
     assert apart(numpy_steps(state, begun, steps[STEPS:]), xw.get_params(model)) < limit
+
+
+@pytest.mark.parametrize("rule", ["nadam", "ftrl"])
+def test_a_large_array_is_updated_block_by_block_to_the_same_numbers(rule):
+    model = torch.nn.Linear(210, 200).double()  # 42,000 entries: more than a block
+    steps = gradients({p.name: p.shape for p in xw.parameters(model)})
+    begun = dict(xw.get_params(model))
+    state = xw.optimizer_state(model, rule, learning_rate=0.01)
+    optimizer = xw.set_optimizer(model, None, state, grade="exact").optimizer
+    if rule == "nadam":
+        optimizer = shimmed(model, state)
+    for step in steps:
+        for p in xw.parameters(model):
+            p.handle.tensor.grad = torch.from_numpy(np.ascontiguousarray(p.layout.to_stored(step[p.name])))
+        optimizer.step()
+    assert type(optimizer).__name__ == "ForeignOptimizer"
+    assert apart(numpy_steps(state, begun, steps), xw.get_params(model)) < 1e-14
+
+
+def shimmed(model, state):
+    """Return an optimizer that runs the formula, though torch has the rule."""
+    from dataclasses import replace
+
+    groups = tuple(replace(group, variant={**group.variant, "powers": "dtype"}) for group in state.groups)
+    return xw.set_optimizer(model, None, replace(state, groups=groups)).optimizer

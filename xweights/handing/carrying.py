@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 
 from xweights.errors import HandoffError, Problems
+from xweights.handing.formulas import WHOLE
 from xweights.handing.state import OptimizerGroup, OptimizerState
 from xweights.parameter import Array
 from xweights.porting.matching import Pair
 from xweights.porting.units import Piece, Turn, Unit, translate, turned
-
-# Rules that look at an array as a whole.
-WHOLE = frozenset({"adafactor", "lamb", "muon"})
 
 # (source unit's role, target unit's role, pair)
 Link = tuple[Piece, Piece, str, Pair]

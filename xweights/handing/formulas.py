@@ -1,8 +1,8 @@
 """The update rules of optimizers, each written once: pure functions of arrays that every framework runs.
 
-Owns :func:`updated`, :data:`FORMULAS` and the protocols :class:`Maths` and :class:`Numbers`. Imports the standard
-library only. NumPy runs them as the referee, PyTorch and Keras where an optimizer has to follow a rule that the
-framework's own classes don't have.
+Owns :func:`updated`, :data:`FORMULAS`, :data:`WHOLE` and the protocols :class:`Maths` and :class:`Numbers`. Imports the
+standard library only. NumPy runs them as the referee, PyTorch and Keras where an optimizer has to follow a rule that
+the framework's own classes don't have.
 
 A formula takes the weights, the gradient and the slots, and returns new weights and new slots. Where two frameworks
 write a rule differently, a word of the rule's *variant* says how:
@@ -49,6 +49,9 @@ class Maths(Protocol):
         """The mean over one axis, which stays with length 1, or over all (0-d)."""
 
     def sum(self, x: Any) -> Any: ...
+    def blend(self, old: Any, new: Any, share: Any) -> Any:
+        """old + share * (new - old)."""
+
     def swap(self, x: Any) -> Any:
         """The transpose of a matrix."""
 
@@ -133,14 +136,10 @@ def _sgd(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
     return w - (g + buffer * mu if n["nesterov"] else buffer) * n.rate, {"momentum": buffer}
 
 
-def _averaged(n: Numbers, old: Any, new: Any, name: str) -> Any:
-    return old + (new - old) * (1.0 - n[name])
-
-
 def _adam(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
     made = {
-        "momentum": _averaged(n, s["momentum"], g, "beta_1"),
-        "velocity": _averaged(n, s["velocity"], m.square(g), "beta_2"),
+        "momentum": m.blend(s["momentum"], g, 1.0 - n["beta_1"]),
+        "velocity": m.blend(s["velocity"], m.square(g), 1.0 - n["beta_2"]),
     }
     size = made["velocity"]
     if n["amsgrad"]:
@@ -152,7 +151,7 @@ def _adam(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
 
 
 def _adamax(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
-    momentum = _averaged(n, s["momentum"], g, "beta_1")
+    momentum = m.blend(s["momentum"], g, 1.0 - n["beta_1"])
     if n["eps"] == "inside":
         norm = m.maximum(s["norm"] * n["beta_2"], m.abs(g) + n["epsilon"])
         size = norm
@@ -167,11 +166,11 @@ def _nadam(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
     product = m.like(s["product"], w) * n.product_factor()
     if n["product"] == "float32":
         product = m.like(m.cast(product, "float32"), w)
-    momentum = s["momentum"] + (g - s["momentum"]) * (1.0 - n.cast("beta_1"))
-    velocity = s["velocity"] + (m.square(g) - s["velocity"]) * (1.0 - n.cast("beta_2"))
+    momentum = m.blend(s["momentum"], g, 1.0 - n.cast("beta_1"))
+    velocity = m.blend(s["velocity"], m.square(g), 1.0 - n.cast("beta_2"))
     ahead = momentum * (following / (1.0 - product * following)) + g * ((1.0 - now) / (1.0 - product))
     size = m.sqrt(velocity / n.complement("beta_2")) + n["epsilon"]
-    return w - ahead * n.rate / size, {"momentum": momentum, "velocity": velocity, "product": product}
+    return w - ahead / size * n.rate, {"momentum": momentum, "velocity": velocity, "product": product}
 
 
 def _rmsprop(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
@@ -250,8 +249,8 @@ def _ftrl(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
 
 
 def _lamb(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
-    momentum = _averaged(n, s["momentum"], g, "beta_1")
-    velocity = _averaged(n, s["velocity"], m.square(g), "beta_2")
+    momentum = m.blend(s["momentum"], g, 1.0 - n["beta_1"])
+    velocity = m.blend(s["velocity"], m.square(g), 1.0 - n["beta_2"])
     size = m.sqrt(velocity / n.complement("beta_2")) + n["epsilon"]
     step = momentum / n.complement("beta_1") / size
     weight, length = m.sqrt(m.sum(m.square(w))), m.sqrt(m.sum(m.square(step)))
@@ -294,6 +293,8 @@ def _adjusted(n: Numbers, shape: tuple[int, ...]) -> float:
     return 1.0 if rate is None else float(max(ins, outs) ** 0.5 * rate)
 
 
+# Rules that look at an array as a whole; the others look at each entry by itself.
+WHOLE = frozenset({"adafactor", "lamb", "muon"})
 FORMULAS: dict[str, Formula] = {
     "sgd": _sgd,
     "adam": _adam,

@@ -117,6 +117,10 @@ class NumpyMaths:
         """The mean over one axis, which stays, or over all."""
         return np.mean(x) if axis is None else np.mean(x, axis=axis, keepdims=True)
 
+    def blend(self, old: Any, new: Any, share: float) -> Any:
+        """Old + share * (new - old)."""
+        return old + (new - old) * share
+
     def cast(self, x: Array, dtype: str) -> Array:
         """X in another dtype."""
         if dtype == "bfloat16":
