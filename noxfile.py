@@ -47,6 +47,8 @@ ALONE = {
     + [f"tests/test_tensorflow_{name}.py" for name in ("adapter", "storage", "functions")]
     + [f"tests/test_keras_{name}.py" for name in ("names", "storage", "building")],
 }
+# Hundreds of killed processes, which `nox -s tests` has as well: no framework has a part in them.
+ONCE = [f"--ignore=tests/files/test_{name}.py" for name in ("atomic", "fuzzing", "corpus")]
 BUILT: list[str] = []  # the wheel, once there is one
 
 
@@ -200,7 +202,7 @@ def run_tests_with(session: nox.Session, extra: str = "") -> None:
     session.install(*INSTALL, f"{wheel}[{extra}]" if extra else wheel, *group("tests"))
     session.install(*INSTALL, "--no-deps", "--force-reinstall", wheel)  # it may bear the version that was there before
     quick = "not slow and not matrix and not training"
-    session.run(*PYTEST, "-m", quick, *(session.posargs or ALONE.get(extra, [])), env=keras_on(KERAS_BACKENDS[0]))
+    session.run(*PYTEST, "-m", quick, *(session.posargs or ALONE.get(extra, ONCE)), env=keras_on(KERAS_BACKENDS[0]))
 
 
 class Everything:

@@ -4,6 +4,8 @@ Exact ones bit by bit over 100,000 entries and every special value; measures wit
 Outside of the promise for arithmetic, and left out here: subnormal results (XLA flushes them).
 """
 
+import os
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -16,6 +18,11 @@ jax = pytest.importorskip("jax")
 jnp = jax.numpy
 from xweights_jax.ops import JaxOps, x64  # noqa: E402
 
+# Ops need no Keras, and these run where Keras runs on JAX, not once more for each of its backends.
+pytestmark = [
+    pytest.mark.keras_backend,
+    pytest.mark.skipif(os.environ.get("KERAS_BACKEND", "jax") != "jax", reason="runs with Keras on JAX"),
+]
 OPS = JaxOps()
 NUMPY = NumpyOps()
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -313,8 +313,13 @@ def test_a_units_norm_and_the_factor_made_of_it_have_numpys_bits(mode, dtype):
         assert_same_numbers(got, expected)
 
 
-@each_mode
-@each_dtype
+# XLA takes seconds to compile the decomposition, and it runs in float64 whatever comes in.
+SINGULAR = [(mode, dtype) for mode in MODES for dtype in DTYPES if mode.id != "xla" or dtype == np.float32]
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype"), [pytest.param(mode.values[0], dtype, id=f"{dtype.name}-{mode.id}") for mode, dtype in SINGULAR]
+)
 def test_the_largest_singular_value_is_close_to_numpy_within_1e_12(mode, dtype):
     x = number(np.random.default_rng(0).standard_normal((40, 23)), dtype)
     for one in (x, x.T.copy(), x[:1], np.zeros((0, 4), dtype)):

@@ -65,7 +65,8 @@ def verify_handoff(
     Raises HandoffError, PortError, ArgumentError.
 
     Example:
-        >>> import numpy as np, torch, xweights as xw
+        >>> import torch
+        >>> import numpy as np, xweights as xw
         >>> a, b = (torch.nn.Linear(2, 3) for _ in range(2))
         >>> side = (a, torch.optim.Adam(a.parameters()))
         >>> report = xw.handoff(side, (b, None))
