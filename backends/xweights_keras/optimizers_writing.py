@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 
 from xweights.handing.protocol import Part, Route, Training, Written
-from xweights.handing.state import OptimizerGroup, OptimizerState, charged, freed
+from xweights.handing.state import OptimizerGroup, OptimizerState, charged
 from xweights.parameter import Array, Parameter
 from xweights_keras.optimizers import wanted_slots
 from xweights_keras.optimizers_maths import ForeignOptimizer
@@ -197,6 +198,8 @@ def _made(state: OptimizerState, *, shim: bool, wide: bool, parameters: Sequence
     native = class_for(main.rule, decays=decays > 0)
     assert native is not None
     hyper = {key: main.hyper[key] for key in native.hyper if key in main.hyper}
+    if "momentum" in hyper:
+        hyper["momentum"] = float(hyper["momentum"])  # Keras takes no 0
     if main.rule == "muon":
         options |= _muon_options(state, main)
         decays = float(main.hyper.get("weight_decay") or 0.0)
@@ -288,7 +291,8 @@ def _fill(optimizer: Any, state: OptimizerState, p: Parameter, place: int, *, sh
         if value is None:
             continue  # adafactor's estimate of a matrix, which it makes anew in every step
         if slot == "momentum" and group.rule in ("sgd", "rmsprop"):
-            value = value if group.variant.get("rate_inside") else charged(group, freed(group, value))
+            rate = float(group.hyper["learning_rate"])
+            value = value if group.variant.get("rate_inside") else charged(replace(group, last_rate=rate), value)
         _put(variable, p, value)
 
 

@@ -89,6 +89,13 @@ def test_training_goes_on_in_keras_as_it_would_have_in_pytorch(model, optimizer)
     assert result.on_floor(double()), (result.difference, result.floor)
 
 
+@pytest.mark.parametrize("optimizer", ["SGD", "SGD, momentum", "SGD, dampening", "SGD, nesterov"])
+def test_keras_own_sgd_goes_on_where_pytorchs_left_off(optimizer):
+    result = running.to_keras("mlp", optimizer, steps=(3, 3))
+    assert result.on_floor("float32"), (result.difference, result.floor)
+    assert [part.grade for part in result.report.parts if part.name == "sgd"] == ["stock"]
+
+
 @pytest.mark.keras_backend
 @pytest.mark.parametrize(
     ("optimizer", "kind"),
