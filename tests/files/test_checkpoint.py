@@ -36,7 +36,8 @@ def test_nothing_is_read_until_asked_for_and_one_array_costs_one_array(ending: s
     assert sum(read_bytes) < 10_000
     read_bytes.clear()
     xw.get_params(opened, where="l3/kernel")
-    assert sum(read_bytes) == 40_000
+    beside = 136 if ending == "npz" else 0  # its header and its two sums
+    assert sum(read_bytes) == 40_000 + beside
 
 
 def test_a_part_of_an_array_costs_that_part(tmp_path, read_bytes) -> None:

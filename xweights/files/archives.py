@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from xweights.files.descriptors import PIECE, OpenFile, Window, damaged, refused
@@ -142,16 +142,23 @@ class Archive:
         if crc != member.crc:
             raise damaged(self.file.path, "its CRC-32 is wrong: its bytes have changed", key=member.name)
 
-    def sum_check(self, member: Member) -> Callable[[], None]:
-        """Return what holds a plain member against its CRC-32, once: at the first look at its bytes."""
+    def sum_check(self, member: Member) -> Callable[[int, memoryview | None], None]:
+        """Return what holds a plain member against its CRC-32, once, at the first look at its bytes.
+
+        It is given where in the file those begin, and the bytes if they are the rest of the member, else None.
+        """
         sound = False
 
-        def check() -> None:
+        def check(start: int, rest: memoryview | None) -> None:
             nonlocal sound
             if sound:
                 return
+            if rest is None:
+                parts: Iterable[bytes | memoryview] = self._plain(member, PIECE)
+            else:
+                parts = (self.file.read(member.offset, start - member.offset, key=member.name), rest)
             crc = 0
-            for part in self._plain(member, PIECE):
+            for part in parts:
                 crc = zlib.crc32(part, crc)
             # An entry may have been set in place since the file was opened, and the sums with it.
             sums = {member.crc, *(int.from_bytes(self.file.read(at, 4), "little") for at in member.checks)}

@@ -83,7 +83,7 @@ class Span:
     checks: tuple[int, ...] = ()
     check_from: int = 0
     check_to: int = 0
-    verify: Callable[[], None] | None = None
+    verify: Callable[[int, memoryview | None], None] | None = None
 
     def extent(self, record: Record) -> int:
         """Return how many bytes lie between the first and the last entry."""
@@ -114,9 +114,12 @@ class Span:
     def _read(self, offset: int, out: Array, record: Record) -> None:
         if not out.size:
             return
-        if self.verify is not None:
-            self.verify()
+        rest = self.verify is not None and offset + out.nbytes == self.check_to
+        if self.verify is not None and not rest:
+            self.verify(offset, None)
         self.file.read_into(offset, out, key=record.key)
+        if self.verify is not None and rest:
+            self.verify(offset, raw(out).data)
         if self.swapped:
             out.byteswap(inplace=True)
 
