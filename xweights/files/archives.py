@@ -142,29 +142,33 @@ class Archive:
         if crc != member.crc:
             raise damaged(self.file.path, "its CRC-32 is wrong: its bytes have changed", key=member.name)
 
-    def sum_check(self, member: Member) -> Callable[[int, memoryview | None], None]:
+    def sum_check(self, member: Member) -> Callable[[int, memoryview | None], bool]:
         """Return what holds a plain member against its CRC-32, once, at the first look at its bytes.
 
-        It is given where in the file those begin, and the bytes if they are the rest of the member, else None.
+        It is given where in the file those begin, and the bytes if they are the rest of the member, else None. It
+        returns True if they have to be read again, because an entry was set in place just then.
         """
         sound = False
 
-        def check(start: int, rest: memoryview | None) -> None:
-            nonlocal sound
-            if sound:
-                return
-            if rest is None:
-                parts: Iterable[bytes | memoryview] = self._plain(member, PIECE)
-            else:
-                parts = (self.file.read(member.offset, start - member.offset, key=member.name), rest)
+        def fits(parts: Iterable[bytes | memoryview]) -> bool:
             crc = 0
             for part in parts:
                 crc = zlib.crc32(part, crc)
             # An entry may have been set in place since the file was opened, and the sums with it.
-            sums = {member.crc, *(int.from_bytes(self.file.read(at, 4), "little") for at in member.checks)}
-            if crc not in sums:
+            return crc in {member.crc, *(int.from_bytes(self.file.read(at, 4), "little") for at in member.checks)}
+
+        def check(start: int, rest: memoryview | None) -> bool:
+            nonlocal sound
+            if sound:
+                return False
+            if rest is not None and fits((self.file.read(member.offset, start - member.offset, key=member.name), rest)):
+                sound = True
+                return False
+            with self.file.steady():
+                sound = fits(self._plain(member, PIECE))
+            if not sound:
                 raise damaged(self.file.path, "its CRC-32 is wrong: its bytes have changed", key=member.name)
-            sound = True
+            return rest is not None
 
         return check
 

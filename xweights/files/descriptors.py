@@ -8,12 +8,14 @@ read stays wholly the old one.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import stat
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -93,6 +95,21 @@ class OpenFile:
             raise refused(path, "it is no regular file", fix="name a file")
         self.size = found.st_size
         self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def steady(self) -> Iterator[None]:
+        """Keep out whoever would change the file in place meanwhile, as far as the file system knows locks."""
+        try:
+            import fcntl
+
+            fcntl.flock(self.descriptor, fcntl.LOCK_SH)
+        except (ImportError, OSError):
+            yield
+            return
+        try:
+            yield
+        finally:
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Close it now; reading then fails."""

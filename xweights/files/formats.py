@@ -71,4 +71,6 @@ def read(path: str, limits: Limits) -> Index:
     # TensorFlow names its checkpoints without an ending.
     if not any(path.lower().endswith(one.endings) for one in FORMATS) and os.path.isfile(path + bundles.ENDING):
         path += bundles.ENDING
-    return format_of(path).read(opened(path), limits)
+    kind, file = format_of(path), opened(path)
+    with file.steady():  # sums and sizes are looked at in several places, which change one after the other
+        return kind.read(file, limits)

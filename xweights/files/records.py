@@ -83,7 +83,7 @@ class Span:
     checks: tuple[int, ...] = ()
     check_from: int = 0
     check_to: int = 0
-    verify: Callable[[int, memoryview | None], None] | None = None
+    verify: Callable[[int, memoryview | None], bool] | None = None
 
     def extent(self, record: Record) -> int:
         """Return how many bytes lie between the first and the last entry."""
@@ -118,8 +118,8 @@ class Span:
         if self.verify is not None and not rest:
             self.verify(offset, None)
         self.file.read_into(offset, out, key=record.key)
-        if self.verify is not None and rest:
-            self.verify(offset, raw(out).data)
+        if self.verify is not None and rest and self.verify(offset, raw(out).data):
+            self.file.read_into(offset, out, key=record.key)
         if self.swapped:
             out.byteswap(inplace=True)
 
