@@ -21,14 +21,8 @@ ORDER = [*HOST_ROWS, *ROWS]
 FAMILIES = list(dict.fromkeys(row.family for row in ROWS.values()))
 
 
-# Compiling takes seconds for each dtype: `nox -s tests` compiles for a wide one and a narrow one.
-QUICK = ("float32", "bfloat16")
-
-
 def cell(column: Column, *rest: str) -> Any:
     marks = [pytest.mark.keras_backend] if column.keras else []
-    if column.mode != "eager" and rest[0] in DTYPES and rest[0] not in QUICK:
-        marks.append(pytest.mark.thorough)
     return pytest.param(column, *rest, id="-".join([column.id, *rest]), marks=marks)
 
 
