@@ -5,14 +5,12 @@ Owns :func:`steps_of`. Imports Keras, the core's Step, ``skeletons_layers`` and 
 
 from __future__ import annotations
 
-import keyword
-import re
 from typing import Any
 
 import keras
 
 from xweights.errors import PortError
-from xweights.porting.skeletons import Shape, Step
+from xweights.porting.skeletons import Shape, Step, check_names, identifier
 from xweights_keras.naming import by_name
 from xweights_keras.skeletons_functions import operation_step
 from xweights_keras.skeletons_layers import layer_steps
@@ -54,6 +52,7 @@ class _Reader:
     def walk(self, graph: Any, prefix: str) -> None:
         """Go through a graph whose inputs have their names already."""
         paths = {id(layer): path for path, layer in by_name(graph.layers)}
+        check_names(paths.values())
         for _, nodes in sorted(graph._nodes_by_depth.items(), reverse=True):
             for node in nodes:
                 if node.is_input:
@@ -104,9 +103,3 @@ class _Reader:
             fresh = f"{name}_{number}"
         self.taken.add(fresh)
         return fresh
-
-
-def identifier(path: str) -> str:
-    """Return a path as something that an attribute can be called."""
-    name = re.sub(r"\W", "_", path)
-    return f"layer_{name}" if name[:1].isdigit() or keyword.iskeyword(name) else name

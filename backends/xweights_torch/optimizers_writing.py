@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Need:
 
     native: Native | None
     shim: str = ""
-    remedies: Mapping[str, str] = ()  # type: ignore[assignment]
+    remedies: Mapping[str, str] = field(default_factory=dict)
 
 
 def need_of(state: OptimizerState, group: OptimizerGroup) -> Need:

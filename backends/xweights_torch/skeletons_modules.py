@@ -12,8 +12,9 @@ from typing import Any
 from torch import nn
 from torch.nn import functional
 
+from xweights.porting.skeletons import identifier
 from xweights_torch.porting_layers import attributes_of, kind_of
-from xweights_torch.skeletons_values import Pending, Reading, Value, identifier
+from xweights_torch.skeletons_values import Pending, Reading, Value
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",

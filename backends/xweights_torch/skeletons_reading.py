@@ -14,10 +14,10 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from xweights.errors import PortError
-from xweights.porting.skeletons import Step
+from xweights.porting.skeletons import Step, check_names, identifier
 from xweights_torch.skeletons_calls import call_steps
 from xweights_torch.skeletons_modules import module_steps
-from xweights_torch.skeletons_values import Pending, Reading, Value, identifier
+from xweights_torch.skeletons_values import Pending, Reading, Value
 
 
 class _Whole(nn.Module):
@@ -45,6 +45,7 @@ def steps_of(model: nn.Module, sample: Any) -> list[Step]:
     _refuse_tied(model)
     ranks = _ranks(model, graph, sample)
     modules = dict(model.named_modules())
+    check_names(path for path in modules if path)
     reading = Reading()
     values: dict[fx.Node, Value | Pending] = {}
     inputs = [node for node in graph.nodes if node.op == "placeholder"]

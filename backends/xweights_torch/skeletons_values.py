@@ -9,8 +9,6 @@ comes next needs the other.
 
 from __future__ import annotations
 
-import keyword
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -85,9 +83,3 @@ class Reading:
         axes = tuple(range(1, value.rank + 1))
         order = (*axes[1:], 1) if first else (axes[-1], *axes[:-1])
         return replace(value, name=self.add(f"{value.name}_turned", "permute", (value,), {"order": order}), first=first)
-
-
-def identifier(path: str) -> str:
-    """Return a path as something that an attribute can be called."""
-    name = re.sub(r"\W", "_", path)
-    return f"layer_{name}" if name[:1].isdigit() or keyword.iskeyword(name) else name

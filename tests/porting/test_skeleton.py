@@ -178,6 +178,17 @@ def test_sequences_are_concatenated_along_time_and_images_along_channels():
     assert "torch.cat([lstm_0, dense_0], 1)" in xw.skeleton(keras.Model(x, both), "torch")
 
 
+def test_layers_that_would_be_kept_under_one_name_are_refused():
+    x = keras.Input((3,))
+    k = keras.Model(x, L.Dense(3, name="a-b")(L.Dense(3, name="a_b")(x)))
+    with pytest.raises(xw.PortError, match=r"'a_b' and 'a-b' would both be kept.*\n.*rename"):
+        xw.skeleton(k, "torch")
+    t = nn.Sequential(nn.Sequential(nn.Linear(3, 3)), nn.Linear(3, 3))
+    t.add_module("0_0", nn.Linear(3, 3))
+    with pytest.raises(xw.PortError, match=r"'0.0' and '0_0' would both be kept"):
+        xw.skeleton(t, "keras")
+
+
 def test_a_model_of_the_same_framework_is_refused():
     with pytest.raises(xw.ArgumentError, match="already"):
         xw.skeleton(nn.Linear(2, 3), "torch")

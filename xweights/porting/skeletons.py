@@ -6,7 +6,9 @@ models as steps in neutral words and writes steps as code of its framework; so a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import keyword
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -93,6 +95,23 @@ ACTIVATIONS = frozenset(
         "leaky_relu", "softplus", "softsign", "hard_sigmoid", "hard_silu", "mish", "log_softmax",
     }
 )  # fmt: skip
+
+
+def identifier(path: str) -> str:
+    """Return a path as something that an attribute can be called."""
+    name = re.sub(r"\W", "_", path)
+    return f"layer_{name}" if name[:1].isdigit() or keyword.iskeyword(name) else name
+
+
+def check_names(paths: Iterable[str]) -> None:
+    """Refuse layers whose twins would be kept under one attribute, where the second would vanish."""
+    seen: dict[str, str] = {}
+    for path in paths:
+        if seen.setdefault(identifier(path), path) != path:
+            raise PortError(
+                f"{seen[identifier(path)]!r} and {path!r} would both be kept as {identifier(path)!r}\n"
+                "Fix: rename one of the two layers"
+            )
 
 
 @runtime_checkable
