@@ -14,9 +14,10 @@ import numpy as np
 from keras import ops
 
 from xweights.handing.formulas import updated
+from xweights.handing.maths import Composed
 
 
-class KerasMaths:
+class KerasMaths(Composed):
     """The functions that formulas are written in."""
 
     sqrt = staticmethod(ops.sqrt)

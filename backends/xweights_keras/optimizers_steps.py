@@ -20,6 +20,7 @@ from xweights.parameter import Parameter
 from xweights_keras.optimizers import read_state
 from xweights_keras.optimizers_writing import backup, floats, plan_route, write_state
 from xweights_keras.porting_double import copied
+from xweights_keras.precision import computed
 
 LOSSES: dict[str, Callable[[str], Any]] = {
     "crossentropy": lambda dtype: keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=dtype),
@@ -63,6 +64,9 @@ class KerasOptimizing:
 
     def copy(self, model: Any, dtype: np.dtype[Any] | None) -> Any:
         return copied(model, None if dtype is None else dtype.name)
+
+    def computed(self, dtype: str) -> str:
+        return computed(dtype)
 
     def trainer(self, side: Training, loss: Any, *, compiled: bool) -> Step:
         model = side.model

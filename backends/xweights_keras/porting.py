@@ -20,6 +20,7 @@ from xweights_keras.adapter import KerasAdapter
 from xweights_keras.porting_double import doubled
 from xweights_keras.porting_layers import (
     RECURRENT,
+    as_array,
     attributes_of,
     host,
     inputs_of,
@@ -225,7 +226,7 @@ def _call(model: Any, sample: Any) -> Any:
     def tensor(value: Any) -> Any:
         if not hasattr(value, "dtype"):
             return value
-        array = host(value)
+        array = as_array(value)
         if array is None:
             return value
         return keras.ops.convert_to_tensor(array, dtype=policy if array.dtype.kind == "f" else None)

@@ -1,6 +1,6 @@
 """A copy of a Keras model, which computes in float64 to tell rounding from error.
 
-Owns :func:`doubled` and :func:`copied`. Imports Keras and NumPy. The model is made again from its own configuration
+Owns :func:`doubled` and :func:`copied`. Imports Keras and precision. The model is made again from its own configuration
 with every dtype policy replaced, so it needs a model that can be serialized.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 
 from xweights.errors import PortError
+from xweights_keras.precision import computed
 
 _FLOATS = ("float16", "bfloat16", "float32", "mixed_float16", "mixed_bfloat16")
 
@@ -23,14 +23,8 @@ def doubled(model: Any) -> Any:
 
 def copied(model: Any, dtype: str | None) -> Any:
     """Return a copy, of another dtype if one is given; raise PortError where there can be none."""
-    if dtype == "float64" and keras.backend.backend() == "jax":
-        import jax
-
-        if jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
-            raise PortError(
-                "JAX computes in float32 unless it is told otherwise\n"
-                "Fix: jax.config.update('jax_enable_x64', True) before the models are made"
-            )
+    if dtype is not None and computed(dtype) != dtype:
+        raise PortError(f"Keras computes {dtype} in {computed(dtype)} on {keras.backend.backend()}")
     layers = model._flatten_layers(include_self=True, recursive=True)
     custom = {name: type(one) for one in layers for name in _names(type(one))}
     try:

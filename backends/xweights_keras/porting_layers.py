@@ -15,6 +15,7 @@ import numpy as np
 
 from xweights.parameter import Array
 from xweights_keras.layers import PACKED
+from xweights_keras.precision import worth
 
 # Found by the names of the classes that a layer inherits from, the nearest first.
 KINDS = {
@@ -153,7 +154,13 @@ def refusal(layer: Any, kind: str) -> str | None:
 
 
 def host(value: Any) -> Array | None:
-    """Return a tensor on the host; None for a symbolic one and for anything else."""
+    """Return what a layer was given or has made on the host; None for a symbolic tensor and for anything else."""
+    array = as_array(value)
+    return None if array is None else worth(array)
+
+
+def as_array(value: Any) -> Array | None:
+    """Return a tensor on the host as it is; None for a symbolic one and for anything else."""
     if isinstance(value, (keras.KerasTensor, str, bool)) or value is None:
         return None
     try:

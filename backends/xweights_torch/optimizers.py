@@ -156,7 +156,8 @@ def _foreign_factored(group: Mapping[str, Any], names: Mapping[int, Parameter], 
     if group["factored"] is not None:
         for p, axes in zip(group["params"], group["factored"], strict=True):
             if axes is not None:
-                reading.factored[names[id(p)].name] = axes
+                one, two = (names[id(p)].layout.inverse[axis] for axis in axes)
+                reading.factored[names[id(p)].name] = (one, two)
 
 
 def _read_slots(

@@ -6,6 +6,7 @@ Owns :class:`TorchMaths` and :class:`ForeignOptimizer`. Imports torch and the fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,17 @@ import torch
 from torch.optim import Optimizer
 
 from xweights.handing.formulas import WHOLE, updated
+from xweights.handing.maths import Composed
 from xweights.handing.numbers import HostNumbers
 from xweights_torch.dtypes import numpy_dtype
 
 
-class TorchMaths:
-    """The functions that formulas are written in."""
+class TorchMaths(Composed):
+    """The functions that formulas are written in.
+
+    What is made of several is one or two calls here, and in place where it may be: a new array of a megabyte costs as
+    much as three sums.
+    """
 
     sqrt = staticmethod(torch.sqrt)
     square = staticmethod(torch.square)
@@ -67,6 +73,65 @@ class TorchMaths:
         """A tensor in the dtype of another; a number as it is."""
         return x.to(other.dtype) if isinstance(x, torch.Tensor) else x
 
+    def mix(self, x: torch.Tensor, a: float, y: torch.Tensor, b: float) -> torch.Tensor:
+        """X * a + y * b."""
+        return torch.mul(x, a).add_(y, alpha=b)
+
+    def ratio(self, x: torch.Tensor, a: float, size: torch.Tensor) -> torch.Tensor:
+        """X / a / size."""
+        return torch.div(x, a).div_(size)
+
+    def slot_blend(self, slot: torch.Tensor, new: torch.Tensor, share: float) -> torch.Tensor:
+        """Slot + share * (new - slot), in place."""
+        return slot.lerp_(new, share)
+
+    def slot_blend_square(self, slot: torch.Tensor, new: torch.Tensor, share: float) -> torch.Tensor:
+        """Slot + share * (new ** 2 - slot), in place."""
+        return slot.mul_(1.0 - share).addcmul_(new, new, value=share)
+
+    def slot_mix(self, slot: torch.Tensor, a: float, y: torch.Tensor, b: float) -> torch.Tensor:
+        """Slot * a + y * b, in place."""
+        return slot.mul_(a).add_(y, alpha=b)
+
+    def slot_mix_square(self, slot: torch.Tensor, a: float, y: torch.Tensor, b: float) -> torch.Tensor:
+        """Slot * a + y ** 2 * b, in place."""
+        return slot.mul_(a).addcmul_(y, y, value=b)
+
+    def slot_mix_ratio(
+        self, slot: torch.Tensor, a: float, x: torch.Tensor, rate: float, size: torch.Tensor
+    ) -> torch.Tensor:
+        """Slot * a + x * rate / size, in place."""
+        return slot.mul_(a).addcdiv_(x, size, value=rate)
+
+    def less(self, w: torch.Tensor, x: torch.Tensor, rate: Any) -> torch.Tensor:
+        """W - x * rate, in place."""
+        return w.addcmul_(x, rate, value=-1.0) if isinstance(rate, torch.Tensor) else w.sub_(x, alpha=rate)
+
+    def less_ratio(self, w: torch.Tensor, x: torch.Tensor, rate: float, size: torch.Tensor) -> torch.Tensor:
+        """W - x * rate / size, in place."""
+        return w.addcdiv_(x, size, value=-rate)
+
+    def root(self, x: torch.Tensor, eps: float, *, under: float | None = None, over: float | None = None) -> Any:
+        """Sqrt(x / under) / over + eps."""
+        made = torch.sqrt(x) if under is None else torch.div(x, under).sqrt_()
+        return (made if over is None else made.div_(over)).add_(eps)
+
+    def root_sum(self, x: torch.Tensor, eps: float) -> torch.Tensor:
+        """Sqrt(x + eps)."""
+        return torch.add(x, eps).sqrt_()
+
+    def less_square(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """X - y ** 2."""
+        return torch.addcmul(x, y, y, value=-1.0)
+
+    def rms(self, x: torch.Tensor) -> Any:
+        """The root of the mean square of all entries."""
+        return self.length(x) / float(x.numel()) ** 0.5
+
+    def length(self, x: torch.Tensor) -> Any:
+        """The root of the sum of all squares."""
+        return torch.linalg.vector_norm(x)
+
 
 _MATHS = TorchMaths()
 
@@ -75,8 +140,8 @@ class ForeignOptimizer(Optimizer):
     """Follow a rule that no optimizer of PyTorch's own follows, slot by slot as its framework does.
 
     Its parameter groups have ``lr`` and ``weight_decay`` as usual, so schedulers work; ``rule``, ``hyper`` and
-    ``variant`` say the rest. ``orders``: how each parameter is turned into neutral order, for rules that look at rows
-    and columns (None: as it lies); ``factored``: which two axes those are.
+    ``variant`` say the rest. ``orders``: how each parameter is turned into neutral order, for a rule that looks at
+    matrices (None: as it lies); ``factored``: the axes that adafactor keeps rows and columns of, as a parameter lies.
 
     Example:
         >>> import torch
@@ -127,16 +192,17 @@ class ForeignOptimizer(Optimizer):
         former = {name: one.item() for name, one in slots.items() if name == "product"}
         for w, grad, mine in _parts(group["rule"], _turned(p.detach(), order), _turned(p.grad, order), slots):
             new, made = updated(group["rule"], _MATHS, numbers[key], w, grad, {**mine, **former})
-            w.copy_(new)
+            if new is not w:
+                w.copy_(new)
             for name, value in made.items():
                 if name in former:
                     mine[name].fill_(value)
-                else:
+                elif value is not mine[name]:
                     mine[name].copy_(value)
 
 
 # Entries that a rule is applied to at a time: what it makes on the way stays in the cache.
-BLOCK = 2**15
+BLOCK = 2**17
 
 
 def _parts(
@@ -148,12 +214,14 @@ def _parts(
     if rule in WHOLE or not alike or w.numel() <= BLOCK:
         yield w, grad, slots
         return
-    flat, flat_grad = w.view(-1), grad.view(-1)
-    flat_slots = {name: one if one.ndim == 0 else one.view(-1) for name, one in slots.items()}
-    for begin in range(0, w.numel(), BLOCK):
-        part = slice(begin, begin + BLOCK)
-        mine = {name: one if one.ndim == 0 else one[part] for name, one in flat_slots.items()}
-        yield flat[part], flat_grad[part], mine
+    parts = {name: repeat(one) if one.ndim == 0 else _blocks(one) for name, one in slots.items()}
+    for first, second, *mine in zip(_blocks(w), _blocks(grad), *parts.values(), strict=False):
+        yield first, second, dict(zip(parts, mine, strict=True))
+
+
+def _blocks(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    found: tuple[torch.Tensor, ...] = torch.split(x.view(-1), BLOCK)
+    return found
 
 
 def _turned(x: Any, order: Any) -> Any:

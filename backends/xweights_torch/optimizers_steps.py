@@ -73,6 +73,9 @@ class TorchOptimizing:
             raise PortError(f"this module can't be copied: {type(wrong).__name__}: {wrong}") from wrong
         return made if dtype is None else made.to(getattr(torch, dtype.name))
 
+    def computed(self, dtype: str) -> str:
+        return dtype
+
     def trainer(self, side: Training, loss: Any, *, compiled: bool) -> Step:
         function = LOSSES.get(loss, loss) if isinstance(loss, str) else loss
         if not callable(function):

@@ -181,7 +181,6 @@ def _stock_numbers(group: OptimizerGroup, need: Need) -> dict[str, Any]:
 def _foreign_group(state: OptimizerState, group: OptimizerGroup, known: Mapping[str, Parameter]) -> dict[str, Any]:
     mine = [known[name] for name in group.names]
     rest = {key: value for key, value in group.hyper.items() if key not in ("learning_rate", "weight_decay")}
-    turned = group.rule in ("adafactor", "muon")
     return {
         "params": [tensor_of(p.handle) for p in mine],
         "lr": float(group.hyper["learning_rate"]),
@@ -189,10 +188,14 @@ def _foreign_group(state: OptimizerState, group: OptimizerGroup, known: Mapping[
         "rule": group.rule,
         "hyper": rest,
         "variant": dict(group.variant),
-        "orders": [p.layout.order for p in mine] if turned else None,
-        "factored": [state.factored.get(name) for name in group.names] if group.rule == "adafactor" else None,
+        "orders": [p.layout.order for p in mine] if group.rule == "muon" else None,
+        "factored": [_as_it_lies(p, state.factored.get(p.name)) for p in mine] if group.rule == "adafactor" else None,
         "slots": dict.fromkeys(next((list(state.slots[name]) for name in group.names), []), 0.0),
     }
+
+
+def _as_it_lies(p: Parameter, axes: tuple[int, int] | None) -> tuple[int, int] | None:
+    return None if axes is None else (p.layout.order[axes[0]], p.layout.order[axes[1]])
 
 
 def _regroup(optimizer: Optimizer, groups: Sequence[dict[str, Any]]) -> None:

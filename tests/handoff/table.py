@@ -1,10 +1,12 @@
-"""Hands every optimizer over, in both directions, and writes the table of differences into docs/handoff.md.
+"""Hands every optimizer over, in both directions, and writes docs/handoff_matrix.md.
 
-python tests/handoff/table.py docs/handoff.md [--models mlp,norms] [--dtypes float64] [--modes eager]
+python tests/handoff/table.py measure CELLS [--models mlp,norms] [--dtypes float64] [--modes eager] [--optimizers adam]
+python tests/handoff/table.py write CELLS docs/handoff_matrix.md docs/handoff.md
 
-Each cell: the largest difference of a weight after the hand-off, relative to the largest entry of its array, and the
-floor: what the same framework differs from itself when the rows of each batch come in another order. Cells are kept in
-a file beside, so that a run that was interrupted goes on where it was.
+``measure`` runs with one backend of Keras (KERAS_BACKEND) and keeps its cells in CELLS/<backend>.json, so that a run
+that was interrupted goes on where it was; ``write`` makes the page of all that were measured, and the summary in
+docs/handoff.md. Each cell: the largest difference of a weight after the hand-off, relative to the largest entry of its
+array, and the floor: what the same framework differs from itself when the rows of each batch come in another order.
 """
 
 from __future__ import annotations
@@ -15,29 +17,55 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-sys.path.insert(0, str(Path(__file__).parent))
+MODELS = ("mlp", "cnn", "lstm", "norms")
+WHAT = {
+    "mlp": "three Dense layers",
+    "cnn": "Conv2D, MaxPooling2D, Flatten, Dense",
+    "lstm": "LSTM, Dense",
+    "norms": "Dense, LayerNormalization, Dense, BatchNormalization, Dense",
+}
+TITLES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+# Keras computes float64 in float32 on JAX and PyTorch, and runs eagerly on PyTorch.
+DTYPES = {"tensorflow": "float32,float64", "jax": "float32", "torch": "float32"}
+MODES = {"tensorflow": "eager,compiled", "jax": "eager,compiled", "torch": "eager"}
+WAYS = ("Keras to PyTorch", "PyTorch to Keras")
+INTRODUCTION = """\
+Written by `nox -s handoff`. Trained 10 steps here and 10 there, against 20 here; relative to the largest entry of each
+array, the difference / the rounding floor. *On the floor*: at most 10 times the floor, and in float64 at most 1e-12.
+What the floor is, and what the grades mean: [Handing over](handoff.md).
 
-from experiments import running
-from experiments.models import MODELS
-from experiments.optimizers import KERAS, TORCH
-
-BEGIN, END = "<!-- table: written by nox -s handoff -->", "<!-- end of table -->"
-WAYS = {"Keras to PyTorch": (running.to_torch, KERAS), "PyTorch to Keras": (running.to_keras, TORCH)}
+*Compiled*: XLA. Columns in float64 are of Keras on TensorFlow: on JAX and PyTorch Keras computes parts of float64
+layers in float32."""
+BEGIN, END = "<!-- summary: written by nox -s handoff -->", "<!-- end of summary -->"
 
 
-def cells(given):
-    for model in given.models.split(","):
-        for way, (run, names) in WAYS.items():
-            for name in names:
-                for dtype in given.dtypes.split(","):
-                    for mode in given.modes.split(","):
-                        yield (way, model, name, dtype, mode), run
+def measure(given):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    sys.path.insert(0, str(Path(__file__).parent))
+    import torch
+    from experiments import running
+    from experiments.optimizers import KERAS, TORCH
+
+    torch.set_num_threads(1)
+    runs = {WAYS[0]: (running.to_torch, KERAS), WAYS[1]: (running.to_keras, TORCH)}
+    path = given.cells / f"{backend}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = _read(path)
+    for model in (given.models or ",".join(MODELS)).split(","):
+        for way, (run, names) in runs.items():
+            for name in given.optimizers.split(";") if given.optimizers else names:
+                for dtype in (given.dtypes or DTYPES[backend]).split(","):
+                    for mode in (given.modes or MODES[backend]).split(","):
+                        key = (backend, way, model, name, dtype, mode)
+                        if name in names and key not in found:
+                            found[key] = _measured(key, run)
+                            path.write_text(json.dumps(list(found.items())))
+                            print(*key, found[key], flush=True)
 
 
-def measured(key, run):
-    _, model, name, dtype, mode = key
+def _measured(key, run):
+    _, _, model, name, dtype, mode = key
     try:
         result = run(model, name, dtype, compiled=mode == "compiled", steps=(10, 10))
     except Exception as wrong:  # noqa: BLE001 - a cell that fails is shown as such
@@ -46,27 +74,58 @@ def measured(key, run):
     return {"difference": result.difference, "floor": result.floor, "ok": result.on_floor(dtype), "grade": grade}
 
 
-def table(found):
-    columns = sorted({(key[1], key[3], key[4]) for key in found}, key=lambda one: (list(MODELS).index(one[0]), one[1:]))
-    lines = []
-    bad = [key for key, cell in found.items() if not cell.get("ok")]
+def _read(path):
+    return {tuple(key): cell for key, cell in json.loads(path.read_text())} if path.exists() else {}
+
+
+def write(given):
+    found = {}
+    for backend in TITLES:
+        found |= _read(given.cells / f"{backend}.json")
+    given.page.write_text(_page(found), encoding="utf-8")
+    text = given.summary.read_text(encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    given.summary.write_text(f"{before}{BEGIN}\n\n{_summary(found)}\n\n{END}{after}", encoding="utf-8")
+    wrong = [key for key, cell in found.items() if not cell.get("ok")]
+    sys.exit(f"not on the floor: {wrong}" if wrong else 0)
+
+
+def _verdict(found):
+    good = sum(bool(cell.get("ok")) for cell in found.values())
+    return f"{good:,} of {len(found):,} hand-offs are on the floor"
+
+
+def _page(found):
+    lines = [
+        "# Every optimizer handed over", "",
+        INTRODUCTION, "", f"**{_verdict(found)}.**", "",
+    ]  # fmt: skip
     for way in WAYS:
-        mine = {key: cell for key, cell in found.items() if key[0] == way}
-        if not mine:
-            continue
-        lines += [f"### {way}", "", "| optimizer | grade | " + " | ".join(" ".join(one) for one in columns) + " |"]
-        lines.append("|---|---|" + "---|" * len(columns))
-        for name in WAYS[way][1]:
-            row = [mine.get((way, model, name, dtype, mode)) for model, dtype, mode in columns]
-            if any(row):
-                grade = next((cell["grade"] for cell in row if cell and "grade" in cell), "")
-                lines.append(f"| {name} | {grade} | " + " | ".join(map(shown, row)) + " |")
-        lines.append("")
-    verdict = f"{len(found)} cells; {len(found) - len(bad)} of them on the floor"
-    return "\n".join([BEGIN, "", f"{verdict}. Each shows the difference / the floor.", "", *lines, END])
+        for model in MODELS:
+            lines += _table(found, way, model)
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def shown(cell):
+def _table(found, way, model):
+    mine = {key: cell for key, cell in found.items() if key[1:3] == (way, model)}
+    columns = [
+        (backend, dtype, mode)
+        for backend in TITLES
+        for dtype in ("float32", "float64")
+        for mode in ("eager", "compiled")
+        if any((key[0], *key[4:]) == (backend, dtype, mode) for key in mine)
+    ]
+    heads = [f"{TITLES[backend]}, {dtype}, {mode}" for backend, dtype, mode in columns]
+    lines = [f"## {way}: {model}", "", f"{WHAT[model]}.", ""]
+    lines += [f"| optimizer | grade | {' | '.join(heads)} |", "|---|---|" + "---|" * len(columns)]
+    for name in dict.fromkeys(key[3] for key in mine):
+        row = [mine.get((backend, way, model, name, dtype, mode)) for backend, dtype, mode in columns]
+        grades = dict.fromkeys(cell["grade"] for cell in row if cell and "grade" in cell)
+        lines.append(f"| {name} | {', '.join(grades)} | {' | '.join(map(_shown, row))} |")
+    return [*lines, ""]
+
+
+def _shown(cell):
     if cell is None:
         return ""
     if "error" in cell:
@@ -75,27 +134,41 @@ def shown(cell):
     return text if cell["ok"] else f"**{text}**"
 
 
+def _summary(found):
+    lines = [
+        "| Keras on | direction | optimizers | cells | on the floor | largest difference, float32 | float64 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for backend, title in TITLES.items():
+        for way in WAYS:
+            mine = {key: cell for key, cell in found.items() if key[:2] == (backend, way)}
+            if mine:
+                good = sum(bool(cell.get("ok")) for cell in mine.values())
+                worst = (_largest(mine, dtype) for dtype in ("float32", "float64"))
+                names = len({key[3] for key in mine})
+                lines.append(f"| {title} | {way} | {names} | {len(mine)} | {good} | {' | '.join(worst)} |")
+    return "\n".join([f"{_verdict(found)} ([all of them](handoff_matrix.md)).", "", *lines])
+
+
+def _largest(mine, dtype):
+    sizes = [cell["difference"] for key, cell in mine.items() if key[4] == dtype and "difference" in cell]
+    return f"{max(sizes):.0e}" if sizes else ""
+
+
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("page", type=Path)
-    parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--dtypes", default="float32,float64")
-    parser.add_argument("--modes", default="eager,compiled")
-    parser.add_argument("--cells", type=Path, default=Path(".nox/handoff_cells.json"))
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("measure")
+    one.add_argument("cells", type=Path)
+    for name in ("models", "dtypes", "modes", "optimizers"):
+        one.add_argument(f"--{name}")
+    one.set_defaults(run=measure)
+    other = commands.add_parser("write")
+    for name in ("cells", "page", "summary"):
+        other.add_argument(name, type=Path)
+    other.set_defaults(run=write)
     given = parser.parse_args()
-    given.cells.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(given.cells.read_text()) if given.cells.exists() else []
-    found = {tuple(key): cell for key, cell in known}
-    for key, run in cells(given):
-        if key not in found:
-            found[key] = measured(key, run)
-            given.cells.write_text(json.dumps(list(found.items())))
-            print(*key, found[key], flush=True)
-    text = given.page.read_text(encoding="utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    given.page.write_text(before + table(found) + after, encoding="utf-8")
-    wrong = [key for key, cell in found.items() if not cell.get("ok")]
-    sys.exit(f"not on the floor: {wrong}" if wrong else 0)
+    given.run(given)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import pytest
 
 import xweights as xw
 from xweights.handing.formulas import updated
-from xweights.handing.numbers import HostNumbers, NumpyMaths
+from xweights.handing.maths import NumpyMaths
+from xweights.handing.numbers import HostNumbers
 
 torch = pytest.importorskip("torch")
 keras = pytest.importorskip("keras")

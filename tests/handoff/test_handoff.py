@@ -21,13 +21,8 @@ DOUBLE = "float64"
 
 
 def double():
-    """Return the widest dtype of this Keras backend."""
-    if keras.backend.backend() == "jax":
-        import jax
-
-        if not jax.config.jax_enable_x64:
-            return "float32"
-    return DOUBLE
+    """Return the widest dtype that Keras computes in on this backend."""
+    return DOUBLE if keras.backend.backend() == "tensorflow" else "float32"
 
 
 def begun(name="mlp", optimizer="adam", steps=3, dtype="float32"):
@@ -387,6 +382,16 @@ def test_a_scheduler_that_counts_epochs_is_refused():
     refused(xw.Training(t, o, scheduler), (k, None), "stepped 0 times and the optimizer 2 times")
 
 
+@pytest.mark.keras_backend
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX holds float64 only if it was started with x64")
+@pytest.mark.parametrize("run", [running.to_torch, running.to_keras])
+def test_a_float64_model_goes_over_as_far_as_keras_computes_in_float64(run):
+    result = run("norms", "adam" if run is running.to_torch else "Adam", DOUBLE, steps=(3, 3))
+    narrow = double() != DOUBLE
+    assert result.difference < (1e-6 if narrow else 1e-14)
+    assert ("keras computes float64 in float32 in places" in str(result.report)) == narrow
+
+
 # The proof.
 
 
@@ -406,9 +411,22 @@ def test_verify_handoff_finds_a_wrong_number():
     report = xw.handoff((k, o), (t, None), sample=sample)
     state = report.optimizer.state[t[0].weight]
     state["exp_avg"].mul_(1.001)
-    proof = xw.verify_handoff((k, o), report.training, batches=data("mlp", steps=3), dtypes=("float64",))
+    proof = xw.verify_handoff((k, o), report.training, batches=data("mlp", steps=3), dtypes=(None,))
     assert not proof.ok
     assert "NOT on the rounding floor" in str(proof)
+
+
+@pytest.mark.keras_backend
+def test_verify_handoff_that_could_train_nothing_says_so_instead_of_ok():
+    k, o, t, sample = begun()
+    report = xw.handoff((k, o), (t, None), sample=sample)
+    batches = data("mlp", steps=1)
+    if double() == DOUBLE:
+        assert xw.verify_handoff((k, o), report.training, batches=batches, dtypes=(DOUBLE,)).trained
+        assert not xw.HandoffProof(steps=1, trained=()).ok
+    else:
+        with pytest.raises(xw.PortError, match=r"(?s)nothing is proved.*computes float64 in float32"):
+            xw.verify_handoff((k, o), report.training, batches=batches, dtypes=(DOUBLE,))
 
 
 def test_verify_handoff_sets_a_bias_without_a_true_gradient_apart():

@@ -1,8 +1,8 @@
 """The update rules of optimizers, each written once: pure functions of arrays that every framework runs.
 
-Owns :func:`updated`, :data:`FORMULAS`, :data:`WHOLE` and the protocols :class:`Maths` and :class:`Numbers`. Imports the
-standard library only. NumPy runs them as the referee, PyTorch and Keras where an optimizer has to follow a rule that
-the framework's own classes don't have.
+Owns :func:`updated`, :data:`FORMULAS`, :data:`WHOLE` and the protocol :class:`Numbers`. Imports maths for a name. NumPy
+runs them as the referee, PyTorch and Keras where an optimizer has to follow a rule that the framework's own classes
+don't have.
 
 A formula takes the weights, the gradient and the slots, and returns new weights and new slots. Where two frameworks
 write a rule differently, a word of the rule's *variant* says how:
@@ -29,35 +29,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from xweights.handing.maths import Maths
+
 Slots = dict[str, Any]
-
-
-class Maths(Protocol):
-    """Functions of arrays; + - * / and @ are the arrays' own."""
-
-    def sqrt(self, x: Any) -> Any: ...
-    def square(self, x: Any) -> Any: ...
-    def abs(self, x: Any) -> Any: ...
-    def sign(self, x: Any) -> Any: ...
-    def power(self, x: Any, exponent: float) -> Any: ...
-    def clip(self, x: Any, low: float, high: float) -> Any: ...
-    def maximum(self, x: Any, y: Any) -> Any:
-        """The larger of two arrays, or of an array and a number."""
-
-    def where(self, condition: Any, x: Any, y: Any) -> Any: ...
-    def mean(self, x: Any, axis: int | None = None) -> Any:
-        """The mean over one axis, which stays with length 1, or over all (0-d)."""
-
-    def sum(self, x: Any) -> Any: ...
-    def blend(self, old: Any, new: Any, share: Any) -> Any:
-        """old + share * (new - old)."""
-
-    def swap(self, x: Any) -> Any:
-        """The transpose of a matrix."""
-
-    def cast(self, x: Any, dtype: str) -> Any: ...
-    def like(self, x: Any, other: Any) -> Any:
-        """x in the dtype of ``other``."""
 
 
 class Numbers(Protocol):
@@ -105,7 +79,8 @@ def updated(rule: str, m: Maths, n: Numbers, w: Any, g: Any, slots: Mapping[str,
     Example:
         >>> import numpy as np
         >>> from xweights.handing.formulas import updated
-        >>> from xweights.handing.numbers import HostNumbers, NumpyMaths
+        >>> from xweights.handing.maths import NumpyMaths
+        >>> from xweights.handing.numbers import HostNumbers
         >>> n = HostNumbers({"learning_rate": 0.5, "momentum": 0.0}, {}, t=1)
         >>> updated("sgd", NumpyMaths(), n, np.array([1.0]), np.array([1.0]), {})[0]
         array([0.5])
@@ -125,40 +100,41 @@ def updated(rule: str, m: Maths, n: Numbers, w: Any, g: Any, slots: Mapping[str,
 
 def _sgd(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
     if not n["momentum"]:
-        return w - g * n.rate, {}
+        return m.less(w, g, n.rate), {}
     mu = n.cast("momentum")
     if n["rate_inside"]:
-        velocity = s["momentum"] * mu - g * n.rate
-        return w + (velocity * mu - g * n.rate if n["nesterov"] else velocity), {"momentum": velocity}
+        velocity = m.slot_mix(s["momentum"], mu, g, -n.rate)
+        return w + (m.mix(velocity, mu, g, -n.rate) if n["nesterov"] else velocity), {"momentum": velocity}
     damping = n["dampening"]
     mine = g * n.later(1.0 - damping, 1.0) if damping else g
-    buffer = s["momentum"] * mu + mine
-    return w - (g + buffer * mu if n["nesterov"] else buffer) * n.rate, {"momentum": buffer}
+    buffer = m.slot_mix(s["momentum"], mu, mine, 1.0)
+    return m.less(w, g + buffer * mu if n["nesterov"] else buffer, n.rate), {"momentum": buffer}
 
 
 def _adam(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
     made = {
-        "momentum": m.blend(s["momentum"], g, 1.0 - n["beta_1"]),
-        "velocity": m.blend(s["velocity"], m.square(g), 1.0 - n["beta_2"]),
+        "momentum": m.slot_blend(s["momentum"], g, 1.0 - n["beta_1"]),
+        "velocity": m.slot_blend_square(s["velocity"], g, 1.0 - n["beta_2"]),
     }
     size = made["velocity"]
     if n["amsgrad"]:
         size = made["velocity_hat"] = m.maximum(s["velocity_hat"], size)
     one, two = n.complement("beta_1"), n.complement("beta_2")
     if n["eps"] == "raw":
-        return w - made["momentum"] * (n.rate * n.sqrt(two) / one) / (m.sqrt(size) + n["epsilon"]), made
-    return w - made["momentum"] * (n.rate / one) / (m.sqrt(size) / n.sqrt(two) + n["epsilon"]), made
+        return m.less_ratio(w, made["momentum"], n.rate * n.sqrt(two) / one, m.root(size, n["epsilon"])), made
+    size = m.root(size, n["epsilon"], over=n.sqrt(two))
+    return m.less_ratio(w, made["momentum"], n.rate / one, size), made
 
 
 def _adamax(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
-    momentum = m.blend(s["momentum"], g, 1.0 - n["beta_1"])
+    momentum = m.slot_blend(s["momentum"], g, 1.0 - n["beta_1"])
     if n["eps"] == "inside":
         norm = m.maximum(s["norm"] * n["beta_2"], m.abs(g) + n["epsilon"])
         size = norm
     else:
         norm = m.maximum(s["norm"] * n["beta_2"], m.abs(g))
         size = norm + n["epsilon"]
-    return w - momentum * (n.rate / n.complement("beta_1")) / size, {"momentum": momentum, "norm": norm}
+    return m.less_ratio(w, momentum, n.rate / n.complement("beta_1"), size), {"momentum": momentum, "norm": norm}
 
 
 def _nadam(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
@@ -166,59 +142,59 @@ def _nadam(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
     product = m.like(s["product"], w) * n.product_factor()
     if n["product"] == "float32":
         product = m.like(m.cast(product, "float32"), w)
-    momentum = m.blend(s["momentum"], g, 1.0 - n.cast("beta_1"))
-    velocity = m.blend(s["velocity"], m.square(g), 1.0 - n.cast("beta_2"))
-    ahead = momentum * (following / (1.0 - product * following)) + g * ((1.0 - now) / (1.0 - product))
-    size = m.sqrt(velocity / n.complement("beta_2")) + n["epsilon"]
-    return w - ahead / size * n.rate, {"momentum": momentum, "velocity": velocity, "product": product}
+    momentum = m.slot_blend(s["momentum"], g, 1.0 - n.cast("beta_1"))
+    velocity = m.slot_blend_square(s["velocity"], g, 1.0 - n.cast("beta_2"))
+    ahead = m.mix(momentum, following / (1.0 - product * following), g, (1.0 - now) / (1.0 - product))
+    size = m.root(velocity, n["epsilon"], under=n.complement("beta_2"))
+    return m.less_ratio(w, ahead, n.rate, size), {"momentum": momentum, "velocity": velocity, "product": product}
 
 
 def _rmsprop(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
     rho = n["rho"]
-    made = {"velocity": s["velocity"] * rho + m.square(g) * (1.0 - rho)}
+    made = {"velocity": m.slot_mix_square(s["velocity"], rho, g, 1.0 - rho)}
     size = made["velocity"]
     if n["centered"]:
-        made["average_gradient"] = s["average_gradient"] * rho + g * (1.0 - rho)
-        size = size - m.square(made["average_gradient"])
+        made["average_gradient"] = m.slot_mix(s["average_gradient"], rho, g, 1.0 - rho)
+        size = m.less_square(size, made["average_gradient"])
     inside = n["eps"] == "inside"
-    size = m.sqrt(size + n["epsilon"]) if inside else m.sqrt(size) + n["epsilon"]
+    size = m.root_sum(size, n["epsilon"]) if inside else m.root(size, n["epsilon"])
     if not n["momentum"]:
-        return w - g * n.rate / size, made
+        return m.less_ratio(w, g, n.rate, size), made
     if n["rate_inside"]:
-        made["momentum"] = s["momentum"] * n["momentum"] + g * n.rate / size
-        return w - made["momentum"], made
-    made["momentum"] = s["momentum"] * n["momentum"] + g / size
-    return w - made["momentum"] * n.rate, made
+        made["momentum"] = m.slot_mix_ratio(s["momentum"], n["momentum"], g, n.rate, size)
+        return m.less(w, made["momentum"], 1.0), made
+    made["momentum"] = m.slot_mix_ratio(s["momentum"], n["momentum"], g, 1.0, size)
+    return m.less(w, made["momentum"], n.rate), made
 
 
 def _adagrad(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
     total = s["accumulator"] + m.square(g)
-    size = m.sqrt(total + n["epsilon"]) if n["eps"] == "inside" else m.sqrt(total) + n["epsilon"]
+    size = m.root_sum(total, n["epsilon"]) if n["eps"] == "inside" else m.root(total, n["epsilon"])
     rate = n.rate / (1.0 + n.clock() * n["lr_decay"]) if n["lr_decay"] else n.rate
-    return w - g * rate / size, {"accumulator": total}
+    return m.less_ratio(w, g, rate, size), {"accumulator": total}
 
 
 def _adadelta(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
     rho, eps = n["rho"], n["epsilon"]
-    total = s["accumulated_grad"] * rho + m.square(g) * (1.0 - rho)
-    delta = g * m.sqrt(s["accumulated_delta_var"] + eps) / m.sqrt(total + eps)
-    deltas = s["accumulated_delta_var"] * rho + m.square(delta) * (1.0 - rho)
-    return w - delta * n.rate, {"accumulated_grad": total, "accumulated_delta_var": deltas}
+    total = m.slot_mix_square(s["accumulated_grad"], rho, g, 1.0 - rho)
+    delta = g * m.root_sum(s["accumulated_delta_var"], eps) / m.root_sum(total, eps)
+    deltas = m.slot_mix_square(s["accumulated_delta_var"], rho, delta, 1.0 - rho)
+    return m.less(w, delta, n.rate), {"accumulated_grad": total, "accumulated_delta_var": deltas}
 
 
 def _adafactor(m: Maths, n: Numbers, w: Any, g: Any, s: Slots, scale: Any) -> tuple[Any, Slots]:
     added = n["eps"] == "added"
     share = n.step_power(n["beta_2_decay"])  # of what is new
-    alpha = m.maximum(m.sqrt(m.mean(m.square(scale))), n.cast("epsilon_2"))
+    alpha = m.maximum(m.rms(scale), n.cast("epsilon_2"))
     alpha = alpha * n.minimum(n.rate, n.step_power(-0.5))
-    squared = m.square(g) + n["epsilon_1"] if added else m.square(g)
+    squared, eps = m.square(g), n["epsilon_1"] if added else 0.0
     if n.factored is None:
-        size = s["velocity"] * (1.0 - share) + squared * share
+        size = m.slot_mix(s["velocity"], 1.0 - share, squared + eps, share)
         made = {"velocity": size}
     else:
         one, two = n.factored  # the row has the first axis, the column the second; both keep the other with length 1
-        row = s["row"] * (1.0 - share) + m.mean(squared, two) * share
-        column = s["column"] * (1.0 - share) + m.mean(squared, one) * share
+        row = m.slot_mix(s["row"], 1.0 - share, m.mean(squared, two) + eps, share)
+        column = m.slot_mix(s["column"], 1.0 - share, m.mean(squared, one) + eps, share)
         middle = m.mean(row, one)
         size = row / (middle if added else m.maximum(middle, n["epsilon_1"])) * column
         made = {"row": row, "column": column}
@@ -227,14 +203,13 @@ def _adafactor(m: Maths, n: Numbers, w: Any, g: Any, s: Slots, scale: Any) -> tu
     if not added:
         size = m.maximum(size, n["epsilon_1"] * n["epsilon_1"])
     step = g / m.sqrt(size)
-    step = step / m.maximum(m.sqrt(m.mean(m.square(step))) / n["clip_threshold"], 1.0)
-    return w - step * alpha, made
+    return m.less(w, step, alpha / m.maximum(m.rms(step) / n["clip_threshold"], 1.0)), made
 
 
 def _lion(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
     one, two = n.cast("beta_1"), n.cast("beta_2")
-    step = m.sign(s["momentum"] * one + g * (1.0 - one))
-    return w - step * n.rate, {"momentum": s["momentum"] * two + g * (1.0 - two)}
+    step = m.sign(m.mix(s["momentum"], one, g, 1.0 - one))
+    return m.less(w, step, n.rate), {"momentum": m.slot_mix(s["momentum"], two, g, 1.0 - two)}
 
 
 def _ftrl(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
@@ -242,21 +217,22 @@ def _ftrl(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
     l1, l2 = n["l1_regularization_strength"], n["l2_regularization_strength"] + n["beta"] / (2.0 * n.rate)
     total = s["accumulator"] + m.square(g)
     raised = m.power(total, power)
-    shrunk = g + w * (2.0 * n["l2_shrinkage_regularization_strength"])
+    shrinkage = n["l2_shrinkage_regularization_strength"]
+    shrunk = g + w * (2.0 * shrinkage) if shrinkage else g
     linear = s["linear"] + (shrunk - (raised - m.power(s["accumulator"], power)) / n.rate * w)
     made = {"accumulator": total, "linear": linear}
     return (m.clip(linear, -l1, l1) - linear) / (raised / n.rate + 2.0 * l2), made
 
 
 def _lamb(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
-    momentum = m.blend(s["momentum"], g, 1.0 - n["beta_1"])
-    velocity = m.blend(s["velocity"], m.square(g), 1.0 - n["beta_2"])
-    size = m.sqrt(velocity / n.complement("beta_2")) + n["epsilon"]
-    step = momentum / n.complement("beta_1") / size
-    weight, length = m.sqrt(m.sum(m.square(w))), m.sqrt(m.sum(m.square(step)))
+    momentum = m.slot_blend(s["momentum"], g, 1.0 - n["beta_1"])
+    velocity = m.slot_blend_square(s["velocity"], g, 1.0 - n["beta_2"])
+    size = m.root(velocity, n["epsilon"], under=n.complement("beta_2"))
+    step = m.ratio(momentum, n.complement("beta_1"), size)
+    weight, length = m.length(w), m.length(step)
     known = (weight > 0) & (length > 0)
     ratio = m.where(known, weight / m.where(known, length, length + 1.0), length * 0.0 + 1.0)
-    return w - step * (ratio * n.rate), {"momentum": momentum, "velocity": velocity}
+    return m.less(w, step, ratio * n.rate), {"momentum": momentum, "velocity": velocity}
 
 
 def _muon(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
@@ -268,7 +244,7 @@ def _muon(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
         momentum = s["momentum"] + (g - s["momentum"]) * (1.0 - mu)
         step = g + (momentum - g) * mu if n["nesterov"] else momentum
     step = m.like(_orthogonal(m, n, step), w)
-    return w - step * (n.rate * _adjusted(n, w.shape)), {"momentum": momentum}
+    return m.less(w, step, n.rate * _adjusted(n, w.shape)), {"momentum": momentum}
 
 
 def _orthogonal(m: Maths, n: Numbers, x: Any) -> Any:
@@ -277,7 +253,7 @@ def _orthogonal(m: Maths, n: Numbers, x: Any) -> Any:
     x = m.swap(x) if tall else x
     if n["narrow"]:
         x = m.cast(x, n["narrow"])
-    length = m.sqrt(m.sum(m.square(x)))
+    length = m.length(x)
     x = x / (m.maximum(length, n["epsilon"]) if n["accumulate"] == "mean" else length + 1e-7)
     for _ in range(n["ns_steps"]):
         square = x @ m.swap(x)

@@ -18,6 +18,7 @@ from xweights.handing.carrying import carried
 from xweights.handing.protocol import Grade, Optimizing, Part, Training, optimizing_for, side_of
 from xweights.handing.reports import HandoffReport
 from xweights.handing.state import OptimizerState
+from xweights.parameter import Parameter
 from xweights.porting.matching import Pair
 from xweights.porting.moving import Attributes, ported
 from xweights.porting.outputs import OutputMap
@@ -128,8 +129,21 @@ class Handing:
         parts = (weights, *route.parts, *settings, *statistics, *_dropouts(run))
         trained = {p.name for p in own if p.trainable} - set(here.names)
         left = [f"not updated, because the source doesn't train it: {', '.join(sorted(trained))}"] if trained else []
-        releases = (written.release, *release)
-        return HandoffReport(training, self.grade, parts, report, here.updates, (*route.notes, *left), releases)
+        notes = (*route.notes, *left, *self._narrowed(own))
+        return HandoffReport(
+            training, self.grade, parts, report, here.updates, notes, (written.release, *release)
+        )  # fmt: skip
+
+    def _narrowed(self, own: Sequence[Parameter]) -> list[str]:
+        """Say so where a framework computes in less than the dtype of the weights."""
+        dtypes = dict.fromkeys(p.dtype.name for p in own if p.floating)
+        sides = zip(("source", "target"), self.backends, strict=True)
+        return [
+            f"the {side}'s {one.name} computes {dtype} in {one.computed(dtype)} in places: so far the sides agree"
+            for side, one in sides
+            for dtype in dtypes
+            if one.computed(dtype) != dtype
+        ]
 
     def _settings(self, report: PortReport, run: Run) -> list[Part]:
         """Give the target's layers the source's settings that matter in training only."""

@@ -1,6 +1,6 @@
-"""Numbers on the host for the formulas, and NumPy's maths.
+"""Numbers on the host for the formulas.
 
-Owns :class:`HostNumbers` and :class:`NumpyMaths`. Imports NumPy and parameter. Two words of a variant say how a number
+Owns :class:`HostNumbers`. Imports NumPy. Two words of a variant say how a number
 reaches the weights, because that is part of a rule, bit for bit:
 
     cast    "float32": what the framework casts to the dtype of the weights goes through float32 first, so that 0.9
@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
-from xweights.parameter import Array
 
 
 class HostNumbers:
@@ -39,6 +37,8 @@ class HostNumbers:
         self._dtype = np.dtype(dtype)
         self._single = variant.get("cast") == "float32"
         self._narrow = variant.get("powers") == "dtype"
+        # A power costs more than some arrays take, and formulas ask again for each array.
+        self._powers: dict[tuple[object, float], float] = {}
 
     @property
     def rate(self) -> float:
@@ -56,17 +56,18 @@ class HostNumbers:
         return float(np.float32(value)) if self._single else float(value)
 
     def _power(self, base: float, exponent: float) -> float:
-        if not self._narrow:
-            return float(base**exponent)
-        kind = self._dtype.type
-        return float(np.power(kind(base), kind(exponent)))
+        key = (base, exponent)
+        if key not in self._powers:
+            kind = self._dtype.type
+            self._powers[key] = float(np.power(kind(base), kind(exponent)) if self._narrow else base**exponent)
+        return self._powers[key]
 
     def complement(self, name: str) -> float:
         """1 - beta ** t."""
         if not self._narrow:
-            return 1.0 - float(self._words[name]) ** self.t
+            return 1.0 - self._power(float(self._words[name]), self.t)
         kind = self._dtype.type
-        return float(kind(1) - np.power(kind(self.cast(name)), kind(self.t)))
+        return float(kind(1) - kind(self._power(self.cast(name), self.t)))
 
     def later(self, value: float, first: float) -> float:
         """``first`` in the first update, ``value`` in all others."""
@@ -97,38 +98,3 @@ class HostNumbers:
     def clock(self) -> int:
         """T - 1."""
         return self.t - 1
-
-
-class NumpyMaths:
-    """The maths of the formulas in NumPy."""
-
-    sqrt = staticmethod(np.sqrt)
-    square = staticmethod(np.square)
-    abs = staticmethod(np.abs)
-    sign = staticmethod(np.sign)
-    power = staticmethod(np.power)
-    clip = staticmethod(np.clip)
-    maximum = staticmethod(np.maximum)
-    where = staticmethod(np.where)
-    sum = staticmethod(np.sum)
-    swap = staticmethod(np.transpose)
-
-    def mean(self, x: Array, axis: int | None = None) -> Any:
-        """The mean over one axis, which stays, or over all."""
-        return np.mean(x) if axis is None else np.mean(x, axis=axis, keepdims=True)
-
-    def blend(self, old: Any, new: Any, share: float) -> Any:
-        """Old + share * (new - old)."""
-        return old + (new - old) * share
-
-    def cast(self, x: Array, dtype: str) -> Array:
-        """X in another dtype."""
-        if dtype == "bfloat16":
-            import ml_dtypes
-
-            return x.astype(ml_dtypes.bfloat16)
-        return x.astype(dtype)
-
-    def like(self, x: Array, other: Array) -> Array:
-        """X in the dtype of another array."""
-        return np.asarray(x).astype(other.dtype)

@@ -112,6 +112,9 @@ class Optimizing(Protocol):
     def copy(self, model: Any, dtype: np.dtype[Any] | None) -> Any:
         """Return a copy of a model, of another dtype if one is given; raise PortError where there can be none."""
 
+    def computed(self, dtype: str) -> str:
+        """Return the dtype that a model of a dtype computes in: float64 may be float32 in places."""
+
     def trainer(self, side: Training, loss: Any, *, compiled: bool) -> Step:
         """Return a function that makes one training step on (inputs, wanted), host arrays, and returns the loss."""
 

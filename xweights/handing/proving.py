@@ -93,6 +93,8 @@ def verify_handoff(
             if dtype is None:
                 raise
             notes.append(f"not trained in {dtype}: {str(why).splitlines()[0]}")
+    if not made:
+        raise PortError("\n  - ".join(["nothing could be trained, so nothing is proved", *notes]))
     return HandoffProof(steps, tuple(made), limit, tuple(notes))
 
 
@@ -128,6 +130,7 @@ class _Proof:
             noise = moved > 0 and floor > _NOISE * moved
             rows.append(Row(name, _apart(got[name], value), floor, noise))
         name = dtype or next(p.dtype.name for p in parameters(one.model) if p.floating)
+        name = next((narrow for one in self.backends if (narrow := one.computed(name)) != name), name)
         base = np.abs(losses[0])
         return Trained(
             name, tuple(rows), float((np.abs(losses[1] - losses[0]) / base).max(initial=0.0)),

@@ -133,8 +133,8 @@ class HandoffProof:
 
     Example:
         >>> import xweights as xw
-        >>> xw.HandoffProof(steps=0, trained=()).ok
-        True
+        >>> xw.HandoffProof(steps=0, trained=()).ok  # nothing was trained, so nothing is proved
+        False
     """
 
     steps: int
@@ -145,7 +145,7 @@ class HandoffProof:
     @property
     def ok(self) -> bool:
         """True if no difference is more than ``limit`` times the floor, nor any in float64 more than 1e-12."""
-        return all(self._holds(one) for one in self.trained)
+        return bool(self.trained) and all(self._holds(one) for one in self.trained)
 
     def _holds(self, one: Trained) -> bool:
         # A floor of 0 happens where a rule has no use for last bits; two of them are no difference.
