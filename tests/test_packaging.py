@@ -20,7 +20,7 @@ ADAPTERS = {f"xweights_{framework}" for framework in FRAMEWORKS}
 PACKAGES = sorted({"xweights"} | ADAPTERS)
 ONLY_WHEN_NEEDED = {"rich", "typer", "safetensors", "ml_dtypes", "h5py", "matplotlib"}
 ROOMS = ["errors", "axes", "parameter", "backend", "selecting", "rules", "verbs", "holds", "undo", "measure"]
-ROOMS += ["plots", "porting", "handing", "files", "merging", "pages", "testing", "command"]
+ROOMS += ["plots", "porting", "files", "handing", "merging", "pages", "testing", "command"]
 
 TARGETS = {
     "torch": "import torch; target = torch.nn.Linear(2, 3)",

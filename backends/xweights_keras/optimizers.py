@@ -16,6 +16,7 @@ from xweights.errors import HandoffError, NotBuiltError, Problems, XweightsError
 from xweights.handing.protocol import Training
 from xweights.handing.state import Clipping, Moving, OptimizerGroup, OptimizerState
 from xweights.parameter import Array, Parameter
+from xweights_keras.embedding_gradients import marked
 from xweights_keras.optimizers_maths import ForeignOptimizer
 from xweights_keras.optimizers_rates import read_schedule
 from xweights_keras.optimizers_table import CLASSES, Native, native_of, variant_of
@@ -61,6 +62,7 @@ def read_state(side: Training, parameters: Sequence[Parameter], step: int | None
     problems.check()
     factored = _factored(optimizer, groups, members, foreign=foreign)
     made = _surrounded(side.model, optimizer, groups, slots, factored, members)
+    made = made if foreign else marked(made)
     if step is not None and step != made.updates:
         raise HandoffError(f"step= isn't what the optimizer counted\ngot:      {step}\nexpected: {made.updates}")
     return made

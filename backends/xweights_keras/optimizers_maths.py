@@ -15,6 +15,7 @@ from keras import ops
 
 from xweights.handing.formulas import updated
 from xweights.handing.maths import Composed
+from xweights_keras.embedding_gradients import dense
 
 
 class KerasMaths(Composed):
@@ -39,6 +40,10 @@ class KerasMaths(Composed):
     def blend(self, old: Any, new: Any, share: Any) -> Any:
         """Old + share * (new - old)."""
         return old + (new - old) * share
+
+    def rounded(self, x: Any) -> Any:
+        """A float32 tensor, rounded to bfloat16."""
+        return ops.cast(ops.cast(x, "bfloat16"), "float32")
 
     def like(self, x: Any, other: Any) -> Any:
         """The tensor in the dtype of another."""
@@ -204,6 +209,10 @@ class ForeignOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     def slots_of(self, place: int) -> dict[str, Any]:
         """Return the slots of the n-th variable."""
         return self._slots[place]
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> Any:
+        """Make one update of all variables."""
+        return super().apply(dense(grads), trainable_variables)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Make one update of one variable."""

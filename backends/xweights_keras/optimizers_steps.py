@@ -26,6 +26,8 @@ LOSSES: dict[str, Callable[[str], Any]] = {
     "crossentropy": lambda dtype: keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=dtype),
     "mse": lambda dtype: keras.losses.MeanSquaredError(dtype=dtype),
 }
+# How layers call the share of what they drop, or the size of the noise that they add.
+_RATES = ("rate", "dropout", "_dropout", "recurrent_dropout", "stddev")
 
 
 class KerasOptimizing:
@@ -61,6 +63,12 @@ class KerasOptimizing:
 
         switch(unbiased)
         return lambda: switch(not unbiased)
+
+    def drops(self, layer: Any) -> bool:
+        if type(layer).__module__.startswith("keras.") and type(layer).__name__.startswith("Random"):
+            return True
+        rates = (getattr(layer, name, 0.0) for name in _RATES)
+        return any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
 
     def copy(self, model: Any, dtype: np.dtype[Any] | None) -> Any:
         return copied(model, None if dtype is None else dtype.name)

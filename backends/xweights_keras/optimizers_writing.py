@@ -14,9 +14,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from xweights.handing.protocol import Part, Route, Training, Written
+from xweights.handing.protocol import Part, Route, Training, Written, added_up, rows_part
 from xweights.handing.state import OptimizerGroup, OptimizerState, charged
 from xweights.parameter import Array, Parameter
+from xweights_keras.embedding_gradients import rows_of
 from xweights_keras.optimizers import wanted_slots
 from xweights_keras.optimizers_maths import ForeignOptimizer
 from xweights_keras.optimizers_rates import make_schedule
@@ -38,7 +39,7 @@ def shim_reason(state: OptimizerState) -> str:
         return f"Keras has no {first.rule}"
     wide = "float64" in state.dtypes.values()
     for group in state.groups:
-        reason = _unlike(state, group, native, wide) or _apart(group, first)
+        reason = _unlike(state, group, native, wide) or _unlike_rows(state, group) or _apart(group, first)
         if reason:
             return reason
     decays = {group.hyper.get("weight_decay") or 0.0 for group in state.groups}
@@ -51,7 +52,19 @@ def shim_reason(state: OptimizerState) -> str:
 
 def _is_own_muon(state: OptimizerState) -> bool:
     own = {"muon": variant_of(CLASSES["Muon"]), "adam": variant_of(CLASSES["Adam"])}
-    return all(dict(group.variant) == own[group.rule] for group in state.groups)
+    words = [{key: word for key, word in group.variant.items() if key != "rows"} for group in state.groups]
+    alike = all(word == own[group.rule] for word, group in zip(words, state.groups, strict=True))
+    return alike and not any(_unlike_rows(state, group) for group in state.groups)
+
+
+def _unlike_rows(state: OptimizerState, group: OptimizerGroup) -> str:
+    """Say so where Keras' own class would not add up the gradients of embeddings first, and the source does."""
+    own = rows_of(group, clipped=state.clip is not None, micro_steps=state.micro_steps)
+    return (
+        "Keras' own squares an embedding's gradients before it adds them up"
+        if own and not group.variant.get("rows")
+        else ""
+    )
 
 
 def _apart(group: OptimizerGroup, first: OptimizerGroup) -> str:
@@ -100,12 +113,18 @@ def plan_route(state: OptimizerState, parameters: Sequence[Parameter], optimizer
     """Return how a state gets into an optimizer; see ``Optimizing.plan``."""
     reason = shim_reason(state)
     refusals = []
-    parts = []
+    parts: list[Part] = []
+    notes: list[str] = []
     for group in state.groups:
         own = class_for(group.rule, decays=bool(group.hyper.get("weight_decay")))
         grade_of = "exact (shim)" if reason else "stock"
         name = own.name if own is not None else "class"
         parts.append(Part(group.rule, grade_of, reason or f"keras.optimizers.{name} follows the same rule"))
+        if group.variant.get("narrow"):
+            notes.append(
+                f"{group.rule} computes in {group.variant['narrow']}, where the last bit of a sum may move an entry by "
+                "0.4 %: permuting the rows of its batches does it, too, and the larger the matrix the more"
+            )
     how = "exact (shim)" if reason else "stock"
     if state.schedule is not None:
         parts.append(Part("schedule", "stock" if state.schedule.precision == "float32" else "exact (shim)",
@@ -135,9 +154,16 @@ def plan_route(state: OptimizerState, parameters: Sequence[Parameter], optimizer
         for name in group.names
         if name in turned
     ]
+    kept = all(
+        rows_of(g, clipped=state.clip is not None, micro_steps=state.micro_steps)
+        for g in state.groups
+        if g.variant.get("rows")
+    )
+    if reason or not kept:
+        parts += rows_part(state)
     if optimizer is not None and not refusals:
         refusals += _unfit(optimizer, state, parameters, shim=bool(reason))
-    return Route("shim" if reason else "stock", tuple(parts), tuple(refusals))
+    return Route("shim" if reason else "stock", tuple(parts), tuple(refusals), tuple(notes))
 
 
 def _unfit(optimizer: Any, state: OptimizerState, parameters: Sequence[Parameter], *, shim: bool) -> list[str]:
@@ -221,7 +247,7 @@ def _muon_options(state: OptimizerState, main: OptimizerGroup) -> dict[str, Any]
 def _foreign(state: OptimizerState, rate: Any, parameters: Sequence[Parameter], options: Mapping[str, Any]) -> Any:
     groups = []
     base = state.groups[0]
-    for group in state.groups:
+    for group in added_up(state).groups:
         factor = group.factor
         if state.schedule is None:
             factor = group.hyper["learning_rate"] / base.hyper["learning_rate"] if base.hyper["learning_rate"] else 1.0

@@ -69,6 +69,10 @@ class TorchMaths(Composed):
             return float(np.dtype(dtype).type(x))
         return x.to(getattr(torch, dtype))
 
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
+        """A float32 tensor, rounded to bfloat16."""
+        return x.bfloat16().float()
+
     def like(self, x: Any, other: torch.Tensor) -> Any:
         """A tensor in the dtype of another; a number as it is."""
         return x.to(other.dtype) if isinstance(x, torch.Tensor) else x

@@ -66,6 +66,12 @@ class TorchOptimizing:
 
         return release
 
+    def drops(self, layer: Any) -> bool:
+        if isinstance(layer, nn.modules.dropout._DropoutNd):
+            return layer.p > 0
+        rate = getattr(layer, "dropout", 0.0)  # attention has it as a number, and recurrent layers between theirs
+        return isinstance(rate, float) and rate > 0 and getattr(layer, "num_layers", 2) > 1
+
     def copy(self, model: Any, dtype: np.dtype[Any] | None) -> Any:
         try:
             made = copy.deepcopy(unwrapped(model))

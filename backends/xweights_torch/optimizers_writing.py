@@ -17,7 +17,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from xweights.handing.protocol import Part, Route, Training, Written
+from xweights.handing.protocol import Part, Route, Training, Written, added_up, rows_part
 from xweights.handing.state import OptimizerGroup, OptimizerState, freed
 from xweights.parameter import Array, Parameter
 from xweights_torch.dtypes import from_host
@@ -89,8 +89,9 @@ def plan_route(state: OptimizerState, parameters: Sequence[Parameter], optimizer
             parts.append(Part(group.rule, "stock", f"torch.optim.{_class(need).__name__} follows the same rule"))
         if grade == "stock" and (why or need.remedies):
             refusals.append(f"{group.rule} is no rule of torch's own: {why or '; '.join(need.remedies.values())}")
-    parts += around
+    parts += [*around, *rows_part(state)]
     if grade == "stock":
+        refusals += [f"{part.name}: {part.why}" for part in rows_part(state)]
         refusals += [f"{part.name}: {part.why}" for part in around if "hook" in part.grade]
     if optimizer is not None:
         wanted = ForeignOptimizer if shim else _class(needs[0])
@@ -138,7 +139,7 @@ def write_state(
     known = {p.name: p for p in parameters}
     needs = [need_of(state, group) for group in state.groups]
     if route.kind == "shim":
-        groups = [_foreign_group(state, group, known) for group in state.groups]
+        groups = [_foreign_group(state, group, known) for group in added_up(state).groups]
         optimizer = side.optimizer if side.optimizer is not None else ForeignOptimizer(groups)
     else:
         kind = _class(needs[0])
@@ -292,6 +293,7 @@ def _surrounded(
 
 def _surroundings(state: OptimizerState) -> OptimizerState:
     """Return what hooks have to know: everything but the slots."""
+    state = added_up(state)
     groups = tuple(replace(group, last_rate=group.last_rate or 1.0) for group in state.groups)
     return replace(state, groups=groups, slots={})
 

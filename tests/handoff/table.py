@@ -17,12 +17,13 @@ import os
 import sys
 from pathlib import Path
 
-MODELS = ("mlp", "cnn", "lstm", "norms")
+MODELS = ("mlp", "cnn", "lstm", "norms", "matrices")
 WHAT = {
     "mlp": "three Dense layers",
     "cnn": "Conv2D, MaxPooling2D, Flatten, Dense",
     "lstm": "LSTM, Dense",
     "norms": "Dense, LayerNormalization, Dense, BatchNormalization, Dense",
+    "matrices": "Two Dense layers without biases, because PyTorch's Muon takes matrices only",
 }
 TITLES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 # Keras computes float64 in float32 on JAX and PyTorch, and runs eagerly on PyTorch.
@@ -45,7 +46,7 @@ def measure(given):
     sys.path.insert(0, str(Path(__file__).parent))
     import torch
     from experiments import running
-    from experiments.optimizers import KERAS, TORCH
+    from experiments.optimizers import KERAS, MUON, TORCH
 
     torch.set_num_threads(1)
     runs = {WAYS[0]: (running.to_torch, KERAS), WAYS[1]: (running.to_keras, TORCH)}
@@ -54,11 +55,12 @@ def measure(given):
     found = _read(path)
     for model in (given.models or ",".join(MODELS)).split(","):
         for way, (run, names) in runs.items():
-            for name in given.optimizers.split(";") if given.optimizers else names:
+            fit = names if model != "matrices" else ("muon",) if way == WAYS[0] else MUON
+            for name in given.optimizers.split(";") if given.optimizers else fit:
                 for dtype in (given.dtypes or DTYPES[backend]).split(","):
                     for mode in (given.modes or MODES[backend]).split(","):
                         key = (backend, way, model, name, dtype, mode)
-                        if name in names and key not in found:
+                        if name in fit and key not in found:
                             found[key] = _measured(key, run)
                             path.write_text(json.dumps(list(found.items())))
                             print(*key, found[key], flush=True)

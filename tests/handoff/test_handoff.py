@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from experiments import running  # noqa: E402
 from experiments.models import data, for_torch, twins  # noqa: E402
-from experiments.optimizers import S  # noqa: E402
+from experiments.optimizers import MUON, S  # noqa: E402
 
 DOUBLE = "float64"
 
@@ -82,6 +82,65 @@ def test_training_goes_on_in_pytorch_as_it_would_have_in_keras(model, optimizer,
 def test_training_goes_on_in_keras_as_it_would_have_in_pytorch(model, optimizer):
     result = running.to_keras(model, optimizer, double(), steps=(5, 5))
     assert result.on_floor(double()), (result.difference, result.floor)
+
+
+@pytest.mark.parametrize("way", ["to PyTorch", "to Keras"])
+@pytest.mark.parametrize("model", ["gru", "attention", "embedding"])
+def test_slots_take_the_way_of_their_weights_through_gates_packed_arrays_and_tables(model, way):
+    run, name = (running.to_torch, "adam, decay") if way == "to PyTorch" else (running.to_keras, "AMSGrad")
+    if model == "embedding" and way == "to PyTorch":
+        name = "sgd, nesterov"  # for the others see below
+    result = run(model, name, double(), steps=(4, 4))
+    assert result.on_floor(double()), (result.difference, result.floor)
+    assert result.report.exact
+
+
+@pytest.mark.keras_backend
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_of_embeddings_that_keras_squares_before_it_adds_them_up_are_told_of(compiled):
+    result = running.to_torch("embedding", "adam", double(), compiled=compiled, steps=(4, 4))
+    apart = keras.backend.backend() == "tensorflow"
+    assert result.on_floor(double()) == (not apart)
+    assert result.report.exact == (not apart)
+    assert ("squares (or clips) the gradients of a row one by one" in str(result.report)) == apart
+
+
+@pytest.mark.keras_backend
+def test_what_keras_squares_apart_is_refused_as_stock_and_comes_back_to_the_bit():
+    k, o, t, sample = begun("embedding")
+    before = xw.get_optimizer(k, o)
+    if keras.backend.backend() == "tensorflow":
+        refused((k, o), (t, None), "embedding gradients: .*one by one", sample=sample, grade="stock")
+    report = xw.handoff((k, o), (t, None), sample=sample)
+    k2 = twins("embedding", seed=9)[0]
+    again = xw.handoff((t, report.optimizer), (k2, None), sample=sample)
+    assert before.diff(xw.get_optimizer(k2, again.optimizer)) == []
+    running.torch_steps(t, report.optimizer, data("embedding", steps=1))
+    assert all("rows" not in group.variant for group in xw.get_optimizer(t, report.optimizer).groups)
+
+
+@pytest.mark.parametrize("way", ["to PyTorch", "to Keras"])
+def test_a_rule_that_looks_at_whole_arrays_is_refused_where_they_are_packed(way):
+    k, t = twins("attention")
+    if way == "to PyTorch":
+        o = running.keras_optimizer("lamb", k)
+        running.keras_steps(k, o, data("attention", steps=1))
+        sides = (k, o), (t, None)
+    else:
+        o = torch.optim.Adafactor(t.parameters())
+        running.torch_steps(t, o, data("attention", steps=1))
+        sides = (t, o), (k, None)
+    text = "isn't one array on both sides, and (lamb|adafactor) looks at whole arrays"
+    refused(*sides, text, sample=data("attention", steps=1)[0][0])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("optimizer", list(MUON))
+def test_pytorchs_muon_goes_on_in_keras_with_its_rounding_to_bfloat16(optimizer, compiled):
+    # In the dtype of the weights it would be 3e-2 off.
+    result = running.to_keras("matrices", optimizer, compiled=compiled, steps=(5, 5))
+    assert result.on_floor("float32"), (result.difference, result.floor)
+    assert "bfloat16" in str(result.report)
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "SGD, momentum", "SGD, dampening", "SGD, nesterov"])
@@ -214,6 +273,28 @@ def test_dropout_is_said_to_be_impossible():
     assert not report.exact
 
 
+L, nn = keras.layers, torch.nn
+
+
+@pytest.mark.parametrize(
+    ("layer", "drops"),
+    [
+        (lambda: L.Dropout(0.0), False), (lambda: L.SpatialDropout1D(0.2), True),
+        (lambda: L.GaussianNoise(0.1), True), (lambda: L.LSTM(2, recurrent_dropout=0.1), True),
+        (lambda: L.MultiHeadAttention(2, 2, dropout=0.1), True), (lambda: L.MultiHeadAttention(2, 2), False),
+        (lambda: L.RandomFlip(), True), (lambda: L.Dense(2), False),
+        (lambda: nn.Dropout(0.0), False), (lambda: nn.Dropout2d(0.1), True),
+        (lambda: nn.MultiheadAttention(4, 2, dropout=0.1), True), (lambda: nn.LSTM(2, 2, 2, dropout=0.1), True),
+        (lambda: nn.Linear(2, 2), False),
+    ],
+)  # fmt: skip
+def test_a_layer_that_drops_at_random_is_told_from_one_that_does_not(layer, drops):
+    from xweights.handing.protocol import optimizing_for
+
+    made = layer()
+    assert optimizing_for(made, "source").drops(made) == drops
+
+
 # Round trips.
 
 
@@ -230,16 +311,60 @@ def test_the_state_comes_back_to_the_bit_if_nothing_was_trained_in_between(optim
     assert xw.equal(k, k2)
 
 
-def test_a_state_is_saved_and_loaded_to_the_bit(tmp_path):
+@pytest.mark.parametrize(
+    "name", ["s.safetensors", "s.npz", "s.pt", "s.weights.h5", "s.safetensors.index.json"]
+)  # fmt: skip
+@pytest.mark.parametrize("optimizer", ["adam, accumulation, ema", "nadam", "adafactor"])
+def test_a_state_is_saved_and_loaded_to_the_bit_in_every_format(tmp_path, name, optimizer):
+    k, o, _, _ = begun(optimizer=optimizer, steps=4)
+    state = xw.get_optimizer(k, o)
+    state.save(tmp_path / name)
+    loaded = xw.OptimizerState.load(tmp_path / name)
+    assert state.diff(loaded) == []
+    assert (loaded.updates, loaded.micro_done) == (state.updates, state.micro_done)
+    if state.schedule is not None:
+        assert loaded.schedule.at(7) == state.schedule.at(7)
+    momentum = xw.get_params(tmp_path / name, where="momentum/*") if optimizer == "nadam" else {}
+    assert all(np.array_equal(value, state.slots[key.partition("/")[2]]["momentum"]) for key, value in momentum.items())
+    assert len(momentum) == (6 if optimizer == "nadam" else 0)
+
+
+def test_a_state_is_arrays_and_json():
     k, o, _, _ = begun(optimizer="adam, accumulation, ema", steps=4)
     state = xw.get_optimizer(k, o)
-    state.save(tmp_path / "state.npz")
-    loaded = xw.OptimizerState.load(tmp_path / "state.npz")
-    assert state.diff(loaded) == []
-    assert (loaded.updates, loaded.micro_done, loaded.schedule.at(7)) == (1, 1, state.schedule.at(7))
-    assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
     arrays, meta = state.to_flat()
     assert state.diff(xw.OptimizerState.from_flat(arrays, json.loads(json.dumps(meta)))) == []
+
+
+def test_a_state_in_bfloat16_is_saved_and_loaded_to_the_bit(tmp_path):
+    t = torch.nn.Linear(3, 2, dtype=torch.bfloat16)
+    o = torch.optim.Adam(t.parameters())
+    t(torch.ones(4, 3, dtype=torch.bfloat16)).sum().backward()
+    o.step()
+    state = xw.get_optimizer(t, o)
+    state.save(tmp_path / "s.safetensors")
+    assert state.diff(xw.OptimizerState.load(tmp_path / "s.safetensors")) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays: arrays.pop("optimizer_state"), "there is no optimizer state in"),
+        (lambda arrays: arrays.update(optimizer_state=np.frombuffer(b"{", np.uint8)), "is damaged"),
+        (lambda arrays: arrays.update(optimizer_state=np.frombuffer(b"[]", np.uint8)), "is damaged"),
+        (lambda arrays: arrays.update(optimizer_state=np.frombuffer(b'{"version": 1}', np.uint8)), "is damaged"),
+        (lambda arrays: arrays.update(optimizer_state=np.frombuffer(b'{"version": 9}', np.uint8)), "version 1"),
+        (lambda arrays: arrays.update({"momentum/stranger": np.ones(2)}), "is damaged: KeyError: 'stranger'"),
+    ],
+)
+def test_a_file_that_holds_no_state_or_a_damaged_one_is_refused(tmp_path, change, message):
+    k, o, _, _ = begun()
+    xw.get_optimizer(k, o).save(tmp_path / "s.npz")
+    arrays = dict(xw.get_params(tmp_path / "s.npz"))
+    change(arrays)
+    xw.save(arrays, tmp_path / "s.npz")
+    with pytest.raises(xw.HandoffError, match=message):
+        xw.OptimizerState.load(tmp_path / "s.npz")
 
 
 def test_a_state_says_what_differs_from_another():
@@ -248,7 +373,7 @@ def test_a_state_says_what_differs_from_another():
     running.keras_steps(k, o, data("mlp", steps=2)[1:])
     found = xw.get_optimizer(k, o).diff(one)
     assert any("updates" in text for text in found)
-    assert any("momentum differs by up to" in text for text in found)
+    assert any(text.startswith("momentum of ") and "differs by up to" in text for text in found)
 
 
 @pytest.mark.keras_backend

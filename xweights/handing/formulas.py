@@ -16,6 +16,7 @@ write a rule differently, a word of the rule's *variant* says how:
     scale         adafactor: the size of the weights is taken "before" or "after" they decay
     accumulate    muon: the momentum is a "sum" or a "mean"; adjust, narrow: how its step is scaled and computed
     product       nadam: the product of all momenta is kept in "float32", whatever the weights are
+    rows          the gradients of an embedding's row are squared "apart", before they are added up
     cast, powers  how numbers reach the arrays: see ``numbers``
 
 Sources: Kingma & Ba, arXiv:1412.6980 (adam, adamax); Loshchilov & Hutter, arXiv:1711.05101 (decoupled decay); Reddi et
@@ -241,9 +242,10 @@ def _muon(m: Maths, n: Numbers, w: Any, g: Any, s: Slots) -> tuple[Any, Slots]:
         momentum = s["momentum"] + (g + s["momentum"] * (mu - 1.0))
         step = g + momentum * mu if n["nesterov"] else momentum
     else:
-        momentum = s["momentum"] + (g - s["momentum"]) * (1.0 - mu)
-        step = g + (momentum - g) * mu if n["nesterov"] else momentum
-    step = m.like(_orthogonal(m, n, step), w)
+        momentum = m.slot_blend(s["momentum"], g, 1.0 - mu)
+        # As PyTorch's lerp, which goes from the nearer end.
+        step = momentum - (momentum - g) * (1.0 - mu) if n["nesterov"] else momentum
+    step = m.like(_orthogonal_narrow(m, n, step) if n["narrow"] else _orthogonal(m, n, step), w)
     return m.less(w, step, n.rate * _adjusted(n, w.shape)), {"momentum": momentum}
 
 
@@ -251,13 +253,22 @@ def _orthogonal(m: Maths, n: Numbers, x: Any) -> Any:
     """Bring a matrix near the orthogonal one that is nearest to it, by Newton-Schulz steps."""
     tall = x.shape[0] > x.shape[1]
     x = m.swap(x) if tall else x
-    if n["narrow"]:
-        x = m.cast(x, n["narrow"])
-    length = m.length(x)
-    x = x / (m.maximum(length, n["epsilon"]) if n["accumulate"] == "mean" else length + 1e-7)
+    x = x / (m.length(x) + 1e-7)
     for _ in range(n["ns_steps"]):
         square = x @ m.swap(x)
         x = x * n["muon_a"] + (square * n["muon_b"] + (square * n["muon_c"]) @ square) @ x
+    return m.swap(x) if tall else x
+
+
+def _orthogonal_narrow(m: Maths, n: Numbers, x: Any) -> Any:
+    """The same as PyTorch has it: sums are float32, and what comes out of them is rounded to bfloat16."""
+    tall = x.shape[0] >= x.shape[1]  # PyTorch has outputs first, and turns a matrix that has more of them
+    x = m.rounded(m.cast(m.swap(x) if tall else x, "float32"))
+    x = m.rounded(x / m.maximum(m.rounded(m.length(x)), n["epsilon"]))
+    for _ in range(n["ns_steps"]):
+        square = m.rounded(x @ m.swap(x))
+        inner = m.rounded(square * n["muon_b"] + (square @ square) * n["muon_c"])
+        x = m.rounded(x * n["muon_a"] + inner @ x)
     return m.swap(x) if tall else x
 
 

@@ -36,6 +36,9 @@ class Maths(Protocol):
         """The transpose of a matrix."""
 
     def cast(self, x: Any, dtype: str) -> Any: ...
+    def rounded(self, x: Any) -> Any:
+        """A float32 array, rounded to bfloat16."""
+
     def like(self, x: Any, other: Any) -> Any:
         """x in the dtype of ``other``."""
 
@@ -171,11 +174,13 @@ class NumpyMaths(Composed):
 
     def cast(self, x: Array, dtype: str) -> Array:
         """X in another dtype."""
-        if dtype == "bfloat16":
-            import ml_dtypes
+        return np.asarray(x).astype(dtype)
 
-            return x.astype(ml_dtypes.bfloat16)
-        return x.astype(dtype)
+    def rounded(self, x: Any) -> Any:
+        """A float32 array, rounded to bfloat16."""
+        import ml_dtypes
+
+        return np.asarray(x).astype(ml_dtypes.bfloat16).astype(np.float32)
 
     def like(self, x: Array, other: Array) -> Array:
         """X in the dtype of another array."""

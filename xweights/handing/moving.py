@@ -126,13 +126,21 @@ class Handing:
             training, optimizer=written.optimizer, scheduler=written.scheduler, ema=written.ema,
             micro_steps=here.micro_steps, micro_done=here.micro_done,
         )  # fmt: skip
-        parts = (weights, *route.parts, *settings, *statistics, *_dropouts(run))
+        parts = (weights, *route.parts, *settings, *statistics, *self._dropouts(run))
         trained = {p.name for p in own if p.trainable} - set(here.names)
         left = [f"not updated, because the source doesn't train it: {', '.join(sorted(trained))}"] if trained else []
         notes = (*route.notes, *left, *self._narrowed(own))
         return HandoffReport(
             training, self.grade, parts, report, here.updates, notes, (written.release, *release)
         )  # fmt: skip
+
+    def _dropouts(self, run: Run) -> list[Part]:
+        sides = zip((run.source, run.target), self.backends, strict=True)
+        drops = [one.path for side, backend in sides for one in side.records if backend.drops(one.layer)]
+        if not drops:
+            return []
+        streams = f"random streams have no counterpart ({', '.join(dict.fromkeys(drops))})"
+        return [Part("dropout", "impossible", f"{streams}: xw.dropout_mask draws equal masks in all frameworks")]
 
     def _narrowed(self, own: Sequence[Parameter]) -> list[str]:
         """Say so where a framework computes in less than the dtype of the weights."""
@@ -192,13 +200,3 @@ def _proof(report: PortReport) -> str:
     if report.max_error is None:
         return "moved to the bit; pass sample= to have the forwards compared"
     return f"moved to the bit; the forwards differ by {report.max_error:.1e}"
-
-
-def _dropouts(run: Run) -> list[Part]:
-    drops = [one.path for one in run.target.records if one.kind == "plain" and one.attributes.get("does") == "dropout"]
-    if not drops:
-        return []
-    why = (
-        f"random streams have no counterpart ({', '.join(drops)}): xw.dropout_mask draws equal masks in all frameworks"
-    )
-    return [Part("dropout", "impossible", why)]

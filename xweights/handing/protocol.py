@@ -7,7 +7,7 @@ backend, errors, parameter and state.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -73,6 +73,28 @@ class Route:
     notes: tuple[str, ...] = ()
 
 
+def rows_part(state: OptimizerState) -> list[Part]:
+    """Return what to say of embeddings whose source squares the gradients of a row before it adds them up."""
+    names = [name for group in state.groups if group.variant.get("rows") for name in group.names]
+    embeddings = ", ".join(name for name in names if name.rpartition("/")[2] == "embeddings")
+    if not embeddings:
+        return []
+    why = (
+        f"{embeddings}: Keras on TensorFlow squares (or clips) the gradients of a row one by one where a batch has it "
+        "twice; from here on they are added up first, as everywhere else"
+    )
+    return [Part("embedding gradients", "impossible", why)]
+
+
+def added_up(state: OptimizerState) -> OptimizerState:
+    """Return the state as it is where the gradients of a row are added up first."""
+    groups = [
+        replace(group, variant={key: word for key, word in group.variant.items() if key != "rows"})
+        for group in state.groups
+    ]
+    return replace(state, groups=tuple(groups))
+
+
 @dataclass(frozen=True, eq=False)
 class Written:
     """What was built or filled, and how to take off again what was attached to it."""
@@ -108,6 +130,9 @@ class Optimizing(Protocol):
 
     def statistics(self, model: Any, layers: Sequence[Any], *, unbiased: bool) -> Callable[[], None]:
         """Have batch normalizations collect the other kind of variance; return what takes it off."""
+
+    def drops(self, layer: Any) -> bool:
+        """Return whether a layer changes at random in training what goes through it."""
 
     def copy(self, model: Any, dtype: np.dtype[Any] | None) -> Any:
         """Return a copy of a model, of another dtype if one is given; raise PortError where there can be none."""

@@ -1,26 +1,31 @@
 """The state of an optimizer, in neutral words.
 
 Owns :class:`OptimizerState` and its parts :class:`OptimizerGroup`, :class:`Clipping` and :class:`Moving`. Imports
-errors, parameter, rates and tables. Slots lie in neutral order under the neutral name of their parameter, as the rule
-keeps them; :meth:`OptimizerState.free_slots` gives them free of the learning rate.
+errors, files, parameter, rates and tables. Slots lie in neutral order under the neutral name of their parameter, as the
+rule keeps them; :meth:`OptimizerState.free_slots` gives them free of the learning rate.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xweights.errors import HandoffError, got_expected
+from xweights.files.checkpoint import load
+from xweights.files.saving import save
 from xweights.handing.rates import RateSchedule
 from xweights.parameter import Array
 from xweights.tables import render
 
 VERSION = 1
+# The array of a file that has the words of a state: JSON, as bytes, because some formats keep arrays only.
+_WORDS = "optimizer_state"
+_SCHEDULE = "schedule"
 Slots = Mapping[str, Mapping[str, Array]]
 
 
@@ -141,13 +146,13 @@ class OptimizerState:
     # files
 
     def to_flat(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Return (arrays by ``name//slot``, what can be written as JSON), which :meth:`from_flat` reads."""
+        """Return (arrays by ``slot/name``, what can be written as JSON), which :meth:`from_flat` reads."""
         if self.schedule is not None and self.schedule.live is not None:
             return replace(self, schedule=self.schedule.tabulated(self.iterations)).to_flat()
         return self._flat()
 
     def _flat(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        arrays = {f"{name}//{slot}": value for name, slots in self.slots.items() for slot, value in slots.items()}
+        arrays = {f"{slot}/{name}": value for name, slots in self.slots.items() for slot, value in slots.items()}
         meta: dict[str, Any] = {
             "version": VERSION,
             "groups": [{f.name: _plain(getattr(group, f.name)) for f in fields(group)} for group in self.groups],
@@ -158,7 +163,7 @@ class OptimizerState:
             "moving": None if self.moving is None else vars(self.moving),
         }  # fmt: skip
         if self.schedule is not None and self.schedule.known is not None:
-            arrays["//schedule"] = self.schedule.known
+            arrays[_SCHEDULE] = self.schedule.known
         return arrays, meta
 
     @classmethod
@@ -166,13 +171,20 @@ class OptimizerState:
         """Return the state that :meth:`to_flat` gave; raise HandoffError for anything else."""
         if meta.get("version") != VERSION:
             raise HandoffError(f"this is no optimizer state\n{got_expected(meta.get('version'), f'version {VERSION}')}")
-        slots: dict[str, dict[str, Array]] = {}
-        for key, value in arrays.items():
-            name, _, slot = key.rpartition("//")
-            if name:
-                slots.setdefault(name, {})[slot] = value
+        try:
+            return cls._from_flat(arrays, meta)
+        except (KeyError, TypeError) as wrong:
+            raise HandoffError(f"this optimizer state is damaged: {type(wrong).__name__}: {wrong}") from wrong
+
+    @classmethod
+    def _from_flat(cls, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> OptimizerState:
         groups = [OptimizerGroup(**{**one, "names": tuple(one["names"])}) for one in meta["groups"]]
-        known = arrays.get("//schedule")
+        slots: dict[str, dict[str, Array]] = {name: {} for group in groups for name in group.names}
+        for key, value in arrays.items():
+            slot, _, name = key.partition("/")
+            if name:
+                slots[name][slot] = value
+        known = arrays.get(_SCHEDULE)
         return cls(
             groups=tuple(groups), slots=slots, updates=meta["updates"], micro_steps=meta["micro_steps"],
             micro_done=meta["micro_done"], dtypes=meta["dtypes"],
@@ -182,29 +194,41 @@ class OptimizerState:
             moving=None if meta["moving"] is None else Moving(**meta["moving"]),
         )  # fmt: skip
 
-    def save(self, path: str | Path) -> None:
-        """Write it into an .npz file, replaced at once or not at all."""
-        arrays, meta = self.to_flat()
-        meta["array_dtypes"] = {key: value.dtype.name for key, value in arrays.items()}
-        path = Path(path)
-        unready = path.with_name(f".{path.name}.unready")
-        with unready.open("wb") as file:
-            # bfloat16 has no code of its own in this format: its bits go in.
-            bits: dict[str, Any] = {key: value.view(f"u{value.itemsize}") for key, value in arrays.items()}
-            bits["//meta"] = np.array(json.dumps(meta))
-            np.savez(file, **bits)
-        unready.replace(path)
+    def save(self, path: str | os.PathLike[str], *, durable: bool = True) -> None:
+        """Write it into a file of any format that :func:`xweights.save` writes, replaced wholly or not at all.
+
+        The slots are its arrays ("velocity/dense/0/kernel"), so that every verb that reads takes the file.
+
+        Args:
+            path: Where to; its ending says the format.
+            durable: As for :func:`xweights.save`.
+
+        Exact: to the bit. Raises FileAccessError, RefusedFileError.
+
+        Example:
+            >>> import torch, xweights as xw
+            >>> model = torch.nn.Linear(2, 1)
+            >>> xw.optimizer_state(model, "adam", learning_rate=0.01).save("adam.safetensors")
+            >>> xw.OptimizerState.load("adam.safetensors").rule
+            'adam'
+        """
+        arrays, words = self.to_flat()
+        save({**arrays, _WORDS: np.frombuffer(json.dumps(words).encode(), np.uint8)}, path, durable=durable)
 
     @classmethod
-    def load(cls, path: str | Path) -> OptimizerState:
-        """Read what :meth:`save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            if "//meta" not in file:
-                raise HandoffError(f"there is no optimizer state in {str(path)!r}")
-            meta = json.loads(str(file["//meta"]))
-            kinds = meta.pop("array_dtypes")
-            arrays = {key: file[key].view(_dtype(kinds[key])) for key in file.files if key != "//meta"}
-        return cls.from_flat(arrays, meta)
+    def load(cls, path: str | os.PathLike[str]) -> OptimizerState:
+        """Read what :meth:`save` wrote; nothing in the file is executed.
+
+        Raises HandoffError (there is no such state in it), DamagedFileError, RefusedFileError, FileAccessError.
+        """
+        with load(path) as opened:
+            if _WORDS not in opened:
+                raise HandoffError(f"there is no optimizer state in {os.fspath(path)!r}")
+            arrays = {name: opened[name] for name in opened}
+        try:
+            return cls.from_flat(arrays, json.loads(arrays.pop(_WORDS).tobytes()))
+        except (ValueError, AttributeError) as wrong:
+            raise HandoffError(f"the optimizer state in {os.fspath(path)!r} is damaged: {wrong}") from wrong
 
     # looking
 
@@ -225,7 +249,7 @@ class OptimizerState:
         counts = len(self.groups), len(other.groups)
         found += [f"groups: {counts[0]} against {counts[1]}"] if counts[0] != counts[1] else []
         keys = dict.fromkeys([*mine[0], *theirs[0]])
-        apart = (_apart(key.replace("//", ": "), mine[0].get(key), theirs[0].get(key)) for key in keys)
+        apart = (_apart(key.replace("/", " of ", 1), mine[0].get(key), theirs[0].get(key)) for key in keys)
         found += [text for text in apart if text]
         return found
 
@@ -287,13 +311,3 @@ def _plain(value: Any) -> Any:
 
 def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    try:
-        return np.dtype(name)
-    except TypeError:
-        import ml_dtypes
-
-        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-        return found

@@ -55,8 +55,63 @@ def lstm():
     return _keras((7, 6), L.LSTM(8), L.Dense(CLASSES)), Last()
 
 
-MODELS = {"mlp": mlp, "norms": norms, "cnn": cnn, "lstm": lstm}
-SHAPES = {"mlp": (12,), "norms": (12,), "cnn": (8, 8, 2), "lstm": (7, 6)}
+def matrices():
+    """Weights of two axes only, which PyTorch's Muon asks for."""
+    k = _keras((12,), L.Dense(16, activation="tanh", use_bias=False), L.Dense(CLASSES, use_bias=False))
+    return k, nn.Sequential(nn.Linear(12, 16, bias=False), nn.Tanh(), nn.Linear(16, CLASSES, bias=False))
+
+
+class LastOfGru(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(6, 8, batch_first=True)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.gru(x)[0][:, -1])
+
+
+def gru():
+    """Both frameworks have two biases; the gates lie in another order."""
+    return _keras((7, 6), L.GRU(8, reset_after=True), L.Dense(CLASSES)), LastOfGru()
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, bias=False)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+def attention():
+    """Queries, keys and values are one packed array in PyTorch, and three in Keras; a bias of keys has no gradient."""
+    inputs = keras.Input((7, 8))
+    middle = L.MultiHeadAttention(2, 4, use_bias=False)(inputs, inputs)
+    outputs = L.Dense(CLASSES)(L.GlobalAveragePooling1D()(middle))
+    return keras.Model(inputs, outputs), Attending()
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(20, 6)
+        self.head = nn.Linear(42, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.words(x.long()).flatten(1))
+
+
+def embedding():
+    return _keras((7,), L.Embedding(20, 6), L.Flatten(), L.Dense(CLASSES)), Words()
+
+
+MODELS = {"mlp": mlp, "norms": norms, "cnn": cnn, "lstm": lstm, "matrices": matrices}
+MODELS |= {"gru": gru, "attention": attention, "embedding": embedding}
+SHAPES = {"mlp": (12,), "norms": (12,), "cnn": (8, 8, 2), "lstm": (7, 6), "matrices": (12,)}
+SHAPES |= {"gru": (7, 6), "attention": (7, 8), "embedding": (7,)}
 
 
 def data(name, count=16, steps=40):
@@ -67,6 +122,8 @@ def data(name, count=16, steps=40):
     for _ in range(steps):
         wanted = source.integers(0, CLASSES, count)
         inputs = centres[wanted] + source.normal(size=(count, *SHAPES[name]))
+        if name == "embedding":
+            inputs = np.floor(np.abs(inputs) * 5) % 20
         made.append((inputs.astype("float32"), wanted.astype("int32")))
     return made
 

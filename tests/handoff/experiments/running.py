@@ -14,7 +14,7 @@ import torch
 
 import xweights as xw
 from experiments.models import data, for_torch, twins
-from experiments.optimizers import KERAS, TORCH
+from experiments.optimizers import KERAS, MUON, TORCH
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def keras_optimizer(name, model, dtype="float32"):
 
 
 def torch_optimizer(name, model):
-    return TORCH[name]([p for p in model.parameters() if p.requires_grad])
+    return (TORCH | MUON)[name]([p for p in model.parameters() if p.requires_grad])
 
 
 def apart(got, expected):
