@@ -25,6 +25,11 @@ from xweights_keras.optimizers_table import CLASSES, Native, class_for, native_o
 
 _CLIPS = {"norm": "clipnorm", "global_norm": "global_clipnorm", "value": "clipvalue"}
 
+NARROW = (
+    "it goes on with the same roundings to {}, where a sum in another order moves an entry by 0.4 % now and then: "
+    "permuting the rows of a batch does so, too"
+)
+
 
 def shim_reason(state: OptimizerState) -> str:
     """Return why no class of Keras' own goes on from a state as it was; "" if one does."""
@@ -113,18 +118,15 @@ def plan_route(state: OptimizerState, parameters: Sequence[Parameter], optimizer
     """Return how a state gets into an optimizer; see ``Optimizing.plan``."""
     reason = shim_reason(state)
     refusals = []
-    parts: list[Part] = []
-    notes: list[str] = []
+    parts = []
     for group in state.groups:
         own = class_for(group.rule, decays=bool(group.hyper.get("weight_decay")))
         grade_of = "exact (shim)" if reason else "stock"
         name = own.name if own is not None else "class"
-        parts.append(Part(group.rule, grade_of, reason or f"keras.optimizers.{name} follows the same rule"))
         if group.variant.get("narrow"):
-            notes.append(
-                f"{group.rule} computes in {group.variant['narrow']}, where the last bit of a sum may move an entry by "
-                "0.4 %: permuting the rows of its batches does it, too, and the larger the matrix the more"
-            )
+            parts.append(Part(group.rule, "close", NARROW.format(group.variant["narrow"])))
+        else:
+            parts.append(Part(group.rule, grade_of, reason or f"keras.optimizers.{name} follows the same rule"))
     how = "exact (shim)" if reason else "stock"
     if state.schedule is not None:
         parts.append(Part("schedule", "stock" if state.schedule.precision == "float32" else "exact (shim)",
@@ -163,7 +165,7 @@ def plan_route(state: OptimizerState, parameters: Sequence[Parameter], optimizer
         parts += rows_part(state)
     if optimizer is not None and not refusals:
         refusals += _unfit(optimizer, state, parameters, shim=bool(reason))
-    return Route("shim" if reason else "stock", tuple(parts), tuple(refusals), tuple(notes))
+    return Route("shim" if reason else "stock", tuple(parts), tuple(refusals))
 
 
 def _unfit(optimizer: Any, state: OptimizerState, parameters: Sequence[Parameter], *, shim: bool) -> list[str]:

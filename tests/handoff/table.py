@@ -37,6 +37,8 @@ What the floor is, and what the grades mean: [Handing over](handoff.md).
 
 *Compiled*: XLA. Columns in float64 are of Keras on TensorFlow: on JAX and PyTorch Keras computes parts of float64
 layers in float32."""
+# What is graded close rounds to bfloat16, where a last bit may move an entry by 0.4 %.
+CLOSE = 2e-2
 BEGIN, END = "<!-- summary: written by nox -s handoff -->", "<!-- end of summary -->"
 
 
@@ -73,7 +75,8 @@ def _measured(key, run):
     except Exception as wrong:  # noqa: BLE001 - a cell that fails is shown as such
         return {"error": f"{type(wrong).__name__}: {str(wrong).splitlines()[0]}"}
     grade = next(part.grade for part in result.report.parts if part.name != "weights")
-    return {"difference": result.difference, "floor": result.floor, "ok": result.on_floor(dtype), "grade": grade}
+    ok = result.on_floor(dtype) if grade != "close" else result.difference < CLOSE
+    return {"difference": result.difference, "floor": result.floor, "ok": ok, "grade": grade}
 
 
 def _read(path):
@@ -93,8 +96,10 @@ def write(given):
 
 
 def _verdict(found):
-    good = sum(bool(cell.get("ok")) for cell in found.values())
-    return f"{good:,} of {len(found):,} hand-offs are on the floor"
+    exact = [cell for cell in found.values() if cell.get("grade") != "close"]
+    good = sum(bool(cell.get("ok")) for cell in exact)
+    close = len(found) - len(exact)
+    return f"{good:,} of {len(exact):,} hand-offs are on the floor, and {close} are close (PyTorch's Muon)"
 
 
 def _page(found):
@@ -145,6 +150,7 @@ def _summary(found):
         for way in WAYS:
             mine = {key: cell for key, cell in found.items() if key[:2] == (backend, way)}
             if mine:
+                mine = {key: cell for key, cell in mine.items() if cell.get("grade") != "close"}
                 good = sum(bool(cell.get("ok")) for cell in mine.values())
                 worst = (_largest(mine, dtype) for dtype in ("float32", "float64"))
                 names = len({key[3] for key in mine})

@@ -137,10 +137,11 @@ def test_a_rule_that_looks_at_whole_arrays_is_refused_where_they_are_packed(way)
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("optimizer", list(MUON))
 def test_pytorchs_muon_goes_on_in_keras_with_its_rounding_to_bfloat16(optimizer, compiled):
-    # In the dtype of the weights it would be 3e-2 off.
     result = running.to_keras("matrices", optimizer, compiled=compiled, steps=(5, 5))
-    assert result.on_floor("float32"), (result.difference, result.floor)
+    assert result.difference < 2e-2  # mostly 1e-7; test_formulas holds the rule itself against PyTorch's
+    assert [part.grade for part in result.report.parts if part.name == "muon"] == ["close"]
     assert "bfloat16" in str(result.report)
+    assert not result.report.exact
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "SGD, momentum", "SGD, dampening", "SGD, nesterov"])

@@ -91,6 +91,19 @@ def test_a_cell_that_was_passed_and_no_longer_is_fails_the_check(
     assert f"clip(low, high) | torch: the table has 0, this run: {told}" in capsys.readouterr().out
 
 
+def test_what_is_left_for_a_thorough_run_passes_the_check_and_is_not_published(tmp_path: Path) -> None:
+    page = tmp_path / "matrix.md"
+    assert run(tmp_path, page, records(), check=False) == 0
+    before = page.read_text()
+    these = records(outcome="later")
+    assert run(tmp_path, page, these, check=True) == 0
+    with pytest.raises(SystemExit, match=r"not measured: clip\(low, high\) in torch-eager"):
+        run(tmp_path, page, these, check=False)
+    assert page.read_text() == before
+    assert run(tmp_path, page, [*these, *records()], check=False) == 0  # what was measured counts
+    assert page.read_text() == before
+
+
 def test_a_row_that_is_gone_fails_the_check(tmp_path: Path) -> None:
     page = tmp_path / "matrix.md"
     run(tmp_path, page, records(), check=False)

@@ -139,7 +139,7 @@ def _check_whole(state: OptimizerState, name: str, found: Sequence[Link], proble
     why = group.rule if group.rule in WHOLE else "clipping by the norm of each array"
     for mine, theirs, _, _ in found:
         whole = _is_whole(mine) and _is_whole(theirs)
-        shaped = mine.parameter.shape == theirs.parameter.shape and mine.gates is None and theirs.gates is None
+        shaped = mine.parameter.shape == theirs.parameter.shape and mine.gates == theirs.gates
         if len(found) > 1 or not whole or (group.rule in ("adafactor", "muon") and not shaped):
             text = f"{name!r} isn't one array on both sides, and {why} looks at whole arrays"
             problems.add(HandoffError, text)
