@@ -37,7 +37,8 @@ def code_of(steps: Sequence[Step], problems: Problems) -> str:
     run = "\n".join(f"        {line}" for line in forward)
     return (
         "import keras\n\nL = keras.layers\n\n\n"
-        "class Twin(keras.Model):\n    def __init__(self):\n        super().__init__()\n"
+        # Keras makes a model again, when it is loaded, with options of its own.
+        "class Twin(keras.Model):\n    def __init__(self, **options):\n        super().__init__(**options)\n"
         f"{body}\n\n    def call(self, inputs):\n        {', '.join(arguments)} = inputs\n{run}\n"
         f"        return {', '.join(results)}\n"
     )

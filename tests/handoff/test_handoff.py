@@ -14,7 +14,7 @@ keras = pytest.importorskip("keras")
 torch = pytest.importorskip("torch")
 
 from experiments import running  # noqa: E402
-from experiments.models import data, for_torch, twins  # noqa: E402
+from experiments.models import Attending, data, for_torch, twins  # noqa: E402
 from experiments.optimizers import MUON, S  # noqa: E402
 
 DOUBLE = "float64"
@@ -530,6 +530,37 @@ def test_verify_handoff_trains_copies_and_measures_the_floor():
     assert proof.ok, proof
     assert 0 < proof.trained[0].floor < 1e-5
     assert (print_of(k, o), print_of(t, report.optimizer)) == before
+
+
+class Subclassed(keras.Model):
+    """Of a user's own, that Keras itself can't make again: its __init__ takes nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = keras.layers.MultiHeadAttention(1, 8, use_bias=False)
+        self.head = keras.layers.Dense(5)
+
+    def call(self, x):
+        return self.head(keras.ops.mean(self.attention(x, x), 1))
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.001])
+def test_a_float64_proof_allows_for_constants_that_a_framework_keeps_in_float32_and_for_no_more(factor):
+    t, k = Attending(heads=1), Subclassed()
+    batches = data("attention", steps=6)
+    sample = batches[0][0]
+    k(sample)
+    o = torch.optim.Adam(t.parameters())
+    running.torch_steps(t, o, batches[:3])
+    report = xw.handoff((t, o), (k, None), sample=sample)
+    momentum = next(v for v in report.optimizer.variables if "momentum" in v.path)
+    momentum.assign(momentum * factor)
+    proof = xw.verify_handoff((t, o), report.training, batches=batches[3:])
+    wide = [one for one in proof.trained if one.dtype == DOUBLE]
+    assert len(wide) == (double() == DOUBLE)
+    assert all(one.coarse and one.forward < 1e-8 for one in wide)
+    assert proof.ok == (factor == 1.0), proof
+    assert not wide or "keeps constants in float32" in str(proof)
 
 
 def test_verify_handoff_finds_a_wrong_number():

@@ -87,6 +87,15 @@ def test_a_torch_module_is_written_in_keras_and_ported_into_its_twin(make):
     assert zoo.apart(zoo.outputs(k, np.moveaxis(x, 1, -1)), zoo.outputs(t, x)) <= 1e-5
 
 
+@pytest.mark.keras_backend
+def test_a_twin_in_keras_is_saved_and_loaded_by_keras(tmp_path):
+    k = twin_of(chain(), "keras")
+    k(np.zeros((2, 8, 8, 3), "float32"))
+    k.save(tmp_path / "twin.keras")
+    again = keras.saving.load_model(tmp_path / "twin.keras", custom_objects={"Twin": type(k)})
+    assert xw.equal(k, again)
+
+
 # Which models of the zoo have no skeleton, and why.
 UNKNOWN_ORDER = "a subclassed model of Keras: the order of its calls isn't known without a run"
 BY_HAND = "layers written out in calls of functions, or weights of the model's own"

@@ -77,9 +77,9 @@ def gru():
 
 
 class Attending(nn.Module):
-    def __init__(self):
+    def __init__(self, heads=2):
         super().__init__()
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, bias=False)
+        self.attention = nn.MultiheadAttention(8, heads, batch_first=True, bias=False)
         self.head = nn.Linear(8, CLASSES)
 
     def forward(self, x):
