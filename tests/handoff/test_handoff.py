@@ -11,10 +11,11 @@ keras = pytest.importorskip("keras")
 torch = pytest.importorskip("torch")
 
 from experiments import running  # noqa: E402
-from experiments.beginning import DOUBLE, begun, double, refused  # noqa: E402
+from experiments.beginning import begun, double, refused  # noqa: E402
 from experiments.models import data, for_torch, twins  # noqa: E402
 from experiments.optimizers import MUON  # noqa: E402
 
+LIMIT = {"float32": 1e-6, "float64": 1e-12}
 THIN = [
     ("mlp", "sgd, momentum, decay", False),
     ("norms", "adam", True),
@@ -151,38 +152,38 @@ def test_porting_the_weights_alone_is_far_off_and_said_loudly():
 
 
 def test_schedule_clipping_and_average_of_pytorch_go_over_with_training():
-    k, t = twins("mlp", DOUBLE)
+    k, t = twins("mlp", double())
     o = torch.optim.SGD(t.parameters(), 0.05, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(o, [4, 7], gamma=0.5)
     ema = torch.optim.swa_utils.AveragedModel(t, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
     batches = data("mlp", steps=10)
     follow = {"scheduler": scheduler, "clip": 0.3, "each": lambda: ema.update_parameters(t)}
-    running.torch_steps(t, o, batches[:5], DOUBLE, **follow)
+    running.torch_steps(t, o, batches[:5], double(), **follow)
     side = xw.Training(t, o, scheduler, ("global_norm", 0.3), ema, ema_momentum=0.9)
-    report = xw.handoff(side, (k, None), sample=batches[0][0].astype(DOUBLE))
+    report = xw.handoff(side, (k, None), sample=batches[0][0].astype(double()))
     assert {"schedule", "clipping", "moving average"} <= {part.name for part in report.parts}
-    running.keras_steps(k, report.optimizer, batches[5:], DOUBLE)
-    running.torch_steps(t, o, batches[5:], DOUBLE, **follow)
-    handed = running.back(k, twins("mlp", DOUBLE, seed=5)[1], batches[0][0].astype(DOUBLE))
-    assert running.apart(handed, dict(xw.get_params(t))) < 1e-12
+    running.keras_steps(k, report.optimizer, batches[5:], double())
+    running.torch_steps(t, o, batches[5:], double(), **follow)
+    handed = running.back(k, twins("mlp", double(), seed=5)[1], batches[0][0].astype(double()))
+    assert running.apart(handed, dict(xw.get_params(t))) < LIMIT[double()]
     means = [value["average"] for value in xw.get_optimizer(k, report.optimizer).slots.values()]
     expected = [p.numpy() for p in xw.parameters(ema.module)]
     for mean, value in zip(means, expected, strict=True):
-        np.testing.assert_allclose(mean, value, rtol=1e-11, atol=1e-14)
+        np.testing.assert_allclose(mean, value, rtol=10 * LIMIT[double()], atol=LIMIT[double()])
 
 
 def test_groups_of_pytorch_keep_their_own_numbers_in_keras():
-    k, t = twins("mlp", DOUBLE)
+    k, t = twins("mlp", double())
     first, *rest = list(t.parameters())
     groups = [{"params": [first], "lr": 0.02, "weight_decay": 0.1}, {"params": rest, "lr": 0.005, "betas": (0.8, 0.9)}]
     o = torch.optim.AdamW(groups)
     batches = data("mlp", steps=6)
-    running.torch_steps(t, o, batches[:3], DOUBLE)
-    report = xw.handoff((t, o), (k, None), sample=batches[0][0].astype(DOUBLE))
-    running.keras_steps(k, report.optimizer, batches[3:], DOUBLE)
-    running.torch_steps(t, o, batches[3:], DOUBLE)
-    handed = running.back(k, twins("mlp", DOUBLE, seed=5)[1], batches[0][0].astype(DOUBLE))
-    assert running.apart(handed, dict(xw.get_params(t))) < 1e-12
+    running.torch_steps(t, o, batches[:3], double())
+    report = xw.handoff((t, o), (k, None), sample=batches[0][0].astype(double()))
+    running.keras_steps(k, report.optimizer, batches[3:], double())
+    running.torch_steps(t, o, batches[3:], double())
+    handed = running.back(k, twins("mlp", double(), seed=5)[1], batches[0][0].astype(double()))
+    assert running.apart(handed, dict(xw.get_params(t))) < LIMIT[double()]
 
 
 @pytest.mark.slow
