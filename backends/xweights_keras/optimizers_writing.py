@@ -94,6 +94,8 @@ def _unlike(state: OptimizerState, group: OptimizerGroup, native: Native, wide: 
     inside = group.rule in ("sgd", "rmsprop") and momentum and not v.get("rate_inside")
     if inside and (state.schedule is not None or group.rule == "rmsprop"):
         return "the learning rate is outside of the momentum, and changes"
+    if inside and not h["learning_rate"]:
+        return "the learning rate is 0, and Keras' momentum has it inside: it would be lost"
     if h.get("dampening") and state.updates == 0:
         return "dampening doesn't count in the first update"
     powers = group.rule in ("adam", "adamax", "nadam", "lamb", "adafactor")
