@@ -1,6 +1,7 @@
 """Training steps of an optimizer that goes on with a foreign experiment, against the framework's own.
 
 Owns its rows. Imports torch, Keras, NumPy and timing. The MLP is the one of the holds: 669,000 parameters, 128 rows.
+Lion and Lamb, which PyTorch lacks, are compared with a loop over the parameters as their authors write it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import nn
 import xweights as xw
 
 GOAL = 1.10
-L = keras.layers
+L, O, T = keras.layers, keras.optimizers, torch.optim  # noqa: E741
 
 
 def rows(quick: bool) -> Iterator[Timing | Memory]:
@@ -25,18 +26,29 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
     limits: dict[str, Any] = {"seconds": 1.0, "most": 10} if quick else {"seconds": 30.0, "most": 300}
     source = np.random.default_rng(0)
     x, y = source.standard_normal((128, 784), np.float32), source.integers(0, 10, 128)
-    for name, mine, own in (
-        ("adam, hook", keras.optimizers.Adam(1e-4), lambda p: torch.optim.Adam(p, 1e-4)),
+    falling = O.schedules.ExponentialDecay(1e-3, 9, 0.9)
+    for name, mine, peer, own in (
+        ("adam, hook", O.Adam(1e-4), "stock", lambda p: T.Adam(p, 1e-4)),
         (
             "sgd, momentum, decay, schedule, hook",
-            keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(1e-3, 9, 0.9), 0.9, weight_decay=1e-3),
-            lambda p: torch.optim.SGD(p, 1e-3, 0.9, weight_decay=1e-3),
+            O.SGD(falling, 0.9, weight_decay=1e-3),
+            "stock",
+            lambda p: T.SGD(p, 1e-3, 0.9, weight_decay=1e-3),
         ),
-        ("nadam, shim", keras.optimizers.Nadam(1e-4), lambda p: torch.optim.NAdam(p, 1e-4)),
+        ("nadam, shim", O.Nadam(1e-4), "stock", lambda p: T.NAdam(p, 1e-4)),
+        (
+            "rmsprop, centered, momentum, schedule, shim",
+            O.RMSprop(falling, momentum=0.9, centered=True),
+            "stock",
+            lambda p: T.RMSprop(p, 1e-3, momentum=0.9, centered=True),
+        ),
+        ("adafactor, shim", O.Adafactor(1e-3), "stock", lambda p: T.Adafactor(p, 1e-3)),
+        ("lion, shim", O.Lion(1e-4), "by hand", Lion),
+        ("lamb, shim", O.Lamb(1e-3), "by hand", Lamb),
     ):
         handed = _torch_step(x, y, lambda net, mine=mine: _handed(net, mine, x))
-        stock = _torch_step(x, y, lambda net, own=own: own(net.parameters()))
-        yield from compare_each(f"training step, {name}", "torch", "mlp", handed, {"stock": (stock, GOAL)}, **limits)
+        other = _torch_step(x, y, lambda net, own=own: own(net.parameters()))
+        yield from compare_each(f"training step, {name}", "torch", "mlp", handed, {peer: (other, GOAL)}, **limits)
     net = _torch()
     adamw = torch.optim.AdamW(net.parameters(), 1e-4)
     model = _keras()
@@ -46,6 +58,45 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
         "training step, adamw, shim", f"keras-{keras.backend.backend()}", "mlp", _keras_step(model, shim, x, y), peers,
         **limits,
     )  # fmt: skip
+
+
+class Lion(T.Optimizer):
+    """Chen et al., arXiv:2302.06675, with nothing around it."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 1e-4})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """Make one update."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                kept = self.state[p].setdefault("m", torch.zeros_like(p))
+                p.add_(kept.mul(0.9).add_(p.grad, alpha=0.1).sign_(), alpha=-group["lr"])
+                kept.mul_(0.99).add_(p.grad, alpha=0.01)
+
+
+class Lamb(T.Optimizer):
+    """You et al., arXiv:1904.00962, with nothing around it."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 1e-3})
+        self.t = 0
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """Make one update."""
+        self.t += 1
+        for group in self.param_groups:
+            for p in group["params"]:
+                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                v = self.state[p].setdefault("v", torch.zeros_like(p))
+                m.mul_(0.9).add_(p.grad, alpha=0.1)
+                v.mul_(0.999).addcmul_(p.grad, p.grad, value=0.001)
+                step = m / (1 - 0.9**self.t) / (v / (1 - 0.999**self.t)).sqrt().add_(1e-7)
+                weight, length = p.norm(), step.norm()
+                ratio = torch.where((weight > 0) & (length > 0), weight / length, torch.ones_like(weight))
+                p.sub_(step * (ratio * group["lr"]))
 
 
 def _torch() -> nn.Module:
