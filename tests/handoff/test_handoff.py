@@ -54,6 +54,34 @@ def test_slots_take_the_way_of_their_weights_through_gates_packed_arrays_and_tab
 
 
 @pytest.mark.keras_backend
+@pytest.mark.parametrize("name", ["Adam", "SGD, momentum", "AdamW", "NAdam", "RMSprop, centered, momentum"])
+def test_two_biases_that_are_both_trained_become_one_that_moves_twice_as_fast(name):
+    result = running.to_keras("two_biases", name, double(), steps=(5, 5))
+    assert result.on_floor(double()), (result.difference, result.floor)
+    assert result.report.exact
+    assert "which moves twice as fast" in str(result.report)
+
+
+def test_a_bias_that_was_two_goes_on_so_back_in_pytorch_and_keeps_its_average():
+    k, t = twins("two_biases", double())
+    o = torch.optim.Adam(t.parameters(), 0.01)
+    ema = torch.optim.swa_utils.AveragedModel(t, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+    batches = data("two_biases", steps=9)
+    sample = batches[0][0].astype(double())
+    follow = {"each": lambda: ema.update_parameters(t)}
+    running.torch_steps(t, o, batches[:3], double(), **follow)
+    report = xw.handoff(xw.Training(t, o, ema=ema, ema_momentum=0.9), (k, None), sample=sample)
+    running.keras_steps(k, report.optimizer, batches[3:6], double())
+    again = twins("two_biases", double(), seed=7)[1]
+    report = xw.handoff((k, report.optimizer), (again, None), sample=sample)
+    running.torch_steps(again, report.optimizer, batches[6:], double())
+    running.torch_steps(t, o, batches[3:], double(), **follow)
+    assert running.apart(dict(xw.get_params(again)), dict(xw.get_params(t))) < LIMIT[double()]
+    means = [dict(xw.get_params(one.module)) for one in (report.training.ema, ema)]
+    assert running.apart(*means) < LIMIT[double()]
+
+
+@pytest.mark.keras_backend
 @pytest.mark.parametrize("compiled", [False, True])
 def test_gradients_of_embeddings_that_keras_squares_before_it_adds_them_up_are_told_of(compiled):
     result = running.to_torch("embedding", "adam", double(), compiled=compiled, steps=(4, 4))

@@ -93,12 +93,38 @@ def test_a_constraint_is_refused():
     refused((k, o), (t, None), "has a constraint")
 
 
-def test_two_biases_that_are_both_trained_are_refused():
-    k, t = twins("lstm")
-    t.lstm.bias_hh_l0.requires_grad_(True)
+TWO_BIASES = {
+    "weight decay acts on their gradients": lambda t: torch.optim.Adam(t.parameters(), weight_decay=0.1),
+    "adafactor looks at the weights as well": lambda t: torch.optim.Adafactor(t.parameters()),
+    "they are in two parameter groups": lambda t: torch.optim.Adam(
+        [
+            {"params": [t.lstm.bias_ih_l0], "lr": 0.1},
+            {"params": [p for p in t.parameters() if p is not t.lstm.bias_ih_l0]},
+        ]
+    ),
+    "only one of them is trained": lambda t: torch.optim.Adam(
+        p for p in t.parameters() if p is not t.lstm.bias_ih_l0.requires_grad_(False)
+    ),
+}
+
+
+@pytest.mark.parametrize("why", TWO_BIASES)
+def test_two_biases_that_cannot_move_as_one_are_refused(why):
+    k, t = twins("two_biases")
+    o = TWO_BIASES[why](t)
+    sample = data("two_biases", steps=1)[0][0]
+    refused((t, o), (k, None), f"two biases that are added up move twice as fast as one, and {why}", sample=sample)
+
+
+def test_two_biases_are_refused_where_the_norm_of_all_gradients_counts_both_and_where_slots_differ():
+    k, t = twins("two_biases")
     o = torch.optim.Adam(t.parameters())
-    sample = data("lstm", steps=1)[0][0]
-    refused((t, o), (k, None), "two biases that are added up move twice as fast", sample=sample)
+    batches = data("two_biases", steps=1)
+    running.torch_steps(t, o, batches)
+    side = xw.Training(t, o, clip=("global_norm", 1.0))
+    refused(side, (k, None), "the norm of all gradients counts both", sample=batches[0][0])
+    o.state[t.lstm.bias_hh_l0]["exp_avg"].mul_(2)
+    refused((t, o), (k, None), "their slots differ", sample=batches[0][0])
 
 
 def test_a_step_with_a_closure_is_refused():

@@ -1,8 +1,8 @@
 """The state of an optimizer from one model to its twin, whatever the layouts.
 
-Owns :func:`carried`, :func:`carried_weights` and :func:`renamed`. Imports errors, porting (units, matching) and state.
-Slots take the way of their weights: piece by piece through the pairs of layers that a port found. A rule that looks at
-whole arrays (a norm, rows and columns) can only go where every array is a whole array on the other side.
+Owns :func:`carried`, :func:`carried_weights` and :func:`renamed`. Imports biases, errors, porting (units,
+matching) and state. Slots take the way of their weights: piece by piece through the pairs of layers that a port found.
+A rule that looks at whole arrays (a norm, rows and columns) can only go where every array is a whole one on both sides.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from xweights.errors import HandoffError, Problems
+from xweights.handing.biases import Joined, doubled, joined, recurrent_biases
 from xweights.handing.formulas import WHOLE
 from xweights.handing.state import OptimizerGroup, OptimizerState
 from xweights.parameter import Array
@@ -33,6 +34,7 @@ def carried(state: OptimizerState, pairs: Sequence[Pair]) -> OptimizerState:
     feeding: dict[str, list[Link]] = {}
     for link in links:
         feeding.setdefault(link[1].parameter.name, []).append(link)
+    biases = joined(state, pairs, problems)
     _check_split(state, pairs, trained, problems)
     names: dict[str, str] = {}  # of the target's parameters, and one of the source's
     for name, found in feeding.items():
@@ -45,18 +47,24 @@ def carried(state: OptimizerState, pairs: Sequence[Pair]) -> OptimizerState:
             problems.add(HandoffError, f"{name!r} is made of arrays of several groups: {', '.join(sources)}")
         names[name] = sources[0]
         _check_whole(state, name, found, problems)
-    lost = trained - {link[0].parameter.name for link in links}
+    lost = trained - {link[0].parameter.name for link in links} - {one.name for one in recurrent_biases(pairs)}
     for name in sorted(lost):
         problems.add(HandoffError, f"{name!r} is trained, and has no twin")
     problems.check()
-    return _made(state, feeding, names)
+    return _made(state, feeding, names, biases)
 
 
-def _made(state: OptimizerState, feeding: Mapping[str, list[Link]], names: Mapping[str, str]) -> OptimizerState:
+def _made(
+    state: OptimizerState, feeding: Mapping[str, list[Link]], names: Mapping[str, str], biases: Sequence[Joined]
+) -> OptimizerState:
     groups = tuple(
         replace(group, names=tuple(name for name, one in names.items() if one in group.names)) for group in state.groups
     )
+    groups = doubled(groups, {one.name for one in biases})
     slots = {name: _slots(state, feeding[name], names[name]) for name in names}
+    for one in biases:
+        if "average" in slots[one.name]:  # the only slot that is made of weights
+            one.add_up(state.slots, "average", slots[one.name]["average"])
     return replace(
         state,
         groups=groups,
@@ -120,15 +128,10 @@ def _check_split(state: OptimizerState, pairs: Sequence[Pair], trained: set[str]
     """Refuse what is trained as two arrays, and is one on the other side."""
     for pair in pairs:
         for role, piece in pair.source.pieces.items():
-            if piece.parameter.name in trained and _twin(pair.target, pair.source, role) is None:
+            lost = piece.parameter.name in trained and _twin(pair.target, pair.source, role) is None
+            if lost and role != "recurrent_bias":  # see biases
                 text = f"{piece.parameter.name!r} is trained, and {pair.target.path!r} has no place for its state"
-                fix = None
-                if role == "recurrent_bias":
-                    text += ": two biases that are added up move twice as fast as one"
-                    fix = (
-                        f"train only one of them: requires_grad_(False) for {piece.parameter.name!r}, and leave it out"
-                    )
-                problems.add(HandoffError, text, fix=fix)
+                problems.add(HandoffError, text)
 
 
 def _check_whole(state: OptimizerState, name: str, found: Sequence[Link], problems: Problems) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from xweights.errors import ArgumentError, HandoffError, PortError, Problems
 from xweights.handing.access import check_step
+from xweights.handing.biases import joined
 from xweights.handing.carrying import carried
 from xweights.handing.protocol import Grade, Optimizing, Part, Training, optimizing_for, side_of
 from xweights.handing.reports import HandoffReport
@@ -126,7 +127,7 @@ class Handing:
             training, optimizer=written.optimizer, scheduler=written.scheduler, ema=written.ema,
             micro_steps=here.micro_steps, micro_done=here.micro_done,
         )  # fmt: skip
-        parts = (weights, *route.parts, *settings, *statistics, *self._dropouts(run))
+        parts = (weights, *route.parts, *_biases(state, pairs), *settings, *statistics, *self._dropouts(run))
         trained = {p.name for p in own if p.trainable} - set(here.names)
         left = [f"not updated, because the source doesn't train it: {', '.join(sorted(trained))}"] if trained else []
         notes = (*route.notes, *left, *self._narrowed(own))
@@ -194,6 +195,13 @@ class Handing:
         release = self.backends[1].statistics(self.target.model, layers, unbiased=wanted)
         self.undo.append(release)
         return [Part("moving variances", "exact (hook)", f"collected {word}, as the source does")], [release]
+
+
+def _biases(state: OptimizerState, pairs: Sequence[Pair]) -> list[Part]:
+    return [
+        Part("two biases", "exact", f"{' and '.join(one.source_names)} became {one.name}, which moves twice as fast")
+        for one in joined(state, pairs, Problems(""))
+    ]
 
 
 def _proof(report: PortReport) -> str:

@@ -55,6 +55,13 @@ def lstm():
     return _keras((7, 6), L.LSTM(8), L.Dense(CLASSES)), Last()
 
 
+def two_biases():
+    """As PyTorch makes it: both biases are trained, and add up to one."""
+    k, t = lstm()
+    t.lstm.bias_hh_l0.requires_grad_(True)
+    return k, t
+
+
 def matrices():
     """Weights of two axes only, which PyTorch's Muon asks for."""
     k = _keras((12,), L.Dense(16, activation="tanh", use_bias=False), L.Dense(CLASSES, use_bias=False))
@@ -109,9 +116,9 @@ def embedding():
 
 
 MODELS = {"mlp": mlp, "norms": norms, "cnn": cnn, "lstm": lstm, "matrices": matrices}
-MODELS |= {"gru": gru, "attention": attention, "embedding": embedding}
+MODELS |= {"two_biases": two_biases, "gru": gru, "attention": attention, "embedding": embedding}
 SHAPES = {"mlp": (12,), "norms": (12,), "cnn": (8, 8, 2), "lstm": (7, 6), "matrices": (12,)}
-SHAPES |= {"gru": (7, 6), "attention": (7, 8), "embedding": (7,)}
+SHAPES |= {"two_biases": (7, 6), "gru": (7, 6), "attention": (7, 8), "embedding": (7,)}
 
 
 def data(name, count=16, steps=40):

@@ -75,12 +75,22 @@ def torch_optimizer(name, model):
 
 
 def apart(got, expected):
-    """Return the largest difference of a weight, relative to the largest entry of its array."""
+    """Return the largest difference of a weight, relative to the largest entry of its array; biases are added up."""
+    got, expected = _added(got), _added(expected)
     worst = 0.0
     for name, value in expected.items():
         if value.dtype.kind == "f":
             worst = max(worst, float(np.abs(got[name] - value).max() / (np.abs(value).max() or 1.0)))
     return worst
+
+
+def _added(values):
+    """Two biases of a layer are one wherever they were trained as one."""
+    made = dict(values)
+    for name in values:
+        if name.endswith("recurrent_bias") and "gru" not in name:
+            made[name.replace("recurrent_bias", "bias")] = made[name.replace("recurrent_bias", "bias")] + made.pop(name)
+    return made
 
 
 def back(model, like, sample):
