@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from experiments import running  # noqa: E402
 from experiments.beginning import DOUBLE, begun, double, print_of  # noqa: E402
-from experiments.models import Attending, data  # noqa: E402
+from experiments.models import Attending, data, twins  # noqa: E402
 
 
 @pytest.mark.keras_backend
@@ -64,6 +64,19 @@ def test_a_float64_proof_allows_for_constants_that_a_framework_keeps_in_float32_
     assert all(one.coarse and one.forward < 1e-8 for one in wide)
     assert proof.ok == (factor == 1.0), proof
     assert not wide or "keeps constants in float32" in str(proof)
+
+
+def test_two_biases_that_roundings_have_set_apart_are_proved_in_float64_too():
+    k, t = twins("two_biases")
+    o = torch.optim.Adam(t.parameters())
+    batches = data("two_biases", steps=6)
+    running.torch_steps(t, o, batches[:3])
+    for slot in o.state[t.lstm.bias_hh_l0].values():
+        slot.mul_(1 + 2**-22 if slot.ndim else 1)
+    report = xw.handoff((t, o), (k, None), sample=batches[0][0])
+    proof = xw.verify_handoff((t, o), report.training, batches=batches[3:])
+    assert proof.ok, proof
+    assert len(proof.trained) == 1 + (double() == DOUBLE)
 
 
 def test_verify_handoff_finds_a_wrong_number():

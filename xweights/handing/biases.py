@@ -39,10 +39,14 @@ class Joined:
         """The names of the two."""
         return self.kept.parameter.name, self.gone.parameter.name
 
-    def add_up(self, slots: Mapping[str, Mapping[str, Array]], slot: str, made: Array) -> None:
-        """Write the sum of a slot of both into that of the twin's bias."""
+    def fill(self, slots: Mapping[str, Mapping[str, Array]], slot: str, made: Array) -> None:
+        """Write a slot of both into that of the twin's bias: their mean, and of averages of weights the sum.
+
+        The mean, because roundings have set the two apart: what that changes is the square of a rounding.
+        """
         one, two = (piece.read(slots[piece.parameter.name][slot]) for piece in (self.kept, self.gone))
-        self.target.write((one + two).reshape(self.target.shape), made)
+        both = one + two if slot == "average" else (one + two) / one.dtype.type(2)
+        self.target.write(both.reshape(self.target.shape), made)
 
 
 def recurrent_biases(pairs: Sequence[Pair]) -> list[Parameter]:

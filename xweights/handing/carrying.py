@@ -63,8 +63,9 @@ def _made(
     groups = doubled(groups, {one.name for one in biases})
     slots = {name: _slots(state, feeding[name], names[name]) for name in names}
     for one in biases:
-        if "average" in slots[one.name]:  # the only slot that is made of weights
-            one.add_up(state.slots, "average", slots[one.name]["average"])
+        for slot, value in slots[one.name].items():
+            if value.ndim:
+                one.fill(state.slots, slot, value)
     return replace(
         state,
         groups=groups,
