@@ -152,6 +152,7 @@ class ForeignOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     spec: dict[str, Any]
     _words: list[dict[str, Any]]
     _slots: list[dict[str, Any]]
+    _times: list[int]
 
     def __init__(
         self,
@@ -214,6 +215,13 @@ class ForeignOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """Make one update of all variables."""
         return super().apply(dense(grads), trainable_variables)
 
+    def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
+        """Know which variables the gradients are of, when they are clipped: some count twice in the norm of all."""
+        members = (self.spec["members"][self._get_variable_index(one)] for one in trainable_variables)
+        times = [self.spec["groups"][group]["variant"].get("counts", 1) for group in members]
+        object.__setattr__(self, "_times", times)
+        super()._backend_apply_gradients(grads, trainable_variables)
+
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Make one update of one variable."""
         place = self._get_variable_index(variable)
@@ -239,7 +247,8 @@ class ForeignOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             return [ops.clip(g, -limit, limit) for g in grads]
         squares = [ops.sum(ops.square(g)) for g in grads]
         if kind == "global_norm":
-            squares = [sum(squares[1:], squares[0])] * len(grads)
+            counted = [one * many for one, many in zip(squares, self._times, strict=True)]
+            squares = [sum(counted[1:], counted[0])] * len(grads)
         norms = [ops.sqrt(one) for one in squares]
         if eps:
             return [g * ops.minimum(limit / (norm + eps), 1.0) for g, norm in zip(grads, norms, strict=True)]

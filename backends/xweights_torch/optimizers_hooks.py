@@ -93,7 +93,10 @@ class Attached:
         if state.micro_steps > 1:
             torch._foreach_div_(grads, float(state.micro_steps))
         if state.clip is not None:
-            clip_(grads, state.clip)
+            times = [
+                ours.variant.get("counts", 1) for ours, mine in zip(state.groups, members, strict=True) for _ in mine
+            ]
+            clip_(grads, state.clip, times)
         self._average(state.micro_steps - 1 - self.micro_done)
         for place, (group, ours) in enumerate(zip(optimizer.param_groups, state.groups, strict=True)):
             if state.schedule is not None:
@@ -199,15 +202,19 @@ def _adam_numbers(numbers: HostNumbers, hyper: Mapping[str, Any], t: int) -> dic
     return {"lr": rate, "eps": hyper["epsilon"] / math.sqrt(second)}
 
 
-def clip_(grads: list[torch.Tensor], clip: Clipping) -> None:
-    """Clip gradients in place, as the framework does that the experiment comes from."""
+def clip_(grads: list[torch.Tensor], clip: Clipping, times: Sequence[int]) -> None:
+    """Clip gradients in place, as the framework does that the experiment comes from.
+
+    ``times``: how often each counts in the norm of all: twice where the source has the parameter twice.
+    """
     if clip.kind == "value":
         torch._foreach_clamp_min_(grads, -clip.limit)
         torch._foreach_clamp_max_(grads, clip.limit)
         return
     norms = list(torch._foreach_norm(grads))
     if clip.kind == "global_norm":
-        norms = [torch.linalg.vector_norm(torch.stack(norms))] * len(norms)
+        counted = [norm if many == 1 else norm * many**0.5 for norm, many in zip(norms, times, strict=True)]
+        norms = [torch.linalg.vector_norm(torch.stack(counted))] * len(norms)
     for grad, norm in zip(grads, norms, strict=True):
         if clip.eps:
             grad.mul_(torch.clamp(clip.limit / (norm + clip.eps), max=1.0))

@@ -62,15 +62,17 @@ def test_two_biases_that_are_both_trained_become_one_that_moves_twice_as_fast(na
     assert "which moves twice as fast" in str(result.report)
 
 
-def test_a_bias_that_was_two_goes_on_so_back_in_pytorch_and_keeps_its_average():
+@pytest.mark.keras_backend
+@pytest.mark.parametrize("clip", [None, ("global_norm", 0.3), ("norm", 0.1)])
+def test_a_bias_that_was_two_goes_on_so_back_in_pytorch_and_keeps_its_average(clip):
     k, t = twins("two_biases", double())
     o = torch.optim.Adam(t.parameters(), 0.01)
     ema = torch.optim.swa_utils.AveragedModel(t, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
     batches = data("two_biases", steps=9)
     sample = batches[0][0].astype(double())
-    follow = {"each": lambda: ema.update_parameters(t)}
+    follow = {"each": lambda: ema.update_parameters(t), "clip": clip}
     running.torch_steps(t, o, batches[:3], double(), **follow)
-    report = xw.handoff(xw.Training(t, o, ema=ema, ema_momentum=0.9), (k, None), sample=sample)
+    report = xw.handoff(xw.Training(t, o, None, clip, ema, ema_momentum=0.9), (k, None), sample=sample)
     running.keras_steps(k, report.optimizer, batches[3:6], double())
     again = twins("two_biases", double(), seed=7)[1]
     report = xw.handoff((k, report.optimizer), (again, None), sample=sample)
@@ -199,7 +201,7 @@ def test_schedule_clipping_and_average_of_pytorch_go_over_with_training():
     scheduler = torch.optim.lr_scheduler.MultiStepLR(o, [4, 7], gamma=0.5)
     ema = torch.optim.swa_utils.AveragedModel(t, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
     batches = data("mlp", steps=10)
-    follow = {"scheduler": scheduler, "clip": 0.3, "each": lambda: ema.update_parameters(t)}
+    follow = {"scheduler": scheduler, "clip": ("global_norm", 0.3), "each": lambda: ema.update_parameters(t)}
     running.torch_steps(t, o, batches[:5], double(), **follow)
     side = xw.Training(t, o, scheduler, ("global_norm", 0.3), ema, ema_momentum=0.9)
     report = xw.handoff(side, (k, None), sample=batches[0][0].astype(double()))

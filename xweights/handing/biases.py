@@ -91,15 +91,16 @@ def _why_not(state: OptimizerState, kept: Piece | None, gone: Piece) -> str:
         return f"{group.rule} looks at the weights as well"
     if group.hyper.get("weight_decay") and group.variant.get("decay") == "coupled":
         return "weight decay acts on their gradients"
-    if state.clip is not None and state.clip.kind == "global_norm":
-        return "the norm of all gradients counts both"
     mine, theirs = state.slots[one], state.slots[two]
     same = all(distance(mine[slot], theirs[slot]) <= tolerance(mine[slot]) for slot in mine if slot != "average")
     return "" if same else "their slots differ, as those of two that were trained otherwise before"
 
 
 def doubled(groups: Sequence[OptimizerGroup], names: Collection[str]) -> tuple[OptimizerGroup, ...]:
-    """Return the groups with twice the learning rate for these parameters; they decay as before."""
+    """Return the groups with twice the learning rate for these parameters; they decay as before.
+
+    In the norm of all gradients, theirs counts twice.
+    """
     made = []
     for group in groups:
         hyper = {**group.hyper, "learning_rate": 2 * group.hyper["learning_rate"]}
@@ -108,5 +109,6 @@ def doubled(groups: Sequence[OptimizerGroup], names: Collection[str]) -> tuple[O
         mine = tuple(name for name in group.names if name in names)
         rest = tuple(name for name in group.names if name not in names)
         made.append(replace(group, names=rest))
-        made.append(replace(group, names=mine, hyper=hyper, factor=2 * group.factor))
+        variant = {**group.variant, "counts": 2}
+        made.append(replace(group, names=mine, hyper=hyper, variant=variant, factor=2 * group.factor))
     return tuple(group for group in made if group.names)

@@ -17,6 +17,7 @@ write a rule differently, a word of the rule's *variant* says how:
     accumulate    muon: the momentum is a "sum" or a "mean"; adjust, narrow: how its step is scaled and computed
     product       nadam: the product of all momenta is kept in "float32", whatever the weights are
     rows          the gradients of an embedding's row are squared "apart", before they are added up
+    counts        how often the gradient of a parameter counts in the norm of all of them
     cast, powers  how numbers reach the arrays: see ``numbers``
 
 Sources: Kingma & Ba, arXiv:1412.6980 (adam, adamax); Loshchilov & Hutter, arXiv:1711.05101 (decoupled decay); Reddi et

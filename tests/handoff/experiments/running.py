@@ -51,8 +51,7 @@ def torch_steps(model, optimizer, batches, dtype="float32", every=1, done=0, sch
         losses.append(float(loss.detach()))
         done += 1
         if done == every:
-            if clip is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            _clip(model, clip)
             optimizer.step()
             optimizer.zero_grad()
             done = 0
@@ -61,6 +60,15 @@ def torch_steps(model, optimizer, batches, dtype="float32", every=1, done=0, sch
             if each is not None:
                 each()
     return losses
+
+
+def _clip(model, clip):
+    """Clip the gradients as a loop by hand does: ("global_norm", limit), ("norm", limit) or None."""
+    if clip is not None and clip[0] == "global_norm":
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip[1])
+    elif clip is not None:
+        for p in model.parameters():
+            torch.nn.utils.clip_grad_norm_([p], clip[1])
 
 
 def keras_optimizer(name, model, dtype="float32"):
