@@ -125,7 +125,7 @@ def handoff(session: nox.Session) -> None:
     everything.run("python", "examples/handoff_experiment.py", env=tensorflow)
     cells = ".nox/handoff_cells"
     for backend in KERAS_BACKENDS:
-        for model in ("mlp", "cnn", "lstm", "norms", "matrices"):
+        for model in ("mlp", "cnn", "lstm", "norms", "two_biases", "matrices"):
             # A process each: after 600 functions XLA has been seen to fall over.
             of_one = ("tests/handoff/table.py", "measure", cells, "--models", model)
             everything.run("python", *of_one, *session.posargs, env={"KERAS_BACKEND": backend})
