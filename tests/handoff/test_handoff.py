@@ -16,6 +16,8 @@ from experiments.models import data, for_torch, twins  # noqa: E402
 from experiments.optimizers import MUON  # noqa: E402
 
 LIMIT = {"float32": 1e-6, "float64": 1e-12}
+# Eagerly JAX compiles each operation of a loop over time by itself.
+COMPILED = keras.backend.backend() == "jax"
 THIN = [
     ("mlp", "sgd, momentum, decay", False),
     ("norms", "adam", True),
@@ -53,17 +55,21 @@ def test_slots_take_the_way_of_their_weights_through_gates_packed_arrays_and_tab
     assert result.report.exact
 
 
-@pytest.mark.keras_backend
-@pytest.mark.parametrize("name", ["Adam", "SGD, momentum", "AdamW", "NAdam", "RMSprop, centered, momentum"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("Adam", marks=pytest.mark.keras_backend),
+     "SGD, momentum", "AdamW", "NAdam", "RMSprop, centered, momentum"],
+)  # fmt: skip
 def test_two_biases_that_are_both_trained_become_one_that_moves_twice_as_fast(name):
-    result = running.to_keras("two_biases", name, double(), steps=(5, 5))
+    result = running.to_keras("two_biases", name, double(), compiled=COMPILED, steps=(5, 5))
     assert result.on_floor(double()), (result.difference, result.floor)
     assert result.report.exact
     assert "which moves twice as fast" in str(result.report)
 
 
-@pytest.mark.keras_backend
-@pytest.mark.parametrize("clip", [None, ("global_norm", 0.3), ("norm", 0.1)])
+@pytest.mark.parametrize(
+    "clip", [None, pytest.param(("global_norm", 0.3), marks=pytest.mark.keras_backend), ("norm", 0.1)]
+)
 def test_a_bias_that_was_two_goes_on_so_back_in_pytorch_and_keeps_its_average(clip):
     k, t = twins("two_biases", double())
     o = torch.optim.Adam(t.parameters(), 0.01)
@@ -73,7 +79,7 @@ def test_a_bias_that_was_two_goes_on_so_back_in_pytorch_and_keeps_its_average(cl
     follow = {"each": lambda: ema.update_parameters(t), "clip": clip}
     running.torch_steps(t, o, batches[:3], double(), **follow)
     report = xw.handoff(xw.Training(t, o, None, clip, ema, ema_momentum=0.9), (k, None), sample=sample)
-    running.keras_steps(k, report.optimizer, batches[3:6], double())
+    running.keras_steps(k, report.optimizer, batches[3:6], double(), compiled=COMPILED)
     again = twins("two_biases", double(), seed=7)[1]
     report = xw.handoff((k, report.optimizer), (again, None), sample=sample)
     running.torch_steps(again, report.optimizer, batches[6:], double())
