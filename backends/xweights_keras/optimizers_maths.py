@@ -37,10 +37,6 @@ class KerasMaths(Composed):
         """The mean over one axis, which stays, or over all."""
         return ops.mean(x) if axis is None else ops.mean(x, axis=axis, keepdims=True)
 
-    def blend(self, old: Any, new: Any, share: Any) -> Any:
-        """Old + share * (new - old)."""
-        return old + (new - old) * share
-
     def rounded(self, x: Any) -> Any:
         """A float32 tensor, rounded to bfloat16."""
         return ops.cast(ops.cast(x, "bfloat16"), "float32")

@@ -165,6 +165,7 @@ def plan_route(state: OptimizerState, parameters: Sequence[Parameter], optimizer
     )
     if reason or not kept:
         parts += rows_part(state)
+        refusals += [f"{part.name}: {part.why}" for part in rows_part(state) if grade == "stock"]
     if optimizer is not None and not refusals:
         refusals += _unfit(optimizer, state, parameters, shim=bool(reason))
     return Route("shim" if reason else "stock", tuple(parts), tuple(refusals))
@@ -254,7 +255,8 @@ def _foreign(state: OptimizerState, rate: Any, parameters: Sequence[Parameter], 
     for group in added_up(state).groups:
         factor = group.factor
         if state.schedule is None:
-            factor = group.hyper["learning_rate"] / base.hyper["learning_rate"] if base.hyper["learning_rate"] else 1.0
+            own, first = group.hyper["learning_rate"], base.hyper["learning_rate"]
+            factor = own / first if first else group.factor / base.factor
         hyper = {key: value for key, value in group.hyper.items() if key != "learning_rate"}
         slots = dict.fromkeys([slot for slot in _slots_of(state, group) if slot not in ("average", "accumulated")], 0.0)
         groups.append({"rule": group.rule, "hyper": hyper, "variant": dict(group.variant),

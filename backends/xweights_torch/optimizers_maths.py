@@ -39,10 +39,6 @@ class TorchMaths(Composed):
         """The first tensor where the condition holds, else the second."""
         return torch.where(condition, x, y)
 
-    def blend(self, old: torch.Tensor, new: torch.Tensor, share: float) -> torch.Tensor:
-        """Old + share * (new - old)."""
-        return torch.lerp(old, new, share)
-
     def power(self, x: torch.Tensor, exponent: float) -> torch.Tensor:
         """The tensor to a power."""
         return torch.pow(x, exponent)

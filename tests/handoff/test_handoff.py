@@ -145,17 +145,18 @@ def test_keras_own_sgd_goes_on_where_pytorchs_left_off(optimizer):
     assert [part.grade for part in result.report.parts if part.name == "sgd"] == ["stock"]
 
 
-def test_a_momentum_outlives_a_learning_rate_of_0():
-    k, t = twins("mlp")
+@pytest.mark.parametrize("model", ["mlp", "two_biases"])
+def test_a_momentum_outlives_a_learning_rate_of_0(model):
+    k, t = twins(model)
     o = torch.optim.SGD(t.parameters(), 0.05, momentum=0.9)
-    batches = data("mlp", steps=6)
+    batches = data(model, steps=6)
     running.torch_steps(t, o, batches[:3])
     o.param_groups[0]["lr"] = 0.0
     report = xw.handoff((t, o), (k, None), sample=batches[0][0], step=3)
     report.optimizer.learning_rate = o.param_groups[0]["lr"] = 0.05
     running.keras_steps(k, report.optimizer, batches[3:])
     running.torch_steps(t, o, batches[3:])
-    handed = running.back(k, twins("mlp", seed=5)[1], batches[0][0])
+    handed = running.back(k, twins(model, seed=5)[1], batches[0][0])
     assert running.apart(handed, dict(xw.get_params(t))) < LIMIT["float32"]
 
 

@@ -92,6 +92,10 @@ class Maths(Protocol):
 class Composed:
     """Functions that are made of others, each with the rounding that it is written with."""
 
+    def blend(self: Maths, old: Any, new: Any, share: Any) -> Any:
+        """Old + share * (new - old)."""
+        return old + (new - old) * share
+
     def mix(self: Maths, x: Any, a: Any, y: Any, b: Any) -> Any:
         """X * a + y * b."""
         return x * a + y * b
@@ -167,10 +171,6 @@ class NumpyMaths(Composed):
     def mean(self, x: Array, axis: int | None = None) -> Any:
         """The mean over one axis, which stays, or over all."""
         return np.mean(x) if axis is None else np.mean(x, axis=axis, keepdims=True)
-
-    def blend(self, old: Any, new: Any, share: float) -> Any:
-        """Old + share * (new - old)."""
-        return old + (new - old) * share
 
     def cast(self, x: Array, dtype: str) -> Array:
         """X in another dtype."""
