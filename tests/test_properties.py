@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -21,9 +21,6 @@ import xweights as xw
 Array = np.ndarray[Any, Any]
 DTYPES = [np.dtype(kind) for kind in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 TARGETS = ("numpy", "torch", "tensorflow", "keras")
-quick = settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
 
 
 class Made:
@@ -96,7 +93,6 @@ def numbers(dtype: np.dtype[Any]) -> st.SearchStrategy[Array]:
 
 
 @given(data=st.data())
-@quick
 def test_what_is_written_is_read_again_bit_by_bit(framework: str, dtype: np.dtype[Any], data: st.DataObject) -> None:
     made = Made(framework, data.draw(any_bits(dtype)))
     assert made.bits == made.array.tobytes()
@@ -104,7 +100,6 @@ def test_what_is_written_is_read_again_bit_by_bit(framework: str, dtype: np.dtyp
 
 
 @given(data=st.data())
-@quick
 def test_a_target_does_not_differ_from_itself(framework: str, dtype: np.dtype[Any], data: st.DataObject) -> None:
     made = Made(framework, data.draw(any_bits(dtype)))
     assert not xw.diff(made.target, made.target)
@@ -113,7 +108,6 @@ def test_a_target_does_not_differ_from_itself(framework: str, dtype: np.dtype[An
 
 
 @given(data=st.data())
-@quick
 def test_one_flipped_bit_is_a_difference(framework: str, dtype: np.dtype[Any], data: st.DataObject) -> None:
     made = Made(framework, data.draw(some_bits(dtype)))
     other = made.array.copy()
@@ -124,7 +118,6 @@ def test_one_flipped_bit_is_a_difference(framework: str, dtype: np.dtype[Any], d
 
 
 @given(data=st.data())
-@quick
 def test_undo_brings_back_the_very_bits(framework: str, dtype: np.dtype[Any], data: st.DataObject) -> None:
     made = Made(framework, data.draw(some_bits(dtype)))
     before = xw.snapshot(made.target)
@@ -138,7 +131,6 @@ def test_undo_brings_back_the_very_bits(framework: str, dtype: np.dtype[Any], da
 
 
 @given(data=st.data())
-@quick
 def test_mask_keeps_bits_and_does_nothing_more_the_second_time(
     framework: str, dtype: np.dtype[Any], data: st.DataObject
 ) -> None:
@@ -152,7 +144,6 @@ def test_mask_keeps_bits_and_does_nothing_more_the_second_time(
 
 
 @given(data=st.data(), low=st.floats(-2, 2, width=16), high=st.floats(-2, 2, width=16))
-@quick
 def test_clip_stays_between_the_bounds_and_does_nothing_more_the_second_time(
     framework: str, dtype: np.dtype[Any], data: st.DataObject, low: float, high: float
 ) -> None:
@@ -168,7 +159,6 @@ def test_clip_stays_between_the_bounds_and_does_nothing_more_the_second_time(
 
 
 @given(data=st.data())
-@quick
 def test_a_refused_write_leaves_every_bit(framework: str, dtype: np.dtype[Any], data: st.DataObject) -> None:
     made = Made(framework, data.draw(any_bits(dtype)))
     with pytest.raises(xw.ShapeError):
@@ -177,7 +167,6 @@ def test_a_refused_write_leaves_every_bit(framework: str, dtype: np.dtype[Any], 
 
 
 @given(data=st.data(), fraction=st.floats(0, 1))
-@quick
 def test_prune_drops_exactly_as_many_as_were_asked_for_and_never_a_larger_one(
     framework: str, dtype: np.dtype[Any], data: st.DataObject, fraction: float
 ) -> None:

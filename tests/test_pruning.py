@@ -7,7 +7,7 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -340,7 +340,6 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", FLOATS)
-@settings(max_examples=15)
 @given(one=arrays(np.float64, (2, 4, 4), elements=MANY_TIES), two=arrays(np.float64, (2, 4, 4), elements=MANY_TIES))
 def test_the_way_that_is_traced_gives_the_masks_of_the_host(variant: str, dtype, one, two) -> None:
     rule = xw.Prune(**VARIANTS[variant])

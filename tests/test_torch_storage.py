@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hypothesis import given, settings  # noqa: E402
+from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -330,7 +330,6 @@ def test_a_bare_tensor_counts_as_trainable_where_it_is_floating():
             storage.set_trainable(tensor, not expected)
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(FLOATS),
     st.lists(st.integers(1, 4), min_size=0, max_size=3),

@@ -109,7 +109,7 @@ class JaxOps:
 
     @_in_x64
     def set_at(self, x: Any, index: tuple[Any, ...], value: Any) -> Any:
-        return _unbits(_bits(x).at[index].set(_bits(value)), x.dtype)
+        return _moved(_bits(x).at[index].set(_bits(value)), x.dtype)
 
     @_in_x64
     def fence(self, x: Any) -> Any:
@@ -228,6 +228,15 @@ def _unbits(x: Any, dtype: Any) -> Any:
     return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
 
 
+def _moved(bits: Any, dtype: Any) -> Any:
+    """Return bits that were moved as integers in their own dtype; no compiler moves them as numbers after all."""
+    if isinstance(bits, jax.core.Tracer) and is_floating(dtype) and dtype.itemsize < 4:
+        # XLA folds a pair of bitcasts into what is between them (`w.at[2, 3, 4].set(value)`), and then widens halves to
+        # float32, which quietens signalling NaNs of entries that weren't even set. An AMD EPYC with AVX2 does it.
+        bits = bits ^ _opaque_zero(bits)
+    return _unbits(bits, dtype)
+
+
 def _opaque_zero(bits: Any) -> Any:
     """Return zeros that a compiler doesn't know to be zeros: no square is 5 modulo 8."""
     # That bit 1 of a square is zero, LLVM knows; three bits together are beyond what it tracks.
@@ -237,7 +246,7 @@ def _opaque_zero(bits: Any) -> Any:
 
 def _select(mask: Any, x: Any, y: Any) -> Any:
     if is_floating(x.dtype) and x.dtype.itemsize < 4:
-        return _unbits(jnp.where(mask, _bits(x), _bits(y)), x.dtype)
+        return _moved(jnp.where(mask, _bits(x), _bits(y)), x.dtype)
     return jnp.where(mask, x, y)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -287,7 +287,6 @@ NAMES = st.text(st.characters(exclude_characters="/.\0", exclude_categories=("Cs
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_arrays_under_any_names_come_back_bit_for_bit(ending: str, data, tmp_path) -> None:
     shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)

@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -17,7 +17,6 @@ Array = np.ndarray[Any, Any]
 DTYPES = [np.dtype(kind) for kind in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)]
 # 0-d and empty arrays among them.
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
-quick = settings(max_examples=40, deadline=None)
 
 
 @st.composite
@@ -38,7 +37,6 @@ def merged(xs: list[Array], method: str = "average", base: Array | None = None, 
     return xw.merge([{"w": x} for x in xs], method, base=None if base is None else {"w": base}, **options)["w"]
 
 
-@quick
 @given(several(most=1), st.lists(st.floats(0.001, 1000), min_size=1, max_size=6))
 def test_the_average_of_equal_targets_has_their_very_bits(one: list[Array], weights: list[float]) -> None:
     equal = [one[0].copy() for _ in weights]
@@ -47,7 +45,6 @@ def test_the_average_of_equal_targets_has_their_very_bits(one: list[Array], weig
     assert bits(merged(equal, "ema", decay=min(0.9, weights[0]))) == bits(one[0])
 
 
-@quick
 @given(several(), st.data())
 def test_weights_that_are_one_hot_return_that_target(xs: list[Array], data: Any) -> None:
     chosen = data.draw(st.integers(0, len(xs) - 1))
@@ -55,13 +52,11 @@ def test_weights_that_are_one_hot_return_that_target(xs: list[Array], data: Any)
     assert bits(merged(xs, weights=weights)) == bits(xs[chosen])
 
 
-@quick
 @given(several(least=2, most=2))
 def test_the_average_of_two_does_not_depend_on_their_order(xs: list[Array]) -> None:
     assert bits(merged(xs)) == bits(merged(xs[::-1]))
 
 
-@quick
 @given(several(least=3), st.randoms(use_true_random=False))
 def test_the_average_of_many_depends_on_their_order_by_rounding_only(xs: list[Array], chance: Any) -> None:
     mixed = xs.copy()
@@ -73,7 +68,6 @@ def test_the_average_of_many_depends_on_their_order_by_rounding_only(xs: list[Ar
     assert np.all(gap <= 4 * eps * scale + float(ml_dtypes.finfo(kind).smallest_subnormal))
 
 
-@quick
 @given(several(least=2), st.lists(st.floats(0, 10), min_size=4, max_size=4))
 def test_the_average_is_what_numpy_says(xs: list[Array], weights: list[float]) -> None:
     weights = [weight + 0.1 for weight in weights[: len(xs)]]
@@ -85,7 +79,6 @@ def test_the_average_is_what_numpy_says(xs: list[Array], weights: list[float]) -
     assert np.all(gap <= 8 * eps * scale + float(ml_dtypes.finfo(kind).smallest_subnormal))
 
 
-@quick
 @given(several(least=2, most=3), st.integers(0, 2**32))
 def test_task_vectors_that_are_all_zeros_leave_the_base(xs: list[Array], seed: int) -> None:
     base = xs[0]
@@ -121,7 +114,6 @@ def test_a_parameter_is_merged_alike_whatever_order_the_parameters_are_in(method
     assert not np.array_equal(forward["a"], forward["b"])
 
 
-@quick
 @given(several(least=2, most=2), st.integers(0, 5))
 def test_random_methods_repeat_with_their_seed(xs: list[Array], seed: int) -> None:
     again = [bits(merged(xs[:1], "dare_linear", xs[1], density=0.5, seed=seed, allow_nonfinite=True)) for _ in range(2)]
