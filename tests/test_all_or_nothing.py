@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xweights as xw
-from xweights.arrays import NumpyStorage
-from xweights.axes import layout_of
-from xweights.parameter import Parameter
+from xweights.core.layout import layout_of
+from xweights.core.numpy_backend import NumpyStorage
+from xweights.core.parameter import Parameter
 
 KEYS = ("first/kernel", "middle/kernel", "last/kernel")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xweights.axes import Layout, layout_of, plain_layout, reorder, unpacked
+from xweights.core.layout import Layout, layout_of, plain_layout, reorder, unpacked
 from xweights.errors import LayoutError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xweights as xw
-import xweights.backend
+import xweights.core.backend
 from xweights.errors import Problems, XweightsError, combined, got_expected, near
 
 
@@ -24,10 +24,10 @@ class Point:
 def doors(monkeypatch):
     """Replace the installed backends by ``doors[name] = function that loads``; forget what is found meanwhile."""
     points: dict[str, Point] = {}
-    monkeypatch.setattr(xweights.backend, "_points", points)
-    monkeypatch.setattr(xweights.backend, "_loaded", {})
-    monkeypatch.setattr(xweights.backend, "_registered", {})
-    monkeypatch.setattr(xweights.backend, "_by_type", {})
+    monkeypatch.setattr(xweights.core.backend, "_points", points)
+    monkeypatch.setattr(xweights.core.backend, "_loaded", {})
+    monkeypatch.setattr(xweights.core.backend, "_registered", {})
+    monkeypatch.setattr(xweights.core.backend, "_by_type", {})
     return lambda name, load: points.update({name: Point(load)})
 
 
@@ -155,7 +155,7 @@ def test_a_backend_is_loaded_only_when_its_object_arrives(doors) -> None:
 def test_a_backend_that_is_not_installed_is_named_with_its_command(doors) -> None:
     doors("flamework", lambda: None)
     with pytest.raises(xw.BackendMissingError) as caught:
-        xweights.backend.load("otherframework")
+        xweights.core.backend.load("otherframework")
     assert "no backend for 'otherframework' is installed" in str(caught.value)
     assert "installed: flamework" in str(caught.value)
     assert "pip install 'xweights-nn[otherframework]'" in str(caught.value)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import xweights as xw
-from xweights import backend as doors
+from xweights.core import backend as doors
 from xweights.testing import CHECKS, PromiseBrokenError, check_backend, ordinary, tricky
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xweights.arrays import NumpyOps
+from xweights.core.numpy_backend import NumpyOps
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import xweights as xw
-from xweights.arrays import BLOCK
-from xweights.tables import render
+from xweights.core.numpy_backend import BLOCK
+from xweights.core.tables import render
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.int32, np.bool_]
 NUMBERS = st.sampled_from([0.0, -0.0, 1.0, -2.5, 1e-3, 77.0])

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xweights as xw
-from xweights.arrays import NumpyStorage
-from xweights.axes import plain_layout
-from xweights.naming import glob_matcher
-from xweights.parameter import Parameter
-from xweights.selecting import DEFAULT_EDITED, DEFAULT_KERNELS, select
+from xweights.core.layout import plain_layout
+from xweights.core.names import glob_matcher
+from xweights.core.numpy_backend import NumpyStorage
+from xweights.core.parameter import Parameter
+from xweights.core.selection import DEFAULT_EDITED, DEFAULT_KERNELS, select
 
 
 def model() -> dict[str, np.ndarray]:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import xweights as xw
-from xweights.arrays import NumpyStorage
-from xweights.axes import plain_layout
-from xweights.parameter import Parameter
+from xweights.core.layout import plain_layout
+from xweights.core.numpy_backend import NumpyStorage
+from xweights.core.parameter import Parameter
 
 # Functions of the user.
 

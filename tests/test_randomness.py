@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import xweights as xw
-from xweights.arrays import BLOCK
-from xweights.axes import layout_of
-from xweights.parameter import Parameter
+from xweights.core.layout import layout_of
+from xweights.core.numpy_backend import BLOCK
+from xweights.core.parameter import Parameter
 from xweights.randomness import generator
 
 BIG = (3, BLOCK + 17)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import xweights as xw
-from xweights.arrays import NumpyStorage
-from xweights.axes import layout_of, plain_layout
-from xweights.parameter import Parameter
+from xweights.core.layout import layout_of, plain_layout
+from xweights.core.numpy_backend import NumpyStorage
+from xweights.core.parameter import Parameter
 from xweights.writing import fitted
 
 KEYS = ("first/kernel", "middle/kernel", "last/kernel")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xweights.arrays import NumpyOps
+from xweights.core.numpy_backend import NumpyOps
 
 tf = pytest.importorskip("tensorflow")
 from xweights_tensorflow.ops import TensorFlowOps  # noqa: E402

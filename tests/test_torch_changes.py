@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn.utils import parametrize  # noqa: E402
 
+from xweights.core.parameter import Parameter  # noqa: E402
 from xweights.errors import TargetError  # noqa: E402
-from xweights.parameter import Parameter  # noqa: E402
 from xweights_torch import backend  # noqa: E402
 from xweights_torch.adapter import ModuleAdapter  # noqa: E402
 from xweights_torch.walking import walk  # noqa: E402

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import xweights as xw
-from xweights.arrays import NumpyStorage
-from xweights.axes import plain_layout
-from xweights.parameter import Parameter
+from xweights.core.layout import plain_layout
+from xweights.core.numpy_backend import NumpyStorage
+from xweights.core.parameter import Parameter
 
 PAYLOADS = np.array([0x7FC01234, 0x7F801234, 0xFFC00001, 0x80000000, 0x00000001, 0x7F800000], np.uint32)
 

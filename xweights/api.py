@@ -7,6 +7,9 @@ from contextlib import suppress as _suppress
 
 from xweights.averaging import Averages, average
 from xweights.checksums import checksum
+from xweights.core.parameter import Parameter
+from xweights.core.params import Params
+from xweights.core.selection import Where, layer, native, role, trainable
 from xweights.entries import SetEntries
 from xweights.errors import (
     ArgumentError,
@@ -54,8 +57,6 @@ from xweights.measure import backends, diff, equal, stats, summary
 from xweights.merging.joining import merge
 from xweights.multipliers import Multipliers, multiply_lr
 from xweights.norms import ClipNorm, MaxNorm, SpectralNorm, UnitNorm
-from xweights.parameter import Parameter
-from xweights.params import Params
 from xweights.penalties import AddedPenalty, BoundPenalty, Penalty, add_penalty, bind_penalty, penalty
 from xweights.plots import plot, plot_diff
 from xweights.porting.moving import port
@@ -71,7 +72,6 @@ from xweights.results import Diff, Stats
 from xweights.rules import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
 from xweights.running import Bound, apply, bind
 from xweights.schedules import ByStep, Constant, Cubic, OneShot, Polynomial, Schedule
-from xweights.selecting import Where, layer, native, role, trainable
 from xweights.tying import Tied
 from xweights.undo import Snapshot, snapshot, transaction
 from xweights.verbs import (

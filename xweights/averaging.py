@@ -14,19 +14,19 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from xweights import ledger
-from xweights.arrays import blocks
-from xweights.backend import StepState
+from xweights.core import hold_registry
+from xweights.core.backend import StepState
+from xweights.core.numpy_backend import blocks
+from xweights.core.parameter import Array, Parameter
+from xweights.core.params import Params
+from xweights.core.renaming import Names
+from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
+from xweights.core.targets import open_target, tracing
+from xweights.core.values import cast_exactly, is_number
 from xweights.errors import ArgumentError, DtypeError, HoldError, Problems, TraceError, WriteError
-from xweights.parameter import Array, Parameter
-from xweights.params import Params
 from xweights.reading import check_readable
-from xweights.renaming import Names
 from xweights.running import guarded, uninterrupted
-from xweights.selecting import DEFAULT_EDITED, WhereLike, select
-from xweights.targets import open_target, tracing
 from xweights.training import Change, training_for
-from xweights.values import cast_exactly, is_number
 from xweights.writing import set_params
 
 Decay = float | Literal["swa"] | Callable[[int], float]
@@ -114,7 +114,7 @@ class Averages:
             raise HoldError("the averages are swapped in already")
         chosen = self.parameters
         _check_writable(chosen)
-        ledger.check(chosen)
+        hold_registry.check(chosen)
         kept = [(p, p.storage.backup(p.handle), _links(p)) for p in chosen]
         values = [
             cast_exactly(a, p.dtype, what=repr(p.name), cast=True) for p, a in zip(chosen, self._averages, strict=True)
@@ -124,14 +124,14 @@ class Averages:
             with guarded(chosen), uninterrupted():
                 for p, value in zip(chosen, values, strict=True):
                     p.storage.write(p.handle, value)
-            ledger.obey(chosen)
+            hold_registry.obey(chosen)
             yield self
         finally:
             with guarded(chosen), uninterrupted():
                 for p, backup, _ in kept:
                     p.storage.restore(p.handle, backup)
             # What was held before is true of what was there before; to apply it again could move a last bit.
-            ledger.obey([p for p, _, links in kept if _links(p) != links])
+            hold_registry.obey([p for p, _, links in kept if _links(p) != links])
             self._swapped = False
 
     def copy_to(self, target: Any, *, where: WhereLike = ..., names: Names | None = None) -> None:
@@ -276,4 +276,4 @@ def _check_writable(chosen: Sequence[Parameter]) -> None:
 
 
 def _links(p: Parameter) -> list[Any]:
-    return list(getattr(ledger.held(p), "links", ()))
+    return list(getattr(hold_registry.held(p), "links", ()))

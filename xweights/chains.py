@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xweights import ledger
-from xweights.backend import Ops, backend_for
+from xweights.core import hold_registry
+from xweights.core.backend import Ops, backend_for
+from xweights.core.parameter import Array, Parameter
 from xweights.keeping import Keep
-from xweights.parameter import Array, Parameter
 from xweights.rules import Function, Mask, Rule
 from xweights.running import NUMPY_OPS, edit_one, ops_for, to_neutral, to_stored
 from xweights.training import native_of
@@ -83,7 +83,7 @@ class Chain:
 
     def _together(self) -> list[Chain]:
         tie = self.tie
-        found = [self] if tie is None else [ledger.held(p) for p in tie.parameters]
+        found = [self] if tie is None else [hold_registry.held(p) for p in tie.parameters]
         return [one for one in found if isinstance(one, Chain)] or [self]
 
     def _apply(self) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from xweights.arrays import blocks
+from xweights.core.numpy_backend import blocks
+from xweights.core.parameter import COUNTERS
+from xweights.core.selection import WhereLike, select
+from xweights.core.targets import open_target, tracing
 from xweights.errors import TraceError
-from xweights.parameter import COUNTERS
 from xweights.reading import check_readable, neutral_view
-from xweights.selecting import WhereLike, select
-from xweights.targets import open_target, tracing
 
 
 def checksum(target: Any, *, where: WhereLike = ...) -> str:

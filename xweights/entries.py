@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from xweights.arrays import NumpyStorage
-from xweights.axes import plain_layout
-from xweights.backend import Ops
+from xweights.core.backend import Ops
+from xweights.core.layout import plain_layout
+from xweights.core.numpy_backend import NumpyStorage
+from xweights.core.parameter import Array, Parameter
+from xweights.core.values import host_array, need_axes, operand
 from xweights.errors import ArgumentError, LayoutError, SelectionError, ShapeError
-from xweights.parameter import Array, Parameter
 from xweights.rules import Rule, _short
-from xweights.values import host_array, need_axes, operand
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from xweights.core.parameter import Array, Parameter, is_floating, is_half
+from xweights.core.values import cast_exactly
 from xweights.errors import LayoutError
-from xweights.parameter import Array, Parameter, is_floating, is_half
 from xweights.rules import check_finite
-from xweights.values import cast_exactly
 
 Fit = Callable[..., Array]
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xweights import ledger
 from xweights.chains import Chain
+from xweights.core import hold_registry
+from xweights.core.parameter import Parameter
+from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
+from xweights.core.targets import open_target, tracing
 from xweights.errors import ArgumentError, HoldError, SelectionError
 from xweights.holds import Hold, begin
 from xweights.keeping import Keep
-from xweights.parameter import Parameter
-from xweights.selecting import DEFAULT_EDITED, WhereLike, select
-from xweights.targets import open_target, tracing
 from xweights.training import Resting, Training, training_for
 
 
@@ -166,7 +166,7 @@ def unfreeze(target: Any, *, where: WhereLike | None = None) -> None:
     if tracing(target):
         raise ArgumentError("a freeze can't end inside a compiled step\nFix: unfreeze between steps")
     chosen = select(open_target(target), ... if where is None else where)
-    ledger.look_again()
+    hold_registry.look_again()
     found: dict[int, tuple[Freeze, list[Parameter]]] = {}
     for p in chosen:
         for one in _freezes_of(p):
@@ -199,7 +199,7 @@ def _is_statistic(p: Parameter) -> bool:
 
 
 def _freezes_of(p: Parameter) -> list[Freeze]:
-    chain = ledger.held(p)
+    chain = hold_registry.held(p)
     owners = [link.owner for link in chain.links] if isinstance(chain, Chain) else []
     found = [one.freeze if isinstance(one, _Statistics) else one for one in owners]
     return [one for one in found if isinstance(one, Freeze)]

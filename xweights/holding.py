@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from xweights.backend import backend_for
+from xweights.core.backend import backend_for
+from xweights.core.selection import WhereLike, select
+from xweights.core.targets import open_target, tracing
 from xweights.errors import ArgumentError
 from xweights.holds import Hold, begin, refuse_statistics
 from xweights.pruning import Prune
@@ -17,8 +19,6 @@ from xweights.pruning_holds import hold_pruned
 from xweights.rules import Rule
 from xweights.running import as_rule
 from xweights.schedules import Schedule
-from xweights.selecting import WhereLike, select
-from xweights.targets import open_target, tracing
 from xweights.training import native_of
 from xweights.tying import Share, Tied
 

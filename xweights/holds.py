@@ -13,11 +13,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from xweights import ledger
-from xweights.backend import Backend, HoldAttachment, backend_for
 from xweights.chains import Chain, Link, as_stored
+from xweights.core import hold_registry
+from xweights.core.backend import Backend, HoldAttachment, backend_for
+from xweights.core.parameter import Array, Parameter
 from xweights.errors import HoldError, Problems, WriteError, XweightsError
-from xweights.parameter import Array, Parameter
 from xweights.rules import Rule
 from xweights.running import guarded
 from xweights.training import native_of, training_for
@@ -87,8 +87,8 @@ class Hold:
 
     def let_go(self, parameters: Sequence[Parameter]) -> None:
         """Take this rule off some of its parameters."""
-        mine = {ledger.identity(p) for p in parameters}
-        leaving = [chain for chain in self._chains if ledger.identity(chain.parameter) in mine]
+        mine = {hold_registry.identity(p) for p in parameters}
+        leaving = [chain for chain in self._chains if hold_registry.identity(chain.parameter) in mine]
         self._unlink(leaving)
         self._chains = [chain for chain in self._chains if chain not in leaving]
         for attachment in self._attachments:
@@ -98,7 +98,7 @@ class Hold:
         for chain in chains:
             chain.links = [link for link in chain.links if link.owner is not self]
             if not chain.links:
-                ledger.leave(chain)
+                hold_registry.leave(chain)
 
     def __enter__(self) -> Self:
         return self
@@ -144,7 +144,7 @@ def begin(
     """
     problems = Problems("this can't be held, and nothing was changed")
     made._chains = chains = list[Chain]()
-    ledger.look_again()
+    hold_registry.look_again()
     try:
         for p in chosen:
             reason = p.storage.refusal(p.handle, writing=True)
@@ -163,7 +163,7 @@ def begin(
             except XweightsError as wrong:
                 problems.add(type(wrong), str(wrong))
                 continue
-            known = ledger.held(p)
+            known = hold_registry.held(p)
             chain = known if isinstance(known, Chain) else Chain(p)
             _refuse_half_of_a_tie(chain, rule, chosen, problems)
             chain.add(Link(made, rule, ready, live=after_step is not None))
@@ -175,7 +175,7 @@ def begin(
         problems.check()
         _attach(made, target, optimizer, after_step)
         for chain in chains:
-            ledger.enter(chain, keep=made.manual)
+            hold_registry.enter(chain, keep=made.manual)
         with guarded(chosen):
             for chain in chains:
                 chain.apply()
@@ -194,7 +194,7 @@ def _refuse_half_of_a_tie(chain: Chain, rule: Rule, chosen: Sequence[Parameter],
         if tie is not None or rule.position:
             others = ", ".join(repr(link.rule) for link in chain.links)
             problems.add(HoldError, f"{name!r} is held already, by {others}", fix="release that, tie, then hold on all")
-    elif tie is not None and all(ledger.identity(p) != ledger.identity(tie.first) for p in chosen):
+    elif tie is not None and all(hold_registry.identity(p) != hold_registry.identity(tie.first) for p in chosen):
         problems.add(
             HoldError, f"{name!r} is tied to {tie.first.name!r}", fix="hold it on all that are tied: where=[...]"
         )

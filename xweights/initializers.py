@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from xweights.backend import Ops
+from xweights.core.backend import Ops
+from xweights.core.parameter import Array, Parameter, is_floating
+from xweights.core.renaming import Names, renamer
+from xweights.core.values import as_number, cast_exactly, host_array, need_axes, operand, rounded
 from xweights.errors import ArgumentError, LayoutError, ShapeError, near
-from xweights.parameter import Array, Parameter, is_floating
 from xweights.randomness import check_seed, drawing_dtype, generator
-from xweights.renaming import Names, renamer
 from xweights.rules import Rule, check_finite, need_floating
-from xweights.values import as_number, cast_exactly, host_array, need_axes, operand, rounded
 
 # Standard deviation of a standard normal cut at two standard deviations.
 TRUNCATED_STD = 0.87962566103423978

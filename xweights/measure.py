@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from xweights.arrays import as_stored, blocks
-from xweights.axes import reorder
-from xweights.backend import doors, load
+from xweights.core.backend import doors, load
+from xweights.core.layout import reorder
+from xweights.core.numpy_backend import as_stored, blocks
+from xweights.core.parameter import COUNTERS, Array, Parameter
+from xweights.core.renaming import Names, renamer
+from xweights.core.selection import WhereLike, select
+from xweights.core.tables import render
+from xweights.core.targets import open_target, tracing
 from xweights.errors import ArgumentError, BackendBrokenError, LayoutError, TraceError
-from xweights.parameter import COUNTERS, Array, Parameter
 from xweights.reading import check_readable, neutral_view
-from xweights.renaming import Names, renamer
 from xweights.results import Change, Diff, ParameterStats, Stats
-from xweights.selecting import WhereLike, select
-from xweights.tables import render
-from xweights.targets import open_target, tracing
 
 
 def stats(target: Any, *, where: WhereLike = ...) -> Stats:

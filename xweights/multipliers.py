@@ -14,13 +14,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from xweights.backend import Ops
+from xweights.core.backend import Ops
+from xweights.core.parameter import Parameter
+from xweights.core.selection import DEFAULT_EDITED, select
+from xweights.core.targets import open_target, tracing
+from xweights.core.values import as_number, is_number
 from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, WriteError, XweightsError
-from xweights.parameter import Parameter
-from xweights.selecting import DEFAULT_EDITED, select
-from xweights.targets import open_target, tracing
 from xweights.training import Change, Training, training_for
-from xweights.values import as_number, is_number
 
 
 class Multipliers:

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from xweights.axes import unpacked
-from xweights.backend import Ops
+from xweights.core.backend import Ops
+from xweights.core.layout import unpacked
+from xweights.core.parameter import Array, Parameter, is_half
+from xweights.core.values import is_number, need_axes
 from xweights.errors import ArgumentError, LayoutError, ShapeError
-from xweights.parameter import Array, Parameter, is_half
 from xweights.rules import FLOAT64, Rule, need_floating
-from xweights.values import is_number, need_axes
 
 Per = str | tuple[str, ...]
 Scope = Literal["each", "global"]

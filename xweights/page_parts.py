@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from xweights.core.tables import printable
 from xweights.panels import quiet
-from xweights.tables import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,19 +12,19 @@ from contextlib import suppress
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from xweights.core.selection import WhereLike
 from xweights.errors import SelectionError
 from xweights.measure import diff, stats
 from xweights.page_parts import POLICY, SCRIPT, STYLE, Cell, inline_svg, table
 from xweights.plots import plot, plot_diff
 from xweights.profiles import top_entries, zeros_in
 from xweights.reading import parameters
-from xweights.selecting import WhereLike
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from xweights.parameter import Parameter
-    from xweights.renaming import Names
+    from xweights.core.parameter import Parameter
+    from xweights.core.renaming import Names
 
 TOP = 20
 # A singular value decomposition of a larger matrix takes minutes.

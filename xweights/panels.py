@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xweights.core.parameter import Array, Parameter
+from xweights.core.tables import printable
 from xweights.errors import BackendMissingError
-from xweights.parameter import Array, Parameter
 from xweights.profiles import Histogram, zero_map, zeros_in
-from xweights.tables import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,15 +17,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from xweights.backend import Attachment, Ops, Regularizing, backend_for
+from xweights.core.backend import Attachment, Ops, Regularizing, backend_for
+from xweights.core.parameter import Array, Parameter
+from xweights.core.selection import DEFAULT_KERNELS, WhereLike, select
+from xweights.core.targets import open_target
+from xweights.core.values import is_number
 from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, WriteError, XweightsError
 from xweights.norms import FLOAT32, Per, matrix_of, need_matrix, per_axes
-from xweights.parameter import Array, Parameter
 from xweights.rules import FLOAT64, need_floating
 from xweights.running import guarded, ops_for, to_neutral, to_stored
-from xweights.selecting import DEFAULT_KERNELS, WhereLike, select
-from xweights.targets import open_target
-from xweights.values import is_number
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from xweights.core.parameter import Parameter
+from xweights.core.renaming import Names
+from xweights.core.selection import DEFAULT_KERNELS, WhereLike, select
+from xweights.core.targets import open_target
 from xweights.errors import ArgumentError, SelectionError
 from xweights.measure import diff
 from xweights.panels import (
@@ -24,13 +28,9 @@ from xweights.panels import (
     panels_of,
     percent,
 )
-from xweights.parameter import Parameter
 from xweights.profiles import Histogram, histogram, singular_values, twins
 from xweights.reading import check_readable
-from xweights.renaming import Names
 from xweights.results import Diff
-from xweights.selecting import DEFAULT_KERNELS, WhereLike, select
-from xweights.targets import open_target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from xweights.arrays import as_stored, blocks
-from xweights.axes import reorder
-from xweights.parameter import Array, Parameter
+from xweights.core.layout import reorder
+from xweights.core.numpy_backend import as_stored, blocks
+from xweights.core.parameter import Array, Parameter
+from xweights.core.renaming import Names, renamer
 from xweights.reading import neutral_view, parameters
-from xweights.renaming import Names, renamer
 from xweights.results import Diff
 
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from xweights.arrays import NumpyOps
-from xweights.backend import Ops
+from xweights.core.backend import Ops
+from xweights.core.numpy_backend import NumpyOps
+from xweights.core.parameter import Array, Parameter
+from xweights.core.values import as_number, is_number, need_axes, operand
 from xweights.errors import ArgumentError, LayoutError, NonfiniteError, ShapeError
 from xweights.norms import Per, Scope, per_axes
-from xweights.parameter import Array, Parameter
 from xweights.rules import FLOAT64, Rule, need_floating
 from xweights.smallest import Loaded, at_least, drop_ties, has_nan, keep_largest, order_statistic
-from xweights.values import as_number, is_number, need_axes, operand
 
 Score = Callable[[Any], Any] | Mapping[str, Any]
 Pattern = tuple[int, int, str]

@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from xweights import ledger
-from xweights.backend import StepState
 from xweights.chains import Chain, as_stored
+from xweights.core import hold_registry
+from xweights.core.backend import StepState
+from xweights.core.parameter import Array, Parameter
+from xweights.core.params import Params
+from xweights.core.targets import open_target
 from xweights.errors import ArgumentError, HoldError, Problems, StaleTrainFunctionError, TraceError
 from xweights.holds import Hold, begin, refuse_statistics
 from xweights.keeping import Keep
-from xweights.parameter import Array, Parameter
-from xweights.params import Params
 from xweights.pruning import Prune, host_masks
 from xweights.rules import Mask
 from xweights.running import ops_for
 from xweights.schedules import OneShot, Schedule
-from xweights.targets import open_target
 
 
 class PruneHold(Hold):
@@ -162,7 +162,7 @@ def hold_pruned(
     made = PruneHold(rule, schedule or OneShot(), chosen)
     for p in chosen:
         rule.operands(p)
-    ledger.look_again()
+    hold_registry.look_again()
     made.selected(1.0)  # raises what the last step would
     if made.schedule.due(0):
         made.select()
@@ -184,7 +184,7 @@ def _digest(p: Parameter) -> bytes:
 
 def _frozen(p: Parameter) -> Array | None:
     """Return which entries other holds keep as they are, or None."""
-    chain = ledger.held(p)
+    chain = hold_registry.held(p)
     links = chain.links if isinstance(chain, Chain) else []
     kept = [~link.operands[0] for link in links if isinstance(link.rule, Keep)]
     return np.logical_or.reduce(kept) if kept else None

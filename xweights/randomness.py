@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from xweights.arrays import blocks, turned
-from xweights.backend import Ops
+from xweights.core.backend import Ops
+from xweights.core.numpy_backend import blocks, turned
+from xweights.core.parameter import Array, Parameter
+from xweights.core.renaming import Names, renamer
+from xweights.core.values import as_number, is_number, rounded
 from xweights.errors import ArgumentError
-from xweights.parameter import Array, Parameter
-from xweights.renaming import Names, renamer
 from xweights.rules import Rule, need_floating
-from xweights.values import as_number, is_number, rounded
 
 
 def generator(seed: int, name: str, step: int = 0) -> np.random.Generator:

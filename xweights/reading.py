@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from xweights.core.parameter import Array, Parameter
+from xweights.core.params import LayoutName, Params
+from xweights.core.selection import WhereLike, select
+from xweights.core.targets import open_target, tracing
 from xweights.errors import ArgumentError, Problems, TraceError, WriteError
-from xweights.parameter import Array, Parameter
-from xweights.params import LayoutName, Params
-from xweights.selecting import WhereLike, select
-from xweights.targets import open_target, tracing
 
 
 def parameters(target: Any, *, where: WhereLike = ...) -> list[Parameter]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from xweights.tables import render, render_html
+from xweights.core.tables import render, render_html
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from xweights.arrays import NumpyOps, blocks, quick_sum
-from xweights.backend import Ops
+from xweights.core.backend import Ops
+from xweights.core.numpy_backend import NumpyOps, blocks, quick_sum
+from xweights.core.parameter import Array, Parameter, is_floating, is_half
+from xweights.core.values import as_number, is_number, operand
 from xweights.errors import ArgumentError, DtypeError, NonfiniteError, ShapeError
-from xweights.parameter import Array, Parameter, is_floating, is_half
-from xweights.values import as_number, is_number, operand
 
 FLOAT64 = np.dtype(np.float64)
 

@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from xweights import ledger
-from xweights.arrays import NumpyOps, strays
-from xweights.axes import Layout
-from xweights.backend import Ops, Storage, backend_for
+from xweights.core import hold_registry
+from xweights.core.backend import Ops, Storage, backend_for
+from xweights.core.layout import Layout
+from xweights.core.numpy_backend import NumpyOps, strays
+from xweights.core.parameter import Array, Parameter
+from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
+from xweights.core.targets import open_target, tracing
 from xweights.errors import (
     ArgumentError,
     Problems,
@@ -28,10 +31,7 @@ from xweights.errors import (
     WriteError,
     XweightsError,
 )
-from xweights.parameter import Array, Parameter
 from xweights.rules import Function, Rule
-from xweights.selecting import DEFAULT_EDITED, WhereLike, select
-from xweights.targets import open_target, tracing
 
 NUMPY_OPS = NumpyOps()
 
@@ -101,7 +101,7 @@ def run(target: Any, rule: Rule, *, where: WhereLike | None, call: str, default:
     """Do what every editing verb does: select, check everything, then edit."""
     line = bind_line(rule, default if where is None else where)
     chosen = select(open_target(target, bind_line=line), default if where is None else where)
-    ledger.check(chosen)
+    hold_registry.check(chosen)
     if tracing(target):
         if rule.random:
             raise UseBindError(
@@ -112,7 +112,7 @@ def run(target: Any, rule: Rule, *, where: WhereLike | None, call: str, default:
         Bound(rule, chosen, prepare(rule, chosen, call))()
     else:
         execute(rule, chosen, prepare(rule, chosen, call))
-    ledger.obey(chosen)
+    hold_registry.obey(chosen)
 
 
 def bind_line(rule: Rule, where: WhereLike) -> str:

@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.parameter import Array, Parameter, is_floating
+from xweights.core.params import Params
 from xweights.errors import Problems, ShapeError, XweightsError
 from xweights.holding import hold
 from xweights.initializers import Init
 from xweights.measure import diff, equal
 from xweights.norms import ClipNorm
-from xweights.parameter import Array, Parameter, is_floating
-from xweights.params import Params
 from xweights.pruning import Prune
 from xweights.randomness import Noise
 from xweights.reading import get_params, parameters

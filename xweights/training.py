@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from xweights.backend import StepState, backend_for
-from xweights.parameter import Parameter
+from xweights.core.backend import StepState, backend_for
+from xweights.core.parameter import Parameter
 
 
 class Change(Protocol):

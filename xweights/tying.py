@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from xweights.arrays import NumpyOps
-from xweights.backend import Ops
+from xweights.core.backend import Ops
+from xweights.core.numpy_backend import NumpyOps
+from xweights.core.parameter import Parameter
 from xweights.errors import ArgumentError, DtypeError, Problems, SelectionError, ShapeError
-from xweights.parameter import Parameter
 from xweights.rules import FLOAT64, Rule, need_floating
 
 

@@ -9,13 +9,13 @@ from collections.abc import MutableMapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from xweights import ledger
+from xweights.core import hold_registry
+from xweights.core.parameter import Parameter
+from xweights.core.selection import WhereLike, select
+from xweights.core.targets import open_target, places, tracing
 from xweights.errors import TraceError
-from xweights.parameter import Parameter
 from xweights.reading import check_readable
 from xweights.running import guarded, uninterrupted
-from xweights.selecting import WhereLike, select
-from xweights.targets import open_target, places, tracing
 
 
 class Snapshot:
@@ -46,7 +46,7 @@ class Snapshot:
             for mapping, key, value in self._places:
                 if mapping.get(key) is not value:
                     mapping[key] = value
-        ledger.obey(self.parameters)
+        hold_registry.obey(self.parameters)
 
     def __repr__(self) -> str:
         count = len(self.parameters)

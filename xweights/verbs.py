@@ -13,19 +13,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from xweights import ledger
+from xweights.core import hold_registry
+from xweights.core.params import Params
+from xweights.core.renaming import Names
+from xweights.core.selection import DEFAULT_EDITED, DEFAULT_KERNELS, WhereLike, select
+from xweights.core.targets import open_target, tracing
 from xweights.entries import SetEntries
 from xweights.errors import SelectionError
 from xweights.initializers import Init, Initializer
 from xweights.norms import ClipNorm, MaxNorm, Per, Scope, SpectralNorm, UnitNorm
-from xweights.params import Params
 from xweights.pruning import Pattern, Prune, Score, host_masks
 from xweights.randomness import Noise
-from xweights.renaming import Names
 from xweights.rules import Add, Clip, Fill, Mask, NonNegative, Scale
 from xweights.running import bind_line, execute, prepare, run
-from xweights.selecting import DEFAULT_EDITED, DEFAULT_KERNELS, WhereLike, select
-from xweights.targets import open_target, tracing
 
 if TYPE_CHECKING:
     from xweights.pruning_holds import PruneHold
@@ -344,14 +344,14 @@ def prune(
     if hold or schedule is not None:
         from xweights.pruning_holds import hold_pruned
 
-        ledger.check(chosen)
+        hold_registry.check(chosen)
         prepare(rule, chosen, "prune")
         return hold_pruned(target, rule, chosen, schedule, optimizer)
-    ledger.check(chosen)
+    hold_registry.check(chosen)
     prepare(rule, chosen, "prune")
     masks = dict(zip((p.name for p in chosen), host_masks(rule, chosen), strict=True))
     execute(Mask(masks), chosen, [(masks[p.name],) for p in chosen])
-    ledger.obey(chosen)
+    hold_registry.obey(chosen)
     return Params._made(
         masks,
         {p.name: p.axes for p in chosen},

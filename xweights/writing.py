@@ -12,9 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from xweights import ledger
-from xweights.axes import reorder
-from xweights.backend import backend_for
+from xweights.core import hold_registry
+from xweights.core.backend import backend_for
+from xweights.core.layout import reorder
+from xweights.core.names import NameIndex, named
+from xweights.core.parameter import COUNTERS, Array, Parameter
+from xweights.core.params import LayoutName, Params, last_part, leaves
+from xweights.core.renaming import Names, renamer
+from xweights.core.selection import WhereLike, select
+from xweights.core.targets import is_path, open_target
+from xweights.core.values import cast_exactly, host_array
 from xweights.errors import (
     ArgumentError,
     LayoutError,
@@ -27,15 +34,8 @@ from xweights.errors import (
     near,
 )
 from xweights.filling import Source
-from xweights.naming import NameIndex, named
-from xweights.parameter import COUNTERS, Array, Parameter
-from xweights.params import LayoutName, Params, last_part, leaves
-from xweights.renaming import Names, renamer
 from xweights.rules import check_finite
 from xweights.running import detached, fallible_first, guarded, undone_on_error, uninterrupted
-from xweights.selecting import WhereLike, select
-from xweights.targets import is_path, open_target
-from xweights.values import cast_exactly, host_array
 
 
 def set_params(
@@ -77,7 +77,7 @@ def set_params(
         raise ArgumentError(f'layout= is "neutral" or "native"\ngot: {layout!r}')
     everything = open_target(target)
     chosen = select(everything, where)
-    ledger.check(chosen)
+    hold_registry.check(chosen)
     problems = Problems("set_params can't write these values, and nothing was changed")
     given = _opened(values, target)
     pairs = _matched(given, chosen, everything, strict, renamer(names), problems)
@@ -116,7 +116,7 @@ def set_params(
             written[position].storage.write(written[position].handle, arrays[position][0])
         for source in sorted(sources, key=lambda one: not one.p.storage.fallible):
             source.write(cast)
-    ledger.obey(chosen)
+    hold_registry.obey(chosen)
 
 
 def fitted(

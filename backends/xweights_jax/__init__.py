@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from xweights.backend import Adapter, HeldChain, HoldAttachment, Ops, Storage, Tracing
+from xweights.core.backend import Adapter, HeldChain, HoldAttachment, Ops, Storage, Tracing
+from xweights.core.parameter import Array
 from xweights.errors import TargetError, TraceError
-from xweights.parameter import Array
 from xweights_jax.ops import JaxOps, tracing
 
 __all__ = ["backend"]

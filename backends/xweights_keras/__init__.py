@@ -20,9 +20,19 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from xweights.backend import Adapter, Attachment, HeldChain, HoldAttachment, Ops, Storage, Tracing, backend_for, load
+from xweights.core.backend import (
+    Adapter,
+    Attachment,
+    HeldChain,
+    HoldAttachment,
+    Ops,
+    Storage,
+    Tracing,
+    backend_for,
+    load,
+)
+from xweights.core.parameter import Array, Parameter
 from xweights.errors import TraceError
-from xweights.parameter import Array, Parameter
 from xweights_keras.adapter import KerasAdapter
 from xweights_keras.entries import EntriesInitializer, SetEntries
 from xweights_keras.holding import attach

@@ -13,8 +13,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from xweights.core.parameter import Array, Parameter
 from xweights.errors import HoldError
-from xweights.parameter import Array, Parameter
 from xweights_keras.trainers import innermost, iterations_of
 
 Call = Callable[[Any], None]

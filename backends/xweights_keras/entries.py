@@ -12,10 +12,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from xweights.core.parameter import Array, is_floating
+from xweights.core.values import host_array, is_number
 from xweights.entries import check_index, overwritten
 from xweights.errors import ArgumentError
-from xweights.parameter import Array, is_floating
-from xweights.values import host_array, is_number
 
 
 @keras.saving.register_keras_serializable(package="xweights")

@@ -14,7 +14,7 @@ from typing import Any
 
 import keras
 
-from xweights.backend import HeldChain
+from xweights.core.backend import HeldChain
 from xweights.errors import HoldError, Problems, StaleTrainFunctionError
 from xweights.running import ops_for
 from xweights_keras.counting import counting

@@ -14,8 +14,8 @@ import numpy as np
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
+from xweights.core.parameter import Array
 from xweights.errors import TraceError
-from xweights.parameter import Array
 from xweights_jax.ops import tracing
 from xweights_keras.storage import KerasStorage, missing, raw_value
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from xweights.backend import Ops, backend_for
+from xweights.core.backend import Ops, backend_for
 from xweights.errors import TraceError
 from xweights_keras.storage import raw_value
 

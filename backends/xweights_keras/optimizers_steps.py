@@ -13,10 +13,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError
 from xweights.handing.protocol import Route, Step, Training, Written
 from xweights.handing.state import OptimizerState
-from xweights.parameter import Parameter
 from xweights_keras.optimizers import read_state
 from xweights_keras.optimizers_writing import backup, floats, plan_route, write_state
 from xweights_keras.porting_double import copied

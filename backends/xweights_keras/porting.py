@@ -12,8 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from xweights.core.parameter import Array, Parameter
 from xweights.errors import PortError, Problems
-from xweights.parameter import Array, Parameter
 from xweights.porting.protocol import LayerRecord, Watcher
 from xweights.porting.skeletons import Step
 from xweights_keras.adapter import KerasAdapter

@@ -13,8 +13,8 @@ from typing import Any
 
 import keras
 
+from xweights.core.parameter import Parameter
 from xweights.errors import HoldError, Problems, StaleTrainFunctionError, TargetError
-from xweights.parameter import Parameter
 
 
 class Regularizer:

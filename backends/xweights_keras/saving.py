@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras.src.saving.saving_lib import H5IOStore, _save_state
 
-from xweights.parameter import Array, Parameter
+from xweights.core.parameter import Array, Parameter
 
 
 class _Listing(H5IOStore):  # type: ignore[misc]

@@ -18,9 +18,9 @@ import keras
 import numpy as np
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
-from xweights.backend import Storage, backend_for, load
+from xweights.core.backend import Storage, backend_for, load
+from xweights.core.parameter import Array, is_floating
 from xweights.errors import TargetError, TraceError, WriteError
-from xweights.parameter import Array, is_floating
 
 NO_SCOPE = object()
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import keras
 
-from xweights.backend import StepState
+from xweights.core.backend import StepState
+from xweights.core.parameter import Parameter
 from xweights.errors import ArgumentError, HoldError, Problems, StaleTrainFunctionError
-from xweights.parameter import Parameter
 from xweights_keras.counting import Share, counting, updates_of
 from xweights_keras.trainers import Trainers, innermost, iterations_of, trainers_of
 from xweights_keras.updating import Update, keys_of, standing_update, update_of

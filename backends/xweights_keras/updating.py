@@ -13,8 +13,8 @@ from typing import Any
 
 import keras
 
+from xweights.core.parameter import Parameter
 from xweights.multipliers import blended
-from xweights.parameter import Parameter
 from xweights.running import ops_for
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from xweights.backend import Adapter, HeldChain, HoldAttachment, Ops, Storage, Tracing, roots
+from xweights.core.backend import Adapter, HeldChain, HoldAttachment, Ops, Storage, Tracing, roots
+from xweights.core.parameter import Array
 from xweights.errors import TargetError, TraceError
-from xweights.parameter import Array
 from xweights_tensorflow.adapter import ModuleAdapter, keras_2
 from xweights_tensorflow.graphs import CompiledStep
 from xweights_tensorflow.ops import TensorFlowOps

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from xweights.axes import plain_layout
-from xweights.backend import backend_for, roots
+from xweights.core.backend import backend_for, roots
+from xweights.core.layout import plain_layout
+from xweights.core.parameter import Parameter
 from xweights.errors import TargetError
-from xweights.parameter import Parameter
 from xweights_tensorflow.storage import VARIABLES
 
 LONE = "parameter"

@@ -21,9 +21,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import raw_ops
 
-from xweights.arrays import copy_into
+from xweights.core.numpy_backend import copy_into
+from xweights.core.parameter import Array
 from xweights.errors import TraceError, WriteError
-from xweights.parameter import Array
 from xweights_tensorflow.graphs import moved
 
 ALIGNMENT = 64

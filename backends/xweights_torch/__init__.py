@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from xweights.backend import Adapter, HeldChain, HoldAttachment, Ops, Storage, Tracing
+from xweights.core.backend import Adapter, HeldChain, HoldAttachment, Ops, Storage, Tracing
+from xweights.core.parameter import Array
 from xweights.errors import TargetError
-from xweights.parameter import Array
 from xweights_torch.adapter import ModuleAdapter, TensorAdapter
 from xweights_torch.dtypes import host_view
 from xweights_torch.entries import SetEntries, init_entries_

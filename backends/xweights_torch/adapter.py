@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from xweights.axes import plain_layout
-from xweights.backend import Entry, Storage
+from xweights.core.backend import Entry, Storage
+from xweights.core.layout import plain_layout
+from xweights.core.parameter import Parameter
 from xweights.errors import NotBuiltError, TargetError
-from xweights.parameter import Parameter
 from xweights_torch.computed import COMPUTED
 from xweights_torch.dtypes import numpy_dtype
 from xweights_torch.layers import rows_of

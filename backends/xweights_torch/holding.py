@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
-from xweights.backend import HeldChain
+from xweights.core.backend import HeldChain
+from xweights.core.parameter import Parameter
 from xweights.errors import HoldError, Problems, StaleTrainFunctionError
-from xweights.parameter import Parameter
 from xweights_torch.storage import Slot, tensor_of
 
 # Dynamo would trace a hook into a compiled step, and freeze today's chains there. It has no types.

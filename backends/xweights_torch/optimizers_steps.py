@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, PortError
 from xweights.handing.protocol import Route, Step, Training, Written
 from xweights.handing.state import OptimizerState
-from xweights.parameter import Parameter
 from xweights_torch.optimizers import read_state
 from xweights_torch.optimizers_writing import backup, plan_route, write_state
 from xweights_torch.porting import unwrapped

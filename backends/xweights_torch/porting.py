@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from xweights.backend import Entry
+from xweights.core.backend import Entry
+from xweights.core.parameter import Array, Parameter
 from xweights.errors import PortError, Problems
-from xweights.parameter import Array, Parameter
 from xweights.porting.protocol import LayerRecord, Watcher
 from xweights.porting.skeletons import Step
 from xweights_torch.adapter import ModuleAdapter, wrapped_child

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from xweights.arrays import copy_into
+from xweights.core.numpy_backend import copy_into
+from xweights.core.parameter import Array
 from xweights.errors import WriteError
-from xweights.parameter import Array
 from xweights_torch.dtypes import BITS, QUICK, from_host, host_view, is_lazy_view, plain_bits
 from xweights_torch.refusing import reason
 

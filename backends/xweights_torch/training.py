@@ -16,10 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from xweights.backend import StepState
+from xweights.core.backend import StepState
+from xweights.core.parameter import Parameter
 from xweights.errors import ArgumentError, HoldError, Problems
 from xweights.multipliers import blended
-from xweights.parameter import Parameter
 from xweights_torch.holding import AFTER_HOLDS, Others, check_in_place, holds_last, plain_python, unwrapped
 from xweights_torch.ops import TorchOps
 from xweights_torch.storage import Slot, tensor_of

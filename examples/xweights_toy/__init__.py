@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.backend import Ops, Tracing
-from xweights.running import NUMPY_OPS
+from xweights.backend import NUMPY_OPS, Ops, Tracing
 from xweights_toy.adapter import STORAGE, ToyAdapter
 from xweights_toy.framework import Network
 from xweights_toy.storage import SlotStorage

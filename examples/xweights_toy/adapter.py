@@ -5,8 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 
-from xweights.backend import Entry
-from xweights.parameter import Parameter
+from xweights.backend import Entry, Parameter
 from xweights_toy.framework import Network
 from xweights_toy.layers import TABLE
 from xweights_toy.storage import Slot, SlotStorage

@@ -19,11 +19,12 @@ from harness.running import family_of, run, run_steps
 from harness.twins import NAMES
 
 import xweights as xw
-from xweights import arrays, pruning
-from xweights.axes import plain_layout
-from xweights.backend import backend_for
+from xweights import pruning
+from xweights.core import numpy_backend
+from xweights.core.backend import backend_for
+from xweights.core.layout import plain_layout
+from xweights.core.parameter import Parameter
 from xweights.merging import dropping
-from xweights.parameter import Parameter
 
 pytestmark = pytest.mark.matrix
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -134,7 +135,7 @@ def test_a_clip_that_loses_the_sign_of_zero_turns_red(row: str, dtype: str, monk
         x[...] = np.where(x <= low, low, x)
         return x
 
-    monkeypatch.setattr(arrays.NumpyOps, "clip", positive)
+    monkeypatch.setattr(numpy_backend.NumpyOps, "clip", positive)
     assert red(row, Column.NUMPY, dtype)
 
 
@@ -146,15 +147,15 @@ def test_a_number_that_is_not_rounded_to_the_dtype_first_turns_red(dtype: str, m
         x[...] = (x.astype(np.float32) * np.float32(0.9)).astype(x.dtype)
         return x
 
-    monkeypatch.setattr(arrays.NumpyOps, "multiply", in_float32)
+    monkeypatch.setattr(numpy_backend.NumpyOps, "multiply", in_float32)
     assert red("scale(number)", Column.NUMPY, dtype)
 
 
 def test_a_factor_in_the_wrong_precision_turns_a_close_row_red(monkeypatch: pytest.MonkeyPatch) -> None:
     assert green("max_norm(per='out')", Column.NUMPY, "float64")
-    real = arrays.NumpyOps.sum_squares
+    real = numpy_backend.NumpyOps.sum_squares
     monkeypatch.setattr(
-        *(arrays.NumpyOps, "sum_squares"),
+        *(numpy_backend.NumpyOps, "sum_squares"),
         lambda self, x, axes: real(self, x, axes).astype(np.float16).astype(np.float64),
     )
     assert red("max_norm(per='out')", Column.NUMPY, "float64")
@@ -186,7 +187,7 @@ def test_an_undo_that_forgets_the_bits_of_nan_turns_red(monkeypatch: pytest.Monk
     def canonical(self: Any, handle: Any, kept: Any) -> None:
         handle[...] = np.where(np.isnan(kept), np.float32(np.nan), kept)
 
-    monkeypatch.setattr(arrays.NumpyStorage, "restore", canonical)
+    monkeypatch.setattr(numpy_backend.NumpyStorage, "restore", canonical)
     assert red("snapshot, restore", Column.NUMPY, "float32")
 
 
@@ -196,7 +197,7 @@ def test_a_mask_that_multiplies_turns_red(monkeypatch: pytest.MonkeyPatch) -> No
             x[...] = x * mask.astype(x.dtype)
         return x
 
-    monkeypatch.setattr(arrays.NumpyOps, "keep", multiplied)
+    monkeypatch.setattr(numpy_backend.NumpyOps, "keep", multiplied)
     assert red("mask(arrays by name)", Column.NUMPY, "float32")
 
 

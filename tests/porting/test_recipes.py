@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xweights.axes import layout_of, plain_layout
+from xweights.core.layout import layout_of, plain_layout
+from xweights.core.parameter import Parameter
+from xweights.core.targets import NUMPY
 from xweights.errors import PortError
-from xweights.parameter import Parameter
 from xweights.porting.compare import cropped, distance, grid_order, permutation, same_input
 from xweights.porting.protocol import LayerRecord
 from xweights.porting.recipes import units_of
 from xweights.porting.trace import arrays_of
 from xweights.porting.units import Piece, Turn, fit, translate
-from xweights.targets import NUMPY
 
 
 def parameter(name, array, pattern=None, gates=None, **sizes):

@@ -39,7 +39,7 @@ def where_of(given: Sequence[str] | None, default: Any = ...) -> Any:
     unwanted = [_part(one[1:]) for one in given or () if one.startswith("~")]
     if not wanted and not unwanted:
         return default
-    from xweights.selecting import to_where
+    from xweights.core.selection import to_where
 
     found = to_where(wanted[0] if wanted else (... if default is None else default))
     for one in wanted[1:]:
@@ -50,8 +50,8 @@ def where_of(given: Sequence[str] | None, default: Any = ...) -> Any:
 
 
 def _part(text: str) -> Any:
+    from xweights.core.selection import layer, native, role, trainable
     from xweights.errors import ArgumentError
-    from xweights.selecting import layer, native, role, trainable
 
     word, colon, rest = text.partition(":")
     if not colon or word not in ("role", "layer", "native", "trainable"):

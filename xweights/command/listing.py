@@ -11,7 +11,7 @@ def backends(json: Json = False) -> None:
 
     Loading imports the framework, so this takes a few seconds.
     """
-    from xweights.backend import doors
+    from xweights.core.backend import doors
     from xweights.measure import backends as states
 
     found = states()

@@ -15,7 +15,7 @@ from xweights.command.opening import target_of
 from xweights.command.output import show_json, show_table, working
 
 if TYPE_CHECKING:
-    from xweights.parameter import Parameter
+    from xweights.core.parameter import Parameter
 
 QUICK = "read no values: no sparsity, but a file of any size is shown at once"
 

@@ -21,7 +21,7 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, width: int
 
     What doesn't fit is named: columns are left out from the right, and the first one, the name, is folded.
     """
-    from xweights.tables import printable, render
+    from xweights.core.tables import printable, render
 
     if width is None and not sys.stdout.isatty():
         print(render(head, rows))

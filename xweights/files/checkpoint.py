@@ -11,13 +11,13 @@ from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
+from xweights.core.parameter import Array, Parameter
+from xweights.core.targets import register_opener
 from xweights.errors import ArgumentError, SelectionError, WriteError, near
 from xweights.files import formats
 from xweights.files.descriptors import OpenFile
 from xweights.files.limits import Limits
 from xweights.files.records import Index, Record, Span
-from xweights.parameter import Array, Parameter
-from xweights.targets import register_opener
 
 _READ_ONLY = "it is in a file\nFix: xweights.edit_file(path, rule, where=...), or get_params and save"
 

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from xweights.core.parameter import Array
 from xweights.errors import CheckpointError, DamagedFileError, FileAccessError, RefusedFileError
-from xweights.parameter import Array
 
 # Bytes looked at in one go where data only passes through: few enough for the second-level cache.
 PIECE = 1 << 20

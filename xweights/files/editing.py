@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xweights.core.parameter import Array, Parameter
+from xweights.core.selection import WhereLike
 from xweights.errors import ArgumentError
 from xweights.files.checkpoint import Checkpoint, load
 from xweights.files.descriptors import refused
@@ -23,9 +25,7 @@ from xweights.files.items import Item, item_of
 from xweights.files.rewriting import repackable, repacked, rewritable, rewritten
 from xweights.files.saving import write_items
 from xweights.files.steps import Edit, Steps
-from xweights.parameter import Array, Parameter
 from xweights.rules import Rule
-from xweights.selecting import WhereLike
 
 
 @dataclass(frozen=True)

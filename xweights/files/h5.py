@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.parameter import Array
 from xweights.errors import BackendMissingError, CheckpointError
 from xweights.files.descriptors import OpenFile, Window, damaged, refused, shortened
 from xweights.files.dtypes import dtype_named, is_special, native
@@ -27,7 +28,6 @@ from xweights.files.limits import Limits
 from xweights.files.notes import NOTE, packed
 from xweights.files.records import Index, Record, Span, bytes_of
 from xweights.files.safetensors import read_note
-from xweights.parameter import Array
 
 ENDINGS = (".weights.h5", ".h5", ".hdf5")
 # gzip, shuffle, fletcher32 and scale-offset come with HDF5, lzf with h5py; any other would be code loaded from a disk.

@@ -12,12 +12,12 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from xweights.axes import Shape
+from xweights.core.layout import Shape
+from xweights.core.parameter import Array, Parameter
 from xweights.errors import CheckpointError, ShapeError
 from xweights.files.dtypes import native
 from xweights.files.notes import Note
 from xweights.files.records import Record
-from xweights.parameter import Array, Parameter
 
 
 @dataclass(frozen=True, eq=False)

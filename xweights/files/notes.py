@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from xweights.axes import Layout, Shape, plain_layout
-from xweights.parameter import Parameter, is_floating
-from xweights.params import last_part
+from xweights.core.layout import Layout, Shape, plain_layout
+from xweights.core.parameter import Parameter, is_floating
+from xweights.core.params import last_part
 
 # The key under which formats keep notes.
 NOTE = "xweights"

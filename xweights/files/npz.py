@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.parameter import Array
 from xweights.files.archives import Archive, Member, noted
 from xweights.files.descriptors import OpenFile, damaged, raw, refused, shortened
 from xweights.files.dtypes import dtype_named, is_special, native
@@ -26,7 +27,6 @@ from xweights.files.limits import Limits
 from xweights.files.notes import packed
 from xweights.files.records import Index, Record, Span, bytes_of
 from xweights.files.safetensors import read_note
-from xweights.parameter import Array
 
 ENDING = ".npz"
 _MAGIC = b"\x93NUMPY"

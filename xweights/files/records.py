@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from xweights.axes import Shape
+from xweights.core.layout import Shape
+from xweights.core.parameter import Array
 from xweights.files.descriptors import PIECE, OpenFile, raw
 from xweights.files.notes import Note
-from xweights.parameter import Array
 
 
 class Place(Protocol):

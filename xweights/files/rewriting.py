@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.parameter import Array
 from xweights.files.atomic import Replacement, replacing
 from xweights.files.checkpoint import Checkpoint
 from xweights.files.descriptors import PIECE, OpenFile, refused
@@ -22,7 +23,6 @@ from xweights.files.entering import overlapping
 from xweights.files.h5 import need_h5py
 from xweights.files.records import Record, Span, bytes_of
 from xweights.files.steps import Steps
-from xweights.parameter import Array
 
 
 def rewritable(opened: Checkpoint, steps: Steps) -> bool:

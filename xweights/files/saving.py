@@ -10,7 +10,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from xweights.backend import backend_for
+from xweights.core.backend import backend_for
+from xweights.core.parameter import Array, Parameter
+from xweights.core.selection import WhereLike, select
+from xweights.core.targets import is_path, open_target
 from xweights.errors import ArgumentError
 from xweights.files.atomic import replacing
 from xweights.files.checkpoint import load
@@ -18,10 +21,7 @@ from xweights.files.descriptors import refused
 from xweights.files.formats import format_of
 from xweights.files.items import Item, item_of
 from xweights.files.sharded import SHARD_BYTES
-from xweights.parameter import Array, Parameter
 from xweights.reading import check_readable
-from xweights.selecting import WhereLike, select
-from xweights.targets import is_path, open_target
 
 Names = Literal["neutral", "native"]
 

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.parameter import Array, Parameter
+from xweights.core.selection import DEFAULT_EDITED, DEFAULT_KERNELS, WhereLike, select
+from xweights.core.targets import NUMPY
 from xweights.errors import ArgumentError
 from xweights.files.checkpoint import FileStorage
 from xweights.files.records import Record
 from xweights.initializers import Init
 from xweights.norms import MaxNorm, SpectralNorm, UnitNorm
-from xweights.parameter import Array, Parameter
 from xweights.pruning import Prune, streamed_masks
 from xweights.rules import Function, Mask, Rule
 from xweights.running import NUMPY_OPS, as_rule, edit_one, is_foreign, prepare
-from xweights.selecting import DEFAULT_EDITED, DEFAULT_KERNELS, WhereLike, select
 from xweights.smallest import Loaded
-from xweights.targets import NUMPY
 
 Edit = Rule | Callable[[Any], Any] | tuple[Any, Any]
 _KERNELS = (Prune, Mask, MaxNorm, UnitNorm, SpectralNorm, Init)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from xweights.core.parameter import Array, Parameter
 from xweights.errors import HandoffError, Problems
 from xweights.handing.state import OptimizerGroup, OptimizerState
-from xweights.parameter import Array, Parameter
 from xweights.porting.compare import distance, tolerance
 from xweights.porting.matching import Pair
 from xweights.porting.units import Piece

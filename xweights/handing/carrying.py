@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.parameter import Array
 from xweights.errors import HandoffError, Problems
 from xweights.handing.biases import Joined, doubled, joined, recurrent_biases
 from xweights.handing.formulas import WHOLE
 from xweights.handing.state import OptimizerGroup, OptimizerState
-from xweights.parameter import Array
 from xweights.porting.matching import Pair
 from xweights.porting.units import Piece, Turn, Unit, translate, turned
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.parameter import Array
+from xweights.core.values import is_number
 from xweights.errors import ArgumentError
-from xweights.parameter import Array
 from xweights.randomness import check_seed, generator
-from xweights.values import is_number
 
 
 def batches(

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from xweights.core.parameter import Parameter
+from xweights.core.renaming import Names
 from xweights.errors import ArgumentError, HandoffError, PortError, Problems
 from xweights.handing.access import check_step
 from xweights.handing.biases import joined
@@ -19,14 +21,12 @@ from xweights.handing.carrying import carried
 from xweights.handing.protocol import Grade, Optimizing, Part, Training, optimizing_for, side_of
 from xweights.handing.reports import HandoffReport
 from xweights.handing.state import OptimizerState
-from xweights.parameter import Parameter
 from xweights.porting.matching import Pair
 from xweights.porting.moving import Attributes, ported
 from xweights.porting.outputs import OutputMap
 from xweights.porting.reports import PortReport
 from xweights.porting.sides import Run
 from xweights.reading import parameters
-from xweights.renaming import Names
 from xweights.undo import snapshot
 
 

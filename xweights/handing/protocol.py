@@ -12,10 +12,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from xweights.backend import backend_for
+from xweights.core.backend import backend_for
+from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, TargetError
 from xweights.handing.state import OptimizerState
-from xweights.parameter import Parameter
 
 Grade = Literal["stock", "exact", "weights"]
 Step = Callable[[Any, Any], float]

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.parameter import Array
 from xweights.errors import ArgumentError, PortError
 from xweights.handing.carrying import carried_weights
 from xweights.handing.protocol import Optimizing, Training, optimizing_for, side_of
 from xweights.handing.reports import HandoffProof, Row, Trained
 from xweights.handing.state import OptimizerState
-from xweights.parameter import Array
 from xweights.porting.matching import Pair
 from xweights.porting.plan import planned
 from xweights.porting.protocol import porting_for

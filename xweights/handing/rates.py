@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.parameter import Array
+from xweights.core.values import is_number
 from xweights.errors import ArgumentError, near
-from xweights.parameter import Array
-from xweights.values import is_number
 
 # What each kind must be given, and what it may be given.
 KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from xweights.core.tables import render
 from xweights.handing.protocol import Part, Training
 from xweights.porting.reports import PortReport
-from xweights.tables import render
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.selection import WhereLike, trainable
+from xweights.core.values import is_number
 from xweights.errors import ArgumentError, near
 from xweights.handing.rates import RateSchedule
 from xweights.handing.state import Clipping, Moving, OptimizerGroup, OptimizerState
 from xweights.reading import parameters
-from xweights.selecting import WhereLike, trainable
-from xweights.values import is_number
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.parameter import Array
+from xweights.core.tables import render
 from xweights.errors import HandoffError, got_expected
 from xweights.files.checkpoint import load
 from xweights.files.saving import save
 from xweights.handing.rates import RateSchedule
-from xweights.parameter import Array
-from xweights.tables import render
 
 VERSION = 1
 # The array of a file that has the words of a state: JSON, as bytes, because some formats keep arrays only.

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.parameter import Array
 from xweights.merging.ranks import order_statistics
 from xweights.merging.streams import Inputs
-from xweights.parameter import Array
 from xweights.randomness import generator
 
 Cut = Callable[[Array], None]

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from xweights.axes import Layout, reorder
+from xweights.core.layout import Layout, reorder
+from xweights.core.parameter import Parameter
+from xweights.core.params import LayoutName
 from xweights.errors import DtypeError, LayoutError, Problems, ShapeError, WriteError, got_expected
 from xweights.merging.groups import Group, Member, is_counter
-from xweights.parameter import Parameter
-from xweights.params import LayoutName
 
 
 def fit(

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from xweights.axes import Layout, reorder
-from xweights.parameter import COUNTERS, Array, Parameter
+from xweights.core.layout import Layout, reorder
+from xweights.core.parameter import COUNTERS, Array, Parameter
 
 
 def is_counter(p: Parameter) -> bool:

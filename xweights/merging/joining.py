@@ -10,6 +10,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from xweights.core.params import LayoutName, Params
+from xweights.core.renaming import Names
+from xweights.core.selection import WhereLike
+from xweights.core.targets import tracing
 from xweights.errors import ArgumentError, LayoutError, Problems, TraceError
 from xweights.merging.groups import Group
 from xweights.merging.pairing import grouped
@@ -18,10 +22,6 @@ from xweights.merging.settings import Settings, the_method
 from xweights.merging.sides import settle_names, sides_of
 from xweights.merging.table import Method
 from xweights.merging.working import Work, units_of
-from xweights.params import LayoutName, Params
-from xweights.renaming import Names
-from xweights.selecting import WhereLike
-from xweights.targets import tracing
 from xweights.writing import set_params
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from xweights.core.parameter import Array
 from xweights.merging.streams import Inputs, Stream, room_for
-from xweights.parameter import Array
 
 # Vectors nearer to one line than this are interpolated linearly: the sine of their angle would be nearly 0.
 PARALLEL = 0.9995

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from xweights.core.params import LayoutName
+from xweights.core.renaming import renamer
+from xweights.core.selection import Everything, WhereLike, select, to_where
 from xweights.errors import LayoutError, Problems, SelectionError, near
 from xweights.merging.fitting import fit
 from xweights.merging.groups import Group, Member, is_counter
 from xweights.merging.sides import Side
-from xweights.params import LayoutName
-from xweights.renaming import renamer
-from xweights.selecting import Everything, WhereLike, select, to_where
 
 # Names of one kind that an error lists before it counts the rest.
 SHOWN = 5

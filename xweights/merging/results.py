@@ -11,14 +11,14 @@ from functools import partial
 
 import numpy as np
 
-from xweights.arrays import stored_order
+from xweights.core.numpy_backend import stored_order
+from xweights.core.parameter import Array
+from xweights.core.params import Params
 from xweights.files.items import item_of
 from xweights.files.saving import keys_of, write_items
 from xweights.merging.groups import Group
 from xweights.merging.sides import Side
 from xweights.merging.working import Work
-from xweights.parameter import Array
-from xweights.params import Params
 
 
 def in_memory(work: Work, groups: Sequence[Group], *, named_by_into: bool) -> Params:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.parameter import Parameter
+from xweights.core.selection import select
+from xweights.core.values import is_number
 from xweights.errors import ArgumentError, Problems, SelectionError, XweightsError, near
 from xweights.merging.table import METHODS, REQUIRED, Method
-from xweights.parameter import Parameter
 from xweights.randomness import check_seed
-from xweights.selecting import select
-from xweights.values import is_number
 
 # What a number may be, and how that is said.
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {

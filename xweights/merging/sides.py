@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from xweights.core.names import NameIndex, named
+from xweights.core.parameter import Parameter
+from xweights.core.renaming import Names, renamer
+from xweights.core.targets import open_target
 from xweights.errors import ArgumentError, Problems, SelectionError, XweightsError, got_expected
-from xweights.naming import NameIndex, named
-from xweights.parameter import Parameter
-from xweights.renaming import Names, renamer
-from xweights.targets import open_target
 
 
 @dataclass

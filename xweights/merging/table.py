@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from xweights.core.parameter import Array
 from xweights.merging import means, vectors
 from xweights.merging.streams import Inputs
-from xweights.parameter import Array
 
 REQUIRED: Any = object()
 

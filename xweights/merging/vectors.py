@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from xweights.core.parameter import Array
 from xweights.merging.dropping import Cut, Drop, at_random, by_rank, largest, outliers
 from xweights.merging.streams import Inputs, room_for
-from xweights.parameter import Array
 
 
 def task_arithmetic(one: Inputs) -> Iterator[Array]:

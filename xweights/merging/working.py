@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from xweights.axes import outputs_of
+from xweights.core.layout import outputs_of
+from xweights.core.parameter import Array
+from xweights.core.values import rounded
 from xweights.errors import DtypeError, LayoutError, NonfiniteError, Problems, SelectionError
 from xweights.merging.groups import Group, Member, is_counter
 from xweights.merging.settings import Settings
 from xweights.merging.streams import Inputs, Stream, block_entries, is_finite, working_dtype
 from xweights.merging.table import Method
-from xweights.parameter import Array
-from xweights.values import rounded
 
 
 class Work:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.parameter import Array
+from xweights.core.parameter import Array
 from xweights.porting.compare import Grid, ambiguous, distance, grid_order, input_tolerance, permutation, same_input
 from xweights.porting.trace import UnitCall
 from xweights.porting.units import STRAIGHT, SUMMED, VECTORS, Turn, Unit

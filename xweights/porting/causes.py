@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.parameter import Array
+from xweights.core.parameter import Array
 from xweights.porting.candidates import RECURRENT
 from xweights.porting.matching import Divergence, Matching, Pair
 from xweights.porting.recipes import GATES

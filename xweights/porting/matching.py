@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.hold_registry import identity
+from xweights.core.parameter import Array
 from xweights.errors import ArgumentError
-from xweights.ledger import identity
-from xweights.parameter import Array
 from xweights.porting.candidates import (
     IMAGES,
     RECURRENT,

@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from xweights import ledger
+from xweights.core import hold_registry
+from xweights.core.renaming import Names
+from xweights.core.selection import WhereLike
 from xweights.errors import ArgumentError, PortError, Problems
 from xweights.porting.causes import finding_of
 from xweights.porting.matching import Attempt, Matching, Pair
@@ -26,9 +28,7 @@ from xweights.porting.sides import Run
 from xweights.porting.units import STRAIGHT
 from xweights.porting.writing_units import Writer
 from xweights.reading import neutral_view
-from xweights.renaming import Names
 from xweights.running import uninterrupted
-from xweights.selecting import WhereLike
 from xweights.undo import Snapshot
 
 Attributes = Literal["check", "fix", "ignore"]
@@ -98,7 +98,7 @@ def ported(
         raise PortError("source and target are the same object\nFix: port into another model")
     run.check_weights(writing=True)
     # Without a sample everything is checked before the first write; what can fail after that is kept.
-    changing = [p for p in run.target.parameters if sample is not None or p.storage.fallible or ledger.held(p)]
+    changing = [p for p in run.target.parameters if sample is not None or p.storage.fallible or hold_registry.held(p)]
     kept = Snapshot(changing)
     try:
         if sample is None:
@@ -219,11 +219,11 @@ def _fixed(run: Run, matching: Matching, found: list[Difference]) -> tuple[list[
 
 
 def _unpaired(run: Run, attempt: Attempt) -> list[str]:
-    written = {ledger.identity(p) for pair in attempt.pairs.values() for p in pair.target.parameters}
+    written = {hold_registry.identity(p) for pair in attempt.pairs.values() for p in pair.target.parameters}
     found = []
     for unit in run.target.units:
         known = id(unit) in attempt.pairs or id(unit) in run.skipped
-        if known or all(ledger.identity(p) in written for p in unit.parameters):
+        if known or all(hold_registry.identity(p) in written for p in unit.parameters):
             continue
         found.append(f"{unit.path!r} of the target has no twin in the source, or isn't called with this sample")
     return found
@@ -231,12 +231,12 @@ def _unpaired(run: Run, attempt: Attempt) -> list[str]:
 
 def _obeyed(run: Run) -> None:
     """Refuse a port that a hold on the target would undo."""
-    held = [p for p in run.target.parameters if ledger.held(p) is not None]
+    held = [p for p in run.target.parameters if hold_registry.held(p) is not None]
     if not held:
         return
     before = [neutral_view(p).copy() for p in held]
-    ledger.check(held)
-    ledger.obey(held)
+    hold_registry.check(held)
+    hold_registry.obey(held)
     problems = Problems("this port can't be made, and nothing was changed")
     for p, value in zip(held, before, strict=True):
         if not np.array_equal(neutral_view(p), value, equal_nan=True):

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.parameter import Array
 from xweights.errors import ArgumentError, got_expected
-from xweights.parameter import Array
 from xweights.porting.compare import distance, input_tolerance
 
 # {target's output: source's output}, or a function of the target's output.

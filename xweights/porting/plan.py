@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from xweights.core.renaming import Names
+from xweights.core.selection import WhereLike
 from xweights.porting.matching import Pair
 from xweights.porting.reports import Entry, PortPlan
 from xweights.porting.settings import unlike_activations, unlike_padding
 from xweights.porting.sides import Run
 from xweights.porting.trace import Side
 from xweights.porting.units import VECTORS, Unit, fit
-from xweights.renaming import Names
-from xweights.selecting import WhereLike
 
 Allowed = Callable[[Unit, Unit], bool]
 _SPATIAL = frozenset({"conv", "conv_transpose"})

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from xweights.backend import backend_for
+from xweights.core.backend import backend_for
+from xweights.core.parameter import Array, Parameter
 from xweights.errors import PortError, TargetError
-from xweights.parameter import Array, Parameter
 
 # What the settings of a layer are called, and what differs if they do. Padding is compared by its effect, because a
 # twin may pad in a layer of its own.

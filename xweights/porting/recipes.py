@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from xweights.core.parameter import Parameter
 from xweights.errors import PortError
-from xweights.parameter import Parameter
 from xweights.porting.protocol import LayerRecord
 from xweights.porting.units import Index, Piece, Unit
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from xweights.tables import render, render_html
+from xweights.core.tables import render, render_html
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.names import glob_matcher
+from xweights.core.renaming import Names, renamer
+from xweights.core.selection import WhereLike
 from xweights.errors import (
     DtypeError,
     NonfiniteError,
@@ -22,7 +25,6 @@ from xweights.errors import (
     got_expected,
     near,
 )
-from xweights.naming import glob_matcher
 from xweights.porting.matching import Attempt, Matching
 from xweights.porting.outputs import OutputMap
 from xweights.porting.protocol import LayerRecord
@@ -31,9 +33,7 @@ from xweights.porting.trace import Recorder, Side, arrays_of, side_of
 from xweights.porting.units import Unit
 from xweights.porting.writing_units import Writer
 from xweights.reading import neutral_view, parameters
-from xweights.renaming import Names, renamer
 from xweights.rules import check_finite
-from xweights.selecting import WhereLike
 
 
 class Run:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from xweights.backend import backend_for, doors, load
+from xweights.core.backend import backend_for, doors, load
 from xweights.errors import ArgumentError, PortError, Problems
 from xweights.porting.protocol import porting_for
 

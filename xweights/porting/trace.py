@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.parameter import Array, Parameter
+from xweights.core.parameter import Array, Parameter
 from xweights.porting.compare import Grid
 from xweights.porting.protocol import Arrays, LayerRecord, Porting, porting_for
 from xweights.porting.recipes import NoCounterpartError, units_of

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from xweights.axes import Shape
-from xweights.parameter import Array, Parameter
+from xweights.core.layout import Shape
+from xweights.core.parameter import Array, Parameter
 from xweights.porting.protocol import LayerRecord
 
 Index = tuple[int | slice, ...]

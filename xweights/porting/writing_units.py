@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xweights.ledger import identity
-from xweights.parameter import Array, Parameter
+from xweights.core.hold_registry import identity
+from xweights.core.parameter import Array, Parameter
 from xweights.porting.trace import arrays_of
 from xweights.porting.units import Piece, Turn, Unit, translate
 from xweights.reading import neutral_view

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from xweights.axes import Shape
+from xweights.core.layout import Shape
+from xweights.core.parameter import Array, is_half
 from xweights.errors import WriteError
-from xweights.parameter import Array, is_half
 
 # Entries handled at once where a temporary is needed: 256 KiB of float32 stays in the second-level cache. A full-size
 # temporary costs 3-5 times an in-place pass, because every fresh page faults.

@@ -63,7 +63,7 @@ def printable(text: str) -> str:
     r"""Return a text without what would steer a terminal: a name may come from a file that somebody else made.
 
     Example:
-        >>> from xweights.tables import printable
+        >>> from xweights.core.tables import printable
         >>> print(printable("red \x1b[31m alert"))
         red \x1b[31m alert
     """

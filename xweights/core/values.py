@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from xweights.axes import reorder
-from xweights.backend import backend_for
+from xweights.core.backend import backend_for
+from xweights.core.layout import reorder
+from xweights.core.parameter import Array, Parameter, is_floating
 from xweights.errors import ArgumentError, DtypeError, LayoutError, SelectionError, ShapeError, got_expected, near
-from xweights.parameter import Array, Parameter, is_floating
 
 Number = int | float
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
+from xweights.core.names import NameIndex, glob_matcher, is_glob, named
+from xweights.core.parameter import Parameter
 from xweights.errors import ArgumentError, Problems, SelectionError, near
-from xweights.naming import NameIndex, glob_matcher, is_glob, named
-from xweights.parameter import Parameter
 
 WhereLike = Union[str, "Where", Callable[[Parameter], bool], Iterable[Any], Parameter, Any]
 

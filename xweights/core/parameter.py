@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xweights.axes import Axes, Layout, Shape, inputs_of, outputs_of
+from xweights.core.layout import Axes, Layout, Shape, inputs_of, outputs_of
 
 if TYPE_CHECKING:
-    from xweights.backend import Storage
+    from xweights.core.backend import Storage
 
 Array = np.ndarray[Any, Any]
 

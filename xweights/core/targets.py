@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from xweights.arrays import NumpyStorage
-from xweights.axes import plain_layout
-from xweights.backend import Storage, backend_for, doors, loaded, roots
+from xweights.core.backend import Storage, backend_for, doors, loaded, roots
+from xweights.core.layout import plain_layout
+from xweights.core.numpy_backend import NumpyStorage
+from xweights.core.parameter import Array, Parameter
+from xweights.core.params import Params, last_part, leaves
 from xweights.errors import TargetError, UseBindError
-from xweights.parameter import Array, Parameter
-from xweights.params import Params, last_part, leaves
 
 NUMPY = NumpyStorage()
 

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Hashable, Iterable
 from typing import Any, Protocol
 
-from xweights.parameter import Parameter
+from xweights.core.parameter import Parameter
 
 
 class Obeyed(Protocol):

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from xweights.axes import Axes
+from xweights.core.layout import Axes
+from xweights.core.parameter import Array
+from xweights.core.values import as_number, host_array
 from xweights.errors import ArgumentError, DtypeError, LayoutError, Problems, SelectionError, ShapeError, near
-from xweights.parameter import Array
-from xweights.values import as_number, host_array
 
 LayoutName = Literal["neutral", "native"]
 
@@ -137,8 +137,8 @@ class Params(Mapping[str, Array]):
             >>> list(xw.Params({"a/kernel": np.ones(1), "a/bias": np.ones(1)}).select("*/bias"))
             ['a/bias']
         """
-        from xweights.selecting import select
-        from xweights.targets import open_target
+        from xweights.core.selection import select
+        from xweights.core.targets import open_target
 
         chosen = {name for p in select(open_target(self), where) for name in (p.name, *p.aliases)}
         return self._subset([name for name in self if name in chosen])
@@ -252,7 +252,7 @@ class Params(Mapping[str, Array]):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from xweights.tables import render_html
+        from xweights.core.tables import render_html
 
         head = ["name", "role", "axes", "shape", "dtype", "entries"]
         rows = []

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
+from xweights.core.parameter import Parameter
 from xweights.errors import SelectionError
-from xweights.parameter import Parameter
 
 
 def is_glob(pattern: str) -> bool:

@@ -17,7 +17,7 @@ def renamer(names: Names | None) -> Callable[[str], str]:
     """Return the function from a target's name to its twin's; the first glob that matches decides.
 
     Example:
-        >>> from xweights.renaming import renamer
+        >>> from xweights.core.renaming import renamer
         >>> renamer({"0/*": "dense/0/*"})("0/kernel")
         'dense/0/kernel'
     """

@@ -1,0 +1,1 @@
+"""Parameters, layouts, selection and the protocols that backends implement."""
