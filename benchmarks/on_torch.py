@@ -18,7 +18,7 @@ from timing import Call, Memory, Timing, compare
 from torch.nn.utils import prune
 
 import xweights as xw
-from xweights.smallest import order_statistic
+from xweights.rules.order_statistics import order_statistic
 
 
 def rows(quick: bool) -> Iterator[Timing | Memory]:

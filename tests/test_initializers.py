@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xweights as xw
-from xweights.initializers import OPTIONS, VARIANCE_SCALING, fans
+from xweights.rules.initializers import OPTIONS, VARIANCE_SCALING, fans
 
 
 def made(name, shape, axes=None, dtype=np.float32, seed: int = 0, **options) -> np.ndarray:

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 import xweights as xw
 from xweights.core.numpy_backend import BLOCK, NumpyOps
 from xweights.core.targets import open_target
-from xweights.pruning import host_masks
+from xweights.rules.pruning import host_masks
 
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 MANY_TIES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, -2.0, 0.1, np.inf, -np.inf])

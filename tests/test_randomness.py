@@ -13,7 +13,7 @@ import xweights as xw
 from xweights.core.layout import layout_of
 from xweights.core.numpy_backend import BLOCK
 from xweights.core.parameter import Parameter
-from xweights.randomness import generator
+from xweights.rules.noise import generator
 
 BIG = (3, BLOCK + 17)
 

@@ -10,7 +10,7 @@ import pytest
 
 import xweights as xw
 from xweights.core.numpy_backend import BLOCK
-from xweights.smallest import SAMPLE, has_nan, keep_largest, order_statistic
+from xweights.rules.order_statistics import SAMPLE, has_nan, keep_largest, order_statistic
 
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 SIZE = 4 * SAMPLE + 1234

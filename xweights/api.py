@@ -10,7 +10,6 @@ from xweights.checksums import checksum
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
 from xweights.core.selection import Where, layer, native, role, trainable
-from xweights.entries import SetEntries
 from xweights.errors import (
     ArgumentError,
     BackendBrokenError,
@@ -51,12 +50,9 @@ from xweights.handing.specs import optimizer_state
 from xweights.handing.state import OptimizerGroup, OptimizerState
 from xweights.holding import hold
 from xweights.holds import Hold
-from xweights.initializers import Init
-from xweights.keeping import Keep, Pattern, SumToOne, Symmetric
 from xweights.measure import backends, diff, equal, stats, summary
 from xweights.merging.joining import merge
 from xweights.multipliers import Multipliers, multiply_lr
-from xweights.norms import ClipNorm, MaxNorm, SpectralNorm, UnitNorm
 from xweights.penalties import AddedPenalty, BoundPenalty, Penalty, add_penalty, bind_penalty, penalty
 from xweights.plots import plot, plot_diff
 from xweights.porting.moving import port
@@ -64,15 +60,19 @@ from xweights.porting.plan import plan_port
 from xweights.porting.reports import PortPlan, PortReport, VerifyReport
 from xweights.porting.skeletons import skeleton
 from xweights.porting.verify import verify
-from xweights.pruning import Prune
 from xweights.pruning_holds import PruneHold
-from xweights.randomness import Noise
 from xweights.reading import get_params, parameters
 from xweights.results import Diff, Stats
-from xweights.rules import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
+from xweights.rules.base import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
+from xweights.rules.constraints import Keep, Pattern, SumToOne, Symmetric
+from xweights.rules.entries import SetEntries
+from xweights.rules.initializers import Init
+from xweights.rules.noise import Noise
+from xweights.rules.norms import ClipNorm, MaxNorm, SpectralNorm, UnitNorm
+from xweights.rules.pruning import Prune
+from xweights.rules.tying import Tied
 from xweights.running import Bound, apply, bind
 from xweights.schedules import ByStep, Constant, Cubic, OneShot, Polynomial, Schedule
-from xweights.tying import Tied
 from xweights.undo import Snapshot, snapshot, transaction
 from xweights.verbs import (
     add,

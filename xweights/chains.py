@@ -13,11 +13,11 @@ import numpy as np
 from xweights.core import hold_registry
 from xweights.core.backend import Ops, backend_for
 from xweights.core.parameter import Array, Parameter
-from xweights.keeping import Keep
-from xweights.rules import Function, Mask, Rule
+from xweights.rules.base import Function, Mask, Rule
+from xweights.rules.constraints import Keep
+from xweights.rules.tying import Share
 from xweights.running import NUMPY_OPS, edit_one, ops_for, to_neutral, to_stored
 from xweights.training import native_of
-from xweights.tying import Share
 
 if TYPE_CHECKING:
     from xweights.holds import Hold

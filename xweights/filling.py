@@ -16,7 +16,7 @@ import numpy as np
 from xweights.core.parameter import Array, Parameter, is_floating, is_half
 from xweights.core.values import cast_exactly
 from xweights.errors import LayoutError
-from xweights.rules import check_finite
+from xweights.rules.base import check_finite
 
 Fit = Callable[..., Array]
 

@@ -17,7 +17,7 @@ from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
 from xweights.core.targets import open_target, tracing
 from xweights.errors import ArgumentError, HoldError, SelectionError
 from xweights.holds import Hold, begin
-from xweights.keeping import Keep
+from xweights.rules.constraints import Keep
 from xweights.training import Resting, Training, training_for
 
 

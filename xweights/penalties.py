@@ -23,8 +23,8 @@ from xweights.core.selection import DEFAULT_KERNELS, WhereLike, select
 from xweights.core.targets import open_target
 from xweights.core.values import is_number
 from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, WriteError, XweightsError
-from xweights.norms import FLOAT32, Per, matrix_of, need_matrix, per_axes
-from xweights.rules import FLOAT64, need_floating
+from xweights.rules.base import FLOAT64, need_floating
+from xweights.rules.norms import FLOAT32, Per, matrix_of, need_matrix, per_axes
 from xweights.running import guarded, ops_for, to_neutral, to_stored
 
 

@@ -31,7 +31,7 @@ from xweights.errors import (
     WriteError,
     XweightsError,
 )
-from xweights.rules import Function, Rule
+from xweights.rules.base import Function, Rule
 
 NUMPY_OPS = NumpyOps()
 

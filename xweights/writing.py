@@ -34,7 +34,7 @@ from xweights.errors import (
     near,
 )
 from xweights.filling import Source
-from xweights.rules import check_finite
+from xweights.rules.base import check_finite
 from xweights.running import detached, fallible_first, guarded, undone_on_error, uninterrupted
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from xweights.core.parameter import Array, is_floating
 from xweights.core.values import host_array, is_number
-from xweights.entries import check_index, overwritten
 from xweights.errors import ArgumentError
+from xweights.rules.entries import check_index, overwritten
 
 
 @keras.saving.register_keras_serializable(package="xweights")

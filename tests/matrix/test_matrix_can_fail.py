@@ -19,12 +19,12 @@ from harness.running import family_of, run, run_steps
 from harness.twins import NAMES
 
 import xweights as xw
-from xweights import pruning
 from xweights.core import numpy_backend
 from xweights.core.backend import backend_for
 from xweights.core.layout import plain_layout
 from xweights.core.parameter import Parameter
 from xweights.merging import dropping
+from xweights.rules import pruning
 
 pytestmark = pytest.mark.matrix
 Plant = Callable[[pytest.MonkeyPatch], None]

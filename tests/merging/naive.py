@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.randomness import generator
+from xweights.rules.noise import generator
 
 Array = np.ndarray[Any, Any]
 

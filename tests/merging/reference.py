@@ -22,7 +22,7 @@ import torch
 from mergekit.merge_methods.api import merge_tensors
 
 import xweights as xw
-from xweights.randomness import generator
+from xweights.rules.noise import generator
 
 Array = np.ndarray[Any, Any]
 TOLERANCE = 1e-6

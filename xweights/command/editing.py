@@ -116,7 +116,7 @@ def prune(
     The file itself is replaced, wholly or not at all, unless --out names another.
     """
     from xweights.files.editing import edit_file
-    from xweights.pruning import Prune
+    from xweights.rules.pruning import Prune
 
     kept = None if pattern is None else values.pattern(pattern, "--pattern")
     rule = Prune(fraction=fraction, count=count, threshold=threshold, pattern=kept, per=values.axes(per), scope=scope)

@@ -25,7 +25,7 @@ from xweights.files.items import Item, item_of
 from xweights.files.rewriting import repackable, repacked, rewritable, rewritten
 from xweights.files.saving import write_items
 from xweights.files.steps import Edit, Steps
-from xweights.rules import Rule
+from xweights.rules.base import Rule
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from xweights.core.parameter import Array, Parameter
-from xweights.entries import SetEntries, value_at
 from xweights.errors import RefusedFileError
 from xweights.files.descriptors import refused
 from xweights.files.journal import Patch, crc_after, locked, patch, recover
 from xweights.files.records import Record, Span
 from xweights.files.steps import Steps
+from xweights.rules.entries import SetEntries, value_at
 
 # Beyond so many bytes, writing the file anew is as quick and needs no journal as large as itself.
 MOST = 1 << 20

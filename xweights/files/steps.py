@@ -16,12 +16,12 @@ from xweights.core.targets import NUMPY
 from xweights.errors import ArgumentError
 from xweights.files.checkpoint import FileStorage
 from xweights.files.records import Record
-from xweights.initializers import Init
-from xweights.norms import MaxNorm, SpectralNorm, UnitNorm
-from xweights.pruning import Prune, streamed_masks
-from xweights.rules import Function, Mask, Rule
+from xweights.rules.base import Function, Mask, Rule
+from xweights.rules.initializers import Init
+from xweights.rules.norms import MaxNorm, SpectralNorm, UnitNorm
+from xweights.rules.order_statistics import Loaded
+from xweights.rules.pruning import Prune, streamed_masks
 from xweights.running import NUMPY_OPS, as_rule, edit_one, is_foreign, prepare
-from xweights.smallest import Loaded
 
 Edit = Rule | Callable[[Any], Any] | tuple[Any, Any]
 _KERNELS = (Prune, Mask, MaxNorm, UnitNorm, SpectralNorm, Init)
@@ -117,7 +117,7 @@ def _neutral(p: Parameter) -> Array:
 
 
 def _default(rule: Rule) -> WhereLike:
-    from xweights.entries import SetEntries
+    from xweights.rules.entries import SetEntries
 
     if isinstance(rule, (Function, SetEntries)) or is_foreign(rule):
         raise ArgumentError(f"edit_file with {rule!r} needs to know where\nFix: where='*/kernel', or ... for all")

@@ -13,7 +13,7 @@ import numpy as np
 from xweights.core.parameter import Array
 from xweights.core.values import is_number
 from xweights.errors import ArgumentError
-from xweights.randomness import check_seed, generator
+from xweights.rules.noise import check_seed, generator
 
 
 def batches(

@@ -24,8 +24,8 @@ from xweights.porting.plan import planned
 from xweights.porting.protocol import porting_for
 from xweights.porting.samples import target_samples
 from xweights.porting.sides import Run
-from xweights.randomness import generator
 from xweights.reading import get_params, parameters
+from xweights.rules.noise import generator
 
 Batch = tuple[Any, Any]
 # A parameter whose floor is this share of how far it moved has no true gradient.

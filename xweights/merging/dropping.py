@@ -16,7 +16,7 @@ import numpy as np
 from xweights.core.parameter import Array
 from xweights.merging.ranks import order_statistics
 from xweights.merging.streams import Inputs
-from xweights.randomness import generator
+from xweights.rules.noise import generator
 
 Cut = Callable[[Array], None]
 # (inputs, number of the target, its task vector) -> what makes a cut

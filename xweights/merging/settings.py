@@ -19,7 +19,7 @@ from xweights.core.selection import select
 from xweights.core.values import is_number
 from xweights.errors import ArgumentError, Problems, SelectionError, XweightsError, near
 from xweights.merging.table import METHODS, REQUIRED, Method
-from xweights.randomness import check_seed
+from xweights.rules.noise import check_seed
 
 # What a number may be, and how that is said.
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {

@@ -33,7 +33,7 @@ from xweights.porting.trace import Recorder, Side, arrays_of, side_of
 from xweights.porting.units import Unit
 from xweights.porting.writing_units import Writer
 from xweights.reading import neutral_view, parameters
-from xweights.rules import check_finite
+from xweights.rules.base import check_finite
 
 
 class Run:

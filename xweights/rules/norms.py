@@ -18,7 +18,7 @@ from xweights.core.layout import unpacked
 from xweights.core.parameter import Array, Parameter, is_half
 from xweights.core.values import is_number, need_axes
 from xweights.errors import ArgumentError, LayoutError, ShapeError
-from xweights.rules import FLOAT64, Rule, need_floating
+from xweights.rules.base import FLOAT64, Rule, need_floating
 
 Per = str | tuple[str, ...]
 Scope = Literal["each", "global"]

@@ -18,8 +18,8 @@ from xweights.core.parameter import Array, Parameter, is_floating
 from xweights.core.renaming import Names, renamer
 from xweights.core.values import as_number, cast_exactly, host_array, need_axes, operand, rounded
 from xweights.errors import ArgumentError, LayoutError, ShapeError, near
-from xweights.randomness import check_seed, drawing_dtype, generator
-from xweights.rules import Rule, check_finite, need_floating
+from xweights.rules.base import Rule, check_finite, need_floating
+from xweights.rules.noise import check_seed, drawing_dtype, generator
 
 # Standard deviation of a standard normal cut at two standard deviations.
 TRUNCATED_STD = 0.87962566103423978

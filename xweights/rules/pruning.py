@@ -21,9 +21,9 @@ from xweights.core.numpy_backend import NumpyOps
 from xweights.core.parameter import Array, Parameter
 from xweights.core.values import as_number, is_number, need_axes, operand
 from xweights.errors import ArgumentError, LayoutError, NonfiniteError, ShapeError
-from xweights.norms import Per, Scope, per_axes
-from xweights.rules import FLOAT64, Rule, need_floating
-from xweights.smallest import Loaded, at_least, drop_ties, has_nan, keep_largest, order_statistic
+from xweights.rules.base import FLOAT64, Rule, need_floating
+from xweights.rules.norms import Per, Scope, per_axes
+from xweights.rules.order_statistics import Loaded, at_least, drop_ties, has_nan, keep_largest, order_statistic
 
 Score = Callable[[Any], Any] | Mapping[str, Any]
 Pattern = tuple[int, int, str]

@@ -14,11 +14,11 @@ import numpy as np
 from xweights.core.backend import Ops
 from xweights.core.parameter import Array, Parameter
 from xweights.core.values import need_axes
-from xweights.entries import entries_index
 from xweights.errors import SelectionError, ShapeError
-from xweights.norms import Per, per_axes
-from xweights.pruning import Prune
-from xweights.rules import FLOAT64, Rule, need_floating
+from xweights.rules.base import FLOAT64, Rule, need_floating
+from xweights.rules.entries import entries_index
+from xweights.rules.norms import Per, per_axes
+from xweights.rules.pruning import Prune
 
 
 @dataclass(frozen=True, eq=False, repr=False)

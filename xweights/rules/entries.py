@@ -18,7 +18,7 @@ from xweights.core.numpy_backend import NumpyStorage
 from xweights.core.parameter import Array, Parameter
 from xweights.core.values import host_array, need_axes, operand
 from xweights.errors import ArgumentError, LayoutError, SelectionError, ShapeError
-from xweights.rules import Rule, _short
+from xweights.rules.base import Rule, _short
 
 
 @dataclass(frozen=True, eq=False, repr=False)

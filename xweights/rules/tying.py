@@ -16,7 +16,7 @@ from xweights.core.backend import Ops
 from xweights.core.numpy_backend import NumpyOps
 from xweights.core.parameter import Parameter
 from xweights.errors import ArgumentError, DtypeError, Problems, SelectionError, ShapeError
-from xweights.rules import FLOAT64, Rule, need_floating
+from xweights.rules.base import FLOAT64, Rule, need_floating
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -23,14 +23,14 @@ from xweights.core.parameter import Array, Parameter
 from xweights.core.renaming import Names, renamer
 from xweights.core.values import as_number, is_number, rounded
 from xweights.errors import ArgumentError
-from xweights.rules import Rule, need_floating
+from xweights.rules.base import Rule, need_floating
 
 
 def generator(seed: int, name: str, step: int = 0) -> np.random.Generator:
     """Return the generator for one parameter.
 
     Example:
-        >>> from xweights.randomness import generator
+        >>> from xweights.rules.noise import generator
         >>> generator(0, "dense/kernel").bit_generator.__class__.__name__
         'Philox'
     """
