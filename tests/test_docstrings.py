@@ -12,7 +12,7 @@ import re
 import pytest
 
 import xweights
-from xweights import verbs
+from xweights.edit import verbs
 
 PUBLIC = sorted(set(xweights.__all__))
 ERRORS = {name for name in PUBLIC if name.endswith("Error")}

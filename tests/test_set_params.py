@@ -13,7 +13,7 @@ import xweights as xw
 from xweights.core.layout import layout_of, plain_layout
 from xweights.core.numpy_backend import NumpyStorage
 from xweights.core.parameter import Parameter
-from xweights.writing import fitted
+from xweights.edit.write import fitted
 
 KEYS = ("first/kernel", "middle/kernel", "last/kernel")
 

@@ -10,6 +10,26 @@ from xweights.checksums import checksum
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
 from xweights.core.selection import Where, layer, native, role, trainable
+from xweights.edit.execute import Bound, apply, bind
+from xweights.edit.read import get_params, parameters
+from xweights.edit.undo import Snapshot, snapshot, transaction
+from xweights.edit.verbs import (
+    add,
+    clip,
+    clip_norm,
+    fill,
+    init,
+    mask,
+    max_norm,
+    noise,
+    non_negative,
+    prune,
+    scale,
+    set_entries,
+    spectral_norm,
+    unit_norm,
+)
+from xweights.edit.write import set_params
 from xweights.errors import (
     ArgumentError,
     BackendBrokenError,
@@ -61,7 +81,6 @@ from xweights.porting.reports import PortPlan, PortReport, VerifyReport
 from xweights.porting.skeletons import skeleton
 from xweights.porting.verify import verify
 from xweights.pruning_holds import PruneHold
-from xweights.reading import get_params, parameters
 from xweights.results import Diff, Stats
 from xweights.rules.base import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
 from xweights.rules.constraints import Keep, Pattern, SumToOne, Symmetric
@@ -71,26 +90,7 @@ from xweights.rules.noise import Noise
 from xweights.rules.norms import ClipNorm, MaxNorm, SpectralNorm, UnitNorm
 from xweights.rules.pruning import Prune
 from xweights.rules.tying import Tied
-from xweights.running import Bound, apply, bind
 from xweights.schedules import ByStep, Constant, Cubic, OneShot, Polynomial, Schedule
-from xweights.undo import Snapshot, snapshot, transaction
-from xweights.verbs import (
-    add,
-    clip,
-    clip_norm,
-    fill,
-    init,
-    mask,
-    max_norm,
-    noise,
-    non_negative,
-    prune,
-    scale,
-    set_entries,
-    spectral_norm,
-    unit_norm,
-)
-from xweights.writing import set_params
 
 __all__ = [
     "Add",

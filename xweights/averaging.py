@@ -23,11 +23,11 @@ from xweights.core.renaming import Names
 from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
 from xweights.core.targets import open_target, tracing
 from xweights.core.values import cast_exactly, is_number
+from xweights.edit.execute import guarded, uninterrupted
+from xweights.edit.read import check_readable
+from xweights.edit.write import set_params
 from xweights.errors import ArgumentError, DtypeError, HoldError, Problems, TraceError, WriteError
-from xweights.reading import check_readable
-from xweights.running import guarded, uninterrupted
 from xweights.training import Change, training_for
-from xweights.writing import set_params
 
 Decay = float | Literal["swa"] | Callable[[int], float]
 

@@ -21,7 +21,7 @@ from xweights.core.backend import (
 )
 from xweights.core.layout import Layout, layout_of, plain_layout
 from xweights.core.parameter import Array, Parameter
-from xweights.running import NUMPY_OPS
+from xweights.edit.execute import NUMPY_OPS
 
 __all__ = [
     "NUMPY_OPS",

@@ -13,10 +13,10 @@ import numpy as np
 from xweights.core import hold_registry
 from xweights.core.backend import Ops, backend_for
 from xweights.core.parameter import Array, Parameter
+from xweights.edit.execute import NUMPY_OPS, edit_one, ops_for, to_neutral, to_stored
 from xweights.rules.base import Function, Mask, Rule
 from xweights.rules.constraints import Keep
 from xweights.rules.tying import Share
-from xweights.running import NUMPY_OPS, edit_one, ops_for, to_neutral, to_stored
 from xweights.training import native_of
 
 if TYPE_CHECKING:

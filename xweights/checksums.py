@@ -13,8 +13,8 @@ from xweights.core.numpy_backend import blocks
 from xweights.core.parameter import COUNTERS
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_target, tracing
+from xweights.edit.read import check_readable, neutral_view
 from xweights.errors import TraceError
-from xweights.reading import check_readable, neutral_view
 
 
 def checksum(target: Any, *, where: WhereLike = ...) -> str:

@@ -12,13 +12,13 @@ from typing import Any
 from xweights.core.backend import backend_for
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_target, tracing
+from xweights.edit.execute import as_rule
 from xweights.errors import ArgumentError
 from xweights.holds import Hold, begin, refuse_statistics
 from xweights.pruning_holds import hold_pruned
 from xweights.rules.base import Rule
 from xweights.rules.pruning import Prune
 from xweights.rules.tying import Share, Tied
-from xweights.running import as_rule
 from xweights.schedules import Schedule
 from xweights.training import native_of
 

@@ -17,10 +17,10 @@ from xweights.chains import Chain, Link, as_stored
 from xweights.core import hold_registry
 from xweights.core.backend import Backend, HoldAttachment, backend_for
 from xweights.core.parameter import Array, Parameter
+from xweights.edit.execute import guarded
 from xweights.errors import HoldError, Problems, WriteError, XweightsError
 from xweights.rules.base import Rule
 from xweights.rules.tying import Share
-from xweights.running import guarded
 from xweights.training import native_of, training_for
 
 

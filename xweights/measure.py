@@ -20,8 +20,8 @@ from xweights.core.renaming import Names, renamer
 from xweights.core.selection import WhereLike, select
 from xweights.core.tables import render
 from xweights.core.targets import open_target, tracing
+from xweights.edit.read import check_readable, neutral_view
 from xweights.errors import ArgumentError, BackendBrokenError, LayoutError, TraceError
-from xweights.reading import check_readable, neutral_view
 from xweights.results import Change, Diff, ParameterStats, Stats
 
 

@@ -13,12 +13,12 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from xweights.core.selection import WhereLike
+from xweights.edit.read import parameters
 from xweights.errors import SelectionError
 from xweights.measure import diff, stats
 from xweights.page_parts import POLICY, SCRIPT, STYLE, Cell, inline_svg, table
 from xweights.plots import plot, plot_diff
 from xweights.profiles import top_entries, zeros_in
-from xweights.reading import parameters
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,10 +22,10 @@ from xweights.core.parameter import Array, Parameter
 from xweights.core.selection import DEFAULT_KERNELS, WhereLike, select
 from xweights.core.targets import open_target
 from xweights.core.values import is_number
+from xweights.edit.execute import guarded, ops_for, to_neutral, to_stored
 from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, WriteError, XweightsError
 from xweights.rules.base import FLOAT64, need_floating
 from xweights.rules.norms import FLOAT32, Per, matrix_of, need_matrix, per_axes
-from xweights.running import guarded, ops_for, to_neutral, to_stored
 
 
 @dataclass(frozen=True)

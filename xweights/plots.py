@@ -13,6 +13,7 @@ from xweights.core.parameter import Parameter
 from xweights.core.renaming import Names
 from xweights.core.selection import DEFAULT_KERNELS, WhereLike, select
 from xweights.core.targets import open_target
+from xweights.edit.read import check_readable
 from xweights.errors import ArgumentError, SelectionError
 from xweights.measure import diff
 from xweights.panels import (
@@ -29,7 +30,6 @@ from xweights.panels import (
     percent,
 )
 from xweights.profiles import Histogram, histogram, singular_values, twins
-from xweights.reading import check_readable
 from xweights.results import Diff
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from xweights.core.layout import reorder
 from xweights.core.numpy_backend import as_stored, blocks
 from xweights.core.parameter import Array, Parameter
 from xweights.core.renaming import Names, renamer
-from xweights.reading import neutral_view, parameters
+from xweights.edit.read import neutral_view, parameters
 from xweights.results import Diff
 
 

@@ -21,12 +21,12 @@ from xweights.core.backend import StepState
 from xweights.core.parameter import Array, Parameter
 from xweights.core.params import Params
 from xweights.core.targets import open_target
+from xweights.edit.execute import ops_for
 from xweights.errors import ArgumentError, HoldError, Problems, StaleTrainFunctionError, TraceError
 from xweights.holds import Hold, begin, refuse_statistics
 from xweights.rules.base import Mask
 from xweights.rules.constraints import Keep
 from xweights.rules.pruning import Prune, host_masks
-from xweights.running import ops_for
 from xweights.schedules import OneShot, Schedule
 
 

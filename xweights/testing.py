@@ -26,18 +26,18 @@ import numpy as np
 
 from xweights.core.parameter import Array, Parameter, is_floating
 from xweights.core.params import Params
+from xweights.edit.execute import apply, bind
+from xweights.edit.read import get_params, parameters
+from xweights.edit.undo import snapshot, transaction
+from xweights.edit.write import set_params
 from xweights.errors import Problems, ShapeError, XweightsError
 from xweights.holding import hold
 from xweights.measure import diff, equal
-from xweights.reading import get_params, parameters
 from xweights.rules.base import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
 from xweights.rules.initializers import Init
 from xweights.rules.noise import Noise
 from xweights.rules.norms import ClipNorm
 from xweights.rules.pruning import Prune
-from xweights.running import apply, bind
-from xweights.undo import snapshot, transaction
-from xweights.writing import set_params
 
 MakeTarget = Callable[[], Any]
 

@@ -15,8 +15,8 @@ from typing import Any
 import keras
 
 from xweights.core.backend import HeldChain
+from xweights.edit.execute import ops_for
 from xweights.errors import HoldError, Problems, StaleTrainFunctionError
-from xweights.running import ops_for
 from xweights_keras.counting import counting
 from xweights_keras.trainers import Trainers, iterations_of, owns, trainers_of
 

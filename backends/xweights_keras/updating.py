@@ -14,8 +14,8 @@ from typing import Any
 import keras
 
 from xweights.core.parameter import Parameter
+from xweights.edit.execute import ops_for
 from xweights.multipliers import blended
-from xweights.running import ops_for
 
 
 class Update:

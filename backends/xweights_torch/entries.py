@@ -15,11 +15,11 @@ from xweights.core.parameter import Array
 from xweights.core.selection import DEFAULT_KERNELS, WhereLike, select
 from xweights.core.targets import open_target
 from xweights.core.values import as_number, cast_exactly, host_array, is_number
+from xweights.edit.execute import apply, prepare, undone_on_error
 from xweights.errors import ArgumentError, DtypeError, SelectionError, ShapeError
 from xweights.rules.entries import SetEntries as EntriesRule
 from xweights.rules.entries import check_index, entries_index, overwritten, plain_array, value_at
 from xweights.rules.initializers import Init, Initializer
-from xweights.running import apply, prepare, undone_on_error
 from xweights_torch.dtypes import NUMPY_OF, from_host, host_view
 from xweights_torch.ops import without_negative_steps
 

@@ -27,8 +27,8 @@ def show(
     json: Json = False,
 ) -> None:
     """Show the parameters of a target as a tree: axes and shape, dtype, entries, and which share of them is zero."""
+    from xweights.edit.read import check_readable, parameters
     from xweights.profiles import zeros_in
-    from xweights.reading import check_readable, parameters
 
     chosen = parameters(target_of(target), where=where_of(where))
     zeros: list[int | None] = [None] * len(chosen)
@@ -97,8 +97,8 @@ def _tree(chosen: list[Parameter], zeros: list[int | None]) -> list[list[str]]:
 
 def stats(target: Target, where: Where = None, json: Json = False) -> None:
     """Show count, norm, mean, standard deviation, extremes, share of zeros and NaN count of each parameter."""
+    from xweights.edit.read import parameters
     from xweights.measure import stats as measured
-    from xweights.reading import parameters
     from xweights.results import Stats
 
     chosen = parameters(target_of(target), where=where_of(where))

@@ -96,7 +96,7 @@ def file_of(text: str) -> Path:
 
 def size_of(target: Any) -> int:
     """Return how many bytes the weights of a target have."""
-    from xweights.reading import parameters
+    from xweights.edit.read import parameters
 
     return sum(p.size * p.dtype.itemsize for p in parameters(target))
 
@@ -194,8 +194,8 @@ def _openers() -> dict[str, Any]:
 
 
 def _give_weights(model: Any, path: Path) -> None:
-    from xweights.reading import parameters
-    from xweights.writing import set_params
+    from xweights.edit.read import parameters
+    from xweights.edit.write import set_params
 
     opened = load_file(path)
     own = {p.native_name for p in parameters(model)}

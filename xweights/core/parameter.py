@@ -119,7 +119,7 @@ class Parameter:
             >>> xw.parameters({"b": np.zeros(2)})[0].numpy()
             array([0., 0.])
         """
-        from xweights.reading import get_params
+        from xweights.edit.read import get_params
 
         return get_params(self, where=self)[self.name]
 
@@ -130,7 +130,7 @@ class Parameter:
             >>> import numpy as np, xweights as xw
             >>> xw.parameters({"b": np.zeros(2)})[0].assign([1.0, 2.0])
         """
-        from xweights.writing import set_params
+        from xweights.edit.write import set_params
 
         set_params(self, {self.name: value}, where=self)
 

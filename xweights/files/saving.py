@@ -14,6 +14,7 @@ from xweights.core.backend import backend_for
 from xweights.core.parameter import Array, Parameter
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import is_path, open_target
+from xweights.edit.read import check_readable
 from xweights.errors import ArgumentError
 from xweights.files.atomic import replacing
 from xweights.files.checkpoint import load
@@ -21,7 +22,6 @@ from xweights.files.descriptors import refused
 from xweights.files.formats import format_of
 from xweights.files.items import Item, item_of
 from xweights.files.sharded import SHARD_BYTES
-from xweights.reading import check_readable
 
 Names = Literal["neutral", "native"]
 

@@ -13,6 +13,7 @@ import numpy as np
 from xweights.core.parameter import Array, Parameter
 from xweights.core.selection import DEFAULT_EDITED, DEFAULT_KERNELS, WhereLike, select
 from xweights.core.targets import NUMPY
+from xweights.edit.execute import NUMPY_OPS, as_rule, edit_one, is_foreign, prepare
 from xweights.errors import ArgumentError
 from xweights.files.checkpoint import FileStorage
 from xweights.files.records import Record
@@ -21,7 +22,6 @@ from xweights.rules.initializers import Init
 from xweights.rules.norms import MaxNorm, SpectralNorm, UnitNorm
 from xweights.rules.order_statistics import Loaded
 from xweights.rules.pruning import Prune, streamed_masks
-from xweights.running import NUMPY_OPS, as_rule, edit_one, is_foreign, prepare
 
 Edit = Rule | Callable[[Any], Any] | tuple[Any, Any]
 _KERNELS = (Prune, Mask, MaxNorm, UnitNorm, SpectralNorm, Init)

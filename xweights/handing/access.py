@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from xweights.core.renaming import Names, renamer
+from xweights.edit.read import parameters
 from xweights.errors import ArgumentError, HandoffError, Problems, near
 from xweights.handing.carrying import renamed
 from xweights.handing.protocol import Grade, Training, optimizing_for
 from xweights.handing.reports import HandoffReport
 from xweights.handing.state import OptimizerState
-from xweights.reading import parameters
 
 
 def get_optimizer(model: Any, optimizer: Any = None, *, step: int | None = None) -> OptimizerState:

@@ -14,6 +14,8 @@ from typing import Any
 
 from xweights.core.parameter import Parameter
 from xweights.core.renaming import Names
+from xweights.edit.read import parameters
+from xweights.edit.undo import snapshot
 from xweights.errors import ArgumentError, HandoffError, PortError, Problems
 from xweights.handing.access import check_step
 from xweights.handing.biases import joined
@@ -26,8 +28,6 @@ from xweights.porting.moving import Attributes, ported
 from xweights.porting.outputs import OutputMap
 from xweights.porting.reports import PortReport
 from xweights.porting.sides import Run
-from xweights.reading import parameters
-from xweights.undo import snapshot
 
 
 def handoff(

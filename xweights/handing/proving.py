@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from xweights.core.parameter import Array
+from xweights.edit.read import get_params, parameters
 from xweights.errors import ArgumentError, PortError
 from xweights.handing.carrying import carried_weights
 from xweights.handing.protocol import Optimizing, Training, optimizing_for, side_of
@@ -24,7 +25,6 @@ from xweights.porting.plan import planned
 from xweights.porting.protocol import porting_for
 from xweights.porting.samples import target_samples
 from xweights.porting.sides import Run
-from xweights.reading import get_params, parameters
 from xweights.rules.noise import generator
 
 Batch = tuple[Any, Any]

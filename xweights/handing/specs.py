@@ -13,10 +13,10 @@ import numpy as np
 
 from xweights.core.selection import WhereLike, trainable
 from xweights.core.values import is_number
+from xweights.edit.read import parameters
 from xweights.errors import ArgumentError, near
 from xweights.handing.rates import RateSchedule
 from xweights.handing.state import Clipping, Moving, OptimizerGroup, OptimizerState
-from xweights.reading import parameters
 
 
 @dataclass(frozen=True)

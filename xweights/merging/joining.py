@@ -14,6 +14,7 @@ from xweights.core.params import LayoutName, Params
 from xweights.core.renaming import Names
 from xweights.core.selection import WhereLike
 from xweights.core.targets import tracing
+from xweights.edit.write import set_params
 from xweights.errors import ArgumentError, LayoutError, Problems, TraceError
 from xweights.merging.groups import Group
 from xweights.merging.pairing import grouped
@@ -22,7 +23,6 @@ from xweights.merging.settings import Settings, the_method
 from xweights.merging.sides import settle_names, sides_of
 from xweights.merging.table import Method
 from xweights.merging.working import Work, units_of
-from xweights.writing import set_params
 
 
 def merge(

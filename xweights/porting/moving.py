@@ -16,6 +16,9 @@ import numpy as np
 from xweights.core import hold_registry
 from xweights.core.renaming import Names
 from xweights.core.selection import WhereLike
+from xweights.edit.execute import uninterrupted
+from xweights.edit.read import neutral_view
+from xweights.edit.undo import Snapshot
 from xweights.errors import ArgumentError, PortError, Problems
 from xweights.porting.causes import finding_of
 from xweights.porting.matching import Attempt, Matching, Pair
@@ -27,9 +30,6 @@ from xweights.porting.settings import differences, plain_differences
 from xweights.porting.sides import Run
 from xweights.porting.units import STRAIGHT
 from xweights.porting.writing_units import Writer
-from xweights.reading import neutral_view
-from xweights.running import uninterrupted
-from xweights.undo import Snapshot
 
 Attributes = Literal["check", "fix", "ignore"]
 

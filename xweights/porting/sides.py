@@ -14,6 +14,7 @@ import numpy as np
 from xweights.core.names import glob_matcher
 from xweights.core.renaming import Names, renamer
 from xweights.core.selection import WhereLike
+from xweights.edit.read import neutral_view, parameters
 from xweights.errors import (
     DtypeError,
     NonfiniteError,
@@ -32,7 +33,6 @@ from xweights.porting.samples import target_samples
 from xweights.porting.trace import Recorder, Side, arrays_of, side_of
 from xweights.porting.units import Unit
 from xweights.porting.writing_units import Writer
-from xweights.reading import neutral_view, parameters
 from xweights.rules.base import check_finite
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from xweights.core.parameter import Array, Parameter
+from xweights.edit.read import neutral_view
 from xweights.porting.compare import Grid
 from xweights.porting.protocol import Arrays, LayerRecord, Porting, porting_for
 from xweights.porting.recipes import NoCounterpartError, units_of
 from xweights.porting.units import Unit
-from xweights.reading import neutral_view
 
 
 @dataclass(eq=False)

@@ -22,6 +22,8 @@ from xweights.core.renaming import Names, renamer
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import is_path, open_target
 from xweights.core.values import cast_exactly, host_array
+from xweights.edit.execute import detached, fallible_first, guarded, undone_on_error, uninterrupted
+from xweights.edit.stream import Source
 from xweights.errors import (
     ArgumentError,
     LayoutError,
@@ -33,9 +35,7 @@ from xweights.errors import (
     got_expected,
     near,
 )
-from xweights.filling import Source
 from xweights.rules.base import check_finite
-from xweights.running import detached, fallible_first, guarded, undone_on_error, uninterrupted
 
 
 def set_params(

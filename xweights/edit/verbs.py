@@ -18,6 +18,7 @@ from xweights.core.params import Params
 from xweights.core.renaming import Names
 from xweights.core.selection import DEFAULT_EDITED, DEFAULT_KERNELS, WhereLike, select
 from xweights.core.targets import open_target, tracing
+from xweights.edit.execute import bind_line, execute, prepare, run
 from xweights.errors import SelectionError
 from xweights.rules.base import Add, Clip, Fill, Mask, NonNegative, Scale
 from xweights.rules.entries import SetEntries
@@ -25,7 +26,6 @@ from xweights.rules.initializers import Init, Initializer
 from xweights.rules.noise import Noise
 from xweights.rules.norms import ClipNorm, MaxNorm, Per, Scope, SpectralNorm, UnitNorm
 from xweights.rules.pruning import Pattern, Prune, Score, host_masks
-from xweights.running import bind_line, execute, prepare, run
 
 if TYPE_CHECKING:
     from xweights.pruning_holds import PruneHold

@@ -13,9 +13,9 @@ from xweights.core import hold_registry
 from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_target, places, tracing
+from xweights.edit.execute import guarded, uninterrupted
+from xweights.edit.read import check_readable
 from xweights.errors import TraceError
-from xweights.reading import check_readable
-from xweights.running import guarded, uninterrupted
 
 
 class Snapshot:
