@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import xweights as xw
-from xweights.pages import page
+from xweights.inspection.html_report import page
 
 pytest.importorskip("matplotlib")
 
@@ -136,7 +136,7 @@ def test_pictures_take_the_colour_of_the_page(single: str) -> None:
 
 
 def test_kernels_too_wide_to_decompose_are_named_as_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xweights.pages.WIDEST", 7)
+    monkeypatch.setattr("xweights.inspection.html_report.WIDEST", 7)
     text = page({"dense/kernel": np.ones((8, 8)), "small/kernel": np.ones((8, 7))})
     assert "1 kernels wider than 7" in text
     assert "Singular values of a" in text

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import xweights as xw
-from xweights.panels import percent, short
-from xweights.profiles import histogram, singular_values, top_entries, zero_map, zeros_in
+from xweights.inspection.drawing import percent, short
+from xweights.inspection.histograms import histogram, singular_values, top_entries, zero_map, zeros_in
 
 pytest.importorskip("matplotlib")
 

@@ -6,7 +6,6 @@ Imports all rooms of the core. ``xweights/__init__.py`` loads this file at the f
 from contextlib import suppress as _suppress
 
 from xweights.averaging import Averages, average
-from xweights.checksums import checksum
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
 from xweights.core.selection import Where, layer, native, role, trainable
@@ -70,18 +69,19 @@ from xweights.handing.specs import optimizer_state
 from xweights.handing.state import OptimizerGroup, OptimizerState
 from xweights.holding import hold
 from xweights.holds import Hold
-from xweights.measure import backends, diff, equal, stats, summary
+from xweights.inspection.checksum import checksum
+from xweights.inspection.plots import plot, plot_diff
+from xweights.inspection.results import Diff, Stats
+from xweights.inspection.stats import backends, diff, equal, stats, summary
 from xweights.merging.joining import merge
 from xweights.multipliers import Multipliers, multiply_lr
 from xweights.penalties import AddedPenalty, BoundPenalty, Penalty, add_penalty, bind_penalty, penalty
-from xweights.plots import plot, plot_diff
 from xweights.porting.moving import port
 from xweights.porting.plan import plan_port
 from xweights.porting.reports import PortPlan, PortReport, VerifyReport
 from xweights.porting.skeletons import skeleton
 from xweights.porting.verify import verify
 from xweights.pruning_holds import PruneHold
-from xweights.results import Diff, Stats
 from xweights.rules.base import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
 from xweights.rules.constraints import Keep, Pattern, SumToOne, Symmetric
 from xweights.rules.entries import SetEntries

@@ -32,7 +32,7 @@ from xweights.edit.undo import snapshot, transaction
 from xweights.edit.write import set_params
 from xweights.errors import Problems, ShapeError, XweightsError
 from xweights.holding import hold
-from xweights.measure import diff, equal
+from xweights.inspection.stats import diff, equal
 from xweights.rules.base import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
 from xweights.rules.initializers import Init
 from xweights.rules.noise import Noise

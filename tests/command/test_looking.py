@@ -39,7 +39,7 @@ def test_show_quick_reads_no_values(run: Run, monkeypatch: pytest.MonkeyPatch) -
     def never(*_: object) -> None:
         raise AssertionError("values were read")
 
-    monkeypatch.setattr("xweights.profiles.zeros_in", never)
+    monkeypatch.setattr("xweights.inspection.histograms.zeros_in", never)
     shown = run("show", "a.npz", "--quick")
     assert shown.exit_code == 0
     assert "%" not in shown.stdout

@@ -121,7 +121,7 @@ def test_ctrl_c_ends_a_command_with_one_line(place: Path) -> None:
     ("words", "inside"),
     [
         (["convert", "a.npz", "out.npz"], "xweights.files.npz.write"),
-        (["report", "a.npz", "--out", "out.html"], "xweights.pages.plot"),
+        (["report", "a.npz", "--out", "out.html"], "xweights.inspection.html_report.plot"),
         (["plot", "a.npz", "--out", "out.png"], "matplotlib.figure.Figure.savefig"),
     ],
 )

@@ -12,7 +12,7 @@ def backends(json: Json = False) -> None:
     Loading imports the framework, so this takes a few seconds.
     """
     from xweights.core.backend import doors
-    from xweights.measure import backends as states
+    from xweights.inspection.stats import backends as states
 
     found = states()
     if json:

@@ -28,7 +28,7 @@ def show(
 ) -> None:
     """Show the parameters of a target as a tree: axes and shape, dtype, entries, and which share of them is zero."""
     from xweights.edit.read import check_readable, parameters
-    from xweights.profiles import zeros_in
+    from xweights.inspection.histograms import zeros_in
 
     chosen = parameters(target_of(target), where=where_of(where))
     zeros: list[int | None] = [None] * len(chosen)
@@ -98,8 +98,8 @@ def _tree(chosen: list[Parameter], zeros: list[int | None]) -> list[list[str]]:
 def stats(target: Target, where: Where = None, json: Json = False) -> None:
     """Show count, norm, mean, standard deviation, extremes, share of zeros and NaN count of each parameter."""
     from xweights.edit.read import parameters
-    from xweights.measure import stats as measured
-    from xweights.results import Stats
+    from xweights.inspection.results import Stats
+    from xweights.inspection.stats import stats as measured
 
     chosen = parameters(target_of(target), where=where_of(where))
     rows = []

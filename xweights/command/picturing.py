@@ -34,9 +34,9 @@ def plot(
 
     from xweights.errors import ArgumentError
     from xweights.files.atomic import replacing
-    from xweights.panels import quiet
-    from xweights.plots import plot as drawn
-    from xweights.plots import plot_diff
+    from xweights.inspection.drawing import quiet
+    from xweights.inspection.plots import plot as drawn
+    from xweights.inspection.plots import plot_diff
 
     if out.suffix not in _SUFFIXES:
         raise ArgumentError(f"a picture ends in {', '.join(_SUFFIXES)}\ngot: {str(out)!r}")
@@ -75,7 +75,7 @@ def report(
     The file needs nothing else, and asks nothing of the network.
     """
     from xweights.errors import ArgumentError
-    from xweights.pages import page
+    from xweights.inspection.html_report import page
 
     if out.suffix not in (".html", ".htm"):
         raise ArgumentError(f"a report ends in .html\ngot: {str(out)!r}")

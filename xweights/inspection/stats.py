@@ -22,7 +22,7 @@ from xweights.core.tables import render
 from xweights.core.targets import open_target, tracing
 from xweights.edit.read import check_readable, neutral_view
 from xweights.errors import ArgumentError, BackendBrokenError, LayoutError, TraceError
-from xweights.results import Change, Diff, ParameterStats, Stats
+from xweights.inspection.results import Change, Diff, ParameterStats, Stats
 
 
 def stats(target: Any, *, where: WhereLike = ...) -> Stats:

@@ -15,8 +15,7 @@ from xweights.core.selection import DEFAULT_KERNELS, WhereLike, select
 from xweights.core.targets import open_target
 from xweights.edit.read import check_readable
 from xweights.errors import ArgumentError, SelectionError
-from xweights.measure import diff
-from xweights.panels import (
+from xweights.inspection.drawing import (
     BLUE,
     ORANGE,
     draw_bars,
@@ -29,8 +28,9 @@ from xweights.panels import (
     panels_of,
     percent,
 )
-from xweights.profiles import Histogram, histogram, singular_values, twins
-from xweights.results import Diff
+from xweights.inspection.histograms import Histogram, histogram, singular_values, twins
+from xweights.inspection.results import Diff
+from xweights.inspection.stats import diff
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

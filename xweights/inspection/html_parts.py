@@ -14,7 +14,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from xweights.core.tables import printable
-from xweights.panels import quiet
+from xweights.inspection.drawing import quiet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

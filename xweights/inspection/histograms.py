@@ -19,7 +19,7 @@ from xweights.core.numpy_backend import as_stored, blocks
 from xweights.core.parameter import Array, Parameter
 from xweights.core.renaming import Names, renamer
 from xweights.edit.read import neutral_view, parameters
-from xweights.results import Diff
+from xweights.inspection.results import Diff
 
 
 @dataclass(frozen=True)

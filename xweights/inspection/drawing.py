@@ -16,7 +16,7 @@ import numpy as np
 from xweights.core.parameter import Array, Parameter
 from xweights.core.tables import printable
 from xweights.errors import BackendMissingError
-from xweights.profiles import Histogram, zero_map, zeros_in
+from xweights.inspection.histograms import Histogram, zero_map, zeros_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

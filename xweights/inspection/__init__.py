@@ -1,0 +1,1 @@
+"""Statistics, differences, checksums, plots and the HTML report."""
