@@ -5,7 +5,6 @@ Imports all rooms of the core. ``xweights/__init__.py`` loads this file at the f
 
 from contextlib import suppress as _suppress
 
-from xweights.averaging import Averages, average
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
 from xweights.core.selection import Where, layer, native, role, trainable
@@ -57,7 +56,6 @@ from xweights.errors import (
 from xweights.files.checkpoint import Checkpoint, load
 from xweights.files.editing import EditReport, edit_file
 from xweights.files.saving import convert, save
-from xweights.freezing import Freeze, freeze, unfreeze
 from xweights.handing.access import get_optimizer, set_optimizer
 from xweights.handing.data import batches, dropout_mask
 from xweights.handing.moving import handoff
@@ -67,21 +65,16 @@ from xweights.handing.rates import RateSchedule, schedule
 from xweights.handing.reports import HandoffProof, HandoffReport
 from xweights.handing.specs import optimizer_state
 from xweights.handing.state import OptimizerGroup, OptimizerState
-from xweights.holding import hold
-from xweights.holds import Hold
 from xweights.inspection.checksum import checksum
 from xweights.inspection.plots import plot, plot_diff
 from xweights.inspection.results import Diff, Stats
 from xweights.inspection.stats import backends, diff, equal, stats, summary
 from xweights.merging.joining import merge
-from xweights.multipliers import Multipliers, multiply_lr
-from xweights.penalties import AddedPenalty, BoundPenalty, Penalty, add_penalty, bind_penalty, penalty
 from xweights.porting.moving import port
 from xweights.porting.plan import plan_port
 from xweights.porting.reports import PortPlan, PortReport, VerifyReport
 from xweights.porting.skeletons import skeleton
 from xweights.porting.verify import verify
-from xweights.pruning_holds import PruneHold
 from xweights.rules.base import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
 from xweights.rules.constraints import Keep, Pattern, SumToOne, Symmetric
 from xweights.rules.entries import SetEntries
@@ -90,7 +83,14 @@ from xweights.rules.noise import Noise
 from xweights.rules.norms import ClipNorm, MaxNorm, SpectralNorm, UnitNorm
 from xweights.rules.pruning import Prune
 from xweights.rules.tying import Tied
-from xweights.schedules import ByStep, Constant, Cubic, OneShot, Polynomial, Schedule
+from xweights.training.averages import Averages, average
+from xweights.training.freeze import Freeze, freeze, unfreeze
+from xweights.training.held import Hold
+from xweights.training.hold import hold
+from xweights.training.learning_rates import Multipliers, multiply_lr
+from xweights.training.penalties import AddedPenalty, BoundPenalty, Penalty, add_penalty, bind_penalty, penalty
+from xweights.training.prune import PruneHold
+from xweights.training.sparsity_schedule import ByStep, Constant, Cubic, OneShot, Polynomial, Schedule
 
 __all__ = [
     "Add",

@@ -31,13 +31,13 @@ from xweights.edit.read import get_params, parameters
 from xweights.edit.undo import snapshot, transaction
 from xweights.edit.write import set_params
 from xweights.errors import Problems, ShapeError, XweightsError
-from xweights.holding import hold
 from xweights.inspection.stats import diff, equal
 from xweights.rules.base import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
 from xweights.rules.initializers import Init
 from xweights.rules.noise import Noise
 from xweights.rules.norms import ClipNorm
 from xweights.rules.pruning import Prune
+from xweights.training.hold import hold
 
 MakeTarget = Callable[[], Any]
 

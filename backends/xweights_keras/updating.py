@@ -15,7 +15,7 @@ import keras
 
 from xweights.core.parameter import Parameter
 from xweights.edit.execute import ops_for
-from xweights.multipliers import blended
+from xweights.training.learning_rates import blended
 
 
 class Update:

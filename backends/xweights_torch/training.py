@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from xweights.core.backend import StepState
 from xweights.core.parameter import Parameter
 from xweights.errors import ArgumentError, HoldError, Problems
-from xweights.multipliers import blended
+from xweights.training.learning_rates import blended
 from xweights_torch.holding import AFTER_HOLDS, Others, check_in_place, holds_last, plain_python, unwrapped
 from xweights_torch.ops import TorchOps
 from xweights_torch.storage import Slot, tensor_of

@@ -28,8 +28,8 @@ from xweights.rules.norms import ClipNorm, MaxNorm, Per, Scope, SpectralNorm, Un
 from xweights.rules.pruning import Pattern, Prune, Score, host_masks
 
 if TYPE_CHECKING:
-    from xweights.pruning_holds import PruneHold
-    from xweights.schedules import Schedule
+    from xweights.training.prune import PruneHold
+    from xweights.training.sparsity_schedule import Schedule
 
 
 def fill(target: Any, value: Any, *, where: WhereLike | None = None) -> None:
@@ -342,7 +342,7 @@ def prune(
     where = DEFAULT_KERNELS if where is None else where
     chosen = select(open_target(target, bind_line=bind_line(rule, where)), where)
     if hold or schedule is not None:
-        from xweights.pruning_holds import hold_pruned
+        from xweights.training.prune import hold_pruned
 
         hold_registry.check(chosen)
         prepare(rule, chosen, "prune")

@@ -14,13 +14,13 @@ from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_target, tracing
 from xweights.edit.execute import as_rule
 from xweights.errors import ArgumentError
-from xweights.holds import Hold, begin, refuse_statistics
-from xweights.pruning_holds import hold_pruned
 from xweights.rules.base import Rule
 from xweights.rules.pruning import Prune
 from xweights.rules.tying import Share, Tied
-from xweights.schedules import Schedule
-from xweights.training import native_of
+from xweights.training.held import Hold, begin, refuse_statistics
+from xweights.training.hooks import native_of
+from xweights.training.prune import hold_pruned
+from xweights.training.sparsity_schedule import Schedule
 
 
 def hold(

@@ -17,10 +17,10 @@ from xweights.edit.execute import NUMPY_OPS, edit_one, ops_for, to_neutral, to_s
 from xweights.rules.base import Function, Mask, Rule
 from xweights.rules.constraints import Keep
 from xweights.rules.tying import Share
-from xweights.training import native_of
+from xweights.training.hooks import native_of
 
 if TYPE_CHECKING:
-    from xweights.holds import Hold
+    from xweights.training.held import Hold
 
 LAST = (Mask, Keep)
 

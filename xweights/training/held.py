@@ -13,7 +13,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from xweights.chains import Chain, Link, as_stored
 from xweights.core import hold_registry
 from xweights.core.backend import Backend, HoldAttachment, backend_for
 from xweights.core.parameter import Array, Parameter
@@ -21,7 +20,8 @@ from xweights.edit.execute import guarded
 from xweights.errors import HoldError, Problems, WriteError, XweightsError
 from xweights.rules.base import Rule
 from xweights.rules.tying import Share
-from xweights.training import native_of, training_for
+from xweights.training.chain import Chain, Link, as_stored
+from xweights.training.hooks import native_of, training_for
 
 
 class Hold:

@@ -27,7 +27,7 @@ from xweights.edit.execute import guarded, uninterrupted
 from xweights.edit.read import check_readable
 from xweights.edit.write import set_params
 from xweights.errors import ArgumentError, DtypeError, HoldError, Problems, TraceError, WriteError
-from xweights.training import Change, training_for
+from xweights.training.hooks import Change, training_for
 
 Decay = float | Literal["swa"] | Callable[[int], float]
 

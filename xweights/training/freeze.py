@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xweights.chains import Chain
 from xweights.core import hold_registry
 from xweights.core.parameter import Parameter
 from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
 from xweights.core.targets import open_target, tracing
 from xweights.errors import ArgumentError, HoldError, SelectionError
-from xweights.holds import Hold, begin
 from xweights.rules.constraints import Keep
-from xweights.training import Resting, Training, training_for
+from xweights.training.chain import Chain
+from xweights.training.held import Hold, begin
+from xweights.training.hooks import Resting, Training, training_for
 
 
 class Freeze(Hold):

@@ -20,7 +20,7 @@ from xweights.core.selection import DEFAULT_EDITED, select
 from xweights.core.targets import open_target, tracing
 from xweights.core.values import as_number, is_number
 from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, WriteError, XweightsError
-from xweights.training import Change, Training, training_for
+from xweights.training.hooks import Change, Training, training_for
 
 
 class Multipliers:

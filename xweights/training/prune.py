@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from xweights.chains import Chain, as_stored
 from xweights.core import hold_registry
 from xweights.core.backend import StepState
 from xweights.core.parameter import Array, Parameter
@@ -23,11 +22,12 @@ from xweights.core.params import Params
 from xweights.core.targets import open_target
 from xweights.edit.execute import ops_for
 from xweights.errors import ArgumentError, HoldError, Problems, StaleTrainFunctionError, TraceError
-from xweights.holds import Hold, begin, refuse_statistics
 from xweights.rules.base import Mask
 from xweights.rules.constraints import Keep
 from xweights.rules.pruning import Prune, host_masks
-from xweights.schedules import OneShot, Schedule
+from xweights.training.chain import Chain, as_stored
+from xweights.training.held import Hold, begin, refuse_statistics
+from xweights.training.sparsity_schedule import OneShot, Schedule
 
 
 class PruneHold(Hold):

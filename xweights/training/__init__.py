@@ -1,0 +1,1 @@
+"""Rules, freezing, pruning, penalties and averages that apply while a model trains."""
