@@ -53,9 +53,9 @@ from xweights.errors import (
     WriteError,
     XweightsError,
 )
-from xweights.files.checkpoint import Checkpoint, load
-from xweights.files.editing import EditReport, edit_file
-from xweights.files.saving import convert, save
+from xweights.files.edit.edit import EditReport, edit_file
+from xweights.files.load import Checkpoint, load
+from xweights.files.save import convert, save
 from xweights.handing.access import get_optimizer, set_optimizer
 from xweights.handing.data import batches, dropout_mask
 from xweights.handing.moving import handoff

@@ -120,7 +120,7 @@ def test_ctrl_c_ends_a_command_with_one_line(place: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "inside"),
     [
-        (["convert", "a.npz", "out.npz"], "xweights.files.npz.write"),
+        (["convert", "a.npz", "out.npz"], "xweights.files.formats.npz.write"),
         (["report", "a.npz", "--out", "out.html"], "xweights.inspection.html_report.plot"),
         (["plot", "a.npz", "--out", "out.png"], "matplotlib.figure.Figure.savefig"),
     ],
@@ -139,13 +139,13 @@ def test_ctrl_c_in_the_middle_of_writing_leaves_the_old_file_and_no_other(
     out = place / words[-1]
     out.write_bytes(b"what was there before")
     before = sorted(path.name for path in place.iterdir())
-    if inside == "xweights.files.npz.write":
+    if inside == "xweights.files.formats.npz.write":
         import dataclasses
 
-        from xweights.files import formats
+        from xweights.files.formats import table
 
-        kinds = [dataclasses.replace(one, write=interrupt) if one.name == "npz" else one for one in formats.FORMATS]
-        monkeypatch.setattr(formats, "FORMATS", kinds)
+        kinds = [dataclasses.replace(one, write=interrupt) if one.name == "npz" else one for one in table.FORMATS]
+        monkeypatch.setattr(table, "FORMATS", kinds)
     else:
         monkeypatch.setattr(inside, interrupt)
     shown = run(*words)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import xweights as xw
-from xweights.files import journal
+from xweights.files.io import journal
 
 ENDINGS = ("safetensors", "safetensors.index.json", "npz", "pt", "weights.h5")
 posix = pytest.mark.skipif(os.name != "posix", reason="fork, kill -9 and limits are POSIX's")

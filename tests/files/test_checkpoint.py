@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xweights as xw
-from xweights.files.descriptors import OpenFile
+from xweights.files.io.open_file import OpenFile
 
 ARRAYS = {f"l{i}/kernel": np.full((100, 100), i, np.float32) for i in range(5)}
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import xweights as xw
-from xweights.files import journal
+from xweights.files.io import journal
 
 ENDINGS = ("safetensors", "safetensors.index.json", "npz", "pt", "weights.h5")
 RULES = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import xweights as xw
-from xweights.files.records import Record
+from xweights.files.io.records import Record
 
 
 def stacked(seed: int = 0) -> Any:

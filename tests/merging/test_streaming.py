@@ -109,7 +109,7 @@ PEAK = """
     from pathlib import Path
     import numpy, xweights
     xweights.merge  # what is imported at the first use of a name isn't counted
-    from xweights.files import safetensors
+    from xweights.files.formats import safetensors
     def memory(word):
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(word))

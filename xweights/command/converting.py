@@ -18,7 +18,7 @@ def convert(
     where: Where = None,
 ) -> None:
     """Write the weights of a file, or of a model, into a file of the format that its ending says."""
-    from xweights.files.saving import save
+    from xweights.files.save import save
 
     need_folder(path)
     opened = target_of(source)

@@ -16,7 +16,7 @@ from xweights.command.opening import file_of
 from xweights.command.output import need_folder, show_json, show_table, writing
 
 if TYPE_CHECKING:
-    from xweights.files.editing import EditReport
+    from xweights.files.edit.edit import EditReport
 
 File = Annotated[str, typer.Argument(help="a weight file", show_default=False)]
 Scope = Annotated[
@@ -63,7 +63,7 @@ def edit(
     means in the library: trainable floating-point parameters, and for --prune and --max-norm kernels and embeddings.
     """
     from xweights.errors import ArgumentError
-    from xweights.files.editing import edit_file
+    from xweights.files.edit.edit import edit_file
 
     edits = ctx.meta.get(_EDITS, [])
     if not edits:
@@ -115,7 +115,7 @@ def prune(
 
     The file itself is replaced, wholly or not at all, unless --out names another.
     """
-    from xweights.files.editing import edit_file
+    from xweights.files.edit.edit import edit_file
     from xweights.rules.pruning import Prune
 
     kept = None if pattern is None else values.pattern(pattern, "--pattern")

@@ -73,7 +73,7 @@ def sample_of(path: Path) -> Any:
 
 def load_file(path: Path) -> Any:
     """Return a weight file as a target; nothing but its index is read yet."""
-    from xweights.files.checkpoint import load
+    from xweights.files.load import load
 
     # A checkpoint may be several files whose names begin with its own.
     if not path.exists() and not any(path.parent.glob(f"{escape(path.name)}.*")):

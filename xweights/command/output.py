@@ -104,7 +104,7 @@ def writing(path: Path, total: int, text: str) -> Iterator[None]:
     from rich.console import Console, RenderableType
     from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from xweights.files.atomic import written_so_far
+    from xweights.files.io.atomic import written_so_far
 
     class Written(Progress):
         # Asked for ten times a second, from a thread: whoever writes needn't know of it.
@@ -129,7 +129,7 @@ def writing(path: Path, total: int, text: str) -> Iterator[None]:
 
 def write_file(path: Path, content: str) -> None:
     """Write a text file, wholly or not at all."""
-    from xweights.files.atomic import replacing
+    from xweights.files.io.atomic import replacing
 
     with replacing(str(path)) as file:
         file.write(content.encode("utf-8", "backslashreplace"))

@@ -33,7 +33,7 @@ def plot(
     import io
 
     from xweights.errors import ArgumentError
-    from xweights.files.atomic import replacing
+    from xweights.files.io.atomic import replacing
     from xweights.inspection.drawing import quiet
     from xweights.inspection.plots import plot as drawn
     from xweights.inspection.plots import plot_diff

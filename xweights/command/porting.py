@@ -79,7 +79,7 @@ def port(
                 attributes=attributes,
             )  # fmt: skip
             if out is not None:
-                from xweights.files.saving import save
+                from xweights.files.save import save
 
                 step(f"saving {out}")
                 save(other, out)

@@ -18,8 +18,8 @@ import numpy as np
 from xweights.core.parameter import Array
 from xweights.core.tables import render
 from xweights.errors import HandoffError, got_expected
-from xweights.files.checkpoint import load
-from xweights.files.saving import save
+from xweights.files.load import load
+from xweights.files.save import save
 from xweights.handing.rates import RateSchedule
 
 VERSION = 1

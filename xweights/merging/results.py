@@ -14,8 +14,8 @@ import numpy as np
 from xweights.core.numpy_backend import stored_order
 from xweights.core.parameter import Array
 from xweights.core.params import Params
-from xweights.files.items import item_of
-from xweights.files.saving import keys_of, write_items
+from xweights.files.io.items import item_of
+from xweights.files.save import keys_of, write_items
 from xweights.merging.groups import Group
 from xweights.merging.sides import Side
 from xweights.merging.working import Work

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from xweights.core.parameter import Array
-from xweights.files.atomic import Replacement, replacing
-from xweights.files.checkpoint import Checkpoint
-from xweights.files.descriptors import PIECE, OpenFile, refused
-from xweights.files.entering import overlapping
-from xweights.files.h5 import need_h5py
-from xweights.files.records import Record, Span, bytes_of
-from xweights.files.steps import Steps
+from xweights.files.edit.in_place import overlapping
+from xweights.files.edit.plan import Steps
+from xweights.files.formats.h5 import need_h5py
+from xweights.files.io.atomic import Replacement, replacing
+from xweights.files.io.open_file import PIECE, OpenFile, refused
+from xweights.files.io.records import Record, Span, bytes_of
+from xweights.files.load import Checkpoint
 
 
 def rewritable(opened: Checkpoint, steps: Steps) -> bool:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xweights.files.descriptors import refused
-from xweights.files.records import Record
+from xweights.files.io.open_file import refused
+from xweights.files.io.records import Record
 
 MIB = 1 << 20
 # What an index may take on top of max_bytes, and how many times its length in a file a parsed one takes in memory.

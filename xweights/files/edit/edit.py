@@ -17,14 +17,14 @@ from typing import Any
 from xweights.core.parameter import Array, Parameter
 from xweights.core.selection import WhereLike
 from xweights.errors import ArgumentError
-from xweights.files.checkpoint import Checkpoint, load
-from xweights.files.descriptors import refused
-from xweights.files.entering import entered
-from xweights.files.formats import format_of, named
-from xweights.files.items import Item, item_of
-from xweights.files.rewriting import repackable, repacked, rewritable, rewritten
-from xweights.files.saving import write_items
-from xweights.files.steps import Edit, Steps
+from xweights.files.edit.in_place import entered
+from xweights.files.edit.plan import Edit, Steps
+from xweights.files.edit.rewrite import repackable, repacked, rewritable, rewritten
+from xweights.files.formats.table import format_of, named
+from xweights.files.io.items import Item, item_of
+from xweights.files.io.open_file import refused
+from xweights.files.load import Checkpoint, load
+from xweights.files.save import write_items
 from xweights.rules.base import Rule
 
 

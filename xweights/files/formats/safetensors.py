@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from xweights.errors import DamagedFileError
-from xweights.files.descriptors import OpenFile, damaged, refused, shortened
-from xweights.files.dtypes import dtype_named
-from xweights.files.items import Item, Sink
-from xweights.files.limits import Limits
-from xweights.files.notes import NOTE, Note, packed
-from xweights.files.records import Index, Record, Span, bytes_of
+from xweights.files.io.dtypes import dtype_named
+from xweights.files.io.items import Item, Sink
+from xweights.files.io.limits import Limits
+from xweights.files.io.notes import NOTE, Note, packed
+from xweights.files.io.open_file import OpenFile, damaged, refused, shortened
+from xweights.files.io.records import Index, Record, Span, bytes_of
 
 ENDING = ".safetensors"
 HEADER_MOST = 100_000_000

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from xweights.files import legacy
-from xweights.files.archives import Archive
-from xweights.files.descriptors import OpenFile, damaged, refused, shortened
-from xweights.files.items import Item, Sink
-from xweights.files.limits import Limits
-from xweights.files.notes import packed
-from xweights.files.pickles import STORAGES, Storage, describe
-from xweights.files.records import Index, bytes_of
-from xweights.files.safetensors import json_object
-from xweights.files.tensors import Place, c_strides, index_of
+from xweights.files.formats import pt_legacy
+from xweights.files.formats.pt_pickle import STORAGES, Storage, describe
+from xweights.files.formats.pt_tensors import Place, c_strides, index_of
+from xweights.files.formats.safetensors import json_object
+from xweights.files.formats.zip_archive import Archive
+from xweights.files.io.items import Item, Sink
+from xweights.files.io.limits import Limits
+from xweights.files.io.notes import packed
+from xweights.files.io.open_file import OpenFile, damaged, refused, shortened
+from xweights.files.io.records import Index, bytes_of
 
 ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
 _NOTES = "xweights.json"
@@ -36,7 +36,7 @@ _PAD_KIND = 0x4246  # "FB", as PyTorch itself pads
 def read(file: OpenFile, limits: Limits) -> Index:
     """Return the index of a .pt file, of this format or the one before it."""
     if file.read(0, min(file.size, 2)) != b"PK":
-        return legacy.read(file, limits)
+        return pt_legacy.read(file, limits)
     archive = Archive(file, limits)
     root = _root(archive)
     known = archive.members

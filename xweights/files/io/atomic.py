@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from xweights.errors import CheckpointError
-from xweights.files.descriptors import inaccessible, refused
-from xweights.files.items import Item
+from xweights.files.io.items import Item
+from xweights.files.io.open_file import inaccessible, refused
 
 # .NAME.PID-TOKEN.xweights-tmp
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.xweights-tmp")

@@ -19,8 +19,8 @@ from functools import cache
 
 import numpy as np
 
-from xweights.files.atomic import lock, sync_folder
-from xweights.files.descriptors import OpenFile, damaged, inaccessible
+from xweights.files.io.atomic import lock, sync_folder
+from xweights.files.io.open_file import OpenFile, damaged, inaccessible
 
 _MAGIC = b"xweights journal 1\n"
 _MOST = 64 << 20

@@ -16,12 +16,12 @@ from xweights.core.selection import WhereLike, select
 from xweights.core.targets import is_path, open_target
 from xweights.edit.read import check_readable
 from xweights.errors import ArgumentError
-from xweights.files.atomic import replacing
-from xweights.files.checkpoint import load
-from xweights.files.descriptors import refused
-from xweights.files.formats import format_of
-from xweights.files.items import Item, item_of
-from xweights.files.sharded import SHARD_BYTES
+from xweights.files.formats.sharded import SHARD_BYTES
+from xweights.files.formats.table import format_of
+from xweights.files.io.atomic import replacing
+from xweights.files.io.items import Item, item_of
+from xweights.files.io.open_file import refused
+from xweights.files.load import load
 
 Names = Literal["neutral", "native"]
 
@@ -104,7 +104,7 @@ def write_items(
     """Write arrays to a file, each when it is its turn: what save, convert and merge are made of.
 
     Args:
-        items: What to write; see :class:`xweights.files.items.Item`.
+        items: What to write; see :class:`xweights.files.io.items.Item`.
         path: Where to; its ending says the format.
         metadata: Texts to keep besides.
         shard_bytes: How large a shard may become, if ``path`` is an index.

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xweights.files.descriptors import damaged, refused, shortened
-from xweights.files.limits import Limits
+from xweights.files.io.limits import Limits
+from xweights.files.io.open_file import damaged, refused, shortened
 
 STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",

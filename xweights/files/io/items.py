@@ -15,9 +15,9 @@ import numpy as np
 from xweights.core.layout import Shape
 from xweights.core.parameter import Array, Parameter
 from xweights.errors import CheckpointError, ShapeError
-from xweights.files.dtypes import native
-from xweights.files.notes import Note
-from xweights.files.records import Record
+from xweights.files.io.dtypes import native
+from xweights.files.io.notes import Note
+from xweights.files.io.records import Record
 
 
 @dataclass(frozen=True, eq=False)

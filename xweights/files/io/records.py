@@ -14,8 +14,8 @@ import numpy as np
 
 from xweights.core.layout import Shape
 from xweights.core.parameter import Array
-from xweights.files.descriptors import PIECE, OpenFile, raw
-from xweights.files.notes import Note
+from xweights.files.io.notes import Note
+from xweights.files.io.open_file import PIECE, OpenFile, raw
 
 
 class Place(Protocol):

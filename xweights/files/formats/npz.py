@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from xweights.core.parameter import Array
-from xweights.files.archives import Archive, Member, noted
-from xweights.files.descriptors import OpenFile, damaged, raw, refused, shortened
-from xweights.files.dtypes import dtype_named, is_special, native
-from xweights.files.items import Item, Sink
-from xweights.files.limits import Limits
-from xweights.files.notes import packed
-from xweights.files.records import Index, Record, Span, bytes_of
-from xweights.files.safetensors import read_note
+from xweights.files.formats.safetensors import read_note
+from xweights.files.formats.zip_archive import Archive, Member, noted
+from xweights.files.io.dtypes import dtype_named, is_special, native
+from xweights.files.io.items import Item, Sink
+from xweights.files.io.limits import Limits
+from xweights.files.io.notes import packed
+from xweights.files.io.open_file import OpenFile, damaged, raw, refused, shortened
+from xweights.files.io.records import Index, Record, Span, bytes_of
 
 ENDING = ".npz"
 _MAGIC = b"\x93NUMPY"

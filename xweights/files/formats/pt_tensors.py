@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xweights.files.descriptors import OpenFile, damaged, refused, shortened
-from xweights.files.dtypes import dtype_named
-from xweights.files.limits import Limits
-from xweights.files.pickles import Storage, Tensor
-from xweights.files.records import Index, Record, Span
-from xweights.files.safetensors import read_note
+from xweights.files.formats.pt_pickle import Storage, Tensor
+from xweights.files.formats.safetensors import read_note
+from xweights.files.io.dtypes import dtype_named
+from xweights.files.io.limits import Limits
+from xweights.files.io.open_file import OpenFile, damaged, refused, shortened
+from xweights.files.io.records import Index, Record, Span
 
 _DEPTH = 100
 

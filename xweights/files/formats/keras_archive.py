@@ -10,14 +10,14 @@ import io
 from collections.abc import Iterable
 from dataclasses import replace
 
-from xweights.files import h5
-from xweights.files.archives import Archive
-from xweights.files.descriptors import OpenFile, damaged
-from xweights.files.layer_configs import Described, described
-from xweights.files.limits import Limits
-from xweights.files.notes import Note
-from xweights.files.records import Index, Record, Span
-from xweights.files.safetensors import json_object
+from xweights.files.formats import h5
+from xweights.files.formats.keras_config import Described, described
+from xweights.files.formats.safetensors import json_object
+from xweights.files.formats.zip_archive import Archive
+from xweights.files.io.limits import Limits
+from xweights.files.io.notes import Note
+from xweights.files.io.open_file import OpenFile, damaged
+from xweights.files.io.records import Index, Record, Span
 
 ENDING = ".keras"
 _WEIGHTS, _CONFIG = "model.weights.h5", "config.json"

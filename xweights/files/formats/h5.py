@@ -21,13 +21,13 @@ import numpy as np
 
 from xweights.core.parameter import Array
 from xweights.errors import BackendMissingError, CheckpointError
-from xweights.files.descriptors import OpenFile, Window, damaged, refused, shortened
-from xweights.files.dtypes import dtype_named, is_special, native
-from xweights.files.items import Item, Sink
-from xweights.files.limits import Limits
-from xweights.files.notes import NOTE, packed
-from xweights.files.records import Index, Record, Span, bytes_of
-from xweights.files.safetensors import read_note
+from xweights.files.formats.safetensors import read_note
+from xweights.files.io.dtypes import dtype_named, is_special, native
+from xweights.files.io.items import Item, Sink
+from xweights.files.io.limits import Limits
+from xweights.files.io.notes import NOTE, packed
+from xweights.files.io.open_file import OpenFile, Window, damaged, refused, shortened
+from xweights.files.io.records import Index, Record, Span, bytes_of
 
 ENDINGS = (".weights.h5", ".h5", ".hdf5")
 # gzip, shuffle, fletcher32 and scale-offset come with HDF5, lzf with h5py; any other would be code loaded from a disk.

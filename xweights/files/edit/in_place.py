@@ -13,10 +13,10 @@ import numpy as np
 
 from xweights.core.parameter import Array, Parameter
 from xweights.errors import RefusedFileError
-from xweights.files.descriptors import refused
-from xweights.files.journal import Patch, crc_after, locked, patch, recover
-from xweights.files.records import Record, Span
-from xweights.files.steps import Steps
+from xweights.files.edit.plan import Steps
+from xweights.files.io.journal import Patch, crc_after, locked, patch, recover
+from xweights.files.io.open_file import refused
+from xweights.files.io.records import Record, Span
 from xweights.rules.entries import SetEntries, value_at
 
 # Beyond so many bytes, writing the file anew is as quick and needs no journal as large as itself.

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from xweights.files import journal
-from xweights.files.descriptors import OpenFile, damaged, refused
-from xweights.files.dtypes import dtype_named
-from xweights.files.limits import Limits
-from xweights.files.notes import Note
-from xweights.files.records import Index, Record, Span
-from xweights.files.sharded import beside
+from xweights.files.formats.sharded import beside
+from xweights.files.io import journal
+from xweights.files.io.dtypes import dtype_named
+from xweights.files.io.limits import Limits
+from xweights.files.io.notes import Note
+from xweights.files.io.open_file import OpenFile, damaged, refused
+from xweights.files.io.records import Index, Record, Span
 
 ENDING = ".index"
 _MAGIC = 0xDB4775248B80FB57

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from xweights.errors import near
-from xweights.files import bundles, dot_keras, h5, npz, pt, safetensors, sharded
-from xweights.files.descriptors import OpenFile, refused
-from xweights.files.items import Item, Sink
-from xweights.files.journal import opened
-from xweights.files.limits import Limits
-from xweights.files.records import Index
+from xweights.files.formats import h5, keras_archive, npz, pt, safetensors, sharded, tf_checkpoint
+from xweights.files.io.items import Item, Sink
+from xweights.files.io.journal import opened
+from xweights.files.io.limits import Limits
+from xweights.files.io.open_file import OpenFile, refused
+from xweights.files.io.records import Index
 
 Reader = Callable[[OpenFile, Limits], Index]
 Writer = Callable[[Sink, Sequence[Item], dict[str, str]], None]
@@ -43,9 +43,9 @@ FORMATS = (
     Format("sharded h5", (sharded.H5_ENDING,), sharded.read_h5),
     Format("safetensors", (safetensors.ENDING,), safetensors.read, safetensors.write, keeps_metadata=True),
     Format("npz", (npz.ENDING,), npz.read, npz.write),
-    Format("keras", (dot_keras.ENDING,), dot_keras.read),
+    Format("keras", (keras_archive.ENDING,), keras_archive.read),
     Format("h5", h5.ENDINGS, h5.read, h5.write),
-    Format("tensorflow", (bundles.ENDING,), bundles.read, edited=False),
+    Format("tensorflow", (tf_checkpoint.ENDING,), tf_checkpoint.read, edited=False),
     Format("pt", pt.ENDINGS, pt.read, pt.write),
 )
 
@@ -69,8 +69,8 @@ def named(name: str) -> Format:
 def read(path: str, limits: Limits) -> Index:
     """Return the index of a file of any format."""
     # TensorFlow names its checkpoints without an ending.
-    if not any(path.lower().endswith(one.endings) for one in FORMATS) and os.path.isfile(path + bundles.ENDING):
-        path += bundles.ENDING
+    if not any(path.lower().endswith(one.endings) for one in FORMATS) and os.path.isfile(path + tf_checkpoint.ENDING):
+        path += tf_checkpoint.ENDING
     kind, file = format_of(path), opened(path)
     with file.steady():  # sums and sizes are looked at in several places, which change one after the other
         return kind.read(file, limits)

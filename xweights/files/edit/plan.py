@@ -15,8 +15,8 @@ from xweights.core.selection import DEFAULT_EDITED, DEFAULT_KERNELS, WhereLike, 
 from xweights.core.targets import NUMPY
 from xweights.edit.execute import NUMPY_OPS, as_rule, edit_one, is_foreign, prepare
 from xweights.errors import ArgumentError
-from xweights.files.checkpoint import FileStorage
-from xweights.files.records import Record
+from xweights.files.io.records import Record
+from xweights.files.load import FileStorage
 from xweights.rules.base import Function, Mask, Rule
 from xweights.rules.initializers import Init
 from xweights.rules.norms import MaxNorm, SpectralNorm, UnitNorm

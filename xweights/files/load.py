@@ -14,10 +14,10 @@ from typing import Any, Self
 from xweights.core.parameter import Array, Parameter
 from xweights.core.targets import register_opener
 from xweights.errors import ArgumentError, SelectionError, WriteError, near
-from xweights.files import formats
-from xweights.files.descriptors import OpenFile
-from xweights.files.limits import Limits
-from xweights.files.records import Index, Record, Span
+from xweights.files.formats import table
+from xweights.files.io.limits import Limits
+from xweights.files.io.open_file import OpenFile
+from xweights.files.io.records import Index, Record, Span
 
 _READ_ONLY = "it is in a file\nFix: xweights.edit_file(path, rule, where=...), or get_params and save"
 
@@ -170,7 +170,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Check
     """
     if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 0):
         raise ArgumentError(f"max_bytes= is a whole number >= 0\ngot: {max_bytes!r}")
-    return Checkpoint(formats.read(os.fspath(path), Limits(max_bytes)))
+    return Checkpoint(table.read(os.fspath(path), Limits(max_bytes)))
 
 
 def _open(path: Any) -> list[Parameter]:
@@ -186,7 +186,7 @@ def _distinct(index: Index) -> Iterator[Record]:
     for record in index.records:
         for name in (record.note.name, *record.note.aliases):
             if name in seen:
-                from xweights.files.descriptors import damaged
+                from xweights.files.io.open_file import damaged
 
                 raise damaged(index.path, f"it has the name {name!r}, as has {seen[name]!r}", key=record.key)
             seen[name] = record.key

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from xweights.files.descriptors import PIECE, OpenFile, damaged, refused, shortened
-from xweights.files.dtypes import dtype_named
-from xweights.files.limits import Limits
-from xweights.files.pickles import Storage, describe_next
-from xweights.files.records import Index
-from xweights.files.tensors import Place, index_of
+from xweights.files.formats.pt_pickle import Storage, describe_next
+from xweights.files.formats.pt_tensors import Place, index_of
+from xweights.files.io.dtypes import dtype_named
+from xweights.files.io.limits import Limits
+from xweights.files.io.open_file import PIECE, OpenFile, damaged, refused, shortened
+from xweights.files.io.records import Index
 
 _NUMBER = 0x1950A86A20F9469CFC6C
 _VERSION = 1001

@@ -19,13 +19,14 @@ from contextlib import ExitStack
 from typing import Any
 
 from xweights.errors import FileAccessError
-from xweights.files import h5, journal, safetensors
-from xweights.files.atomic import lock, replacing, sweep, sync_folder
-from xweights.files.descriptors import OpenFile, damaged, refused, shortened
-from xweights.files.items import Item
-from xweights.files.limits import Limits
-from xweights.files.notes import packed
-from xweights.files.records import Index, Record
+from xweights.files.formats import h5, safetensors
+from xweights.files.io import journal
+from xweights.files.io.atomic import lock, replacing, sweep, sync_folder
+from xweights.files.io.items import Item
+from xweights.files.io.limits import Limits
+from xweights.files.io.notes import packed
+from xweights.files.io.open_file import OpenFile, damaged, refused, shortened
+from xweights.files.io.records import Index, Record
 
 ENDING = ".safetensors.index.json"
 H5_ENDING = ".weights.json"

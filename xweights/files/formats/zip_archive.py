@@ -14,8 +14,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from xweights.files.descriptors import PIECE, OpenFile, Window, damaged, refused
-from xweights.files.limits import Limits
+from xweights.files.io.limits import Limits
+from xweights.files.io.open_file import PIECE, OpenFile, Window, damaged, refused
 
 LOCAL = struct.Struct("<4s5HLLL2H")
 _ENCRYPTED = 0x1

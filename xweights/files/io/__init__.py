@@ -1,0 +1,1 @@
+"""Bytes on disk: bounded reads, atomic replacement, the journal, and array metadata."""
