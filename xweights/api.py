@@ -69,7 +69,7 @@ from xweights.inspection.checksum import checksum
 from xweights.inspection.plots import plot, plot_diff
 from xweights.inspection.results import Diff, Stats
 from xweights.inspection.stats import backends, diff, equal, stats, summary
-from xweights.merging.joining import merge
+from xweights.merging.merge import merge
 from xweights.porting.moving import port
 from xweights.porting.plan import plan_port
 from xweights.porting.reports import PortPlan, PortReport, VerifyReport

@@ -23,7 +23,7 @@ from xweights.core import numpy_backend
 from xweights.core.backend import backend_for
 from xweights.core.layout import plain_layout
 from xweights.core.parameter import Parameter
-from xweights.merging import dropping
+from xweights.merging import sparsify
 from xweights.rules import pruning
 
 pytestmark = pytest.mark.matrix
@@ -226,7 +226,7 @@ def test_every_array_of_the_twins_is_judged() -> None:
 
 
 def test_a_trimmed_entry_too_many_turns_merge_red(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = dropping._between
+    real = sparsify._between
     assert green("merge('ties')", Column.NUMPY, "float32")
-    monkeypatch.setattr(dropping, "_between", lambda vector, size, first, last: real(vector, size, first + 1, last))
+    monkeypatch.setattr(sparsify, "_between", lambda vector, size, first, last: real(vector, size, first + 1, last))
     assert red("merge('ties')", Column.NUMPY, "float32")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import xweights as xw
+from xweights.merging.methods import METHODS
 from xweights.merging.ranks import order_statistics
-from xweights.merging.table import METHODS
 
 Array = np.ndarray[Any, Any]
 NAME = "dense/kernel"

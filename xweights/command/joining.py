@@ -63,7 +63,7 @@ def merge(
 
     Numbers are one for all, one for each target (1,2), or WHERE=NUMBERS, repeated; the last that matches counts.
     """
-    from xweights.merging.joining import merge as joined
+    from xweights.merging.merge import merge as joined
 
     need_folder(out)
     given = {"weights": weights, "t": t, "decay": decay, "scale": scale, "density": density, "gamma": gamma,

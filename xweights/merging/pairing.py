@@ -14,9 +14,9 @@ from xweights.core.params import LayoutName
 from xweights.core.renaming import renamer
 from xweights.core.selection import Everything, WhereLike, select, to_where
 from xweights.errors import LayoutError, Problems, SelectionError, near
-from xweights.merging.fitting import fit
+from xweights.merging.alignment import fit
 from xweights.merging.groups import Group, Member, is_counter
-from xweights.merging.sides import Side
+from xweights.merging.inputs import Side
 
 # Names of one kind that an error lists before it counts the rest.
 SHOWN = 5

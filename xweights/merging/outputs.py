@@ -16,9 +16,9 @@ from xweights.core.parameter import Array
 from xweights.core.params import Params
 from xweights.files.io.items import item_of
 from xweights.files.save import keys_of, write_items
+from xweights.merging.engine import Work
 from xweights.merging.groups import Group
-from xweights.merging.sides import Side
-from xweights.merging.working import Work
+from xweights.merging.inputs import Side
 
 
 def in_memory(work: Work, groups: Sequence[Group], *, named_by_into: bool) -> Params:

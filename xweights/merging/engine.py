@@ -16,9 +16,9 @@ from xweights.core.parameter import Array
 from xweights.core.values import rounded
 from xweights.errors import DtypeError, LayoutError, NonfiniteError, Problems, SelectionError
 from xweights.merging.groups import Group, Member, is_counter
-from xweights.merging.settings import Settings
+from xweights.merging.methods import Method
+from xweights.merging.options import Settings
 from xweights.merging.streams import Inputs, Stream, block_entries, is_finite, working_dtype
-from xweights.merging.table import Method
 
 
 class Work:

@@ -18,7 +18,7 @@ from xweights.core.parameter import Parameter
 from xweights.core.selection import select
 from xweights.core.values import is_number
 from xweights.errors import ArgumentError, Problems, SelectionError, XweightsError, near
-from xweights.merging.table import METHODS, REQUIRED, Method
+from xweights.merging.methods import METHODS, REQUIRED, Method
 from xweights.rules.noise import check_seed
 
 # What a number may be, and how that is said.

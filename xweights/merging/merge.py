@@ -16,13 +16,13 @@ from xweights.core.selection import WhereLike
 from xweights.core.targets import tracing
 from xweights.edit.write import set_params
 from xweights.errors import ArgumentError, LayoutError, Problems, TraceError
+from xweights.merging.engine import Work, units_of
 from xweights.merging.groups import Group
+from xweights.merging.inputs import settle_names, sides_of
+from xweights.merging.methods import Method
+from xweights.merging.options import Settings, the_method
+from xweights.merging.outputs import in_memory, stream_out
 from xweights.merging.pairing import grouped
-from xweights.merging.results import in_memory, stream_out
-from xweights.merging.settings import Settings, the_method
-from xweights.merging.sides import settle_names, sides_of
-from xweights.merging.table import Method
-from xweights.merging.working import Work, units_of
 
 
 def merge(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xweights.core.parameter import Array
-from xweights.merging import means, vectors
+from xweights.merging import averages, task_vectors
 from xweights.merging.streams import Inputs
 
 REQUIRED: Any = object()
@@ -53,17 +53,17 @@ _BY_RANK = {**_DROPPED, **_DIVIDED, "epsilon": 0.15, "seed": REQUIRED, "per": No
 _OUTLIERS = {**_DROPPED, **_SUM, **_KEPT_AS_THEY_ARE, "gamma": 0.01}
 
 METHODS: dict[str, Method] = {
-    "average": Method(means.average, {"weights": 1.0, "normalize": True}, linear=True),
-    "lerp": Method(means.lerp, {"t": REQUIRED}, fewest=2, most=2, linear=True),
-    "slerp": Method(means.slerp, {"t": REQUIRED}, fewest=2, most=2),
-    "ema": Method(means.ema, {"decay": REQUIRED}, linear=True),
-    "model_stock": Method(means.model_stock, base=True, fewest=2),
-    "task_arithmetic": Method(vectors.task_arithmetic, {**_ADDED, **_SUM}, base=True, linear=True),
-    "ties": Method(vectors.ties, {**_DROPPED, **_KEPT_AS_THEY_ARE, "normalize": True}, base=True),
-    "dare_linear": Method(vectors.dare_linear, {**_DROPPED, **_SUM, **_DIVIDED, "seed": REQUIRED}, base=True),
-    "dare_ties": Method(vectors.dare_ties, {**_DROPPED, **_SUM, **_DIVIDED, "seed": REQUIRED}, base=True),
-    "della": Method(vectors.della, {**_BY_RANK, "normalize": True}, base=True, units=True),
-    "della_linear": Method(vectors.della_linear, {**_BY_RANK, **_SUM}, base=True, units=True),
-    "breadcrumbs": Method(vectors.breadcrumbs, _OUTLIERS, base=True),
-    "breadcrumbs_ties": Method(vectors.breadcrumbs_ties, _OUTLIERS, base=True),
+    "average": Method(averages.average, {"weights": 1.0, "normalize": True}, linear=True),
+    "lerp": Method(averages.lerp, {"t": REQUIRED}, fewest=2, most=2, linear=True),
+    "slerp": Method(averages.slerp, {"t": REQUIRED}, fewest=2, most=2),
+    "ema": Method(averages.ema, {"decay": REQUIRED}, linear=True),
+    "model_stock": Method(averages.model_stock, base=True, fewest=2),
+    "task_arithmetic": Method(task_vectors.task_arithmetic, {**_ADDED, **_SUM}, base=True, linear=True),
+    "ties": Method(task_vectors.ties, {**_DROPPED, **_KEPT_AS_THEY_ARE, "normalize": True}, base=True),
+    "dare_linear": Method(task_vectors.dare_linear, {**_DROPPED, **_SUM, **_DIVIDED, "seed": REQUIRED}, base=True),
+    "dare_ties": Method(task_vectors.dare_ties, {**_DROPPED, **_SUM, **_DIVIDED, "seed": REQUIRED}, base=True),
+    "della": Method(task_vectors.della, {**_BY_RANK, "normalize": True}, base=True, units=True),
+    "della_linear": Method(task_vectors.della_linear, {**_BY_RANK, **_SUM}, base=True, units=True),
+    "breadcrumbs": Method(task_vectors.breadcrumbs, _OUTLIERS, base=True),
+    "breadcrumbs_ties": Method(task_vectors.breadcrumbs_ties, _OUTLIERS, base=True),
 }
