@@ -70,10 +70,10 @@ from xweights.inspection.plots import plot, plot_diff
 from xweights.inspection.results import Diff, Stats
 from xweights.inspection.stats import backends, diff, equal, stats, summary
 from xweights.merging.merge import merge
-from xweights.porting.moving import port
 from xweights.porting.plan import plan_port
+from xweights.porting.port import port
 from xweights.porting.reports import PortPlan, PortReport, VerifyReport
-from xweights.porting.skeletons import skeleton
+from xweights.porting.skeleton import skeleton
 from xweights.porting.verify import verify
 from xweights.rules.base import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
 from xweights.rules.constraints import Keep, Pattern, SumToOne, Symmetric

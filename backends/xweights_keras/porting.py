@@ -15,7 +15,7 @@ import numpy as np
 from xweights.core.parameter import Array, Parameter
 from xweights.errors import PortError, Problems
 from xweights.porting.protocol import LayerRecord, Watcher
-from xweights.porting.skeletons import Step
+from xweights.porting.skeleton import Step
 from xweights_keras.adapter import KerasAdapter
 from xweights_keras.porting_double import doubled
 from xweights_keras.porting_layers import (

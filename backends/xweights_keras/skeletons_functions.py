@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from xweights.porting.skeletons import Shape, Step
+from xweights.porting.skeleton import Shape, Step
 from xweights_keras.porting_layers import is_a, word_of
 
 Inputs = tuple[str, ...]

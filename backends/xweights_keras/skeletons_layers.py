@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from xweights.porting.skeletons import Shape, Step
+from xweights.porting.skeleton import Shape, Step
 from xweights_keras.porting_layers import attributes_of, is_a, kind_of, word_of
 from xweights_keras.skeletons_functions import activation_word, plain_step
 

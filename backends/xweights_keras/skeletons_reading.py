@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from xweights.errors import PortError
-from xweights.porting.skeletons import Shape, Step, check_names, identifier
+from xweights.porting.skeleton import Shape, Step, check_names, identifier
 from xweights_keras.naming import by_name
 from xweights_keras.skeletons_functions import operation_step
 from xweights_keras.skeletons_layers import layer_steps

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from xweights.errors import PortError, Problems
-from xweights.porting.skeletons import Step
+from xweights.porting.skeleton import Step
 
 
 def code_of(steps: Sequence[Step], problems: Problems) -> str:

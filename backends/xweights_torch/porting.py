@@ -18,7 +18,7 @@ from xweights.core.backend import Entry
 from xweights.core.parameter import Array, Parameter
 from xweights.errors import PortError, Problems
 from xweights.porting.protocol import LayerRecord, Watcher
-from xweights.porting.skeletons import Step
+from xweights.porting.skeleton import Step
 from xweights_torch.adapter import ModuleAdapter, wrapped_child
 from xweights_torch.computed import Computed
 from xweights_torch.layers import kind_of as table_of

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xweights.errors import PortError
-from xweights.porting.skeletons import Step
+from xweights.porting.skeleton import Step
 
 
 @dataclass(frozen=True)

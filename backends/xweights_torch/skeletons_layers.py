@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from xweights.errors import PortError
-from xweights.porting.skeletons import Step
+from xweights.porting.skeleton import Step
 from xweights_torch.skeletons_functions import FUNCTIONS, Writer, Written, padded, same_padding
 
 # What torch has with channels second, with channels last, and either way.

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from torch.nn import functional
 
-from xweights.porting.skeletons import identifier
+from xweights.porting.skeleton import identifier
 from xweights_torch.porting_layers import attributes_of, kind_of
 from xweights_torch.skeletons_values import Pending, Reading, Value
 

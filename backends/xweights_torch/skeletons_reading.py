@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from xweights.errors import PortError
-from xweights.porting.skeletons import Step, check_names, identifier
+from xweights.porting.skeleton import Step, check_names, identifier
 from xweights_torch.skeletons_calls import call_steps
 from xweights_torch.skeletons_modules import module_steps
 from xweights_torch.skeletons_values import Pending, Reading, Value

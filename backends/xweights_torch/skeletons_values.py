@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xweights.porting.skeletons import Step
+from xweights.porting.skeleton import Step
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xweights.errors import PortError, Problems
-from xweights.porting.skeletons import Step
+from xweights.porting.skeleton import Step
 from xweights_torch.skeletons_functions import Written, function_of
 from xweights_torch.skeletons_helpers import HELPERS
 from xweights_torch.skeletons_layers import BOTH_WAYS, FIRST, LAST, written

@@ -11,10 +11,10 @@ from xweights.core.layout import layout_of, plain_layout
 from xweights.core.parameter import Parameter
 from xweights.core.targets import NUMPY
 from xweights.errors import PortError
-from xweights.porting.compare import cropped, distance, grid_order, permutation, same_input
+from xweights.porting.matching.similarity import cropped, distance, grid_order, permutation, same_input
+from xweights.porting.matching.trace import arrays_of
 from xweights.porting.protocol import LayerRecord
 from xweights.porting.recipes import units_of
-from xweights.porting.trace import arrays_of
 from xweights.porting.units import Piece, Turn, fit, translate
 
 

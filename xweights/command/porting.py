@@ -71,7 +71,7 @@ def port(
             step("planning")
             made = plan_port(one, other, where=where_of(where), names=names_of(names))
         else:
-            from xweights.porting.moving import port as move
+            from xweights.porting.port import port as move
 
             step("porting and comparing")
             made = move(
@@ -105,7 +105,7 @@ def skeleton(
     json: Annotated[bool, typer.Option("--json", help="print JSON, for programs")] = False,
 ) -> None:
     """Print the source code of a twin of a model in another framework, ready to edit and to port into."""
-    from xweights.porting.skeletons import skeleton as written
+    from xweights.porting.skeleton import skeleton as written
 
     need_folder(out)
     with working(2) as step:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from xweights.core.parameter import Array, Parameter
 from xweights.errors import HandoffError, Problems
 from xweights.handing.state import OptimizerGroup, OptimizerState
-from xweights.porting.compare import distance, tolerance
-from xweights.porting.matching import Pair
+from xweights.porting.matching.search import Pair
+from xweights.porting.matching.similarity import distance, tolerance
 from xweights.porting.units import Piece
 
 GRADIENTS_ALONE = frozenset({"sgd", "adam", "adamax", "nadam", "rmsprop", "adagrad", "adadelta", "lion"})

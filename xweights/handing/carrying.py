@@ -19,7 +19,7 @@ from xweights.errors import HandoffError, Problems
 from xweights.handing.biases import Joined, doubled, joined, recurrent_biases
 from xweights.handing.formulas import WHOLE
 from xweights.handing.state import OptimizerGroup, OptimizerState
-from xweights.porting.matching import Pair
+from xweights.porting.matching.search import Pair
 from xweights.porting.units import Piece, Turn, Unit, translate, turned
 
 # (source unit's role, target unit's role, pair)

@@ -23,11 +23,11 @@ from xweights.handing.carrying import carried
 from xweights.handing.protocol import Grade, Optimizing, Part, Training, optimizing_for, side_of
 from xweights.handing.reports import HandoffReport
 from xweights.handing.state import OptimizerState
-from xweights.porting.matching import Pair
-from xweights.porting.moving import Attributes, ported
-from xweights.porting.outputs import OutputMap
+from xweights.porting.matching.outputs import OutputMap
+from xweights.porting.matching.search import Pair
+from xweights.porting.port import Attributes, ported
 from xweights.porting.reports import PortReport
-from xweights.porting.sides import Run
+from xweights.porting.session import Run
 
 
 def handoff(

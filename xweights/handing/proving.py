@@ -20,11 +20,11 @@ from xweights.handing.carrying import carried_weights
 from xweights.handing.protocol import Optimizing, Training, optimizing_for, side_of
 from xweights.handing.reports import HandoffProof, Row, Trained
 from xweights.handing.state import OptimizerState
-from xweights.porting.matching import Pair
+from xweights.porting.matching.samples import target_samples
+from xweights.porting.matching.search import Pair
 from xweights.porting.plan import planned
 from xweights.porting.protocol import porting_for
-from xweights.porting.samples import target_samples
-from xweights.porting.sides import Run
+from xweights.porting.session import Run
 from xweights.rules.noise import generator
 
 Batch = tuple[Any, Any]

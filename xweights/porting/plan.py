@@ -14,11 +14,11 @@ from typing import Any
 
 from xweights.core.renaming import Names
 from xweights.core.selection import WhereLike
-from xweights.porting.matching import Pair
+from xweights.porting.attributes import unlike_activations, unlike_padding
+from xweights.porting.matching.search import Pair
+from xweights.porting.matching.trace import Side
 from xweights.porting.reports import Entry, PortPlan
-from xweights.porting.settings import unlike_activations, unlike_padding
-from xweights.porting.sides import Run
-from xweights.porting.trace import Side
+from xweights.porting.session import Run
 from xweights.porting.units import VECTORS, Unit, fit
 
 Allowed = Callable[[Unit, Unit], bool]

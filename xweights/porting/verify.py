@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from xweights.errors import PortError
-from xweights.porting.causes import finding_of
-from xweights.porting.moving import entry_of, settings_of
-from xweights.porting.outputs import OutputMap, compare_outputs
+from xweights.porting.diagnose import finding_of
+from xweights.porting.matching.outputs import OutputMap, compare_outputs
+from xweights.porting.matching.samples import Silent
+from xweights.porting.port import entry_of, settings_of
 from xweights.porting.reports import Finding, VerifyReport
-from xweights.porting.samples import Silent
-from xweights.porting.sides import Run
+from xweights.porting.session import Run
 
 
 def verify(

@@ -13,7 +13,7 @@ import numpy as np
 from xweights.core.hold_registry import identity
 from xweights.core.parameter import Array, Parameter
 from xweights.edit.read import neutral_view
-from xweights.porting.trace import arrays_of
+from xweights.porting.matching.trace import arrays_of
 from xweights.porting.units import Piece, Turn, Unit, translate
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from xweights.core.parameter import Array
 from xweights.errors import ArgumentError, got_expected
-from xweights.porting.compare import distance, input_tolerance
+from xweights.porting.matching.similarity import distance, input_tolerance
 
 # {target's output: source's output}, or a function of the target's output.
 OutputMap = Mapping[Any, Any] | Callable[[Any], Any] | None

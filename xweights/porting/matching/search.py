@@ -20,7 +20,7 @@ import numpy as np
 from xweights.core.hold_registry import identity
 from xweights.core.parameter import Array
 from xweights.errors import ArgumentError
-from xweights.porting.candidates import (
+from xweights.porting.matching.candidates import (
     IMAGES,
     RECURRENT,
     Candidate,
@@ -30,12 +30,12 @@ from xweights.porting.candidates import (
     nearest,
     turned_output,
 )
-from xweights.porting.compare import Grid, cropped, distance, tolerance
-from xweights.porting.outputs import OutputMap, compare_outputs
+from xweights.porting.matching.outputs import OutputMap, compare_outputs
+from xweights.porting.matching.similarity import Grid, cropped, distance, tolerance
+from xweights.porting.matching.trace import Side, UnitCall, grids_in, seen_by
+from xweights.porting.matching.transfer import Writer
 from xweights.porting.protocol import Arrays, LayerRecord
-from xweights.porting.trace import Side, UnitCall, grids_in, seen_by
 from xweights.porting.units import STRAIGHT, Turn, Unit, fit
-from xweights.porting.writing_units import Writer
 
 # How many ways of pairing are tried before the port is given up.
 BUDGET = 96

@@ -26,13 +26,13 @@ from xweights.errors import (
     got_expected,
     near,
 )
-from xweights.porting.matching import Attempt, Matching
-from xweights.porting.outputs import OutputMap
+from xweights.porting.matching.outputs import OutputMap
+from xweights.porting.matching.samples import target_samples
+from xweights.porting.matching.search import Attempt, Matching
+from xweights.porting.matching.trace import Recorder, Side, arrays_of, side_of
+from xweights.porting.matching.transfer import Writer
 from xweights.porting.protocol import LayerRecord
-from xweights.porting.samples import target_samples
-from xweights.porting.trace import Recorder, Side, arrays_of, side_of
 from xweights.porting.units import Unit
-from xweights.porting.writing_units import Writer
 from xweights.rules.base import check_finite
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from xweights.core.parameter import Array
-from xweights.porting.candidates import RECURRENT
-from xweights.porting.matching import Divergence, Matching, Pair
+from xweights.porting.attributes import differences, plain_differences, unlike_padding
+from xweights.porting.matching.candidates import RECURRENT
+from xweights.porting.matching.search import Divergence, Matching, Pair
+from xweights.porting.matching.trace import arrays_of
 from xweights.porting.recipes import GATES
 from xweights.porting.reports import Finding
-from xweights.porting.settings import differences, plain_differences, unlike_padding
-from xweights.porting.trace import arrays_of
 from xweights.porting.units import Unit, translate
 
 Arrays = Mapping[str, Array]

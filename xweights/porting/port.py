@@ -20,16 +20,16 @@ from xweights.edit.execute import uninterrupted
 from xweights.edit.read import neutral_view
 from xweights.edit.undo import Snapshot
 from xweights.errors import ArgumentError, PortError, Problems
-from xweights.porting.causes import finding_of
-from xweights.porting.matching import Attempt, Matching, Pair
-from xweights.porting.outputs import OutputMap, compare_outputs
+from xweights.porting.attributes import differences, plain_differences
+from xweights.porting.diagnose import finding_of
+from xweights.porting.matching.outputs import OutputMap, compare_outputs
+from xweights.porting.matching.samples import Silent
+from xweights.porting.matching.search import Attempt, Matching, Pair
+from xweights.porting.matching.transfer import Writer
 from xweights.porting.plan import planned
 from xweights.porting.reports import Difference, Entry, Finding, PortReport
-from xweights.porting.samples import Silent
-from xweights.porting.settings import differences, plain_differences
-from xweights.porting.sides import Run
+from xweights.porting.session import Run
 from xweights.porting.units import STRAIGHT
-from xweights.porting.writing_units import Writer
 
 Attributes = Literal["check", "fix", "ignore"]
 

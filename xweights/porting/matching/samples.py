@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from xweights.porting.matching.trace import Side
 from xweights.porting.protocol import Arrays, LayerRecord
-from xweights.porting.trace import Side
 
 Sample = Any
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from xweights.core.parameter import Array, Parameter
 from xweights.edit.read import neutral_view
-from xweights.porting.compare import Grid
+from xweights.porting.matching.similarity import Grid
 from xweights.porting.protocol import Arrays, LayerRecord, Porting, porting_for
 from xweights.porting.recipes import NoCounterpartError, units_of
 from xweights.porting.units import Unit

@@ -12,8 +12,16 @@ from typing import Any
 import numpy as np
 
 from xweights.core.parameter import Array
-from xweights.porting.compare import Grid, ambiguous, distance, grid_order, input_tolerance, permutation, same_input
-from xweights.porting.trace import UnitCall
+from xweights.porting.matching.similarity import (
+    Grid,
+    ambiguous,
+    distance,
+    grid_order,
+    input_tolerance,
+    permutation,
+    same_input,
+)
+from xweights.porting.matching.trace import UnitCall
 from xweights.porting.units import STRAIGHT, SUMMED, VECTORS, Turn, Unit
 
 RECURRENT = SUMMED | {"gru", "gru_reset_before"}
