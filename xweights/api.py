@@ -56,20 +56,20 @@ from xweights.errors import (
 from xweights.files.edit.edit import EditReport, edit_file
 from xweights.files.load import Checkpoint, load
 from xweights.files.save import convert, save
-from xweights.handing.access import get_optimizer, set_optimizer
-from xweights.handing.data import batches, dropout_mask
-from xweights.handing.moving import handoff
-from xweights.handing.protocol import Training
-from xweights.handing.proving import verify_handoff
-from xweights.handing.rates import RateSchedule, schedule
-from xweights.handing.reports import HandoffProof, HandoffReport
-from xweights.handing.specs import optimizer_state
-from xweights.handing.state import OptimizerGroup, OptimizerState
 from xweights.inspection.checksum import checksum
 from xweights.inspection.plots import plot, plot_diff
 from xweights.inspection.results import Diff, Stats
 from xweights.inspection.stats import backends, diff, equal, stats, summary
 from xweights.merging.merge import merge
+from xweights.optimizers.batches import batches, dropout_mask
+from xweights.optimizers.get_set import get_optimizer, set_optimizer
+from xweights.optimizers.handoff import handoff
+from xweights.optimizers.initial_state import optimizer_state
+from xweights.optimizers.lr_schedule import RateSchedule, schedule
+from xweights.optimizers.protocol import Training
+from xweights.optimizers.reports import HandoffProof, HandoffReport
+from xweights.optimizers.state import OptimizerGroup, OptimizerState
+from xweights.optimizers.verify import verify_handoff
 from xweights.porting.plan import plan_port
 from xweights.porting.port import port
 from xweights.porting.reports import PortPlan, PortReport, VerifyReport

@@ -42,7 +42,7 @@ from xweights_keras.storage import storage_for
 from xweights_keras.training import KerasTraining
 
 if TYPE_CHECKING:
-    from xweights.handing.protocol import Optimizing
+    from xweights.optimizers.protocol import Optimizing
     from xweights.porting.protocol import Porting
 
 __all__ = ["EntriesInitializer", "KerasBackend", "SetEntries", "backend"]

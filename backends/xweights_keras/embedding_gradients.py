@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from xweights.handing.state import OptimizerGroup, OptimizerState
+from xweights.optimizers.state import OptimizerGroup, OptimizerState
 
 # Rules that use a gradient as it is: it is added to something dense first.
 _LINEAR = frozenset({"sgd", "lion"})

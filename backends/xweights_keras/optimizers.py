@@ -14,8 +14,8 @@ import numpy as np
 
 from xweights.core.parameter import Array, Parameter
 from xweights.errors import HandoffError, NotBuiltError, Problems, XweightsError, near
-from xweights.handing.protocol import Training
-from xweights.handing.state import Clipping, Moving, OptimizerGroup, OptimizerState
+from xweights.optimizers.protocol import Training
+from xweights.optimizers.state import Clipping, Moving, OptimizerGroup, OptimizerState
 from xweights_keras.embedding_gradients import marked
 from xweights_keras.optimizers_maths import ForeignOptimizer
 from xweights_keras.optimizers_rates import read_schedule

@@ -13,8 +13,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from xweights.handing.formulas import updated
-from xweights.handing.maths import Composed
+from xweights.optimizers.rules.array_math import Composed
+from xweights.optimizers.rules.updates import updated
 from xweights_keras.embedding_gradients import dense
 
 

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from xweights.errors import HandoffError
-from xweights.handing.rates import RateSchedule, rate_of
+from xweights.optimizers.lr_schedule import RateSchedule, rate_of
 
 _SCHEDULES = keras.optimizers.schedules
 # Kinds whose last bit differs between implementations of a power.

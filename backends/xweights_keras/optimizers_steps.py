@@ -15,8 +15,8 @@ from keras import ops
 
 from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError
-from xweights.handing.protocol import Route, Step, Training, Written
-from xweights.handing.state import OptimizerState
+from xweights.optimizers.protocol import Route, Step, Training, Written
+from xweights.optimizers.state import OptimizerState
 from xweights_keras.optimizers import read_state
 from xweights_keras.optimizers_writing import backup, floats, plan_route, write_state
 from xweights_keras.porting_double import copied
@@ -31,7 +31,7 @@ _RATES = ("rate", "dropout", "_dropout", "recurrent_dropout", "stddev")
 
 
 class KerasOptimizing:
-    """What the hand-off needs of Keras (``xweights.handing.protocol.Optimizing``)."""
+    """What the hand-off needs of Keras (``xweights.optimizers.protocol.Optimizing``)."""
 
     name = "keras"
 

@@ -15,8 +15,8 @@ import keras
 import numpy as np
 
 from xweights.core.parameter import Array, Parameter
-from xweights.handing.protocol import Part, Route, Training, Written, added_up, rows_part
-from xweights.handing.state import OptimizerGroup, OptimizerState, charged
+from xweights.optimizers.protocol import Part, Route, Training, Written, added_up, rows_part
+from xweights.optimizers.state import OptimizerGroup, OptimizerState, charged
 from xweights_keras.embedding_gradients import rows_of
 from xweights_keras.optimizers import wanted_slots
 from xweights_keras.optimizers_maths import ForeignOptimizer

@@ -24,7 +24,7 @@ from xweights_torch.storage import storage_of
 from xweights_torch.training import TorchTraining
 
 if TYPE_CHECKING:
-    from xweights.handing.protocol import Optimizing
+    from xweights.optimizers.protocol import Optimizing
     from xweights.porting.protocol import Porting
 
 __all__ = ["SetEntries", "TorchBackend", "backend", "init_entries_"]

@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 
 from xweights.core.parameter import Array, Parameter
 from xweights.errors import HandoffError, Problems, XweightsError, near
-from xweights.handing.protocol import Training
-from xweights.handing.state import Clipping, Moving, OptimizerGroup, OptimizerState
+from xweights.optimizers.protocol import Training
+from xweights.optimizers.state import Clipping, Moving, OptimizerGroup, OptimizerState
 from xweights_torch.dtypes import host_view
 from xweights_torch.optimizers_hooks import Attached, attached_to
 from xweights_torch.optimizers_maths import ForeignOptimizer

@@ -24,8 +24,8 @@ import torch
 from torch.optim import Optimizer
 
 from xweights.errors import HandoffError
-from xweights.handing.numbers import HostNumbers
-from xweights.handing.state import Clipping, OptimizerGroup, OptimizerState, charged
+from xweights.optimizers.rules.scalars import HostNumbers
+from xweights.optimizers.state import Clipping, OptimizerGroup, OptimizerState, charged
 from xweights_torch.dtypes import numpy_dtype
 from xweights_torch.holding import plain_python
 from xweights_torch.optimizers_maths import ForeignOptimizer

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
-from xweights.handing.formulas import WHOLE, updated
-from xweights.handing.maths import Composed
-from xweights.handing.numbers import HostNumbers
+from xweights.optimizers.rules.array_math import Composed
+from xweights.optimizers.rules.scalars import HostNumbers
+from xweights.optimizers.rules.updates import WHOLE, updated
 from xweights_torch.dtypes import numpy_dtype
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch.optim import Optimizer, lr_scheduler
 
 from xweights.errors import HandoffError
-from xweights.handing.rates import RateSchedule, schedule
+from xweights.optimizers.lr_schedule import RateSchedule, schedule
 
 
 def read_scheduler(scheduler: Any, optimizer: Optimizer) -> tuple[RateSchedule, list[float]]:

@@ -16,8 +16,8 @@ from torch import nn
 
 from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, PortError
-from xweights.handing.protocol import Route, Step, Training, Written
-from xweights.handing.state import OptimizerState
+from xweights.optimizers.protocol import Route, Step, Training, Written
+from xweights.optimizers.state import OptimizerState
 from xweights_torch.optimizers import read_state
 from xweights_torch.optimizers_writing import backup, plan_route, write_state
 from xweights_torch.porting import unwrapped
@@ -29,7 +29,7 @@ LOSSES: dict[str, Callable[[Any, Any], Any]] = {
 
 
 class TorchOptimizing:
-    """What the hand-off needs of PyTorch (``xweights.handing.protocol.Optimizing``)."""
+    """What the hand-off needs of PyTorch (``xweights.optimizers.protocol.Optimizing``)."""
 
     name = "torch"
 

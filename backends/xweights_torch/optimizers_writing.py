@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from xweights.core.parameter import Array, Parameter
-from xweights.handing.protocol import Part, Route, Training, Written, added_up, rows_part
-from xweights.handing.state import OptimizerGroup, OptimizerState, freed
+from xweights.optimizers.protocol import Part, Route, Training, Written, added_up, rows_part
+from xweights.optimizers.state import OptimizerGroup, OptimizerState, freed
 from xweights_torch.dtypes import from_host
 from xweights_torch.optimizers import ORIGINALS, averaged_pairs, fingerprint, wanted_slots
 from xweights_torch.optimizers_hooks import OFFSETS, Attached, attached_to

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import xweights as xw
-from xweights.handing.formulas import updated
-from xweights.handing.maths import NumpyMaths
-from xweights.handing.numbers import HostNumbers
+from xweights.optimizers.rules.array_math import NumpyMaths
+from xweights.optimizers.rules.scalars import HostNumbers
+from xweights.optimizers.rules.updates import updated
 
 torch = pytest.importorskip("torch")
 keras = pytest.importorskip("keras")

@@ -76,7 +76,7 @@ L, nn = keras.layers, torch.nn
     ],
 )  # fmt: skip
 def test_a_layer_that_drops_at_random_is_told_from_one_that_does_not(layer, drops):
-    from xweights.handing.protocol import optimizing_for
+    from xweights.optimizers.protocol import optimizing_for
 
     made = layer()
     assert optimizing_for(made, "source").drops(made) == drops

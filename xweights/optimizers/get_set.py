@@ -11,10 +11,10 @@ from typing import Any
 from xweights.core.renaming import Names, renamer
 from xweights.edit.read import parameters
 from xweights.errors import ArgumentError, HandoffError, Problems, near
-from xweights.handing.carrying import renamed
-from xweights.handing.protocol import Grade, Training, optimizing_for
-from xweights.handing.reports import HandoffReport
-from xweights.handing.state import OptimizerState
+from xweights.optimizers.protocol import Grade, Training, optimizing_for
+from xweights.optimizers.remap import renamed
+from xweights.optimizers.reports import HandoffReport
+from xweights.optimizers.state import OptimizerState
 
 
 def get_optimizer(model: Any, optimizer: Any = None, *, step: int | None = None) -> OptimizerState:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from xweights.core.parameter import Array, Parameter
 from xweights.errors import HandoffError, Problems
-from xweights.handing.state import OptimizerGroup, OptimizerState
+from xweights.optimizers.state import OptimizerGroup, OptimizerState
 from xweights.porting.matching.search import Pair
 from xweights.porting.matching.similarity import distance, tolerance
 from xweights.porting.units import Piece

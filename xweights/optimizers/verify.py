@@ -16,10 +16,10 @@ import numpy as np
 from xweights.core.parameter import Array
 from xweights.edit.read import get_params, parameters
 from xweights.errors import ArgumentError, PortError
-from xweights.handing.carrying import carried_weights
-from xweights.handing.protocol import Optimizing, Training, optimizing_for, side_of
-from xweights.handing.reports import HandoffProof, Row, Trained
-from xweights.handing.state import OptimizerState
+from xweights.optimizers.protocol import Optimizing, Training, optimizing_for, side_of
+from xweights.optimizers.remap import carried_weights
+from xweights.optimizers.reports import HandoffProof, Row, Trained
+from xweights.optimizers.state import OptimizerState
 from xweights.porting.matching.samples import target_samples
 from xweights.porting.matching.search import Pair
 from xweights.porting.plan import planned

@@ -17,12 +17,12 @@ from xweights.core.renaming import Names
 from xweights.edit.read import parameters
 from xweights.edit.undo import snapshot
 from xweights.errors import ArgumentError, HandoffError, PortError, Problems
-from xweights.handing.access import check_step
-from xweights.handing.biases import joined
-from xweights.handing.carrying import carried
-from xweights.handing.protocol import Grade, Optimizing, Part, Training, optimizing_for, side_of
-from xweights.handing.reports import HandoffReport
-from xweights.handing.state import OptimizerState
+from xweights.optimizers.biases import joined
+from xweights.optimizers.get_set import check_step
+from xweights.optimizers.protocol import Grade, Optimizing, Part, Training, optimizing_for, side_of
+from xweights.optimizers.remap import carried
+from xweights.optimizers.reports import HandoffReport
+from xweights.optimizers.state import OptimizerState
 from xweights.porting.matching.outputs import OutputMap
 from xweights.porting.matching.search import Pair
 from xweights.porting.port import Attributes, ported
@@ -60,7 +60,7 @@ def handoff(
     Close (rtol 1e-5 in float32, 1e-12 in float64, after 20 steps): the floor is what the order of additions leaves
     open, and :func:`verify_handoff` measures it. The slots themselves are moved to the bit.
     Raises HandoffError, PortError, NotBuiltError (all causes at once); both sides are then as they were.
-    Source of the rules: see ``xweights.handing.formulas``.
+    Source of the rules: see ``xweights.optimizers.rules.updates``.
 
     Example:
         >>> import torch, xweights as xw

@@ -15,7 +15,7 @@ import numpy as np
 from xweights.core.backend import backend_for
 from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, TargetError
-from xweights.handing.state import OptimizerState
+from xweights.optimizers.state import OptimizerState
 
 Grade = Literal["stock", "exact", "weights"]
 Step = Callable[[Any, Any], float]

@@ -16,9 +16,9 @@ import numpy as np
 
 from xweights.core.parameter import Array
 from xweights.errors import HandoffError, Problems
-from xweights.handing.biases import Joined, doubled, joined, recurrent_biases
-from xweights.handing.formulas import WHOLE
-from xweights.handing.state import OptimizerGroup, OptimizerState
+from xweights.optimizers.biases import Joined, doubled, joined, recurrent_biases
+from xweights.optimizers.rules.updates import WHOLE
+from xweights.optimizers.state import OptimizerGroup, OptimizerState
 from xweights.porting.matching.search import Pair
 from xweights.porting.units import Piece, Turn, Unit, translate, turned
 

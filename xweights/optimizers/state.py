@@ -20,7 +20,7 @@ from xweights.core.tables import render
 from xweights.errors import HandoffError, got_expected
 from xweights.files.load import load
 from xweights.files.save import save
-from xweights.handing.rates import RateSchedule
+from xweights.optimizers.lr_schedule import RateSchedule
 
 VERSION = 1
 # The array of a file that has the words of a state: JSON, as bytes, because some formats keep arrays only.

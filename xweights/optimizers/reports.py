@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from xweights.core.tables import render
-from xweights.handing.protocol import Part, Training
+from xweights.optimizers.protocol import Part, Training
 from xweights.porting.reports import PortReport
 
 

@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from xweights.handing.maths import Maths
+from xweights.optimizers.rules.array_math import Maths
 
 Slots = dict[str, Any]
 
@@ -80,9 +80,9 @@ def updated(rule: str, m: Maths, n: Numbers, w: Any, g: Any, slots: Mapping[str,
 
     Example:
         >>> import numpy as np
-        >>> from xweights.handing.formulas import updated
-        >>> from xweights.handing.maths import NumpyMaths
-        >>> from xweights.handing.numbers import HostNumbers
+        >>> from xweights.optimizers.rules.updates import updated
+        >>> from xweights.optimizers.rules.array_math import NumpyMaths
+        >>> from xweights.optimizers.rules.scalars import HostNumbers
         >>> n = HostNumbers({"learning_rate": 0.5, "momentum": 0.0}, {}, t=1)
         >>> updated("sgd", NumpyMaths(), n, np.array([1.0]), np.array([1.0]), {})[0]
         array([0.5])

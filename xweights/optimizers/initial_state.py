@@ -15,8 +15,8 @@ from xweights.core.selection import WhereLike, trainable
 from xweights.core.values import is_number
 from xweights.edit.read import parameters
 from xweights.errors import ArgumentError, near
-from xweights.handing.rates import RateSchedule
-from xweights.handing.state import Clipping, Moving, OptimizerGroup, OptimizerState
+from xweights.optimizers.lr_schedule import RateSchedule
+from xweights.optimizers.state import Clipping, Moving, OptimizerGroup, OptimizerState
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The update formulas of optimizers, in neutral array math."""
