@@ -33,7 +33,7 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
         "xweights --help",
         "process",
         "-",
-        partial(_python, "from xweights.command.app import app; app(['--help'])"),
+        partial(_python, "from xweights.cli.app import app; app(['--help'])"),
         {"import numpy": partial(_python, "import numpy")},
         1.5,
         seconds=4 if quick else 12,

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from xweights.command.app import main
+    from xweights.cli.app import main
 
     main()

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import xweights as xw
-from xweights.command.app import app
+from xweights.cli.app import app
 
 NETS = """
 import sys

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import xweights as xw
-from xweights.command.output import show_table
+from xweights.cli.output import show_table
 
 Run = Callable[..., Any]
 

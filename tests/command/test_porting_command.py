@@ -21,7 +21,7 @@ pytestmark = pytest.mark.keras_backend
 
 def made(name: str) -> Any:
     """What a factory of nets.py builds."""
-    from xweights.command.opening import model_of
+    from xweights.cli.targets import model_of
 
     return model_of(f"nets:{name}")
 
@@ -103,7 +103,7 @@ def test_a_part_is_ported_with_pinned_names(run: Run) -> None:
 
 
 def test_samples_of_several_inputs_are_positional_or_named(place: Path) -> None:
-    from xweights.command.opening import sample_of
+    from xweights.cli.targets import sample_of
 
     one, other = np.zeros((1, 2)), np.ones((1, 3))
     np.savez("both.npz", one, other)

@@ -21,8 +21,8 @@ import typer.main
 from typer.testing import CliRunner
 
 import xweights as xw
-from xweights.command.answering import INTERRUPTED
-from xweights.command.app import COMMANDS, app
+from xweights.cli.app import COMMANDS, app
+from xweights.cli.exit_codes import INTERRUPTED
 
 Run = Callable[..., Any]
 NAMES = sorted(function.__name__ for function, _, _ in COMMANDS)
@@ -38,7 +38,7 @@ def group() -> Any:
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     script = (
         "import sys\n"
-        "from xweights.command.app import app\n"
+        "from xweights.cli.app import app\n"
         "try: app(['--help'])\n"
         "except SystemExit as end: print('ENDED', end.code, *sorted({name.split('.')[0] for name in sys.modules}))"
     )
@@ -87,7 +87,7 @@ def test_a_shell_completes_commands_options_and_choices(words: str, offered: set
 @pytest.mark.skipif("XWEIGHTS_TEST_WHEEL" not in os.environ, reason="only nox tests the wheel")
 def test_the_wheel_brings_a_script() -> None:
     (script,) = metadata.distribution("xweights-nn").entry_points.select(group="console_scripts")
-    assert (script.name, script.value) == ("xweights", "xweights.command.app:main")
+    assert (script.name, script.value) == ("xweights", "xweights.cli.app:main")
     ran = subprocess.run(
         [str(Path(sys.executable).with_name("xweights")), "backends", "--json"], capture_output=True, check=True
     )

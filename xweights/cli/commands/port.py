@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from xweights.command.answering import DIFFERENT
-from xweights.command.arguments import NamePairs, Where, names_of, where_of
-from xweights.command.opening import model_of, sample_of
-from xweights.command.output import need_folder, show_json, working, write_file
+from xweights.cli.exit_codes import DIFFERENT
+from xweights.cli.options import NamePairs, Where, names_of, where_of
+from xweights.cli.output import need_folder, show_json, working, write_file
+from xweights.cli.targets import model_of, sample_of
 
 if TYPE_CHECKING:
     from xweights.porting.reports import PortPlan, PortReport

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from xweights.command.arguments import Json
-from xweights.command.output import show_json, show_table
+from xweights.cli.options import Json
+from xweights.cli.output import show_json, show_table
 
 
 def backends(json: Json = False) -> None:

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from xweights.command import values
-from xweights.command.arguments import NamePairs, Where, names_of, where_of
-from xweights.command.opening import size_of, target_of
-from xweights.command.output import need_folder, writing
+from xweights.cli import option_values
+from xweights.cli.options import NamePairs, Where, names_of, where_of
+from xweights.cli.output import need_folder, writing
+from xweights.cli.targets import size_of, target_of
 
 Method = Literal[
     "average",
@@ -68,8 +68,8 @@ def merge(
     need_folder(out)
     given = {"weights": weights, "t": t, "decay": decay, "scale": scale, "density": density, "gamma": gamma,
              "epsilon": epsilon}  # fmt: skip
-    options: dict[str, Any] = {name: values.by_where(one, f"--{name}", where_of) for name, one in given.items()}
-    options |= {"normalize": normalize, "per": values.axes(per), "seed": seed}
+    options: dict[str, Any] = {name: option_values.by_where(one, f"--{name}", where_of) for name, one in given.items()}
+    options |= {"normalize": normalize, "per": option_values.axes(per), "seed": seed}
     options = {name: one for name, one in options.items() if one is not None}
     if rescale is not None:
         options["rescale"] = None if rescale == "none" else rescale

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from xweights.command import values
-from xweights.command.arguments import Json, Out, Where, where_of
-from xweights.command.opening import file_of
-from xweights.command.output import need_folder, show_json, show_table, writing
+from xweights.cli import option_values
+from xweights.cli.options import Json, Out, Where, where_of
+from xweights.cli.output import need_folder, show_json, show_table, writing
+from xweights.cli.targets import file_of
 
 if TYPE_CHECKING:
     from xweights.files.edit.edit import EditReport
@@ -28,7 +28,9 @@ _EDITS = "edits"
 def _noted(ctx: typer.Context, param: Any, value: list[str] | None) -> list[str] | None:
     """Note an edit when it is met: options are met in the order in which they were typed."""
     if value:
-        ctx.meta.setdefault(_EDITS, []).append((param.name, values.once(value, f"--{param.name.replace('_', '-')}")))
+        ctx.meta.setdefault(_EDITS, []).append(
+            (param.name, option_values.once(value, f"--{param.name.replace('_', '-')}"))
+        )
     return value
 
 
@@ -83,13 +85,13 @@ def _rule(name: str, text: str, per: str, seed: int | None, scope: Any) -> Any:
 
     option = f"--{name.replace('_', '-')}"
     if name == "set_to":
-        found = values.entries(text, "--set")
+        found = option_values.entries(text, "--set")
         return api.SetEntries(*found) if isinstance(found, tuple) else api.Fill(found)
     if name == "clip":
-        return api.Clip(*values.bounds(text, option))
-    number = values.number(text, option)
+        return api.Clip(*option_values.bounds(text, option))
+    number = option_values.number(text, option)
     if name == "max_norm":
-        return api.MaxNorm(number, per=values.axes(per) or "out")
+        return api.MaxNorm(number, per=option_values.axes(per) or "out")
     if name == "noise":
         if seed is None:
             raise ArgumentError("--noise is drawn from a seed\nFix: --seed 0, so that the same is drawn again")
@@ -118,8 +120,10 @@ def prune(
     from xweights.files.edit.edit import edit_file
     from xweights.rules.pruning import Prune
 
-    kept = None if pattern is None else values.pattern(pattern, "--pattern")
-    rule = Prune(fraction=fraction, count=count, threshold=threshold, pattern=kept, per=values.axes(per), scope=scope)
+    kept = None if pattern is None else option_values.pattern(pattern, "--pattern")
+    rule = Prune(
+        fraction=fraction, count=count, threshold=threshold, pattern=kept, per=option_values.axes(per), scope=scope
+    )
     path = file_of(file)
     need_folder(out)
     with writing(out or path, path.stat().st_size, f"pruning {file}"):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xweights.command.arguments import Json, Target, Where, where_of
-from xweights.command.opening import target_of
-from xweights.command.output import show_json, show_table, working
+from xweights.cli.options import Json, Target, Where, where_of
+from xweights.cli.output import show_json, show_table, working
+from xweights.cli.targets import target_of
 
 if TYPE_CHECKING:
     from xweights.core.parameter import Parameter

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from xweights.command.answering import DIFFERENT
-from xweights.command.arguments import Json, NamePairs, Target, Where, names_of, where_of
-from xweights.command.opening import target_of
-from xweights.command.output import show_json, show_table, working
+from xweights.cli.exit_codes import DIFFERENT
+from xweights.cli.options import Json, NamePairs, Target, Where, names_of, where_of
+from xweights.cli.output import show_json, show_table, working
+from xweights.cli.targets import target_of
 
 
 def diff(

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from xweights.command.arguments import NamePairs, Target, Where, names_of, where_of
-from xweights.command.opening import target_of
-from xweights.command.output import need_folder, working, write_file
+from xweights.cli.options import NamePairs, Target, Where, names_of, where_of
+from xweights.cli.output import need_folder, working, write_file
+from xweights.cli.targets import target_of
 
 Second = Annotated[str | None, typer.Argument(help="another one, to compare with", show_default=False)]
 _SUFFIXES = (".png", ".svg", ".pdf")

@@ -10,15 +10,15 @@ from typing import Any
 
 import typer
 
-from xweights.command.answering import Commands
-from xweights.command.comparing import diff
-from xweights.command.converting import convert
-from xweights.command.editing import edit, prune
-from xweights.command.joining import merge
-from xweights.command.listing import backends
-from xweights.command.measuring import show, stats
-from xweights.command.picturing import plot, report
-from xweights.command.porting import port, skeleton
+from xweights.cli.commands.backends import backends
+from xweights.cli.commands.convert import convert
+from xweights.cli.commands.diff import diff
+from xweights.cli.commands.edit import edit, prune
+from xweights.cli.commands.merge import merge
+from xweights.cli.commands.plot import plot, report
+from xweights.cli.commands.port import port, skeleton
+from xweights.cli.commands.show import show, stats
+from xweights.cli.exit_codes import Commands
 
 HELP = """Look at the weights of neural networks, compare, edit and move them, whatever framework they are from.
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from xweights.command.arguments import Where, where_of
-from xweights.command.opening import size_of, target_of
-from xweights.command.output import need_folder, writing
+from xweights.cli.options import Where, where_of
+from xweights.cli.output import need_folder, writing
+from xweights.cli.targets import size_of, target_of
 
 
 def convert(
