@@ -18,7 +18,7 @@ from xweights.core.parameter import Parameter  # noqa: E402
 from xweights.errors import TargetError  # noqa: E402
 from xweights_torch import backend  # noqa: E402
 from xweights_torch.adapter import ModuleAdapter  # noqa: E402
-from xweights_torch.walking import walk  # noqa: E402
+from xweights_torch.walk import walk  # noqa: E402
 
 
 def listed(module):

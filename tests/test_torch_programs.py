@@ -10,7 +10,7 @@ import pytest
 import xweights as xw
 
 torch = pytest.importorskip("torch")
-opening = pytest.importorskip("xweights_torch.opening")
+opening = pytest.importorskip("xweights_torch.pt2.open")
 nn = torch.nn
 
 

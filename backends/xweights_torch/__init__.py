@@ -15,13 +15,13 @@ from xweights.core.backend import Adapter, HeldChain, HoldAttachment, Ops, Stora
 from xweights.core.parameter import Array
 from xweights.errors import TargetError
 from xweights_torch.adapter import ModuleAdapter, TensorAdapter
+from xweights_torch.checks import reason
 from xweights_torch.dtypes import host_view
 from xweights_torch.entries import SetEntries, init_entries_
-from xweights_torch.holding import attach
 from xweights_torch.ops import TorchOps
-from xweights_torch.refusing import reason
 from xweights_torch.storage import storage_of
-from xweights_torch.training import TorchTraining
+from xweights_torch.training.holds import attach
+from xweights_torch.training.hooks import TorchTraining
 
 if TYPE_CHECKING:
     from xweights.optimizers.protocol import Optimizing
@@ -85,12 +85,12 @@ class TorchBackend(TorchTraining):
         return attach(chains, optimizer, after_step)
 
     def porting(self) -> Porting:
-        from xweights_torch.porting import TorchPorting
+        from xweights_torch.porting.port import TorchPorting
 
         return TorchPorting()
 
     def optimizing(self) -> Optimizing:
-        from xweights_torch.optimizers_steps import TorchOptimizing
+        from xweights_torch.optimizers.trainer import TorchOptimizing
 
         return TorchOptimizing()
 

@@ -17,11 +17,11 @@ from xweights.core.backend import Entry, Storage
 from xweights.core.layout import plain_layout
 from xweights.core.parameter import Parameter
 from xweights.errors import NotBuiltError, TargetError
-from xweights_torch.computed import COMPUTED
 from xweights_torch.dtypes import numpy_dtype
 from xweights_torch.layers import rows_of
+from xweights_torch.parametrized import COMPUTED
 from xweights_torch.storage import CPU, DEVICE, Refused, storage_of
-from xweights_torch.walking import TRANSIENT, Held, Node, walk
+from xweights_torch.walk import TRANSIENT, Held, Node, walk
 
 # Modules that only wrap another one: their names get no part of their own.
 _WRAPPERS = {

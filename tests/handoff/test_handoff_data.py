@@ -75,7 +75,7 @@ def test_a_schedule_that_is_saved_writes_down_what_it_would_ask_for():
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_scheduler_of_pytorch_is_read_and_made_again(name):
-    from xweights_torch.optimizers_rates import make_scheduler, read_scheduler
+    from xweights_torch.optimizers.schedules import make_scheduler, read_scheduler
 
     def rates(o, scheduler):
         made = []
@@ -95,7 +95,7 @@ def test_a_scheduler_of_pytorch_is_read_and_made_again(name):
 
 
 def test_a_scheduler_that_says_nothing_about_itself_is_refused():
-    from xweights_torch.optimizers_rates import read_scheduler
+    from xweights_torch.optimizers.schedules import read_scheduler
 
     o = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
     with pytest.raises(xw.HandoffError, match="a function says nothing about itself"):

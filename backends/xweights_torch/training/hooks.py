@@ -20,9 +20,9 @@ from xweights.core.backend import StepState
 from xweights.core.parameter import Parameter
 from xweights.errors import ArgumentError, HoldError, Problems
 from xweights.training.learning_rates import blended
-from xweights_torch.holding import AFTER_HOLDS, Others, check_in_place, holds_last, plain_python, unwrapped
 from xweights_torch.ops import TorchOps
 from xweights_torch.storage import Slot, tensor_of
+from xweights_torch.training.holds import AFTER_HOLDS, Others, check_in_place, holds_last, plain_python, unwrapped
 
 _OPS = TorchOps()
 

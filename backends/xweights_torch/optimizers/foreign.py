@@ -145,7 +145,7 @@ class ForeignOptimizer(Optimizer):
 
     Example:
         >>> import torch
-        >>> from xweights_torch.optimizers_maths import ForeignOptimizer
+        >>> from xweights_torch.optimizers.foreign import ForeignOptimizer
         >>> w = torch.nn.Parameter(torch.ones(1)); w.grad = torch.ones(1)
         >>> hyper = {"beta_1": 0.9, "beta_2": 0.99}
         >>> lion = ForeignOptimizer([{"params": [w], "lr": 0.5, "rule": "lion", "hyper": hyper, "variant": {},

@@ -15,9 +15,9 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from xweights.errors import PortError
 from xweights.porting.skeleton import Step, check_names, identifier
-from xweights_torch.skeletons_calls import call_steps
-from xweights_torch.skeletons_modules import module_steps
-from xweights_torch.skeletons_values import Pending, Reading, Value
+from xweights_torch.skeleton.calls import call_steps
+from xweights_torch.skeleton.modules import module_steps
+from xweights_torch.skeleton.values import Pending, Reading, Value
 
 
 class _Whole(nn.Module):

@@ -27,8 +27,8 @@ from xweights.errors import HandoffError
 from xweights.optimizers.rules.scalars import HostNumbers
 from xweights.optimizers.state import Clipping, OptimizerGroup, OptimizerState, charged
 from xweights_torch.dtypes import numpy_dtype
-from xweights_torch.holding import plain_python
-from xweights_torch.optimizers_maths import ForeignOptimizer
+from xweights_torch.optimizers.foreign import ForeignOptimizer
+from xweights_torch.training.holds import plain_python
 
 _attached: WeakKeyDictionary[Optimizer, Attached] = WeakKeyDictionary()
 # Slots that epsilon lies in, and the number that shrinks them.

@@ -21,11 +21,11 @@ from xweights.core.parameter import Array, Parameter
 from xweights.optimizers.protocol import Part, Route, Training, Written, added_up, rows_part
 from xweights.optimizers.state import OptimizerGroup, OptimizerState, freed
 from xweights_torch.dtypes import from_host
-from xweights_torch.optimizers import ORIGINALS, averaged_pairs, fingerprint, wanted_slots
-from xweights_torch.optimizers_hooks import OFFSETS, Attached, attached_to
-from xweights_torch.optimizers_maths import ForeignOptimizer
-from xweights_torch.optimizers_rates import make_scheduler
-from xweights_torch.optimizers_table import CLASSES, Native, arguments, class_for
+from xweights_torch.optimizers.foreign import ForeignOptimizer
+from xweights_torch.optimizers.hooks import OFFSETS, Attached, attached_to
+from xweights_torch.optimizers.read import ORIGINALS, averaged_pairs, fingerprint, wanted_slots
+from xweights_torch.optimizers.schedules import make_scheduler
+from xweights_torch.optimizers.table import CLASSES, Native, arguments, class_for
 from xweights_torch.storage import tensor_of
 
 _RULES = frozenset(one.rule for one in CLASSES.values())

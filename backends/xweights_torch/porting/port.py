@@ -20,10 +20,10 @@ from xweights.errors import PortError, Problems
 from xweights.porting.protocol import LayerRecord, Watcher
 from xweights.porting.skeleton import Step
 from xweights_torch.adapter import ModuleAdapter, wrapped_child
-from xweights_torch.computed import Computed
 from xweights_torch.layers import kind_of as table_of
 from xweights_torch.layers import rows_of
-from xweights_torch.porting_layers import (
+from xweights_torch.parametrized import Computed
+from xweights_torch.porting.layers import (
     attributes_of,
     host,
     inputs_of,
@@ -33,8 +33,8 @@ from xweights_torch.porting_layers import (
     put_back,
     refusal,
 )
-from xweights_torch.skeletons_reading import steps_of
-from xweights_torch.skeletons_writing import code_of
+from xweights_torch.skeleton.reading import steps_of
+from xweights_torch.skeleton.writing import code_of
 from xweights_torch.storage import Slot
 
 _ADAPTER = ModuleAdapter()

@@ -11,7 +11,7 @@ from typing import Any
 
 from xweights.errors import PortError
 from xweights.porting.skeleton import Step
-from xweights_torch.skeletons_functions import FUNCTIONS, Writer, Written, padded, same_padding
+from xweights_torch.skeleton.functions import FUNCTIONS, Writer, Written, padded, same_padding
 
 # What torch has with channels second, with channels last, and either way.
 FIRST = frozenset(

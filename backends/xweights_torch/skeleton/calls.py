@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from xweights_torch.skeletons_modules import attention_step, flattened, pooled, recurrent_steps, softmaxed
-from xweights_torch.skeletons_values import Pending, Reading, Value
+from xweights_torch.skeleton.modules import attention_step, flattened, pooled, recurrent_steps, softmaxed
+from xweights_torch.skeleton.values import Pending, Reading, Value
 
 _ACTIVATIONS = {
     "relu": "relu", "relu_": "relu", "relu6": "relu6", "silu": "silu", "mish": "mish", "tanh": "tanh",

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from xweights.porting.skeleton import identifier
-from xweights_torch.porting_layers import attributes_of, kind_of
-from xweights_torch.skeletons_values import Pending, Reading, Value
+from xweights_torch.porting.layers import attributes_of, kind_of
+from xweights_torch.skeleton.values import Pending, Reading, Value
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",

@@ -20,10 +20,10 @@ from xweights.errors import HandoffError, Problems, XweightsError, near
 from xweights.optimizers.protocol import Training
 from xweights.optimizers.state import Clipping, Moving, OptimizerGroup, OptimizerState
 from xweights_torch.dtypes import host_view
-from xweights_torch.optimizers_hooks import Attached, attached_to
-from xweights_torch.optimizers_maths import ForeignOptimizer
-from xweights_torch.optimizers_rates import read_scheduler
-from xweights_torch.optimizers_table import CLASSES, Native, native_of, value_of
+from xweights_torch.optimizers.foreign import ForeignOptimizer
+from xweights_torch.optimizers.hooks import Attached, attached_to
+from xweights_torch.optimizers.schedules import read_scheduler
+from xweights_torch.optimizers.table import CLASSES, Native, native_of, value_of
 from xweights_torch.storage import tensor_of
 
 # What was written into an optimizer, where slots had to be changed on the way.

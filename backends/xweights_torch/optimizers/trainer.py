@@ -18,9 +18,9 @@ from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, PortError
 from xweights.optimizers.protocol import Route, Step, Training, Written
 from xweights.optimizers.state import OptimizerState
-from xweights_torch.optimizers import read_state
-from xweights_torch.optimizers_writing import backup, plan_route, write_state
-from xweights_torch.porting import unwrapped
+from xweights_torch.optimizers.read import read_state
+from xweights_torch.optimizers.write import backup, plan_route, write_state
+from xweights_torch.porting.port import unwrapped
 
 LOSSES: dict[str, Callable[[Any, Any], Any]] = {
     "crossentropy": nn.functional.cross_entropy,

@@ -74,7 +74,7 @@ def _refused(s: Any, why: str) -> HandoffError:
     return HandoffError(
         f"{type(s).__name__} can't be handed over: {why}\n"
         'Fix: xw.schedule(...) says the same in every framework ("table" takes any values); '
-        "xweights_torch.optimizers_rates.make_scheduler(optimizer, schedule) makes a scheduler of it"
+        "xweights_torch.optimizers.schedules.make_scheduler(optimizer, schedule) makes a scheduler of it"
     )
 
 
@@ -83,7 +83,7 @@ class Share:
 
     Example:
         >>> import xweights as xw
-        >>> from xweights_torch.optimizers_rates import Share
+        >>> from xweights_torch.optimizers.schedules import Share
         >>> Share(xw.schedule("exponential", 0.1, steps=1, decay=0.5), 0.1)(1)
         0.5
     """
@@ -102,7 +102,7 @@ def make_scheduler(
 
     Example:
         >>> import torch, xweights as xw
-        >>> from xweights_torch.optimizers_rates import make_scheduler
+        >>> from xweights_torch.optimizers.schedules import make_scheduler
         >>> sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
         >>> make_scheduler(sgd, xw.schedule("polynomial", 0.5, steps=10), step=5).get_last_lr()
         [0.25]

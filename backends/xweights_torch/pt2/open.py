@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from xweights.errors import ArgumentError
-from xweights_torch.opening_layers import BUILDERS, RECURRENT, Call, is_zeros, recurrent
+from xweights_torch.pt2.layers import BUILDERS, RECURRENT, Call, is_zeros, recurrent
 
 
 def open_model(path: Path) -> nn.Module:

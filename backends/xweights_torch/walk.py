@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from xweights_torch.computed import Computed, computed_in
 from xweights_torch.layers import Config, kind_of
+from xweights_torch.parametrized import Computed, computed_in
 from xweights_torch.storage import Slot, Table, address_of, identity
 
 PARAMETER: Table = "parameter"

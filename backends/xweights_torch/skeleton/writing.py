@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from xweights.errors import PortError, Problems
 from xweights.porting.skeleton import Step
-from xweights_torch.skeletons_functions import Written, function_of
-from xweights_torch.skeletons_helpers import HELPERS
-from xweights_torch.skeletons_layers import BOTH_WAYS, FIRST, LAST, written
+from xweights_torch.skeleton.functions import Written, function_of
+from xweights_torch.skeleton.helpers import HELPERS
+from xweights_torch.skeleton.layers import BOTH_WAYS, FIRST, LAST, written
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from xweights.core.parameter import Array
 from xweights.errors import WriteError
+from xweights_torch.checks import reason
 from xweights_torch.dtypes import from_host, host_view
-from xweights_torch.refusing import reason
 from xweights_torch.storage import Kept, bring_back, keep
 
 Hook = WeightNorm | SpectralNorm | BasePruningMethod

@@ -1,0 +1,1 @@
+"""PyTorch's optimizers and LR schedules, read and written."""

@@ -1,0 +1,1 @@
+"""PyTorch modules as neutral steps, and neutral steps as PyTorch source code."""
