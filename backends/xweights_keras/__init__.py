@@ -35,11 +35,11 @@ from xweights.core.parameter import Array, Parameter
 from xweights.errors import TraceError
 from xweights_keras.adapter import KerasAdapter
 from xweights_keras.entries import EntriesInitializer, SetEntries
-from xweights_keras.holding import attach
 from xweights_keras.ops import ops_of
-from xweights_keras.regularizing import regularize
-from xweights_keras.storage import storage_for
-from xweights_keras.training import KerasTraining
+from xweights_keras.storage.choose import storage_for
+from xweights_keras.training.holds import attach
+from xweights_keras.training.hooks import KerasTraining
+from xweights_keras.training.penalties import regularize
 
 if TYPE_CHECKING:
     from xweights.optimizers.protocol import Optimizing
@@ -98,18 +98,18 @@ class KerasBackend(KerasTraining):
         return regularize(parameters, penalty, target)
 
     def porting(self) -> Porting:
-        from xweights_keras.porting import KerasPorting
+        from xweights_keras.porting.port import KerasPorting
 
         return KerasPorting()
 
     def file_layout(self, target: Any) -> list[tuple[str, Parameter | Array]]:
         """Return (key, parameter or array) for all that Keras wants to find in an HDF5 file of this model."""
-        from xweights_keras.saving import file_layout
+        from xweights_keras.h5_layout import file_layout
 
         return file_layout(target, list(self._adapter.parameters(target)))
 
     def optimizing(self) -> Optimizing:
-        from xweights_keras.optimizers_steps import KerasOptimizing
+        from xweights_keras.optimizers.trainer import KerasOptimizing
 
         return KerasOptimizing()
 

@@ -18,7 +18,7 @@ from xweights.core.layout import Layout, plain_layout
 from xweights.core.parameter import Parameter
 from xweights.errors import NotBuiltError
 from xweights_keras.naming import is_made_up
-from xweights_keras.storage import Refreshing, dtype_of, storage_for
+from xweights_keras.storage.choose import Refreshing, dtype_of, storage_for
 from xweights_keras.walk import Found, Walk, is_keras, join, signature
 
 

@@ -11,7 +11,7 @@ import keras
 
 from xweights.core.backend import Ops, backend_for
 from xweights.errors import TraceError
-from xweights_keras.storage import raw_value
+from xweights_keras.storage.choose import raw_value
 
 
 def ops_of(array: Any) -> Ops:

@@ -31,7 +31,7 @@ SCHEDULES = {
 @pytest.mark.keras_backend
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_of_keras_is_read_and_made_again(name):
-    from xweights_keras.optimizers_rates import NeutralRate, make_schedule, read_schedule
+    from xweights_keras.optimizers.schedules import NeutralRate, make_schedule, read_schedule
 
     given = SCHEDULES[name]()
     read = read_schedule(given, 0)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from xweights.porting.skeleton import Shape, Step
-from xweights_keras.porting_layers import is_a, word_of
+from xweights_keras.porting.layers import is_a, word_of
 
 Inputs = tuple[str, ...]
 # Keras' own words for activations, where they aren't ours.

@@ -17,11 +17,11 @@ import numpy as np
 from xweights.core.parameter import Array, Parameter
 from xweights.optimizers.protocol import Part, Route, Training, Written, added_up, rows_part
 from xweights.optimizers.state import OptimizerGroup, OptimizerState, charged
-from xweights_keras.embedding_gradients import rows_of
-from xweights_keras.optimizers import wanted_slots
-from xweights_keras.optimizers_maths import ForeignOptimizer
-from xweights_keras.optimizers_rates import make_schedule
-from xweights_keras.optimizers_table import CLASSES, Native, class_for, native_of, variant_of
+from xweights_keras.optimizers.embedding_gradients import rows_of
+from xweights_keras.optimizers.foreign import ForeignOptimizer
+from xweights_keras.optimizers.read import wanted_slots
+from xweights_keras.optimizers.schedules import make_schedule
+from xweights_keras.optimizers.table import CLASSES, Native, class_for, native_of, variant_of
 
 _CLIPS = {"norm": "clipnorm", "global_norm": "global_clipnorm", "value": "clipvalue"}
 

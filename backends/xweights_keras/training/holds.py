@@ -17,8 +17,8 @@ import keras
 from xweights.core.backend import HeldChain
 from xweights.edit.execute import ops_for
 from xweights.errors import HoldError, Problems, StaleTrainFunctionError
-from xweights_keras.counting import counting
-from xweights_keras.trainers import Trainers, iterations_of, owns, trainers_of
+from xweights_keras.training.step_counter import counting
+from xweights_keras.training.trainers import Trainers, iterations_of, owns, trainers_of
 
 
 class HeldConstraint:

@@ -16,10 +16,10 @@ from xweights.core.parameter import Array, Parameter
 from xweights.errors import HandoffError, NotBuiltError, Problems, XweightsError, near
 from xweights.optimizers.protocol import Training
 from xweights.optimizers.state import Clipping, Moving, OptimizerGroup, OptimizerState
-from xweights_keras.embedding_gradients import marked
-from xweights_keras.optimizers_maths import ForeignOptimizer
-from xweights_keras.optimizers_rates import read_schedule
-from xweights_keras.optimizers_table import CLASSES, Native, native_of, variant_of
+from xweights_keras.optimizers.embedding_gradients import marked
+from xweights_keras.optimizers.foreign import ForeignOptimizer
+from xweights_keras.optimizers.schedules import read_schedule
+from xweights_keras.optimizers.table import CLASSES, Native, native_of, variant_of
 
 _CLIPS = {"clipnorm": "norm", "global_clipnorm": "global_norm", "clipvalue": "value"}
 

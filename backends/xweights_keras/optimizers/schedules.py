@@ -33,7 +33,7 @@ def read_schedule(given: Any, step: int, *, model: Any = None, wide: bool = Fals
         raise HandoffError(
             f"the learning rate {kind} can't be handed over: it has no neutral counterpart\n"
             'Fix: xw.schedule(...) says the same in every framework ("table" takes any values); '
-            "xweights_keras.optimizers_rates.make_schedule(schedule) makes a schedule of Keras of it"
+            "xweights_keras.optimizers.schedules.make_schedule(schedule) makes a schedule of Keras of it"
         )
     precision = keras.backend.standardize_dtype(given(step).dtype)
     made = RateSchedule(made.kind, made.rate, made.options, precision)
@@ -92,7 +92,7 @@ def make_schedule(given: RateSchedule) -> Any:
 
     Example:
         >>> import keras, xweights as xw
-        >>> from xweights_keras.optimizers_rates import make_schedule
+        >>> from xweights_keras.optimizers.schedules import make_schedule
         >>> float(make_schedule(xw.schedule("polynomial", 0.5, steps=10))(5))
         0.25
     """
@@ -121,7 +121,7 @@ class NeutralRate(keras.optimizers.schedules.LearningRateSchedule):  # type: ign
 
     Example:
         >>> import keras, xweights as xw
-        >>> from xweights_keras.optimizers_rates import NeutralRate
+        >>> from xweights_keras.optimizers.schedules import NeutralRate
         >>> float(NeutralRate(xw.schedule("piecewise", boundaries=[1], values=[1.0, 0.5]))(2))
         0.5
     """

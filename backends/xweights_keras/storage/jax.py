@@ -17,7 +17,7 @@ from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from xweights.core.parameter import Array
 from xweights.errors import TraceError
 from xweights_jax.ops import tracing
-from xweights_keras.storage import KerasStorage, missing, raw_value
+from xweights_keras.storage.choose import KerasStorage, missing, raw_value
 
 # From this size on a second copy costs more than the calls (measured: device_put takes 0.1 ms longer than jnp.array).
 _LARGE = 1 << 20

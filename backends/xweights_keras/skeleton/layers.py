@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from xweights.porting.skeleton import Shape, Step
-from xweights_keras.porting_layers import attributes_of, is_a, kind_of, word_of
-from xweights_keras.skeletons_functions import activation_word, plain_step
+from xweights_keras.porting.layers import attributes_of, is_a, kind_of, word_of
+from xweights_keras.skeleton.functions import activation_word, plain_step
 
 Inputs = tuple[str, ...]
 

@@ -17,8 +17,8 @@ from xweights.errors import PortError, Problems
 from xweights.porting.protocol import LayerRecord, Watcher
 from xweights.porting.skeleton import Step
 from xweights_keras.adapter import KerasAdapter
-from xweights_keras.porting_double import doubled
-from xweights_keras.porting_layers import (
+from xweights_keras.porting.double import doubled
+from xweights_keras.porting.layers import (
     RECURRENT,
     as_array,
     attributes_of,
@@ -33,8 +33,8 @@ from xweights_keras.porting_layers import (
     refusal,
     word_of,
 )
-from xweights_keras.skeletons_reading import steps_of
-from xweights_keras.skeletons_writing import code_of
+from xweights_keras.skeleton.reading import steps_of
+from xweights_keras.skeleton.writing import code_of
 from xweights_keras.walk import is_graph, is_keras
 
 _ADAPTER = KerasAdapter()

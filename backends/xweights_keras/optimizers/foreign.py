@@ -15,7 +15,7 @@ from keras import ops
 
 from xweights.optimizers.rules.array_math import Composed
 from xweights.optimizers.rules.updates import updated
-from xweights_keras.embedding_gradients import dense
+from xweights_keras.optimizers.embedding_gradients import dense
 
 
 class KerasMaths(Composed):
@@ -137,7 +137,7 @@ class ForeignOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     Example:
         >>> import keras
-        >>> from xweights_keras.optimizers_maths import ForeignOptimizer
+        >>> from xweights_keras.optimizers.foreign import ForeignOptimizer
         >>> w = keras.Variable([1.0])
         >>> sgd = {"rule": "sgd", "hyper": {"momentum": 0.0}, "variant": {}, "factor": 1.0, "slots": {}}
         >>> optimizer = ForeignOptimizer(0.5, [sgd], [0], [None])

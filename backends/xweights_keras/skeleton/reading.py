@@ -12,8 +12,8 @@ import keras
 from xweights.errors import PortError
 from xweights.porting.skeleton import Shape, Step, check_names, identifier
 from xweights_keras.naming import by_name
-from xweights_keras.skeletons_functions import operation_step
-from xweights_keras.skeletons_layers import layer_steps
+from xweights_keras.skeleton.functions import operation_step
+from xweights_keras.skeleton.layers import layer_steps
 from xweights_keras.walk import is_graph
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from xweights.core.parameter import Array, Parameter
 from xweights.errors import HoldError
-from xweights_keras.trainers import innermost, iterations_of
+from xweights_keras.training.trainers import innermost, iterations_of
 
 Call = Callable[[Any], None]
 

@@ -52,7 +52,7 @@ _dtypes: dict[str, np.dtype[Any]] = {}
 def storage_for(variable: Any, root: Any = None, statistics: frozenset[int] = frozenset()) -> Storage:
     """Return a storage for variables like this one. ``root`` is the model whose ``trainable`` counts."""
     if keras.backend.backend() == "jax":
-        from xweights_keras.immutable import JaxStorage
+        from xweights_keras.storage.jax import JaxStorage
 
         return JaxStorage(root, statistics)
     backend = backend_for(variable._value)

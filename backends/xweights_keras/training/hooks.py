@@ -16,9 +16,9 @@ import keras
 from xweights.core.backend import StepState
 from xweights.core.parameter import Parameter
 from xweights.errors import ArgumentError, HoldError, Problems, StaleTrainFunctionError
-from xweights_keras.counting import Share, counting, updates_of
-from xweights_keras.trainers import Trainers, innermost, iterations_of, trainers_of
-from xweights_keras.updating import Update, keys_of, standing_update, update_of
+from xweights_keras.training.step_counter import Share, counting, updates_of
+from xweights_keras.training.trainers import Trainers, innermost, iterations_of, trainers_of
+from xweights_keras.training.update import Update, keys_of, standing_update, update_of
 
 
 class KerasTraining:

@@ -17,9 +17,9 @@ from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError
 from xweights.optimizers.protocol import Route, Step, Training, Written
 from xweights.optimizers.state import OptimizerState
-from xweights_keras.optimizers import read_state
-from xweights_keras.optimizers_writing import backup, floats, plan_route, write_state
-from xweights_keras.porting_double import copied
+from xweights_keras.optimizers.read import read_state
+from xweights_keras.optimizers.write import backup, floats, plan_route, write_state
+from xweights_keras.porting.double import copied
 from xweights_keras.precision import computed
 
 LOSSES: dict[str, Callable[[str], Any]] = {

@@ -1,0 +1,1 @@
+"""Keras' optimizers and LR schedules, read and written."""

@@ -1,0 +1,1 @@
+"""Keras' side of a port."""

@@ -1,0 +1,1 @@
+"""Keras models as neutral steps, and neutral steps as Keras source code."""

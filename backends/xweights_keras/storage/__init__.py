@@ -1,0 +1,1 @@
+"""How Keras variables are read and written, on each Keras backend."""
