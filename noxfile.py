@@ -41,11 +41,13 @@ PYTEST = ("pytest", "-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal
 NO_TEST_SELECTED = 5
 # What shows that a framework does without the others; `nox -s tests` runs all the tests.
 ALONE = {
-    "torch": [f"tests/test_{name}.py" for name in ("packaging", "conformance", "docstrings", "set_params", "undo")]
-    + [f"tests/test_torch_{name}.py" for name in ("names", "storage", "layers", "tracing", "changes")],
-    "tensorflow-cpu": [f"tests/test_{name}.py" for name in ("packaging", "conformance", "docstrings", "set_params")]
-    + [f"tests/test_tensorflow_{name}.py" for name in ("adapter", "storage", "functions")]
-    + [f"tests/test_keras_{name}.py" for name in ("names", "storage", "building")],
+    "torch": ["tests/packaging", "tests/docs/test_docstrings.py", "tests/backends/test_conformance.py"]
+    + [f"tests/edit/test_{name}.py" for name in ("set_params", "undo")]
+    + [f"tests/backends/torch/test_{name}.py" for name in ("names", "storage", "layers", "tracing", "changes")],
+    "tensorflow-cpu": ["tests/packaging", "tests/docs/test_docstrings.py", "tests/backends/test_conformance.py"]
+    + ["tests/edit/test_set_params.py"]
+    + [f"tests/backends/tensorflow/test_{name}.py" for name in ("adapter", "storage", "functions")]
+    + [f"tests/backends/keras/test_{name}.py" for name in ("names", "storage", "building")],
 }
 # Hundreds of killed processes, which `nox -s tests` has as well: no framework has a part in them.
 ONCE = [f"--ignore=tests/files/test_{name}.py" for name in ("atomic", "fuzzing", "corpus")]
@@ -127,10 +129,10 @@ def handoff(session: nox.Session) -> None:
     for backend in KERAS_BACKENDS:
         for model in ("mlp", "cnn", "lstm", "norms", "two_biases", "matrices"):
             # A process each: after 600 functions XLA has been seen to fall over.
-            of_one = ("tests/handoff/table.py", "measure", cells, "--models", model)
+            of_one = ("tests/optimizers/table.py", "measure", cells, "--models", model)
             everything.run("python", *of_one, *session.posargs, env={"KERAS_BACKEND": backend})
     pages = ("docs/handoff_matrix.md", "docs/handoff.md")
-    everything.run("python", "tests/handoff/table.py", "write", cells, *pages, env=tensorflow)
+    everything.run("python", "tests/optimizers/table.py", "write", cells, *pages, env=tensorflow)
 
 
 @nox.session(venv_backend="none", default=False)

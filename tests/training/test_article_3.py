@@ -1,7 +1,8 @@
 """Article 3, "How to set specific Keras layer entries to a particular value?": its examples, on Keras and on PyTorch.
 
-3/1 (entries of a weight) is proved in tests/seeds. Here: 3/2, entries of an activation, and 3/3, entries that start at
-a value. By hand both work until the model is saved: then it can't be loaded, or does something else than was meant.
+3/1 (entries of a weight) is proved in tests/docs/test_seeds.py. Here: 3/2, entries of an activation, and 3/3, entries
+that start at a value. By hand both work until the model is saved: then it can't be loaded, or does something else
+than was meant.
 """
 
 from __future__ import annotations

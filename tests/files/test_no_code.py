@@ -1,9 +1,8 @@
-"""The house rules of the files room: modules don't import each other in circles, and none imports pickle."""
+"""No reader of files imports what can run code."""
 
 from __future__ import annotations
 
 import ast
-import graphlib
 import importlib.util
 from pathlib import Path
 
@@ -16,7 +15,9 @@ def modules() -> dict[str, ast.Module]:
     assert spec.origin is not None
     folder = Path(spec.origin).parent
     return {
-        one.stem: ast.parse(one.read_text(encoding="utf-8")) for one in folder.glob("*.py") if one.stem != "__init__"
+        ".".join(path.relative_to(folder).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
+        for path in folder.rglob("*.py")
+        if path.stem != "__init__"
     }
 
 
@@ -28,19 +29,6 @@ def imported(tree: ast.AST) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {one.name for one in node.names}
     return found
-
-
-def test_no_two_files_of_the_room_import_each_other_even_by_a_detour() -> None:
-    known = modules()
-    plan = {
-        name: {one.split(".")[2] for one in imported(tree) if one.startswith("xweights.files.")} & known.keys()
-        for name, tree in known.items()
-    }
-    assert {"descriptors", "records", "formats", "checkpoint", "saving", "editing"} <= set(plan)
-    try:
-        graphlib.TopologicalSorter(plan).prepare()
-    except graphlib.CycleError as cycle:
-        pytest.fail(f"{cycle.args[0]}: {' <- '.join(cycle.args[1])}")
 
 
 @pytest.mark.parametrize("name", sorted(modules()))

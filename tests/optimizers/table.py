@@ -1,7 +1,8 @@
 """Hands every optimizer over, in both directions, and writes docs/handoff_matrix.md.
 
-python tests/handoff/table.py measure CELLS [--models mlp,norms] [--dtypes float64] [--modes eager] [--optimizers adam]
-python tests/handoff/table.py write CELLS docs/handoff_matrix.md docs/handoff.md
+python tests/optimizers/table.py measure CELLS [--models mlp,norms] [--dtypes float64] [--modes eager]
+    [--optimizers adam]
+python tests/optimizers/table.py write CELLS docs/handoff_matrix.md docs/handoff.md
 
 ``measure`` runs with one backend of Keras (KERAS_BACKEND) and keeps its cells in CELLS/<backend>.json, so that a run
 that was interrupted goes on where it was; ``write`` makes the page of all that were measured, and the summary in

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 DISTRIBUTION = "xweights-nn"
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 FRAMEWORKS = {"torch", "keras", "tensorflow", "jax"}
 ADAPTERS = {f"xweights_{framework}" for framework in FRAMEWORKS}
 PACKAGES = sorted({"xweights"} | ADAPTERS)

@@ -15,7 +15,7 @@ import xweights as xw
 from xweights.core import backend as doors
 from xweights.testing import CHECKS, PromiseBrokenError, check_backend, ordinary, tricky
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DTYPES = ["float32", "float64", "float16"]
 
 
