@@ -7,8 +7,10 @@ from contextlib import suppress as _suppress
 
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
+from xweights.core.registry import backends
 from xweights.core.selection import Where, layer, native, role, trainable
-from xweights.edit.execute import Bound, apply, bind
+from xweights.edit.apply import apply
+from xweights.edit.bind import Bound, bind
 from xweights.edit.read import get_params, parameters
 from xweights.edit.undo import Snapshot, snapshot, transaction
 from xweights.edit.verbs import (
@@ -21,7 +23,6 @@ from xweights.edit.verbs import (
     max_norm,
     noise,
     non_negative,
-    prune,
     scale,
     set_entries,
     spectral_norm,
@@ -57,9 +58,10 @@ from xweights.files.edit.edit import EditReport, edit_file
 from xweights.files.load import Checkpoint, load
 from xweights.files.save import convert, save
 from xweights.inspection.checksum import checksum
+from xweights.inspection.diff import diff, equal
 from xweights.inspection.plots import plot, plot_diff
 from xweights.inspection.results import Diff, Stats
-from xweights.inspection.stats import backends, diff, equal, stats, summary
+from xweights.inspection.stats import stats, summary
 from xweights.merging.merge import merge
 from xweights.optimizers.batches import batches, dropout_mask
 from xweights.optimizers.get_set import get_optimizer, set_optimizer
@@ -75,8 +77,9 @@ from xweights.porting.port import port
 from xweights.porting.reports import PortPlan, PortReport, VerifyReport
 from xweights.porting.skeleton import skeleton
 from xweights.porting.verify import verify
-from xweights.rules.base import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
+from xweights.rules.base import Rule
 from xweights.rules.constraints import Keep, Pattern, SumToOne, Symmetric
+from xweights.rules.elementwise import Add, Clip, Fill, Mask, NonNegative, Scale
 from xweights.rules.entries import SetEntries
 from xweights.rules.initializers import Init
 from xweights.rules.noise import Noise
@@ -89,7 +92,7 @@ from xweights.training.held import Hold
 from xweights.training.hold import hold
 from xweights.training.learning_rates import Multipliers, multiply_lr
 from xweights.training.penalties import AddedPenalty, BoundPenalty, Penalty, add_penalty, bind_penalty, penalty
-from xweights.training.prune import PruneHold
+from xweights.training.prune import PruneHold, prune
 from xweights.training.sparsity_schedule import ByStep, Constant, Cubic, OneShot, Polynomial, Schedule
 
 __all__ = [

@@ -4,24 +4,19 @@ from xweights.core.backend import (
     Adapter,
     Attachment,
     Backend,
-    Entry,
     HeldChain,
     HoldAttachment,
-    Ops,
     Regularizing,
     StepState,
-    Storage,
     Tracing,
-    backend_for,
-    doors,
-    load,
-    loaded,
-    register,
-    roots,
 )
+from xweights.core.dispatch import NUMPY_OPS
+from xweights.core.dtypes import Array
+from xweights.core.layer_table import Entry
 from xweights.core.layout import Layout, layout_of, plain_layout
-from xweights.core.parameter import Array, Parameter
-from xweights.edit.execute import NUMPY_OPS
+from xweights.core.parameter import Parameter
+from xweights.core.protocols import Ops, Storage
+from xweights.core.registry import backend_for, doors, load, loaded, register, roots
 
 __all__ = [
     "NUMPY_OPS",

@@ -24,15 +24,18 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.parameter import Array, Parameter, is_floating
+from xweights.core.dtypes import Array, is_floating
+from xweights.core.parameter import Parameter
 from xweights.core.params import Params
-from xweights.edit.execute import apply, bind
+from xweights.edit.apply import apply
+from xweights.edit.bind import bind
 from xweights.edit.read import get_params, parameters
 from xweights.edit.undo import snapshot, transaction
 from xweights.edit.write import set_params
 from xweights.errors import Problems, ShapeError, XweightsError
-from xweights.inspection.stats import diff, equal
-from xweights.rules.base import Add, Clip, Fill, Mask, NonNegative, Rule, Scale
+from xweights.inspection.diff import diff, equal
+from xweights.rules.base import Rule
+from xweights.rules.elementwise import Add, Clip, Fill, Mask, NonNegative, Scale
 from xweights.rules.initializers import Init
 from xweights.rules.noise import Noise
 from xweights.rules.norms import ClipNorm

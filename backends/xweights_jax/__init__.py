@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from xweights.core.backend import Adapter, HeldChain, HoldAttachment, Ops, Storage, Tracing
-from xweights.core.parameter import Array
+from xweights.core.backend import Adapter, HeldChain, HoldAttachment, Tracing
+from xweights.core.dtypes import Array
+from xweights.core.protocols import Ops, Storage
 from xweights.errors import TargetError, TraceError
 from xweights_jax.ops import JaxOps, tracing
 

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
+from xweights.core.dtypes import Array, is_floating
 from xweights.core.layout import Shape
 from xweights.core.numpy_backend import NumpyOps
-from xweights.core.parameter import Array, is_floating
 
 try:
     from jax._src.core import trace_state_clean as _is_top_level

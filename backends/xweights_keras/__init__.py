@@ -20,18 +20,11 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from xweights.core.backend import (
-    Adapter,
-    Attachment,
-    HeldChain,
-    HoldAttachment,
-    Ops,
-    Storage,
-    Tracing,
-    backend_for,
-    load,
-)
-from xweights.core.parameter import Array, Parameter
+from xweights.core.backend import Adapter, Attachment, HeldChain, HoldAttachment, Tracing
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
+from xweights.core.protocols import Ops, Storage
+from xweights.core.registry import backend_for, load
 from xweights.errors import TraceError
 from xweights_keras.adapter import KerasAdapter
 from xweights_keras.entries import EntriesInitializer, SetEntries
@@ -44,6 +37,7 @@ from xweights_keras.training.penalties import regularize
 if TYPE_CHECKING:
     from xweights.optimizers.protocol import Optimizing
     from xweights.porting.protocol import Porting
+    from xweights_keras.skeleton.describe import KerasDescribing
 
 __all__ = ["EntriesInitializer", "KerasBackend", "SetEntries", "backend"]
 
@@ -107,6 +101,11 @@ class KerasBackend(KerasTraining):
         from xweights_keras.h5_layout import file_layout
 
         return file_layout(target, list(self._adapter.parameters(target)))
+
+    def describing(self) -> KerasDescribing:
+        from xweights_keras.skeleton.describe import KerasDescribing
+
+        return KerasDescribing()
 
     def optimizing(self) -> Optimizing:
         from xweights_keras.optimizers.trainer import KerasOptimizing

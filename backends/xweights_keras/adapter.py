@@ -13,12 +13,14 @@ from typing import Any
 
 import keras
 
-from xweights.core.backend import Storage
 from xweights.core.layout import Layout, plain_layout
 from xweights.core.parameter import Parameter
+from xweights.core.protocols import Storage
 from xweights.errors import NotBuiltError
 from xweights_keras.naming import is_made_up
-from xweights_keras.storage.choose import Refreshing, dtype_of, storage_for
+from xweights_keras.storage.base import dtype_of
+from xweights_keras.storage.choose import storage_for
+from xweights_keras.storage.refreshing import Refreshing
 from xweights_keras.walk import Found, Walk, is_keras, join, signature
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from xweights.core.parameter import Array, is_floating
-from xweights.core.values import host_array, is_number
+from xweights.core.casting import is_number
+from xweights.core.dtypes import Array, is_floating
+from xweights.core.values import host_array
 from xweights.errors import ArgumentError
 from xweights.rules.entries import check_index, overwritten
 

@@ -12,7 +12,8 @@ import keras
 import numpy as np
 from keras.src.saving.saving_lib import H5IOStore, _save_state
 
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
 
 
 class _Listing(H5IOStore):  # type: ignore[misc]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xweights.core.backend import Entry
+from xweights.core.layer_table import Entry
 
 Rows = tuple[Entry, ...]
 

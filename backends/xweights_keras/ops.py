@@ -9,9 +9,10 @@ from typing import Any
 
 import keras
 
-from xweights.core.backend import Ops, backend_for
+from xweights.core.protocols import Ops
+from xweights.core.registry import backend_for
 from xweights.errors import TraceError
-from xweights_keras.storage.choose import raw_value
+from xweights_keras.storage.base import raw_value
 
 
 def ops_of(array: Any) -> Ops:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 
 NARROWS = keras.backend.backend() != "tensorflow"
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from xweights.core.backend import Entry
+from xweights.core.layer_table import Entry
 from xweights_keras.layers import Rows, Spec, spec_of
 from xweights_keras.naming import by_attribute, by_name, is_made_up, snake
 
@@ -121,7 +121,7 @@ class Walk:
 
     def _module(self, wrapper: Any, path: Path) -> None:
         """Add the parameters of a torch module inside a Keras layer, as the torch backend sees them."""
-        from xweights.core.backend import load
+        from xweights.core.registry import load
 
         adapter = load("torch").adapter(wrapper.module)
         variables = {id(one._value): one for one in wrapper._trainable_variables + wrapper._non_trainable_variables}

@@ -10,8 +10,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from xweights.core.backend import Adapter, HeldChain, HoldAttachment, Ops, Storage, Tracing, roots
-from xweights.core.parameter import Array
+from xweights.core.backend import Adapter, HeldChain, HoldAttachment, Tracing
+from xweights.core.dtypes import Array
+from xweights.core.protocols import Ops, Storage
+from xweights.core.registry import roots
 from xweights.errors import TargetError, TraceError
 from xweights_tensorflow.adapter import ModuleAdapter, keras_2
 from xweights_tensorflow.graphs import CompiledStep

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from xweights.core.backend import backend_for, roots
 from xweights.core.layout import plain_layout
 from xweights.core.parameter import Parameter
+from xweights.core.registry import backend_for, roots
 from xweights.errors import TargetError
 from xweights_tensorflow.storage import VARIABLES
 

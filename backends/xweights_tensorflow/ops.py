@@ -22,9 +22,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import raw_ops
 
+from xweights.core.dtypes import Array, is_floating
 from xweights.core.layout import Shape
 from xweights.core.numpy_backend import NumpyOps
-from xweights.core.parameter import Array, is_floating
 from xweights.errors import TraceError
 from xweights_tensorflow.graphs import any_gpu, has_outside, is_settled, lifted, moved, runtime_zero
 from xweights_tensorflow.storage import VARIABLES, copied, host

@@ -21,8 +21,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import raw_ops
 
-from xweights.core.numpy_backend import copy_into
-from xweights.core.parameter import Array
+from xweights.core.blocks import copy_into
+from xweights.core.dtypes import Array
 from xweights.errors import TraceError, WriteError
 from xweights_tensorflow.graphs import moved
 

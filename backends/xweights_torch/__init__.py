@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from xweights.core.backend import Adapter, HeldChain, HoldAttachment, Ops, Storage, Tracing
-from xweights.core.parameter import Array
+from xweights.core.backend import Adapter, HeldChain, HoldAttachment, Tracing
+from xweights.core.dtypes import Array
+from xweights.core.protocols import Ops, Storage
 from xweights.errors import TargetError
 from xweights_torch.adapter import ModuleAdapter, TensorAdapter
 from xweights_torch.checks import reason
@@ -26,6 +27,7 @@ from xweights_torch.training.hooks import TorchTraining
 if TYPE_CHECKING:
     from xweights.optimizers.protocol import Optimizing
     from xweights.porting.protocol import Porting
+    from xweights_torch.skeleton.describe import TorchDescribing
 
 __all__ = ["SetEntries", "TorchBackend", "backend", "init_entries_"]
 
@@ -88,6 +90,11 @@ class TorchBackend(TorchTraining):
         from xweights_torch.porting.port import TorchPorting
 
         return TorchPorting()
+
+    def describing(self) -> TorchDescribing:
+        from xweights_torch.skeleton.describe import TorchDescribing
+
+        return TorchDescribing()
 
     def optimizing(self) -> Optimizing:
         from xweights_torch.optimizers.trainer import TorchOptimizing

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from xweights.core.backend import Entry, Storage
+from xweights.core.layer_table import Entry
 from xweights.core.layout import plain_layout
 from xweights.core.parameter import Parameter
+from xweights.core.protocols import Storage
 from xweights.errors import NotBuiltError, TargetError
 from xweights_torch.dtypes import numpy_dtype
 from xweights_torch.layers import rows_of

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 
 # What Tensor.numpy() understands.
 _PLAIN = {

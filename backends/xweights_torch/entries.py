@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from xweights.core.parameter import Array
+from xweights.core.casting import as_number, cast_exactly, is_number
+from xweights.core.dtypes import Array
 from xweights.core.selection import DEFAULT_KERNELS, WhereLike, select
 from xweights.core.targets import open_target
-from xweights.core.values import as_number, cast_exactly, host_array, is_number
-from xweights.edit.execute import apply, prepare, undone_on_error
+from xweights.core.values import host_array
+from xweights.edit.apply import apply
+from xweights.edit.execute import prepare
+from xweights.edit.guards import undone_on_error
 from xweights.errors import ArgumentError, DtypeError, SelectionError, ShapeError
 from xweights.rules.entries import SetEntries as EntriesRule
 from xweights.rules.entries import check_index, entries_index, overwritten, plain_array, value_at

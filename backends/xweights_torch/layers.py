@@ -27,7 +27,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from xweights.core.backend import Entry
+from xweights.core.layer_table import Entry
 
 Rows = tuple[Entry, ...]
 Config = tuple[Hashable, ...]

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from xweights.core.dtypes import Array
 from xweights.core.layout import Shape
-from xweights.core.parameter import Array
 from xweights_torch.dtypes import BITS, TORCH_OF, from_host
 
 Tensor = torch.Tensor

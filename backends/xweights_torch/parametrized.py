@@ -24,7 +24,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights.errors import WriteError
 from xweights_torch.checks import reason
 from xweights_torch.dtypes import from_host, host_view

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from xweights.core.numpy_backend import copy_into
-from xweights.core.parameter import Array
+from xweights.core.blocks import copy_into
+from xweights.core.dtypes import Array
 from xweights.errors import WriteError
 from xweights_torch.checks import reason
 from xweights_torch.dtypes import BITS, QUICK, from_host, host_view, is_lazy_view, plain_bits

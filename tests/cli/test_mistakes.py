@@ -100,6 +100,6 @@ def test_an_error_of_our_own_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyP
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("xweights.inspection.stats.diff", broken)
+    monkeypatch.setattr("xweights.inspection.diff.diff", broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         run("diff", "a.npz", "b.npz")

@@ -155,7 +155,7 @@ def test_a_backend_is_loaded_only_when_its_object_arrives(doors) -> None:
 def test_a_backend_that_is_not_installed_is_named_with_its_command(doors) -> None:
     doors("flamework", lambda: None)
     with pytest.raises(xw.BackendMissingError) as caught:
-        xweights.core.backend.load("otherframework")
+        xweights.core.registry.load("otherframework")
     assert "no backend for 'otherframework' is installed" in str(caught.value)
     assert "installed: flamework" in str(caught.value)
     assert "pip install 'xweights-nn[otherframework]'" in str(caught.value)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import xweights as xw
-from xweights.core.numpy_backend import BLOCK
+from xweights.core.blocks import BLOCK
 from xweights.core.tables import render
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.int32, np.bool_]

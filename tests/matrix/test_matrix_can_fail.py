@@ -20,9 +20,9 @@ from harness.twins import NAMES
 
 import xweights as xw
 from xweights.core import numpy_backend
-from xweights.core.backend import backend_for
 from xweights.core.layout import plain_layout
 from xweights.core.parameter import Parameter
+from xweights.core.registry import backend_for
 from xweights.merging import sparsify
 from xweights.rules import pruning
 

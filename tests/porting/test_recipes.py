@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xweights.core.layout import layout_of, plain_layout
+from xweights.core.mappings import NUMPY
 from xweights.core.parameter import Parameter
-from xweights.core.targets import NUMPY
 from xweights.errors import PortError
 from xweights.porting.matching.similarity import cropped, distance, grid_order, permutation, same_input
 from xweights.porting.matching.trace import arrays_of

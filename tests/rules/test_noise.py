@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import xweights as xw
+from xweights.core.blocks import BLOCK
 from xweights.core.layout import layout_of
-from xweights.core.numpy_backend import BLOCK
 from xweights.core.parameter import Parameter
 from xweights.rules.noise import generator
 

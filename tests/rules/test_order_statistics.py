@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xweights as xw
-from xweights.core.numpy_backend import BLOCK
+from xweights.core.blocks import BLOCK
 from xweights.rules.order_statistics import SAMPLE, has_nan, keep_largest, order_statistic
 
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]

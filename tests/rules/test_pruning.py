@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import xweights as xw
-from xweights.core.numpy_backend import BLOCK, NumpyOps
+from xweights.core.blocks import BLOCK
+from xweights.core.numpy_backend import NumpyOps
 from xweights.core.targets import open_target
 from xweights.rules.pruning import host_masks
 

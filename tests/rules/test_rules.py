@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import xweights as xw
-from xweights.core.numpy_backend import BLOCK, NumpyOps, as_stored, blocks
+from xweights.core.blocks import BLOCK, as_stored, blocks
+from xweights.core.numpy_backend import NumpyOps
 
 BRAIN = np.dtype(ml_dtypes.bfloat16)
 FLOATS = [np.dtype(np.float16), BRAIN, np.dtype(np.float32), np.dtype(np.float64)]

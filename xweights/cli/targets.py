@@ -116,7 +116,7 @@ def _factory(text: str) -> re.Match[str] | None:
 
 
 def _built(text: str, module_name: str, factory_name: str) -> Any:
-    from xweights.core.backend import backend_for
+    from xweights.core.registry import backend_for
     from xweights.errors import ArgumentError, near
 
     # The folder that a command is run in is importable, as with `python -m`.

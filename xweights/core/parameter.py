@@ -5,20 +5,23 @@ Owns :class:`Parameter` and the words for dtypes. Imports axes, errors and (for 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from xweights.core.dtypes import Array, is_floating
 from xweights.core.layout import Axes, Layout, Shape, inputs_of, outputs_of
+from xweights.core.protocols import Storage
 
-if TYPE_CHECKING:
-    from xweights.core.backend import Storage
+Reader = Callable[["Parameter"], Array]
+Writer = Callable[["Parameter", Any], None]
+_io: list[Any] = []
 
-Array = np.ndarray[Any, Any]
 
-# Counters that frameworks keep beside the weights. They have no counterpart in other frameworks, so they may be
-# absent on either side of a comparison or a strict set_params.
-COUNTERS = frozenset({"num_batches_tracked", "count"})
+def register_io(reader: Reader, writer: Writer) -> None:
+    """Register what `Parameter.numpy` and `Parameter.assign` call; `xweights.edit` does, when it is imported."""
+    _io[:] = [reader, writer]
 
 
 class Parameter:
@@ -119,9 +122,8 @@ class Parameter:
             >>> xw.parameters({"b": np.zeros(2)})[0].numpy()
             array([0., 0.])
         """
-        from xweights.edit.read import get_params
-
-        return get_params(self, where=self)[self.name]
+        value: Array = _io[0](self)
+        return value
 
     def assign(self, value: Any) -> None:
         """Write ``value`` (neutral order) in place, checked as :func:`xweights.set_params` checks it.
@@ -130,9 +132,7 @@ class Parameter:
             >>> import numpy as np, xweights as xw
             >>> xw.parameters({"b": np.zeros(2)})[0].assign([1.0, 2.0])
         """
-        from xweights.edit.write import set_params
-
-        set_params(self, {self.name: value}, where=self)
+        _io[1](self, value)
 
     def renamed(self, prefix: str) -> Parameter:
         """Return the same parameter under ``prefix/``, as a list of targets names it."""
@@ -156,13 +156,3 @@ class Parameter:
         frozen = "" if self.trainable else ", not trainable"
         tied = f", also {', '.join(self.aliases)}" if self.aliases else ""
         return f"<Parameter {self.name!r} ({axes}) = ({shape}) {self.dtype.name}{frozen}{tied}>"
-
-
-def is_floating(dtype: np.dtype[Any]) -> bool:
-    """Return True for NumPy's and ml_dtypes' floating-point types (the latter have kind 'V' or 'f')."""
-    return dtype.kind == "f" or dtype.name.startswith(("bfloat16", "float8", "float4", "float6"))
-
-
-def is_half(dtype: np.dtype[Any]) -> bool:
-    """Return True for floating-point types of less than 32 bits."""
-    return is_floating(dtype) and dtype.itemsize < 4

@@ -11,10 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from xweights.core.casting import as_number
+from xweights.core.dtypes import Array
 from xweights.core.layout import Axes
-from xweights.core.parameter import Array
-from xweights.core.values import as_number, host_array
-from xweights.errors import ArgumentError, DtypeError, LayoutError, Problems, SelectionError, ShapeError, near
+from xweights.core.mappings import last_part, leaves, mapping_parameters
+from xweights.core.selection import select
+from xweights.core.values import host_array
+from xweights.errors import DtypeError, LayoutError, Problems, SelectionError, ShapeError, near
 
 LayoutName = Literal["neutral", "native"]
 
@@ -137,10 +140,7 @@ class Params(Mapping[str, Array]):
             >>> list(xw.Params({"a/kernel": np.ones(1), "a/bias": np.ones(1)}).select("*/bias"))
             ['a/bias']
         """
-        from xweights.core.selection import select
-        from xweights.core.targets import open_target
-
-        chosen = {name for p in select(open_target(self), where) for name in (p.name, *p.aliases)}
+        chosen = {name for p in select(mapping_parameters(self), where) for name in (p.name, *p.aliases)}
         return self._subset([name for name in self if name in chosen])
 
     def copy(self) -> Params:
@@ -269,22 +269,3 @@ class SelectionKeyError(SelectionError, KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])
-
-
-def leaves(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return what a nested mapping holds by ``/``-joined names; refuse keys that aren't strings, and equal names."""
-    found: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if not isinstance(key, str):
-            raise ArgumentError(f"the names of weights are strings\ngot: {key!r} ({type(key).__name__})")
-        inside = leaves(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {prefix + key: value}
-        twice = next((name for name in inside if name in found), None)
-        if twice is not None:
-            raise ArgumentError(f"two arrays have the name {twice!r}: one nested, one with / in its key")
-        found |= inside
-    return found
-
-
-def last_part(name: str) -> str:
-    """Return the role that a bare name suggests: its last part, by ``/`` or ``.``."""
-    return name.rsplit("/", 1)[-1].rsplit(".", 1)[-1]

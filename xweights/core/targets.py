@@ -8,34 +8,17 @@ backend, errors, parameter and params.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import copy
 from typing import Any
 
 import numpy as np
 
-from xweights.core.backend import Storage, backend_for, doors, loaded, roots
-from xweights.core.layout import plain_layout
+from xweights.core.mappings import mapping_parameters
 from xweights.core.numpy_backend import NumpyStorage
-from xweights.core.parameter import Array, Parameter
-from xweights.core.params import Params, last_part, leaves
+from xweights.core.parameter import Parameter
+from xweights.core.registry import backend_for, doors, loaded, roots
 from xweights.errors import TargetError, UseBindError
-
-NUMPY = NumpyStorage()
-
-
-class _Fleeting(NumpyStorage):
-    """Arrays of a mapping that makes them anew at each look, as an open .npz file does."""
-
-    def refusal(self, handle: Array, *, writing: bool) -> str | None:
-        return (
-            "its mapping makes the array anew at each look, so the edit would be lost; pass dict(...)"
-            if writing
-            else None
-        )
-
-
-FLEETING = _Fleeting()
 
 _openers: list[Callable[[Any], list[Parameter]]] = []
 
@@ -57,7 +40,7 @@ def open_target(target: Any, *, bind_line: str = "bound = xweights.bind(target, 
     if door is not None:
         return list(door(target))
     if isinstance(target, Mapping):
-        return _mapping_parameters(target)
+        return mapping_parameters(target)
     if is_path(target) and _openers:
         return _openers[0](target)
     if isinstance(target, (list, tuple)):
@@ -107,74 +90,12 @@ def tracing(target: Any) -> bool:
     return backend is not None and backend.tracing() == "inline"
 
 
-def places(target: Any) -> list[tuple[MutableMapping[str, Any], str, Any]]:
-    """Return (mapping, key, value) of each leaf of a target that its owner could replace by another object."""
-    if isinstance(target, (list, tuple)):
-        return [place for one in target for place in places(one)]
-    found: list[tuple[MutableMapping[str, Any], str, Any]] = []
-    if isinstance(target, Mapping):
-        for key, value in target.items():
-            if isinstance(value, Mapping):
-                found += places(value)
-            elif isinstance(target, MutableMapping):
-                found.append((target, key, value))
-    return found
-
-
 def _asked_for(parameter: Parameter) -> Parameter:
     """Whoever passes a parameter has named it, so it isn't hidden any more."""
     if parameter.hidden:
         parameter = copy(parameter)
         parameter.hidden = False
     return parameter
-
-
-def _mapping_parameters(target: Mapping[str, Any]) -> list[Parameter]:
-    found: dict[Hashable, Parameter] = {}
-    known = target if isinstance(target, Params) else None
-    named = leaves(target)
-    lasting = isinstance(target, (dict, Params)) or all(
-        target[k] is v for k, v in list(named.items())[:1] if k in target
-    )
-    for name, value in named.items():
-        storage, host = _leaf_storage(name, value)
-        key = (type(storage), storage.identity(value))
-        if key in found:
-            found[key].aliases += (name,)
-            continue
-        if storage is NUMPY and not lasting:
-            storage = FLEETING
-        axes = None if known is None else known.axes[name]
-        found[key] = Parameter(
-            name=name,
-            native_name=name,
-            layout=plain_layout(host.shape, axes),
-            dtype=host.dtype,
-            storage=storage,
-            handle=value,
-            role=last_part(name) if known is None else known.roles[name],
-            layer=name[: len(name) - len(last_part(name))].rstrip("/."),
-            gates=None if known is None else known.gates[name],
-        )
-    return list(found.values())
-
-
-def _leaf_storage(name: str, value: Any) -> tuple[Storage, Array]:
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "biufV" or value.dtype.names:
-            raise TargetError(f"{name!r} holds no real numbers\ngot: an array of {value.dtype}")
-        return NUMPY, value
-    backend = backend_for(value)
-    if backend is None or isinstance(value, np.generic):
-        raise TargetError(
-            f"{name!r} can't be edited in place\n"
-            f"got:      {type(value).__module__}.{type(value).__qualname__}\n"
-            "expected: a NumPy array (or a tensor or variable of an installed framework)"
-        )
-    try:
-        return backend.storage(value), backend.to_host(value)
-    except TargetError as wrong:
-        raise TargetError(f"{name!r}: {wrong}") from None
 
 
 def _listed_parameters(targets: Sequence[Any], bind_line: str) -> list[Parameter]:

@@ -1,1 +1,21 @@
 """Read, write and edit live targets."""
+
+from typing import Any
+
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter, register_io
+
+
+def _read(parameter: Parameter) -> Array:
+    from xweights.edit.read import get_params
+
+    return get_params(parameter, where=parameter)[parameter.name]
+
+
+def _write(parameter: Parameter, value: Any) -> None:
+    from xweights.edit.write import set_params
+
+    set_params(parameter, {parameter.name: value}, where=parameter)
+
+
+register_io(_read, _write)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
 from xweights.core.params import LayoutName, Params
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_target, tracing
@@ -93,3 +94,11 @@ def check_readable(chosen: Sequence[Parameter]) -> None:
 def neutral_view(parameter: Parameter) -> Array:
     """Return a read-only look at one parameter in neutral order; don't keep it."""
     return parameter.layout.to_neutral(parameter.storage.read(parameter.handle))
+
+
+def _opened(target: Any, where: WhereLike) -> list[Parameter]:
+    if tracing(target):
+        raise TraceError("values can't be read on the host inside a compiled step\nFix: look before or after the step")
+    chosen = select(open_target(target), where)
+    check_readable(chosen)
+    return chosen

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from xweights.core.parameter import Array, Parameter, is_floating, is_half
-from xweights.core.values import cast_exactly
+from xweights.core.casting import cast_exactly, check_finite
+from xweights.core.dtypes import Array, is_floating, is_half
+from xweights.core.parameter import Parameter
 from xweights.errors import LayoutError
-from xweights.rules.base import check_finite
 
 Fit = Callable[..., Array]
 

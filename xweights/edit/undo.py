@@ -10,10 +10,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from xweights.core import hold_registry
+from xweights.core.mappings import places
 from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike, select
-from xweights.core.targets import open_target, places, tracing
-from xweights.edit.execute import guarded, uninterrupted
+from xweights.core.targets import open_target, tracing
+from xweights.edit.guards import guarded, uninterrupted
 from xweights.edit.read import check_readable
 from xweights.errors import TraceError
 

@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 
 from xweights.core import hold_registry
-from xweights.core.backend import backend_for
+from xweights.core.casting import cast_exactly, check_finite
+from xweights.core.dtypes import COUNTERS, Array
 from xweights.core.layout import reorder
+from xweights.core.mappings import last_part, leaves
 from xweights.core.names import NameIndex, named
-from xweights.core.parameter import COUNTERS, Array, Parameter
-from xweights.core.params import LayoutName, Params, last_part, leaves
+from xweights.core.parameter import Parameter
+from xweights.core.params import LayoutName, Params
+from xweights.core.registry import backend_for
 from xweights.core.renaming import Names, renamer
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import is_path, open_target
-from xweights.core.values import cast_exactly, host_array
-from xweights.edit.execute import detached, fallible_first, guarded, undone_on_error, uninterrupted
+from xweights.core.values import host_array
+from xweights.edit.guards import detached, fallible_first, guarded, undone_on_error, uninterrupted
 from xweights.edit.stream import Source
 from xweights.errors import (
     ArgumentError,
@@ -35,7 +38,6 @@ from xweights.errors import (
     got_expected,
     near,
 )
-from xweights.rules.base import check_finite
 
 
 def set_params(

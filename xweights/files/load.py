@@ -11,7 +11,8 @@ from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
 from xweights.core.targets import register_opener
 from xweights.errors import ArgumentError, SelectionError, WriteError, near
 from xweights.files.formats import table

@@ -10,8 +10,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from xweights.core.backend import backend_for
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
+from xweights.core.registry import backend_for
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import is_path, open_target
 from xweights.edit.read import check_readable

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.numpy_backend import blocks
-from xweights.core.parameter import COUNTERS
+from xweights.core.blocks import blocks
+from xweights.core.dtypes import COUNTERS
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_target, tracing
 from xweights.edit.read import check_readable, neutral_view

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
 from xweights.core.tables import printable
 from xweights.errors import BackendMissingError
 from xweights.inspection.histograms import Histogram, zero_map, zeros_in

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.blocks import as_stored, blocks
+from xweights.core.dtypes import Array
 from xweights.core.layout import reorder
-from xweights.core.numpy_backend import as_stored, blocks
-from xweights.core.parameter import Array, Parameter
+from xweights.core.parameter import Parameter
 from xweights.core.renaming import Names, renamer
 from xweights.edit.read import neutral_view, parameters
 from xweights.inspection.results import Diff

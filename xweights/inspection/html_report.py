@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from xweights.core.selection import WhereLike
 from xweights.edit.read import parameters
 from xweights.errors import SelectionError
+from xweights.inspection.diff import diff
 from xweights.inspection.histograms import top_entries, zeros_in
 from xweights.inspection.html_parts import POLICY, SCRIPT, STYLE, Cell, inline_svg, table
 from xweights.inspection.plots import plot, plot_diff
-from xweights.inspection.stats import diff, stats
+from xweights.inspection.stats import stats
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

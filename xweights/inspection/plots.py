@@ -15,6 +15,7 @@ from xweights.core.selection import DEFAULT_KERNELS, WhereLike, select
 from xweights.core.targets import open_target
 from xweights.edit.read import check_readable
 from xweights.errors import ArgumentError, SelectionError
+from xweights.inspection.diff import diff
 from xweights.inspection.drawing import (
     BLUE,
     ORANGE,
@@ -30,7 +31,6 @@ from xweights.inspection.drawing import (
 )
 from xweights.inspection.histograms import Histogram, histogram, singular_values, twins
 from xweights.inspection.results import Diff
-from xweights.inspection.stats import diff
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

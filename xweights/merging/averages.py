@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights.merging.streams import Inputs, Stream, room_for
 
 # Vectors nearer to one line than this are interpolated linearly: the sine of their angle would be nearly 0.

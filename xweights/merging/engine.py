@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.casting import rounded
+from xweights.core.dtypes import Array
 from xweights.core.layout import outputs_of
-from xweights.core.parameter import Array
-from xweights.core.values import rounded
 from xweights.errors import DtypeError, LayoutError, NonfiniteError, Problems, SelectionError
 from xweights.merging.groups import Group, Member, is_counter
 from xweights.merging.methods import Method

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.dtypes import COUNTERS, Array
 from xweights.core.layout import Layout, reorder
-from xweights.core.parameter import COUNTERS, Array, Parameter
+from xweights.core.parameter import Parameter
 
 
 def is_counter(p: Parameter) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights.merging import averages, task_vectors
 from xweights.merging.streams import Inputs
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.casting import is_number
 from xweights.core.parameter import Parameter
 from xweights.core.selection import select
-from xweights.core.values import is_number
 from xweights.errors import ArgumentError, Problems, SelectionError, XweightsError, near
 from xweights.merging.methods import METHODS, REQUIRED, Method
 from xweights.rules.noise import check_seed

@@ -11,8 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from xweights.core.numpy_backend import stored_order
-from xweights.core.parameter import Array
+from xweights.core.blocks import stored_order
+from xweights.core.dtypes import Array
 from xweights.core.params import Params
 from xweights.files.io.items import item_of
 from xweights.files.save import keys_of, write_items

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 
 _DIGIT = 16
 _COUNTS = 1 << _DIGIT

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights.merging.ranks import order_statistics
 from xweights.merging.streams import Inputs
 from xweights.rules.noise import generator

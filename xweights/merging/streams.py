@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.blocks import blocks
+from xweights.core.dtypes import Array
 from xweights.core.layout import Axes, Shape
-from xweights.core.numpy_backend import blocks
-from xweights.core.parameter import Array
 
 # Entries of a block: those of two targets, and what is made of them, stay in the second-level cache. Where there are
 # many targets, all their blocks together take as much memory as eight.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights.merging.sparsify import Cut, Drop, at_random, by_rank, largest, outliers
 from xweights.merging.streams import Inputs, room_for
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.parameter import Array
-from xweights.core.values import is_number
+from xweights.core.casting import is_number
+from xweights.core.dtypes import Array
 from xweights.errors import ArgumentError
 from xweights.rules.noise import check_seed, generator
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, Problems
 from xweights.optimizers.state import OptimizerGroup, OptimizerState
 from xweights.porting.matching.search import Pair

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.casting import is_number
 from xweights.core.selection import WhereLike, trainable
-from xweights.core.values import is_number
 from xweights.edit.read import parameters
 from xweights.errors import ArgumentError, near
 from xweights.optimizers.lr_schedule import RateSchedule

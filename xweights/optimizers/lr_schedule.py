@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.parameter import Array
-from xweights.core.values import is_number
+from xweights.core.casting import is_number
+from xweights.core.dtypes import Array
 from xweights.errors import ArgumentError, near
 
 # What each kind must be given, and what it may be given.

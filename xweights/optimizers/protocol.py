@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from xweights.core.backend import backend_for
 from xweights.core.parameter import Parameter
+from xweights.core.registry import backend_for
 from xweights.errors import HandoffError, TargetError
 from xweights.optimizers.state import OptimizerState
 

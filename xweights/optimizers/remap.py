@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights.errors import HandoffError, Problems
 from xweights.optimizers.biases import Joined, doubled, joined, recurrent_biases
 from xweights.optimizers.rules.updates import WHOLE

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights.core.tables import render
 from xweights.errors import HandoffError, got_expected
 from xweights.files.load import load

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights.edit.read import get_params, parameters
 from xweights.errors import ArgumentError, PortError
 from xweights.optimizers.protocol import Optimizing, Training, optimizing_for, side_of

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights.porting.attributes import differences, plain_differences, unlike_padding
 from xweights.porting.matching.candidates import RECURRENT
 from xweights.porting.matching.search import Divergence, Matching, Pair

@@ -16,7 +16,7 @@ import numpy as np
 from xweights.core import hold_registry
 from xweights.core.renaming import Names
 from xweights.core.selection import WhereLike
-from xweights.edit.execute import uninterrupted
+from xweights.edit.guards import uninterrupted
 from xweights.edit.read import neutral_view
 from xweights.edit.undo import Snapshot
 from xweights.errors import ArgumentError, PortError, Problems

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from xweights.core.backend import backend_for
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
+from xweights.core.registry import backend_for
 from xweights.errors import PortError, TargetError
 
 # What the settings of a layer are called, and what differs if they do. Padding is compared by its effect, because a

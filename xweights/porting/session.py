@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.casting import check_finite
 from xweights.core.names import glob_matcher
 from xweights.core.renaming import Names, renamer
 from xweights.core.selection import WhereLike
@@ -33,7 +34,6 @@ from xweights.porting.matching.trace import Recorder, Side, arrays_of, side_of
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.protocol import LayerRecord
 from xweights.porting.units import Unit
-from xweights.rules.base import check_finite
 
 
 class Run:

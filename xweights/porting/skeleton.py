@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from xweights.core.backend import backend_for, doors, load
+from xweights.core.registry import backend_for, doors, load
 from xweights.errors import ArgumentError, PortError, Problems
 from xweights.porting.protocol import porting_for
 
@@ -114,15 +114,28 @@ def check_names(paths: Iterable[str]) -> None:
             )
 
 
-@runtime_checkable
 class Describing(Protocol):
-    """What a backend keeps besides, if its models can be read as steps and written from them."""
+    """Reads the models of one framework as steps, and writes steps as its source code."""
 
     def steps(self, model: Any, sample: Any) -> Sequence[Step]:
         """Return what a model does, in order of calls; a kind that isn't one of KINDS says what it is."""
 
     def code(self, steps: Sequence[Step], problems: Problems) -> str:
         """Return the source code of a model that does this; add what can't be written to ``problems``."""
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """A backend whose models can be read as steps and written from them."""
+
+    def describing(self) -> Describing:
+        """Return what does both; its code is loaded only now."""
+
+
+def _described_by(backend: Any, what: str) -> Describing:
+    if not isinstance(backend, Describes):
+        raise ArgumentError(f"models of this framework can't be {what} as steps")
+    return backend.describing()
 
 
 def skeleton(model: Any, framework: str, *, sample: Any = None) -> str:
@@ -158,14 +171,11 @@ def skeleton(model: Any, framework: str, *, sample: Any = None) -> str:
     """
     if framework not in doors():
         raise ArgumentError(f"no backend is called {framework!r}\ninstalled: {', '.join(sorted(doors()))}")
-    reader: Any = porting_for(model, "model")
+    porting_for(model, "model")  # refuses what is no model
     if backend_for(model) is load(framework):
         raise ArgumentError(f"the model is one of {framework!r} already\nFix: name the other framework")
-    made: Any = getattr(load(framework), "porting", None)
-    writer: Any = None if made is None else made()
-    for one, what in ((reader, "read"), (writer, "written")):
-        if not isinstance(one, Describing):
-            raise ArgumentError(f"models of this framework can't be {what} as steps")
+    reader = _described_by(backend_for(model), "read")
+    writer = _described_by(load(framework), "written")
     steps = list(reader.steps(model, sample))
     problems = Problems("no twin of this model can be written")
     for step in steps:
@@ -175,6 +185,6 @@ def skeleton(model: Any, framework: str, *, sample: Any = None) -> str:
             unknown = step.options["does"] if step.kind == "activation" else step.fused
             problems.add(PortError, f"{step.name!r} has the activation {unknown}", fix="write that layer by hand")
     problems.check()
-    code: str = writer.code(steps, problems)
+    code = writer.code(steps, problems)
     problems.check()
     return code

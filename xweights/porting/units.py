@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.dtypes import Array
 from xweights.core.layout import Shape
-from xweights.core.parameter import Array, Parameter
+from xweights.core.parameter import Parameter
 from xweights.porting.protocol import LayerRecord
 
 Index = tuple[int | slice, ...]

@@ -1,14 +1,6 @@
 """Rules: small frozen objects, pure functions from weights to weights."""
 
-from xweights.rules.base import (
-    Add,
-    Clip,
-    Fill,
-    Function,
-    Mask,
-    NonNegative,
-    Rule,
-    Scale,
-)
+from xweights.rules.base import Function, Rule
+from xweights.rules.elementwise import Add, Clip, Fill, Mask, NonNegative, Scale
 
 __all__ = ["Add", "Clip", "Fill", "Function", "Mask", "NonNegative", "Rule", "Scale"]

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.backend import Ops
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
+from xweights.core.protocols import Ops
 from xweights.core.values import need_axes
 from xweights.errors import SelectionError, ShapeError
 from xweights.rules.base import FLOAT64, Rule, need_floating

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.backend import Ops
+from xweights.core.dtypes import Array
 from xweights.core.layout import plain_layout
 from xweights.core.numpy_backend import NumpyStorage
-from xweights.core.parameter import Array, Parameter
+from xweights.core.parameter import Parameter
+from xweights.core.protocols import Ops
 from xweights.core.values import host_array, need_axes, operand
 from xweights.errors import ArgumentError, LayoutError, SelectionError, ShapeError
 from xweights.rules.base import Rule, _short

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.backend import Ops
-from xweights.core.parameter import Array, Parameter, is_floating
+from xweights.core.casting import as_number, cast_exactly, check_finite, rounded
+from xweights.core.dtypes import Array, is_floating
+from xweights.core.parameter import Parameter
+from xweights.core.protocols import Ops
 from xweights.core.renaming import Names, renamer
-from xweights.core.values import as_number, cast_exactly, host_array, need_axes, operand, rounded
+from xweights.core.values import host_array, need_axes, operand
 from xweights.errors import ArgumentError, LayoutError, ShapeError, near
-from xweights.rules.base import Rule, check_finite, need_floating
+from xweights.rules.base import Rule, need_floating
 from xweights.rules.noise import check_seed, drawing_dtype, generator
 
 # Standard deviation of a standard normal cut at two standard deviations.

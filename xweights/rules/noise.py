@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.backend import Ops
-from xweights.core.numpy_backend import blocks, turned
-from xweights.core.parameter import Array, Parameter
+from xweights.core.blocks import blocks, turned
+from xweights.core.casting import as_number, is_number, rounded
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
+from xweights.core.protocols import Ops
 from xweights.core.renaming import Names, renamer
-from xweights.core.values import as_number, is_number, rounded
 from xweights.errors import ArgumentError
 from xweights.rules.base import Rule, need_floating
 

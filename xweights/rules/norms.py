@@ -13,10 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from xweights.core.backend import Ops
+from xweights.core.casting import is_number
+from xweights.core.dtypes import Array, is_half
 from xweights.core.layout import unpacked
-from xweights.core.parameter import Array, Parameter, is_half
-from xweights.core.values import is_number, need_axes
+from xweights.core.parameter import Parameter
+from xweights.core.protocols import Ops
+from xweights.core.values import need_axes
 from xweights.errors import ArgumentError, LayoutError, ShapeError
 from xweights.rules.base import FLOAT64, Rule, need_floating
 

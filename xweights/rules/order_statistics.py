@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.numpy_backend import as_stored, blocks, quick_sum, stored_order
-from xweights.core.parameter import Array, is_half
+from xweights.core.blocks import as_stored, blocks, quick_sum, stored_order
+from xweights.core.dtypes import Array, is_half
 
 # Entries sampled, and how many standard deviations wide the bracket is.
 SAMPLE = 1 << 16

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.backend import Ops
+from xweights.core.casting import as_number, is_number
+from xweights.core.dtypes import Array
 from xweights.core.numpy_backend import NumpyOps
-from xweights.core.parameter import Array, Parameter
-from xweights.core.values import as_number, is_number, need_axes, operand
+from xweights.core.parameter import Parameter
+from xweights.core.protocols import Ops
+from xweights.core.values import need_axes, operand
 from xweights.errors import ArgumentError, LayoutError, NonfiniteError, ShapeError
 from xweights.rules.base import FLOAT64, Rule, need_floating
 from xweights.rules.norms import Per, Scope, per_axes

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.backend import Ops
 from xweights.core.numpy_backend import NumpyOps
 from xweights.core.parameter import Parameter
+from xweights.core.protocols import Ops
 from xweights.errors import ArgumentError, DtypeError, Problems, SelectionError, ShapeError
 from xweights.rules.base import FLOAT64, Rule, need_floating
 

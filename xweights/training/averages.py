@@ -16,14 +16,15 @@ import numpy as np
 
 from xweights.core import hold_registry
 from xweights.core.backend import StepState
-from xweights.core.numpy_backend import blocks
-from xweights.core.parameter import Array, Parameter
+from xweights.core.blocks import blocks
+from xweights.core.casting import cast_exactly, is_number
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
 from xweights.core.params import Params
 from xweights.core.renaming import Names
 from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
 from xweights.core.targets import open_target, tracing
-from xweights.core.values import cast_exactly, is_number
-from xweights.edit.execute import guarded, uninterrupted
+from xweights.edit.guards import guarded, uninterrupted
 from xweights.edit.read import check_readable
 from xweights.edit.write import set_params
 from xweights.errors import ArgumentError, DtypeError, HoldError, Problems, TraceError, WriteError

@@ -6,23 +6,33 @@ see a chain as ``backend.HeldChain``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from xweights.core import hold_registry
-from xweights.core.backend import Ops, backend_for
-from xweights.core.parameter import Array, Parameter
-from xweights.edit.execute import NUMPY_OPS, edit_one, ops_for, to_neutral, to_stored
-from xweights.rules.base import Function, Mask, Rule
+from xweights.core.backend import HoldAttachment
+from xweights.core.dispatch import NUMPY_OPS, ops_for, to_neutral, to_stored
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
+from xweights.core.protocols import Ops
+from xweights.core.registry import backend_for
+from xweights.edit.execute import edit_one
+from xweights.rules.base import Function, Rule
 from xweights.rules.constraints import Keep
+from xweights.rules.elementwise import Mask
 from xweights.rules.tying import Share
 from xweights.training.hooks import native_of
 
-if TYPE_CHECKING:
-    from xweights.training.held import Hold
-
 LAST = (Mask, Keep)
+
+
+class Owner(Protocol):
+    """The hold that a link belongs to."""
+
+    _attachments: list[HoldAttachment]
+
+    def written(self) -> None: ...
 
 
 class Link:
@@ -30,7 +40,7 @@ class Link:
 
     __slots__ = ("buffers", "live", "native", "operands", "owner", "rule")
 
-    def __init__(self, owner: Hold, rule: Rule, operands: tuple[Array, ...], *, live: bool = False) -> None:
+    def __init__(self, owner: Owner, rule: Rule, operands: tuple[Array, ...], *, live: bool = False) -> None:
         self.owner, self.rule, self.operands = owner, rule, operands
         self.live = live  # the operands change while training goes on, and compiled steps must see it
         self.native: tuple[Ops, tuple[Any, ...]] | None = None

@@ -14,9 +14,11 @@ from typing import Any, Self
 import numpy as np
 
 from xweights.core import hold_registry
-from xweights.core.backend import Backend, HoldAttachment, backend_for
-from xweights.core.parameter import Array, Parameter
-from xweights.edit.execute import guarded
+from xweights.core.backend import Backend, HoldAttachment
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
+from xweights.core.registry import backend_for
+from xweights.edit.guards import guarded
 from xweights.errors import HoldError, Problems, WriteError, XweightsError
 from xweights.rules.base import Rule
 from xweights.rules.tying import Share

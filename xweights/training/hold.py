@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from xweights.core.backend import backend_for
+from xweights.core.registry import backend_for
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_target, tracing
 from xweights.edit.execute import as_rule

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from xweights.core.backend import StepState, backend_for
+from xweights.core.backend import StepState
 from xweights.core.parameter import Parameter
+from xweights.core.registry import backend_for
 
 
 class Change(Protocol):

@@ -14,11 +14,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from xweights.core.backend import Ops
+from xweights.core.casting import as_number, is_number
 from xweights.core.parameter import Parameter
+from xweights.core.protocols import Ops
 from xweights.core.selection import DEFAULT_EDITED, select
 from xweights.core.targets import open_target, tracing
-from xweights.core.values import as_number, is_number
 from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, WriteError, XweightsError
 from xweights.training.hooks import Change, Training, training_for
 

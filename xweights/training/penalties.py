@@ -17,12 +17,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from xweights.core.backend import Attachment, Ops, Regularizing, backend_for
-from xweights.core.parameter import Array, Parameter
+from xweights.core.backend import Attachment, Regularizing
+from xweights.core.casting import is_number
+from xweights.core.dispatch import ops_for, to_neutral, to_stored
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
+from xweights.core.protocols import Ops
+from xweights.core.registry import backend_for
 from xweights.core.selection import DEFAULT_KERNELS, WhereLike, select
 from xweights.core.targets import open_target
-from xweights.core.values import is_number
-from xweights.edit.execute import guarded, ops_for, to_neutral, to_stored
+from xweights.edit.guards import guarded
 from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, WriteError, XweightsError
 from xweights.rules.base import FLOAT64, need_floating
 from xweights.rules.norms import FLOAT32, Per, matrix_of, need_matrix, per_axes

@@ -8,7 +8,7 @@ every step on every backend.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
@@ -17,17 +17,89 @@ import numpy as np
 
 from xweights.core import hold_registry
 from xweights.core.backend import StepState
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dispatch import ops_for
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
 from xweights.core.params import Params
-from xweights.core.targets import open_target
-from xweights.edit.execute import ops_for
+from xweights.core.selection import DEFAULT_KERNELS, WhereLike, select
+from xweights.core.targets import open_target, tracing
+from xweights.edit.apply import bind_line, run
+from xweights.edit.execute import execute, prepare
 from xweights.errors import ArgumentError, HoldError, Problems, StaleTrainFunctionError, TraceError
-from xweights.rules.base import Mask
 from xweights.rules.constraints import Keep
-from xweights.rules.pruning import Prune, host_masks
+from xweights.rules.elementwise import Mask
+from xweights.rules.norms import Per, Scope
+from xweights.rules.pruning import Pattern, Prune, Score, host_masks
 from xweights.training.chain import Chain, as_stored
 from xweights.training.held import Hold, begin, refuse_statistics
 from xweights.training.sparsity_schedule import OneShot, Schedule
+
+
+def prune(
+    target: Any,
+    *,
+    fraction: float | None = None,
+    count: int | None = None,
+    threshold: float | None = None,
+    scope: Scope = "each",
+    per: Per | None = None,
+    pattern: Pattern | None = None,
+    block: Mapping[str, int] | None = None,
+    score: Score | None = None,
+    where: WhereLike | None = None,
+    hold: bool = False,
+    schedule: Schedule | None = None,
+    optimizer: Any = None,
+) -> Params | PruneHold | None:
+    """Drop the smallest entries, units or blocks, and return the masks (True = kept).
+
+    Args:
+        target: What holds the weights.
+        fraction: How much to drop, 0.0 to 1.0 (a float), zeros included: floor(fraction * n + 0.5) of n.
+        count: How many to drop instead.
+        threshold: Drop what is <= threshold instead.
+        scope: "each" parameter by itself, or "global": the smallest of all selected.
+        per: Drop whole units, one per index of these axes, by their L2 norm.
+        pattern: (n, m, axis): keep the n largest of every m along an axis, as in (2, 4, "in").
+        block: {axis: size}: drop whole blocks, by their L2 norm.
+        score: A function of an array (NumPy, neutral order) or a mapping by name, instead of the magnitude.
+        where: Default: kernels and embeddings.
+        hold: True keeps what is pruned at zero while training goes on, and returns a Hold with ``.masks``.
+        schedule: When and how much of it is pruned (``Cubic(begin, end)``, ...); implies ``hold``.
+        optimizer: As for :func:`xweights.hold`.
+
+    Exact: counts are exact, and ties fall in the order of (neutral name, neutral flat index), so the masks are the same
+    on every backend. Inside a compiled step nothing is returned. Raises ArgumentError, NonfiniteError (NaN is neither
+    small nor large), LayoutError, ShapeError, SelectionError, WriteError.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"d/kernel": np.array([0.1, -2.0, 0.3, 4.0])}
+        >>> masks = xw.prune(w, fraction=0.5); w["d/kernel"]
+        array([ 0., -2.,  0.,  4.])
+    """
+    rule = Prune(fraction, count, threshold, scope, per, pattern, block, score)
+    if tracing(target):
+        run(target, rule, where=where, call="prune", default=DEFAULT_KERNELS)
+        return None
+    where = DEFAULT_KERNELS if where is None else where
+    chosen = select(open_target(target, bind_line=bind_line(rule, where)), where)
+    if hold or schedule is not None:
+        hold_registry.check(chosen)
+        prepare(rule, chosen, "prune")
+        return hold_pruned(target, rule, chosen, schedule, optimizer)
+    hold_registry.check(chosen)
+    prepare(rule, chosen, "prune")
+    masks = dict(zip((p.name for p in chosen), host_masks(rule, chosen), strict=True))
+    execute(Mask(masks), chosen, [(masks[p.name],) for p in chosen])
+    hold_registry.obey(chosen)
+    return Params._made(
+        masks,
+        {p.name: p.axes for p in chosen},
+        {p.name: p.role for p in chosen},
+        {p.name: p.gates for p in chosen},
+        "neutral",
+    )
 
 
 class PruneHold(Hold):

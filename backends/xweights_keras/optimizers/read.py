@@ -12,7 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, NotBuiltError, Problems, XweightsError, near
 from xweights.optimizers.protocol import Training
 from xweights.optimizers.state import Clipping, Moving, OptimizerGroup, OptimizerState

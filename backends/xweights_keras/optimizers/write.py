@@ -14,7 +14,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
 from xweights.optimizers.protocol import Part, Route, Training, Written, added_up, rows_part
 from xweights.optimizers.state import OptimizerGroup, OptimizerState, charged
 from xweights_keras.optimizers.embedding_gradients import rows_of

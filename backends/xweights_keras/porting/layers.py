@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights_keras.layers import PACKED
 from xweights_keras.precision import worth
 

@@ -12,10 +12,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from xweights.core.parameter import Array, Parameter
-from xweights.errors import PortError, Problems
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
+from xweights.errors import PortError
 from xweights.porting.protocol import LayerRecord, Watcher
-from xweights.porting.skeleton import Step
 from xweights_keras.adapter import KerasAdapter
 from xweights_keras.porting.double import doubled
 from xweights_keras.porting.layers import (
@@ -33,8 +33,6 @@ from xweights_keras.porting.layers import (
     refusal,
     word_of,
 )
-from xweights_keras.skeleton.reading import steps_of
-from xweights_keras.skeleton.writing import code_of
 from xweights_keras.walk import is_graph, is_keras
 
 _ADAPTER = KerasAdapter()
@@ -102,12 +100,6 @@ class KerasPorting:
 
     def double(self, model: Any) -> Any:
         return doubled(model)
-
-    def steps(self, model: Any, sample: Any) -> Sequence[Step]:
-        return steps_of(model)
-
-    def code(self, steps: Sequence[Step], problems: Problems) -> str:
-        return code_of(steps, problems)
 
     def set_attribute(self, record: LayerRecord, name: str, value: Any) -> None:
         layer = record.layer

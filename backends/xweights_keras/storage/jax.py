@@ -14,10 +14,10 @@ import numpy as np
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights.errors import TraceError
 from xweights_jax.ops import tracing
-from xweights_keras.storage.choose import KerasStorage, missing, raw_value
+from xweights_keras.storage.base import KerasStorage, missing, raw_value
 
 # From this size on a second copy costs more than the calls (measured: device_put takes 0.1 ms longer than jnp.array).
 _LARGE = 1 << 20

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 
 from xweights.core.backend import HeldChain
-from xweights.edit.execute import ops_for
+from xweights.core.dispatch import ops_for
 from xweights.errors import HoldError, Problems, StaleTrainFunctionError
 from xweights_keras.training.step_counter import counting
 from xweights_keras.training.trainers import Trainers, iterations_of, owns, trainers_of

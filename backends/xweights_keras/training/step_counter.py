@@ -13,7 +13,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
 from xweights.errors import HoldError
 from xweights_keras.training.trainers import innermost, iterations_of
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import keras
 
+from xweights.core.dispatch import ops_for
 from xweights.core.parameter import Parameter
-from xweights.edit.execute import ops_for
 from xweights.training.learning_rates import blended
 
 

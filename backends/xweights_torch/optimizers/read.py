@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, Problems, XweightsError, near
 from xweights.optimizers.protocol import Training
 from xweights.optimizers.state import Clipping, Moving, OptimizerGroup, OptimizerState

@@ -17,7 +17,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
 from xweights.optimizers.protocol import Part, Route, Training, Written, added_up, rows_part
 from xweights.optimizers.state import OptimizerGroup, OptimizerState, freed
 from xweights_torch.dtypes import from_host

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights_torch.dtypes import host_view
 
 # The nearest base decides.

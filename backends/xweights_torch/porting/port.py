@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from xweights.core.backend import Entry
-from xweights.core.parameter import Array, Parameter
-from xweights.errors import PortError, Problems
+from xweights.core.dtypes import Array
+from xweights.core.layer_table import Entry
+from xweights.core.parameter import Parameter
+from xweights.errors import PortError
 from xweights.porting.protocol import LayerRecord, Watcher
-from xweights.porting.skeleton import Step
 from xweights_torch.adapter import ModuleAdapter, wrapped_child
 from xweights_torch.layers import kind_of as table_of
 from xweights_torch.layers import rows_of
@@ -33,8 +33,6 @@ from xweights_torch.porting.layers import (
     put_back,
     refusal,
 )
-from xweights_torch.skeleton.reading import steps_of
-from xweights_torch.skeleton.writing import code_of
 from xweights_torch.storage import Slot
 
 _ADAPTER = ModuleAdapter()
@@ -111,12 +109,6 @@ class TorchPorting:
             return copy.deepcopy(unwrapped(model)).double()
         except Exception as wrong:
             raise PortError(f"this module can't be copied: {type(wrong).__name__}: {wrong}") from wrong
-
-    def steps(self, model: Any, sample: Any) -> Sequence[Step]:
-        return steps_of(unwrapped(model), sample)
-
-    def code(self, steps: Sequence[Step], problems: Problems) -> str:
-        return code_of(steps, problems)
 
     def set_attribute(self, record: LayerRecord, name: str, value: Any) -> None:
         module = record.layer

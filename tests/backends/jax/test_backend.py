@@ -53,7 +53,7 @@ def test_an_array_is_a_tensor_and_no_target():
 
 
 def test_arrays_and_tracers_come_by_the_door_of_jax():
-    from xweights.core.backend import backend_for
+    from xweights.core.registry import backend_for
 
     assert backend_for(jnp.ones(3)).name == "jax"
     jax.jit(lambda x: pytest.fail("no door") if backend_for(x) is None else x)(jnp.ones(3))

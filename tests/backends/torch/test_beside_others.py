@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import xweights as xw
-from xweights.core.backend import backend_for
+from xweights.core.registry import backend_for
 
 torch = pytest.importorskip("torch")
 

@@ -11,8 +11,8 @@ def backends(json: Json = False) -> None:
 
     Loading imports the framework, so this takes a few seconds.
     """
-    from xweights.core.backend import doors
-    from xweights.inspection.stats import backends as states
+    from xweights.core.registry import backends as states
+    from xweights.core.registry import doors
 
     found = states()
     if json:

@@ -26,8 +26,8 @@ def diff(
     Arrays meet in neutral order, across frameworks. The exit status is 0 if nothing differs, 1 if something does, and
     2 if they couldn't be compared.
     """
+    from xweights.inspection.diff import diff as compared
     from xweights.inspection.histograms import top_entries
-    from xweights.inspection.stats import diff as compared
 
     with working(4) as step:
         step(f"opening {a}")

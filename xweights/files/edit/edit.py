@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike
 from xweights.errors import ArgumentError
 from xweights.files.edit.in_place import entered

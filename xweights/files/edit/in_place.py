@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
 from xweights.errors import RefusedFileError
 from xweights.files.edit.plan import Steps
 from xweights.files.io.journal import Patch, crc_after, locked, patch, recover

@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dispatch import NUMPY_OPS
+from xweights.core.dtypes import Array
+from xweights.core.mappings import NUMPY
+from xweights.core.parameter import Parameter
 from xweights.core.selection import DEFAULT_EDITED, DEFAULT_KERNELS, WhereLike, select
-from xweights.core.targets import NUMPY
-from xweights.edit.execute import NUMPY_OPS, as_rule, edit_one, is_foreign, prepare
+from xweights.edit.execute import as_rule, edit_one, is_foreign, prepare
 from xweights.errors import ArgumentError
 from xweights.files.io.records import Record
 from xweights.files.load import FileStorage
-from xweights.rules.base import Function, Mask, Rule
+from xweights.rules.base import Function, Rule
+from xweights.rules.elementwise import Mask
 from xweights.rules.initializers import Init
 from xweights.rules.norms import MaxNorm, SpectralNorm, UnitNorm
 from xweights.rules.order_statistics import Loaded

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights.files.edit.in_place import overlapping
 from xweights.files.edit.plan import Steps
 from xweights.files.formats.h5 import need_h5py

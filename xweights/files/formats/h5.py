@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights.errors import BackendMissingError, CheckpointError
 from xweights.files.formats.safetensors import read_note
 from xweights.files.io.dtypes import dtype_named, is_special, native

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xweights.core.backend import Entry
+from xweights.core.layer_table import Entry
 
 _SPACE = {"1": "t", "2": "h w", "3": "d h w"}
 _LSTM = ("i", "f", "c", "o")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights.files.formats.safetensors import read_note
 from xweights.files.formats.zip_archive import Archive, Member, noted
 from xweights.files.io.dtypes import dtype_named, is_special, native

@@ -12,8 +12,9 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
+from xweights.core.dtypes import Array
 from xweights.core.layout import Shape
-from xweights.core.parameter import Array, Parameter
+from xweights.core.parameter import Parameter
 from xweights.errors import CheckpointError, ShapeError
 from xweights.files.io.dtypes import native
 from xweights.files.io.notes import Note

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.dtypes import is_floating
 from xweights.core.layout import Layout, Shape, plain_layout
-from xweights.core.parameter import Parameter, is_floating
-from xweights.core.params import last_part
+from xweights.core.mappings import last_part
+from xweights.core.parameter import Parameter
 
 # The key under which formats keep notes.
 NOTE = "xweights"

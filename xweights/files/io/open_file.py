@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights.errors import CheckpointError, DamagedFileError, FileAccessError, RefusedFileError
 
 # Bytes looked at in one go where data only passes through: few enough for the second-level cache.

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from xweights.core.dtypes import Array
 from xweights.core.layout import Shape
-from xweights.core.parameter import Array
 from xweights.files.io.notes import Note
 from xweights.files.io.open_file import PIECE, OpenFile, raw
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 
 
 class Maths(Protocol):

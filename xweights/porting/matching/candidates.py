@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights.porting.matching.similarity import (
     Grid,
     ambiguous,

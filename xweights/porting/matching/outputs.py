@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 from xweights.errors import ArgumentError, got_expected
 from xweights.porting.matching.similarity import distance, input_tolerance
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.dtypes import Array
 from xweights.core.hold_registry import identity
-from xweights.core.parameter import Array
 from xweights.errors import ArgumentError
 from xweights.porting.matching.candidates import (
     IMAGES,

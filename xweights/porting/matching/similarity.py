@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from xweights.core.parameter import Array
+from xweights.core.dtypes import Array
 
 # How far one layer may be off: some hundred units in the last place for a sum of thousands of products, in both
 # frameworks. Measured on convolutions of 4,608 products: below 20.

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.parameter import Array, Parameter
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
 from xweights.edit.read import neutral_view
 from xweights.porting.matching.similarity import Grid
 from xweights.porting.protocol import Arrays, LayerRecord, Porting, porting_for

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xweights.core.dtypes import Array
 from xweights.core.hold_registry import identity
-from xweights.core.parameter import Array, Parameter
+from xweights.core.parameter import Parameter
 from xweights.edit.read import neutral_view
 from xweights.porting.matching.trace import arrays_of
 from xweights.porting.units import Piece, Turn, Unit, translate

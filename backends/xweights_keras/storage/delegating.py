@@ -1,0 +1,71 @@
+"""Storage of Keras variables by the storage of the framework beneath."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.backend.common.stateless_scope import get_stateless_scope
+
+from xweights.core.dtypes import Array
+from xweights.core.protocols import Storage
+from xweights_keras.storage.base import NO_SCOPE, KerasStorage, _scoped, missing
+
+
+class DelegatingStorage(KerasStorage):
+    """TensorFlow and torch: the native variable inside is read and written by its own framework's storage."""
+
+    def __init__(self, inner: Storage, root: Any, statistics: frozenset[int]) -> None:
+        super().__init__(root, statistics)
+        self.inner = inner
+        self.fallible = inner.fallible
+        self.replaces = bool(getattr(inner, "replaces", False))
+
+    def refusal(self, handle: Any, *, writing: bool) -> str | None:
+        if handle._value is None:
+            return missing(handle)
+        return self.inner.refusal(handle._value, writing=writing)
+
+    def read(self, handle: Any) -> Array:
+        scoped = _scoped(handle)
+        if scoped is NO_SCOPE:
+            return self.inner.read(handle._value)
+        return np.asarray(keras.ops.convert_to_numpy(scoped))
+
+    def write(self, handle: Any, value: Array) -> None:
+        if get_stateless_scope() is None:
+            self.inner.write(handle._value, value)
+        else:
+            handle.assign(keras.ops.copy(keras.ops.convert_to_tensor(np.array(value), dtype=handle._dtype)))
+
+    def leaf(self, handle: Any, *, native: bool = False) -> Any:
+        scoped = _scoped(handle)
+        if scoped is NO_SCOPE:
+            return self.inner.leaf(handle._value, native=native)
+        # Ops may edit a torch tensor in place, and this one is the caller's.
+        return keras.ops.copy(scoped)
+
+    def tracked(self, handle: Any) -> Any:
+        scoped = _scoped(handle)
+        return self.inner.tracked(handle._value) if scoped is NO_SCOPE else scoped
+
+    def put(self, handle: Any, leaf: Any, value: Any) -> None:
+        if get_stateless_scope() is None:
+            self.inner.put(handle._value, leaf, value)
+        else:
+            handle.assign(value)
+
+    def guard(self) -> AbstractContextManager[Any]:
+        return self.inner.guard()
+
+    def backup(self, handle: Any) -> Any:
+        scoped = _scoped(handle)
+        return self.inner.backup(handle._value) if scoped is NO_SCOPE else scoped
+
+    def restore(self, handle: Any, kept: Any) -> None:
+        if get_stateless_scope() is None:
+            self.inner.restore(handle._value, kept)
+        else:
+            handle.assign(kept)

@@ -1,0 +1,49 @@
+"""Storage that refreshes what Keras derives from a variable."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from xweights.core.dtypes import Array
+from xweights.errors import TraceError
+from xweights_keras.storage.base import in_compiled_step
+
+
+class Refreshing:
+    """Wrap the storage of a layer that computes with a copy of its weights: it takes a new one after each write."""
+
+    def __init__(self, inner: Any, layer: Any, refresh: Callable[[Any], None]) -> None:
+        self.inner = inner
+        self.fallible: bool = inner.fallible
+        self._layer = weakref.ref(layer)
+        self._refresh = refresh
+
+    def refusal(self, handle: Any, *, writing: bool) -> str | None:
+        if writing and in_compiled_step():
+            return "its layer keeps a copy that a compiled step can't renew; write it outside of the step"
+        reason: str | None = self.inner.refusal(handle, writing=writing)
+        return reason
+
+    def write(self, handle: Any, value: Array) -> None:
+        self.inner.write(handle, value)
+        self._renew()
+
+    def put(self, handle: Any, leaf: Any, value: Any) -> None:
+        if in_compiled_step():
+            raise TraceError(f"{handle.path!r} can't be written here: {self.refusal(handle, writing=True)}")
+        self.inner.put(handle, leaf, value)
+        self._renew()
+
+    def restore(self, handle: Any, kept: Any) -> None:
+        self.inner.restore(handle, kept)
+        self._renew()
+
+    def _renew(self) -> None:
+        layer = self._layer()
+        if layer is not None:
+            self._refresh(layer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)  # everything that writes nothing

@@ -1,0 +1,22 @@
+"""What `xw.skeleton` needs of the framework: models read as neutral steps, and steps written as source code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from xweights.errors import Problems
+from xweights.porting.skeleton import Step
+from xweights_torch.porting.port import unwrapped
+from xweights_torch.skeleton.reading import steps_of
+from xweights_torch.skeleton.writing import code_of
+
+
+class TorchDescribing:
+    """Reads models as steps, and writes steps as code."""
+
+    def steps(self, model: Any, sample: Any) -> Sequence[Step]:
+        return steps_of(unwrapped(model), sample)
+
+    def code(self, steps: Sequence[Step], problems: Problems) -> str:
+        return code_of(steps, problems)

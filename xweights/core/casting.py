@@ -1,0 +1,139 @@
+"""Round numbers and cast arrays without a silent change."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from xweights.core.blocks import blocks, quick_sum
+from xweights.core.dtypes import Array, is_floating, is_half
+from xweights.errors import (
+    ArgumentError,
+    DtypeError,
+    NonfiniteError,
+    got_expected,
+)
+
+Number = int | float
+
+
+def is_number(value: Any) -> bool:
+    """Return True for a Python or NumPy number (0-d arrays of NumPy included), False for bool."""
+    if isinstance(value, (bool, np.bool_)):
+        return False
+    if isinstance(value, (int, float, np.integer, np.floating)):
+        return True
+    if not isinstance(value, (np.ndarray, np.generic)) or value.shape:
+        return False
+    return value.dtype.kind in "iuf" or is_floating(value.dtype)
+
+
+def as_number(value: Any, dtype: np.dtype[Any], *, what: str = "the value") -> Array:
+    """Return a number rounded once (nearest even) to ``dtype`` as a 0-d array; refuse one that doesn't fit.
+
+    A bare Python number reaches no framework: times float16 it gives other bits in torch than in NumPy and
+    TensorFlow in a sixth of all entries, and NumPy promotes bfloat16 to float32.
+    """
+    if dtype.kind == "b" and isinstance(value, (bool, np.bool_)):
+        return np.asarray(value, dtype)
+    if not is_number(value):
+        raise ArgumentError(f"{what} must be a number\ngot: {value!r} ({type(value).__name__})")
+    exact = _exact(value)
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        if not (isinstance(exact, int) or exact.is_integer()) or not info.min <= exact <= info.max:
+            raise DtypeError(
+                f"{what} can't be stored as {dtype.name}\ngot: {value!r}\nFix: give a whole number in its range"
+            )
+        return np.asarray(int(exact), dtype)
+    if not is_floating(dtype):
+        raise DtypeError(f"{what} can't be stored as {dtype.name}\ngot: {value!r}")
+    number = rounded(_double(exact, dtype), dtype)
+    turned = float(number)
+    if not math.isfinite(turned) and exact == exact and turned != exact:
+        raise DtypeError(f"{what} overflows {dtype.name}\ngot: {value!r}\nlargest: {largest(dtype)}")
+    return number
+
+
+def _exact(value: Any) -> int | float:
+    if isinstance(value, (int, float)):
+        return value
+    return int(value) if np.asarray(value).dtype.kind in "iu" else float(value)
+
+
+def _double(exact: float, dtype: np.dtype[Any]) -> Array:
+    try:
+        double = np.asarray(exact, np.float64)
+    except OverflowError:  # an int beyond every float
+        return np.asarray(math.inf if exact > 0 else -math.inf)
+    if isinstance(exact, int) and dtype.itemsize < 8:
+        _to_odd(double, np.asarray(int(double) != exact), np.asarray(abs(int(double)) > abs(exact)))
+    return double
+
+
+def rounded(array: Array, dtype: np.dtype[Any]) -> Array:
+    """Return an array rounded to a floating-point type: once, to nearest even. Silent where it overflows."""
+    with np.errstate(all="ignore"):
+        if array.dtype.itemsize <= 4 or dtype.name in ("float16", "float32", "float64"):
+            return array.astype(dtype)
+        # ml_dtypes rounds float64 by way of float32: twice. Rounding to float32 "to odd" makes the second one right.
+        single = array.astype(np.float32)
+        back = single.astype(array.dtype)
+        _to_odd(single, (back != array) & np.isfinite(single), np.abs(back) > np.abs(array))
+        return single.astype(dtype)
+
+
+def _to_odd(near: Array, inexact: Array, above: Array) -> None:
+    """Turn what was rounded to nearest into what is rounded towards zero, with the last bit as "there was more"."""
+    bits = near.view(f"u{near.itemsize}")
+    np.subtract(bits, 1, out=bits, where=inexact & above)
+    np.bitwise_or(bits, 1, out=bits, where=inexact)
+
+
+def largest(dtype: np.dtype[Any]) -> float:
+    """Return the largest finite number of a floating-point type."""
+    if dtype.kind == "f" and dtype.name in ("float16", "float32", "float64"):
+        return float(np.finfo(dtype).max)
+    import ml_dtypes
+
+    finfo: Any = ml_dtypes.finfo
+    return float(finfo(dtype).max)
+
+
+def cast_exactly(array: Array, dtype: np.dtype[Any], *, what: str, cast: bool = False) -> Array:
+    """Return the array in ``dtype``; unless ``cast``, refuse if any value would change."""
+    if array.dtype == dtype:
+        return array
+    if (dtype.kind == "b") != (array.dtype.kind == "b") and not cast:
+        raise DtypeError(f"{what} has the wrong dtype\n{got_expected(array.dtype.name, dtype.name)}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        turned = rounded(array, dtype) if is_floating(array.dtype) and is_floating(dtype) else array.astype(dtype)
+        if cast:
+            return turned
+        back = turned.astype(array.dtype)
+        both_nan = (array != array) & (back != back) if is_floating(array.dtype) else np.False_
+        changed = int(np.count_nonzero(~((back == array) | both_nan)))
+    if changed:
+        raise DtypeError(
+            f"{what} would change in {changed:,} of {array.size:,} entries when stored as {dtype.name}\n"
+            f"{got_expected(array.dtype.name, dtype.name)}\n"
+            f"Fix: cast=True where the call has it, or pass array.astype({dtype.name!r})"
+        )
+    return turned
+
+
+def check_finite(array: Array, what: str) -> None:
+    """Refuse NaN and infinity. One pass without a temporary: a finite sum of finite numbers is the common case."""
+    if not is_floating(array.dtype) or (not is_half(array.dtype) and np.isfinite(quick_sum(array))):
+        return
+    cuts = blocks(array.shape)
+    with np.errstate(invalid="ignore"):  # a signalling NaN of a half type
+        bad = array.size - sum(int(np.count_nonzero(np.isfinite(array[cut]))) for cut in cuts)
+        nan = sum(int(np.count_nonzero(np.isnan(array[cut]))) for cut in cuts) if bad else 0
+    if bad:
+        raise NonfiniteError(
+            f"{what} has {bad:,} non-finite entries ({nan:,} NaN, {bad - nan:,} infinite) of {array.size:,}\n"
+            "Fix: allow_nonfinite=True if that is meant"
+        )

@@ -1,0 +1,127 @@
+"""Registration and look-up of backends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from xweights.core.backend import Backend
+from xweights.errors import BackendBrokenError, BackendMissingError
+
+GROUP = "xweights.backends"
+
+
+_registered: dict[str, Backend] = {}
+
+
+_loaded: dict[str, Backend] = {}
+
+
+_points: dict[str, Any] | None = None
+
+
+_by_type: dict[type[Any], Backend | None] = {}
+
+
+def register(door: str, backend: Backend) -> None:
+    """Register a backend in this process for the root package ``door``, before any entry point.
+
+    Example:
+        >>> from xweights.core.registry import register
+        >>> register.__name__
+        'register'
+    """
+    if not isinstance(backend, Backend):
+        words = sorted(word for word in dir(Backend) if not word.startswith("_") and not hasattr(backend, word))
+        raise BackendBrokenError(
+            f"{backend!r} is no backend\nmissing: {', '.join(words) or 'name'}\n"
+            "Fix: give it the attributes of xweights.backend.Backend"
+        )
+    _registered[door] = backend
+    _by_type.clear()
+
+
+def doors() -> dict[str, str]:
+    """Return the installed doors and the object each would load: ``{"torch": "xweights_torch:backend", ...}``."""
+    found = {name: point.value for name, point in _entry_points().items()}
+    return found | {name: f"{type(one).__module__}:{type(one).__qualname__}" for name, one in _registered.items()}
+
+
+def roots(kind: type[Any]) -> Iterator[str]:
+    """Yield the root packages of a type's bases, nearest first."""
+    for base in kind.__mro__:
+        yield base.__module__.partition(".")[0]
+
+
+def backend_for(value: Any) -> Backend | None:
+    """Return the backend whose framework made ``value``, loading it if need be; None if no door matches."""
+    kind = type(value)
+    if kind not in _by_type:
+        known = _registered.keys() | _entry_points().keys()
+        door = next((root for root in roots(kind) if root in known), None)
+        _by_type[kind] = None if door is None else load(door)
+    return _by_type[kind]
+
+
+def load(door: str) -> Backend:
+    """Return the backend behind a door; raise BackendBrokenError if it is installed and can't be imported."""
+    if door in _registered:
+        return _registered[door]
+    if door not in _loaded:
+        points = _entry_points()
+        if door not in points:
+            raise BackendMissingError(
+                f"no backend for {door!r} is installed\n"
+                f"installed: {', '.join(sorted(doors())) or 'none'}\n"
+                f"Fix: python -m pip install 'xweights-nn[{door}]' (in a checkout: python -m pip install -e .)"
+            )
+        try:
+            backend = points[door].load()
+        except Exception as cause:
+            raise BackendBrokenError(
+                f"the backend {points[door].value!r} for {door!r} is installed but can't be imported\n"
+                f"cause: {type(cause).__name__}: {cause}\n"
+                f"Fix: make `python -c 'import {door}'` work, or reinstall with "
+                f"python -m pip install 'xweights-nn[{door}]'"
+            ) from cause
+        if not isinstance(backend, Backend):
+            raise BackendBrokenError(
+                f"{points[door].value!r} is no backend\n"
+                f"Fix: it must be an object with the methods of xweights.backend.Backend"
+            )
+        _loaded[door] = backend
+    return _loaded[door]
+
+
+def loaded() -> list[Backend]:
+    """Return the backends that are in use so far."""
+    return [*_registered.values(), *_loaded.values()]
+
+
+def _entry_points() -> dict[str, Any]:
+    global _points
+    if _points is None:
+        from importlib.metadata import entry_points
+
+        _points = {point.name: point for point in entry_points(group=GROUP)}
+    return _points
+
+
+def backends() -> dict[str, str]:
+    """Return the installed backends and whether each loads: ``{"torch": "ready", "keras": "broken: ..."}``.
+
+    Loading imports the framework. Raises nothing.
+
+    Example:
+        >>> import xweights as xw
+        >>> isinstance(xw.backends(), dict)
+        True
+    """
+    found = {}
+    for door in sorted(doors()):
+        try:
+            load(door)
+            found[door] = "ready"
+        except BackendBrokenError as broken:
+            found[door] = "broken: " + str(broken).splitlines()[1].removeprefix("cause: ")
+    return found

@@ -1,0 +1,65 @@
+"""Apply a rule to the selected parameters now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from xweights.core import hold_registry
+from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
+from xweights.core.targets import open_target, tracing
+from xweights.edit.bind import Bound
+from xweights.edit.execute import as_rule, execute, prepare
+from xweights.errors import (
+    UseBindError,
+)
+from xweights.rules.base import Rule
+
+
+def apply(target: Any, rule: Rule | Callable[[Any], Any], *, where: WhereLike) -> None:
+    """Apply a rule, or a function of the native tensor, to the selected parameters in place.
+
+    A function gets each tensor of the target's framework in neutral axis order, with no gradient recorded, and returns
+    the new one. If it raises, or returns another shape or dtype, everything is as it was before.
+
+    Args:
+        target: Model, layer, module, variable, mapping of arrays, or a list of these.
+        rule: A rule such as ``Clip(-1, 1)``, or a function.
+        where: Which parameters; required.
+
+    Raises:
+        SelectionError: ``where`` selects nothing.
+        WriteError: a selected parameter can't be written.
+        XweightsError: whatever the rule refuses; all of it at once.
+
+    Exactness: the rule's.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.Clip(-1, 1), where="w"); w["w"]
+        array([-1. ,  0.5])
+    """
+    run(target, as_rule(rule), where=where, call="apply", default=where)
+
+
+def run(target: Any, rule: Rule, *, where: WhereLike | None, call: str, default: WhereLike = DEFAULT_EDITED) -> None:
+    """Do what every editing verb does: select, check everything, then edit."""
+    line = bind_line(rule, default if where is None else where)
+    chosen = select(open_target(target, bind_line=line), default if where is None else where)
+    hold_registry.check(chosen)
+    if tracing(target):
+        if rule.random:
+            raise UseBindError(
+                f"{call} draws on the host, so a compiled step would repeat the numbers of its tracing for ever\n"
+                f"Fix: outside of the step:\n    {line}\n"
+                "    ... before each step: bound.draw(step)    ... in the step: bound()"
+            )
+        Bound(rule, chosen, prepare(rule, chosen, call))()
+    else:
+        execute(rule, chosen, prepare(rule, chosen, call))
+    hold_registry.obey(chosen)
+
+
+def bind_line(rule: Rule, where: WhereLike) -> str:
+    """Return the call that does bound what a verb would do."""
+    return f"bound = xweights.bind(model, {rule!r}, where={'...' if where is ... else repr(where)})"

@@ -1,0 +1,158 @@
+"""Select once, then edit from compiled steps: `bind` and `Bound`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xweights.core.dispatch import ops_for, to_neutral, to_stored
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
+from xweights.core.protocols import Storage
+from xweights.core.registry import backend_for
+from xweights.core.selection import WhereLike, select
+from xweights.core.targets import open_target
+from xweights.edit.execute import as_rule, is_foreign, prepare
+from xweights.errors import (
+    ArgumentError,
+    StaleDrawError,
+)
+from xweights.rules.base import Rule
+
+
+def bind(target: Any, rule: Rule | Callable[[Any], Any], *, where: WhereLike) -> Bound:
+    """Select now, in plain Python, and return a step that does only array work: for compiled training steps.
+
+    Args:
+        target: As for :func:`apply`.
+        rule: A rule or a function of the native tensor.
+        where: Which parameters; required.
+
+    Returns:
+        A :class:`Bound`; call it inside ``tf.function``, ``torch.compile`` or plain code.
+
+    Raises:
+        As :func:`apply`; all of it now, none later.
+
+    Exactness: the rule's, also when several bound rules run in one compiled step.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0])}; clip = xw.bind(w, xw.Clip(-1, 1), where="w"); clip(); w["w"]
+        array([-1.])
+    """
+    rule = as_rule(rule)
+    chosen = select(open_target(target), where)
+    return Bound(rule, chosen, prepare(rule, chosen, f"bind {rule!r}"))
+
+
+class _Step:
+    """One parameter of a bound rule, with everything looked up."""
+
+    __slots__ = ("handle", "layout", "operands", "ops", "parameter", "storage")
+
+    def __init__(self, parameter: Parameter, operands: tuple[Array, ...], random: bool) -> None:
+        self.parameter = parameter
+        self.storage: Storage = parameter.storage
+        self.handle = parameter.handle
+        self.layout = parameter.layout
+        with parameter.storage.guard():
+            leaf = parameter.storage.leaf(parameter.handle, native=True)
+            self.ops = ops_for(leaf)
+            if random:
+                self.operands = (self.ops.buffer(np.zeros(parameter.shape, parameter.dtype), leaf),)
+            else:
+                # Copies, since the step lives on when the caller's arrays change.
+                self.operands = tuple(self.ops.constant(one.copy(), leaf) for one in operands)
+
+    def leaf_of(self) -> Any:
+        with self.storage.guard():
+            return self.storage.leaf(self.handle, native=True)
+
+
+class Bound:
+    """A rule with its parameters looked up: calling it does only array work, so a compiled step can contain it.
+
+    Attributes:
+        parameters: The parameters it edits.
+        rule: The rule.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> xw.bind({"w": np.ones(2)}, xw.Scale(0.5), where="w")
+        <Bound Scale(factor=0.5) on 1 parameter>
+    """
+
+    def __init__(self, rule: Rule, chosen: Sequence[Parameter], prepared: Sequence[tuple[Array, ...]]) -> None:
+        self.rule = rule
+        self.parameters = tuple(chosen)
+        self._steps = tuple(_Step(p, one, rule.random) for p, one in zip(chosen, prepared, strict=True))
+        self._drawn = not rule.random
+        self._storages = tuple({id(p.storage): p.storage for p in chosen}.values())
+        self._run = self._edit_all
+        if len(self._storages) == 1:
+            backend = backend_for(self._steps[0].leaf_of())
+            if backend is None:
+                self._run = self._edit_quietly
+            elif not is_foreign(rule):
+                self._run = backend.compiled(self._edit_all)
+        if rule.joint and len({step.ops.name for step in self._steps}) > 1:
+            raise ArgumentError(
+                f"{rule!r} looks at all parameters together, and these are of several frameworks\n"
+                "Fix: bind one rule for each framework, or call the verb in eager code"
+            )
+
+    def __call__(self) -> None:
+        """Edit the parameters now. Traceable."""
+        if self.rule.random:
+            self._use_draw()
+        self._run()
+
+    def _edit_quietly(self) -> None:
+        with np.errstate(all="ignore"):
+            self._edit_all()
+
+    def _edit_all(self) -> None:
+        for storage in self._storages:
+            with storage.guard():
+                self._edit(storage)
+
+    def _edit(self, storage: Storage) -> None:
+        rule = self.rule
+        leaves = [step.storage.leaf(step.handle, native=True) for step in self._steps]
+        ws = [to_neutral(s.ops, leaf, s.layout) for s, leaf in zip(self._steps, leaves, strict=True)]
+        shared = None
+        if rule.joint:
+            shared = rule.measure(ws, self._steps[0].ops, self.parameters, [step.operands for step in self._steps])
+        for position, step in enumerate(self._steps):
+            if step.storage is not storage:
+                continue
+            operands = [step.ops.current(one) for one in step.operands] if rule.random else step.operands
+            mine = shared[position] if isinstance(shared, list) else shared
+            new = rule(ws[position], step.ops, step.parameter, *operands, shared=mine)
+            if new is ws[position]:
+                step.storage.put(step.handle, leaves[position], leaves[position])
+            else:
+                stored = to_stored(step.ops, step.ops.fence(new), step.layout)
+                step.storage.put(step.handle, leaves[position], stored)
+
+    def draw(self, step: int) -> None:
+        """Draw the numbers of ``step`` on the host; call it in plain Python before each compiled step."""
+        if not self.rule.random:
+            raise ArgumentError(f"{self.rule!r} draws nothing\nFix: leave out .draw(...)")
+        rule = self.rule.at(step)  # type: ignore[attr-defined]
+        for one in self._steps:
+            for buffer, value in zip(one.operands, rule.operands(one.parameter), strict=True):
+                one.ops.refill(buffer, value)
+        self._drawn = True
+
+    def _use_draw(self) -> None:
+        if not self._drawn:
+            raise StaleDrawError(f"{self.rule!r} has no numbers for this call\nFix: bound.draw(step) before each call")
+        self._drawn = False
+
+    def __repr__(self) -> str:
+        count = len(self.parameters)
+        return f"<Bound {self.rule!r} on {count} parameter{'s' * (count != 1)}>"

@@ -1,0 +1,157 @@
+"""Elementwise rules: Fill, Scale, Add, Clip, NonNegative, Mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from xweights.core.casting import is_number
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
+from xweights.core.protocols import Ops
+from xweights.core.values import operand
+from xweights.errors import ArgumentError
+from xweights.rules.base import Rule
+
+
+class _Elementwise(Rule):
+    """A rule whose fields are numbers, arrays, or mappings by name."""
+
+    @property
+    def by_dtype(self) -> bool:
+        # Rounding and checking two numbers takes 0.04 ms: for 1,000 parameters half of the time of a clip.
+        values = [getattr(self, one.name) for one in fields(self)]  # type: ignore[arg-type]
+        return all(isinstance(value, (int, float, type(None))) for value in values)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Fill(_Elementwise):
+    """Set every entry to ``value``. Exact.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.Fill(1), where="w"); w["w"]
+        array([1., 1.])
+    """
+
+    value: Any
+
+    def operands(self, parameter: Parameter) -> tuple[Array, ...]:
+        return (operand(self.value, parameter, what="value"),)
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        return ops.fill(w, operands[0])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scale(_Elementwise):
+    """Multiply by ``factor``. Exact.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.Scale(2), where="w"); w["w"]
+        array([-4.,  1.])
+    """
+
+    factor: Any
+
+    def operands(self, parameter: Parameter) -> tuple[Array, ...]:
+        return (operand(self.factor, parameter, what="factor"),)
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        return ops.multiply(w, operands[0])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Add(_Elementwise):
+    """Add ``delta``. Exact.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.Add(1), where="w"); w["w"]
+        array([-1. ,  1.5])
+    """
+
+    delta: Any
+
+    def operands(self, parameter: Parameter) -> tuple[Array, ...]:
+        return (operand(self.delta, parameter, what="delta"),)
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        return ops.add(w, operands[0])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Clip(_Elementwise):
+    """Bring every entry into [low, high]: ``where(w < low, low, where(w > high, high, w))``; NaN stays NaN. Exact.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.Clip(-1, 1), where="w"); w["w"]
+        array([-1. ,  0.5])
+    """
+
+    low: Any = None
+    high: Any = None
+
+    def __post_init__(self) -> None:
+        if self.low is None and self.high is None:
+            raise ArgumentError("clip without a bound does nothing\nFix: give low=, high= or both")
+        if is_number(self.low) and is_number(self.high) and self.low > self.high:
+            raise ArgumentError(f"low is greater than high\nlow:  {self.low!r}\nhigh: {self.high!r}\nFix: swap them")
+
+    def operands(self, parameter: Parameter) -> tuple[Array, ...]:
+        bounds = [
+            None if bound is None else operand(bound, parameter, what=word)
+            for word, bound in (("low", self.low), ("high", self.high))
+        ]
+        low, high = bounds
+        if any(bound is not None and bool(np.isnan(bound).any()) for bound in bounds):
+            raise ArgumentError(f"a bound for {parameter.name!r} has NaN: nothing compares with it")
+        if low is not None and high is not None and bool(np.any(low > high)):
+            raise ArgumentError(f"low is greater than high somewhere in {parameter.name!r}")
+        return tuple(bound for bound in bounds if bound is not None)
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        low = None if self.low is None else operands[0]
+        high = None if self.high is None else operands[-1]
+        return ops.clip(w, low, high)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NonNegative(_Elementwise):
+    """Set negative entries to +0.0; -0.0 and NaN stay. Exact.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.NonNegative(), where="w"); w["w"]
+        array([0. , 0.5])
+    """
+
+    def operands(self, parameter: Parameter) -> tuple[Array, ...]:
+        return (np.zeros((), parameter.dtype),)
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        return ops.clip(w, operands[0], None)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Mask(Rule):
+    """Keep the entries where ``keep`` is True; the others become +0.0, whatever they were. Exact.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.Mask(np.array([False, True])), where="w"); w["w"]
+        array([0. , 0.5])
+    """
+
+    keep: Any
+
+    def operands(self, parameter: Parameter) -> tuple[Array, ...]:
+        mask = operand(self.keep, parameter, what="keep", dtype=np.dtype(np.bool_))
+        return (mask if mask.shape == parameter.shape else np.broadcast_to(mask, parameter.shape),)
+
+    def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
+        return ops.keep(w, operands[0])
