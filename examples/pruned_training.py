@@ -1,8 +1,7 @@
 """A digits classifier that is pruned to 90 % while it is trained, in Keras and in PyTorch. Run it: nox -s demo.
 
-Owns the real run, the proof that equal weights get equal masks, and their tables. Imports xweights, Keras, torch,
-NumPy, rich and digits. Both twins start from the same weights and see the same batches; the sparsity grows by a cubic
-schedule, and three rows of the last layer (torch's weight[:3]) are frozen. KERAS_BACKEND says what Keras runs on.
+Both twins start from the same weights and see the same batches; the sparsity grows by a cubic schedule, and three
+rows of the last layer (torch's weight[:3]) are frozen. KERAS_BACKEND says what Keras runs on.
 """
 
 from __future__ import annotations

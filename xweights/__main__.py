@@ -1,4 +1,4 @@
-"""``python -m xweights``: the command line, where its script isn't on the path. Imports command."""
+"""``python -m xweights``: the command line, where its script isn't on the path."""
 
 from __future__ import annotations
 

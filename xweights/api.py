@@ -1,6 +1,6 @@
 """Everything public, in one place: what ``import xweights`` stands for, once something of it is used.
 
-Imports all rooms of the core. ``xweights/__init__.py`` loads this file at the first use of a name.
+``xweights/__init__.py`` loads this file at the first use of a name.
 """
 
 from contextlib import suppress as _suppress
@@ -67,7 +67,8 @@ from xweights.optimizers.batches import batches, dropout_mask
 from xweights.optimizers.get_set import get_optimizer, set_optimizer
 from xweights.optimizers.handoff import handoff
 from xweights.optimizers.initial_state import optimizer_state
-from xweights.optimizers.lr_schedule import RateSchedule, schedule
+from xweights.optimizers.lr_schedule import LRSchedule as RateSchedule
+from xweights.optimizers.lr_schedule import schedule
 from xweights.optimizers.protocol import Training
 from xweights.optimizers.reports import HandoffProof, HandoffReport
 from xweights.optimizers.state import OptimizerGroup, OptimizerState
@@ -93,7 +94,8 @@ from xweights.training.hold import hold
 from xweights.training.learning_rates import Multipliers, multiply_lr
 from xweights.training.penalties import AddedPenalty, BoundPenalty, Penalty, add_penalty, bind_penalty, penalty
 from xweights.training.prune import PruneHold, prune
-from xweights.training.sparsity_schedule import ByStep, Constant, Cubic, OneShot, Polynomial, Schedule
+from xweights.training.sparsity_schedule import ByStep, Constant, Cubic, OneShot, Polynomial
+from xweights.training.sparsity_schedule import SparsitySchedule as Schedule
 
 __all__ = [
     "Add",

@@ -16,7 +16,7 @@ from xweights.core.layer_table import Entry
 from xweights.core.layout import Layout, layout_of, plain_layout
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops, Storage
-from xweights.core.registry import backend_for, doors, load, loaded, register, roots
+from xweights.core.registry import backend_for, installed_backends, load, loaded, register, roots
 
 __all__ = [
     "NUMPY_OPS",
@@ -35,7 +35,7 @@ __all__ = [
     "Storage",
     "Tracing",
     "backend_for",
-    "doors",
+    "installed_backends",
     "layout_of",
     "load",
     "loaded",

@@ -1,7 +1,5 @@
 """Every error of xweights, and the way several problems are raised as one.
 
-Owns the tree of exceptions and :class:`Problems`. Imports the standard library only.
-
     XweightsError
     ├── SelectionError (LookupError)          nothing, or something ambiguous, was selected; a key is missing or unknown
     ├── ShapeError (ValueError)               got one shape, expected another

@@ -1,7 +1,7 @@
 """JAX for xweights: the array ops for models whose weights are JAX arrays, such as Keras on JAX.
 
-Owns the door's object :data:`backend`. A JAX array can't be edited in place, so neither one nor a tree of them is a
-target; what owns such arrays (a Keras model) is, through its own backend.
+A JAX array can't be edited in place, so neither one nor a tree of them is a target; what owns such arrays (a Keras
+model) is, through its own backend.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """The array maths of JAX, for models whose weights are JAX arrays (Keras on JAX): eagerly and under ``jax.jit``.
 
-Owns :class:`JaxOps`. Imports JAX, NumPy and the core.
-
 What keeps the bits the same everywhere (each line was measured; the tests hold it):
 
 * XLA computes ``x * a + b`` in one rounding on a CPU, through an optimization barrier as well, and turns ``x + 0.0``

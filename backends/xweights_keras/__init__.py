@@ -1,6 +1,6 @@
 """The Keras 3 backend: models, layers and variables on any Keras backend (tensorflow, jax, torch).
 
-Owns the door's object, ``backend``. Importing it imports Keras, and thereby only the framework that Keras runs on.
+Importing it imports Keras, and thereby only the framework that Keras runs on.
 
 - ``layers``: the table, layer type -> variable -> role and axes
 - ``naming``, ``walk``: from a model to named weights

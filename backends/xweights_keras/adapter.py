@@ -1,7 +1,7 @@
 """Keras targets: models, layers and single variables, walked and named.
 
-Owns :class:`KerasAdapter`. Imports the walk and the storages. What it found is kept for each model, weakly, for as
-long as the model's layers, variables and attribute paths are the same.
+What it found is kept for each model, weakly, for as long as the model's layers, variables and attribute paths are the
+same.
 """
 
 from __future__ import annotations

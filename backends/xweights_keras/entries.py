@@ -1,8 +1,6 @@
 """Set entries in Keras objects that are saved with the model: of activations, and of weights when they are made.
 
-Owns :class:`SetEntries`, :class:`EntriesInitializer` and how an index is written to a config. Imports keras, NumPy and
-the core's index language. Both are registered under the package name ``xweights``: whoever loads such a model imports
-``xweights_keras`` before.
+Both are registered under the package name ``xweights``: whoever loads such a model imports ``xweights_keras`` before.
 """
 
 from __future__ import annotations

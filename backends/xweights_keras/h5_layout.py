@@ -1,7 +1,4 @@
-"""Where Keras keeps each weight in an HDF5 file.
-
-Owns :func:`file_layout`. Imports Keras' own writer of such files: it is asked what it would write, and writes nothing.
-"""
+"""Where Keras keeps each weight in an HDF5 file."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The table of Keras 3's layers: what each calls its arrays, and what their axes are.
 
-Owns :data:`TABLE`, :func:`spec_of` and the axis names. Imports the core's ``Entry``; it needs no Keras, because a layer
-is found by the names of the classes it inherits from, the nearest first. So a subclass of a built-in layer is read as
-that layer wherever its shapes still fit. A row's ``native`` is the variable's own name (``add_weight(name=...)``).
+So a subclass of a built-in layer is read as that layer wherever its shapes still fit. A row's ``native`` is the
+variable's own name (``add_weight(name=...)``).
 
 Keras stores its arrays in the neutral order, with ``data_format="channels_first"`` too, so most patterns have no arrow.
 """

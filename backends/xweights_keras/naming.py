@@ -1,7 +1,4 @@
-"""Neutral names for what Keras calls by attribute, by layer name, or by a name that it made up itself.
-
-Owns the rule for made-up names and the search for attribute paths. Imports Keras' own snake case: it is that rule.
-"""
+"""Neutral names for what Keras calls by attribute, by layer name, or by a name that it made up itself."""
 
 from __future__ import annotations
 

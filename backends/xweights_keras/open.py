@@ -1,7 +1,4 @@
-"""A ``.keras`` file as a model.
-
-Owns :func:`open_model`, the entry point ``keras`` of the group ``xweights.models``. Imports Keras.
-"""
+"""A ``.keras`` file as a model."""
 
 from __future__ import annotations
 

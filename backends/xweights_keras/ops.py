@@ -1,6 +1,6 @@
 """The array maths for Keras: that of the framework whose tensor a leaf is.
 
-Owns :func:`ops_of`. Keras has no ops of its own here, so that a rule gives the same bits in a Keras model and outside.
+Keras has no ops of its own here, so that a rule gives the same bits in a Keras model and outside.
 """
 
 from __future__ import annotations

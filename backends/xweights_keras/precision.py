@@ -1,8 +1,8 @@
 """What float64 is worth in Keras.
 
-Owns :data:`NARROWS`, :func:`worth` and :func:`computed`. Imports Keras and NumPy. Keras' dtype promotion makes float32
-of float64 on every backend but TensorFlow (``result_type`` in keras/src/backend/common/dtypes.py, 3.15, with JAX's x64
-and ``set_floatx`` all the same): a Dense layer of float64 on PyTorch is off by 1e-7.
+Keras' dtype promotion makes float32 of float64 on every backend but TensorFlow (``result_type`` in
+keras/src/backend/common/dtypes.py, 3.15, with JAX's x64 and ``set_floatx`` all the same): a Dense layer of float64 on
+PyTorch is off by 1e-7.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import numpy as np
 
 from xweights.core.dtypes import Array
 
-NARROWS = keras.backend.backend() != "tensorflow"
+PROMOTES_FLOAT64 = keras.backend.backend() != "tensorflow"
 
 
-def worth(array: Array) -> Array:
+def to_effective_dtype(array: Array) -> Array:
     """Return what a float64 layer made in the dtype that it is good for."""
-    return array.astype(np.float32) if NARROWS and array.dtype == np.float64 else array
+    return array.astype(np.float32) if PROMOTES_FLOAT64 and array.dtype == np.float64 else array
 
 
 def computed(dtype: str) -> str:
     """Return the dtype that a model of a dtype computes in."""
-    return "float32" if NARROWS and dtype == "float64" else dtype
+    return "float32" if PROMOTES_FLOAT64 and dtype == "float64" else dtype

@@ -1,8 +1,7 @@
 """One walk through a model or layer: every weight once, in definition order, with its neutral name.
 
-Owns :class:`Walk` and :func:`signature`. Imports the table and the names. What it asks Keras for, beside public
-attributes, are the tracker's lists ``_layers``, ``_trainable_variables`` and ``_non_trainable_variables``: ``weights``
-is made of them, and loses which layer owns what.
+What it asks Keras for, beside public attributes, are the tracker's lists ``_layers``, ``_trainable_variables`` and
+``_non_trainable_variables``: ``weights`` is made of them, and loses which layer owns what.
 """
 
 from __future__ import annotations

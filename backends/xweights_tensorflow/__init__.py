@@ -1,6 +1,6 @@
 """TensorFlow for xweights: ``tf.Module`` and ``tf.Variable`` as targets, and the array ops of TensorFlow.
 
-Owns the door's object :data:`backend`. Loaded by xweights once an object of TensorFlow has arrived.
+Loaded by xweights once an object of TensorFlow has arrived.
 """
 
 from __future__ import annotations

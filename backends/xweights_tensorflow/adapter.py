@@ -1,7 +1,5 @@
 """How a ``tf.Module`` is walked: by attribute path, in the order in which the attributes were set.
 
-Owns :class:`ModuleAdapter`. Imports TensorFlow, NumPy, the core and this package's ``storage``.
-
 A variable's own ``name`` ("Variable:0") says nothing and is not unique, so a parameter's name is the way to it:
 ``self.blocks[0].kernel`` is ``blocks/0/kernel``, as in the torch twin with the same attributes. A plain module says
 nothing about axes: they are None.

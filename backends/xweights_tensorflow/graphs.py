@@ -1,7 +1,4 @@
-"""What tracing and compiling need: values that outlive a graph, a zero that no compiler knows, and compiled steps.
-
-Owns :func:`lifted`, :func:`runtime_zero`, :func:`moved` and :class:`CompiledStep`. Imports TensorFlow only.
-"""
+"""What tracing and compiling need: values that outlive a graph, a zero that no compiler knows, and compiled steps."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """The array maths of TensorFlow: eagerly, in ``tf.function``, and compiled by XLA (``jit_compile=True``).
 
-Owns :class:`TensorFlowOps`. Imports TensorFlow, NumPy, the core and this package's ``graphs`` and ``storage``.
-
 What keeps the bits the same everywhere (each line was measured; the tests hold it):
 
 * Numbers reach a graph as inputs, never as literals: with a literal, grappler and XLA turn ``x + 0.0`` into ``x``,
@@ -207,7 +205,7 @@ class TensorFlowOps:
         VARIABLES.write(buffer, value)
 
     def current(self, buffer: Any) -> Any:
-        return VARIABLES.leaf(buffer)
+        return VARIABLES.native_array(buffer)
 
 
 def _once(function: Callable[..., Any], *tensors: Any) -> Any:

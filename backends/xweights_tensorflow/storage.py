@@ -1,7 +1,5 @@
 """How a ``tf.Variable`` is read and lawfully written; the one place that touches its memory.
 
-Owns :class:`VariableStorage`. Imports TensorFlow, NumPy and the core.
-
 A tensor and a variable share memory until one of them is written: TensorFlow counts references and copies on write, so
 reading is free, and holding what was read is a backup. Three things would break that, and are never done here:
 
@@ -123,17 +121,17 @@ class VariableStorage:
             return
         raw_ops.AssignVariableOp(resource=handle.handle, value=_safe(value))
 
-    def leaf(self, handle: Any, *, native: bool = False) -> Any:
-        if native or not tf.executing_eagerly():
+    def native_array(self, handle: Any, *, tensor: bool = False) -> Any:
+        if tensor or not tf.executing_eagerly():
             return moved(handle.read_value())  # which tells gradient tapes and graphs that the variable is used
         return raw_ops.ReadVariableOp(resource=handle.handle, dtype=handle.dtype)
 
     def tracked(self, handle: Any) -> Any:
         return handle.read_value()
 
-    def put(self, handle: Any, leaf: Any, value: Any) -> None:
+    def commit(self, handle: Any, native: Any, value: Any) -> None:
         self.edits += 1
-        if value is leaf:
+        if value is native:
             return
         if tf.executing_eagerly():
             raw_ops.AssignVariableOp(resource=handle.handle, value=value)
@@ -144,7 +142,7 @@ class VariableStorage:
         return nullcontext()
 
     def backup(self, handle: Any) -> Any:
-        return self.leaf(handle)
+        return self.native_array(handle)
 
     def restore(self, handle: Any, kept: Any) -> None:
         if tf.executing_eagerly():

@@ -1,7 +1,4 @@
-"""PyTorch for xweights: ``torch.nn`` modules and parameters as targets.
-
-Owns the door object ``backend`` of the entry point ``torch``. Imports torch and the rest of this backend.
-"""
+"""PyTorch for xweights: ``torch.nn`` modules and parameters as targets."""
 
 from __future__ import annotations
 

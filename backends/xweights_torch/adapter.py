@@ -1,7 +1,6 @@
 """torch modules as targets: which parameters they have, and what these are called.
 
-Owns :class:`ModuleAdapter` and :class:`TensorAdapter`. Imports torch, the core's protocols and this backend's walking,
-layers and storage. Names come from attribute paths, roles and axes from the layer table.
+Names come from attribute paths, roles and axes from the layer table.
 """
 
 from __future__ import annotations

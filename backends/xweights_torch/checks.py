@@ -1,7 +1,6 @@
 """Why a tensor can't be read, or can't be written.
 
-Owns :func:`reason` and :func:`overlaps_itself`. Imports torch and NumPy. Called for every parameter before every call,
-so the common case comes first and asks little.
+Called for every parameter before every call, so the common case comes first and asks little.
 """
 
 from __future__ import annotations

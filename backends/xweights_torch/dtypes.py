@@ -1,8 +1,4 @@
-"""The same bits as a torch tensor and as a NumPy array.
-
-Owns the table of dtypes, :func:`host_view` and :func:`from_host`. Imports torch, NumPy and ml_dtypes.
-bfloat16 and the float8 types have no NumPy twin in torch: they cross as integers of their width.
-"""
+"""The same bits as a torch tensor and as a NumPy array."""
 
 from __future__ import annotations
 

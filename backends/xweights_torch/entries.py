@@ -1,7 +1,4 @@
-"""Set entries in torch: of activations, by a module, and of weights when they are made, by a function.
-
-Owns :class:`SetEntries` and :func:`init_entries_`. Imports torch, NumPy, the core's index language and its verbs.
-"""
+"""Set entries in torch: of activations, by a module, and of weights when they are made, by a function."""
 
 from __future__ import annotations
 

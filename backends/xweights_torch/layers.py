@@ -1,9 +1,8 @@
 """The table: layer type -> parameter -> role and axes.
 
-Owns every fact about ``torch.nn`` layers that has to do with weights; nothing else in this backend knows one. Imports
-torch and the core's Entry. A row says what a layer calls an array, its neutral path inside the layer (the last part is
-the role) and its axes, stored order -> neutral order. A parameter or module without a row keeps torch's words and
-order, and its axes are unknown.
+A row says what a layer calls an array, its neutral path inside the layer (the last part is the role) and its axes,
+stored order -> neutral order. A parameter or module without a row keeps torch's words and order, and its axes are
+unknown.
 
 What the axes mean where it isn't plain:
 

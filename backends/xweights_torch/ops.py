@@ -1,7 +1,7 @@
 """The array maths of torch, as rules use it: in eager code, under torch.compile, on any device.
 
-Owns :class:`TorchOps`. Imports torch, NumPy and this backend's dtypes. Nothing here depends on values, so all of it
-can be traced. Operands are tensors of the weights' dtype, never Python numbers: those give other bits in float16.
+Nothing here depends on values, so all of it can be traced. Operands are tensors of the weights' dtype, never Python
+numbers: those give other bits in float16.
 """
 
 from __future__ import annotations

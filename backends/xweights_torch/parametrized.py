@@ -1,8 +1,5 @@
 """Parameters that a module computes from others: parametrizations, weight_norm, spectral_norm, pruning masks.
 
-Owns :class:`Computed`, its storage, and how such parameters are found. Imports torch, NumPy, errors and this backend's
-dtypes and storage.
-
 Each is one parameter under its plain name. It reads as the value that the module computes with in eval mode (in
 training mode a mere look at a spectral norm would change its buffers). It is written through ``right_inverse``: what
 the module computes from afterwards has to be the value again, up to rounding (64 units in the last place of the largest
@@ -272,13 +269,13 @@ class ComputedStorage:
     def write(self, handle: Computed, value: Array) -> None:
         handle.write(from_host(np.array(value)).to(handle.inputs[0].device))
 
-    def leaf(self, handle: Computed, *, native: bool = False) -> Any:
+    def native_array(self, handle: Computed, *, tensor: bool = False) -> Any:
         return handle.value()
 
     def tracked(self, handle: Computed) -> torch.Tensor:
         return handle.differentiable()
 
-    def put(self, handle: Computed, leaf: Any, value: Any) -> None:
+    def commit(self, handle: Computed, native: Any, value: Any) -> None:
         if torch.compiler.is_compiling():
             raise WriteError(
                 "a computed parameter can't be written from a compiled step: what it stores can't be verified"

@@ -1,8 +1,5 @@
 """The one place that reads and writes torch tensors.
 
-Owns :class:`Slot`, :class:`TensorStorage` and the backup of a tensor. Imports torch, NumPy, errors and this backend's
-dtypes and refusing.
-
 How a write happens: into the memory the tensor has, under no_grad, never by ``.data =``. The object, its memory, dtype,
 device and requires_grad stay, so optimizers, tied parameters and views keep seeing the same tensor; and its version
 counter goes up, so that a backward pass that needed the old values raises instead of using the new ones.
@@ -212,23 +209,23 @@ class TensorStorage:
             with torch.no_grad():
                 torch._foreach_copy_(tensors, sources)
 
-    def leaf(self, handle: Slot | torch.Tensor, *, native: bool = False) -> Any:
-        tensor = tensor_of(handle)
-        if not native and tensor.is_cpu and tensor.dtype in QUICK and not is_lazy_view(tensor):
-            return host_view(tensor)
-        return tensor.detach()
+    def native_array(self, handle: Slot | torch.Tensor, *, tensor: bool = False) -> Any:
+        value = tensor_of(handle)
+        if not tensor and value.is_cpu and value.dtype in QUICK and not is_lazy_view(value):
+            return host_view(value)
+        return value.detach()
 
     def tracked(self, handle: Slot | torch.Tensor) -> torch.Tensor:
         return tensor_of(handle)
 
-    def put(self, handle: Slot | torch.Tensor, leaf: Any, value: Any) -> None:
+    def commit(self, handle: Slot | torch.Tensor, native: Any, value: Any) -> None:
         tensor = tensor_of(handle)
         if isinstance(value, torch.Tensor):
             # In place already: torch has counted it, since a detached tensor shares the counter.
-            if value is not leaf:
+            if value is not native:
                 with torch.no_grad():
                     tensor.copy_(value)
-        elif value is leaf:
+        elif value is native:
             bump(tensor)
         else:
             write_tensor(tensor, value)

@@ -1,7 +1,5 @@
 """A module seen once: which tensors it has, where, and everything that their names depend on.
 
-Owns :func:`walk` and the facts it returns. Imports torch and this backend's computed, layers and storage.
-
 The names, roles and layouts of a model's parameters are a pure function of its *facts*: types, attribute names, shapes,
 dtypes, which places share one array, and the settings that layer tables read. Facts are gathered anew at every call and
 hold no tensor, so whatever is remembered for equal facts can't be stale, and keeps no model alive.

@@ -41,14 +41,14 @@ class SlotStorage:
     def write(self, handle: Slot, value: Array) -> None:
         np.copyto(handle.array, value, casting="no")
 
-    def leaf(self, handle: Slot, *, native: bool = False) -> Array:
+    def native_array(self, handle: Slot, *, tensor: bool = False) -> Array:
         return handle.array
 
     def tracked(self, handle: Slot) -> Array:
         return handle.array
 
-    def put(self, handle: Slot, leaf: Array, value: Array) -> None:
-        if value is not leaf:
+    def commit(self, handle: Slot, native: Array, value: Array) -> None:
+        if value is not native:
             np.copyto(handle.array, value, casting="no")
 
     def guard(self) -> AbstractContextManager[None]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import xweights as xw
-from xweights.core import backend as doors
+from xweights.core import backend as installed_backends
 from xweights.testing import CHECKS, PromiseBrokenError, check_backend, ordinary, tricky
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -26,10 +26,10 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import xweights_toy
     import xweights_toy.framework
 
-    monkeypatch.setattr(doors, "_registered", dict(doors._registered))
-    doors.register("xweights_toy", xweights_toy.backend)
+    monkeypatch.setattr(installed_backends, "_registered", dict(installed_backends._registered))
+    installed_backends.register("xweights_toy", xweights_toy.backend)
     yield xweights_toy.framework
-    doors._by_type.clear()
+    installed_backends._by_type.clear()
 
 
 def network(toy: Any, dtype: str = "float32") -> Any:
@@ -156,9 +156,9 @@ def test_a_backend_that_is_wrong_is_told_what_it_broke(how: Any, toy: Any, monke
 
 
 def test_what_is_no_backend_cannot_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doors, "_registered", dict(doors._registered))
+    monkeypatch.setattr(installed_backends, "_registered", dict(installed_backends._registered))
     with pytest.raises(xw.BackendBrokenError, match=r"missing: .*attach, compiled, .*\nFix: "):
-        doors.register("nothing", object())  # type: ignore[arg-type]
+        installed_backends.register("nothing", object())  # type: ignore[arg-type]
 
 
 def test_names_that_depend_on_the_instance_are_found(toy: Any) -> None:

@@ -86,7 +86,7 @@ def test_a_shell_completes_commands_options_and_choices(words: str, offered: set
 
 @pytest.mark.skipif("XWEIGHTS_TEST_WHEEL" not in os.environ, reason="only nox tests the wheel")
 def test_the_wheel_brings_a_script() -> None:
-    (script,) = metadata.distribution("xweights-nn").entry_points.select(group="console_scripts")
+    (script,) = metadata.distribution("xweights-nn").installed_backends.select(group="console_scripts")
     assert (script.name, script.value) == ("xweights", "xweights.cli.app:main")
     ran = subprocess.run(
         [str(Path(sys.executable).with_name("xweights")), "backends", "--json"], capture_output=True, check=True

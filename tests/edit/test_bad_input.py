@@ -21,7 +21,7 @@ class Point:
 
 
 @pytest.fixture
-def doors(monkeypatch):
+def installed_backends(monkeypatch):
     """Replace the installed backends by ``doors[name] = function that loads``; forget what is found meanwhile."""
     points: dict[str, Point] = {}
     monkeypatch.setattr(xweights.core.backend, "_points", points)
@@ -39,8 +39,10 @@ def model_of(package: str):
 # Targets.
 
 
-def test_an_object_of_no_known_framework_is_refused_with_what_is_installed_and_what_to_install(doors) -> None:
-    doors("flamework", lambda: None)
+def test_an_object_of_no_known_framework_is_refused_with_what_is_installed_and_what_to_install(
+    installed_backends,
+) -> None:
+    installed_backends("flamework", lambda: None)
     with pytest.raises(xw.TargetError) as caught:
         xw.parameters(model_of("otherframework"))
     text = str(caught.value)
@@ -117,11 +119,11 @@ def test_an_open_npz_file_can_be_read_but_an_edit_that_would_be_lost_is_refused(
 # Backends.
 
 
-def test_a_backend_that_is_broken_says_why_and_is_tried_again(doors) -> None:
+def test_a_backend_that_is_broken_says_why_and_is_tried_again(installed_backends) -> None:
     def broken():
         raise OSError("libframe.so: cannot open shared object")
 
-    doors("flamework", broken)
+    installed_backends("flamework", broken)
     for _ in range(2):
         with pytest.raises(xw.BackendBrokenError) as caught:
             xw.parameters(model_of("flamework"))
@@ -135,25 +137,25 @@ def test_a_backend_that_is_broken_says_why_and_is_tried_again(doors) -> None:
     assert xw.backends() == {"flamework": "broken: OSError: libframe.so: cannot open shared object"}
 
 
-def test_an_entry_point_that_is_no_backend_is_refused(doors) -> None:
-    doors("flamework", lambda: object())
+def test_an_entry_point_that_is_no_backend_is_refused(installed_backends) -> None:
+    installed_backends("flamework", lambda: object())
     with pytest.raises(xw.BackendBrokenError, match="is no backend"):
         xw.parameters(model_of("flamework"))
     assert xw.backends()["flamework"].startswith("broken")
 
 
-def test_a_backend_is_loaded_only_when_its_object_arrives(doors) -> None:
+def test_a_backend_is_loaded_only_when_its_object_arrives(installed_backends) -> None:
     def loaded():
         pytest.fail("it was loaded")
 
-    doors("flamework", loaded)
+    installed_backends("flamework", loaded)
     xw.clip({"a": np.ones(2)}, -1, 1)
     with pytest.raises(xw.TargetError):
         xw.parameters(model_of("flamework2"))
 
 
-def test_a_backend_that_is_not_installed_is_named_with_its_command(doors) -> None:
-    doors("flamework", lambda: None)
+def test_a_backend_that_is_not_installed_is_named_with_its_command(installed_backends) -> None:
+    installed_backends("flamework", lambda: None)
     with pytest.raises(xw.BackendMissingError) as caught:
         xweights.core.registry.load("otherframework")
     assert "no backend for 'otherframework' is installed" in str(caught.value)

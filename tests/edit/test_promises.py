@@ -83,11 +83,11 @@ class Interrupted(NumpyStorage):
     def __init__(self) -> None:
         self.edits = 0
 
-    def put(self, handle, leaf, value) -> None:
+    def commit(self, handle, leaf, value) -> None:
         self.edits += 1
         if self.edits == 2:
             signal.raise_signal(signal.SIGINT)
-        super().put(handle, leaf, value)
+        super().commit(handle, leaf, value)
 
 
 VERBS = {

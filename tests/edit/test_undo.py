@@ -195,7 +195,7 @@ def test_trainable_flags_come_back_too() -> None:
 def test_numpy_arrays_have_no_flag_to_set() -> None:
     (p,) = xw.parameters({"a": np.zeros(2)})
     with pytest.raises(xw.WriteError, match="no trainable flag"):
-        p.storage.set_trainable(p.handle, False)
+        p.set_trainable(False)
 
 
 def test_a_selection_of_nothing_is_refused_before_the_block() -> None:

@@ -2,8 +2,8 @@
 
     python tests/merging/reference.py docs/merge_reference.md
 
-Needs mergekit and torch; `nox -s merge_reference` makes an environment that has them. Owns the comparison and the page.
-Ends with status 1 where a difference is larger than it may be.
+Needs mergekit and torch; `nox -s merge_reference` makes an environment that has them. Ends with status 1 where a
+difference is larger than it may be.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def test_a_live_model_is_merged_into_in_place_and_its_frozen_weights_stay(make: 
     for name in after:
         assert np.array_equal(after[name], before[name] if name.startswith("conv/") else expected[name]), name
     assert not np.array_equal(after["dense/kernel"], before["dense/kernel"])
-    identities = [p.storage.identity(p.handle) for p in xw.parameters(model)]
+    identities = [p.identity() for p in xw.parameters(model)]
     assert identities == [p.storage.identity(one) for p, one in zip(xw.parameters(model), natives, strict=True)]
 
 

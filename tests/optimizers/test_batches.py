@@ -37,7 +37,7 @@ def test_a_schedule_of_keras_is_read_and_made_again(name):
     read = read_schedule(given, 0)
     wave = "cosine" in read.kind
     expected = [float(given(step)) for step in range(30)]
-    formula = xw.RateSchedule(read.kind, read.rate, read.options, read.precision)
+    formula = xw.LRSchedule(read.kind, read.rate, read.options, read.precision)
     np.testing.assert_allclose(
         [formula.at(step) for step in range(30)], expected, rtol=3e-6 if wave else 3e-7, atol=1e-9
     )

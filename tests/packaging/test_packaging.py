@@ -86,8 +86,8 @@ def test_a_target_loads_the_backend_of_its_own_framework_and_no_other(framework:
 
 
 def test_the_entry_points_bear_the_names_of_the_frameworks_packages() -> None:
-    doors = metadata.distribution(DISTRIBUTION).entry_points.select(group="xweights.backends")
-    assert {door.name: door.value for door in doors} == {
+    entry_points = metadata.distribution(DISTRIBUTION).entry_points.select(group="xweights.backends")
+    assert {entry_point.name: entry_point.value for entry_point in entry_points} == {
         framework: f"xweights_{framework}:backend" for framework in FRAMEWORKS
     }
 

@@ -15,7 +15,7 @@ from xweights.porting.matching.similarity import cropped, distance, grid_order, 
 from xweights.porting.matching.trace import arrays_of
 from xweights.porting.protocol import LayerRecord
 from xweights.porting.recipes import units_of
-from xweights.porting.units import Piece, Turn, fit, translate
+from xweights.porting.units import FeaturePermutation, ParamSlice, fit, translate
 
 
 def parameter(name, array, pattern=None, gates=None, **sizes):
@@ -179,7 +179,7 @@ def test_what_a_norm_lacks_stands_for_one_and_zero():
 
 def test_rows_and_columns_are_turned():
     unit = units_of(record("dense", {"kernel": parameter("kernel", numbers(3, 2))}))[0]
-    made, _ = translate(unit, arrays_of(unit), unit, Turn(np.array([2, 0, 1]), np.array([1, 0])))
+    made, _ = translate(unit, arrays_of(unit), unit, FeaturePermutation(np.array([2, 0, 1]), np.array([1, 0])))
     assert np.array_equal(made["kernel"], numbers(3, 2)[[2, 0, 1]][:, [1, 0]])
 
 
@@ -197,7 +197,7 @@ def test_a_piece_writes_what_it_reads(order, gates):
     shape = [array.shape[axis] for axis in order]
     place = shape.index(3)
     p = parameter("w", array)
-    piece = Piece(p, tuple(shape), order=tuple(order), gates=(place, tuple(gates)))
+    piece = ParamSlice(p, tuple(shape), order=tuple(order), gates=(place, tuple(gates)))
     out = np.zeros_like(array)
     piece.write(piece.read(array), out)
     assert np.array_equal(out, array)

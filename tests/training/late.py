@@ -1,6 +1,6 @@
 """What can come late, and how to tell what became of it: obeyed, raised, detected, or ignored without a word.
 
-Owns :class:`Thing`, :class:`Scene`, :class:`Way` and :func:`outcome`. Imports no framework. Kernels are read by hand.
+Kernels are read by hand.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ways in which a hold can come late in Keras. Imports keras inside of functions only."""
+"""The ways in which a hold can come late in Keras."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ways in which a hold can come late in PyTorch, and on a tf.Module. Imports them inside of functions only."""
+"""The ways in which a hold can come late in PyTorch, and on a tf.Module."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Learner:
     def set_raw(self, name: str, value: np.ndarray) -> None:
         """Write past every hold, as a loop written by hand would."""
         (p,) = xw.parameters(self.target, where=name)
-        p.storage.write(p.handle, np.ascontiguousarray(p.layout.to_stored(value)))
+        p.write(np.ascontiguousarray(p.layout.to_stored(value)))
 
 
 def learner(kind: str, optimizer: str = "sgd", *, norm: bool = False, learning_rate: float | None = None) -> Learner:

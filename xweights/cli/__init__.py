@@ -1,6 +1,5 @@
 """The command ``xweights``: what its words mean, and how results come to a terminal, a pipe or a program.
 
-Owns nothing itself: ``app`` puts the commands together, each of the other files is a command or two, or serves them.
 At import these files need typer and the standard library only; NumPy and the core are imported when a command runs,
 because ``xweights --help`` and completion are started again and again.
 """

@@ -1,7 +1,4 @@
-"""The command line put together: which commands there are, and how an error of the user's ends.
-
-Owns :data:`app` and :func:`main`. Imports typer and the commands.
-"""
+"""The command line put together: which commands there are, and how an error of the user's ends."""
 
 from __future__ import annotations
 

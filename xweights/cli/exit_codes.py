@@ -1,7 +1,4 @@
-"""How a command ends: its exit status, and what is said of an error.
-
-Owns :class:`Commands` and the exit statuses. Imports typer.
-"""
+"""How a command ends: its exit status, and what is said of an error."""
 
 from __future__ import annotations
 

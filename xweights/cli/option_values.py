@@ -1,7 +1,4 @@
-"""Values of options that are more than a number: pairs, entries, what differs from layer to layer.
-
-Owns the functions that read them. Imports errors inside the functions.
-"""
+"""Values of options that are more than a number: pairs, entries, what differs from layer to layer."""
 
 from __future__ import annotations
 

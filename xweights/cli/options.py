@@ -1,7 +1,4 @@
-"""Arguments that several commands share, and what their text means.
-
-Owns the annotated types and :func:`where_of`, :func:`names_of`. Imports typer.
-"""
+"""Arguments that several commands share, and what their text means."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What a command prints: tables on a terminal, plain text in a pipe, JSON for programs, progress on stderr.
-
-Owns :func:`show_table`, :func:`show_json`, :func:`working`, :func:`writing` and :func:`write_file`. Imports the
-standard library; rich is imported where something is drawn on a terminal.
-"""
+"""What a command prints: tables on a terminal, plain text in a pipe, JSON for programs, progress on stderr."""
 
 from __future__ import annotations
 
@@ -106,7 +102,7 @@ def writing(path: Path, total: int, text: str) -> Iterator[None]:
 
     from xweights.files.io.atomic import written_so_far
 
-    class Written(Progress):
+    class WritingProgress(Progress):
         # Asked for ten times a second, from a thread: whoever writes needn't know of it.
         def get_renderables(self) -> Iterable[RenderableType]:
             for task in self.task_ids:
@@ -122,7 +118,7 @@ def writing(path: Path, total: int, text: str) -> Iterator[None]:
         DownloadColumn(),
         TimeElapsedColumn(),
     )
-    with Written(*columns, console=Console(stderr=True), transient=True) as bar:
+    with WritingProgress(*columns, console=Console(stderr=True), transient=True) as bar:
         bar.add_task(text, total=max(total, 1))
         yield
 

@@ -1,8 +1,7 @@
 """From a text of the command line to a target, a model or a sample.
 
-Owns :func:`target_of`, :func:`model_of`, :func:`file_of`, :func:`sample_of` and :func:`load_file`. Imports the
-standard library. A model file is opened by the backend that says, in the entry-point group ``xweights.models``, that
-it knows the suffix.
+A model file is opened by the backend that says, in the entry-point group ``xweights.models``, that it knows the
+suffix.
 """
 
 from __future__ import annotations

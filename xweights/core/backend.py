@@ -1,9 +1,8 @@
 """The protocols that a backend keeps, and the door it comes in by.
 
-Owns :class:`Ops`, :class:`Storage`, :class:`Adapter`, :class:`Backend`, :class:`Entry` and the look-up of backends.
-Imports axes, errors and parameter. It knows no framework's name: a backend is found by the root package in
-``type(x).__mro__``, matched with the entry points of the group ``xweights.backends`` *before* one is loaded,
-so that a user of one framework never imports another.
+It knows no framework's name: a backend is found by the root package in ``type(x).__mro__``, matched with the entry
+points of the group ``xweights.backends`` *before* one is loaded, so that a user of one framework never imports
+another.
 
 Four small protocols, because they change for different reasons:
 
@@ -31,7 +30,7 @@ class Adapter(Protocol):
 
 
 class HeldChain(Protocol):
-    """The rules held on one parameter, as a backend sees them (the core's ``holds.Chain``)."""
+    """The rules held on one parameter, as a backend sees them (the core's ``holds.HeldRules``)."""
 
     parameter: Parameter
 

@@ -101,7 +101,7 @@ def laid_like(one: Array, other: Array) -> Array:
     return copy
 
 
-def strays(values: Sequence[tuple[int, Array]], homes: Sequence[Array]) -> set[int]:
+def aliased_values(values: Sequence[tuple[int, Array]], homes: Sequence[Array]) -> set[int]:
     """Return which of the values, each meant for ``homes[its number]``, share memory with another of the homes.
 
     Written one after the other, such a value would have changed by the time it is read: as when two arrays are swapped.

@@ -1,7 +1,7 @@
 """Which parameters are held, known to everything that writes.
 
-Owns the ledger and :func:`obey`. Imports parameter. Lower than running and writing, which call :func:`obey` after their
-last write; what is in the ledger comes from holds.
+Lower than running and writing, which call :func:`reapply` after their last write; what is in the ledger comes from
+holds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from xweights.core.parameter import Parameter
 
 
-class Obeyed(Protocol):
+class HeldEntry(Protocol):
     """What stands in the ledger for a held parameter."""
 
     parameter: Parameter
@@ -30,13 +30,13 @@ class Obeyed(Protocol):
 
 _chains: weakref.WeakSet[Any] = weakref.WeakSet()
 # What no framework's training keeps alive: a hold lasts until it is released, whether its owner kept it or not.
-_kept: set[Obeyed] = set()
-_by_identity: weakref.WeakValueDictionary[Hashable, Obeyed] = weakref.WeakValueDictionary()
+_kept: set[HeldEntry] = set()
+_by_identity: weakref.WeakValueDictionary[Hashable, HeldEntry] = weakref.WeakValueDictionary()
 
 
 def identity(parameter: Parameter) -> Hashable:
     """Return a key that two handles of one native array share."""
-    return parameter.storage.identity(parameter.handle)
+    return parameter.identity()
 
 
 def look_again() -> None:
@@ -47,12 +47,12 @@ def look_again() -> None:
             _by_identity[identity(chain.parameter)] = chain
 
 
-def held(parameter: Parameter) -> Obeyed | None:
+def held(parameter: Parameter) -> HeldEntry | None:
     """Return what holds a parameter, or None; as of the last :func:`look_again`."""
     return _by_identity.get(identity(parameter)) if _by_identity else None
 
 
-def enter(chain: Obeyed, *, keep: bool) -> None:
+def enter(chain: HeldEntry, *, keep: bool) -> None:
     """Note that a parameter is held: for as long as somebody keeps ``chain``, or until :func:`leave`."""
     _chains.add(chain)
     _by_identity[identity(chain.parameter)] = chain
@@ -60,7 +60,7 @@ def enter(chain: Obeyed, *, keep: bool) -> None:
         _kept.add(chain)
 
 
-def leave(chain: Obeyed) -> None:
+def leave(chain: HeldEntry) -> None:
     """Note that a parameter is held no more."""
     _chains.discard(chain)
     _kept.discard(chain)
@@ -75,7 +75,7 @@ def check(parameters: Iterable[Parameter]) -> None:
         chain.check()
 
 
-def obey(parameters: Iterable[Parameter]) -> None:
+def reapply(parameters: Iterable[Parameter]) -> None:
     """Re-apply the holds on these parameters after a write."""
     look_again()
     for chain in _holding(parameters):
@@ -83,6 +83,6 @@ def obey(parameters: Iterable[Parameter]) -> None:
         chain.written()
 
 
-def _holding(parameters: Iterable[Parameter]) -> list[Obeyed]:
+def _holding(parameters: Iterable[Parameter]) -> list[HeldEntry]:
     found = [held(parameter) for parameter in parameters] if _by_identity else []
     return [chain for chain in found if chain is not None]

@@ -1,7 +1,5 @@
 """Named axes: how an array stored by a framework relates to its neutral view.
 
-Owns the pattern language of the layer tables and :class:`Layout`. Imports NumPy and errors.
-
 A pattern reads like einops: ``"out in h w -> h w in out"`` says that the framework stores (out, in, h, w)
 and that the neutral order is (h, w, in, out). ``"(in mult) 1 h w -> h w in mult"`` takes a stored axis apart
 and drops one of length 1. A pattern without an arrow is stored in neutral order already. A name such as

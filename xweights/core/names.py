@@ -1,7 +1,4 @@
-"""What a name or a glob means among parameters.
-
-Owns :func:`glob_matcher`, :class:`NameIndex` and :func:`named`. Imports errors and parameter.
-"""
+"""What a name or a glob means among parameters."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """NumPy as a backend: the maths on host arrays, and mappings of arrays as targets.
 
-Owns :class:`NumpyOps` and :class:`NumpyStorage`. Imports axes, errors and parameter. Also serves every framework
-whose tensors can be seen as writable NumPy views.
+Also serves every framework whose tensors can be seen as writable NumPy views.
 """
 
 from __future__ import annotations
@@ -238,14 +237,14 @@ class NumpyStorage:
     def write(self, handle: Array, value: Array) -> None:
         copy_into(handle, value)
 
-    def leaf(self, handle: Array, *, native: bool = False) -> Array:
+    def native_array(self, handle: Array, *, tensor: bool = False) -> Array:
         return handle
 
     def tracked(self, handle: Array) -> Array:
         return handle
 
-    def put(self, handle: Array, leaf: Array, value: Array) -> None:
-        if value is not leaf:
+    def commit(self, handle: Array, native: Array, value: Array) -> None:
+        if value is not native:
             np.copyto(handle, value, casting="no")
 
     def guard(self) -> AbstractContextManager[None]:

@@ -1,11 +1,8 @@
-"""One native weight array, seen neutrally.
-
-Owns :class:`Parameter` and the words for dtypes. Imports axes, errors and (for types only) backend.
-"""
+"""One native weight array, seen neutrally."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -133,6 +130,42 @@ class Parameter:
             >>> xw.parameters({"b": np.zeros(2)})[0].assign([1.0, 2.0])
         """
         _io[1](self, value)
+
+    def read(self) -> Array:
+        """Return the stored values on the host, in stored order; callers neither keep nor change them."""
+        return self.storage.read(self.handle)
+
+    def write(self, value: Array) -> None:
+        """Copy ``value`` in, which has the stored shape and dtype."""
+        self.storage.write(self.handle, value)
+
+    def refusal(self, *, writing: bool) -> str | None:
+        """Return why it can't be read or written, or None."""
+        return self.storage.refusal(self.handle, writing=writing)
+
+    def native(self, *, tensor: bool = False) -> Any:
+        """Return the native array that ops work on, or (``tensor``) the framework's own tensor."""
+        return self.storage.native_array(self.handle, tensor=tensor)
+
+    def commit(self, native: Any, value: Any) -> None:
+        """Store ``value``, the result of a rule applied to ``native``."""
+        self.storage.commit(self.handle, native, value)
+
+    def backup(self) -> Any:
+        """Return what :meth:`restore` needs to undo every later write."""
+        return self.storage.backup(self.handle)
+
+    def restore(self, kept: Any) -> None:
+        """Undo every write since :meth:`backup`."""
+        self.storage.restore(self.handle, kept)
+
+    def set_trainable(self, flag: bool) -> None:
+        """Set whether the framework trains it; raise WriteError where that can't be done."""
+        self.storage.set_trainable(self.handle, flag)
+
+    def identity(self) -> Hashable:
+        """Return a key that two handles of one native array share."""
+        return self.storage.identity(self.handle)
 
     def renamed(self, prefix: str) -> Parameter:
         """Return the same parameter under ``prefix/``, as a list of targets names it."""

@@ -1,7 +1,4 @@
-"""Weights as plain arrays that know their axes and roles.
-
-Owns :class:`Params`, what :func:`xweights.get_params` returns. Imports axes, errors, parameter and values.
-"""
+"""Weights as plain arrays that know their axes and roles."""
 
 from __future__ import annotations
 

@@ -126,20 +126,23 @@ class Storage(Protocol):
     def write(self, handle: Any, value: Array) -> None:
         """Copy ``value`` (right shape and dtype, any strides) in; in place, and never aliasing it."""
 
-    def leaf(self, handle: Any, *, native: bool = False) -> Any:
-        """Return what :class:`Ops` work on: the quickest form, or (``native``) the framework's own tensor.
+    def native_array(self, handle: Any, *, tensor: bool = False) -> Any:
+        """Return the array that :class:`Ops` work on: in its fastest form, or as the framework's own tensor.
 
-        It may be a writable view of the parameter; its ops may then edit it in place.
+        It may be a writable view of the parameter, which ops may then edit in place.
         """
 
     def tracked(self, handle: Any) -> Any:
         """Return the framework's own tensor, through which gradients reach the array. It is only read."""
 
-    def put(self, handle: Any, leaf: Any, value: Any) -> None:
-        """Keep the result of a rule that started from ``leaf``. ``value is leaf``: it was edited in place."""
+    def commit(self, handle: Any, native: Any, value: Any) -> None:
+        """Store ``value``, the result of a rule applied to ``native``.
+
+        If ``value is native`` the edit was in place, and only bookkeeping is left.
+        """
 
     def guard(self) -> AbstractContextManager[Any]:
-        """Return the context for edits of leaves (no gradient is recorded inside)."""
+        """Return the context for edits of native arrays (no gradient is recorded inside)."""
 
     def backup(self, handle: Any) -> Any:
         """Return what :meth:`restore` needs to bring these very bits back, whoever wrote in between."""

@@ -23,8 +23,8 @@ _points: dict[str, Any] | None = None
 _by_type: dict[type[Any], Backend | None] = {}
 
 
-def register(door: str, backend: Backend) -> None:
-    """Register a backend in this process for the root package ``door``, before any entry point.
+def register(framework: str, backend: Backend) -> None:
+    """Register a backend in this process for the root package ``framework``, before any entry point.
 
     Example:
         >>> from xweights.core.registry import register
@@ -37,11 +37,11 @@ def register(door: str, backend: Backend) -> None:
             f"{backend!r} is no backend\nmissing: {', '.join(words) or 'name'}\n"
             "Fix: give it the attributes of xweights.backend.Backend"
         )
-    _registered[door] = backend
+    _registered[framework] = backend
     _by_type.clear()
 
 
-def doors() -> dict[str, str]:
+def installed_backends() -> dict[str, str]:
     """Return the installed doors and the object each would load: ``{"torch": "xweights_torch:backend", ...}``."""
     found = {name: point.value for name, point in _entry_points().items()}
     return found | {name: f"{type(one).__module__}:{type(one).__qualname__}" for name, one in _registered.items()}
@@ -58,39 +58,39 @@ def backend_for(value: Any) -> Backend | None:
     kind = type(value)
     if kind not in _by_type:
         known = _registered.keys() | _entry_points().keys()
-        door = next((root for root in roots(kind) if root in known), None)
-        _by_type[kind] = None if door is None else load(door)
+        framework = next((root for root in roots(kind) if root in known), None)
+        _by_type[kind] = None if framework is None else load(framework)
     return _by_type[kind]
 
 
-def load(door: str) -> Backend:
+def load(framework: str) -> Backend:
     """Return the backend behind a door; raise BackendBrokenError if it is installed and can't be imported."""
-    if door in _registered:
-        return _registered[door]
-    if door not in _loaded:
+    if framework in _registered:
+        return _registered[framework]
+    if framework not in _loaded:
         points = _entry_points()
-        if door not in points:
+        if framework not in points:
             raise BackendMissingError(
-                f"no backend for {door!r} is installed\n"
-                f"installed: {', '.join(sorted(doors())) or 'none'}\n"
-                f"Fix: python -m pip install 'xweights-nn[{door}]' (in a checkout: python -m pip install -e .)"
+                f"no backend for {framework!r} is installed\n"
+                f"installed: {', '.join(sorted(installed_backends())) or 'none'}\n"
+                f"Fix: python -m pip install 'xweights-nn[{framework}]' (in a checkout: python -m pip install -e .)"
             )
         try:
-            backend = points[door].load()
+            backend = points[framework].load()
         except Exception as cause:
             raise BackendBrokenError(
-                f"the backend {points[door].value!r} for {door!r} is installed but can't be imported\n"
+                f"the backend {points[framework].value!r} for {framework!r} is installed but can't be imported\n"
                 f"cause: {type(cause).__name__}: {cause}\n"
-                f"Fix: make `python -c 'import {door}'` work, or reinstall with "
-                f"python -m pip install 'xweights-nn[{door}]'"
+                f"Fix: make `python -c 'import {framework}'` work, or reinstall with "
+                f"python -m pip install 'xweights-nn[{framework}]'"
             ) from cause
         if not isinstance(backend, Backend):
             raise BackendBrokenError(
-                f"{points[door].value!r} is no backend\n"
+                f"{points[framework].value!r} is no backend\n"
                 f"Fix: it must be an object with the methods of xweights.backend.Backend"
             )
-        _loaded[door] = backend
-    return _loaded[door]
+        _loaded[framework] = backend
+    return _loaded[framework]
 
 
 def loaded() -> list[Backend]:
@@ -118,10 +118,10 @@ def backends() -> dict[str, str]:
         True
     """
     found = {}
-    for door in sorted(doors()):
+    for framework in sorted(installed_backends()):
         try:
-            load(door)
-            found[door] = "ready"
+            load(framework)
+            found[framework] = "ready"
         except BackendBrokenError as broken:
-            found[door] = "broken: " + str(broken).splitlines()[1].removeprefix("cause: ")
+            found[framework] = "broken: " + str(broken).splitlines()[1].removeprefix("cause: ")
     return found

@@ -1,7 +1,4 @@
-"""Where twins' names differ: ``{"0/*": "dense/0/*"}``, target glob to twin glob.
-
-Owns :func:`renamer`. Imports errors.
-"""
+"""Where twins' names differ: ``{"0/*": "dense/0/*"}``, target glob to twin glob."""
 
 from __future__ import annotations
 

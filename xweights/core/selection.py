@@ -1,7 +1,5 @@
 """Which parameters a call means: one normaliser from ``where=`` to a printable predicate.
 
-Owns :class:`Where`, its combinators and :func:`select`. Imports errors, naming and parameter.
-
 A glob matches neutral names (``*`` anything, ``/`` included; ``?`` one character; a leading ``*/`` also at the root).
 A name without wildcards may be neutral or native. Everything combines with ``&``, ``|`` and ``~``.
 """
@@ -84,7 +82,7 @@ class Glob(Where):
 
 
 @dataclass(frozen=True)
-class Native(Where):
+class NativeName(Where):
     """The framework's own names, by glob."""
 
     pattern: str
@@ -267,7 +265,7 @@ def native(pattern: str) -> Where:
         >>> xw.native("*.weight")
         native('*.weight')
     """
-    return Native(pattern)
+    return NativeName(pattern)
 
 
 def to_where(value: WhereLike) -> Where:
@@ -349,7 +347,7 @@ def _why_empty(part: Where, everything: Sequence[Parameter]) -> tuple[str]:
         if is_glob(part.pattern) and any(glob_matcher(part.pattern)(p.native_name) for p in visible):
             hint += f"\nIt does match native names: native({part.pattern!r})"
         return (f"{part!r} matches no neutral name\n{hint}",)
-    if isinstance(part, Native):
+    if isinstance(part, NativeName):
         return (f"{part!r} matches no native name\n{near(part.pattern, [p.native_name for p in visible])}",)
     if isinstance(part, Role):
         return (f"{part!r}: no parameter has this role\nRoles here: {', '.join(sorted({p.role for p in visible}))}",)

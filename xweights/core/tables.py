@@ -1,7 +1,4 @@
-"""Tables for a terminal and for a notebook.
-
-Owns :func:`render`, :func:`render_html` and :func:`printable`. Imports rich inside the function only.
-"""
+"""Tables for a terminal and for a notebook."""
 
 from __future__ import annotations
 

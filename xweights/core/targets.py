@@ -1,9 +1,4 @@
-"""From whatever a user passes as a target to its parameters.
-
-Owns :func:`open_target`, the mapping adapter, and two doors for what lies higher: an object whose type has a method
-``__xweights_parameters__()`` is a target, and :func:`register_opener` says who opens a path. Imports arrays, axes,
-backend, errors, parameter and params.
-"""
+"""From whatever a user passes as a target to its parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +12,7 @@ import numpy as np
 from xweights.core.mappings import mapping_parameters
 from xweights.core.numpy_backend import NumpyStorage
 from xweights.core.parameter import Parameter
-from xweights.core.registry import backend_for, doors, loaded, roots
+from xweights.core.registry import backend_for, installed_backends, loaded, roots
 from xweights.errors import TargetError, UseBindError
 
 _openers: list[Callable[[Any], list[Parameter]]] = []
@@ -36,9 +31,9 @@ def open_target(target: Any, *, bind_line: str = "bound = xweights.bind(target, 
     refuse_in_trace(target, bind_line)
     if isinstance(target, Parameter):
         return [_asked_for(target)]
-    door = getattr(type(target), "__xweights_parameters__", None)
-    if door is not None:
-        return list(door(target))
+    own = getattr(type(target), "__xweights_parameters__", None)
+    if own is not None:
+        return list(own(target))
     if isinstance(target, Mapping):
         return mapping_parameters(target)
     if is_path(target) and _openers:
@@ -105,7 +100,7 @@ def _listed_parameters(targets: Sequence[Any], bind_line: str) -> list[Parameter
     seen: dict[Hashable, Parameter] = {}
     if all(isinstance(one, Parameter) for one in targets):
         for given in targets:
-            seen.setdefault((type(given.storage), given.storage.identity(given.handle)), _asked_for(given))
+            seen.setdefault((type(given.storage), given.identity()), _asked_for(given))
         names = [one.name for one in seen.values()]
         twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
         if twice is not None:
@@ -117,7 +112,7 @@ def _listed_parameters(targets: Sequence[Any], bind_line: str) -> list[Parameter
     for position, target in enumerate(targets):
         for parameter in open_target(target, bind_line=bind_line):
             one = parameter.renamed(str(position))
-            key = (type(one.storage), one.storage.identity(one.handle))
+            key = (type(one.storage), one.identity())
             if key in seen:
                 seen[key].aliases += (one.name, *one.aliases)
             else:
@@ -139,7 +134,7 @@ def _unknown(target: Any) -> TargetError:
     if isinstance(target, (str, bytes)) or hasattr(target, "__fspath__"):
         return TargetError(f"this is no path that can be opened\ngot: {target!r}\nFix: xweights.load(path), with a str")
     family = [root for root in dict.fromkeys(roots(kind)) if root not in ("builtins", "__main__", "abc", "typing")]
-    installed = ", ".join(sorted(doors())) or "none (in a checkout: python -m pip install -e .)"
+    installed = ", ".join(sorted(installed_backends())) or "none (in a checkout: python -m pip install -e .)"
     text = (
         f"xweights can't reach weights in this object\n"
         f"got:      {shown}\n"
@@ -147,7 +142,7 @@ def _unknown(target: Any) -> TargetError:
         "or a list of these\n"
         f"installed backends: {installed}"
     )
-    if family and not (set(family) & doors().keys()):
+    if family and not (set(family) & installed_backends().keys()):
         # Not BackendMissingError alone: whoever passed a wrong object expects a TypeError.
         command = f"python -m pip install 'xweights-nn[{family[0]}]'"
         text += f"\nFix: if {family[0]!r} is a framework, install its backend: {command}"

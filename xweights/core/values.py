@@ -1,8 +1,4 @@
-"""What users pass as values, brought to arrays of a parameter's dtype without a silent change.
-
-Owns the rounding of numbers, casts that must not change values, and the operands of rules. Imports axes, backend,
-errors and parameter.
-"""
+"""What users pass as values, brought to arrays of a parameter's dtype without a silent change."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def run(target: Any, rule: Rule, *, where: WhereLike | None, call: str, default:
         Bound(rule, chosen, prepare(rule, chosen, call))()
     else:
         execute(rule, chosen, prepare(rule, chosen, call))
-    hold_registry.obey(chosen)
+    hold_registry.reapply(chosen)
 
 
 def bind_line(rule: Rule, where: WhereLike) -> str:

@@ -59,7 +59,7 @@ class _Step:
         self.handle = parameter.handle
         self.layout = parameter.layout
         with parameter.storage.guard():
-            leaf = parameter.storage.leaf(parameter.handle, native=True)
+            leaf = parameter.native(tensor=True)
             self.ops = ops_for(leaf)
             if random:
                 self.operands = (self.ops.buffer(np.zeros(parameter.shape, parameter.dtype), leaf),)
@@ -69,7 +69,7 @@ class _Step:
 
     def leaf_of(self) -> Any:
         with self.storage.guard():
-            return self.storage.leaf(self.handle, native=True)
+            return self.storage.native_array(self.handle, tensor=True)
 
 
 class Bound:
@@ -121,7 +121,7 @@ class Bound:
 
     def _edit(self, storage: Storage) -> None:
         rule = self.rule
-        leaves = [step.storage.leaf(step.handle, native=True) for step in self._steps]
+        leaves = [step.storage.native_array(step.handle, tensor=True) for step in self._steps]
         ws = [to_neutral(s.ops, leaf, s.layout) for s, leaf in zip(self._steps, leaves, strict=True)]
         shared = None
         if rule.joint:
@@ -133,10 +133,10 @@ class Bound:
             mine = shared[position] if isinstance(shared, list) else shared
             new = rule(ws[position], step.ops, step.parameter, *operands, shared=mine)
             if new is ws[position]:
-                step.storage.put(step.handle, leaves[position], leaves[position])
+                step.storage.commit(step.handle, leaves[position], leaves[position])
             else:
                 stored = to_stored(step.ops, step.ops.fence(new), step.layout)
-                step.storage.put(step.handle, leaves[position], stored)
+                step.storage.commit(step.handle, leaves[position], stored)
 
     def draw(self, step: int) -> None:
         """Draw the numbers of ``step`` on the host; call it in plain Python before each compiled step."""

@@ -1,7 +1,6 @@
 """How a rule reaches the weights: once (:func:`apply`), or again and again from a compiled step (:func:`bind`).
 
-Owns :func:`apply`, :func:`bind` and :class:`Bound`. Imports arrays, backend, errors, parameter, rules, selecting
-and targets. Everything that can be refused is checked for every parameter before the first write.
+Everything that can be refused is checked for every parameter before the first write.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Ar
     known: dict[Any, tuple[Array, ...]] = {}
     by_dtype = rule.by_dtype
     for parameter in chosen:
-        reason = parameter.storage.refusal(parameter.handle, writing=True)
+        reason = parameter.refusal(writing=True)
         if reason is not None:
             problems.add(WriteError, f"{parameter.name!r} can't be written: {reason}")
             continue
@@ -86,17 +85,17 @@ def is_foreign(rule: Rule) -> bool:
 
 def edit_one(rule: Rule, p: Parameter, operands: tuple[Array, ...], shared: Any) -> None:
     """Edit one parameter by the quickest way: in place on the host where its memory can be seen, else by its ops."""
-    leaf = p.storage.leaf(p.handle, native=isinstance(rule, Function))
-    if isinstance(leaf, np.ndarray) and leaf.flags.writeable:
-        w = p.layout.to_neutral(leaf)
+    native = p.native(tensor=isinstance(rule, Function))
+    if isinstance(native, np.ndarray) and native.flags.writeable:
+        w = p.layout.to_neutral(native)
         if rule.on_host(w, p):
-            p.storage.put(p.handle, leaf, leaf)
+            p.commit(native, native)
             return
     if rule.random:
         operands = rule.operands(p)
-    ops = ops_for(leaf)
-    w = to_neutral(ops, leaf, p.layout)
-    if shared is not None and not isinstance(leaf, np.ndarray):
-        shared = ops.constant(shared, leaf)
-    new = rule(w, ops, p, *[ops.constant(one, leaf) for one in operands], shared=shared)
-    p.storage.put(p.handle, leaf, leaf if new is w else to_stored(ops, new, p.layout))
+    ops = ops_for(native)
+    w = to_neutral(ops, native, p.layout)
+    if shared is not None and not isinstance(native, np.ndarray):
+        shared = ops.constant(shared, native)
+    new = rule(w, ops, p, *[ops.constant(one, native) for one in operands], shared=shared)
+    p.commit(native, native if new is w else to_stored(ops, new, p.layout))

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from xweights.core.blocks import strays
+from xweights.core.blocks import aliased_values
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 
@@ -32,7 +32,7 @@ def detached(chosen: Sequence[Parameter], values: Sequence[tuple[Array, ...]]) -
         return list(values)
     at = {id(p): position for position, p in enumerate(homes)}
     placed = [(at.get(id(chosen[position]), -1), value) for position, value in mine]
-    astray = strays(placed, [p.storage.read(p.handle) for p in homes])
+    astray = aliased_values(placed, [p.read() for p in homes])
     moved = {id(placed[position][1]) for position in astray}
     return [tuple(one.copy() if id(one) in moved else one for one in some) for some in values]
 
@@ -60,13 +60,13 @@ def uninterrupted() -> Iterator[None]:
 @contextmanager
 def undone_on_error(parameters: Sequence[Parameter]) -> Iterator[None]:
     """Back up now, and restore these parameters if anything is raised inside."""
-    kept = [(p, p.storage.backup(p.handle)) for p in parameters]
+    kept = [(p, p.backup()) for p in parameters]
     try:
         yield
     except BaseException:
         with uninterrupted():
             for p, backup in kept:
-                p.storage.restore(p.handle, backup)
+                p.restore(backup)
         raise
 
 

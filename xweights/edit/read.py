@@ -1,7 +1,4 @@
-"""Looking: which parameters a target has, and their values.
-
-Owns :func:`parameters` and :func:`get_params`. Imports errors, parameter, params, selecting and targets.
-"""
+"""Looking: which parameters a target has, and their values."""
 
 from __future__ import annotations
 
@@ -63,7 +60,7 @@ def get_params(target: Any, *, where: WhereLike = ..., layout: LayoutName = "neu
     check_readable(chosen)
     arrays = {}
     for p in chosen:
-        array = p.storage.read(p.handle)
+        array = p.read()
         if copy and not getattr(p.storage, "fresh", False):
             # K order: a copy in the stored order is one memcpy; its neutral view costs nothing.
             array = array.copy(order="K")
@@ -85,7 +82,7 @@ def check_readable(chosen: Sequence[Parameter]) -> None:
     """Refuse parameters whose values can't be seen from the host."""
     problems = Problems("these parameters can't be read")
     for p in chosen:
-        reason = p.storage.refusal(p.handle, writing=False)
+        reason = p.refusal(writing=False)
         if reason is not None:
             problems.add(WriteError, f"{p.name!r}: {reason}")
     problems.check()
@@ -93,7 +90,7 @@ def check_readable(chosen: Sequence[Parameter]) -> None:
 
 def neutral_view(parameter: Parameter) -> Array:
     """Return a read-only look at one parameter in neutral order; don't keep it."""
-    return parameter.layout.to_neutral(parameter.storage.read(parameter.handle))
+    return parameter.layout.to_neutral(parameter.read())
 
 
 def _opened(target: Any, where: WhereLike) -> list[Parameter]:

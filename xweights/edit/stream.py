@@ -1,8 +1,5 @@
 """From one target's arrays into another's, without a copy in between where their memory allows it.
 
-Owns :class:`Source`: a value of ``set_params`` that is a parameter of another target, most often of a file. Imports
-axes, errors, parameter, rules and values.
-
 It is checked before anything is written, and read again when it is its turn: into the parameter's own memory if that
 can be seen and both lie in the same order.
 """
@@ -21,7 +18,7 @@ from xweights.errors import LayoutError
 Fit = Callable[..., Array]
 
 
-class Source:
+class StreamedValue:
     """One value that lies in another target, and the parameter that it is meant for."""
 
     def __init__(self, value: Parameter, p: Parameter, layout: str | None, fit: Fit) -> None:
@@ -54,22 +51,22 @@ class Source:
         return [self._read()] if pieces is None else pieces(self.value.handle)
 
     def _read(self) -> Array:
-        return self.value.layout.to_neutral(self.value.storage.read(self.value.handle))
+        return self.value.layout.to_neutral(self.value.read())
 
     def write(self, cast: bool) -> None:
         """Write it into its parameter; everything has been checked."""
         p, value = self.p, self.value
         read_into = getattr(value.storage, "read_into", None)
         if read_into is not None and self._in_order():
-            leaf = p.storage.leaf(p.handle)
-            if isinstance(leaf, np.ndarray) and leaf.flags.writeable and leaf.flags.c_contiguous:
-                read_into(value.handle, leaf.reshape(-1))
-                p.storage.put(p.handle, leaf, leaf)
+            native = p.native()
+            if isinstance(native, np.ndarray) and native.flags.writeable and native.flags.c_contiguous:
+                read_into(value.handle, native.reshape(-1))
+                p.commit(native, native)
                 return
         array = self._fitted(self._read())
         if array.dtype != p.dtype:
             array = cast_exactly(array, p.dtype, what=repr(p.name), cast=cast)
-        p.storage.write(p.handle, array)
+        p.write(array)
 
     def _in_order(self) -> bool:
         """Return whether the stored entries of both come in the same order, and are of one dtype."""

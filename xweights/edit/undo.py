@@ -1,7 +1,4 @@
-"""Undo: bring back the very bits, whoever wrote in between.
-
-Owns :func:`snapshot` and :func:`transaction`. Imports errors, parameter, reading, running, selecting and targets.
-"""
+"""Undo: bring back the very bits, whoever wrote in between."""
 
 from __future__ import annotations
 
@@ -34,20 +31,20 @@ class Snapshot:
         self.parameters = tuple(parameters)
         mine = {id(p.handle) for p in parameters}
         self._places = [place for place in places if id(place[2]) in mine]
-        self._kept = [(p, p.storage.backup(p.handle), p.trainable) for p in parameters]
+        self._kept = [(p, p.backup(), p.trainable) for p in parameters]
 
     def restore(self) -> None:
         """Write everything back, bit for bit, trainable flags included. Can be called again."""
         with guarded(self.parameters), uninterrupted():
             for p, backup, trainable in self._kept:
-                p.storage.restore(p.handle, backup)
+                p.restore(backup)
                 if p.trainable != trainable:
-                    p.storage.set_trainable(p.handle, trainable)
+                    p.set_trainable(trainable)
             # `weights["b"] = other` puts another array in the place of ours.
             for mapping, key, value in self._places:
                 if mapping.get(key) is not value:
                     mapping[key] = value
-        hold_registry.obey(self.parameters)
+        hold_registry.reapply(self.parameters)
 
     def __repr__(self) -> str:
         count = len(self.parameters)

@@ -1,8 +1,5 @@
 """The verbs: functions that edit a target now, each one line over a rule.
 
-Owns fill, scale, add, clip, clip_norm, max_norm, unit_norm, non_negative, spectral_norm, noise, init, mask, prune and
-set_entries. Imports initializers, params, pruning, randomness, rules, running, selecting and targets.
-
 Every verb takes a target first: a model, layer, module or variable of an installed framework, a mapping of arrays, or
 a list of these. ``where=`` selects (a glob, a name, ``role(...)``, ``layer(...)``, a function, a list, ``...``);
 nothing is written unless everything can be.

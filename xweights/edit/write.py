@@ -1,8 +1,4 @@
-"""Writing values: all of them, or none.
-
-Owns :func:`set_params` and the matching of values to parameters. Imports axes, backend, errors, filling, parameter,
-params, rules, running, selecting, targets and values.
-"""
+"""Writing values: all of them, or none."""
 
 from __future__ import annotations
 
@@ -26,7 +22,7 @@ from xweights.core.selection import WhereLike, select
 from xweights.core.targets import is_path, open_target
 from xweights.core.values import host_array
 from xweights.edit.guards import detached, fallible_first, guarded, undone_on_error, uninterrupted
-from xweights.edit.stream import Source
+from xweights.edit.stream import StreamedValue
 from xweights.errors import (
     ArgumentError,
     LayoutError,
@@ -85,21 +81,21 @@ def set_params(
     pairs = _matched(given, chosen, everything, strict, renamer(names), problems)
     order = values.layout if isinstance(values, Params) else layout or "neutral"
     writes: list[tuple[Parameter, Array]] = []
-    sources: list[Source] = []
+    sources: list[StreamedValue] = []
     axes = values.axes if isinstance(values, Params) else {}
     gates = values.gates if isinstance(values, Params) else {}
     for p, key, value in pairs:
-        reason = p.storage.refusal(p.handle, writing=True)
+        reason = p.refusal(writing=True)
         if reason is not None:
             problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
             continue
         try:
             if isinstance(value, Parameter):
-                source = Source(value, p, layout, fitted)
+                source = StreamedValue(value, p, layout, fit_value)
                 source.check(cast=cast, allow_nonfinite=allow_nonfinite)
                 sources.append(source)
                 continue
-            array = fitted(value, p, order, axes=axes.get(key or ""), gates=gates.get(key or ""))
+            array = fit_value(value, p, order, axes=axes.get(key or ""), gates=gates.get(key or ""))
             if array.dtype != p.dtype:
                 array = cast_exactly(array, p.dtype, what=repr(p.name), cast=cast)
             if not allow_nonfinite:
@@ -115,13 +111,13 @@ def set_params(
     risky = [p for p in [*written, *(source.p for source in sources)] if unsure or p.storage.fallible]
     with uninterrupted(), guarded(chosen), undone_on_error(risky):
         for position in fallible_first(written):
-            written[position].storage.write(written[position].handle, arrays[position][0])
+            written[position].write(arrays[position][0])
         for source in sorted(sources, key=lambda one: not one.p.storage.fallible):
             source.write(cast)
-    hold_registry.obey(chosen)
+    hold_registry.reapply(chosen)
 
 
-def fitted(
+def fit_value(
     value: Any, p: Parameter, order: LayoutName, *, axes: tuple[str, ...] | None, gates: tuple[str, ...] | None
 ) -> Array:
     """Return a value in the stored order and shape of a parameter, transposed by axis name where names are known."""

@@ -1,6 +1,6 @@
 """Files as targets: one module a format, and what they share.
 
-Owns nothing itself. The modules, lower ones first:
+The modules, lower ones first:
 
     descriptors   a file opened once, read by position
     notes         what xweights knows of an array beyond its bytes, as JSON

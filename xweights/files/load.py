@@ -1,8 +1,4 @@
-"""A file as a target: looked at like a model, read one array at a time.
-
-Owns :func:`load`, :class:`Checkpoint` and :class:`FileStorage`. Imports errors, formats, limits, records, parameter,
-tables and targets.
-"""
+"""A file as a target: looked at like a model, read one array at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ from xweights.errors import ArgumentError, SelectionError, WriteError, near
 from xweights.files.formats import table
 from xweights.files.io.limits import Limits
 from xweights.files.io.open_file import OpenFile
-from xweights.files.io.records import Index, Record, Span
+from xweights.files.io.records import ByteRange, Index, Record
 
 _READ_ONLY = "it is in a file\nFix: xweights.edit_file(path, rule, where=...), or get_params and save"
 
@@ -42,13 +38,13 @@ class FileStorage:
     def write(self, handle: Record, value: Array) -> None:
         raise WriteError(_READ_ONLY)
 
-    def leaf(self, handle: Record, *, native: bool = False) -> Any:
+    def native_array(self, handle: Record, *, tensor: bool = False) -> Any:
         return handle.read()
 
     def tracked(self, handle: Record) -> Any:
         return handle.read()
 
-    def put(self, handle: Record, leaf: Any, value: Any) -> None:
+    def commit(self, handle: Record, native: Any, value: Any) -> None:
         raise WriteError(_READ_ONLY)
 
     def guard(self) -> AbstractContextManager[Any]:
@@ -70,7 +66,7 @@ class FileStorage:
 
     def may_fail(self, handle: Record) -> bool:
         """Return whether reading may find damage that opening the file couldn't: a wrong sum, or what is packed."""
-        return not isinstance(handle.place, Span) or handle.place.verify is not None
+        return not isinstance(handle.place, ByteRange) or handle.place.verify is not None
 
     def trainable(self, handle: Record) -> bool:
         return handle.note.trainable

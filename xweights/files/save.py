@@ -1,8 +1,4 @@
-"""From a target to a file.
-
-Owns :func:`save`, :func:`convert`, :func:`write_items` and :func:`keys_of`. Imports atomic, checkpoint, formats, items,
-reading, selecting and targets.
-"""
+"""From a target to a file."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ from xweights.errors import ArgumentError
 from xweights.files.formats.sharded import SHARD_BYTES
 from xweights.files.formats.table import format_of
 from xweights.files.io.atomic import replacing
-from xweights.files.io.items import Item, item_of
+from xweights.files.io.items import ArrayToWrite, item_of
 from xweights.files.io.open_file import refused
 from xweights.files.load import load
 
@@ -95,7 +91,7 @@ def convert(
 
 
 def write_items(
-    items: Sequence[Item],
+    items: Sequence[ArrayToWrite],
     path: str | os.PathLike[str],
     *,
     metadata: Mapping[str, str] | None = None,
@@ -105,7 +101,7 @@ def write_items(
     """Write arrays to a file, each when it is its turn: what save, convert and merge are made of.
 
     Args:
-        items: What to write; see :class:`xweights.files.io.items.Item`.
+        items: What to write; see :class:`xweights.files.io.items.ArrayToWrite`.
         path: Where to; its ending says the format.
         metadata: Texts to keep besides.
         shard_bytes: How large a shard may become, if ``path`` is an index.
@@ -125,7 +121,7 @@ def write_items(
             kind.write(sink, items, dict(metadata or {}))
 
 
-def _laid_out(target: Any, chosen: Sequence[Parameter], path: str | os.PathLike[str]) -> list[Item] | None:
+def _laid_out(target: Any, chosen: Sequence[Parameter], path: str | os.PathLike[str]) -> list[ArrayToWrite] | None:
     """Return the items of an HDF5 file as the target's framework wants to find them; None if it has no wishes."""
     if format_of(os.fspath(path)).name != "h5" or isinstance(target, (Mapping, list, tuple, Parameter)):
         return None
@@ -133,7 +129,7 @@ def _laid_out(target: Any, chosen: Sequence[Parameter], path: str | os.PathLike[
     if layout is None or is_path(target) or hasattr(type(target), "__xweights_parameters__"):
         return None
     by_handle = {id(p.handle): p for p in chosen}
-    items: list[Item] = []
+    items: list[ArrayToWrite] = []
     left = dict(by_handle)
     everything = len(chosen) == len(open_target(target))
     for key, value in layout(target):
@@ -148,11 +144,11 @@ def _laid_out(target: Any, chosen: Sequence[Parameter], path: str | os.PathLike[
     return items
 
 
-def _plain_item(key: str, array: Array) -> Item:
-    return Item(key, array.dtype, array.shape, None, lambda: [array])
+def _plain_item(key: str, array: Array) -> ArrayToWrite:
+    return ArrayToWrite(key, array.dtype, array.shape, None, lambda: [array])
 
 
-def _counted(items: Sequence[Item]) -> dict[str, int]:
+def _counted(items: Sequence[ArrayToWrite]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for item in items:
         counts[item.key] = counts.get(item.key, 0) + 1

@@ -1,7 +1,4 @@
-"""One short word for all the weights of a target, the same in every framework.
-
-Owns :func:`checksum`. Imports arrays, errors, parameter, reading, selecting and targets.
-"""
+"""One short word for all the weights of a target, the same in every framework."""
 
 from __future__ import annotations
 

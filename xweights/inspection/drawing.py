@@ -1,8 +1,4 @@
-"""What pictures are made of: figures without pyplot, grids of panels, and one drawing function a panel.
-
-Owns the ``draw_*`` functions, :func:`new_figure` and :func:`grid`. Imports errors, parameter, profiles and tables;
-matplotlib inside functions only.
-"""
+"""What pictures are made of: figures without pyplot, grids of panels, and one drawing function a panel."""
 
 from __future__ import annotations
 

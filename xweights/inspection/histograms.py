@@ -1,7 +1,6 @@
 """The numbers that pictures and comparisons show: histograms, where zeros are, singular values, largest changes.
 
-Owns :func:`histogram`, :func:`zero_map`, :func:`singular_values` and :func:`top_entries`. Imports arrays, axes,
-parameter, reading, renaming and results. At most one parameter is unfolded at a time.
+At most one parameter is unfolded at a time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a report's page is made of: its style, its script, tables that can be sorted, pictures that follow the theme.
-
-Owns :class:`Cell`, :func:`table`, :func:`inline_svg` and the page's constants. Imports panels and tables.
-"""
+"""What a report's page is made of: its style, its script, tables that can be sorted, pictures that follow the theme."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """A report as one HTML file that needs nothing else: sortable tables and pictures, readable in light and dark.
 
-Owns :func:`page`. Imports errors, measure, page_parts, plots, profiles, reading and selecting. Whatever a name contains
-is shown as text, and the file allows itself no request to anywhere.
+Whatever a name contains is shown as text, and the file allows itself no request to anywhere.
 """
 
 from __future__ import annotations

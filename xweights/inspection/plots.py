@@ -1,7 +1,6 @@
 """Pictures of weights: histograms, where the zeros are, singular values, and what differs.
 
-Owns :func:`plot` and :func:`plot_diff`. Imports errors, measure, panels, parameter, profiles, reading, results,
-selecting and targets. Figures are made without pyplot: no window opens, and no list of figures keeps one alive.
+Figures are made without pyplot: no window opens, and no list of figures keeps one alive.
 """
 
 from __future__ import annotations

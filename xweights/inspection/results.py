@@ -1,6 +1,6 @@
 """What looking closer returns: numbers per parameter, and what differs.
 
-Owns :class:`Stats`, :class:`Diff` and their rows. Imports tables. They print as tables, and hold no array.
+They print as tables, and hold no array.
 """
 
 from __future__ import annotations

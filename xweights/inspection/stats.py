@@ -1,7 +1,6 @@
 """Looking closer: numbers per parameter, and what differs between two targets.
 
-Owns :func:`stats`, :func:`summary`, :func:`diff`, :func:`equal` and :func:`backends`. Imports arrays, axes, backend,
-errors, parameter, reading, renaming, results, selecting, tables and targets. One pass, no full-size copies.
+One pass, no full-size copies.
 """
 
 from __future__ import annotations

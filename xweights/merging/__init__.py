@@ -1,6 +1,6 @@
 """Many targets into one: averages, interpolations, task vectors.
 
-Owns nothing itself. The modules, lower ones first:
+The modules, lower ones first:
 
     streams     the entries of one parameter, block by block, as often as a method asks
     ranks       which magnitude is the k-th smallest, of a stream

@@ -1,6 +1,6 @@
 """Whether the members of a group fit together: axes, shapes, dtypes, gates.
 
-Owns :func:`fit`. Imports axes, errors, groups, parameter and params. No value is read.
+No value is read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def fit(
         everybody.append(("the base", group.base))
     for called, member in everybody:
         for one in (member.parameter, *member.others):
-            reason = one.storage.refusal(one.handle, writing=False)
+            reason = one.refusal(writing=False)
             if reason is not None:
                 problems.add(WriteError, f"{called}: {one.name!r} can't be read: {reason}")
     try:

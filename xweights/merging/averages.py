@@ -1,7 +1,7 @@
 """Methods that are weighted sums of the targets.
 
-Owns average, lerp, ema, slerp and model_stock. Imports streams. Each gets the :class:`Inputs` of one parameter and
-yields its merged blocks, in the working dtype; weights and sums are worked out in float64.
+Each gets the :class:`Inputs` of one parameter and yields its merged blocks, in the working dtype; weights and sums
+are worked out in float64.
 """
 
 from __future__ import annotations

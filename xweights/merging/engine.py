@@ -1,8 +1,4 @@
-"""The merging itself, one parameter at a time.
-
-Owns :class:`Work` and :func:`units_of`. Imports arrays, axes, errors, groups, parameter, settings, streams, table and
-values.
-"""
+"""The merging itself, one parameter at a time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""One parameter of the result, and each target's share in it.
-
-Owns :class:`Group`, :class:`Member` and :func:`is_counter`. Imports axes and parameter.
-"""
+"""One parameter of the result, and each target's share in it."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ class Member:
 
     def turned(self, p: Parameter, group: Group) -> Array:
         """Return a look at the values of a parameter that lies as this one does."""
-        array = self.layout.to_neutral(p.storage.read(p.handle))
+        array = self.layout.to_neutral(p.read())
         axes = self.layout.axes
         if axes is None or group.axes is None or axes == group.axes:
             return array

@@ -1,7 +1,4 @@
-"""The targets of a merge as sides, each with the names that the first target's become there.
-
-Owns :class:`Side`, :func:`sides_of` and :func:`settle_names`. Imports errors, naming, parameter, renaming and targets.
-"""
+"""The targets of a merge as sides, each with the names that the first target's become there."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from xweights.errors import ArgumentError, Problems, SelectionError, XweightsErr
 
 
 @dataclass
-class Side:
+class MergeInput:
     """A target, what it is called in errors, and how its names follow from the first target's.
 
     ``settled``: its names were given for it alone.
@@ -54,11 +51,11 @@ class Side:
         return list(found.values())
 
 
-def sides_of(targets: Sequence[Any], base: Any, into: Any, names: Any) -> list[Side]:
+def sides_of(targets: Sequence[Any], base: Any, into: Any, names: Any) -> list[MergeInput]:
     """Return the targets as sides, then the base and ``into`` where given; each with its share of ``names``."""
-    sides = [Side(f"target {i}", one) for i, one in enumerate(targets)]
-    sides += [Side("the base", base)] if base is not None else []
-    sides += [Side("into", into)] if into is not None else []
+    sides = [MergeInput(f"target {i}", one) for i, one in enumerate(targets)]
+    sides += [MergeInput("the base", base)] if base is not None else []
+    sides += [MergeInput("into", into)] if into is not None else []
     if isinstance(names, (list, tuple)):
         if len(names) != len(sides) - 1:
             raise ArgumentError(
@@ -77,7 +74,7 @@ def sides_of(targets: Sequence[Any], base: Any, into: Any, names: Any) -> list[S
     return sides
 
 
-def settle_names(sides: Sequence[Side], problems: Problems) -> None:
+def settle_names(sides: Sequence[MergeInput], problems: Problems) -> None:
     """Let each side that has the first target's own names go by them, whatever one mapping for all sides says.
 
     A mapping that would pair it as well, and otherwise, can't be for it and for the others at once: that is refused.

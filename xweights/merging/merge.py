@@ -1,8 +1,4 @@
-"""Many targets into one.
-
-Owns :func:`merge`. Imports errors, groups, pairing, params, renaming, results, selecting, settings, sides, table,
-targets, working and writing.
-"""
+"""Many targets into one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The methods by name, and the options that each takes.
-
-Owns :class:`Method` and METHODS: a new method is one function and one row. Imports means, streams and vectors.
-"""
+"""The methods by name, and the options that each takes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """What a caller asks of a method: its options, per parameter.
 
-Owns :class:`Settings`. Imports errors, parameter, randomness, selecting, table and values.
-
 A number may be given as it is, as one per target, or as a mapping of ``where`` to either; of several that match a
 parameter the last one counts, and where none does, the default.
 """

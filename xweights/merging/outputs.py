@@ -1,7 +1,4 @@
-"""Where merged entries go: into memory, or out into a file.
-
-Owns :func:`in_memory` and :func:`stream_out`. Imports arrays, files, groups, params, sides and working.
-"""
+"""Where merged entries go: into memory, or out into a file."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from xweights.files.io.items import item_of
 from xweights.files.save import keys_of, write_items
 from xweights.merging.engine import Work
 from xweights.merging.groups import Group
-from xweights.merging.inputs import Side
+from xweights.merging.inputs import MergeInput
 
 
 def in_memory(work: Work, groups: Sequence[Group], *, named_by_into: bool) -> Params:
@@ -48,7 +45,9 @@ def _whole(work: Work, group: Group, walk: tuple[int, ...]) -> Array:
     return flat.reshape(shape).transpose(np.argsort(walk))
 
 
-def stream_out(work: Work, groups: Sequence[Group], first: Side, out: str | os.PathLike[str], durable: bool) -> None:
+def stream_out(
+    work: Work, groups: Sequence[Group], first: MergeInput, out: str | os.PathLike[str], durable: bool
+) -> None:
     """Write the result to a file as it comes; what is wrong is raised before the file is replaced."""
     left = len(groups)
 

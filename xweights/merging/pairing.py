@@ -1,7 +1,5 @@
 """Which parameters of the targets belong together.
 
-Owns :func:`grouped`. Imports errors, fitting, groups, parameter, params, renaming, selecting and sides.
-
 The first target's names are those of the result. Nothing is read here: what can be told from names, shapes, axes and
 dtypes is collected before the first value is looked at.
 """
@@ -16,14 +14,14 @@ from xweights.core.selection import Everything, WhereLike, select, to_where
 from xweights.errors import LayoutError, Problems, SelectionError, near
 from xweights.merging.alignment import fit
 from xweights.merging.groups import Group, Member, is_counter
-from xweights.merging.inputs import Side
+from xweights.merging.inputs import MergeInput
 
 # Names of one kind that an error lists before it counts the rest.
 SHOWN = 5
 
 
 def grouped(
-    sides: Sequence[Side], count: int, where: WhereLike, layout: LayoutName | None, cast: bool, problems: Problems
+    sides: Sequence[MergeInput], count: int, where: WhereLike, layout: LayoutName | None, cast: bool, problems: Problems
 ) -> list[Group]:
     """Return a group for each selected parameter of the first target; ``count`` of the sides are targets."""
     first, others = sides[0], sides[1:]
@@ -79,7 +77,7 @@ def grouped(
     return groups
 
 
-def _strangers(others: Sequence[Side], where: WhereLike, problems: Problems) -> None:
+def _strangers(others: Sequence[MergeInput], where: WhereLike, problems: Problems) -> None:
     """Refuse what other targets have and the first hasn't: it would be lost, or not written."""
     for side in others:
         if isinstance(to_where(where), Everything):

@@ -1,7 +1,5 @@
 """The k-th smallest magnitude of a stream: exact, in bounded memory.
 
-Owns :func:`order_statistics`. Imports NumPy only.
-
 Magnitudes are ordered as their bits are, so they are counted digit by digit, 16 bits at a time: two walks for float32,
 four for float64, and a table of 65,536 counts, however long the stream. (A sample that brackets the wanted value, as
 pruning takes it, needs to reach any entry at once, which a file that is streamed can't.)

@@ -1,7 +1,5 @@
 """Which entries of a task vector are dropped.
 
-Owns the ways to drop: largest, at_random, outliers and by_rank. Imports randomness, ranks and streams.
-
 Each gets a task vector, as a stream that can be walked again, and returns a function that makes a :class:`Cut`: what
 sets the dropped entries of one block after the other to 0, in place, for one walk.
 """

@@ -1,7 +1,5 @@
 """The entries of one parameter of one target, block by block.
 
-Owns :class:`Stream`, :class:`Inputs`, what a method gets, and :func:`room_for`. Imports arrays, axes and parameter.
-
 Methods walk a parameter as often as they like and never hold more of it than a block of each target, so merging takes
 as much memory for a gigabyte as for a megabyte. A block is good until the next one: it may be a look at the weights, or
 a scratch that is used again. Nobody writes into it but where the stream says that it is its own.

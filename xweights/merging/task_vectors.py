@@ -1,7 +1,6 @@
 """Methods that add task vectors, target less base, to a base.
 
-Owns task_arithmetic, ties, dare_linear, dare_ties, della, della_linear, breadcrumbs and breadcrumbs_ties. Imports
-dropping and streams. They differ in which entries of a task vector are dropped, and in whether the rest elects a sign.
+They differ in which entries of a task vector are dropped, and in whether the rest elects a sign.
 """
 
 from __future__ import annotations

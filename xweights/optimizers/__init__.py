@@ -9,5 +9,5 @@
 - ``proving``: ``verify_handoff``; ``reports``: what comes back
 - ``data``: equal batches and equal dropout masks in every framework
 
-Imports nothing. Names are public through :mod:`xweights.api`.
+Names are public through :mod:`xweights.api`.
 """

@@ -1,7 +1,4 @@
-"""Equal batches and equal dropout masks in every framework.
-
-Owns :func:`batches` and :func:`dropout_mask`. Imports errors, randomness and values.
-"""
+"""Equal batches and equal dropout masks in every framework."""
 
 from __future__ import annotations
 

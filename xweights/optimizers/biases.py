@@ -1,9 +1,7 @@
 """Two biases that a recurrent layer adds up, where its twin has one.
 
-Owns :class:`Joined`, :func:`joined`, :func:`recurrent_biases` and :func:`doubled`. Imports errors, parameter, porting
-(units, matching) and state. Both get the same gradients (up to rounding), so their slots are equal, and their sum
-moves twice as fast as each of them: the one bias moves so under twice the learning rate. That holds for rules that
-look at nothing but gradients.
+Both get the same gradients (up to rounding), so their slots are equal, and their sum moves twice as fast as each of
+them: the one bias moves so under twice the learning rate. That holds for rules that look at nothing but gradients.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from xweights.errors import HandoffError, Problems
 from xweights.optimizers.state import OptimizerGroup, OptimizerState
 from xweights.porting.matching.search import Pair
 from xweights.porting.matching.similarity import distance, tolerance
-from xweights.porting.units import Piece
+from xweights.porting.units import ParamSlice
 
 GRADIENTS_ALONE = frozenset({"sgd", "adam", "adamax", "nadam", "rmsprop", "adagrad", "adadelta", "lion"})
 
@@ -26,9 +24,9 @@ GRADIENTS_ALONE = frozenset({"sgd", "adam", "adamax", "nadam", "rmsprop", "adagr
 class Joined:
     """The twin's bias, and the two of the source."""
 
-    target: Piece
-    kept: Piece
-    gone: Piece
+    target: ParamSlice
+    kept: ParamSlice
+    gone: ParamSlice
 
     @property
     def name(self) -> str:
@@ -80,7 +78,7 @@ def joined(state: OptimizerState, pairs: Sequence[Pair], problems: Problems) -> 
     return found
 
 
-def _why_not(state: OptimizerState, kept: Piece | None, gone: Piece) -> str:
+def _why_not(state: OptimizerState, kept: ParamSlice | None, gone: ParamSlice) -> str:
     """Return why one bias can't move as the sum of the two does."""
     if kept is None or kept.parameter.name not in state.names:
         return "only one of them is trained"

@@ -1,8 +1,4 @@
-"""Reading an optimizer, and writing one.
-
-Owns :func:`get_optimizer` and :func:`set_optimizer`. Imports carrying, errors, protocol, reading, renaming, reports and
-state.
-"""
+"""Reading an optimizer, and writing one."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """``handoff``: a half-trained experiment into another framework, as if nothing had happened.
 
-Owns :func:`handoff`. Imports access, carrying, errors, porting, protocol, reports and undo. The order: the source's
-optimizer is read; the weights are ported, with proof; the state takes the same way; the target's optimizer is built or
-filled. Whatever goes wrong, both sides are as they were.
+The order: the source's optimizer is read; the weights are ported, with proof; the state takes the same way; the
+target's optimizer is built or filled. Whatever goes wrong, both sides are as they were.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from xweights.errors import ArgumentError, HandoffError, PortError, Problems
 from xweights.optimizers.biases import joined
 from xweights.optimizers.get_set import check_step
 from xweights.optimizers.protocol import Grade, Optimizing, Part, Training, optimizing_for, side_of
-from xweights.optimizers.remap import carried
+from xweights.optimizers.remap import remap_state
 from xweights.optimizers.reports import HandoffReport
 from xweights.optimizers.state import OptimizerState
 from xweights.porting.matching.outputs import OutputMap
@@ -112,7 +111,7 @@ class Handing:
         if state is None:
             lost = Part("optimizer", "impossible", "not handed over: its slots, its steps and its schedule begin anew")
             return HandoffReport(training, "weights", (weights, lost), report)
-        here = carried(state, pairs)
+        here = remap_state(state, pairs)
         own = parameters(self.target.model)
         route = self.backends[1].plan(here, own, self.target.optimizer, self.grade)
         problems = Problems(f"this experiment can't be handed over with grade={self.grade!r}, and nothing was changed")

@@ -1,7 +1,4 @@
-"""An optimizer that begins, described once for every framework.
-
-Owns :func:`optimizer_state`. Imports errors, formulas, rates, reading, selecting and state.
-"""
+"""An optimizer that begins, described once for every framework."""
 
 from __future__ import annotations
 
@@ -15,8 +12,8 @@ from xweights.core.casting import is_number
 from xweights.core.selection import WhereLike, trainable
 from xweights.edit.read import parameters
 from xweights.errors import ArgumentError, near
-from xweights.optimizers.lr_schedule import RateSchedule
-from xweights.optimizers.state import Clipping, Moving, OptimizerGroup, OptimizerState
+from xweights.optimizers.lr_schedule import LRSchedule
+from xweights.optimizers.state import Clipping, OptimizerGroup, OptimizerState, WeightEMA
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def optimizer_state(
     model: Any,
     rule: str,
     *,
-    learning_rate: float | RateSchedule,
+    learning_rate: float | LRSchedule,
     weight_decay: float = 0.0,
     coupled: bool = False,
     clip: tuple[str, float] | None = None,
@@ -95,8 +92,8 @@ def optimizer_state(
     for name in hyper:
         if name not in RULES[rule].hyper:
             raise ArgumentError(f"{rule} takes no {name}=\n{near(name, RULES[rule].hyper)}")
-    scheduled = isinstance(learning_rate, RateSchedule)
-    rate = learning_rate.at(0) if isinstance(learning_rate, RateSchedule) else learning_rate
+    scheduled = isinstance(learning_rate, LRSchedule)
+    rate = learning_rate.at(0) if isinstance(learning_rate, LRSchedule) else learning_rate
     for word, value in (("learning_rate", rate), ("weight_decay", weight_decay)):
         if not is_number(value) or not 0 <= value < float("inf"):
             raise ArgumentError(f"{word}= is a number >= 0\ngot: {value!r}")
@@ -123,7 +120,7 @@ def optimizer_state(
         slots=slots,
         schedule=learning_rate if scheduled else None,  # type: ignore[arg-type]
         clip=None if clip is None else Clipping(clip[0], float(clip[1])),
-        moving=None if ema_momentum is None else Moving(float(ema_momentum)),
+        moving=None if ema_momentum is None else WeightEMA(float(ema_momentum)),
         dtypes={p.name: p.dtype.name for p in chosen},
         factored={p.name: (len(p.shape) - 2, len(p.shape) - 1) for p in chosen if len(p.shape) > 1}
         if rule == "adafactor"

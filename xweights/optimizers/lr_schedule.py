@@ -1,9 +1,8 @@
 """Learning rates over the steps of an experiment: one definition for every framework.
 
-Owns :func:`schedule`, :class:`RateSchedule` and :func:`rate_of`. Imports errors, parameter and values. Steps count from
-0: the rate of the first update is ``at(0)``. The formulas are those of Keras' schedules; their one definition, written
-in functions that NumPy and the frameworks name alike, is evaluated in float32 or float64, as the framework that a
-schedule comes from does.
+Steps count from 0: the rate of the first update is ``at(0)``. The formulas are those of Keras' schedules; their one
+definition, written in functions that NumPy and the frameworks name alike, is evaluated in float32 or float64, as the
+framework that a schedule comes from does.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class RateSchedule:
+class LRSchedule:
     """A learning rate as a function of the step, as data: made by :func:`schedule`, or read from an optimizer.
 
     Attributes:
@@ -76,7 +75,7 @@ class RateSchedule:
 
     __call__ = at
 
-    def tabulated(self, first: int, count: int = 1000) -> RateSchedule:
+    def tabulated(self, first: int, count: int = 1000) -> LRSchedule:
         """Return the same schedule with the next values written down, for where its framework isn't at hand.
 
         Example:
@@ -96,12 +95,12 @@ class RateSchedule:
                 "first_known": self.first_known}  # fmt: skip
 
     @classmethod
-    def from_json(cls, given: Mapping[str, Any], known: Array | None = None) -> RateSchedule:
+    def from_json(cls, given: Mapping[str, Any], known: Array | None = None) -> LRSchedule:
         """Return the schedule that :meth:`to_json` described."""
         return cls(**given, known=known)
 
 
-def schedule(kind: str, rate: float = 0.0, **options: Any) -> RateSchedule:
+def schedule(kind: str, rate: float = 0.0, **options: Any) -> LRSchedule:
     """Describe a learning-rate schedule that is the same in every framework.
 
     Args:
@@ -143,7 +142,7 @@ def schedule(kind: str, rate: float = 0.0, **options: Any) -> RateSchedule:
         raise ArgumentError("values= is empty")
     if kind in ("piecewise", "table"):
         rate = made["values"][0]
-    return RateSchedule(kind, float(rate), made)
+    return LRSchedule(kind, float(rate), made)
 
 
 def _plain(value: Any) -> Any:
@@ -152,7 +151,7 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def rate_of(xp: Any, given: RateSchedule, step: Any, number: Callable[[Any], Any]) -> Any:
+def rate_of(xp: Any, given: LRSchedule, step: Any, number: Callable[[Any], Any]) -> Any:
     """Return the rate of a step, in functions of ``xp``; ``number`` makes a scalar of the dtype that is computed in."""
     o = given.options
     rate = number(given.rate)

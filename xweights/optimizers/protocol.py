@@ -1,8 +1,4 @@
-"""What a backend tells and does about its optimizers.
-
-Owns :class:`Optimizing`, :class:`Training`, :class:`Route`, :class:`Part`, :class:`Written` and the look-up. Imports
-backend, errors, parameter and state.
-"""
+"""What a backend tells and does about its optimizers."""
 
 from __future__ import annotations
 
@@ -96,7 +92,7 @@ def added_up(state: OptimizerState) -> OptimizerState:
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
+class WrittenState:
     """What was built or filled, and how to take off again what was attached to it."""
 
     optimizer: Any
@@ -119,7 +115,7 @@ class Optimizing(Protocol):
 
     def write(
         self, side: Training, state: OptimizerState, parameters: Sequence[Parameter], route: Route, grade: str
-    ) -> Written:
+    ) -> WrittenState:
         """Build or fill an optimizer."""
 
     def backup(self, optimizer: Any) -> Callable[[], None]:

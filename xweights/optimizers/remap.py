@@ -1,8 +1,7 @@
 """The state of an optimizer from one model to its twin, whatever the layouts.
 
-Owns :func:`carried`, :func:`carried_weights` and :func:`renamed`. Imports biases, errors, porting (units,
-matching) and state. Slots take the way of their weights: piece by piece through the pairs of layers that a port found.
-A rule that looks at whole arrays (a norm, rows and columns) can only go where every array is a whole one on both sides.
+Slots take the way of their weights: piece by piece through the pairs of layers that a port found. A rule that looks
+at whole arrays (a norm, rows and columns) can only go where every array is a whole one on both sides.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ import numpy as np
 from xweights.core.dtypes import Array
 from xweights.errors import HandoffError, Problems
 from xweights.optimizers.biases import Joined, doubled, joined, recurrent_biases
-from xweights.optimizers.rules.updates import WHOLE
+from xweights.optimizers.rules.updates import NON_ELEMENTWISE_RULES
 from xweights.optimizers.state import OptimizerGroup, OptimizerState
 from xweights.porting.matching.search import Pair
-from xweights.porting.units import Piece, Turn, Unit, translate, turned
+from xweights.porting.units import FeaturePermutation, LayerUnit, ParamSlice, permute, translate
 
 # (source unit's role, target unit's role, pair)
-Link = tuple[Piece, Piece, str, Pair]
+HeldRule = tuple[ParamSlice, ParamSlice, str, Pair]
 
 
-def carried(state: OptimizerState, pairs: Sequence[Pair]) -> OptimizerState:
+def remap_state(state: OptimizerState, pairs: Sequence[Pair]) -> OptimizerState:
     """Return the state as the twin's optimizer has it; raise HandoffError for what has no place there."""
     problems = Problems("this optimizer can't be handed over, and nothing was changed")
     links = _links(pairs)
     trained = set(state.names)
-    feeding: dict[str, list[Link]] = {}
+    feeding: dict[str, list[HeldRule]] = {}
     for link in links:
         feeding.setdefault(link[1].parameter.name, []).append(link)
     biases = joined(state, pairs, problems)
@@ -55,7 +54,7 @@ def carried(state: OptimizerState, pairs: Sequence[Pair]) -> OptimizerState:
 
 
 def _made(
-    state: OptimizerState, feeding: Mapping[str, list[Link]], names: Mapping[str, str], biases: Sequence[Joined]
+    state: OptimizerState, feeding: Mapping[str, list[HeldRule]], names: Mapping[str, str], biases: Sequence[Joined]
 ) -> OptimizerState:
     groups = tuple(
         replace(group, names=tuple(name for name, one in names.items() if one in group.names)) for group in state.groups
@@ -75,7 +74,7 @@ def _made(
     )
 
 
-def _slots(state: OptimizerState, found: Sequence[Link], first: str) -> dict[str, Array]:
+def _slots(state: OptimizerState, found: Sequence[HeldRule], first: str) -> dict[str, Array]:
     made: dict[str, Array] = {}
     for slot, sample in state.slots.get(first, {}).items():
         if sample.ndim == 0:
@@ -89,12 +88,12 @@ def _slots(state: OptimizerState, found: Sequence[Link], first: str) -> dict[str
         whole = np.zeros(target.shape, sample.dtype)
         for mine, theirs, role, pair in found:
             value = mine.read(state.slots[mine.parameter.name][slot])
-            theirs.write(turned(role, value.reshape(theirs.shape), pair.target.kind, pair.turn), whole)
+            theirs.write(permute(role, value.reshape(theirs.shape), pair.target.kind, pair.turn), whole)
         made[slot] = whole
     return made
 
 
-def _turned_part(value: Array, piece: Piece, turn: Turn) -> Array:
+def _turned_part(value: Array, piece: ParamSlice, turn: FeaturePermutation) -> Array:
     if turn.rows is not None and value.shape[0] > 1:
         value = value[turn.rows]
     if turn.columns is not None and value.shape[-1] > 1:
@@ -102,8 +101,8 @@ def _turned_part(value: Array, piece: Piece, turn: Turn) -> Array:
     return value
 
 
-def _links(pairs: Sequence[Pair]) -> list[Link]:
-    found: list[Link] = []
+def _links(pairs: Sequence[Pair]) -> list[HeldRule]:
+    found: list[HeldRule] = []
     seen: set[tuple[str, str]] = set()
     for pair in pairs:
         for role, theirs in pair.target.pieces.items():
@@ -115,7 +114,7 @@ def _links(pairs: Sequence[Pair]) -> list[Link]:
     return found
 
 
-def _twin(source: Unit, target: Unit, role: str) -> Piece | None:
+def _twin(source: LayerUnit, target: LayerUnit, role: str) -> ParamSlice | None:
     if role in source.pieces:
         return source.pieces[role]
     if "other" not in (source.kind, target.kind):
@@ -135,12 +134,12 @@ def _check_split(state: OptimizerState, pairs: Sequence[Pair], trained: set[str]
                 problems.add(HandoffError, text)
 
 
-def _check_whole(state: OptimizerState, name: str, found: Sequence[Link], problems: Problems) -> None:
+def _check_whole(state: OptimizerState, name: str, found: Sequence[HeldRule], problems: Problems) -> None:
     group = state.group_of(found[0][0].parameter.name)
     by_norm = state.clip is not None and state.clip.kind == "norm"
-    if group.rule not in WHOLE and not by_norm:
+    if group.rule not in NON_ELEMENTWISE_RULES and not by_norm:
         return
-    why = group.rule if group.rule in WHOLE else "clipping by the norm of each array"
+    why = group.rule if group.rule in NON_ELEMENTWISE_RULES else "clipping by the norm of each array"
     for mine, theirs, _, _ in found:
         whole = _is_whole(mine) and _is_whole(theirs)
         shaped = mine.parameter.shape == theirs.parameter.shape and mine.gates == theirs.gates
@@ -150,7 +149,7 @@ def _check_whole(state: OptimizerState, name: str, found: Sequence[Link], proble
             return
 
 
-def _is_whole(piece: Piece) -> bool:
+def _is_whole(piece: ParamSlice) -> bool:
     return math.prod(piece.shape) == piece.parameter.size
 
 

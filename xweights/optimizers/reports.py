@@ -1,7 +1,4 @@
-"""What comes back from a hand-off, and from its proof.
-
-Owns :class:`HandoffReport`, :class:`Row` and :class:`HandoffProof`. Imports porting (reports), protocol and tables.
-"""
+"""What comes back from a hand-off, and from its proof."""
 
 from __future__ import annotations
 

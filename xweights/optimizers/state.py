@@ -1,8 +1,7 @@
 """The state of an optimizer, in neutral words.
 
-Owns :class:`OptimizerState` and its parts :class:`OptimizerGroup`, :class:`Clipping` and :class:`Moving`. Imports
-errors, files, parameter, rates and tables. Slots lie in neutral order under the neutral name of their parameter, as the
-rule keeps them; :meth:`OptimizerState.free_slots` gives them free of the learning rate.
+Slots lie in neutral order under the neutral name of their parameter, as the rule keeps them;
+:meth:`OptimizerState.free_slots` gives them free of the learning rate.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from xweights.core.tables import render
 from xweights.errors import HandoffError, got_expected
 from xweights.files.load import load
 from xweights.files.save import save
-from xweights.optimizers.lr_schedule import RateSchedule
+from xweights.optimizers.lr_schedule import LRSchedule
 
 VERSION = 1
 # The array of a file that has the words of a state: JSON, as bytes, because some formats keep arrays only.
@@ -66,7 +65,7 @@ class Clipping:
 
 
 @dataclass(frozen=True)
-class Moving:
+class WeightEMA:
     """A moving average of the weights that the optimizer keeps; ``every``: how often it overwrites them."""
 
     momentum: float
@@ -101,9 +100,9 @@ class OptimizerState:
     updates: int = 0
     micro_steps: int = 1
     micro_done: int = 0
-    schedule: RateSchedule | None = None
+    schedule: LRSchedule | None = None
     clip: Clipping | None = None
-    moving: Moving | None = None
+    moving: WeightEMA | None = None
     dtypes: Mapping[str, str] = field(default_factory=dict)
     factored: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -138,7 +137,7 @@ class OptimizerState:
         for group in self.groups:
             for name in group.names:
                 made[name] = {
-                    slot: freed(group, value) if slot == "momentum" else value
+                    slot: unscale_momentum_by_lr(group, value) if slot == "momentum" else value
                     for slot, value in self.slots.get(name, {}).items()
                 }
         return made
@@ -189,9 +188,9 @@ class OptimizerState:
             groups=tuple(groups), slots=slots, updates=meta["updates"], micro_steps=meta["micro_steps"],
             micro_done=meta["micro_done"], dtypes=meta["dtypes"],
             factored={key: (int(one), int(two)) for key, (one, two) in meta["factored"].items()},
-            schedule=None if meta["schedule"] is None else RateSchedule.from_json(meta["schedule"], known),
+            schedule=None if meta["schedule"] is None else LRSchedule.from_json(meta["schedule"], known),
             clip=None if meta["clip"] is None else Clipping(**meta["clip"]),
-            moving=None if meta["moving"] is None else Moving(**meta["moving"]),
+            moving=None if meta["moving"] is None else WeightEMA(**meta["moving"]),
         )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str], *, durable: bool = True) -> None:
@@ -276,7 +275,7 @@ class OptimizerState:
         return replace(self, slots=slots, dtypes=dict.fromkeys(self.dtypes, dtype))
 
 
-def freed(group: OptimizerGroup, momentum: Array) -> Array:
+def unscale_momentum_by_lr(group: OptimizerGroup, momentum: Array) -> Array:
     """Return a momentum free of the learning rate."""
     if not group.variant.get("rate_inside"):
         return momentum
@@ -285,7 +284,7 @@ def freed(group: OptimizerGroup, momentum: Array) -> Array:
     return np.asarray(momentum / kind(-rate if group.rule == "sgd" else rate))
 
 
-def charged(group: OptimizerGroup, momentum: Array) -> Array:
+def scale_momentum_by_lr(group: OptimizerGroup, momentum: Array) -> Array:
     """Return a momentum with the learning rate in it."""
     kind = momentum.dtype.type
     rate = group.last_rate or 1.0

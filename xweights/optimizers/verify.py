@@ -1,8 +1,7 @@
 """``verify_handoff``: both sides trained on from the hand-off, against the rounding floor.
 
-Owns :func:`verify_handoff`. Imports carrying, errors, porting, protocol, reports and state. It trains copies, so
-neither side changes. The floor is what one framework differs from itself when the rows of each batch come in another
-order.
+It trains copies, so neither side changes. The floor is what one framework differs from itself when the rows of each
+batch come in another order.
 """
 
 from __future__ import annotations

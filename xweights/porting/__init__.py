@@ -10,5 +10,5 @@
 - ``moving``: ``port``; ``verify``, ``causes``: where two models part, and why
 - ``reports``, ``skeletons``: what comes back; the source code of a twin
 
-Imports nothing. Names are public through :mod:`xweights.api`.
+Names are public through :mod:`xweights.api`.
 """

@@ -1,7 +1,4 @@
-"""Settings that are part of a port and no weights: eps, strides, groups, activations.
-
-Owns :func:`differences` and :func:`activations_between`. Imports protocol, reports and units.
-"""
+"""Settings that are part of a port and no weights: eps, strides, groups, activations."""
 
 from __future__ import annotations
 
@@ -11,13 +8,13 @@ from typing import Any
 
 from xweights.porting.protocol import ATTRIBUTES, TRAINING, LayerRecord
 from xweights.porting.reports import Difference
-from xweights.porting.units import Unit
+from xweights.porting.units import LayerUnit
 
 # Settings of layers without weights that two of the same kind can differ in.
 _PLAIN = ("slope", "approximate", "alpha")
 
 
-def differences(pairs: Sequence[tuple[Unit, Unit]]) -> list[Difference]:
+def differences(pairs: Sequence[tuple[LayerUnit, LayerUnit]]) -> list[Difference]:
     """Return the settings in which paired units differ."""
     found = []
     for source, target in pairs:
@@ -36,7 +33,7 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def unlike_padding(source: Unit, target: Unit) -> str | None:
+def unlike_padding(source: LayerUnit, target: LayerUnit) -> str | None:
     """Return how two convolutions pad, where that isn't known to be the same; only a sample shows it then."""
     if source.kind not in ("conv", "conv_transpose") or "padding" not in source.attributes:
         return None
@@ -47,7 +44,7 @@ def unlike_padding(source: Unit, target: Unit) -> str | None:
     return f"the padding of {target.path!r} is {shown[1]}, that of {source.path!r} {shown[0]}: pass sample="
 
 
-def _padding(unit: Unit) -> tuple[int, ...] | None:
+def _padding(unit: LayerUnit) -> tuple[int, ...] | None:
     """Return how many zeros are put on each side; None where it is more on one, or depends on the size of the image."""
     given = unit.attributes.get("padding")
     size = unit.pieces["kernel"].shape[:-2]
@@ -97,7 +94,7 @@ Between = list[tuple[LayerRecord, LayerRecord, list[Difference]]]
 
 
 def plain_differences(
-    source: Sequence[LayerRecord], target: Sequence[LayerRecord], pairs: Sequence[tuple[Unit, Unit]]
+    source: Sequence[LayerRecord], target: Sequence[LayerRecord], pairs: Sequence[tuple[LayerUnit, LayerUnit]]
 ) -> Between:
     """Return the layers without weights that stand between the same paired layers and differ in a setting."""
     twins = {id(one.record): other.record for one, other in pairs}

@@ -1,7 +1,4 @@
-"""Why two layers part: the likely cause in words.
-
-Owns :func:`finding_of`. Imports compare, matching, reports, settings, trace and units.
-"""
+"""Why two layers part: the likely cause in words."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from xweights.porting.matching.search import Divergence, Matching, Pair
 from xweights.porting.matching.trace import arrays_of
 from xweights.porting.recipes import GATES
 from xweights.porting.reports import Finding
-from xweights.porting.units import Unit, translate
+from xweights.porting.units import LayerUnit, translate
 
 Arrays = Mapping[str, Array]
 
@@ -66,7 +63,7 @@ def _changed(pair: Pair) -> bool:
 
 
 def _inside(
-    divergence: Divergence, unit: Unit, source: Unit, matching: Matching, pairs: Sequence[Pair]
+    divergence: Divergence, unit: LayerUnit, source: LayerUnit, matching: Matching, pairs: Sequence[Pair]
 ) -> tuple[str, str]:
     pair = next((one for one in pairs if one.target is unit), None)
     given = arrays_of(source)
@@ -94,7 +91,7 @@ def _inside(
     return "unknown", "the same weights, settings and input, and another output"
 
 
-def _weights(role: str, value: Array, got: Arrays, unit: Unit, matching: Matching) -> tuple[str, str] | None:
+def _weights(role: str, value: Array, got: Arrays, unit: LayerUnit, matching: Matching) -> tuple[str, str] | None:
     """Say how the weights of a unit came to differ, if that can be told."""
     mine = got[role]
     if role.endswith("bias") and not mine.any():
@@ -152,7 +149,7 @@ def _turns(value: Array) -> Iterator[tuple[str, Array]]:
         yield "flipped in space", np.flip(value, axis=tuple(space))
 
 
-def _rows(value: Array, mine: Array, unit: Unit, matching: Matching) -> tuple[str, str] | None:
+def _rows(value: Array, mine: Array, unit: LayerUnit, matching: Matching) -> tuple[str, str] | None:
     """Say which permutation of rows or columns leads from one kernel to the other."""
     for axis, what in ((0, "rows"), (1, "columns")):
         order = _order(value, mine, axis)
@@ -189,7 +186,7 @@ def _flat_orders(size: int, matching: Matching) -> Iterator[Array]:
 
 
 def _between(
-    divergence: Divergence, layer: str, unit: Unit | None, matching: Matching, pairs: Sequence[Pair]
+    divergence: Divergence, layer: str, unit: LayerUnit | None, matching: Matching, pairs: Sequence[Pair]
 ) -> tuple[str, str, str]:
     """Say what happened before a layer, among those without weights."""
     twins = [(pair.source, pair.target) for pair in pairs]
@@ -211,7 +208,7 @@ def _between(
     return layer, "input", "it isn't given what its twin is given: something without weights before it differs"
 
 
-def _form(unit: Unit | None) -> str:
+def _form(unit: LayerUnit | None) -> str:
     return "" if unit is None else f"{unit.kind} {unit.form[1:]}"
 
 

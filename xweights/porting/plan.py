@@ -1,7 +1,5 @@
 """``plan_port``: which unit belongs to which, by structure alone.
 
-Owns :func:`plan_port` and :func:`planned`. Imports matching, reports, sides, trace and units.
-
 Names are no evidence, because twins lie about them. What is: that both models are chains, so that the n-th layer is the
 n-th layer; that a layer is the only one of its kind and shape; that it was pinned with ``names=``. Everything else is
 listed as ambiguous, and so is a dense layer behind an image, whose rows may be flattened in either order.
@@ -16,12 +14,12 @@ from xweights.core.renaming import Names
 from xweights.core.selection import WhereLike
 from xweights.porting.attributes import unlike_activations, unlike_padding
 from xweights.porting.matching.search import Pair
-from xweights.porting.matching.trace import Side
-from xweights.porting.reports import Entry, PortPlan
+from xweights.porting.matching.trace import TracedModel
+from xweights.porting.reports import PortEntry, PortPlan
 from xweights.porting.session import Run
-from xweights.porting.units import VECTORS, Unit, fit
+from xweights.porting.units import VECTORS, LayerUnit, fit
 
-Allowed = Callable[[Unit, Unit], bool]
+Allowed = Callable[[LayerUnit, LayerUnit], bool]
 _SPATIAL = frozenset({"conv", "conv_transpose"})
 
 
@@ -52,7 +50,12 @@ def plan_port(source: Any, target: Any, *, where: WhereLike = ..., names: Names 
 
 
 def planned(
-    source: Side, target: Side, skipped: frozenset[int], allowed: Allowed, *, remains: tuple[str, ...] = ()
+    source: TracedModel,
+    target: TracedModel,
+    skipped: frozenset[int],
+    allowed: Allowed,
+    *,
+    remains: tuple[str, ...] = (),
 ) -> tuple[list[Pair], PortPlan]:
     """Return the pairs that the structure forces, and the plan."""
     ambiguous: list[str] = []
@@ -84,13 +87,13 @@ def planned(
     ambiguous += [text for text in paddings if text is not None]
     ambiguous += _flattened(orders[0], pairs, chained=chains is not None and pairs is not None)
     entries = tuple(
-        Entry(pair.source.path, pair.target.path, pair.target.kind, tuple(pair.target.pieces), pair.evidence)
+        PortEntry(pair.source.path, pair.target.path, pair.target.kind, tuple(pair.target.pieces), pair.evidence)
         for pair in pairs
     )
     return pairs, PortPlan(entries, tuple(ambiguous), tuple(problems), remains)
 
 
-def _chains(source: Side, target: Side) -> tuple[list[Unit], list[Unit]] | None:
+def _chains(source: TracedModel, target: TracedModel) -> tuple[list[LayerUnit], list[LayerUnit]] | None:
     found = []
     for side in (source, target):
         order = side.porting.chain(side.model, side.records)
@@ -103,7 +106,7 @@ def _chains(source: Side, target: Side) -> tuple[list[Unit], list[Unit]] | None:
     return found[0], found[1]
 
 
-def _along(chains: tuple[list[Unit], list[Unit]]) -> list[Pair] | None:
+def _along(chains: tuple[list[LayerUnit], list[LayerUnit]]) -> list[Pair] | None:
     mine, theirs = chains
     if len(mine) != len(theirs) or not all(fit(one, other) for one, other in zip(mine, theirs, strict=True)):
         return None
@@ -111,7 +114,11 @@ def _along(chains: tuple[list[Unit], list[Unit]]) -> list[Pair] | None:
 
 
 def _forced(
-    source: Sequence[Unit], target: Sequence[Unit], allowed: Allowed, ambiguous: list[str], problems: list[str]
+    source: Sequence[LayerUnit],
+    target: Sequence[LayerUnit],
+    allowed: Allowed,
+    ambiguous: list[str],
+    problems: list[str],
 ) -> list[Pair]:
     pairs = []
     for unit in target:
@@ -133,7 +140,7 @@ def _forced(
     return [pair for pair in pairs if id(pair.source) not in twice]
 
 
-def _flattened(order: Sequence[Unit], pairs: Sequence[Pair], *, chained: bool) -> list[str]:
+def _flattened(order: Sequence[LayerUnit], pairs: Sequence[Pair], *, chained: bool) -> list[str]:
     """Return where an image may have been flattened, or made of a vector."""
     found = []
     twins = {id(pair.source): pair.target for pair in pairs}
@@ -157,21 +164,21 @@ def _flattened(order: Sequence[Unit], pairs: Sequence[Pair], *, chained: bool) -
     return found
 
 
-def _has_axes(unit: Unit) -> bool:
+def _has_axes(unit: LayerUnit) -> bool:
     return any(piece.parameter.size > 1 for piece in unit.pieces.values())
 
 
-def _width(unit: Unit) -> int:
+def _width(unit: LayerUnit) -> int:
     piece = unit.pieces["kernel"] if unit.kind == "dense" else next(iter(unit.pieces.values()))
     return piece.shape[0]
 
 
-def _out(unit: Unit) -> int:
+def _out(unit: LayerUnit) -> int:
     shape = unit.pieces["kernel"].shape
     return shape[-1] if unit.kind == "conv" else shape[-2]
 
 
-def _in(unit: Unit) -> int:
+def _in(unit: LayerUnit) -> int:
     shape = unit.pieces["kernel"].shape
     return shape[-2] * int(unit.attributes.get("groups", 1)) if unit.kind == "conv" else shape[-1]
 

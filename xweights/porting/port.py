@@ -1,7 +1,5 @@
 """``port``: the weights of a model into its twin, proved right or refused.
 
-Owns :func:`port` and :func:`ported`. Imports causes, matching, plan, reports, settings and sides.
-
 With a sample everything is tried on the target itself, under a snapshot (a second copy of its weights, for as long as
 the port takes) that is restored unless all of it is right.
 """
@@ -27,7 +25,7 @@ from xweights.porting.matching.samples import Silent
 from xweights.porting.matching.search import Attempt, Matching, Pair
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.plan import planned
-from xweights.porting.reports import Difference, Entry, Finding, PortReport
+from xweights.porting.reports import Difference, Finding, PortEntry, PortReport
 from xweights.porting.session import Run
 from xweights.porting.units import STRAIGHT
 
@@ -236,7 +234,7 @@ def _obeyed(run: Run) -> None:
         return
     before = [neutral_view(p).copy() for p in held]
     hold_registry.check(held)
-    hold_registry.obey(held)
+    hold_registry.reapply(held)
     problems = Problems("this port can't be made, and nothing was changed")
     for p, value in zip(held, before, strict=True):
         if not np.array_equal(neutral_view(p), value, equal_nan=True):
@@ -270,8 +268,8 @@ def _report(
     )
 
 
-def entry_of(pair: Pair) -> Entry:
+def entry_of(pair: Pair) -> PortEntry:
     """Return a pair as a row of a report."""
-    return Entry(
+    return PortEntry(
         pair.source.path, pair.target.path, pair.target.kind, tuple(pair.target.pieces), pair.evidence, pair.error
     )

@@ -1,8 +1,5 @@
 """What a backend has to tell about its models so that they can be ported.
 
-Owns :class:`LayerRecord`, :class:`Watcher` and :class:`Porting`, and the look-up of the latter. Imports backend, errors
-and parameter.
-
 All arrays that a backend hands over are host arrays in one *neutral form*, so that the core compares numbers and never
 layouts: the batch comes first, channels come last, time is the second axis, and a layer that reads its sequence
 backwards shows it in the order in which it reads. A spatial layer called on more leading axes has them merged.

@@ -1,8 +1,6 @@
 """What comes back from a port: plans and reports.
 
-Owns :class:`Entry`, :class:`Difference`, :class:`Finding`, :class:`PortPlan`, :class:`PortReport` and
-:class:`VerifyReport`. Imports tables. A report prints as a table, and goes to JSON and Markdown; it holds no model and
-no array.
+A report prints as a table, and goes to JSON and Markdown; it holds no model and no array.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from xweights.core.tables import render, render_html
 
 
 @dataclass(frozen=True)
-class Entry:
+class PortEntry:
     """One layer, or part of one, and its twin. ``error``: of its output, relative; None where that can't be seen."""
 
     source: str
@@ -75,7 +73,7 @@ class PortPlan:
         True
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[PortEntry, ...]
     ambiguous: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     remains: tuple[str, ...] = ()
@@ -123,7 +121,7 @@ class PortReport:
         True
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[PortEntry, ...]
     ok: bool
     max_error: float | None
     outputs: dict[str, float] = field(default_factory=dict)
@@ -174,7 +172,7 @@ class VerifyReport:
         None
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[PortEntry, ...]
     ok: bool
     max_error: float
     outputs: dict[str, float] = field(default_factory=dict)
@@ -214,7 +212,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
 
 
-def _entry_table(entries: Sequence[Entry], *, errors: bool = True) -> tuple[list[str], list[list[str]]]:
+def _entry_table(entries: Sequence[PortEntry], *, errors: bool = True) -> tuple[list[str], list[list[str]]]:
     head = ["source", "target", "kind", "arrays", *(["error"] if errors else []), "why"]
     rows = []
     for one in entries:

@@ -1,7 +1,4 @@
-"""Two models, what is asked of them, and how they are called.
-
-Owns :class:`Run`, shared by port, plan_port and verify. Imports errors, matching, samples, trace and writing_units.
-"""
+"""Two models, what is asked of them, and how they are called."""
 
 from __future__ import annotations
 
@@ -30,10 +27,10 @@ from xweights.errors import (
 from xweights.porting.matching.outputs import OutputMap
 from xweights.porting.matching.samples import target_samples
 from xweights.porting.matching.search import Attempt, Matching
-from xweights.porting.matching.trace import Recorder, Side, arrays_of, side_of
+from xweights.porting.matching.trace import Recorder, TracedModel, arrays_of, side_of
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.protocol import LayerRecord
-from xweights.porting.units import Unit
+from xweights.porting.units import LayerUnit
 
 
 class Run:
@@ -70,7 +67,7 @@ class Run:
         """Refuse NaN in the source, and a target that can't be written or holds rules."""
         problems = Problems("this port can't be made, and nothing was changed")
         for p in self.source.parameters:
-            reason = p.storage.refusal(p.handle, writing=False)
+            reason = p.refusal(writing=False)
             if reason is not None:
                 problems.add(WriteError, f"{p.name!r} of the source can't be read: {reason}")
                 continue
@@ -81,7 +78,7 @@ class Run:
         if writing:
             self._check_dtypes(problems)
             for p in self.target.parameters:
-                reason = p.storage.refusal(p.handle, writing=True)
+                reason = p.refusal(writing=True)
                 if reason is not None and p.name not in self.remains:
                     problems.add(WriteError, f"{p.name!r} of the target can't be written: {reason}")
         if problems:
@@ -144,7 +141,7 @@ class Run:
             best = (matching, matching.attempt([chosen for chosen, _ in attempt.decisions], lenient=True))
         return best
 
-    def called(self, side: Side, sample: Any, watcher: Any, what: str) -> dict[str, Any]:
+    def called(self, side: TracedModel, sample: Any, watcher: Any, what: str) -> dict[str, Any]:
         """Call one of the models; return its outputs, or raise PortError for a sample that it doesn't take."""
         try:
             return side.porting.run(side.model, side.records, sample, watcher)
@@ -175,17 +172,17 @@ def _shape_of(sample: Any) -> str:
 class _Resemblance:
     """Prefers, among units that were given the same, the one whose weights the target has already, in any order."""
 
-    def __init__(self, target: Side) -> None:
+    def __init__(self, target: TracedModel) -> None:
         self._target = target
         self._known: dict[int, bytes] = {}
 
-    def __call__(self, source: Unit, target: Unit) -> int:
+    def __call__(self, source: LayerUnit, target: LayerUnit) -> int:
         mine = self._of(source)
         if mine == self._of(target):
             return 0
         return 2 if any(mine == self._of(one) for one in self._target.units if one.form == source.form) else 1
 
-    def _of(self, unit: Unit) -> bytes:
+    def _of(self, unit: LayerUnit) -> bytes:
         if id(unit) not in self._known:
             arrays = arrays_of(unit)
             main = max(arrays.values(), key=lambda array: array.size)
@@ -193,14 +190,16 @@ class _Resemblance:
         return self._known[id(unit)]
 
 
-def _same_weights(one: Unit, other: Unit) -> bool:
+def _same_weights(one: LayerUnit, other: LayerUnit) -> bool:
     if one is other:
         return True
     mine, theirs = arrays_of(one), arrays_of(other)
     return mine.keys() == theirs.keys() and all(np.array_equal(mine[role], theirs[role]) for role in mine)
 
 
-def _pins(source: Side, target: Side, names: Names | None, problems: Problems) -> Callable[[Unit, Unit], bool]:
+def _pins(
+    source: TracedModel, target: TracedModel, names: Names | None, problems: Problems
+) -> Callable[[LayerUnit, LayerUnit], bool]:
     """Return whether a source unit may be the twin of a target unit, as far as names= says."""
     if not names:
         return lambda one, other: True
@@ -226,7 +225,7 @@ def _pins(source: Side, target: Side, names: Names | None, problems: Problems) -
                 SelectionError, f"names= has {glob!r}, which nothing in the target matches\n{near(glob, mine)}"
             )
 
-    def allowed(one: Unit, other: Unit) -> bool:
+    def allowed(one: LayerUnit, other: LayerUnit) -> bool:
         wanted = pinned.get(id(other))
         return wanted is None or any(name in wanted for p in one.parameters for name in (p.name, *p.aliases))
 

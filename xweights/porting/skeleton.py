@@ -1,7 +1,7 @@
 """``skeleton``: the source code of a twin, to edit and to port into.
 
-Owns :func:`skeleton`, :class:`Step` and :class:`Describing`. Imports backend, errors and protocol. A backend reads its
-models as steps in neutral words and writes steps as code of its framework; so any two of them can meet.
+A backend reads its models as steps in neutral words and writes steps as code of its framework; so any two of them can
+meet.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from xweights.core.registry import backend_for, doors, load
+from xweights.core.registry import backend_for, installed_backends, load
 from xweights.errors import ArgumentError, PortError, Problems
 from xweights.porting.protocol import porting_for
 
@@ -169,8 +169,8 @@ def skeleton(model: Any, framework: str, *, sample: Any = None) -> str:
                 return head
         <BLANKLINE>
     """
-    if framework not in doors():
-        raise ArgumentError(f"no backend is called {framework!r}\ninstalled: {', '.join(sorted(doors()))}")
+    if framework not in installed_backends():
+        raise ArgumentError(f"no backend is called {framework!r}\ninstalled: {', '.join(sorted(installed_backends()))}")
     porting_for(model, "model")  # refuses what is no model
     if backend_for(model) is load(framework):
         raise ArgumentError(f"the model is one of {framework!r} already\nFix: name the other framework")

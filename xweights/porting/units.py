@@ -1,7 +1,6 @@
 """Units: what layers are made of, in one canonical form that is the same in every framework.
 
-Owns :class:`Piece`, :class:`Unit`, :func:`translate` and :func:`turned`. Imports errors, parameter and
-protocol. All of it is pure: it works on arrays in neutral order and writes nothing.
+All of it is pure: it works on arrays in neutral order and writes nothing.
 
 A dense layer, an einsum that is a matrix product and one projection of an attention layer are the same unit, ``dense``
 with a kernel (in, out). So two frameworks need no recipe for each pair of layers, only the way from each layer to its
@@ -26,7 +25,7 @@ Index = tuple[int | slice, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ParamSlice:
     """Where an array of a unit lies: ``neutral[index].reshape(split).transpose(order).take(gates).reshape(shape)``."""
 
     parameter: Parameter
@@ -68,7 +67,7 @@ _MAIN = ("kernel", "embeddings", "moving_mean", "gamma", "beta", "scale", "alpha
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Unit:
+class LayerUnit:
     """The smallest thing that is ported as one: a layer, or a part of a composite one.
 
     ``part`` names the part (``query``, ``l0_reverse``) and is "" for a layer that is one unit. ``channels`` are the
@@ -77,7 +76,7 @@ class Unit:
 
     kind: str
     record: LayerRecord
-    pieces: Mapping[str, Piece]
+    pieces: Mapping[str, ParamSlice]
     part: str = ""
     call: str = ""  # the name of its arrays among the inputs and outputs of the layer
     channels: tuple[slice, slice] | None = None
@@ -105,7 +104,7 @@ class Unit:
         return list({id(piece.parameter): piece.parameter for piece in self.pieces.values()}.values())
 
 
-def fit(source: Unit, target: Unit) -> bool:
+def fit(source: LayerUnit, target: LayerUnit) -> bool:
     """Return True if the two could be twins: equal kinds and shapes."""
     if source.form == target.form:
         return bool(source.attributes.get("groups", 1) == target.attributes.get("groups", 1))
@@ -116,7 +115,7 @@ def fit(source: Unit, target: Unit) -> bool:
     return False
 
 
-def _roles(source: Unit, target: Unit) -> dict[str, str] | None:
+def _roles(source: LayerUnit, target: LayerUnit) -> dict[str, str] | None:
     """Return the source's role for each role of the target; None where that isn't clear."""
     if set(source.pieces) == set(target.pieces):
         return {role: role for role in target.pieces}
@@ -135,7 +134,7 @@ def _roles(source: Unit, target: Unit) -> dict[str, str] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class FeaturePermutation:
     """How the target's features lie: entry j is entry ``rows[j]`` (of what comes in), ``columns[j]`` (goes out)."""
 
     rows: Array | None = None
@@ -144,11 +143,11 @@ class Turn:
     swapped: tuple[int, int] | None = None
 
 
-STRAIGHT = Turn()
+STRAIGHT = FeaturePermutation()
 
 
 def translate(
-    source: Unit, arrays: Mapping[str, Array], target: Unit, turn: Turn = STRAIGHT
+    source: LayerUnit, arrays: Mapping[str, Array], target: LayerUnit, turn: FeaturePermutation = STRAIGHT
 ) -> tuple[dict[str, Array], list[str]]:
     """Return the target's canonical arrays by role, and what would be lost (each a sentence)."""
     given = dict(arrays)
@@ -175,11 +174,11 @@ def translate(
         if value.shape != piece.shape:
             lost.append(f"the {role} of {source.path!r} is {value.shape}, that of {target.path!r} {piece.shape}")
             continue
-        made[role] = turned(role, value, target.kind, turn)
+        made[role] = permute(role, value, target.kind, turn)
     return made, lost
 
 
-def turned(role: str, value: Array, kind: str, turn: Turn) -> Array:
+def permute(role: str, value: Array, kind: str, turn: FeaturePermutation) -> Array:
     """Return a canonical array of the source as the target's features lie."""
     if kind == "dense":
         if role == "kernel" and turn.rows is not None:

@@ -1,7 +1,7 @@
 """``verify``: whether two models are the same function, and if not, where they part and why.
 
-Owns :func:`verify`. Imports moving, which it shares the runs with. It writes nothing: where a layer's output isn't its
-twin's, the twin's goes on to the next layer, so that every layer is judged by itself.
+It writes nothing: where a layer's output isn't its twin's, the twin's goes on to the next layer, so that every layer
+is judged by itself.
 """
 
 from __future__ import annotations

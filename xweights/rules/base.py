@@ -1,7 +1,5 @@
 """Rules: small frozen objects, each a pure function ``w -> w'`` written in ``ops.*`` and axis names only.
 
-Owns :class:`Rule` and the elementwise rules. Imports arrays, backend (protocols), errors, parameter and
-values.
 Rules get traced: no ``.item()``, no data-dependent ``if``, nothing of NumPy on weights. What a rule needs besides the
 weights (numbers, masks, deltas) is prepared on the host by :meth:`Rule.operands`, before anything is written.
 """
@@ -66,7 +64,7 @@ class Rule:
 
     def measure_on_host(self, parameters: Sequence[Parameter]) -> Any:
         """Return the same in eager code; a rule may have a better way there."""
-        views = [p.layout.to_neutral(p.storage.read(p.handle)) for p in parameters]
+        views = [p.layout.to_neutral(p.read()) for p in parameters]
         return self.measure(views, NumpyOps(), parameters, [self.operands(p) for p in parameters])
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:

@@ -1,8 +1,4 @@
-"""Rules that are made to be held: they say what stays.
-
-Owns :class:`Keep`, :class:`SumToOne`, :class:`Symmetric` and :class:`Pattern`. Imports backend (protocols), entries,
-errors, norms, parameter, pruning and rules.
-"""
+"""Rules that are made to be held: they say what stays."""
 
 from __future__ import annotations
 
@@ -42,7 +38,7 @@ class Keep(Rule):
             free[entries_index(self.index, parameter)] = False
             if free.all():
                 raise SelectionError(f"Keep selects no entry of {parameter.name!r} {parameter.shape}")
-        return (free, parameter.layout.to_neutral(parameter.storage.read(parameter.handle)).copy())
+        return (free, parameter.layout.to_neutral(parameter.read()).copy())
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
         free, kept = operands

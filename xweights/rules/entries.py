@@ -1,8 +1,4 @@
-"""Single entries by index: which ones a call means, in neutral order.
-
-Owns :class:`SetEntries`, :func:`entries_index` and, for activations and bare arrays, :func:`overwritten`. Imports
-arrays, axes, backend (protocols), errors, parameter, rules and values.
-"""
+"""Single entries by index: which ones a call means, in neutral order."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """Initial weights by their usual names, the same bytes in every framework.
 
-Owns the table of initializers and the rule :class:`Init`. Imports errors, parameter, randomness, rules and values.
 Fans are counted by axis names, so a kernel means the same however a framework stores it.
 """
 

@@ -1,8 +1,5 @@
 """Random numbers that are the same bytes in every framework.
 
-Owns the counter-based generator and the rules :class:`Noise` and :class:`Init`'s draws. Imports arrays, errors,
-parameter, rules and values.
-
 Numbers come from NumPy's Philox on the host, keyed by (seed, neutral name, step) and drawn in neutral order. So they
 don't depend on the framework, on the other parameters, or on the order of calls. float16 and bfloat16 are drawn in
 float32 and rounded. (Framework generators can't do this: a float32 Box-Muller differs between NumPy, torch and

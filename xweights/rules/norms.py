@@ -1,7 +1,6 @@
 """Rules that scale by a norm, which is accumulated in float64.
 
-Owns :class:`MaxNorm`, :class:`UnitNorm`, :class:`ClipNorm`, :class:`SpectralNorm` and what ``per=`` means. Imports
-axes, backend (protocols), errors, parameter, rules and values. As in rules.py, only ``ops.*`` touches weights.
+As in rules.py, only ``ops.*`` touches weights.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """The smallest entries of many arrays: an exact order statistic in bounded memory, and the mask that follows.
 
-Owns :func:`keep_largest`, :func:`at_least` and :class:`Loaded`. Imports arrays and parameter.
-
 The wanted order statistic is bracketed by a random sample; one pass then counts what lies below the bracket and
 gathers the little that lies inside, where the exact value is found by partition. A miss (about 6e-5) widens the
 bracket, so the answer never depends on the sample. Measured on 10 million entries: half the time of a partition of
@@ -26,7 +24,7 @@ PART = 1 << 15
 WIDTHS = (4.0, 40.0, math.inf)
 
 
-class Loaded(Sequence[Array]):
+class LazyArrays(Sequence[Array]):
     """Arrays that are loaded whenever they are looked at, and not kept: their sizes and dtypes are known before."""
 
     def __init__(self, load: Callable[[int], Array], sizes: Sequence[int], dtypes: Sequence[np.dtype[Any]]) -> None:
@@ -43,7 +41,7 @@ class Loaded(Sequence[Array]):
 
 
 def _sizes(arrays: Sequence[Array]) -> Sequence[int]:
-    return arrays.sizes if isinstance(arrays, Loaded) else [one.size for one in arrays]
+    return arrays.sizes if isinstance(arrays, LazyArrays) else [one.size for one in arrays]
 
 
 def keep_largest(arrays: Sequence[Array], drop: int, *, absolute: bool) -> list[Array]:
@@ -172,7 +170,7 @@ def _sample(arrays: Sequence[Array], absolute: bool) -> Array:
 
 def _parts(arrays: Sequence[Array], absolute: bool) -> Iterator[Array]:
     """Yield all entries in small pieces, each good until the next one: they may share one scratch."""
-    dtypes = arrays.dtypes if isinstance(arrays, Loaded) else [one.dtype for one in arrays]
+    dtypes = arrays.dtypes if isinstance(arrays, LazyArrays) else [one.dtype for one in arrays]
     wide = np.result_type(*(_wide(dtype) for dtype in dtypes))
     scratch = np.empty(PART, wide)
     for one in arrays:

@@ -1,7 +1,5 @@
 """Which entries to drop: exact counts, ties broken the same way everywhere.
 
-Owns the scores and the rule :class:`Prune`. Imports arrays, backend, errors, parameter, rules, smallest and values.
-
 Everything is decided on score vectors in one flat order: parameters by neutral name (code points), entries by neutral
 flat index. A tie goes to the smaller place in that order, which is dropped first; so the mask is the same on every
 backend.
@@ -25,7 +23,7 @@ from xweights.core.values import need_axes, operand
 from xweights.errors import ArgumentError, LayoutError, NonfiniteError, ShapeError
 from xweights.rules.base import FLOAT64, Rule, need_floating
 from xweights.rules.norms import Per, Scope, per_axes
-from xweights.rules.order_statistics import Loaded, at_least, drop_ties, has_nan, keep_largest, order_statistic
+from xweights.rules.order_statistics import LazyArrays, at_least, drop_ties, has_nan, keep_largest, order_statistic
 
 Score = Callable[[Any], Any] | Mapping[str, Any]
 Pattern = tuple[int, int, str]
@@ -288,7 +286,7 @@ def streamed_masks(
         return score if score.shape else score.reshape(1)
 
     dtypes = [parameters[i].dtype if absolute else FLOAT64 for i in order]
-    scores = Loaded(lambda place: score_of(loaded(order[place])), sizes, dtypes)
+    scores = LazyArrays(lambda place: score_of(loaded(order[place])), sizes, dtypes)
     drop, total = rule.dropped(sum(sizes)), sum(sizes)
     if drop <= 0 or drop >= total:
         return lambda position, p: np.full(p.shape, drop <= 0)
@@ -329,7 +327,7 @@ def _refuse_nan(score: Array, p: Parameter) -> None:
 
 
 def _host_score(rule: Prune, p: Parameter) -> Array:
-    w = p.layout.to_neutral(p.storage.read(p.handle))
+    w = p.layout.to_neutral(p.read())
     shape, fine, others = rule.units(p)
     if rule.score is not None:
         if callable(rule.score):

@@ -1,7 +1,7 @@
 """Parameters that are kept equal.
 
-Owns :class:`Tied` and :class:`Share`. Imports arrays, backend (protocols), errors, parameter and rules. One array that
-two layers share is better where a model can be written that way; this is for models that were built with two.
+One array that two layers share is better where a model can be written that way; this is for models that were built
+with two.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Tied(Rule):
         return parameter.shape[::-1] if parameter.name in self.transposed else parameter.shape
 
 
-class Share(Rule):
+class TiedShare(Rule):
     """One parameter's part in a tie that is held: the first becomes the mean of all, the others a copy of the first."""
 
     def __init__(self, tie: Tied, parameters: Sequence[Parameter], position: int) -> None:
@@ -126,8 +126,8 @@ class Share(Rule):
 def _current(p: Parameter, ops: Ops) -> Any:
     """Return what a parameter is now, also in the middle of a compiled step."""
     if isinstance(ops, NumpyOps):
-        return p.layout.to_neutral(p.storage.read(p.handle))
-    leaf = p.storage.leaf(p.handle, native=True)
+        return p.layout.to_neutral(p.read())
+    leaf = p.native(tensor=True)
     return leaf if p.layout.is_identity else ops.transpose(ops.reshape(leaf, p.layout.split), p.layout.order)
 
 

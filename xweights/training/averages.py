@@ -1,8 +1,7 @@
 """Averages of the weights over training: exponential (EMA) or plain (SWA).
 
-Owns :func:`average` and :class:`Averages`. Imports arrays, backend (protocols), errors, ledger, parameter, params,
-reading, renaming, running, selecting, targets, training, values and writing. The averages live and are computed on the
-host, by the same code for every framework: equal weights give equal averages.
+The averages live and are computed on the host, by the same code for every framework: equal weights give equal
+averages.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class Averages:
         self._steps = 0
         self._swapped = False
         self._changes: list[Change] = []
-        self._averages = [p.storage.read(p.handle).astype(_wide(p.dtype)) for p in chosen]
+        self._averages = [p.read().astype(_wide(p.dtype)) for p in chosen]
 
     def update(self) -> None:
         """Count one step, and update the averages if it is their turn: where nothing is attached."""
@@ -83,7 +82,7 @@ class Averages:
             raise HoldError("a training step while the averages are swapped in\nFix: train outside of swapped_in()")
         rate = self._rate()
         for p, mean in zip(self.parameters, self._averages, strict=True):
-            fold(mean, p.storage.read(p.handle) if state is None else state.read(p), rate)
+            fold(mean, p.read() if state is None else state.read(p), rate)
         self.updates += 1
 
     def _rate(self) -> float:
@@ -116,7 +115,7 @@ class Averages:
         chosen = self.parameters
         _check_writable(chosen)
         hold_registry.check(chosen)
-        kept = [(p, p.storage.backup(p.handle), _links(p)) for p in chosen]
+        kept = [(p, p.backup(), _links(p)) for p in chosen]
         values = [
             cast_exactly(a, p.dtype, what=repr(p.name), cast=True) for p, a in zip(chosen, self._averages, strict=True)
         ]
@@ -124,15 +123,15 @@ class Averages:
         try:
             with guarded(chosen), uninterrupted():
                 for p, value in zip(chosen, values, strict=True):
-                    p.storage.write(p.handle, value)
-            hold_registry.obey(chosen)
+                    p.write(value)
+            hold_registry.reapply(chosen)
             yield self
         finally:
             with guarded(chosen), uninterrupted():
                 for p, backup, _ in kept:
-                    p.storage.restore(p.handle, backup)
+                    p.restore(backup)
             # What was held before is true of what was there before; to apply it again could move a last bit.
-            hold_registry.obey([p for p, _, links in kept if _links(p) != links])
+            hold_registry.reapply([p for p, _, links in kept if _links(p) != links])
             self._swapped = False
 
     def copy_to(self, target: Any, *, where: WhereLike = ..., names: Names | None = None) -> None:
@@ -270,7 +269,7 @@ def _checked(decay: Any) -> float:
 def _check_writable(chosen: Sequence[Parameter]) -> None:
     problems = Problems("averages of these could not be swapped in")
     for p in chosen:
-        reason = p.storage.refusal(p.handle, writing=True)
+        reason = p.refusal(writing=True)
         if reason is not None:
             problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
     problems.check()

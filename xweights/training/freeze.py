@@ -1,8 +1,7 @@
 """Parameters, or single entries of them, that stay as they are while the rest is trained.
 
-Owns :func:`freeze`, :func:`unfreeze` and :class:`Freeze`. Imports backend, errors, holds, keeping, ledger, parameter,
-selecting, targets and training. What stays is a Keep hold, which is exact under every optimizer; what the framework can
-spare itself (gradients, slots, weight decay) is the backend's ``Training.rest``.
+What stays is a Keep hold, which is exact under every optimizer; what the framework can spare itself (gradients,
+slots, weight decay) is the backend's ``TrainingHooks.freeze``.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
 from xweights.core.targets import open_target, tracing
 from xweights.errors import ArgumentError, HoldError, SelectionError
 from xweights.rules.constraints import Keep
-from xweights.training.chain import Chain
 from xweights.training.held import Hold, begin
-from xweights.training.hooks import Resting, Training, training_for
+from xweights.training.held_rules import HeldRules
+from xweights.training.hooks import FrozenHandle, TrainingHooks, training_for
 
 
 class Freeze(Hold):
@@ -39,7 +38,7 @@ class Freeze(Hold):
     def __init__(self, entries: Any) -> None:
         super().__init__(Keep(entries), [])
         self._statistics: _Statistics | None = None
-        self._resting: list[Resting] = []
+        self._resting: list[FrozenHandle] = []
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -65,7 +64,7 @@ class Freeze(Hold):
             self._statistics.release()
         resting, self._resting = self._resting, []
         for one in resting:
-            one.wake(None)
+            one.unfreeze(None)
 
     def let_go(self, parameters: Sequence[Parameter]) -> None:
         """Let some of the parameters be trained again."""
@@ -73,7 +72,7 @@ class Freeze(Hold):
         if self._statistics is not None:
             self._statistics.let_go(parameters)
         for one in self._resting:
-            one.wake(parameters)
+            one.unfreeze(parameters)
 
     def __repr__(self) -> str:
         count = len(self.parameters)
@@ -181,14 +180,14 @@ def unfreeze(target: Any, *, where: WhereLike | None = None) -> None:
 
 
 def _rest(made: Freeze, target: Any, chosen: list[Parameter], optimizer: Any, *, whole: bool, inference: bool) -> None:
-    groups: dict[int, tuple[Training, list[Parameter]]] = {}
+    groups: dict[int, tuple[TrainingHooks, list[Parameter]]] = {}
     for p in chosen:
         training = training_for(p)
         if training is not None:
             groups.setdefault(id(training), (training, []))[1].append(p)
     for training, parameters in groups.values():
-        resting = training.rest(
-            parameters, target=target, optimizer=optimizer, whole=whole, inference=inference, keeper=made
+        resting = training.freeze(
+            parameters, target=target, optimizer=optimizer, whole=whole, inference=inference, owner=made
         )
         made._resting.append(resting)
 
@@ -200,6 +199,6 @@ def _is_statistic(p: Parameter) -> bool:
 
 def _freezes_of(p: Parameter) -> list[Freeze]:
     chain = hold_registry.held(p)
-    owners = [link.owner for link in chain.links] if isinstance(chain, Chain) else []
+    owners = [link.owner for link in chain.links] if isinstance(chain, HeldRules) else []
     found = [one.freeze if isinstance(one, _Statistics) else one for one in owners]
     return [one for one in found if isinstance(one, Freeze)]

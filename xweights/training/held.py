@@ -1,7 +1,6 @@
 """Rules that stay true while training goes on.
 
-Owns :class:`Hold` and :func:`begin`. Imports backend, chains, errors, ledger, parameter, rules, running, training and
-tying. When a rule is applied is the framework's business: the backend attaches a chain to its own update
+When a rule is applied is the framework's business: the backend attaches a chain to its own update
 (``Backend.attach``); where there is nothing to attach to, ``held.apply()`` is called by hand.
 """
 
@@ -21,8 +20,8 @@ from xweights.core.registry import backend_for
 from xweights.edit.guards import guarded
 from xweights.errors import HoldError, Problems, WriteError, XweightsError
 from xweights.rules.base import Rule
-from xweights.rules.tying import Share
-from xweights.training.chain import Chain, Link, as_stored
+from xweights.rules.tying import TiedShare
+from xweights.training.held_rules import HeldRule, HeldRules, as_stored
 from xweights.training.hooks import native_of, training_for
 
 
@@ -42,7 +41,7 @@ class Hold:
         array([1.])
     """
 
-    def __init__(self, rule: Rule, chains: Sequence[Chain]) -> None:
+    def __init__(self, rule: Rule, chains: Sequence[HeldRules]) -> None:
         self.rule = rule
         self._chains = list(chains)
         self._attachments: list[HoldAttachment] = []
@@ -96,7 +95,7 @@ class Hold:
         for attachment in self._attachments:
             attachment.let_go(leaving)
 
-    def _unlink(self, chains: Sequence[Chain]) -> None:
+    def _unlink(self, chains: Sequence[HeldRules]) -> None:
         for chain in chains:
             chain.links = [link for link in chain.links if link.owner is not self]
             if not chain.links:
@@ -145,11 +144,11 @@ def begin(
     parameter, if they differ.
     """
     problems = Problems("this can't be held, and nothing was changed")
-    made._chains = chains = list[Chain]()
+    made._chains = chains = list[HeldRules]()
     hold_registry.look_again()
     try:
         for p in chosen:
-            reason = p.storage.refusal(p.handle, writing=True)
+            reason = p.refusal(writing=True)
             if reason is not None:
                 problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
                 continue
@@ -166,9 +165,9 @@ def begin(
                 problems.add(type(wrong), str(wrong))
                 continue
             known = hold_registry.held(p)
-            chain = known if isinstance(known, Chain) else Chain(p)
+            chain = known if isinstance(known, HeldRules) else HeldRules(p)
             _refuse_half_of_a_tie(chain, rule, chosen, problems)
-            chain.add(Link(made, rule, ready, live=after_step is not None))
+            chain.add(HeldRule(made, rule, ready, live=after_step is not None))
             chains.append(chain)
             wrong_rule = chain.contradiction()
             if wrong_rule is not None:
@@ -189,10 +188,10 @@ def begin(
     return made
 
 
-def _refuse_half_of_a_tie(chain: Chain, rule: Rule, chosen: Sequence[Parameter], problems: Problems) -> None:
+def _refuse_half_of_a_tie(chain: HeldRules, rule: Rule, chosen: Sequence[Parameter], problems: Problems) -> None:
     """A parameter that copies another can't have a rule that the other one doesn't have."""
     name, tie = chain.parameter.name, chain.tie
-    if isinstance(rule, Share) and chain.links:
+    if isinstance(rule, TiedShare) and chain.links:
         if tie is not None or rule.position:
             others = ", ".join(repr(link.rule) for link in chain.links)
             problems.add(HoldError, f"{name!r} is held already, by {others}", fix="release that, tie, then hold on all")
@@ -203,7 +202,7 @@ def _refuse_half_of_a_tie(chain: Chain, rule: Rule, chosen: Sequence[Parameter],
 
 
 def _attach(made: Hold, target: Any, optimizer: Any, after_step: Callable[[Any], None] | None) -> None:
-    groups: dict[str, tuple[Backend, list[Chain]]] = {}
+    groups: dict[str, tuple[Backend, list[HeldRules]]] = {}
     for chain in made._chains:
         if chain.backend is not None:
             groups.setdefault(chain.backend.name, (chain.backend, []))[1].append(chain)

@@ -1,8 +1,4 @@
-"""The public call that begins a hold, whatever its rule.
-
-Owns :func:`hold`. Imports backend, errors, holds, pruning, pruning_holds, rules, running, schedules, selecting,
-targets, training and tying.
-"""
+"""The public call that begins a hold, whatever its rule."""
 
 from __future__ import annotations
 
@@ -16,11 +12,11 @@ from xweights.edit.execute import as_rule
 from xweights.errors import ArgumentError
 from xweights.rules.base import Rule
 from xweights.rules.pruning import Prune
-from xweights.rules.tying import Share, Tied
+from xweights.rules.tying import Tied, TiedShare
 from xweights.training.held import Hold, begin, refuse_statistics
 from xweights.training.hooks import native_of
 from xweights.training.prune import hold_pruned
-from xweights.training.sparsity_schedule import Schedule
+from xweights.training.sparsity_schedule import SparsitySchedule
 
 
 def hold(
@@ -29,7 +25,7 @@ def hold(
     *,
     where: WhereLike,
     optimizer: Any = None,
-    schedule: Schedule | None = None,
+    schedule: SparsitySchedule | None = None,
 ) -> Hold:
     """Keep a rule true on the selected parameters: after every optimizer step, and after every write by xweights.
 
@@ -78,5 +74,5 @@ def hold(
     rule.check_all(chosen)
     if len({getattr(backend_for(native_of(p)), "name", "") for p in chosen}) > 1:
         raise ArgumentError("parameters of several frameworks can't be tied\nFix: set_params after each step")
-    shares = {id(p): Share(rule, chosen, position) for position, p in enumerate(chosen)}
+    shares = {id(p): TiedShare(rule, chosen, position) for position, p in enumerate(chosen)}
     return begin(Hold(rule, []), target, chosen, optimizer, rule_of=lambda p: shares[id(p)])

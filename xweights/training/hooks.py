@@ -1,7 +1,6 @@
 """What a framework's own training offers beyond holds: the protocol, and who keeps it.
 
-Owns :class:`Training`, :class:`Change`, :class:`Resting` and :func:`training_for`. Imports backend and parameter. A
-backend needn't keep it: freezes and averages then work by hand, and learning rates can't be multiplied.
+A backend needn't keep it: freezes and averages then work by hand, and learning rates can't be multiplied.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ class Change(Protocol):
         """Restore the former state exactly."""
 
 
-class Resting(Protocol):
+class FrozenHandle(Protocol):
     """Parameters that a framework leaves alone."""
 
-    def wake(self, parameters: Sequence[Parameter] | None) -> None:
+    def unfreeze(self, parameters: Sequence[Parameter] | None) -> None:
         """Restore the former state of some of them, or (None) of all that are left."""
 
 
 @runtime_checkable
-class Training(Protocol):
+class TrainingHooks(Protocol):
     """What a backend keeps besides whose framework trains models by optimizers that can be attached to."""
 
     def is_statistic(self, parameter: Parameter) -> bool:
         """Return True for what a forward pass changes, rather than an optimizer."""
 
-    def rest(
+    def freeze(
         self,
         parameters: Sequence[Parameter],
         *,
@@ -46,12 +45,12 @@ class Training(Protocol):
         optimizer: Any,
         whole: bool,
         inference: bool,
-        keeper: object,
-    ) -> Resting:
+        owner: object,
+    ) -> FrozenHandle:
         """Spare these parameters all that training does to them, as far as nothing is lost by it.
 
         ``whole``: no gradients, slots or weight decay; forward passes no longer change the statistics among them.
-        ``inference``: batch normalizations that own one of them run in inference mode. ``keeper`` lives as long.
+        ``inference``: batch normalizations that own one of them run in inference mode. ``owner`` lives as long.
         Raise HoldError, before anything is changed, for a statistic that can't be stopped.
         """
 
@@ -75,7 +74,7 @@ def native_of(parameter: Parameter) -> Any:
     return getattr(parameter.handle, "tensor", parameter.handle)
 
 
-def training_for(parameter: Parameter) -> Training | None:
+def training_for(parameter: Parameter) -> TrainingHooks | None:
     """Return what trains a parameter, or None."""
     backend = backend_for(native_of(parameter))
-    return backend if isinstance(backend, Training) else None
+    return backend if isinstance(backend, TrainingHooks) else None

@@ -1,8 +1,7 @@
 """Learning rates per parameter, as a share of each update.
 
-Owns :func:`multiply_lr`, :class:`Multipliers` and :func:`blended`. Imports backend (protocols), errors, parameter,
-selecting, targets, training and values. A scaled gradient would change nothing under Adam and its like, which divide by
-its size: what is scaled is the step itself.
+A scaled gradient would change nothing under Adam and its like, which divide by its size: what is scaled is the step
+itself.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from xweights.core.protocols import Ops
 from xweights.core.selection import DEFAULT_EDITED, select
 from xweights.core.targets import open_target, tracing
 from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, WriteError, XweightsError
-from xweights.training.hooks import Change, Training, training_for
+from xweights.training.hooks import Change, TrainingHooks, training_for
 
 
 class Multipliers:
@@ -95,11 +94,11 @@ def multiply_lr(target: Any, factors: Mapping[Any, float], *, optimizer: Any = N
     if tracing(target):
         raise ArgumentError("learning rates can't change inside a compiled step\nFix: call this before the step")
     chosen = _chosen(open_target(target), factors)
-    groups: dict[int, tuple[Training, list[tuple[Parameter, float]]]] = {}
+    groups: dict[int, tuple[TrainingHooks, list[tuple[Parameter, float]]]] = {}
     problems = Problems("these learning rates can't be multiplied, and nothing was changed")
     for p, factor in chosen:
         training = training_for(p)
-        reason = p.storage.refusal(p.handle, writing=True)
+        reason = p.refusal(writing=True)
         if training is None:
             problems.add(
                 HoldError,

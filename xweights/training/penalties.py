@@ -1,8 +1,5 @@
 """Penalties on weights: numbers that a loss adds, with the gradient that goes with them.
 
-Owns :class:`Penalty`, :func:`penalty`, :func:`bind_penalty`, :func:`add_penalty` and what the last two return. Imports
-backend, errors, norms, parameter, rules, running, selecting, targets and values.
-
 Value and gradient are both written here, once, in ``ops.*``: a framework only says where the gradient goes
 (``Ops.differentiable``). So they are the same on every backend. All is computed in float64, and rounded at the end.
 """
@@ -184,7 +181,7 @@ class BoundPenalty:
         self._order = tuple(sorted(range(len(chosen)), key=lambda position: chosen[position].name))
         self._dtype = FLOAT64 if any(p.dtype == FLOAT64 for p in chosen) else FLOAT32
         with guarded(chosen):
-            leaves = [p.storage.leaf(p.handle, native=True) for p in chosen]
+            leaves = [p.native(tensor=True) for p in chosen]
             maths = {one.name: one for one in map(ops_for, leaves)}
         if len(maths) > 1:
             raise ArgumentError(
@@ -384,7 +381,7 @@ def _chosen(target: Any, rule: Penalty, where: WhereLike | None) -> list[Paramet
     if not chosen:
         problems.add(SelectionError, "the target has no parameters at all")
     for p in chosen:
-        reason = p.storage.refusal(p.handle, writing=False)
+        reason = p.refusal(writing=False)
         if reason is not None:
             problems.add(WriteError, f"{p.name!r} can't be read: {reason}")
             continue

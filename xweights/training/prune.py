@@ -1,7 +1,5 @@
 """Pruning while training goes on: masks that grow by a schedule, and hold between its steps.
 
-Owns :class:`PruneHold` and :func:`hold_pruned`. Imports chains, errors, holds, keeping, ledger,
-params, pruning, rules and schedules.
 Masks are always selected on the host, by the very code that prunes in eager calls: equal weights give equal masks at
 every step on every backend.
 """
@@ -30,9 +28,9 @@ from xweights.rules.constraints import Keep
 from xweights.rules.elementwise import Mask
 from xweights.rules.norms import Per, Scope
 from xweights.rules.pruning import Pattern, Prune, Score, host_masks
-from xweights.training.chain import Chain, as_stored
 from xweights.training.held import Hold, begin, refuse_statistics
-from xweights.training.sparsity_schedule import OneShot, Schedule
+from xweights.training.held_rules import HeldRules, as_stored
+from xweights.training.sparsity_schedule import OneShot, SparsitySchedule
 
 
 def prune(
@@ -48,7 +46,7 @@ def prune(
     score: Score | None = None,
     where: WhereLike | None = None,
     hold: bool = False,
-    schedule: Schedule | None = None,
+    schedule: SparsitySchedule | None = None,
     optimizer: Any = None,
 ) -> Params | PruneHold | None:
     """Drop the smallest entries, units or blocks, and return the masks (True = kept).
@@ -92,7 +90,7 @@ def prune(
     prepare(rule, chosen, "prune")
     masks = dict(zip((p.name for p in chosen), host_masks(rule, chosen), strict=True))
     execute(Mask(masks), chosen, [(masks[p.name],) for p in chosen])
-    hold_registry.obey(chosen)
+    hold_registry.reapply(chosen)
     return Params._made(
         masks,
         {p.name: p.axes for p in chosen},
@@ -119,7 +117,7 @@ class PruneHold(Hold):
         [0. 0. 3. 4.]
     """
 
-    def __init__(self, rule: Prune, schedule: Schedule, chosen: Sequence[Parameter]) -> None:
+    def __init__(self, rule: Prune, schedule: SparsitySchedule, chosen: Sequence[Parameter]) -> None:
         super().__init__(_Pruned(rule), [])
         self.prune, self.schedule = rule, schedule
         self.step = 0
@@ -173,7 +171,7 @@ class PruneHold(Hold):
             for link in chain.links:
                 if link.owner is self:
                     p = chain.parameter
-                    ops = None if link.buffers is None else ops_for(p.storage.leaf(p.handle, native=True))
+                    ops = None if link.buffers is None else ops_for(p.native(tensor=True))
                     link.replace((self._masks[p.name],), ops)
 
     def selected(self, share: float, state: StepState | None = None) -> list[Array]:
@@ -186,7 +184,7 @@ class PruneHold(Hold):
         frozen = [_frozen(p) for p in self._chosen]
         if state is None and all(one is None for one in frozen):
             return host_masks(rule, self._chosen)
-        read = (lambda p: p.storage.read(p.handle)) if state is None else state.read
+        read = (lambda p: p.read()) if state is None else state.read
         weights = [p.layout.to_neutral(read(p)) for p in self._chosen]
         ranked = [
             w if one is None else np.where(one, np.asarray(np.inf, w.dtype), w)
@@ -225,7 +223,7 @@ class PruneHold(Hold):
 
 
 def hold_pruned(
-    target: Any, rule: Prune, chosen: Sequence[Parameter], schedule: Schedule | None, optimizer: Any
+    target: Any, rule: Prune, chosen: Sequence[Parameter], schedule: SparsitySchedule | None, optimizer: Any
 ) -> PruneHold:
     """Begin to hold what a rule prunes."""
     if schedule is not None and rule.fraction is None and rule.count is None and not isinstance(schedule, OneShot):
@@ -251,13 +249,13 @@ def hold_pruned(
 
 
 def _digest(p: Parameter) -> bytes:
-    return blake2b(p.storage.read(p.handle).tobytes(), digest_size=16).digest()
+    return blake2b(p.read().tobytes(), digest_size=16).digest()
 
 
 def _frozen(p: Parameter) -> Array | None:
     """Return which entries other holds keep as they are, or None."""
     chain = hold_registry.held(p)
-    links = chain.links if isinstance(chain, Chain) else []
+    links = chain.links if isinstance(chain, HeldRules) else []
     kept = [~link.operands[0] for link in links if isinstance(link.rule, Keep)]
     return np.logical_or.reduce(kept) if kept else None
 

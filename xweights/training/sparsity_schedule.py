@@ -1,7 +1,7 @@
 """Schedules as data: how much is pruned at which step, the same numbers everywhere.
 
-Owns :class:`Schedule` and its kinds. Imports errors. Steps count from the beginning of the hold: 1 is after the first
-update. A schedule is plain Python on floats, so it can't differ between frameworks.
+Steps count from the beginning of the hold: 1 is after the first update. A schedule is plain Python on floats, so it
+can't differ between frameworks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from xweights.errors import ArgumentError
 
 
-class Schedule:
+class SparsitySchedule:
     """When masks are made anew, and which share of the final fraction is pruned then.
 
     Example:
@@ -31,7 +31,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class OneShot(Schedule):
+class OneShot(SparsitySchedule):
     """Prune everything at once, after step ``at`` (0: when the hold begins), and keep the masks.
 
     Example:
@@ -53,7 +53,7 @@ class OneShot(Schedule):
 
 
 @dataclass(frozen=True)
-class Constant(Schedule):
+class Constant(SparsitySchedule):
     """Prune the whole fraction from step ``begin`` on, with masks made anew every ``every`` steps until ``end``.
 
     Example:
@@ -77,7 +77,7 @@ class Constant(Schedule):
 
 
 @dataclass(frozen=True)
-class Polynomial(Schedule):
+class Polynomial(SparsitySchedule):
     """Grow from ``initial`` to the whole fraction between two steps: 1 - (1 - initial) * (1 - t) ** power.
 
     Zhu & Gupta, arXiv:1710.01878, with power 3.
@@ -125,7 +125,7 @@ def Cubic(begin: int, end: int, *, initial: float = 0.0, every: int = 1) -> Poly
 
 
 @dataclass(frozen=True)
-class ByStep(Schedule):
+class ByStep(SparsitySchedule):
     """A function of the step: the share of the final fraction (0.0 to 1.0), or None for "leave the masks as they are".
 
     Example:

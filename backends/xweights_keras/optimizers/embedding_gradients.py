@@ -1,8 +1,8 @@
 """The gradients of embeddings, which Keras on TensorFlow keeps as rows that aren't added up.
 
-Owns :func:`rows_of`, :func:`marked` and :func:`dense`. Imports Keras and state. Where a batch has a word twice, Keras
-3.15 squares (or clips) both gradients of its row before it adds them up: Adam's velocity gets g1 ** 2 + g2 ** 2, every
-other backend gives it (g1 + g2) ** 2. Measured on Adam: weights 6e-2 apart after three steps.
+Where a batch has a word twice, Keras 3.15 squares (or clips) both gradients of its row before it adds them up: Adam's
+velocity gets g1 ** 2 + g2 ** 2, every other backend gives it (g1 + g2) ** 2. Measured on Adam: weights 6e-2 apart
+after three steps.
 """
 
 from __future__ import annotations

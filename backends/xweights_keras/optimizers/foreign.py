@@ -1,7 +1,4 @@
-"""Keras' maths for the formulas of optimizers, and an optimizer that follows any of them, on every Keras backend.
-
-Owns :class:`KerasMaths`, :class:`TracedNumbers` and :class:`ForeignOptimizer`. Imports Keras and the formulas.
-"""
+"""Keras' maths for the formulas of optimizers, and an optimizer that follows any of them, on every Keras backend."""
 
 from __future__ import annotations
 

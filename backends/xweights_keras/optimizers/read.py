@@ -1,7 +1,4 @@
-"""Keras' optimizers, read into the neutral record.
-
-Owns :func:`read_state`. Imports Keras, errors, state and this backend's optimizer files.
-"""
+"""Keras' optimizers, read into the neutral record."""
 
 from __future__ import annotations
 
@@ -16,11 +13,11 @@ from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, NotBuiltError, Problems, XweightsError, near
 from xweights.optimizers.protocol import Training
-from xweights.optimizers.state import Clipping, Moving, OptimizerGroup, OptimizerState
+from xweights.optimizers.state import Clipping, OptimizerGroup, OptimizerState, WeightEMA
 from xweights_keras.optimizers.embedding_gradients import marked
 from xweights_keras.optimizers.foreign import ForeignOptimizer
 from xweights_keras.optimizers.schedules import read_schedule
-from xweights_keras.optimizers.table import CLASSES, Native, native_of, variant_of
+from xweights_keras.optimizers.table import CLASSES, OptimizerRow, native_of, variant_of
 
 _CLIPS = {"clipnorm": "norm", "global_clipnorm": "global_norm", "clipvalue": "value"}
 
@@ -102,7 +99,9 @@ def _key(variable: Any) -> int:
     return id(native)
 
 
-def _groups(optimizer: Any, native: Native | None, members: Sequence[tuple[int, Parameter]]) -> list[OptimizerGroup]:
+def _groups(
+    optimizer: Any, native: OptimizerRow | None, members: Sequence[tuple[int, Parameter]]
+) -> list[OptimizerGroup]:
     assert native is not None
     hyper = {word: getattr(optimizer, word) for word in native.hyper}
     hyper["learning_rate"] = _rate_of(optimizer)
@@ -122,7 +121,7 @@ def _groups(optimizer: Any, native: Native | None, members: Sequence[tuple[int, 
 
 
 def _muon_groups(
-    optimizer: Any, native: Native, hyper: Mapping[str, Any], members: Sequence[tuple[int, Parameter]]
+    optimizer: Any, native: OptimizerRow, hyper: Mapping[str, Any], members: Sequence[tuple[int, Parameter]]
 ) -> list[OptimizerGroup]:
     adam = CLASSES["Adam"]
     small = {"beta_1": optimizer.adam_beta_1, "beta_2": optimizer.adam_beta_2, "epsilon": optimizer.epsilon,
@@ -161,7 +160,7 @@ def _rate_of(optimizer: Any) -> float:
 
 
 def _slots(
-    optimizer: Any, native: Native | None, place: int, group: OptimizerGroup, p: Parameter, problems: Problems
+    optimizer: Any, native: OptimizerRow | None, place: int, group: OptimizerGroup, p: Parameter, problems: Problems
 ) -> dict[str, Any]:
     assert native is not None
     found = {}
@@ -176,7 +175,7 @@ def _slots(
     return found
 
 
-def wanted_slots(group: OptimizerGroup, rank: int, native: Native, *, muon: bool = False) -> list[str]:
+def wanted_slots(group: OptimizerGroup, rank: int, native: OptimizerRow, *, muon: bool = False) -> list[str]:
     """Return the slots that a rule with these settings keeps, for an array of so many axes."""
     unwanted = set()
     if group.rule in ("sgd", "rmsprop") and not group.hyper.get("momentum"):
@@ -254,7 +253,7 @@ def _surrounded(
                 clip = Clipping(kind, float(getattr(optimizer, attribute)))
     moving = None
     if optimizer.use_ema:
-        moving = Moving(float(optimizer.ema_momentum), optimizer.ema_overwrite_frequency)
+        moving = WeightEMA(float(optimizer.ema_momentum), optimizer.ema_overwrite_frequency)
     return OptimizerState(
         groups=tuple(ready),
         slots=slots,

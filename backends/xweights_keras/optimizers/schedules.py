@@ -1,7 +1,4 @@
-"""Learning-rate schedules of Keras, read into the neutral definition and made from it.
-
-Owns :func:`read_schedule`, :func:`make_schedule` and :class:`NeutralRate`. Imports Keras, errors and rates.
-"""
+"""Learning-rate schedules of Keras, read into the neutral definition and made from it."""
 
 from __future__ import annotations
 
@@ -12,14 +9,14 @@ import keras
 import numpy as np
 
 from xweights.errors import HandoffError
-from xweights.optimizers.lr_schedule import RateSchedule, rate_of
+from xweights.optimizers.lr_schedule import LRSchedule, rate_of
 
 _SCHEDULES = keras.optimizers.schedules
 # Kinds whose last bit differs between implementations of a power.
 _ROUNDED = frozenset({"exponential", "inverse_time", "polynomial"})
 
 
-def read_schedule(given: Any, step: int, *, model: Any = None, wide: bool = False) -> RateSchedule:
+def read_schedule(given: Any, step: int, *, model: Any = None, wide: bool = False) -> LRSchedule:
     """Return a schedule of Keras in neutral words, which asks Keras for what only Keras can know.
 
     ``model``: the rates are computed as its training step is compiled, since compilers round otherwise. ``wide``: there
@@ -36,7 +33,7 @@ def read_schedule(given: Any, step: int, *, model: Any = None, wide: bool = Fals
             "xweights_keras.optimizers.schedules.make_schedule(schedule) makes a schedule of Keras of it"
         )
     precision = keras.backend.standardize_dtype(given(step).dtype)
-    made = RateSchedule(made.kind, made.rate, made.options, precision)
+    made = LRSchedule(made.kind, made.rate, made.options, precision)
     if made.kind not in ("cosine", "cosine_restarts") and not (wide and made.kind in _ROUNDED):
         return made
     rate = _compiled_as(given, model)
@@ -62,32 +59,30 @@ def _compiled_as(given: Any, model: Any) -> Any:
     return given
 
 
-def _read(s: Any) -> RateSchedule | None:
+def _read(s: Any) -> LRSchedule | None:
     kind = type(s).__name__ if type(s).__module__.partition(".")[0] == "keras" else ""
     if kind in ("ExponentialDecay", "InverseTimeDecay"):
         options = {"steps": s.decay_steps, "decay": s.decay_rate, "staircase": s.staircase}
-        return RateSchedule(_KINDS[kind], float(s.initial_learning_rate), options)
+        return LRSchedule(_KINDS[kind], float(s.initial_learning_rate), options)
     if kind == "PiecewiseConstantDecay":
-        return RateSchedule(
-            "piecewise", float(s.values[0]), {"boundaries": list(s.boundaries), "values": list(s.values)}
-        )
+        return LRSchedule("piecewise", float(s.values[0]), {"boundaries": list(s.boundaries), "values": list(s.values)})
     if kind == "PolynomialDecay":
         options = {"steps": s.decay_steps, "end": s.end_learning_rate, "power": s.power, "cycle": s.cycle}
-        return RateSchedule("polynomial", float(s.initial_learning_rate), options)
+        return LRSchedule("polynomial", float(s.initial_learning_rate), options)
     if kind == "CosineDecay":
         options = {"steps": s.decay_steps, "alpha": s.alpha, "climbs": False,
                    "warmup_target": s.warmup_target, "warmup_steps": s.warmup_steps or 0}  # fmt: skip
-        return RateSchedule("cosine", float(s.initial_learning_rate), options)
+        return LRSchedule("cosine", float(s.initial_learning_rate), options)
     if kind == "CosineDecayRestarts":
         options = {"steps": s.first_decay_steps, "t_mul": s._t_mul, "m_mul": s._m_mul, "alpha": s.alpha}
-        return RateSchedule("cosine_restarts", float(s.initial_learning_rate), options)
+        return LRSchedule("cosine_restarts", float(s.initial_learning_rate), options)
     return None
 
 
 _KINDS = {"ExponentialDecay": "exponential", "InverseTimeDecay": "inverse_time"}
 
 
-def make_schedule(given: RateSchedule) -> Any:
+def make_schedule(given: LRSchedule) -> Any:
     """Return a schedule of Keras that follows a neutral one: Keras' own class where that computes the same.
 
     Example:
@@ -126,7 +121,7 @@ class NeutralRate(keras.optimizers.schedules.LearningRateSchedule):  # type: ign
         0.5
     """
 
-    def __init__(self, schedule: RateSchedule) -> None:
+    def __init__(self, schedule: LRSchedule) -> None:
         super().__init__()
         self.schedule = schedule.tabulated(0)  # what is traced can't ask
 
@@ -156,4 +151,4 @@ class NeutralRate(keras.optimizers.schedules.LearningRateSchedule):  # type: ign
         """The schedule that was saved."""
         known = config["known"]
         given = config["schedule"]
-        return cls(RateSchedule.from_json(given, None if known is None else np.array(known, given["precision"])))
+        return cls(LRSchedule.from_json(given, None if known is None else np.array(known, given["precision"])))

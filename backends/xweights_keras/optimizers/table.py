@@ -1,7 +1,4 @@
-"""A table: optimizer class of Keras -> the rule it follows, and where it keeps its slots.
-
-Owns :data:`CLASSES`, :class:`Native`, :func:`native_of` and :func:`casts`. Imports Keras and NumPy.
-"""
+"""A table: optimizer class of Keras -> the rule it follows, and where it keeps its slots."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Native:
+class OptimizerRow:
     """``hyper``: attributes that are hyperparameters, by the same word; ``slots``: neutral word -> attribute."""
 
     name: str
@@ -37,42 +34,42 @@ _DECOUPLED = {"decay": "decoupled", "powers": "dtype"}
 _ADAM = ({**_MOMENTS, "velocity_hat": "_velocity_hats"}, {**_DECOUPLED, "eps": "raw"}, ("beta_1", "beta_2"))
 
 _ALL = [
-    Native("SGD", "sgd", ("momentum", "nesterov"), {"momentum": "momentums"},
+    OptimizerRow("SGD", "sgd", ("momentum", "nesterov"), {"momentum": "momentums"},
            {**_DECOUPLED, "rate_inside": True}, ("momentum",)),
-    Native("AdamW", "adam", (*_BETAS, "amsgrad"), *_ADAM),
-    Native("Adam", "adam", (*_BETAS, "amsgrad"), *_ADAM),
-    Native("Adamax", "adamax", _BETAS, {"momentum": "_m", "norm": "_u"},
+    OptimizerRow("AdamW", "adam", (*_BETAS, "amsgrad"), *_ADAM),
+    OptimizerRow("Adam", "adam", (*_BETAS, "amsgrad"), *_ADAM),
+    OptimizerRow("Adamax", "adamax", _BETAS, {"momentum": "_m", "norm": "_u"},
            {**_DECOUPLED, "eps": "outside"}, ("beta_1",)),
-    Native("Nadam", "nadam", _BETAS, {**_MOMENTS, "product": "_u_product"}, _DECOUPLED, ("beta_1", "beta_2")),
-    Native("RMSprop", "rmsprop", ("rho", "momentum", "epsilon", "centered"),
+    OptimizerRow("Nadam", "nadam", _BETAS, {**_MOMENTS, "product": "_u_product"}, _DECOUPLED, ("beta_1", "beta_2")),
+    OptimizerRow("RMSprop", "rmsprop", ("rho", "momentum", "epsilon", "centered"),
            {"velocity": "_velocities", "momentum": "_momentums", "average_gradient": "_average_gradients"},
            {**_DECOUPLED, "eps": "inside", "rate_inside": True}),
-    Native("Adagrad", "adagrad", ("initial_accumulator_value", "epsilon"), {"accumulator": "_accumulators"},
+    OptimizerRow("Adagrad", "adagrad", ("initial_accumulator_value", "epsilon"), {"accumulator": "_accumulators"},
            {**_DECOUPLED, "eps": "inside"}),
-    Native("Adadelta", "adadelta", ("rho", "epsilon"),
+    OptimizerRow("Adadelta", "adadelta", ("rho", "epsilon"),
            {"accumulated_grad": "_accumulated_grads", "accumulated_delta_var": "_accumulated_delta_vars"}, _DECOUPLED),
-    Native("Adafactor", "adafactor", ("beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold", "relative_step"),
+    OptimizerRow("Adafactor", "adafactor", ("beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold", "relative_step"),
            {"row": "_r", "column": "_c", "velocity": "_v"},
            {**_DECOUPLED, "eps": "added", "scale": "after"}, ("epsilon_2",)),
-    Native("Lion", "lion", ("beta_1", "beta_2"), {"momentum": "_momentums"}, _DECOUPLED, ("beta_1", "beta_2")),
-    Native("Ftrl", "ftrl", ("learning_rate_power", "initial_accumulator_value", "l1_regularization_strength",
+    OptimizerRow("Lion", "lion", ("beta_1", "beta_2"), {"momentum": "_momentums"}, _DECOUPLED, ("beta_1", "beta_2")),
+    OptimizerRow("Ftrl", "ftrl", ("learning_rate_power", "initial_accumulator_value", "l1_regularization_strength",
                             "l2_regularization_strength", "l2_shrinkage_regularization_strength", "beta"),
            {"accumulator": "_accumulators", "linear": "_linears"}, _DECOUPLED),
-    Native("Lamb", "lamb", _BETAS, _MOMENTS, _DECOUPLED, ("beta_1", "beta_2")),
-    Native("Muon", "muon", ("momentum", "nesterov", "ns_steps", "muon_a", "muon_b", "muon_c", "rms_rate", "epsilon"),
+    OptimizerRow("Lamb", "lamb", _BETAS, _MOMENTS, _DECOUPLED, ("beta_1", "beta_2")),
+    OptimizerRow("Muon", "muon", ("momentum", "nesterov", "ns_steps", "muon_a", "muon_b", "muon_c", "rms_rate", "epsilon"),
            {"momentum": "momentums", "velocity": "adam_velocities"},
            {**_DECOUPLED, "accumulate": "sum", "adjust": "rms", "narrow": None}),
 ]  # fmt: skip
 CLASSES = {one.name: one for one in _ALL}
 
 
-def native_of(optimizer: Any) -> Native | None:
+def native_of(optimizer: Any) -> OptimizerRow | None:
     """Return the row of an optimizer; None for a class that isn't known, subclasses of a user included."""
     kind = type(optimizer)
     return CLASSES.get(kind.__name__) if kind.__module__.partition(".")[0] == "keras" else None
 
 
-def class_for(rule: str, *, decays: bool) -> Native | None:
+def class_for(rule: str, *, decays: bool) -> OptimizerRow | None:
     """Return the row that fits a rule; None if Keras has none."""
     if rule == "adam":
         return CLASSES["AdamW" if decays else "Adam"]
@@ -85,7 +82,7 @@ def casts() -> str:
     return "exact" if made == 0.9 else "float32"
 
 
-def variant_of(native: Native) -> dict[str, Any]:
+def variant_of(native: OptimizerRow) -> dict[str, Any]:
     """Return how this backend of Keras writes a rule."""
     decays = "factor" if keras.backend.backend() == "torch" and native.rule != "muon" else "difference"
     return {**native.variant, "cast": casts(), "decays": decays}

@@ -1,7 +1,4 @@
-"""Training steps of Keras for proofs, copies of models, and statistics collected as another framework does.
-
-Owns :class:`KerasOptimizing`. Imports Keras, errors and this backend's optimizer files.
-"""
+"""Training steps of Keras for proofs, copies of models, and statistics collected as another framework does."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from keras import ops
 
 from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError
-from xweights.optimizers.protocol import Route, Step, Training, Written
+from xweights.optimizers.protocol import Route, Step, Training, WrittenState
 from xweights.optimizers.state import OptimizerState
 from xweights_keras.optimizers.read import read_state
 from xweights_keras.optimizers.write import backup, floats, plan_route, write_state
@@ -43,7 +40,7 @@ class KerasOptimizing:
 
     def write(
         self, side: Training, state: OptimizerState, parameters: Sequence[Parameter], route: Route, grade: str
-    ) -> Written:
+    ) -> WrittenState:
         return write_state(side, state, parameters, route)
 
     def backup(self, optimizer: Any) -> Callable[[], None]:

@@ -1,7 +1,6 @@
 """The neutral record, written into an optimizer of Keras.
 
-Owns :func:`plan_route`, :func:`write_state` and :func:`backup`. Imports Keras, errors, state and this backend's
-optimizer files. Keras has no hooks: what its own classes don't compute, :class:`ForeignOptimizer` does.
+Keras has no hooks: what its own classes don't compute, :class:`ForeignOptimizer` does.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ import numpy as np
 
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
-from xweights.optimizers.protocol import Part, Route, Training, Written, added_up, rows_part
-from xweights.optimizers.state import OptimizerGroup, OptimizerState, charged
+from xweights.optimizers.protocol import Part, Route, Training, WrittenState, added_up, rows_part
+from xweights.optimizers.state import OptimizerGroup, OptimizerState, scale_momentum_by_lr
 from xweights_keras.optimizers.embedding_gradients import rows_of
 from xweights_keras.optimizers.foreign import ForeignOptimizer
 from xweights_keras.optimizers.read import wanted_slots
 from xweights_keras.optimizers.schedules import make_schedule
-from xweights_keras.optimizers.table import CLASSES, Native, class_for, native_of, variant_of
+from xweights_keras.optimizers.table import CLASSES, OptimizerRow, class_for, native_of, variant_of
 
 _CLIPS = {"norm": "clipnorm", "global_norm": "global_clipnorm", "value": "clipvalue"}
 
@@ -81,7 +80,7 @@ def _apart(group: OptimizerGroup, first: OptimizerGroup) -> str:
     return "its groups differ in the learning rate" if group.factor != first.factor else ""
 
 
-def _unlike(state: OptimizerState, group: OptimizerGroup, native: Native, wide: bool) -> str:
+def _unlike(state: OptimizerState, group: OptimizerGroup, native: OptimizerRow, wide: bool) -> str:
     v, h = group.variant, group.hyper
     own = variant_of(native)
     momentum = bool(h.get("momentum"))
@@ -280,7 +279,7 @@ def _trained(state: OptimizerState, parameters: Sequence[Parameter]) -> list[Par
     return [p for p in parameters if p.name in wanted]
 
 
-def write_state(side: Training, state: OptimizerState, parameters: Sequence[Parameter], route: Route) -> Written:
+def write_state(side: Training, state: OptimizerState, parameters: Sequence[Parameter], route: Route) -> WrittenState:
     """Build or fill an optimizer; see ``Optimizing.write``."""
     wide = "float64" in state.dtypes.values()
     shim = route.kind == "shim"
@@ -302,7 +301,7 @@ def write_state(side: Training, state: OptimizerState, parameters: Sequence[Para
     optimizer._iterations.assign(state.iterations)
     for p in trained:
         _fill(optimizer, state, p, places[id(p.handle)], shim=shim)
-    return Written(optimizer)
+    return WrittenState(optimizer)
 
 
 def _fill(optimizer: Any, state: OptimizerState, p: Parameter, place: int, *, shim: bool) -> None:
@@ -325,7 +324,11 @@ def _fill(optimizer: Any, state: OptimizerState, p: Parameter, place: int, *, sh
             continue  # adafactor's estimate of a matrix, which it makes anew in every step
         if slot == "momentum" and group.rule in ("sgd", "rmsprop"):
             rate = float(group.hyper["learning_rate"])
-            value = value if group.variant.get("rate_inside") else charged(replace(group, last_rate=rate), value)
+            value = (
+                value
+                if group.variant.get("rate_inside")
+                else scale_momentum_by_lr(replace(group, last_rate=rate), value)
+            )
         _put(variable, p, value)
 
 

@@ -1,7 +1,7 @@
 """A copy of a Keras model, which computes in float64 to tell rounding from error.
 
-Owns :func:`doubled` and :func:`copied`. Imports Keras and precision. The model is made again from its own configuration
-with every dtype policy replaced, or by calling its class where that takes nothing.
+The model is made again from its own configuration with every dtype policy replaced, or by calling its class where
+that takes nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What each Keras layer is called, set to and given in a port.
 
-Owns :func:`kind_of`, :func:`attributes_of`, :func:`inputs_of`, :func:`outputs_of`, :func:`put_back`. Imports Keras and
-NumPy. Arrays come out in the neutral form of ``xweights.porting.protocol``: channels last, time second.
+Arrays come out in the neutral form of ``xweights.porting.protocol``: channels last, time second.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 
 from xweights.core.dtypes import Array
 from xweights_keras.layers import PACKED
-from xweights_keras.precision import worth
+from xweights_keras.precision import to_effective_dtype
 
 # Found by the names of the classes that a layer inherits from, the nearest first.
 KINDS = {
@@ -156,7 +155,7 @@ def refusal(layer: Any, kind: str) -> str | None:
 def host(value: Any) -> Array | None:
     """Return what a layer was given or has made on the host; None for a symbolic tensor and for anything else."""
     array = as_array(value)
-    return None if array is None else worth(array)
+    return None if array is None else to_effective_dtype(array)
 
 
 def as_array(value: Any) -> Array | None:

@@ -1,7 +1,4 @@
-"""Keras models as sides of a port: their layers, and a run of them under watch.
-
-Owns :class:`KerasPorting`. Imports Keras and this backend's adapter, porting_layers and porting_double.
-"""
+"""Keras models as sides of a port: their layers, and a run of them under watch."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""One Keras layer without weights, or one operation, as a step in neutral words.
-
-Owns :func:`plain_step`, :func:`operation_step` and :func:`activation_word`. Imports the core's Step and
-``porting_layers``.
-"""
+"""One Keras layer without weights, or one operation, as a step in neutral words."""
 
 from __future__ import annotations
 

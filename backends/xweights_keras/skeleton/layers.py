@@ -1,7 +1,4 @@
-"""One Keras layer with weights as steps in neutral words.
-
-Owns :func:`layer_steps`. Imports the core's Step, ``porting_layers`` and ``skeletons_functions``.
-"""
+"""One Keras layer with weights as steps in neutral words."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Keras models as steps in neutral words: the walk through the graph.
-
-Owns :func:`steps_of`. Imports Keras, the core's Step, ``skeletons_layers`` and ``skeletons_functions``.
-"""
+"""Keras models as steps in neutral words: the walk through the graph."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Steps in neutral words as the source code of a Keras model.
-
-Owns :func:`code_of`. Imports the core's Step.
-"""
+"""Steps in neutral words as the source code of a Keras model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """How a ``keras.Variable`` is read and lawfully written, on any Keras backend.
 
-Owns :class:`KerasStorage`, :class:`DelegatingStorage` (TensorFlow and torch: the storage of the native variable inside)
-and :class:`Refreshing`; JAX has a file of its own, ``immutable``. A handle is the ``keras.Variable`` itself.
+A handle is the ``keras.Variable`` itself.
 
 Inside a ``keras.StatelessScope`` a variable has the scope's value, and only ``assign`` may change that: this is how a
 bound rule becomes part of a ``jax.jit`` step. The raw value is meant everywhere: ``variable.value`` may be autocast.

@@ -40,10 +40,10 @@ class DelegatingStorage(KerasStorage):
         else:
             handle.assign(keras.ops.copy(keras.ops.convert_to_tensor(np.array(value), dtype=handle._dtype)))
 
-    def leaf(self, handle: Any, *, native: bool = False) -> Any:
+    def native_array(self, handle: Any, *, tensor: bool = False) -> Any:
         scoped = _scoped(handle)
         if scoped is NO_SCOPE:
-            return self.inner.leaf(handle._value, native=native)
+            return self.inner.native_array(handle._value, tensor=tensor)
         # Ops may edit a torch tensor in place, and this one is the caller's.
         return keras.ops.copy(scoped)
 
@@ -51,9 +51,9 @@ class DelegatingStorage(KerasStorage):
         scoped = _scoped(handle)
         return self.inner.tracked(handle._value) if scoped is NO_SCOPE else scoped
 
-    def put(self, handle: Any, leaf: Any, value: Any) -> None:
+    def commit(self, handle: Any, leaf: Any, value: Any) -> None:
         if get_stateless_scope() is None:
-            self.inner.put(handle._value, leaf, value)
+            self.inner.commit(handle._value, leaf, value)
         else:
             handle.assign(value)
 

@@ -1,7 +1,4 @@
-"""How a ``keras.Variable`` on JAX is read and lawfully written: an array never changes, the variable gets another one.
-
-Owns :class:`JaxStorage`. Imports JAX, Keras and what the storages have in common.
-"""
+"""How a ``keras.Variable`` on JAX is read and written: the array never changes, the variable gets another one."""
 
 from __future__ import annotations
 
@@ -58,9 +55,9 @@ class JaxStorage(KerasStorage):
     def write(self, handle: Any, value: Array) -> None:
         self._hand_over(handle, _private(value))
 
-    def leaf(self, handle: Any, *, native: bool = False) -> Any:
+    def native_array(self, handle: Any, *, tensor: bool = False) -> Any:
         value = raw_value(handle)
-        if native or get_stateless_scope() is not None or _is_tracer(value) or not _on_host(value):
+        if tensor or get_stateless_scope() is not None or _is_tracer(value) or not _on_host(value):
             return value
         # A private copy is edited in place and handed over: one pass over fresh memory, nothing compiled for a shape.
         return _private(np.asarray(value))
@@ -77,9 +74,9 @@ class JaxStorage(KerasStorage):
             )
         return value
 
-    def put(self, handle: Any, leaf: Any, value: Any) -> None:
+    def commit(self, handle: Any, native: Any, value: Any) -> None:
         if isinstance(value, np.ndarray):
-            if value is leaf:
+            if value is native:
                 self._hand_over(handle, value)
             else:
                 self.write(handle, value)

@@ -30,10 +30,10 @@ class Refreshing:
         self.inner.write(handle, value)
         self._renew()
 
-    def put(self, handle: Any, leaf: Any, value: Any) -> None:
+    def commit(self, handle: Any, native: Any, value: Any) -> None:
         if in_compiled_step():
             raise TraceError(f"{handle.path!r} can't be written here: {self.refusal(handle, writing=True)}")
-        self.inner.put(handle, leaf, value)
+        self.inner.commit(handle, native, value)
         self._renew()
 
     def restore(self, handle: Any, kept: Any) -> None:

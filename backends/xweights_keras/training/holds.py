@@ -1,9 +1,8 @@
 """Holds in Keras: chains ride on the optimizer's own update, as a variable's constraint.
 
-Owns :func:`attach`. Imports keras, errors, the core's protocols, counting and trainers. A constraint is part of the
-compiled step and costs nothing measurable there; but one that is set after the first fit is ignored on compiled
-backends until the train function is made anew, and nothing says so: that is done here, and undone. Averaging (EMA)
-overwrites weights behind the constraint when a fit ends: the chains run again then.
+A constraint is part of the compiled step and costs nothing measurable there; but one that is set after the first fit
+is ignored on compiled backends until the train function is made anew, and nothing says so: that is done here, and
+undone. Averaging (EMA) overwrites weights behind the constraint when a fit ends: the chains run again then.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from xweights.core.backend import HeldChain
 from xweights.core.dispatch import ops_for
 from xweights.errors import HoldError, Problems, StaleTrainFunctionError
 from xweights_keras.training.step_counter import counting
-from xweights_keras.training.trainers import Trainers, iterations_of, owns, trainers_of
+from xweights_keras.training.trainers import Trainers, iterations_of, owning_models, owns
 
 
 class HeldConstraint:
@@ -37,7 +36,7 @@ class HeldConstraint:
         if self.former is not None:
             value = self.former(value)
         if isinstance(value, keras.Variable):
-            value = self.chain.parameter.storage.leaf(value, native=True)
+            value = self.chain.parameter.storage.native_array(value, tensor=True)
         return self.chain.of(value, ops_for(value))
 
 
@@ -129,7 +128,7 @@ def attach(
     chains: Sequence[HeldChain], target: Any, optimizer: Any, after_step: Callable[[Any], None] | None
 ) -> KerasAttachment:
     """Attach chains as constraints; compiled train functions are made anew, slots and all kept."""
-    trainers = trainers_of(target, [chain.parameter.handle for chain in chains], optimizer)
+    trainers = owning_models(target, [chain.parameter.handle for chain in chains], optimizer)
     if after_step is not None and not trainers.models:
         raise HoldError(
             "nothing counts the steps of a schedule here\n"

@@ -1,6 +1,5 @@
 """Freezing, scaled updates and averages in Keras.
 
-Owns :class:`KerasTraining`. Imports keras, errors and this backend's counting, trainers and updating.
 ``trainable`` is never touched: once a model was fitted, TensorFlow ignores it and JAX raises.
 """
 
@@ -17,8 +16,8 @@ from xweights.core.backend import StepState
 from xweights.core.parameter import Parameter
 from xweights.errors import ArgumentError, HoldError, Problems, StaleTrainFunctionError
 from xweights_keras.training.step_counter import Share, counting, updates_of
-from xweights_keras.training.trainers import Trainers, innermost, iterations_of, trainers_of
-from xweights_keras.training.update import Update, keys_of, standing_update, update_of
+from xweights_keras.training.trainers import Trainers, innermost, iterations_of, owning_models
+from xweights_keras.training.update import OptimizerPatch, active_patch, keys_of, update_of
 
 
 class KerasTraining:
@@ -27,7 +26,7 @@ class KerasTraining:
     def is_statistic(self, parameter: Parameter) -> bool:
         return id(parameter.handle) in getattr(parameter.storage, "statistics", ())
 
-    def rest(
+    def freeze(
         self,
         parameters: Sequence[Parameter],
         *,
@@ -35,7 +34,7 @@ class KerasTraining:
         optimizer: Any,
         whole: bool,
         inference: bool,
-        keeper: object,
+        owner: object,
     ) -> KerasResting:
         statistics = [p for p in parameters if self.is_statistic(p)]
         owners = {key: layer for layer in _layers(target) for key in _owned_by(layer)}
@@ -46,18 +45,18 @@ class KerasTraining:
         problems.check()
         found = [owners[id(p.handle)] for p in parameters if id(p.handle) in owners]
         inferring = [one for one in found if isinstance(one, keras.layers.BatchNormalization)] if inference else []
-        trainers = trainers_of(target, [p.handle for p in parameters], optimizer)
+        trainers = owning_models(target, [p.handle for p in parameters], optimizer)
         spared = [p for p in parameters if p not in statistics] if whole else []
         return KerasResting(
             trainers,
             spared,
             [(owners[id(p.handle)], p.handle) for p in statistics],
             inferring,
-            keeper,
+            owner,
         )
 
     def multiply(self, pairs: Sequence[tuple[Parameter, float]], *, target: Any, optimizer: Any) -> KerasScaled:
-        trainers = trainers_of(target, [p.handle for p, _ in pairs], optimizer)
+        trainers = owning_models(target, [p.handle for p, _ in pairs], optimizer)
         found = trainers.optimizers if optimizer is None else (optimizer,)
         if len(found) != 1:
             raise ArgumentError(
@@ -66,7 +65,7 @@ class KerasTraining:
             )
         plain = innermost(found[0])
         owned = {id(v) for v in plain._trainable_variables} if plain.built else None
-        standing = standing_update(plain)
+        standing = active_patch(plain)
         taken = set() if standing is None else standing.factors.keys()
         problems = Problems("these learning rates can't be multiplied, and nothing was changed")
         for (p, _), key in zip(pairs, keys_of([p for p, _ in pairs]), strict=True):
@@ -98,7 +97,7 @@ class KerasResting:
         spared: Sequence[Parameter],
         stopped: Sequence[tuple[Any, Any]],
         inferring: Sequence[Any],
-        keeper: object,
+        owner: object,
     ) -> None:
         self.trainers = trainers
         self.updates = [update_of(innermost(one)) for one in trainers.optimizers] if spared else []
@@ -107,21 +106,21 @@ class KerasResting:
         for update in self.updates:
             update.left_out.update(self.keys)
         for layer, variable in stopped:
-            self._stop(layer, variable, keeper)
+            self._stop(layer, variable, owner)
         for layer in dict.fromkeys(inferring):
-            self._stop(layer, None, keeper)
+            self._stop(layer, None, owner)
         trainers.make_anew()
 
-    def _stop(self, layer: Any, variable: Any, keeper: object) -> None:
+    def _stop(self, layer: Any, variable: Any, owner: object) -> None:
         call = call_of(layer)
         key = None if variable is None else id(variable)
         call.stopped[key] += 1
-        call.keepers.append(keeper)
+        call.keepers.append(owner)
         if variable is not None:
             call.variables[id(variable)] = variable
         self.calls.append((call, key))
 
-    def wake(self, parameters: Sequence[Parameter] | None) -> None:
+    def unfreeze(self, parameters: Sequence[Parameter] | None) -> None:
         """Have the optimizer update these again, and their layers run as they did."""
         keys = set(self.keys) if parameters is None else set(keys_of(parameters))
         for update in self.updates:
@@ -175,7 +174,7 @@ def call_of(layer: Any) -> Call:
 class KerasScaled:
     """One call's factors in the update of an optimizer."""
 
-    def __init__(self, update: Update, pairs: Sequence[tuple[Parameter, float]], trainers: Trainers) -> None:
+    def __init__(self, update: OptimizerPatch, pairs: Sequence[tuple[Parameter, float]], trainers: Trainers) -> None:
         self.update, self.trainers = update, trainers
         self.keys = keys_of([p for p, _ in pairs])
         update.factors |= dict(zip(self.keys, pairs, strict=True))

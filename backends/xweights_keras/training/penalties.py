@@ -1,9 +1,8 @@
 """Penalties in Keras: they ride on ``variable.regularizer``, which a model adds to its loss.
 
-Owns :func:`regularize`. Imports keras, errors and the core's protocols. Keras takes regularizers when a layer is made;
-but what it adds up is ``variable.regularizer`` of the trainable weights, each time the loss is put together. So a part
-that is added there counts from the next trace on: a compiled train function is made anew, and the optimizer keeps its
-state.
+Keras takes regularizers when a layer is made; but what it adds up is ``variable.regularizer`` of the trainable
+weights, each time the loss is put together. So a part that is added there counts from the next trace on: a compiled
+train function is made anew, and the optimizer keeps its state.
 """
 
 from __future__ import annotations

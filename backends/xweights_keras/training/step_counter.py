@@ -1,8 +1,7 @@
 """A call on the host after each step of a Keras model's own training: fit and train_on_batch, on any Keras backend.
 
-Owns :func:`counting` and :func:`updates_of`. Imports keras, NumPy, errors and trainers. A callback would have to be
-handed to every fit; here the model's train function is wrapped, in whatever way it gets made: the first time, after
-compile(), or by force.
+A callback would have to be handed to every fit; here the model's train function is wrapped, in whatever way it gets
+made: the first time, after compile(), or by force.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Which models and optimizers of Keras train a variable.
 
-Owns :class:`Trainers`, :func:`trainers_of` and :func:`iterations_of`. Imports keras and errors. A layer doesn't know
-the models that it is a part of, so what is changed about a layer of a fitted model would miss the model's compiled step
-(measured: without a word). The garbage collector knows every object there is; asking it takes about 0.2 s with 600,000
-objects, so it is asked only where the target doesn't say it.
+A layer doesn't know the models that it is a part of, so what is changed about a layer of a fitted model would miss
+the model's compiled step (measured: without a word). The garbage collector knows every object there is; asking it
+takes about 0.2 s with 600,000 objects, so it is asked only where the target doesn't say it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class Trainers:
                 model.make_train_function(force=True)
 
 
-def trainers_of(target: Any, variables: Iterable[Any], optimizer: Any = None) -> Trainers:
+def owning_models(target: Any, variables: Iterable[Any], optimizer: Any = None) -> Trainers:
     """Return what trains these variables; ``optimizer`` is one that the caller named."""
     if optimizer is not None and not isinstance(optimizer, keras.optimizers.Optimizer):
         raise HoldError(

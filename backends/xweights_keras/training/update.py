@@ -1,8 +1,7 @@
 """A Keras optimizer's own update with something around it: variables left out, and steps that count in part.
 
-Owns :class:`Update`, one for each optimizer. Imports keras, multipliers and running. Keras traces these methods into
-every train step, on each backend, with gradient accumulation and loss scaling; constraints, and averages (EMA) of the
-optimizer's own, come after them, as they should.
+Keras traces these methods into every train step, on each backend, with gradient accumulation and loss scaling;
+constraints, and averages (EMA) of the optimizer's own, come after them, as they should.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from xweights.core.parameter import Parameter
 from xweights.training.learning_rates import blended
 
 
-class Update:
+class OptimizerPatch:
     """What stands in the place of three methods of an optimizer, for as long as there is need."""
 
     def __init__(self, optimizer: Any) -> None:
@@ -51,7 +50,7 @@ class Update:
             p, factor = self.factors.get(_key(variable), (None, 1.0))
             if p is not None and factor != 1.0:
                 with p.storage.guard():
-                    self._saved[_key(variable)] = keras.ops.copy(p.storage.leaf(p.handle, native=True))
+                    self._saved[_key(variable)] = keras.ops.copy(p.native(tensor=True))
         self.former["_apply_weight_decay"](variables)
 
     def _last(self, grads: Any, variables: Any, learning_rate: Any) -> None:
@@ -61,23 +60,23 @@ class Update:
         for key, old in saved.items():
             p, factor = self.factors[key]
             with p.storage.guard():
-                leaf = p.storage.leaf(p.handle, native=True)
-                p.storage.put(p.handle, leaf, blended(ops_for(leaf), keras.ops.copy(leaf), old, factor, p.dtype))
+                leaf = p.native(tensor=True)
+                p.commit(leaf, blended(ops_for(leaf), keras.ops.copy(leaf), old, factor, p.dtype))
 
 
 _METHODS = ("_backend_apply_gradients", "_apply_weight_decay", "_backend_update_step")
 
 
-def standing_update(optimizer: Any) -> Update | None:
+def active_patch(optimizer: Any) -> OptimizerPatch | None:
     """Return what stands on an (innermost) optimizer already."""
     method: Callable[..., Any] | None = vars(optimizer).get(_METHODS[0])
     owner = getattr(method, "__self__", None)
-    return owner if isinstance(owner, Update) else None
+    return owner if isinstance(owner, OptimizerPatch) else None
 
 
-def update_of(optimizer: Any) -> Update:
+def update_of(optimizer: Any) -> OptimizerPatch:
     """Return what stands on an (innermost) optimizer, now at the latest."""
-    return standing_update(optimizer) or Update(optimizer)
+    return active_patch(optimizer) or OptimizerPatch(optimizer)
 
 
 def keys_of(parameters: Sequence[Parameter]) -> list[int]:

@@ -1,7 +1,4 @@
-"""PyTorch's maths for the formulas of optimizers, and an optimizer that follows any of them.
-
-Owns :class:`TorchMaths` and :class:`ForeignOptimizer`. Imports torch and the formulas.
-"""
+"""PyTorch's maths for the formulas of optimizers, and an optimizer that follows any of them."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from torch.optim import Optimizer
 
 from xweights.optimizers.rules.array_math import Composed
 from xweights.optimizers.rules.scalars import HostNumbers
-from xweights.optimizers.rules.updates import WHOLE, updated
+from xweights.optimizers.rules.updates import NON_ELEMENTWISE_RULES, updated
 from xweights_torch.dtypes import numpy_dtype
 
 
@@ -211,7 +208,7 @@ def _parts(
     """Yield (weights, gradient, slots) block by block, where a rule looks at each entry by itself."""
     tensors = [w, grad, *(one for one in slots.values() if one.ndim or not w.ndim)]
     alike = all(one.is_contiguous() and one.shape == w.shape for one in tensors)
-    if rule in WHOLE or not alike or w.numel() <= BLOCK:
+    if rule in NON_ELEMENTWISE_RULES or not alike or w.numel() <= BLOCK:
         yield w, grad, slots
         return
     parts = {name: repeat(one) if one.ndim == 0 else _blocks(one) for name, one in slots.items()}

@@ -1,8 +1,7 @@
 """What surrounds the step of a PyTorch optimizer that goes on with an experiment of another framework.
 
-Owns :class:`Attached` and :func:`attached_to`. Imports torch, errors, numbers and state. Before the step come, in this
-order: the mean of accumulated gradients, clipping, the schedule's rate, decoupled decay, and what the optimizer's own
-formula has to be given so that it computes the other one:
+Before the step come, in this order: the mean of accumulated gradients, clipping, the schedule's rate, decoupled
+decay, and what the optimizer's own formula has to be given so that it computes the other one:
 
     eps      adam: epsilon / sqrt(1 - beta_2 ** t) instead of epsilon, and a rate that has the other's corrections in it
     offset   rmsprop, adamax: epsilon lies in the slot, and is brought back to its size before each step
@@ -25,7 +24,7 @@ from torch.optim import Optimizer
 
 from xweights.errors import HandoffError
 from xweights.optimizers.rules.scalars import HostNumbers
-from xweights.optimizers.state import Clipping, OptimizerGroup, OptimizerState, charged
+from xweights.optimizers.state import Clipping, OptimizerGroup, OptimizerState, scale_momentum_by_lr
 from xweights_torch.dtypes import numpy_dtype
 from xweights_torch.optimizers.foreign import ForeignOptimizer
 from xweights_torch.training.holds import plain_python
@@ -186,7 +185,7 @@ class Attached:
         if isinstance(self.optimizer, ForeignOptimizer):
             return
         if group.rule in ("sgd", "rmsprop") and group.variant.get("rate_inside") and "momentum" in slots:
-            slots["momentum"] = charged(group, slots["momentum"])
+            slots["momentum"] = scale_momentum_by_lr(group, slots["momentum"])
         if group.rule == "adagrad" and group.variant.get("eps") == "inside":
             slots["accumulator"] = slots["accumulator"] - slots["accumulator"].dtype.type(group.hyper["epsilon"])
         if "offset" in self.remedies[place]:

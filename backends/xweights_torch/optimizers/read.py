@@ -1,7 +1,4 @@
-"""PyTorch's optimizers, read into the neutral record.
-
-Owns :func:`read_state`. Imports torch, errors, state and this backend's optimizer files.
-"""
+"""PyTorch's optimizers, read into the neutral record."""
 
 from __future__ import annotations
 
@@ -19,12 +16,12 @@ from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, Problems, XweightsError, near
 from xweights.optimizers.protocol import Training
-from xweights.optimizers.state import Clipping, Moving, OptimizerGroup, OptimizerState
+from xweights.optimizers.state import Clipping, OptimizerGroup, OptimizerState, WeightEMA
 from xweights_torch.dtypes import host_view
 from xweights_torch.optimizers.foreign import ForeignOptimizer
 from xweights_torch.optimizers.hooks import Attached, attached_to
 from xweights_torch.optimizers.schedules import read_scheduler
-from xweights_torch.optimizers.table import CLASSES, Native, native_of, value_of
+from xweights_torch.optimizers.table import CLASSES, OptimizerRow, native_of, value_of
 from xweights_torch.storage import tensor_of
 
 # What was written into an optimizer, where slots had to be changed on the way.
@@ -134,7 +131,7 @@ def _names(optimizer: Optimizer, parameters: Sequence[Parameter], problems: Prob
     return known
 
 
-def _group(native: Native, group: Mapping[str, Any], reading: Reading) -> OptimizerGroup:
+def _group(native: OptimizerRow, group: Mapping[str, Any], reading: Reading) -> OptimizerGroup:
     hyper = {word: value_of(group, key) for word, key in native.hyper.items()}
     variant = dict(native.variant)
     if group.get("decoupled_weight_decay"):
@@ -162,7 +159,7 @@ def _foreign_factored(group: Mapping[str, Any], names: Mapping[int, Parameter], 
 
 
 def _read_slots(
-    optimizer: Optimizer, native: Native | None, group: OptimizerGroup, p: torch.Tensor, parameter: Parameter,
+    optimizer: Optimizer, native: OptimizerRow | None, group: OptimizerGroup, p: torch.Tensor, parameter: Parameter,
     reading: Reading, attached: Attached | None,
 ) -> None:  # fmt: skip
     state = optimizer.state.get(p, {})
@@ -242,7 +239,7 @@ def _fresh(group: OptimizerGroup, parameter: Parameter, p: torch.Tensor, slot: s
 
 
 def _with_surroundings(
-    state: OptimizerState, side: Training, reading: Reading, attached: Attached | None, native: Native | None,
+    state: OptimizerState, side: Training, reading: Reading, attached: Attached | None, native: OptimizerRow | None,
     parameters: Sequence[Parameter], step: int | None,
 ) -> OptimizerState:  # fmt: skip
     problems = reading.problems
@@ -285,7 +282,12 @@ def _with_surroundings(
 
 
 def _updates(
-    state: OptimizerState, reading: Reading, native: Native | None, step: int | None, side: Training, problems: Problems
+    state: OptimizerState,
+    reading: Reading,
+    native: OptimizerRow | None,
+    step: int | None,
+    side: Training,
+    problems: Problems,
 ) -> int:
     counts = {count for name, count in reading.steps.items() if name in state.names}
     if len(counts) == 1:
@@ -318,7 +320,7 @@ def _accumulated(state: OptimizerState, parameters: Sequence[Parameter]) -> dict
 
 
 def _with_average(state: OptimizerState, ema: Any, side: Training, parameters: Sequence[Parameter]) -> OptimizerState:
-    moving = state.moving if side.ema_momentum is None else Moving(float(side.ema_momentum))
+    moving = state.moving if side.ema_momentum is None else WeightEMA(float(side.ema_momentum))
     if moving is None:
         raise HandoffError("an AveragedModel doesn't tell its momentum\nFix: Training(..., ema_momentum=0.999)")
     means = averaged_pairs(ema, parameters, state.names)

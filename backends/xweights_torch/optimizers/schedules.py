@@ -1,7 +1,6 @@
 """Learning-rate schedulers of PyTorch, read into the neutral definition and made from it.
 
-Owns :func:`read_scheduler` and :func:`make_scheduler`. Imports torch, errors and rates. A scheduler is stepped once
-after each update; the neutral step is its ``last_epoch``.
+A scheduler is stepped once after each update; the neutral step is its ``last_epoch``.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from typing import Any
 from torch.optim import Optimizer, lr_scheduler
 
 from xweights.errors import HandoffError
-from xweights.optimizers.lr_schedule import RateSchedule, schedule
+from xweights.optimizers.lr_schedule import LRSchedule, schedule
 
 
-def read_scheduler(scheduler: Any, optimizer: Optimizer) -> tuple[RateSchedule, list[float]]:
+def read_scheduler(scheduler: Any, optimizer: Optimizer) -> tuple[LRSchedule, list[float]]:
     """Return the schedule of the first group, and each group's share of its rate."""
     if getattr(scheduler, "optimizer", None) is not optimizer:
         raise HandoffError("the scheduler is of another optimizer\nFix: pass the one that was made for this optimizer")
@@ -25,7 +24,7 @@ def read_scheduler(scheduler: Any, optimizer: Optimizer) -> tuple[RateSchedule, 
     return _read(scheduler, base), [one / base for one in bases]
 
 
-def _read(s: Any, base: float) -> RateSchedule:
+def _read(s: Any, base: float) -> LRSchedule:
     if isinstance(s, lr_scheduler.LambdaLR):
         mine = s.lr_lambdas[0]
         if isinstance(mine, Share):
@@ -58,7 +57,7 @@ def _read(s: Any, base: float) -> RateSchedule:
     raise _refused(s, "it has no neutral counterpart")
 
 
-def _warm_cosine(s: Any, base: float) -> RateSchedule:
+def _warm_cosine(s: Any, base: float) -> LRSchedule:
     parts = s._schedulers
     kinds = [type(one) for one in parts]
     if kinds != [lr_scheduler.LinearLR, lr_scheduler.CosineAnnealingLR]:
@@ -88,7 +87,7 @@ class Share:
         0.5
     """
 
-    def __init__(self, given: RateSchedule, base: float) -> None:
+    def __init__(self, given: LRSchedule, base: float) -> None:
         self.schedule, self.base = given, base
 
     def __call__(self, step: int) -> float:
@@ -96,7 +95,7 @@ class Share:
 
 
 def make_scheduler(
-    optimizer: Optimizer, given: RateSchedule, *, step: int = 0, factors: Sequence[float] | None = None
+    optimizer: Optimizer, given: LRSchedule, *, step: int = 0, factors: Sequence[float] | None = None
 ) -> Any:
     """Return a scheduler that follows a neutral schedule, to be stepped once after each update.
 

@@ -1,7 +1,4 @@
-"""A table: optimizer class of PyTorch -> the rule it follows, and what it calls numbers and slots.
-
-Owns :data:`CLASSES`, :class:`Native` and :func:`native_of`. Imports torch.
-"""
+"""A table: optimizer class of PyTorch -> the rule it follows, and what it calls numbers and slots."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from torch.optim import Optimizer
 
 
 @dataclass(frozen=True)
-class Native:
+class OptimizerRow:
     """``hyper``: neutral word -> key of a parameter group, with its place where that is a tuple; ``slots`` likewise."""
 
     kind: type[Optimizer]
@@ -33,43 +30,43 @@ _ADAM_SLOTS = {**_MOMENTS, "velocity_hat": "max_exp_avg_sq"}
 _EXACT = {"cast": "exact", "powers": "double", "decay": "coupled", "decays": "factor"}
 
 _ALL = [
-    Native(
+    OptimizerRow(
         torch.optim.SGD, "sgd",
         {**_RATE, "momentum": "momentum", "dampening": "dampening", "nesterov": "nesterov"},
         {"momentum": "momentum_buffer"}, {**_EXACT, "rate_inside": False}, counts=False,
     ),
-    Native(torch.optim.AdamW, "adam", _ADAM, _ADAM_SLOTS, {**_EXACT, "decay": "decoupled", "eps": "corrected"}),
-    Native(torch.optim.Adam, "adam", _ADAM, _ADAM_SLOTS, {**_EXACT, "eps": "corrected"}),
-    Native(
+    OptimizerRow(torch.optim.AdamW, "adam", _ADAM, _ADAM_SLOTS, {**_EXACT, "decay": "decoupled", "eps": "corrected"}),
+    OptimizerRow(torch.optim.Adam, "adam", _ADAM, _ADAM_SLOTS, {**_EXACT, "eps": "corrected"}),
+    OptimizerRow(
         torch.optim.Adamax, "adamax", {**_RATE, **_BETAS}, {"momentum": "exp_avg", "norm": "exp_inf"},
         {**_EXACT, "eps": "inside"},
     ),
-    Native(
+    OptimizerRow(
         torch.optim.NAdam, "nadam", {**_RATE, **_BETAS, "momentum_decay": "momentum_decay"},
         {**_MOMENTS, "product": "mu_product"}, _EXACT,
     ),
-    Native(
+    OptimizerRow(
         torch.optim.RMSprop, "rmsprop",
         {**_RATE, "rho": "alpha", "epsilon": "eps", "momentum": "momentum", "centered": "centered"},
         {"velocity": "square_avg", "momentum": "momentum_buffer", "average_gradient": "grad_avg"},
         {**_EXACT, "eps": "outside", "rate_inside": False},
     ),
-    Native(
+    OptimizerRow(
         torch.optim.Adagrad, "adagrad",
         {**_RATE, "lr_decay": "lr_decay", "epsilon": "eps", "initial_accumulator_value": "initial_accumulator_value"},
         {"accumulator": "sum"}, {**_EXACT, "eps": "outside"},
     ),
-    Native(
+    OptimizerRow(
         torch.optim.Adadelta, "adadelta", {**_RATE, "rho": "rho", "epsilon": "eps"},
         {"accumulated_grad": "square_avg", "accumulated_delta_var": "acc_delta"}, _EXACT,
     ),
-    Native(
+    OptimizerRow(
         torch.optim.Adafactor, "adafactor",
         {**_RATE, "beta_2_decay": "beta2_decay", "epsilon_1": "eps.0", "epsilon_2": "eps.1", "clip_threshold": "d"},
         {"row": "row_var", "column": "col_var", "velocity": "variance"},
         {**_EXACT, "decay": "decoupled", "eps": "floor", "scale": "before"},
     ),
-    Native(
+    OptimizerRow(
         torch.optim.Muon, "muon",
         {**_RATE, "momentum": "momentum", "nesterov": "nesterov", "epsilon": "eps", "ns_steps": "ns_steps",
          "muon_a": "ns_coefficients.0", "muon_b": "ns_coefficients.1", "muon_c": "ns_coefficients.2"},
@@ -80,12 +77,12 @@ _ALL = [
 CLASSES = {one.kind: one for one in _ALL}
 
 
-def native_of(optimizer: Any) -> Native | None:
+def native_of(optimizer: Any) -> OptimizerRow | None:
     """Return the row of an optimizer; None for a class that isn't known, subclasses of a user included."""
     return CLASSES.get(type(optimizer))
 
 
-def class_for(rule: str, decay: str) -> Native:
+def class_for(rule: str, decay: str) -> OptimizerRow:
     """Return the row that fits a rule best."""
     if rule == "adam":
         return CLASSES[torch.optim.AdamW if decay == "decoupled" else torch.optim.Adam]
@@ -99,7 +96,7 @@ def value_of(group: Mapping[str, Any], key: str) -> Any:
     return value.item() if isinstance(value, torch.Tensor) else value
 
 
-def arguments(native: Native, hyper: Mapping[str, Any], former: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(native: OptimizerRow, hyper: Mapping[str, Any], former: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of a parameter group for hyperparameters; what they don't say is taken from ``former``."""
     made: dict[str, Any] = {}
     for word, key in native.hyper.items():

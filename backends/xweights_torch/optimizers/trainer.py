@@ -1,7 +1,4 @@
-"""Training steps of PyTorch for proofs, copies of modules, and statistics collected as another framework does.
-
-Owns :class:`TorchOptimizing`. Imports torch, errors and this backend's optimizer files.
-"""
+"""Training steps of PyTorch for proofs, copies of modules, and statistics collected as another framework does."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from torch import nn
 
 from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, PortError
-from xweights.optimizers.protocol import Route, Step, Training, Written
+from xweights.optimizers.protocol import Route, Step, Training, WrittenState
 from xweights.optimizers.state import OptimizerState
 from xweights_torch.optimizers.read import read_state
 from xweights_torch.optimizers.write import backup, plan_route, write_state
@@ -41,7 +38,7 @@ class TorchOptimizing:
 
     def write(
         self, side: Training, state: OptimizerState, parameters: Sequence[Parameter], route: Route, grade: str
-    ) -> Written:
+    ) -> WrittenState:
         return write_state(side, state, parameters, route, grade)
 
     def backup(self, optimizer: Any) -> Callable[[], None]:

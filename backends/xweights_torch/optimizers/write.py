@@ -1,7 +1,6 @@
 """The neutral record, written into an optimizer of PyTorch.
 
-Owns :func:`plan_route`, :func:`write_state` and :func:`backup`. Imports torch, errors, state and this backend's
-optimizer files. Whatever the framework's own class can't do by itself, hooks do before its step; what they can't,
+Whatever the framework's own class can't do by itself, hooks do before its step; what they can't,
 :class:`ForeignOptimizer` does.
 """
 
@@ -19,14 +18,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
-from xweights.optimizers.protocol import Part, Route, Training, Written, added_up, rows_part
-from xweights.optimizers.state import OptimizerGroup, OptimizerState, freed
+from xweights.optimizers.protocol import Part, Route, Training, WrittenState, added_up, rows_part
+from xweights.optimizers.state import OptimizerGroup, OptimizerState, unscale_momentum_by_lr
 from xweights_torch.dtypes import from_host
 from xweights_torch.optimizers.foreign import ForeignOptimizer
 from xweights_torch.optimizers.hooks import OFFSETS, Attached, attached_to
 from xweights_torch.optimizers.read import ORIGINALS, averaged_pairs, fingerprint, wanted_slots
 from xweights_torch.optimizers.schedules import make_scheduler
-from xweights_torch.optimizers.table import CLASSES, Native, arguments, class_for
+from xweights_torch.optimizers.table import CLASSES, OptimizerRow, arguments, class_for
 from xweights_torch.storage import tensor_of
 
 _RULES = frozenset(one.rule for one in CLASSES.values())
@@ -36,7 +35,7 @@ _RULES = frozenset(one.rule for one in CLASSES.values())
 class Need:
     """What one group needs: ``shim`` says why no class of torch's does, ``remedies`` what a hook has to do and why."""
 
-    native: Native | None
+    native: OptimizerRow | None
     shim: str = ""
     remedies: Mapping[str, str] = field(default_factory=dict)
 
@@ -135,7 +134,7 @@ def _around(state: OptimizerState, grade: str) -> list[Part]:
 
 def write_state(
     side: Training, state: OptimizerState, parameters: Sequence[Parameter], route: Route, grade: str
-) -> Written:
+) -> WrittenState:
     """Build or fill an optimizer; see ``Optimizing.write``."""
     known = {p.name: p for p in parameters}
     needs = [need_of(state, group) for group in state.groups]
@@ -237,7 +236,7 @@ def _fill(
 
 def _as_stock(group: OptimizerGroup, slot: str, value: Array, need: Need) -> Array:
     if slot == "momentum" and group.rule in ("sgd", "rmsprop"):
-        return freed(group, value)
+        return unscale_momentum_by_lr(group, value)
     eps = value.dtype.type(group.hyper.get("epsilon") or 0.0)
     offset = "offset" in need.remedies and OFFSETS[group.rule][1] == slot
     if offset or (slot == "accumulator" and group.variant.get("eps") == "inside"):
@@ -256,7 +255,7 @@ def _stored(p: Parameter, value: Array, slot: str) -> torch.Tensor:
 def _surrounded(
     side: Training, state: OptimizerState, parameters: Sequence[Parameter], route: Route, grade: str,
     optimizer: Optimizer, needs: Sequence[Need],
-) -> Written:  # fmt: skip
+) -> WrittenState:  # fmt: skip
     ema = side.ema
     averaged: list[tuple[torch.Tensor, torch.Tensor]] = []
     if state.moving is not None:
@@ -276,7 +275,7 @@ def _surrounded(
             factors = [group.factor for group in state.groups]
             scheduler = make_scheduler(optimizer, state.schedule, step=state.updates, factors=factors)
         _remember(optimizer, state)
-        return Written(optimizer, scheduler, ema)
+        return WrittenState(optimizer, scheduler, ema)
     # SGD and Muon count nothing: without a hook the way back would have to be told how many steps there were.
     attached = None
     if route.kind != "stock" or not all(need.native is not None and need.native.counts for need in needs):
@@ -289,7 +288,7 @@ def _surrounded(
             remedies = [one | {"rescale"} if mine else one for one, mine in zip(remedies, inside, strict=True)]
         attached = Attached(optimizer, _surroundings(state), remedies, ema, averaged)
     _remember(optimizer, state)
-    return Written(optimizer, None, ema, (lambda: None) if attached is None else attached.release)
+    return WrittenState(optimizer, None, ema, (lambda: None) if attached is None else attached.release)
 
 
 def _surroundings(state: OptimizerState) -> OptimizerState:

@@ -1,7 +1,6 @@
 """What each ``torch.nn`` layer is called, set to and given in a port.
 
-Owns :func:`kind_of`, :func:`attributes_of`, :func:`inputs_of`, :func:`outputs_of`, :func:`put_back`. Imports torch and
-NumPy. Arrays come out in the neutral form of ``xweights.porting.protocol``: channels last, time second.
+Arrays come out in the neutral form of ``xweights.porting.protocol``: channels last, time second.
 """
 
 from __future__ import annotations

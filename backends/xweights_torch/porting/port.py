@@ -1,7 +1,4 @@
-"""torch modules as sides of a port: their layers, and a run of them under watch.
-
-Owns :class:`TorchPorting`. Imports torch and this backend's adapter, computed and porting_layers.
-"""
+"""torch modules as sides of a port: their layers, and a run of them under watch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Which operation of a ``torch.export`` program is which layer of ``torch.nn``: a table.
 
-Owns :class:`Call`, :data:`BUILDERS`, :func:`recurrent` and :func:`is_zeros`. Imports torch. A builder returns None
-where an operation does something that its layer can't, such as working with a kernel that is itself computed.
+A builder returns None where an operation does something that its layer can't, such as working with a kernel that is
+itself computed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """A ``.pt2`` file, a program of ``torch.export``, as a module with layers.
 
-Owns :func:`open_model`, the entry point ``pt2`` of the group ``xweights.models``, and :func:`with_layers`. Imports
-torch and opening_layers. A program has lost its layers: it is a list of operations on parameters. Where such an
-operation is what a layer of ``torch.nn`` does, the layer is put back, with the program's own parameters in it, under
-its old name.
+A program has lost its layers: it is a list of operations on parameters. Where such an operation is what a layer of
+``torch.nn`` does, the layer is put back, with the program's own parameters in it, under its old name.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""One call of a function or method, inside a torch module, as steps in neutral words.
-
-Owns :func:`call_steps`. Imports torch, ``skeletons_modules`` and ``skeletons_values``.
-"""
+"""One call of a function or method, inside a torch module, as steps in neutral words."""
 
 from __future__ import annotations
 

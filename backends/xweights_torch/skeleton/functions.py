@@ -1,7 +1,4 @@
-"""What needs no weights, as torch code.
-
-Owns :class:`Written`, :func:`function_of`, :data:`FUNCTIONS` and how paddings are written. Imports the core's Step.
-"""
+"""What needs no weights, as torch code."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What ``torch.nn`` lacks, as source code that a skeleton brings along.
-
-Owns :data:`HELPERS`. Imports nothing.
-"""
+"""What ``torch.nn`` lacks, as source code that a skeleton brings along."""
 
 from __future__ import annotations
 

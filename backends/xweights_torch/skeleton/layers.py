@@ -1,8 +1,4 @@
-"""One step in neutral words as torch code: the layers that it needs, and the expression that it becomes.
-
-Owns :func:`written`, and which kinds of steps take images with their channels first. Imports the core's Step and
-``skeletons_functions``, which writes what has no weights.
-"""
+"""One step in neutral words as torch code: the layers that it needs, and the expression that it becomes."""
 
 from __future__ import annotations
 

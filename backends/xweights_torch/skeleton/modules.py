@@ -1,7 +1,4 @@
-"""One torch module as steps in neutral words.
-
-Owns :func:`module_steps` and :func:`recurrent_steps`. Imports torch, ``porting_layers`` and ``skeletons_values``.
-"""
+"""One torch module as steps in neutral words."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""torch modules as steps in neutral words: the walk through the traced graph.
-
-Owns :func:`steps_of`. Imports torch, the core's Step, ``skeletons_modules`` and ``skeletons_calls``, which read a layer
-and a function, and ``skeletons_values``, which knows how values lie.
-"""
+"""torch modules as steps in neutral words: the walk through the traced graph."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """What goes from step to step while a torch module is read, and how it lies.
 
-Owns :class:`Value`, :class:`Pending` and :class:`Reading`. Imports the core's Step.
-
 A torch tensor (B, a1, ..., an) is the same as a neutral value in one of two ways: with the channels first, its axes are
 (a2, ..., an, a1) there, otherwise (a1, ..., an). A value keeps the way that costs no turning, and is turned where what
 comes next needs the other.

@@ -1,8 +1,7 @@
 """Steps in neutral words as the source code of a torch module.
 
-Owns :func:`code_of`. Imports the core's Step and ``skeletons_layers``, which writes the single layer. Steps have
-channels last; torch wants them second in images. So each value is known to lie one way or the other, and is turned
-where a layer wants it otherwise.
+Steps have channels last; torch wants them second in images. So each value is known to lie one way or the other, and
+is turned where a layer wants it otherwise.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Holds in PyTorch: chains run after each optimizer step.
 
-Owns :func:`attach`. Imports torch, errors and the core's protocols. A step post-hook runs whatever the optimizer's rule
-is (foreach, fused, LBFGS, under a GradScaler or gradient accumulation), where masked gradients leak: momentum and
-weight decay moved a "frozen" entry under each of ten optimizers tried, and under none with a post-hook.
+A step post-hook runs whatever the optimizer's rule is (foreach, fused, LBFGS, under a GradScaler or gradient
+accumulation), where masked gradients leak: momentum and weight decay moved a "frozen" entry under each of ten
+optimizers tried, and under none with a post-hook.
 """
 
 from __future__ import annotations

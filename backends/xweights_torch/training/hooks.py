@@ -1,6 +1,5 @@
 """Freezing, scaled updates and averages in PyTorch: what rests, and hooks before and after an optimizer's step.
 
-Owns :class:`TorchTraining`. Imports torch, errors, multipliers and this backend's holding, ops and storage.
 The order after a step is: scaled updates, holds, averages.
 """
 
@@ -37,7 +36,7 @@ class TorchTraining:
         handle = parameter.handle
         return isinstance(handle, Slot) and handle.table == "buffer"
 
-    def rest(
+    def freeze(
         self,
         parameters: Sequence[Parameter],
         *,
@@ -45,7 +44,7 @@ class TorchTraining:
         optimizer: Any,
         whole: bool,
         inference: bool,
-        keeper: object,
+        owner: object,
     ) -> TorchResting:
         statistics = [p for p in parameters if self.is_statistic(p)]
         inferring = [one for p in parameters for one in _owners(p) if isinstance(one, _NormBase)] if inference else []
@@ -54,7 +53,7 @@ class TorchTraining:
         spare = whole and not isinstance(target, DistributedDataParallel)
         spared = [p for p in parameters if p.trainable or id(tensor_of(p.handle)) in _resting] if spare else []
         switched = [(one, "track_running_stats") for p in statistics for one in _owners(p) if one not in inferring]
-        return TorchResting(spared, [*switched, *((one, "training") for one in inferring)], keeper)
+        return TorchResting(spared, [*switched, *((one, "training") for one in inferring)], owner)
 
     def multiply(self, pairs: Sequence[tuple[Parameter, float]], *, target: Any, optimizer: Any) -> Scaled:
         if optimizer is None:
@@ -90,8 +89,8 @@ class TorchTraining:
 class Flags:
     """Forward hooks that set a flag of a module while it runs, so that nobody sees it changed in between."""
 
-    def __init__(self, module: nn.Module, flag: str, keeper: object) -> None:
-        self.flag, self.keeper = flag, keeper
+    def __init__(self, module: nn.Module, flag: str, owner: object) -> None:
+        self.flag, self.owner = flag, owner
         self.former: bool | None = None
         self.handles = [
             module.register_forward_pre_hook(self._before, prepend=True),
@@ -120,16 +119,16 @@ _resting: dict[int, tuple[torch.Tensor, int, bool]] = {}
 class TorchResting:
     """Parameters without gradients, and modules that run with a flag of theirs off."""
 
-    def __init__(self, spared: Sequence[Parameter], switched: Sequence[tuple[nn.Module, str]], keeper: object) -> None:
+    def __init__(self, spared: Sequence[Parameter], switched: Sequence[tuple[nn.Module, str]], owner: object) -> None:
         self.tensors = {id(one): one for p in spared for one in _tensors(p)}
         for key, tensor in self.tensors.items():
             _, count, former = _resting.get(key, (tensor, 0, tensor.requires_grad))
             _resting[key] = (tensor, count + 1, former)
             tensor.requires_grad_(False)
             tensor.grad = None  # an optimizer would go on to use a stale one
-        self.flags = {(id(one), flag): Flags(one, flag, keeper) for one, flag in dict.fromkeys(switched)}
+        self.flags = {(id(one), flag): Flags(one, flag, owner) for one, flag in dict.fromkeys(switched)}
 
-    def wake(self, parameters: Sequence[Parameter] | None) -> None:
+    def unfreeze(self, parameters: Sequence[Parameter] | None) -> None:
         """Restore the flags of these parameters, and of the modules that own them."""
         waking = list(self.tensors) if parameters is None else [id(one) for p in parameters for one in _tensors(p)]
         for key in waking:
@@ -168,10 +167,10 @@ class Scaling:
         saved, self._saved = self._saved, []
         with torch.no_grad():
             for (p, factor), old in zip(self._scaled(), saved, strict=True):
-                leaf = tensor_of(p.handle).detach()
-                new = blended(_OPS, leaf, old, factor, p.dtype)
-                if new is not leaf:
-                    leaf.copy_(new)
+                native = tensor_of(p.handle).detach()
+                new = blended(_OPS, native, old, factor, p.dtype)
+                if new is not native:
+                    native.copy_(new)
 
     def drop(self, keys: Sequence[int]) -> None:
         """Take factors off, and the hooks with the last."""

@@ -191,9 +191,9 @@ def test_trainable_is_what_the_model_would_train() -> None:
 def test_freezing_one_parameter_takes_it_out_of_what_the_model_trains() -> None:
     model = network()
     kernel = xw.parameters(model)[0]
-    kernel.storage.set_trainable(kernel.handle, False)
+    kernel.set_trainable(False)
     assert all(v is not kernel.handle for v in model.trainable_variables)
-    kernel.storage.set_trainable(kernel.handle, True)
+    kernel.set_trainable(True)
     assert any(v is kernel.handle for v in model.trainable_variables)
 
 
@@ -201,7 +201,7 @@ def test_unfreezing_one_parameter_of_a_frozen_model_unfreezes_it_alone() -> None
     model = network()
     model.trainable = False
     kernel = xw.parameters(model, where="dense/1/kernel")[0]
-    kernel.storage.set_trainable(kernel.handle, True)
+    kernel.set_trainable(True)
     assert [v.path for v in model.trainable_variables] == [kernel.native_name]
     assert not model.layers[1].trainable  # or the batch norm would update its statistics again
 
@@ -209,13 +209,13 @@ def test_unfreezing_one_parameter_of_a_frozen_model_unfreezes_it_alone() -> None
 def test_moving_statistics_cannot_be_unfrozen() -> None:
     mean = xw.parameters(network(), where="*/moving_mean")[0]
     with pytest.raises(xw.WriteError, match="made with trainable=False"):
-        mean.storage.set_trainable(mean.handle, True)
+        mean.set_trainable(True)
 
 
 def test_integers_cannot_be_trained() -> None:
     steps = xw.parameters(keras.Variable(np.zeros(2, "int32"), trainable=False))[0]
     with pytest.raises(xw.WriteError, match="can't be trained"):
-        steps.storage.set_trainable(steps.handle, True)
+        steps.set_trainable(True)
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a strategy of TensorFlow")

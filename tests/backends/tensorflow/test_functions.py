@@ -149,7 +149,7 @@ def test_a_step_compiles_itself_and_serves_inside_another_graph(monkeypatch):
 
     def edit():
         calls.append(tf.executing_eagerly())
-        VARIABLES.put(variable, None, VARIABLES.leaf(variable) * 2.0)
+        VARIABLES.commit(variable, None, VARIABLES.native_array(variable) * 2.0)
 
     step = backend.compiled(edit)
     assert isinstance(step, CompiledStep)
@@ -166,8 +166,8 @@ def test_a_step_that_xla_cannot_compile_is_compiled_without(monkeypatch):
     variable = tf.Variable(1.0)
 
     def edit():
-        value = tf.strings.to_number(tf.strings.as_string(VARIABLES.leaf(variable) + 1.0))
-        VARIABLES.put(variable, None, value)
+        value = tf.strings.to_number(tf.strings.as_string(VARIABLES.native_array(variable) + 1.0))
+        VARIABLES.commit(variable, None, value)
 
     step = backend.compiled(edit)
     for expected in range(2, 8):
@@ -244,7 +244,7 @@ def test_a_fence_is_left_out_where_only_bits_were_moved():
 
     @tf.function(autograph=False)
     def look():
-        read = VARIABLES.leaf(variable)
+        read = VARIABLES.native_array(variable)
         moved = OPS.reshape(OPS.clip(OPS.keep(read, tf.constant([True, False])), None, bound), (2,))
         assert OPS.fence(moved) is moved
         computed = OPS.keep(OPS.multiply(moved, bound), tf.constant([True, False]))

@@ -139,7 +139,7 @@ def test_two_variables_that_were_put_the_same_tensor_change_apart(write):
     tensor = tf.constant(np.linspace(1, 2, 64, dtype=np.float32))
     before = tensor.numpy()
     for variable in (one, two):
-        storage.put(variable, storage.leaf(variable), tensor)
+        storage.commit(variable, storage.native_array(variable), tensor)
     write(one)
     assert raw(two.numpy()) == raw(before)
     assert raw(tensor.numpy()) == raw(before)
@@ -148,9 +148,9 @@ def test_two_variables_that_were_put_the_same_tensor_change_apart(write):
 def test_put_leaves_an_unchanged_leaf_alone():
     variable = tf.Variable([1.0, 2.0])
     storage = backend.storage(variable)
-    leaf = storage.leaf(variable)
+    leaf = storage.native_array(variable)
     before = storage.read(variable)
-    storage.put(variable, leaf, leaf)
+    storage.commit(variable, leaf, leaf)
     assert np.shares_memory(storage.read(variable), before)
 
 
@@ -162,8 +162,8 @@ def test_edits_in_a_tf_function_happen_in_program_order(jit):
     @tf.function(jit_compile=jit, autograph=False)
     def step():
         variable.assign_add([1.0, 0.0])
-        leaf = storage.leaf(variable)
-        storage.put(variable, leaf, leaf * 10.0)
+        leaf = storage.native_array(variable)
+        storage.commit(variable, leaf, leaf * 10.0)
         variable.assign_add([0.5, 1.0])
         kept = storage.backup(variable)
         storage.write(variable, np.float32([7, 7]))
@@ -189,7 +189,7 @@ def test_a_value_can_not_be_read_while_tracing():
 def test_the_native_leaf_is_seen_by_a_gradient_tape():
     variable = tf.Variable([2.0])
     with tf.GradientTape() as tape:
-        leaf = backend.storage(variable).leaf(variable, native=True)
+        leaf = backend.storage(variable).native_array(variable, tensor=True)
         loss = tf.reduce_sum(leaf * leaf)
     assert tape.gradient(loss, variable).numpy().tolist() == [4.0]
 

@@ -40,7 +40,7 @@ def uncached(module):
 def describe(one):
     return (
         one.name, one.native_name, one.role, one.layer, one.gates, one.aliases, one.layout, one.dtype, one.hidden,
-        one.trainable, one.storage.identity(one.handle),
+        one.trainable, one.identity(),
     )  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def test_a_parameter_keeps_working_when_its_data_is_swapped():
     layer = nn.Linear(2, 2)
     one = by_name(layer)["kernel"]
     layer.weight.data = torch.full((2, 2), 5.0)
-    assert (one.storage.read(one.handle) == 5).all()
+    assert (one.read() == 5).all()
 
 
 def test_what_is_remembered_keeps_no_model_and_no_tensor_alive():
@@ -225,9 +225,7 @@ def test_copies_and_pickles_of_a_model_are_not_affected():
     assert set(vars(model)) == before
     twin = copy.deepcopy(model)
     assert names(twin) == MODEL
-    assert not {one.storage.identity(one.handle) for one in listed(twin)} & {
-        one.storage.identity(one.handle) for one in listed(model)
-    }
+    assert not {one.identity() for one in listed(twin)} & {one.identity() for one in listed(model)}
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
 

@@ -17,7 +17,7 @@ def parameters(module):
 
 
 def neutral(module):
-    return {name: one.layout.to_neutral(one.storage.read(one.handle)) for name, one in parameters(module).items()}
+    return {name: one.layout.to_neutral(one.read()) for name, one in parameters(module).items()}
 
 
 def axes(module):

@@ -229,13 +229,13 @@ def step_of(model, rules, order=(1, 0)):
         for rule in rules:
             for one in found:
                 with one.storage.guard():
-                    leaf = one.storage.leaf(one.handle, native=True)
+                    leaf = one.native(tensor=True)
                     w = OPS.transpose(leaf, order)
                     new = rule(w)
                     if new is w:
-                        one.storage.put(one.handle, leaf, leaf)
+                        one.commit(leaf, leaf)
                     else:
-                        one.storage.put(one.handle, leaf, OPS.transpose(OPS.fence(new), order))
+                        one.commit(leaf, OPS.transpose(OPS.fence(new), order))
 
     return step
 
@@ -290,8 +290,8 @@ def test_compiled_code_moves_bits_where_bits_are_moved(compiler, dtype):
 
     def step():
         with one.storage.guard():
-            leaf = one.storage.leaf(one.handle, native=True)
-            one.storage.put(one.handle, leaf, OPS.fence(OPS.clip(OPS.fence(OPS.keep(leaf, mask)), low, high)))
+            leaf = one.native(tensor=True)
+            one.commit(leaf, OPS.fence(OPS.clip(OPS.fence(OPS.keep(leaf, mask)), low, high)))
 
     torch.compile(step, fullgraph=True, backend=compiler)()
     assert same(layer[0], expected)

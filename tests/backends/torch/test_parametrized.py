@@ -25,7 +25,7 @@ def kernel(module):
 
 
 def read(one):
-    return np.array(one.storage.read(one.handle))
+    return np.array(one.read())
 
 
 def state(module):
@@ -115,7 +115,7 @@ def test_writing_goes_through_the_inverse_in_place(name):
     originals = {key: (id(p), p.data_ptr(), p._version) for key, p in layer.named_parameters() if key != "bias"}
     value = np.arange(12, dtype=np.float32).reshape(3, 4) / 7 - 1
     value[0, 1], value[1, 2] = 0.0, -0.0
-    one.storage.write(one.handle, value)
+    one.write(value)
     np.testing.assert_allclose(read(one), value, rtol=0, atol=64 * 2**-23 * np.abs(value).max())
     assert (read(one)[value == 0] == 0).all()
     np.testing.assert_allclose(layer.weight.detach(), value, atol=1e-6)
@@ -128,11 +128,11 @@ def test_writing_goes_through_the_inverse_in_place(name):
 def test_the_copy_that_an_old_hook_keeps_is_brought_up_to_date():
     layer = nn.utils.weight_norm(nn.Linear(4, 3))
     one = kernel(layer)
-    kept = one.storage.backup(one.handle)
+    kept = one.backup()
     former = read(one)
-    one.storage.write(one.handle, np.ones((3, 4), np.float32))
+    one.write(np.ones((3, 4), np.float32))
     np.testing.assert_allclose(layer.weight.detach(), np.ones((3, 4)), atol=1e-6)
-    one.storage.restore(one.handle, kept)
+    one.restore(kept)
     assert np.array_equal(layer.weight.detach(), former)
     assert np.array_equal(read(one), former)
 
@@ -145,7 +145,7 @@ def test_a_value_that_can_not_be_represented_is_refused_and_everything_is_put_ba
     one = kernel(layer)
     value = np.zeros((3, 4), np.float32) if "weight" in name else np.full((3, 4), 9, np.float32)
     with pytest.raises(WriteError, match=r"Linear.weight can't take this value|can't be inverted"):
-        one.storage.write(one.handle, value)
+        one.write(value)
     assert same_state(layer, before)
 
 
@@ -156,14 +156,14 @@ def test_an_orthogonal_matrix_can_be_written_to_an_orthogonal_weight():
     one = kernel(layer)
     before = state(layer)
     try:
-        one.storage.write(one.handle, q)
+        one.write(q)
     except WriteError:
         assert same_state(layer, before)
     else:
         np.testing.assert_allclose(read(one), q, atol=1e-5)
     matrix = parametrizations.orthogonal(nn.Linear(4, 4))
     one = kernel(matrix)
-    one.storage.write(one.handle, q)
+    one.write(q)
     np.testing.assert_allclose(read(one), q, atol=1e-5)
 
 
@@ -173,7 +173,7 @@ def test_an_error_of_the_user_s_inverse_puts_everything_back():
     before = state(layer)
     one = kernel(layer)
     with pytest.raises(ZeroDivisionError):
-        one.storage.write(one.handle, np.zeros((2, 2), np.float32))
+        one.write(np.zeros((2, 2), np.float32))
     assert same_state(layer, before)
 
 
@@ -187,8 +187,8 @@ def test_what_can_not_be_written_says_why_and_what_to_do():
     }
     for text, layer in cases.items():
         one = kernel(layer)
-        assert one.storage.refusal(one.handle, writing=False) is None
-        assert text in one.storage.refusal(one.handle, writing=True)
+        assert one.refusal(writing=False) is None
+        assert text in one.refusal(writing=True)
 
 
 def test_backup_and_restore_keep_every_bit_of_what_it_is_computed_from():
@@ -196,12 +196,12 @@ def test_backup_and_restore_keep_every_bit_of_what_it_is_computed_from():
     layer = parametrizations.spectral_norm(nn.Linear(4, 3)).train()
     one = kernel(layer)
     before = state(layer)
-    kept = one.storage.backup(one.handle)
+    kept = one.backup()
     layer(torch.ones(1, 4))  # one power iteration
     with torch.no_grad():
         layer.parametrizations.weight.original.mul_(3)
     assert not same_state(layer, before)
-    one.storage.restore(one.handle, kept)
+    one.restore(kept)
     assert same_state(layer, before)
 
 
@@ -211,9 +211,9 @@ def test_an_edit_of_a_leaf_is_kept_by_put():
     expected = read(one) * np.float32(0.5)
     for native in (True, False):
         with one.storage.guard():
-            leaf = one.storage.leaf(one.handle, native=native)
+            leaf = one.native(tensor=native)
             leaf *= 0.5
-            one.storage.put(one.handle, leaf, leaf)
+            one.commit(leaf, leaf)
         np.testing.assert_allclose(read(one), expected, atol=1e-6)
         expected = expected * np.float32(0.5)
 
@@ -221,7 +221,7 @@ def test_an_edit_of_a_leaf_is_kept_by_put():
 def test_freezing_it_freezes_what_it_is_computed_from():
     layer = parametrizations.weight_norm(nn.Linear(4, 3))
     one = kernel(layer)
-    one.storage.set_trainable(one.handle, False)
+    one.set_trainable(False)
     assert not one.trainable
     assert [p.requires_grad for p in layer.parameters()] == [True, False, False]
 
@@ -252,4 +252,4 @@ def test_a_parametrized_module_on_meta_can_still_be_listed_and_is_refused():
         layer = parametrizations.weight_norm(nn.Linear(4, 3))
     one = kernel(layer)
     assert one.shape == (4, 3)
-    assert "meta" in one.storage.refusal(one.handle, writing=False)
+    assert "meta" in one.refusal(writing=False)

@@ -50,7 +50,7 @@ class Holder(nn.Module):
 def test_a_read_is_a_view_of_the_parameter_s_memory_with_its_very_bits(dtype):
     tensor = torch.ones(3, 2, dtype=torch.uint8).to(dtype)
     p = one(Holder(tensor))
-    array = p.storage.read(p.handle)
+    array = p.read()
     assert array.dtype == p.dtype == NUMPY_OF[dtype]
     assert array.__array_interface__["data"][0] == p.handle.tensor.data_ptr()
     assert torch.equal(bits(from_host(array)), bits(tensor))
@@ -62,21 +62,21 @@ def test_views_of_any_strides_are_read_and_written_in_place(dtype):
     for make in (lambda t: t.T, lambda t: t[::2, 1::3], lambda t: t[2], lambda t: t[1, 1]):
         p = one(Holder(make(base.clone())))
         tensor = p.handle.tensor
-        assert p.storage.refusal(p.handle, writing=True) is None
-        array = p.storage.read(p.handle)
+        assert p.refusal(writing=True) is None
+        array = p.read()
         assert torch.equal(bits(from_host(array)), bits(tensor))
         value = np.array(np.flip(array))
-        p.storage.write(p.handle, value)
+        p.write(value)
         assert torch.equal(bits(tensor), bits(from_host(value)))
 
 
 def test_a_lazy_conjugate_or_negative_reads_as_its_values_and_is_written_as_them():
     for tensor in (torch.tensor([1 + 2j, 3 - 4j]).conj(), torch.tensor([1 + 2j, 3 - 4j]).conj().imag):
         p = one(nn.ParameterList([nn.Parameter(tensor, requires_grad=False)]))
-        assert np.array_equal(p.storage.read(p.handle), tensor.resolve_conj().resolve_neg().numpy())
-        p.storage.write(p.handle, np.array([5, 6], p.dtype))
+        assert np.array_equal(p.read(), tensor.resolve_conj().resolve_neg().numpy())
+        p.write(np.array([5, 6], p.dtype))
         assert tensor.tolist() == [5, 6]
-        assert isinstance(p.storage.leaf(p.handle), torch.Tensor)
+        assert isinstance(p.native(), torch.Tensor)
 
 
 # Writing
@@ -90,9 +90,9 @@ def test_a_write_keeps_the_object_its_memory_and_its_gradient_flag_and_moves_eve
     before = (id(layer.w), tensor.data_ptr(), tensor.dtype, tensor.requires_grad, tensor.is_leaf)
     value = host_view(special(dtype, shape))
     for source in (value, np.array(value, order="F"), value[..., ::-1] if shape else value):
-        p.storage.write(p.handle, source)
+        p.write(source)
         assert torch.equal(bits(tensor), bits(from_host(source)))
-        assert not np.shares_memory(p.storage.read(p.handle), source)
+        assert not np.shares_memory(p.read(), source)
     assert before == (id(layer.w), tensor.data_ptr(), tensor.dtype, tensor.requires_grad, tensor.is_leaf)
 
 
@@ -101,18 +101,18 @@ def test_large_sources_in_any_order_are_written_whole(dtype):
     for shape, order in (((1100, 1999), (1, 0)), ((300, 500, 3, 5), (3, 2, 0, 1)), ((2_200_001,), (0,))):
         p = one(Holder(torch.zeros(shape, dtype=dtype)))
         value = host_view(special(dtype, tuple(np.array(shape)[list(order)]))).transpose(np.argsort(order))
-        p.storage.write(p.handle, value)
-        assert p.storage.read(p.handle).tobytes() == value.tobytes()
+        p.write(value)
+        assert p.read().tobytes() == value.tobytes()
 
 
 def test_many_are_written_at_once_as_one_by_one():
     layers = [Holder(special(dtype, shape)) for dtype in FLOATS for shape in ((2, 3), (), (50, 40))]
     found = [one(layer) for layer in layers]
-    values = [np.array(np.flip(p.storage.read(p.handle))) for p in found]
+    values = [np.array(np.flip(p.read())) for p in found]
     values[0] = np.array(values[0], order="F")
     versions = [layer.w._version for layer in layers]
     found[0].storage.write_all([p.handle for p in found], values)
-    assert [p.storage.read(p.handle).tobytes() for p in found] == [value.tobytes() for value in values]
+    assert [p.read().tobytes() for p in found] == [value.tobytes() for value in values]
     assert all(layer.w._version > version for layer, version in zip(layers, versions, strict=True))
     with pytest.raises(WriteError, match="float64"):
         found[-4].storage.write_all([one(nn.Linear(2, 2)).handle], [np.zeros((2, 2))])
@@ -123,16 +123,16 @@ def test_a_read_only_source_is_written_without_a_warning(recwarn):
         p = one(Holder(torch.zeros(shape)))
         source = np.ones(shape, np.float32)
         source.flags.writeable = False
-        p.storage.write(p.handle, source)
+        p.write(source)
     assert not recwarn.list
 
 
 @pytest.mark.parametrize("size", [3, 400])
 def test_a_view_of_the_parameter_itself_is_a_lawful_source(size):
     p = one(Holder(torch.arange(size * size, dtype=torch.float32).reshape(size, size)))
-    array = p.storage.read(p.handle)
+    array = p.read()
     expected = array.T.copy()
-    p.storage.write(p.handle, array.T)
+    p.write(array.T)
     assert np.array_equal(array, expected)
 
 
@@ -143,16 +143,16 @@ def test_every_kind_of_write_raises_the_version_counter(how, dtype):
     storage, handle, tensor = p.storage, p.handle, p.handle.tensor
     before = tensor._version
     with storage.guard():
-        leaf = storage.leaf(handle, native=how == "native")
+        leaf = storage.native_array(handle, tensor=how == "native")
         if how == "write":
             storage.write(handle, np.zeros((2, 2), p.dtype))
         elif how == "restore":
             storage.restore(handle, storage.backup(handle))
         elif how == "result":
-            storage.put(handle, leaf, leaf * leaf)
+            storage.commit(handle, leaf, leaf * leaf)
         else:
             leaf *= leaf
-            storage.put(handle, leaf, leaf)
+            storage.commit(handle, leaf, leaf)
     assert tensor._version > before
 
 
@@ -160,7 +160,7 @@ def test_an_edit_between_forward_and_backward_makes_backward_raise():
     layer = nn.Linear(2, 2)
     p = one(layer)
     loss = layer(layer(torch.ones(1, 2))).sum()
-    p.storage.write(p.handle, np.zeros((2, 2), np.float32))
+    p.write(np.zeros((2, 2), np.float32))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -168,9 +168,9 @@ def test_an_edit_between_forward_and_backward_makes_backward_raise():
 def test_a_read_leaves_the_version_counter_alone():
     p = one(nn.Linear(2, 2))
     before = p.handle.tensor._version
-    p.storage.read(p.handle)
-    p.storage.leaf(p.handle)
-    p.storage.backup(p.handle)
+    p.read()
+    p.native()
+    p.backup()
     assert p.handle.tensor._version == before
 
 
@@ -178,13 +178,13 @@ def test_a_write_of_another_shape_or_dtype_is_refused():
     p = one(nn.Linear(2, 3))
     for value in (np.zeros((2, 3), np.float32), np.zeros((3, 2)), np.zeros(2, np.float32)):
         with pytest.raises(WriteError, match="expected: float32"):
-            p.storage.write(p.handle, value)
+            p.write(value)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_a_leaf_is_numpy_where_numpy_is_quick_and_a_detached_tensor_otherwise(dtype):
     p = one(Holder(torch.ones(2, 2, dtype=dtype)))
-    leaf, native = p.storage.leaf(p.handle), p.storage.leaf(p.handle, native=True)
+    leaf, native = p.native(), p.native(tensor=True)
     assert isinstance(leaf, np.ndarray) == (dtype in (torch.float32, torch.float64))
     assert isinstance(native, torch.Tensor)
     assert not native.requires_grad
@@ -196,7 +196,7 @@ def test_a_leaf_is_numpy_where_numpy_is_quick_and_a_detached_tensor_otherwise(dt
 
 def reasons(tensor, *, writing=True):
     p = one(nn.ParameterList([nn.Parameter(tensor, requires_grad=False)]))
-    return p.storage.refusal(p.handle, writing=writing)
+    return p.refusal(writing=writing)
 
 
 def test_tensors_without_values_are_refused_with_a_way_out():
@@ -233,12 +233,12 @@ def test_an_inference_tensor_is_written_in_inference_mode_only():
     with torch.inference_mode():
         layer = nn.Linear(2, 2)
     p = one(layer)
-    assert p.storage.refusal(p.handle, writing=False) is None
-    assert "inference_mode" in p.storage.refusal(p.handle, writing=True)
+    assert p.refusal(writing=False) is None
+    assert "inference_mode" in p.refusal(writing=True)
     with torch.inference_mode():
-        assert p.storage.refusal(p.handle, writing=True) is None
-        p.storage.write(p.handle, np.ones((2, 2), np.float32))
-    assert (p.storage.read(p.handle) == 1).all()
+        assert p.refusal(writing=True) is None
+        p.write(np.ones((2, 2), np.float32))
+    assert (p.read() == 1).all()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -257,11 +257,11 @@ def test_a_sharded_parameter_is_refused():
         model.unshard()
         p = one(model)
         assert type(p.handle.tensor) is nn.Parameter
-        assert "FSDP" in p.storage.refusal(p.handle, writing=False)
+        assert "FSDP" in p.refusal(writing=False)
         for original in (True, False):
             wrapped = FullyShardedDataParallel(nn.Linear(2, 2), device_id=torch.device("cpu"), use_orig_params=original)
             p = one(wrapped)
-            assert "FSDP" in p.storage.refusal(p.handle, writing=True)
+            assert "FSDP" in p.refusal(writing=True)
     finally:
         dist.destroy_process_group()
 
@@ -277,7 +277,7 @@ def test_parameters_inside_of_a_function_transform_are_refused():
 
         def forward(self, x):
             p = one(self)
-            seen.append(p.storage.refusal(p.handle, writing=True))
+            seen.append(p.refusal(writing=True))
             return self.inner(x).sum()
 
     module = Looking()
@@ -301,7 +301,7 @@ def test_a_harmless_subclass_of_parameter_is_not():
     layer = nn.Linear(2, 2)
     layer.weight = Mine(torch.zeros(2, 2))
     p = one(layer)
-    assert p.storage.refusal(p.handle, writing=True) is None
+    assert p.refusal(writing=True) is None
 
 
 # Trainable
@@ -310,16 +310,16 @@ def test_a_harmless_subclass_of_parameter_is_not():
 def test_trainable_is_requires_grad_and_buffers_can_not_be_trained():
     layer = nn.BatchNorm1d(2)
     gamma, mean = one(layer), one(layer, "moving_mean")
-    gamma.storage.set_trainable(gamma.handle, False)
+    gamma.set_trainable(False)
     assert not layer.weight.requires_grad
-    gamma.storage.set_trainable(gamma.handle, True)
+    gamma.set_trainable(True)
     assert layer.weight.requires_grad
-    mean.storage.set_trainable(mean.handle, False)
+    mean.set_trainable(False)
     with pytest.raises(WriteError, match=r"no nn\.Parameter"):
-        mean.storage.set_trainable(mean.handle, True)
+        mean.set_trainable(True)
     whole = one(nn.ParameterList([nn.Parameter(torch.ones(2, dtype=torch.int32), requires_grad=False)]))
     with pytest.raises(WriteError, match=r"can't train torch\.int32"):
-        whole.storage.set_trainable(whole.handle, True)
+        whole.set_trainable(True)
 
 
 def test_a_bare_tensor_counts_as_trainable_where_it_is_floating():
@@ -339,8 +339,8 @@ def test_what_is_written_is_what_is_read_bit_by_bit(dtype, shape, seed):
     raw = np.random.default_rng(seed).integers(0, 256, (*shape, dtype.itemsize), dtype=np.uint8)
     value = raw.view(NUMPY_OF[dtype]).reshape(shape)
     p = one(Holder(torch.zeros(shape, dtype=dtype)))
-    p.storage.write(p.handle, value)
-    assert p.storage.read(p.handle).tobytes() == value.tobytes()
+    p.write(value)
+    assert p.read().tobytes() == value.tobytes()
 
 
 def test_dtypes_cross_as_ml_dtypes():

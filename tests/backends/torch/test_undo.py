@@ -47,10 +47,10 @@ def undone(layer, change, name=None):
     p = one(layer, name)
     tensor, before = p.handle.tensor, bits(p.handle.tensor)
     memory, form = tensor.data_ptr(), (tensor.dtype, tensor.shape, tensor.requires_grad, tensor.device)
-    kept = p.storage.backup(p.handle)
+    kept = p.backup()
     with torch.no_grad():
         change(layer)
-    p.storage.restore(p.handle, kept)
+    p.restore(kept)
     assert torch.equal(bits(tensor), before)
     assert (tensor.dtype, tensor.shape, tensor.requires_grad, tensor.device) == form
     assert tensor.data_ptr() == memory
@@ -119,7 +119,7 @@ def test_restore_of_an_expanded_parameter_works_although_it_can_not_be_written()
 def test_restore_says_so_where_the_parameter_was_parametrized_meanwhile():
     layer = nn.Linear(3, 3)
     p = one(layer)
-    kept = p.storage.backup(p.handle)
+    kept = p.backup()
     torch.nn.utils.parametrizations.spectral_norm(layer)
     with pytest.raises(WriteError, match="remove_parametrizations"):
-        p.storage.restore(p.handle, kept)
+        p.restore(kept)

@@ -1,7 +1,4 @@
-"""The columns of the matrix: which target, run in which mode, and what keeps a cell from being run.
-
-Owns :class:`Column` and the dtypes. Imports no framework: what is installed is asked without importing it.
-"""
+"""The columns of the matrix: which target, run in which mode, and what keeps a cell from being run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far two sets of arrays are apart. Owns :class:`Gap` and :func:`gap`. Imports NumPy only."""
+"""How far two sets of arrays are apart."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Hands: the verbs, done to a target now, or bound for a compiled step.
 
-Owns :class:`Now` and :class:`Bound`. The referee, :class:`harness.naive.Naive`, is the third hand.
+The referee, :class:`harness.naive.Naive`, is the third hand.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What is held while the training axis of the matrix trains: one layer for each rule, and how far it is from true.
 
-Owns :data:`RULES`. Imports NumPy, and xweights only to attach: what says whether a rule is true is worked out here by
-hand, in float64, and shares no code with xweights. A rule that comes new is one entry in this list.
+A rule that comes new is one entry in this list.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The rows that read or write whole arrays, or undo: each a small script on one twin, measured by hand-made reads.
 
-Owns :data:`HOST_ROWS`, :func:`run_host` and :func:`check_host_refusal`. All of them move bits, so any bit pattern goes
-in: subnormals, both zeros, NaN of every payload.
+All of them move bits, so any bit pattern goes in: subnormals, both zeros, NaN of every payload.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The referee: what each verb means, written as plainly as NumPy allows.
 
-Owns :class:`Naive`. Shares no code with xweights and imports none: loops instead of blocks, a sort instead of a
-selection, one Philox stream instead of parts. ``w`` is a dict of arrays in neutral order, ``axes`` their names.
+Shares no code with xweights and imports none: loops instead of blocks, a sort instead of a selection, one Philox
+stream instead of parts. ``w`` is a dict of arrays in neutral order, ``axes`` their names.
 """
 
 from __future__ import annotations

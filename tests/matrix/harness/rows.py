@@ -1,7 +1,7 @@
 """The rows of the matrix: each verb, in each of its forms, as a user writes it.
 
-Owns :data:`ROWS`. Imports NumPy and the twins' list of arrays. A body is written once, for a *hand* that has the verbs:
-the target's own (eager, traced or bound) or the referee's. A row says what is promised of it.
+A body is written once, for a *hand* that has the verbs: the target's own (eager, traced or bound) or the referee's. A
+row says what is promised of it.
 """
 
 from __future__ import annotations

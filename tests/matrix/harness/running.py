@@ -1,7 +1,6 @@
 """How a cell is run: the row's body on a twin of the column, and on the referee, and what lies between.
 
-Owns :func:`run` and the compiled steps. Steps of one family are compiled together, once per process: compiling is what
-the matrix spends its time on. Imports a framework only inside the functions that need it.
+Steps of one family are compiled together, once per process: compiling is what the matrix spends its time on.
 """
 
 from __future__ import annotations

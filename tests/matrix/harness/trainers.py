@@ -1,7 +1,7 @@
 """One network with a layer for each rule, and one way to train it, in every framework: by hand, without xweights.
 
-Owns a :class:`Trainer` for each framework. Kernels go in and out by hand, transposed where the framework stores them
-so. No framework is imported before it is needed.
+Kernels go in and out by hand, transposed where the framework stores them so. No framework is imported before it is
+needed.
 """
 
 from __future__ import annotations

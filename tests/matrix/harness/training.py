@@ -1,7 +1,7 @@
 """The training axis: kinds of training, optimizers, and the run that measures every rule after every step.
 
-Owns :class:`Kind`, :data:`OPTIMIZERS` and :func:`run`. One model has a layer for each rule, so that one compiled step
-measures them all; the tests of one run read what it found. Imports no framework.
+One model has a layer for each rule, so that one compiled step measures them all; the tests of one run read what it
+found.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Twin models: the same small arrays in every framework, under the same neutral names.
 
-Owns the list of arrays and one class for each framework. Values go in and come out *by hand*, with transpositions that
-are written out here, so that a wrong adapter can't hide its own mistake. No framework is imported before it is needed.
+Values go in and come out *by hand*, with transpositions that are written out here, so that a wrong adapter can't hide
+its own mistake. No framework is imported before it is needed.
 """
 
 from __future__ import annotations

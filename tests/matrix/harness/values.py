@@ -1,4 +1,4 @@
-"""The numbers that the matrix works on. Owns :func:`make`. Imports NumPy and the twins' list of arrays.
+"""The numbers that the matrix works on.
 
 ``plain``   normals, magnitudes from 0.05 to 2, many of them equal: ties are what pruning trips over
 ``special`` the same with both zeros, both infinities and NaN among them

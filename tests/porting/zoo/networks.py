@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 
-class Unit(nn.Sequential):
+class LayerUnit(nn.Sequential):
     """Convolution, norm, activation; ``pads`` at the end only, as Keras' applications do for strides."""
 
     def __init__(self, channels, width, size=3, stride=1, groups=1, pad=None, act=None, eps=1e-3, bias=False):
@@ -24,8 +24,8 @@ class Inverted(nn.Module):
         super().__init__()
         inner = channels * growth
         pad = (0, 1, 0, 1) if stride == 2 else None
-        layers = [] if growth == 1 else [Unit(channels, inner, 1, act=nn.ReLU6())]
-        layers += [Unit(inner, inner, 3, stride, inner, pad, nn.ReLU6()), Unit(inner, width, 1)]
+        layers = [] if growth == 1 else [LayerUnit(channels, inner, 1, act=nn.ReLU6())]
+        layers += [LayerUnit(inner, inner, 3, stride, inner, pad, nn.ReLU6()), LayerUnit(inner, width, 1)]
         self.layers = nn.Sequential(*layers)
         self.adds = stride == 1 and channels == width
 
@@ -37,7 +37,7 @@ class Inverted(nn.Module):
 class MobileNetV2(nn.Module):
     def __init__(self):
         super().__init__()
-        layers = [Unit(3, 32, 3, 2, pad=(0, 1, 0, 1), act=nn.ReLU6())]
+        layers = [LayerUnit(3, 32, 3, 2, pad=(0, 1, 0, 1), act=nn.ReLU6())]
         channels = 32
         plan = [
             (1, 16, 1, 1),
@@ -52,7 +52,7 @@ class MobileNetV2(nn.Module):
             for place in range(count):
                 layers.append(Inverted(channels, width, stride if place == 0 else 1, growth))
                 channels = width
-        self.features = nn.Sequential(*layers, Unit(channels, 1280, 1, act=nn.ReLU6()))
+        self.features = nn.Sequential(*layers, LayerUnit(channels, 1280, 1, act=nn.ReLU6()))
         self.head = nn.Linear(1280, 10)
 
     def forward(self, x):
@@ -66,11 +66,11 @@ class Bottleneck(nn.Module):
         super().__init__()
         same = {"eps": 1.001e-5, "bias": True}
         self.body = nn.Sequential(
-            Unit(channels, width, 1, stride, act=nn.ReLU(), **same),
-            Unit(width, width, 3, act=nn.ReLU(), **same),
-            Unit(width, 4 * width, 1, **same),
+            LayerUnit(channels, width, 1, stride, act=nn.ReLU(), **same),
+            LayerUnit(width, width, 3, act=nn.ReLU(), **same),
+            LayerUnit(width, 4 * width, 1, **same),
         )
-        self.shortcut = Unit(channels, 4 * width, 1, stride, **same) if changes else nn.Identity()
+        self.shortcut = LayerUnit(channels, 4 * width, 1, stride, **same) if changes else nn.Identity()
 
     def forward(self, x):
         return functional.relu(self.body(x) + self.shortcut(x))
@@ -79,7 +79,7 @@ class Bottleneck(nn.Module):
 class ResNet50(nn.Module):
     def __init__(self):
         super().__init__()
-        self.stem = Unit(3, 64, 7, 2, act=nn.ReLU(), eps=1.001e-5, bias=True)
+        self.stem = LayerUnit(3, 64, 7, 2, act=nn.ReLU(), eps=1.001e-5, bias=True)
         layers, channels = [], 64
         for width, count, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
             for place in range(count):
@@ -109,9 +109,9 @@ class MBConv(nn.Module):
         inner = channels * growth
         half = size // 2
         pad = (half - 1, half, half - 1, half) if stride == 2 else None
-        layers = [] if growth == 1 else [Unit(channels, inner, 1, act=nn.SiLU())]
-        layers += [Unit(inner, inner, size, stride, inner, pad, nn.SiLU()), Squeeze(inner, max(1, channels // 4))]
-        self.layers = nn.Sequential(*layers, Unit(inner, width, 1))
+        layers = [] if growth == 1 else [LayerUnit(channels, inner, 1, act=nn.SiLU())]
+        layers += [LayerUnit(inner, inner, size, stride, inner, pad, nn.SiLU()), Squeeze(inner, max(1, channels // 4))]
+        self.layers = nn.Sequential(*layers, LayerUnit(inner, width, 1))
         self.adds = stride == 1 and channels == width
 
     def forward(self, x):
@@ -136,13 +136,13 @@ class EfficientNetB0(nn.Module):
     def __init__(self):
         super().__init__()
         self.standardize = Standardize()
-        layers, channels = [Unit(3, 32, 3, 2, pad=(0, 1, 0, 1), act=nn.SiLU())], 32
+        layers, channels = [LayerUnit(3, 32, 3, 2, pad=(0, 1, 0, 1), act=nn.SiLU())], 32
         plan = [(1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5)]
         for growth, width, count, stride, size in [*plan, (6, 192, 4, 2, 5), (6, 320, 1, 1, 3)]:
             for place in range(count):
                 layers.append(MBConv(channels, width, size, stride if place == 0 else 1, growth))
                 channels = width
-        self.features = nn.Sequential(*layers, Unit(channels, 1280, 1, act=nn.SiLU()))
+        self.features = nn.Sequential(*layers, LayerUnit(channels, 1280, 1, act=nn.SiLU()))
         self.head = nn.Linear(1280, 10)
 
     def forward(self, x):

@@ -1,4 +1,4 @@
-"""``xweights backends``. Owns the command :func:`backends`. Imports typer's arguments and output."""
+"""``xweights backends``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def backends(json: Json = False) -> None:
     Loading imports the framework, so this takes a few seconds.
     """
     from xweights.core.registry import backends as states
-    from xweights.core.registry import doors
+    from xweights.core.registry import installed_backends
 
     found = states()
     if json:
         show_json(found)
         return
-    values = doors()
+    values = installed_backends()
     show_table(["framework", "state", "object"], [[name, state, values[name]] for name, state in found.items()])

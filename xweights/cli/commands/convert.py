@@ -1,4 +1,4 @@
-"""``xweights convert``. Owns the command :func:`convert`. Imports typer, arguments, opening and output."""
+"""``xweights convert``."""
 
 from __future__ import annotations
 

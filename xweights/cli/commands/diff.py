@@ -1,4 +1,4 @@
-"""``xweights diff``. Owns the command :func:`diff`. Imports typer, answering, arguments, opening and output."""
+"""``xweights diff``."""
 
 from __future__ import annotations
 

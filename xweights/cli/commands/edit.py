@@ -1,7 +1,4 @@
-"""``xweights edit`` and ``xweights prune``.
-
-Owns the two commands. Imports typer, arguments, opening, output and values.
-"""
+"""``xweights edit`` and ``xweights prune``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``xweights merge``. Owns the command :func:`merge`. Imports typer, arguments, opening, output and values."""
+"""``xweights merge``."""
 
 from __future__ import annotations
 

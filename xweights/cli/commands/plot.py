@@ -1,7 +1,4 @@
-"""``xweights plot`` and ``xweights report``.
-
-Owns the two commands. Imports typer, arguments, opening and output.
-"""
+"""``xweights plot`` and ``xweights report``."""
 
 from __future__ import annotations
 

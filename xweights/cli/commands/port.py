@@ -1,7 +1,4 @@
-"""``xweights port`` and ``xweights skeleton``.
-
-Owns the two commands. Imports typer, arguments, opening and output.
-"""
+"""``xweights port`` and ``xweights skeleton``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``xweights show`` and ``xweights stats``.
-
-Owns the two commands. Imports typer, arguments, opening and output.
-"""
+"""``xweights show`` and ``xweights stats``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Editing a file: streamed into its own replacement or another file, or a few entries in place.
 
-Owns :func:`edit_file` and :class:`EditReport`. Imports checkpoint, entering, items, rewriting, saving, steps and the
-rules' room.
-
 Everything that can be refused is refused before the first byte is written. Then, whichever way it is done, the file is
 wholly the old one or wholly the new one at every moment.
 """
@@ -18,11 +15,11 @@ from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike
 from xweights.errors import ArgumentError
-from xweights.files.edit.in_place import entered
+from xweights.files.edit.in_place import set_entries_in_place
 from xweights.files.edit.plan import Edit, Steps
 from xweights.files.edit.rewrite import repackable, repacked, rewritable, rewritten
 from xweights.files.formats.table import format_of, named
-from xweights.files.io.items import Item, item_of
+from xweights.files.io.items import ArrayToWrite, item_of
 from xweights.files.io.open_file import refused
 from xweights.files.load import Checkpoint, load
 from xweights.files.save import write_items
@@ -95,7 +92,7 @@ def edit_file(
         parameters = opened.__xweights_parameters__()
         steps = Steps(_edits(rule, where), parameters)
         if out is None:
-            counts = entered(source, steps, durable=durable)
+            counts = set_entries_in_place(source, steps, durable=durable)
             if counts is not None:
                 return EditReport(source, counts, in_place=True)
         steps.measure()
@@ -153,7 +150,7 @@ def _written(
     opened: Checkpoint, steps: Steps, edit: Callable[[int], Array], destination: str, *, durable: bool
 ) -> None:
     """Write all arrays anew, in any format."""
-    items: list[Item] = []
+    items: list[ArrayToWrite] = []
     for position, p in enumerate(steps.parameters):
         item = item_of(p, key=p.handle.key)
         if position in steps.touched:

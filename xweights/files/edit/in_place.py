@@ -1,7 +1,4 @@
-"""Setting a few entries of a file in place.
-
-Owns :func:`entered`. Imports entries, errors, journal, records and steps.
-"""
+"""Setting a few entries of a file in place."""
 
 from __future__ import annotations
 
@@ -17,19 +14,19 @@ from xweights.errors import RefusedFileError
 from xweights.files.edit.plan import Steps
 from xweights.files.io.journal import Patch, crc_after, locked, patch, recover
 from xweights.files.io.open_file import refused
-from xweights.files.io.records import Record, Span
+from xweights.files.io.records import ByteRange, Record
 from xweights.rules.entries import SetEntries, value_at
 
 # Beyond so many bytes, writing the file anew is as quick and needs no journal as large as itself.
 MOST = 1 << 20
 
 
-def entered(path: str, steps: Steps, *, durable: bool) -> dict[str, int] | None:
+def set_entries_in_place(path: str, steps: Steps, *, durable: bool) -> dict[str, int] | None:
     """Set entries in the file itself and return how many changed by name; None if these edits need a new file."""
     if not all(isinstance(step.rule, SetEntries) for step in steps.steps) or os.name != "posix":
         return None
     touched = [steps.parameters[position] for position in sorted(steps.touched)]
-    if not all(isinstance(p.handle.place, Span) for p in touched):
+    if not all(isinstance(p.handle.place, ByteRange) for p in touched):
         return None
     files = {p.handle.place.file.path for p in touched}
     if len(files) > 1:
@@ -72,7 +69,7 @@ def overlapping(records: list[Record], touched: set[str]) -> tuple[str, str] | N
     spans = sorted(
         (record.place.offset, record.place.offset + record.place.extent(record), record.key, record.place.file.path)
         for record in records
-        if isinstance(record.place, Span) and record.size
+        if isinstance(record.place, ByteRange) and record.size
     )
     reach: tuple[int, str, str] = (0, "", "")
     for first, last, key, file in sorted(spans, key=lambda one: (one[3], one[0])):

@@ -1,7 +1,4 @@
-"""The edits of a file, checked before anything is written, and carried out on one array at a time.
-
-Owns :class:`Steps`. Imports arrays, checkpoint, params, pruning, rules, running, selecting and targets.
-"""
+"""The edits of a file, checked before anything is written, and carried out on one array at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from xweights.rules.base import Function, Rule
 from xweights.rules.elementwise import Mask
 from xweights.rules.initializers import Init
 from xweights.rules.norms import MaxNorm, SpectralNorm, UnitNorm
-from xweights.rules.order_statistics import Loaded
+from xweights.rules.order_statistics import LazyArrays
 from xweights.rules.pruning import Prune, streamed_masks
 
 Edit = Rule | Callable[[Any], Any] | tuple[Any, Any]
@@ -86,7 +83,7 @@ class Steps:
             place_of = {position: place for place, position in enumerate(step.chosen)}
             step.shared = lambda position, p: masks(place_of[position], p)
             return
-        views = Loaded(lambda place: _neutral(loaded(place)), [p.size for p in before], [p.dtype for p in before])
+        views = LazyArrays(lambda place: _neutral(loaded(place)), [p.size for p in before], [p.dtype for p in before])
         operands = [step.operands[position] for position in step.chosen]
         shared = step.rule.measure(views, NUMPY_OPS, before, operands)
         if isinstance(shared, list):

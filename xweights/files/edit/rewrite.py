@@ -1,8 +1,5 @@
 """Streaming a file into its replacement, with other bytes where arrays were edited.
 
-Owns :func:`rewritable`, :func:`rewritten` and their like for packed arrays in HDF5. Imports atomic, checkpoint,
-descriptors, entering, h5, records and steps.
-
 No array changes its size, so everything keeps its place: what wasn't edited is copied as it is, whatever it means.
 """
 
@@ -21,16 +18,16 @@ from xweights.files.edit.plan import Steps
 from xweights.files.formats.h5 import need_h5py
 from xweights.files.io.atomic import Replacement, replacing
 from xweights.files.io.open_file import PIECE, OpenFile, refused
-from xweights.files.io.records import Record, Span, bytes_of
+from xweights.files.io.records import ByteRange, Record, bytes_of
 from xweights.files.load import Checkpoint
 
 
 def rewritable(opened: Checkpoint, steps: Steps) -> bool:
     """Return whether the edited arrays are plain bytes of one file."""
     touched = [steps.parameters[position].handle for position in steps.touched]
-    if not all(isinstance(record.place, Span) for record in touched):
+    if not all(isinstance(record.place, ByteRange) for record in touched):
         return False
-    files = {p.handle.place.file for p in steps.parameters if isinstance(p.handle.place, Span)}
+    files = {p.handle.place.file for p in steps.parameters if isinstance(p.handle.place, ByteRange)}
     return len(files) <= 1 and len(opened.files) == 1
 
 
@@ -115,7 +112,7 @@ def _renew_sums(sink: Replacement, records: list[Record]) -> None:
     for first, last, checks in {
         (record.place.check_from, record.place.check_to, record.place.checks)
         for record in records
-        if isinstance(record.place, Span) and record.place.checks
+        if isinstance(record.place, ByteRange) and record.place.checks
     }:
         crc = 0
         for start in range(first, last, PIECE):

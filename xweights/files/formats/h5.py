@@ -1,8 +1,5 @@
 """HDF5 files, as Keras writes its weights.
 
-Owns :func:`read`, :func:`read_at` and :func:`write`. Imports descriptors, items, limits, notes and records; h5py inside
-functions.
-
 h5py reads the structure through our descriptor. Nothing is followed that leads out of the file (external links,
 external storage, virtual datasets), no filter is used that isn't built in, and plain arrays are read without h5py. When
 writing, h5py makes the structure in memory, and the arrays go past it straight into the file.
@@ -23,11 +20,11 @@ from xweights.core.dtypes import Array
 from xweights.errors import BackendMissingError, CheckpointError
 from xweights.files.formats.safetensors import read_note
 from xweights.files.io.dtypes import dtype_named, is_special, native
-from xweights.files.io.items import Item, Sink
+from xweights.files.io.items import ArrayToWrite, Sink
 from xweights.files.io.limits import Limits
 from xweights.files.io.notes import NOTE, packed
 from xweights.files.io.open_file import OpenFile, Window, damaged, refused, shortened
-from xweights.files.io.records import Index, Record, Span, bytes_of
+from xweights.files.io.records import ByteRange, Index, Record, bytes_of
 
 ENDINGS = (".weights.h5", ".h5", ".hdf5")
 # gzip, shuffle, fletcher32 and scale-offset come with HDF5, lzf with h5py; any other would be code loaded from a disk.
@@ -200,7 +197,7 @@ class _Reader:
             return record
         offset = self.start + dataset.id.get_offset()
         self.file.check_inside(offset, record.nbytes, key)
-        span = Span(self.file, offset, record.dtype.itemsize > 1 and not stored.isnative)
+        span = ByteRange(self.file, offset, record.dtype.itemsize > 1 and not stored.isnative)
         return Record(key, record.dtype, record.shape, record.note, span)
 
     def _note(self, key: str, dataset: Any) -> Any:
@@ -281,7 +278,7 @@ class _Sparse(io.RawIOBase):
         return done
 
 
-def write(sink: Sink, items: Sequence[Item], metadata: dict[str, str]) -> None:
+def write(sink: Sink, items: Sequence[ArrayToWrite], metadata: dict[str, str]) -> None:
     """Write items as an HDF5 file: a dataset for each, in the groups that its key names."""
     if metadata:
         raise sink.cannot(None, "a .h5 file has no place for metadata")
@@ -304,7 +301,7 @@ def write(sink: Sink, items: Sequence[Item], metadata: dict[str, str]) -> None:
     sink.file.seek(base + skeleton.size)
 
 
-def _create(h5py: Any, opened: Any, sink: Sink, item: Item, place: int) -> int | None:
+def _create(h5py: Any, opened: Any, sink: Sink, item: ArrayToWrite, place: int) -> int | None:
     """Make a dataset and return where in the file its entries go."""
     special = is_special(item.dtype)
     stored = np.dtype(f"V{item.dtype.itemsize}") if special else item.dtype.newbyteorder("<")

@@ -1,7 +1,6 @@
 """The .keras format: a zip file of a model's configuration and its weights in HDF5.
 
-Owns :func:`read`. Imports archives, descriptors, h5, layer_configs, limits, notes and records. The configuration is
-read for names and axes, and no object of it is ever made.
+The configuration is read for names and axes, and no object of it is ever made.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from xweights.files.formats.keras_config import Described, described
 from xweights.files.formats.safetensors import json_object
 from xweights.files.formats.zip_archive import Archive
 from xweights.files.io.limits import Limits
-from xweights.files.io.notes import Note
+from xweights.files.io.notes import ArrayMetadata
 from xweights.files.io.open_file import OpenFile, damaged
-from xweights.files.io.records import Index, Record, Span
+from xweights.files.io.records import ByteRange, Index, Record
 
 ENDING = ".keras"
 _WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
@@ -45,19 +44,19 @@ def read(file: OpenFile, limits: Limits) -> Index:
     records = []
     for record in found.records:
         place = record.place
-        if isinstance(place, Span):
+        if isinstance(place, ByteRange):
             place = replace(place, checks=weights.checks, check_from=weights.offset, check_to=end)
         records.append(replace(record, place=place, note=_note(record, known.get(record.key))))
     return Index(file.path, "keras", _in_order(records, known), [file], ignored=found.ignored)
 
 
-def _note(record: Record, one: Described | None) -> Note:
+def _note(record: Record, one: Described | None) -> ArrayMetadata:
     if one is None:
         return record.note
     layout = one.entry.layout(record.shape)
     gates = one.entry.gates if layout.axes is not None else None
     role = one.entry.name.rpartition("/")[2]
-    return Note(one.name, role, one.layer, layout, one.trainable, gates, native=record.key)
+    return ArrayMetadata(one.name, role, one.layer, layout, one.trainable, gates, native=record.key)
 
 
 def _in_order(records: Iterable[Record], known: Iterable[str]) -> list[Record]:

@@ -1,6 +1,6 @@
 """What the configuration of a Keras model says of its weights: which layer each belongs to, and what its axes are.
 
-Owns :func:`described`. Imports axes and backend (for its rows). A configuration is only looked at: no layer is made.
+A configuration is only looked at: no layer is made.
 
 Covers functional and Sequential models, also inside each other. A layer that isn't in the table, and a model that
 keeps its layers in attributes, leave their arrays under the file's own keys, without axes.

@@ -1,8 +1,7 @@
 """The .npz format: a zip file of .npy files.
 
-Owns :func:`read` and :func:`write`. Imports archives, descriptors, items, limits, notes and records. Written after
-NumPy's description of the format (numpy.lib.format). Objects, which NumPy would unpickle, are refused. A note is kept
-as an extra field of its member, where nobody else looks.
+Written after NumPy's description of the format (numpy.lib.format). Objects, which NumPy would unpickle, are refused.
+A note is kept as an extra field of its member, where nobody else looks.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from xweights.core.dtypes import Array
 from xweights.files.formats.safetensors import read_note
 from xweights.files.formats.zip_archive import Archive, Member, noted
 from xweights.files.io.dtypes import dtype_named, is_special, native
-from xweights.files.io.items import Item, Sink
+from xweights.files.io.items import ArrayToWrite, Sink
 from xweights.files.io.limits import Limits
 from xweights.files.io.notes import packed
 from xweights.files.io.open_file import OpenFile, damaged, raw, refused, shortened
-from xweights.files.io.records import Index, Record, Span, bytes_of
+from xweights.files.io.records import ByteRange, Index, Record, bytes_of
 
 ENDING = ".npz"
 _MAGIC = b"\x93NUMPY"
@@ -93,7 +92,7 @@ def _record(archive: Archive, member: Member) -> Record:
         strides = _fortran(shape) if fortran and len(shape) > 1 else None
         end = member.offset + member.size
         swapped = dtype.itemsize > 1 and not stored.isnative
-        place = Span(
+        place = ByteRange(
             archive.file,
             member.offset + header,
             swapped,
@@ -190,7 +189,7 @@ def _dtype(path: str, key: str, description: str) -> np.dtype[Any]:
         raise damaged(path, f"its dtype is {shortened(description)}", key=key) from None
 
 
-def write(sink: Sink, items: Sequence[Item], metadata: dict[str, str]) -> None:
+def write(sink: Sink, items: Sequence[ArrayToWrite], metadata: dict[str, str]) -> None:
     """Write items as an .npz file: stored, not compressed, so that single entries can be read and edited."""
     if metadata:
         raise sink.cannot(None, "an .npz has no place for metadata")
@@ -209,7 +208,7 @@ def write(sink: Sink, items: Sequence[Item], metadata: dict[str, str]) -> None:
                     member.write(bytes_of(part))
 
 
-def _npy_header(item: Item) -> bytes:
+def _npy_header(item: ArrayToWrite) -> bytes:
     dtype = np.dtype(f"V{item.dtype.itemsize}") if is_special(item.dtype) else item.dtype
     description = dtype.newbyteorder("<").str
     text = repr({"descr": description, "fortran_order": False, "shape": tuple(item.shape)}).encode("latin1")

@@ -1,7 +1,6 @@
 """The .pt format of PyTorch since 1.6: a zip file of storages, and a pickle that says which tensors lie in them.
 
-Owns :func:`read` and :func:`write`. Imports archives, descriptors, items, legacy, limits, notes, pickles, records and
-tensors. The pickle is described, never run (see pickles). Files of the format before it are read by legacy.
+The pickle is described, never run (see pickles). Files of the format before it are read by legacy.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from xweights.files.formats import pt_legacy
-from xweights.files.formats.pt_pickle import STORAGES, Storage, describe
-from xweights.files.formats.pt_tensors import Place, c_strides, index_of
+from xweights.files.formats.pt_pickle import STORAGES, PickledStorage, describe
+from xweights.files.formats.pt_tensors import StorageLocation, c_strides, index_of
 from xweights.files.formats.safetensors import json_object
 from xweights.files.formats.zip_archive import Archive
-from xweights.files.io.items import Item, Sink
+from xweights.files.io.items import ArrayToWrite, Sink
 from xweights.files.io.limits import Limits
 from xweights.files.io.notes import packed
 from xweights.files.io.open_file import OpenFile, damaged, refused, shortened
@@ -45,13 +44,13 @@ def read(file: OpenFile, limits: Limits) -> Index:
     tree = describe(archive.read(known[f"{root}data.pkl"]), file.path, limits)
     swapped = _order(archive, root) != ("little" if np.little_endian else "big")
 
-    def place_of(storage: Storage, key: str) -> Place:
+    def place_of(storage: PickledStorage, key: str) -> StorageLocation:
         member = known.get(f"{root}data/{storage.key}")
         if member is None:
             raise damaged(file.path, f"its storage {shortened(storage.key)} isn't in the archive", key=key)
         if member.deflated:
             raise refused(file.path, "its storage is compressed, as PyTorch never does", key=key)
-        return Place(member.offset, member.size, member.checks)
+        return StorageLocation(member.offset, member.size, member.checks)
 
     return index_of(file, tree, place_of, swapped=swapped, notes=_notes(archive, root), limits=limits)
 
@@ -78,7 +77,7 @@ def _order(archive: Archive, root: str) -> str:
     return word
 
 
-def write(sink: Sink, items: Sequence[Item], metadata: dict[str, str]) -> None:
+def write(sink: Sink, items: Sequence[ArrayToWrite], metadata: dict[str, str]) -> None:
     """Write items as a state dict that ``torch.load(path, weights_only=True)`` reads."""
     if metadata:
         raise sink.cannot(None, "a .pt has no place for metadata")
@@ -107,7 +106,7 @@ def _small(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
 _TYPED = {dtype: name for name, dtype in STORAGES.items() if name != "UntypedStorage"}
 
 
-def _pickle(sink: Sink, items: Sequence[Item]) -> bytes:
+def _pickle(sink: Sink, items: Sequence[ArrayToWrite]) -> bytes:
     out = [b"\x80\x02ccollections\nOrderedDict\n)R("]
     for place, item in enumerate(items):
         shape, word = tuple(item.shape), item.dtype.name

@@ -1,8 +1,8 @@
 """The .pt format of PyTorch before 1.6, and of ``_use_new_zipfile_serialization=False``: pickles, then the storages.
 
-Owns :func:`read`. Imports descriptors, limits, pickles, records and tensors. Written after what PyTorch writes
-(torch/serialization.py, ``_legacy_save``): a number to know it by, a version, what machine it was, the description of
-the tensors, the list of the storages; then of each storage how many entries it has, and the entries.
+Written after what PyTorch writes (torch/serialization.py, ``_legacy_save``): a number to know it by, a version, what
+machine it was, the description of the tensors, the list of the storages; then of each storage how many entries it
+has, and the entries.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from xweights.files.formats.pt_pickle import Storage, describe_next
-from xweights.files.formats.pt_tensors import Place, index_of
+from xweights.files.formats.pt_pickle import PickledStorage, describe_next
+from xweights.files.formats.pt_tensors import StorageLocation, index_of
 from xweights.files.io.dtypes import dtype_named
 from xweights.files.io.limits import Limits
 from xweights.files.io.open_file import PIECE, OpenFile, damaged, refused, shortened
@@ -39,7 +39,7 @@ def read(file: OpenFile, limits: Limits) -> Index:
         raise damaged(file.path, "its list of storages names some that no tensor has")
     if len(set(order)) != len(order):
         raise damaged(file.path, "its list of storages names one twice")
-    places: dict[str, Place] = {}
+    places: dict[str, StorageLocation] = {}
     for key in order:
         count = int.from_bytes(file.read(at, 8), "little" if machine["little_endian"] else "big", signed=True)
         if count != storages[key].count:
@@ -47,12 +47,12 @@ def read(file: OpenFile, limits: Limits) -> Index:
             raise damaged(file.path, f"{reason}\ngot:      {count:,} entries\nexpected: {storages[key].count:,}")
         size = count * dtype_named(storages[key].dtype).itemsize
         file.check_inside(at + 8, size)
-        places[key] = Place(at + 8, size)
+        places[key] = StorageLocation(at + 8, size)
         at += 8 + size
     if at != file.size:
         raise damaged(file.path, f"{file.size - at:,} bytes after its last storage belong to none")
 
-    def place_of(storage: Storage, key: str) -> Place:
+    def place_of(storage: PickledStorage, key: str) -> StorageLocation:
         if storage.key not in places:
             raise damaged(file.path, f"its storage {shortened(storage.key)} isn't in the list", key=key)
         return places[storage.key]
@@ -61,7 +61,7 @@ def read(file: OpenFile, limits: Limits) -> Index:
     return index_of(file, tree, place_of, swapped=swapped, notes={}, limits=limits)
 
 
-def _pickles(file: OpenFile, limits: Limits) -> tuple[list[Any], dict[str, Storage], int]:
+def _pickles(file: OpenFile, limits: Limits) -> tuple[list[Any], dict[str, PickledStorage], int]:
     """Return what the five pickles describe, all storages, and where they end.
 
     Nothing says how long they are, so more and more of the file is looked at, up to what an index may take.
@@ -71,7 +71,7 @@ def _pickles(file: OpenFile, limits: Limits) -> tuple[list[Any], dict[str, Stora
         limits.check_index(file.path, length)
         data = file.read(0, length)
         values: list[Any] = []
-        storages: dict[str, Storage] = {}
+        storages: dict[str, PickledStorage] = {}
         at = 0
         while len(values) < 5:
             found = describe_next(data, at, file.path, limits)

@@ -1,7 +1,5 @@
 """Reads the pickles that describe tensors, and runs none of them.
 
-Owns :func:`describe`, :func:`describe_next` and what they return. Imports descriptors and limits.
-
 A pickle is a program for a small machine with a stack. The machine here has no instruction that imports, calls or
 builds anything but dicts, lists, tuples, texts, numbers and the descriptions of tensors below; a name in the program is
 looked up in :data:`CALLS` and :data:`TYPES` and nowhere else. Python's ``pickle`` takes no part.
@@ -43,7 +41,7 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True)
-class Storage:
+class PickledStorage:
     """Bytes in the archive: under which key, how many entries of which dtype."""
 
     dtype: str
@@ -55,7 +53,7 @@ class Storage:
 class Tensor:
     """A view of a storage: offset, shape and strides in entries of ``dtype``."""
 
-    storage: Storage
+    storage: PickledStorage
     dtype: str
     offset: int
     shape: tuple[int, ...]
@@ -75,7 +73,7 @@ def _tensor(*args: Any) -> Tensor:
     if len(args) < 4:
         raise TypeError
     storage, offset, shape, strides = args[:4]
-    if not isinstance(storage, Storage) or not _whole(offset) or not _wholes(shape) or not _wholes(strides):
+    if not isinstance(storage, PickledStorage) or not _whole(offset) or not _wholes(shape) or not _wholes(strides):
         raise ValueError("a tensor isn't described by a storage, an offset, a shape and strides")
     if len(shape) != len(strides):
         raise ValueError(f"a tensor has the shape {shape} and the strides {strides}")
@@ -157,7 +155,7 @@ class _Machine:
         self.at = 0
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.storages: dict[str, Storage] = {}
+        self.storages: dict[str, PickledStorage] = {}
 
     def run(self) -> Any:
         while True:
@@ -281,7 +279,7 @@ class _Machine:
         word = kind.text.rpartition(".")[2] if isinstance(kind, Name) else ""
         if word not in STORAGES or not isinstance(key, str) or not _whole(count):
             raise ValueError("it describes a storage wrongly")
-        storage = Storage(STORAGES[word], key, count)
+        storage = PickledStorage(STORAGES[word], key, count)
         self.push(storage, 120)
         if self.storages.setdefault(key, storage) != storage:
             raise ValueError(f"it describes the storage {shortened(key)} in two ways")
@@ -353,7 +351,7 @@ class Described:
     """What a pickle describes, every storage in it, and where in the data the pickle ends."""
 
     value: Any
-    storages: Mapping[str, Storage]
+    storages: Mapping[str, PickledStorage]
     end: int
 
 

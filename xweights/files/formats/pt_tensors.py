@@ -1,7 +1,5 @@
 """The tensors that a pickle describes, as records: their names, and that each lies within its storage.
 
-Owns :class:`Place` and :func:`index_of`. Imports descriptors, limits, pickles, records and safetensors (for its notes).
-
 Nested dicts and lists flatten with ``/``; what in them is no tensor (an epoch, a setting) is listed as ignored. Every
 tensor is checked against its storage, and every storage against its place in the file, before anything is read.
 """
@@ -13,18 +11,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xweights.files.formats.pt_pickle import Storage, Tensor
+from xweights.files.formats.pt_pickle import PickledStorage, Tensor
 from xweights.files.formats.safetensors import read_note
 from xweights.files.io.dtypes import dtype_named
 from xweights.files.io.limits import Limits
 from xweights.files.io.open_file import OpenFile, damaged, refused, shortened
-from xweights.files.io.records import Index, Record, Span
+from xweights.files.io.records import ByteRange, Index, Record
 
 _DEPTH = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StorageLocation:
     """Where the bytes of a storage are in a file. ``checks`` are the positions of CRC-32 sums over them."""
 
     offset: int
@@ -33,7 +31,7 @@ class Place:
 
 
 # Given a storage and the name of the tensor that wants it; raises where there is none.
-PlaceOf = Callable[[Storage, str], Place]
+PlaceOf = Callable[[PickledStorage, str], StorageLocation]
 
 
 def index_of(
@@ -91,7 +89,7 @@ def _walk(value: Any, name: str, path: str, above: list[int], seen: dict[int, in
     above.pop()
 
 
-def _record(file: OpenFile, place: Place, key: str, tensor: Tensor, swapped: bool, note: Any) -> Record:
+def _record(file: OpenFile, place: StorageLocation, key: str, tensor: Tensor, swapped: bool, note: Any) -> Record:
     path = file.path
     _check_storage(path, key, tensor.storage, place)
     dtype = dtype_named(tensor.dtype)
@@ -107,11 +105,11 @@ def _record(file: OpenFile, place: Place, key: str, tensor: Tensor, swapped: boo
     offset = place.offset + tensor.offset * dtype.itemsize
     strides = None if plain else tensor.strides
     end = place.offset + place.size
-    span = Span(file, offset, swapped and dtype.itemsize > 1, strides, place.checks, place.offset, end)
+    span = ByteRange(file, offset, swapped and dtype.itemsize > 1, strides, place.checks, place.offset, end)
     return Record(key, dtype, tensor.shape, read_note(path, note, key, tensor.shape, dtype), span)
 
 
-def _check_storage(path: str, key: str, storage: Storage, place: Place) -> None:
+def _check_storage(path: str, key: str, storage: PickledStorage, place: StorageLocation) -> None:
     wanted = storage.count * dtype_named(storage.dtype).itemsize
     if place.size != wanted:
         reason = f"its storage {shortened(storage.key)} has another size than described"

@@ -1,7 +1,7 @@
 """The safetensors format: a header in JSON, then the arrays one after the other.
 
-Owns :func:`read` and :func:`write`. Imports descriptors, items, notes and records. Written after the format's
-description (https://github.com/huggingface/safetensors, "Format"); its package isn't needed.
+Written after the format's description (https://github.com/huggingface/safetensors, "Format"); its package isn't
+needed.
 
 The header is at most 100 MB and begins with ``{``; no key comes twice; the arrays cover the rest of the file without
 holes or overlaps.
@@ -18,11 +18,11 @@ import numpy as np
 
 from xweights.errors import DamagedFileError
 from xweights.files.io.dtypes import dtype_named
-from xweights.files.io.items import Item, Sink
+from xweights.files.io.items import ArrayToWrite, Sink
 from xweights.files.io.limits import Limits
-from xweights.files.io.notes import NOTE, Note, packed
+from xweights.files.io.notes import NOTE, ArrayMetadata, packed
 from xweights.files.io.open_file import OpenFile, damaged, refused, shortened
-from xweights.files.io.records import Index, Record, Span, bytes_of
+from xweights.files.io.records import ByteRange, Index, Record, bytes_of
 
 ENDING = ".safetensors"
 HEADER_MOST = 100_000_000
@@ -119,16 +119,16 @@ def _record(file: OpenFile, key: str, entry: Any, start: int, note: Any) -> tupl
         reason = f"its bytes don't fit its shape\ngot:      {last - first:,} bytes\nexpected: {wanted:,} bytes"
         raise damaged(file.path, reason, key=key)
     file.check_inside(start + first, wanted, key)
-    span = Span(file, start + first, swapped=not np.little_endian and dtype.itemsize > 1)
+    span = ByteRange(file, start + first, swapped=not np.little_endian and dtype.itemsize > 1)
     return Record(key, dtype, tuple(shape), read_note(file.path, note, key, tuple(shape), dtype), span), first, last
 
 
-def read_note(path: str, found: Any, key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Note:
+def read_note(path: str, found: Any, key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ArrayMetadata:
     """Return the note of an array, or what its key says where there is none."""
     if found is None:
-        return Note.plain(key, shape, dtype)
+        return ArrayMetadata.plain(key, shape, dtype)
     try:
-        return Note.from_json(found, key, shape, dtype)
+        return ArrayMetadata.from_json(found, key, shape, dtype)
     except ValueError as wrong:
         raise damaged(path, str(wrong), key=key) from None
 
@@ -148,7 +148,7 @@ def _check_cover(file: OpenFile, spans: list[tuple[int, int, str]], size: int) -
         raise damaged(file.path, f"{size - at:,} bytes after its last array belong to none")
 
 
-def write(sink: Sink, items: Sequence[Item], metadata: dict[str, str]) -> None:
+def write(sink: Sink, items: Sequence[ArrayToWrite], metadata: dict[str, str]) -> None:
     """Write items as a safetensors file: the widest dtypes first, as its readers expect for alignment."""
     ordered = sorted(items, key=lambda item: -item.dtype.itemsize)
     header: dict[str, Any] = {}

@@ -1,8 +1,5 @@
 """Checkpoints of several files: an index in JSON, and the shards beside it.
 
-Owns the readers and the writer of sharded checkpoints. Imports atomic, descriptors, h5, items, limits, records and
-safetensors.
-
 A shard is a plain name beside the index, and its real place is beside the index' real place. When written, shards get
 names that no earlier save has used, the index goes last, and the shards before are removed after that: whoever reads
 has either the old index and its shards, or the new one.
@@ -22,7 +19,7 @@ from xweights.errors import FileAccessError
 from xweights.files.formats import h5, safetensors
 from xweights.files.io import journal
 from xweights.files.io.atomic import lock, replacing, sweep, sync_folder
-from xweights.files.io.items import Item
+from xweights.files.io.items import ArrayToWrite
 from xweights.files.io.limits import Limits
 from xweights.files.io.notes import packed
 from xweights.files.io.open_file import OpenFile, damaged, refused, shortened
@@ -134,7 +131,7 @@ def _check_groups(path: str, weight_map: Mapping[str, Any], shard: str, found: I
 
 
 def write(
-    path: str, items: Sequence[Item], metadata: dict[str, str], durable: bool, shard_bytes: int = SHARD_BYTES
+    path: str, items: Sequence[ArrayToWrite], metadata: dict[str, str], durable: bool, shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Write items as a sharded safetensors checkpoint whose index is ``path``."""
     path = os.path.realpath(path)
@@ -189,8 +186,8 @@ def remove_orphans(path: str, keep: set[str]) -> None:
                 os.close(descriptor)
 
 
-def _grouped(items: Sequence[Item], shard_bytes: int) -> list[list[Item]]:
-    groups: list[list[Item]] = [[]]
+def _grouped(items: Sequence[ArrayToWrite], shard_bytes: int) -> list[list[ArrayToWrite]]:
+    groups: list[list[ArrayToWrite]] = [[]]
     size = 0
     for item in items:
         if groups[-1] and size + item.nbytes > shard_bytes:

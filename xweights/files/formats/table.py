@@ -1,7 +1,4 @@
-"""Which format a path is of, and who reads and writes it.
-
-Owns the table of formats. Imports the formats.
-"""
+"""Which format a path is of, and who reads and writes it."""
 
 from __future__ import annotations
 
@@ -11,15 +8,15 @@ from dataclasses import dataclass
 
 from xweights.errors import near
 from xweights.files.formats import h5, keras_archive, npz, pt, safetensors, sharded, tf_checkpoint
-from xweights.files.io.items import Item, Sink
+from xweights.files.io.items import ArrayToWrite, Sink
 from xweights.files.io.journal import opened
 from xweights.files.io.limits import Limits
 from xweights.files.io.open_file import OpenFile, refused
 from xweights.files.io.records import Index
 
 Reader = Callable[[OpenFile, Limits], Index]
-Writer = Callable[[Sink, Sequence[Item], dict[str, str]], None]
-FolderWriter = Callable[[str, Sequence[Item], dict[str, str], bool, int], None]
+Writer = Callable[[Sink, Sequence[ArrayToWrite], dict[str, str]], None]
+FolderWriter = Callable[[str, Sequence[ArrayToWrite], dict[str, str], bool, int], None]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """TensorFlow checkpoints: an index of names in a sorted table, and data files of plain bytes.
 
-Owns :func:`read`. Imports descriptors, dtypes, limits, notes, records and sharded. Written after the descriptions of
-LevelDB's table format and of TensorFlow's tensor bundle. Every block of the index is held against its CRC-32C; the sums
-of the arrays themselves are not checked, as in a .pt.
+Written after the descriptions of LevelDB's table format and of TensorFlow's tensor bundle. Every block of the index
+is held against its CRC-32C; the sums of the arrays themselves are not checked, as in a .pt.
 
 The names are the attribute paths of the object that was saved. What isn't a weight (texts, the graph of objects,
 optimizer slots, counters of saves) is listed as ignored.
@@ -22,9 +21,9 @@ from xweights.files.formats.sharded import beside
 from xweights.files.io import journal
 from xweights.files.io.dtypes import dtype_named
 from xweights.files.io.limits import Limits
-from xweights.files.io.notes import Note
+from xweights.files.io.notes import ArrayMetadata
 from xweights.files.io.open_file import OpenFile, damaged, refused
-from xweights.files.io.records import Index, Record, Span
+from xweights.files.io.records import ByteRange, Index, Record
 
 ENDING = ".index"
 _MAGIC = 0xDB4775248B80FB57
@@ -91,8 +90,8 @@ def _record(
         raise damaged(file.path, f"{reason}\nexpected: {math.prod(shape) * dtype.itemsize:,} bytes", key=key)
     data.check_inside(offset, size, key)
     name = key.removesuffix(_VALUE)
-    note = Note.plain(name, shape, dtype)
-    record = Record(key, dtype, shape, note, Span(data, offset, big == np.little_endian and dtype.itemsize > 1))
+    note = ArrayMetadata.plain(name, shape, dtype)
+    record = Record(key, dtype, shape, note, ByteRange(data, offset, big == np.little_endian and dtype.itemsize > 1))
     limits.check(file.path, record)
     return record
 

@@ -1,7 +1,5 @@
 """Zip files: which members they have, and where their bytes are.
 
-Owns :class:`Archive` and :class:`Member`. Imports descriptors and limits.
-
 ``zipfile`` reads the directory; what it lets pass is refused here: a name twice, members that overlap, encryption,
 a local header that says something else than the directory, data before the first member.
 """

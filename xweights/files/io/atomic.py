@@ -1,8 +1,5 @@
 """Replacing a file: wholly, or not at all.
 
-Owns :func:`replacing`, :func:`written_so_far` and the sweeping of what killed processes left. Imports descriptors,
-errors and items.
-
 The new file is written beside the old one, brought to the disk, and put in its place by one rename, which is then
 brought to the disk as well. Whoever reads meanwhile has the old file open and goes on reading that. Temporary files are
 locked by the process that writes them, so one without a lock was left by a process that is gone.
@@ -21,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from xweights.errors import CheckpointError
-from xweights.files.io.items import Item
+from xweights.files.io.items import ArrayToWrite
 from xweights.files.io.open_file import inaccessible, refused
 
 # .NAME.PID-TOKEN.xweights-tmp
@@ -40,7 +37,7 @@ class Replacement:
         """Write all of these bytes."""
         return self.file.write(data)
 
-    def cannot(self, item: Item | None, reason: str) -> CheckpointError:
+    def cannot(self, item: ArrayToWrite | None, reason: str) -> CheckpointError:
         """Return the error to raise for an array that this format can't hold."""
         fix = "choose another format by the ending of the path, or leave it out with where="
         return refused(self.path, reason, key=None if item is None else item.key, fix=fix)

@@ -1,7 +1,4 @@
-"""The dtypes that files hold, by their names.
-
-Owns :func:`dtype_named`, :func:`native` and :func:`is_special`. Imports NumPy; ml_dtypes inside functions.
-"""
+"""The dtypes that files hold, by their names."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""An array to be written, whatever the format.
-
-Owns :class:`Item`, :class:`Sink` and :func:`item_of`. Imports axes, descriptors, errors, notes, parameter and records.
-"""
+"""An array to be written, whatever the format."""
 
 from __future__ import annotations
 
@@ -17,12 +14,12 @@ from xweights.core.layout import Shape
 from xweights.core.parameter import Parameter
 from xweights.errors import CheckpointError, ShapeError
 from xweights.files.io.dtypes import native
-from xweights.files.io.notes import Note
+from xweights.files.io.notes import ArrayMetadata
 from xweights.files.io.records import Record
 
 
 @dataclass(frozen=True, eq=False)
-class Item:
+class ArrayToWrite:
     """One array to be written.
 
     ``pieces()`` is called once, when it is this array's turn, and yields consecutive parts of it in C order: whole, or
@@ -32,7 +29,7 @@ class Item:
     key: str
     dtype: np.dtype[Any]
     shape: Shape
-    note: Note | None
+    note: ArrayMetadata | None
     pieces: Callable[[], Iterable[Array]]
 
     @property
@@ -65,18 +62,24 @@ class Sink(Protocol):
     def write(self, data: Any) -> int:
         """Write all of these bytes."""
 
-    def cannot(self, item: Item | None, reason: str) -> CheckpointError:
+    def cannot(self, item: ArrayToWrite | None, reason: str) -> CheckpointError:
         """Return the error to raise for an array that this format can't hold."""
 
 
-def item_of(p: Parameter, *, key: str | None = None, pieces: Callable[[], Iterable[Array]] | None = None) -> Item:
+def item_of(
+    p: Parameter, *, key: str | None = None, pieces: Callable[[], Iterable[Array]] | None = None
+) -> ArrayToWrite:
     """Return a parameter of any target as an item: in its stored order, with everything known of it as its note.
 
     ``pieces`` if something else than its present values is to be written under its name.
     """
     dtype = native(p.dtype)
-    return Item(
-        p.name if key is None else key, dtype, p.layout.stored, Note.of(p), pieces or (lambda: _values(p, dtype))
+    return ArrayToWrite(
+        p.name if key is None else key,
+        dtype,
+        p.layout.stored,
+        ArrayMetadata.of(p),
+        pieces or (lambda: _values(p, dtype)),
     )
 
 
@@ -84,5 +87,5 @@ def _values(p: Parameter, dtype: np.dtype[Any]) -> Iterator[Array]:
     if isinstance(p.handle, Record):
         yield from p.handle.pieces()
         return
-    array = p.storage.read(p.handle)
+    array = p.read()
     yield array if array.dtype == dtype else array.astype(dtype)

@@ -1,7 +1,5 @@
 """Changing a few bytes of a file in place, so that a crash leaves them all changed or none.
 
-Owns :class:`Patch`, :func:`patch`, :func:`opened` and the recovery. Imports atomic, descriptors and errors.
-
 What will change is first written to a journal beside the file and brought to the disk; then the file is changed and
 brought to the disk; then the journal is removed. A journal that is whole is carried out by whoever opens the file next;
 one that isn't was cut short before the file was touched, and is removed.

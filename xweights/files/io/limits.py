@@ -1,7 +1,4 @@
-"""How much memory a file may ask for.
-
-Owns :class:`Limits`. Imports descriptors and records.
-"""
+"""How much memory a file may ask for."""
 
 from __future__ import annotations
 

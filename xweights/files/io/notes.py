@@ -1,7 +1,5 @@
 """What xweights knows of an array beyond its bytes, as JSON that files carry.
 
-Owns :class:`Note`. Imports axes, parameter and params.
-
 A note says only what the key, the shape and the dtype in the file don't say already. It comes from a file that nobody
 vouches for, so every word of it is checked against the array it stands beside.
 """
@@ -26,7 +24,7 @@ NOTE = "xweights"
 
 
 @dataclass(frozen=True)
-class Note:
+class ArrayMetadata:
     """The neutral words for one array: what a Parameter has besides its storage."""
 
     name: str
@@ -39,12 +37,12 @@ class Note:
     native: str | None = None
 
     @classmethod
-    def of(cls, p: Parameter) -> Note:
+    def of(cls, p: Parameter) -> ArrayMetadata:
         """Return what is known of a parameter of any target."""
         return cls(p.name, p.role, p.layer, p.layout, p.trainable, p.gates, p.aliases, p.native_name)
 
     @classmethod
-    def plain(cls, key: str, shape: Shape, dtype: np.dtype[Any]) -> Note:
+    def plain(cls, key: str, shape: Shape, dtype: np.dtype[Any]) -> ArrayMetadata:
         """Return what a key and a shape alone say."""
         role = last_part(key)
         layer = key[: len(key) - len(role)].rstrip("/.")
@@ -52,7 +50,7 @@ class Note:
 
     def as_json(self, key: str, dtype: np.dtype[Any]) -> dict[str, Any]:
         """Return what the file's key, shape and dtype don't say already, ready for JSON."""
-        usual = Note.plain(key, self.layout.stored, dtype)
+        usual = ArrayMetadata.plain(key, self.layout.stored, dtype)
         found: dict[str, Any] = {}
         if self.name != key:
             found["name"] = self.name
@@ -79,7 +77,7 @@ class Note:
         return found
 
     @classmethod
-    def from_json(cls, found: Any, key: str, shape: Shape, dtype: np.dtype[Any]) -> Note:
+    def from_json(cls, found: Any, key: str, shape: Shape, dtype: np.dtype[Any]) -> ArrayMetadata:
         """Return the note that a file has for an array; raise ValueError if it doesn't fit."""
         if not isinstance(found, dict):
             raise ValueError(f"its note is a {type(found).__name__}, not an object")  # noqa: TRY004 - the file's fault
@@ -105,7 +103,7 @@ class Note:
             else plain_layout(shape)
         )
         name = found.get("name", key)
-        usual = Note.plain(name, shape, dtype)
+        usual = ArrayMetadata.plain(name, shape, dtype)
         return cls(
             name=name,
             role=found.get("role", usual.role),

@@ -1,7 +1,5 @@
 """A file opened once and read by position.
 
-Owns :class:`OpenFile`, :class:`Window` and the errors about files. Imports errors and parameter.
-
 All reading of a checkpoint goes through one descriptor: who replaces the file meanwhile replaces its name, and what is
 read stays wholly the old one.
 """

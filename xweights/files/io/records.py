@@ -1,7 +1,4 @@
-"""An array in a file: its key, dtype, shape, and where its bytes are.
-
-Owns :class:`Record`, :class:`Span` and :class:`Index`. Imports axes, descriptors, notes and parameter.
-"""
+"""An array in a file: its key, dtype, shape, and where its bytes are."""
 
 from __future__ import annotations
 
@@ -14,11 +11,11 @@ import numpy as np
 
 from xweights.core.dtypes import Array
 from xweights.core.layout import Shape
-from xweights.files.io.notes import Note
+from xweights.files.io.notes import ArrayMetadata
 from xweights.files.io.open_file import PIECE, OpenFile, raw
 
 
-class Place(Protocol):
+class DataLocation(Protocol):
     """Where the entries of one array come from."""
 
     def read(self, record: Record) -> Array:
@@ -35,8 +32,8 @@ class Record:
     key: str
     dtype: np.dtype[Any]
     shape: Shape
-    note: Note
-    place: Place
+    note: ArrayMetadata
+    place: DataLocation
 
     @property
     def size(self) -> int:
@@ -68,7 +65,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Span:
+class ByteRange:
     """Plain bytes in a file, one entry after the other.
 
     ``strides`` (in entries) if they don't lie in C order. ``checks``: positions in the file of CRC-32 sums over

@@ -1,7 +1,4 @@
-"""The functions of arrays that the formulas of optimizers are written in, and NumPy's.
-
-Owns :class:`Maths`, :class:`Composed` and :class:`NumpyMaths`. Imports NumPy and parameter.
-"""
+"""The functions of arrays that the formulas of optimizers are written in, and NumPy's."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Numbers on the host for the formulas.
 
-Owns :class:`HostNumbers`. Imports NumPy. Two words of a variant say how a number
-reaches the weights, because that is part of a rule, bit for bit:
+Two words of a variant say how a number reaches the weights, because that is part of a rule, bit for bit:
 
     cast    "float32": what the framework casts to the dtype of the weights goes through float32 first, so that 0.9
             becomes 0.8999999761581421 for float64 weights too; "exact": it doesn't

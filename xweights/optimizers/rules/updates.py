@@ -1,8 +1,7 @@
 """The update rules of optimizers, each written once: pure functions of arrays that every framework runs.
 
-Owns :func:`updated`, :data:`FORMULAS`, :data:`WHOLE` and the protocol :class:`Numbers`. Imports maths for a name. NumPy
-runs them as the referee, PyTorch and Keras where an optimizer has to follow a rule that the framework's own classes
-don't have.
+NumPy runs them as the referee, PyTorch and Keras where an optimizer has to follow a rule that the framework's own
+classes don't have.
 
 A formula takes the weights, the gradient and the slots, and returns new weights and new slots. Where two frameworks
 write a rule differently, a word of the rule's *variant* says how:
@@ -282,7 +281,7 @@ def _adjusted(n: Numbers, shape: tuple[int, ...]) -> float:
 
 
 # Rules that look at an array as a whole; the others look at each entry by itself.
-WHOLE = frozenset({"adafactor", "lamb", "muon"})
+NON_ELEMENTWISE_RULES = frozenset({"adafactor", "lamb", "muon"})
 FORMULAS: dict[str, Formula] = {
     "sgd": _sgd,
     "adam": _adam,

@@ -1,7 +1,4 @@
-"""Which calls of the source a unit of the target was given the same numbers as.
-
-Owns :class:`Candidate` and :class:`Candidates`. Imports compare, trace and units.
-"""
+"""Which calls of the source a unit of the target was given the same numbers as."""
 
 from __future__ import annotations
 
@@ -22,13 +19,13 @@ from xweights.porting.matching.similarity import (
     same_input,
 )
 from xweights.porting.matching.trace import UnitCall
-from xweights.porting.units import STRAIGHT, SUMMED, VECTORS, Turn, Unit
+from xweights.porting.units import STRAIGHT, SUMMED, VECTORS, FeaturePermutation, LayerUnit
 
 RECURRENT = SUMMED | {"gru", "gru_reset_before"}
 PARTS = frozenset({"query", "key", "value", "attention_output"})
 IMAGES = frozenset({"conv", "conv_transpose", "group_norm"})
 # Which of two source units is tried first: the lower number.
-Prefer = Callable[[Unit, Unit], int]
+Prefer = Callable[[LayerUnit, LayerUnit], int]
 # Up to how many rows it is tried whether they run over time first.
 _ROWS = 1 << 12
 
@@ -38,10 +35,10 @@ class Candidate:
     """A call of the source that may be the twin's. ``error`` is None where what came in wasn't seen on both sides."""
 
     call: UnitCall
-    turn: Turn
+    turn: FeaturePermutation
     error: float | None
 
-    def evidence(self, turn: Turn, rivals: int) -> str:
+    def evidence(self, turn: FeaturePermutation, rivals: int) -> str:
         """Say in a few words what speaks for it."""
         shown = "by its place" if self.error is None else "given the same numbers"
         if turn.rows is not None:
@@ -62,7 +59,7 @@ class Candidates:
         self.grids, self.prefer, self.first, self.differ = grids, prefer, first, differ
         self.doubts: list[str] = []
 
-    def among(self, unit: Unit, array: Array | None, calls: Sequence[UnitCall], following: int) -> list[Candidate]:
+    def among(self, unit: LayerUnit, array: Array | None, calls: Sequence[UnitCall], following: int) -> list[Candidate]:
         """Return them, the likeliest first: those that were seen, that are called alike, that come next."""
         found: dict[int, Candidate] = {}
         for call in calls:
@@ -78,7 +75,7 @@ class Candidates:
 
         return sorted(found.values(), key=key) if len(found) > 1 else list(found.values())
 
-    def _of(self, unit: Unit, array: Array | None, call: UnitCall) -> Candidate | None:
+    def _of(self, unit: LayerUnit, array: Array | None, call: UnitCall) -> Candidate | None:
         expected = call.input
         if array is None or expected is None:
             return Candidate(call, STRAIGHT, None)
@@ -92,7 +89,7 @@ class Candidates:
             count = array.shape[0]
             for batch in (one for one in range(2, count) if count % one == 0 and count <= _ROWS):
                 if distance(array, swapped(expected, (batch, count // batch))) <= limit:
-                    return Candidate(call, Turn(swapped=(batch, count // batch)), 0.0)
+                    return Candidate(call, FeaturePermutation(swapped=(batch, count // batch)), 0.0)
         if not _permutable(unit, array) or array.shape != expected.shape:
             return None if error is None else Candidate(call, STRAIGHT, error)
         straight = np.arange(expected.shape[1])
@@ -112,7 +109,7 @@ class Candidates:
             self.doubts.append(
                 f"at {unit.path!r} the sample looks the same flattened with channels first and with channels last"
             )
-        turn = STRAIGHT if np.array_equal(order, straight) else Turn(rows=order)
+        turn = STRAIGHT if np.array_equal(order, straight) else FeaturePermutation(rows=order)
         return Candidate(call, turn, distance(array, expected[:, order]))
 
     def reshaped(self, array: Array, calls: Sequence[UnitCall]) -> Array | None:
@@ -128,7 +125,7 @@ class Candidates:
         return None
 
 
-def nearest(unit: Unit, array: Array | None, calls: Sequence[UnitCall], following: int) -> UnitCall | None:
+def nearest(unit: LayerUnit, array: Array | None, calls: Sequence[UnitCall], following: int) -> UnitCall | None:
     """Return the likeliest twin where none was given the same numbers; None if no call is left."""
 
     def key(call: UnitCall) -> tuple[Any, ...]:
@@ -145,7 +142,7 @@ def input_error(call: UnitCall | None, array: Array | None) -> float:
     return distance(array, call.input)
 
 
-def likeness(source: Unit, target: Unit) -> int:
+def likeness(source: LayerUnit, target: LayerUnit) -> int:
     """Return how many parts of the two paths are equal, from the end; one more if all are."""
     mine, theirs = source.path.split("/"), target.path.split("/")
     equal = 0
@@ -156,13 +153,13 @@ def likeness(source: Unit, target: Unit) -> int:
     return equal + (mine == theirs)
 
 
-def _other_part(source: Unit, target: Unit) -> bool:
+def _other_part(source: LayerUnit, target: LayerUnit) -> bool:
     """Return True if both say which part of an attention layer they are, and it isn't the same."""
     mine, theirs = source.path.rpartition("/")[2], target.path.rpartition("/")[2]
     return mine in PARTS and theirs in PARTS and mine != theirs
 
 
-def turned_output(unit: Unit, expected: Array, turn: Turn) -> Array:
+def turned_output(unit: LayerUnit, expected: Array, turn: FeaturePermutation) -> Array:
     """Return what the source has put out, with its features in the target's order."""
     if turn.swapped is not None and expected.shape[0] == turn.swapped[0] * turn.swapped[1]:
         expected = swapped(expected, turn.swapped)
@@ -179,7 +176,7 @@ def swapped(array: Array, lengths: tuple[int, int]) -> Array:
     return array.reshape(*lengths, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
 
 
-def _permutable(unit: Unit, array: Array) -> bool:
+def _permutable(unit: LayerUnit, array: Array) -> bool:
     return (unit.kind == "dense" or unit.kind in VECTORS or unit.kind == "other") and array.ndim == 2
 
 

@@ -1,7 +1,4 @@
-"""Comparing what two models put out.
-
-Owns :func:`compare_outputs`. Imports NumPy, errors and compare.
-"""
+"""Comparing what two models put out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What the two models are called with.
-
-Owns :func:`target_samples` and :class:`Silent`. Imports NumPy and trace.
-"""
+"""What the two models are called with."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.porting.matching.trace import Side
+from xweights.porting.matching.trace import TracedModel
 from xweights.porting.protocol import Arrays, LayerRecord
 
 Sample = Any
@@ -26,7 +23,7 @@ class Silent:
         """Nothing."""
 
 
-def target_samples(source: Side, target: Side, sample: Sample, given: Any) -> Iterator[Sample]:
+def target_samples(source: TracedModel, target: TracedModel, sample: Sample, given: Any) -> Iterator[Sample]:
     """Yield what the target may be called with, the likeliest first.
 
     Where the two frameworks put channels elsewhere, an image has them moved; whether a sequence is one, and whether

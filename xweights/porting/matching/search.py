@@ -1,7 +1,5 @@
 """Which unit of the target belongs to which of the source, settled by running the target on the sample.
 
-Owns :class:`Matching`, :class:`Attempt` and :class:`Divergence`. Imports errors, compare, protocol, trace and units.
-
 Every unit of the target is paired as it is called, with a unit of the source that was given the same numbers: neither
 names nor shapes nor the order of definition can mislead that. Then the source's weights go into it, it computes, and
 its output has to be the source's. Whatever it made, the source's output goes on to the next layer: so an error stays
@@ -32,10 +30,10 @@ from xweights.porting.matching.candidates import (
 )
 from xweights.porting.matching.outputs import OutputMap, compare_outputs
 from xweights.porting.matching.similarity import Grid, cropped, distance, tolerance
-from xweights.porting.matching.trace import Side, UnitCall, grids_in, seen_by
+from xweights.porting.matching.trace import TracedModel, UnitCall, grids_in, seen_by
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.protocol import Arrays, LayerRecord
-from xweights.porting.units import STRAIGHT, Turn, Unit, fit
+from xweights.porting.units import STRAIGHT, FeaturePermutation, LayerUnit, fit
 
 # How many ways of pairing are tried before the port is given up.
 BUDGET = 96
@@ -52,7 +50,7 @@ class Divergence:
     """Where the two models part: at a unit's ``output``, or before it (its ``input``), or at the end of both."""
 
     place: str
-    target: Unit | None
+    target: LayerUnit | None
     call: UnitCall | None
     error: float
     text: str = ""
@@ -63,9 +61,9 @@ class Divergence:
 class Pair:
     """Two units that belong together, and what shows it."""
 
-    source: Unit
-    target: Unit
-    turn: Turn = STRAIGHT
+    source: LayerUnit
+    target: LayerUnit
+    turn: FeaturePermutation = STRAIGHT
     evidence: str = ""
     error: float | None = None
     rivals: int = 0
@@ -80,29 +78,31 @@ class Matching:
     units a target unit was pinned to, ``skipped`` which target units are not part of the port.
     """
 
-    source: Side
-    target: Side
+    source: TracedModel
+    target: TracedModel
     calls: Sequence[UnitCall]
     grids: set[Grid]
     expected: Mapping[str, Array]
     sample: Any
     outputs: OutputMap = None
     assign: Writer | None = None
-    allowed: Callable[[Unit, Unit], bool] = lambda source, target: True
+    allowed: Callable[[LayerUnit, LayerUnit], bool] = lambda source, target: True
     prefer: Prefer = lambda source, target: 0
-    same: Callable[[Unit, Unit], bool] = lambda one, other: one is other
+    same: Callable[[LayerUnit, LayerUnit], bool] = lambda one, other: one is other
     skipped: frozenset[int] = frozenset()
     whole: bool = True
     columns: dict[int, Array] = field(default_factory=dict)
     events: Sequence[LayerRecord] = ()  # every layer of the source in call order
     target_events: Sequence[LayerRecord] = ()
-    unseen: dict[int, Unit] = field(default_factory=dict)  # source units for units of the target that are never called
+    unseen: dict[int, LayerUnit] = field(
+        default_factory=dict
+    )  # source units for units of the target that are never called
 
     def __post_init__(self) -> None:
         self._fitting: dict[int, list[UnitCall]] = {}
         self.channels_differ = self.source.porting.channels_first != self.target.porting.channels_first
 
-    def fitting(self, unit: Unit) -> list[UnitCall]:
+    def fitting(self, unit: LayerUnit) -> list[UnitCall]:
         """Return the calls of source units that a target unit could be the twin of, by kind and shape."""
         if id(unit) not in self._fitting:
             self._fitting[id(unit)] = [one for one in self.calls if fit(one.unit, unit)]
@@ -151,9 +151,9 @@ def _next(decisions: list[tuple[int, int]]) -> list[int] | None:
 class _Begun:
     """A unit of the target that is computing. ``sound``: it was given what its twin was given, up to ``error``."""
 
-    unit: Unit
+    unit: LayerUnit
     call: UnitCall | None = None
-    turn: Turn = STRAIGHT
+    turn: FeaturePermutation = STRAIGHT
     sound: bool = True
     error: float = 0.0
 
@@ -180,7 +180,7 @@ class Attempt:
         self._used: set[int] = set()
         self._next = 0
         self._open: dict[int, list[list[_Begun]]] = {}
-        self._vectors: list[Unit] = []  # dense units in the order in which they were called
+        self._vectors: list[LayerUnit] = []  # dense units in the order in which they were called
         if matching.assign is not None:
             matching.assign.start()
         by_id = {id(unit): unit for unit in matching.target.units}
@@ -209,7 +209,7 @@ class Attempt:
                 made = self._compare(one, one.call, seen_by(one.unit, outputs, 1))
         return made if len(pairs) == 1 else None
 
-    def _pair(self, unit: Unit, array: Array | None) -> _Begun:
+    def _pair(self, unit: LayerUnit, array: Array | None) -> _Begun:
         matching = self.matching
         former = self.pairs.get(id(unit))
         unused = [one for one in matching.fitting(unit) if one.number not in self._used]
@@ -235,7 +235,7 @@ class Attempt:
         self._take(unit, chosen, len(found) - 1)
         return _Begun(unit, chosen.call, self._turn_of(unit, chosen.turn), sound, chosen.error or 0.0)
 
-    def _turn_of(self, unit: Unit, turn: Turn) -> Turn:
+    def _turn_of(self, unit: LayerUnit, turn: FeaturePermutation) -> FeaturePermutation:
         columns = self.matching.columns.get(id(unit))
         return turn if columns is None else replace(turn, columns=columns)
 
@@ -247,7 +247,7 @@ class Attempt:
         self.decisions.append((chosen, count))
         return chosen
 
-    def _doubt(self, unit: Unit, chosen: Candidate, found: Sequence[Candidate]) -> None:
+    def _doubt(self, unit: LayerUnit, chosen: Candidate, found: Sequence[Candidate]) -> None:
         """Note rivals that put out the same as the chosen one although their weights differ."""
         output = chosen.call.output
         for rival in found:
@@ -257,7 +257,7 @@ class Attempt:
                 paths = f"{chosen.call.unit.path!r} and {rival.call.unit.path!r}"
                 self.look.doubts.append(f"at {unit.path!r} the sample makes {paths} put out the same")
 
-    def _take(self, unit: Unit, chosen: Candidate, rivals: int) -> None:
+    def _take(self, unit: LayerUnit, chosen: Candidate, rivals: int) -> None:
         call, matching = chosen.call, self.matching
         self._used.add(call.number)
         self._next = call.number + 1
@@ -379,6 +379,6 @@ class Attempt:
         return bool(found)
 
 
-def _same_turn(one: Turn, other: Turn) -> bool:
+def _same_turn(one: FeaturePermutation, other: FeaturePermutation) -> bool:
     pairs = ((one.rows, other.rows), (one.columns, other.columns))
     return all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs)

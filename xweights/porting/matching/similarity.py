@@ -1,6 +1,5 @@
 """When two arrays are the same numbers: up to rounding, layout, zero padding and a permutation of the features.
 
-Owns :func:`distance`, :func:`same_input`, :func:`cropped` and :func:`permutation`. Imports NumPy and parameter.
 Errors are relative to the largest entry of what is expected, because that is what a layer's rounding goes by.
 """
 

@@ -1,7 +1,4 @@
-"""What a model does with a sample, layer by layer.
-
-Owns :class:`Side`, :class:`UnitCall` and :class:`Recorder`. Imports errors, reading, protocol, recipes and units.
-"""
+"""What a model does with a sample, layer by layer."""
 
 from __future__ import annotations
 
@@ -19,17 +16,17 @@ from xweights.edit.read import neutral_view
 from xweights.porting.matching.similarity import Grid
 from xweights.porting.protocol import Arrays, LayerRecord, Porting, porting_for
 from xweights.porting.recipes import NoCounterpartError, units_of
-from xweights.porting.units import Unit
+from xweights.porting.units import LayerUnit
 
 
 @dataclass(eq=False)
-class Side:
+class TracedModel:
     """One of the two models, seen as units. ``refused``: the layers that have no counterpart, and why."""
 
     model: Any
     porting: Porting
     records: list[LayerRecord]
-    units: list[Unit] = field(default_factory=list)
+    units: list[LayerUnit] = field(default_factory=list)
     refused: list[tuple[LayerRecord, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -40,9 +37,9 @@ class Side:
                 self.refused.append((record, str(why)))
 
     @cached_property
-    def by_record(self) -> Mapping[int, list[Unit]]:
+    def by_record(self) -> Mapping[int, list[LayerUnit]]:
         """The units of each layer."""
-        found: dict[int, list[Unit]] = {}
+        found: dict[int, list[LayerUnit]] = {}
         for unit in self.units:
             found.setdefault(id(unit.record), []).append(unit)
         return found
@@ -53,13 +50,13 @@ class Side:
         return list({id(p): p for unit in self.units for p in unit.parameters}.values())
 
 
-def side_of(model: Any, what: str) -> Side:
+def side_of(model: Any, what: str) -> TracedModel:
     """Return a model as units. Raise TargetError or NotBuiltError."""
     porting = porting_for(model, what)
-    return Side(model, porting, porting.records(model))
+    return TracedModel(model, porting, porting.records(model))
 
 
-def arrays_of(unit: Unit) -> dict[str, Array]:
+def arrays_of(unit: LayerUnit) -> dict[str, Array]:
     """Return the canonical arrays of a unit as they are now; views where strides allow."""
     return {role: piece.read(neutral_view(piece.parameter)) for role, piece in unit.pieces.items()}
 
@@ -68,13 +65,13 @@ def arrays_of(unit: Unit) -> dict[str, Array]:
 class UnitCall:
     """One call of a unit: its place in the order of calls, what it was given and what it made, if that was seen."""
 
-    unit: Unit
+    unit: LayerUnit
     number: int
     input: Array | None = None
     output: Array | None = None
 
 
-def seen_by(unit: Unit, arrays: Arrays, end: int) -> Array | None:
+def seen_by(unit: LayerUnit, arrays: Arrays, end: int) -> Array | None:
     """Return what of a layer's inputs (``end`` 0) or outputs (1) belongs to one of its units."""
     array = arrays.get(unit.call)
     if array is not None and unit.channels is not None:
@@ -95,7 +92,7 @@ def grids_in(arrays: Iterable[Array | None], *, channels_first: bool) -> set[Gri
 class Recorder:
     """Keeps what every unit is given and makes. A watcher of the source."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: TracedModel) -> None:
         self.side = side
         self.calls: list[UnitCall] = []
         self.events: list[LayerRecord] = []  # every layer in call order, those without weights too

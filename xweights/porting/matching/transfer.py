@@ -1,7 +1,4 @@
-"""Putting a source unit's weights into a target unit.
-
-Owns :class:`Writer`. Imports reading, trace and units.
-"""
+"""Putting a source unit's weights into a target unit."""
 
 from __future__ import annotations
 
@@ -15,17 +12,17 @@ from xweights.core.hold_registry import identity
 from xweights.core.parameter import Parameter
 from xweights.edit.read import neutral_view
 from xweights.porting.matching.trace import arrays_of
-from xweights.porting.units import Piece, Turn, Unit, translate
+from xweights.porting.units import FeaturePermutation, LayerUnit, ParamSlice, translate
 
 
 @dataclass(frozen=True, eq=False)
 class _Claim:
     """Who has written an array first. The values are made again when they are asked for, which is rare."""
 
-    source: Unit
-    target: Unit
+    source: LayerUnit
+    target: LayerUnit
     role: str
-    turn: Turn
+    turn: FeaturePermutation
 
     def stored(self) -> Array:
         """Return what was written."""
@@ -43,7 +40,7 @@ class Writer:
         """Forget who has written what."""
         self._claims = {}
 
-    def __call__(self, source: Unit, target: Unit, turn: Turn) -> list[str]:
+    def __call__(self, source: LayerUnit, target: LayerUnit, turn: FeaturePermutation) -> list[str]:
         """Write a unit; return what would be lost."""
         arrays, wrong = self.checked(source, target, turn)
         for role, value in arrays.items():
@@ -51,7 +48,9 @@ class Writer:
             _put(piece, value, piece.parameter)
         return wrong
 
-    def checked(self, source: Unit, target: Unit, turn: Turn) -> tuple[dict[str, Array], list[str]]:
+    def checked(
+        self, source: LayerUnit, target: LayerUnit, turn: FeaturePermutation
+    ) -> tuple[dict[str, Array], list[str]]:
         """Return what there is to write, by role, and what would be lost."""
         arrays, wrong = translate(source, arrays_of(source), target, turn)
         good = {}
@@ -73,21 +72,21 @@ class Writer:
         return good, wrong
 
 
-def _is_whole(piece: Piece) -> bool:
+def _is_whole(piece: ParamSlice) -> bool:
     return not piece.index and piece.gates is None and piece.order is None and piece.split is None
 
 
-def _stored(piece: Piece, value: Array) -> Array:
+def _stored(piece: ParamSlice, value: Array) -> Array:
     neutral = np.zeros(piece.parameter.shape, value.dtype)
     piece.write(value, neutral)
     return piece.parameter.layout.to_stored(neutral)
 
 
-def _put(piece: Piece, value: Array, parameter: Parameter) -> None:
+def _put(piece: ParamSlice, value: Array, parameter: Parameter) -> None:
     if _is_whole(piece):
         neutral = value.reshape(parameter.shape)
     else:
         # Other units may lie in the same array.
         neutral = neutral_view(parameter).copy() if piece.index else np.empty(parameter.shape, parameter.dtype)
         piece.write(value, neutral)
-    parameter.storage.write(parameter.handle, parameter.layout.to_stored(neutral))
+    parameter.write(parameter.layout.to_stored(neutral))

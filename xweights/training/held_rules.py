@@ -1,7 +1,6 @@
 """The rules held on one parameter, in their order.
 
-Owns :class:`Chain` and :class:`Link`. Imports backend, ledger, parameter, rules, running, training and tying. Backends
-see a chain as ``backend.HeldChain``.
+Backends see a chain as ``backend.HeldChain``.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from xweights.edit.execute import edit_one
 from xweights.rules.base import Function, Rule
 from xweights.rules.constraints import Keep
 from xweights.rules.elementwise import Mask
-from xweights.rules.tying import Share
+from xweights.rules.tying import TiedShare
 from xweights.training.hooks import native_of
 
 LAST = (Mask, Keep)
@@ -35,7 +34,7 @@ class Owner(Protocol):
     def written(self) -> None: ...
 
 
-class Link:
+class HeldRule:
     """One rule on one parameter, with its operands."""
 
     __slots__ = ("buffers", "live", "native", "operands", "owner", "rule")
@@ -55,9 +54,9 @@ class Link:
     def native_operands(self, p: Parameter) -> tuple[Ops, tuple[Any, ...]]:
         """Return the framework's maths and the operands as its tensors; made when the hold begins, not in a step."""
         if self.native is None:
-            leaf = p.storage.leaf(p.handle, native=True)
-            ops = ops_for(leaf)
-            self.native = (ops, self.constants(ops, leaf))
+            native = p.native(tensor=True)
+            ops = ops_for(native)
+            self.native = (ops, self.constants(ops, native))
         return self.native
 
     def replace(self, operands: tuple[Array, ...], ops: Ops | None) -> None:
@@ -68,33 +67,33 @@ class Link:
                 ops.refill(buffer, one)
 
 
-class Chain:
+class HeldRules:
     """All the rules held on one parameter: in order of attachment, Mask and Keep last."""
 
     def __init__(self, parameter: Parameter) -> None:
         self.parameter = parameter
         self.backend = backend_for(native_of(parameter))
-        self.links: list[Link] = []
+        self.links: list[HeldRule] = []
 
-    def add(self, link: Link) -> None:
+    def add(self, link: HeldRule) -> None:
         """Put a link in its place."""
         self.links.append(link)
         self.links.sort(key=lambda one: isinstance(one.rule, LAST))
 
     @property
-    def tie(self) -> Share | None:
+    def tie(self) -> TiedShare | None:
         """The parameter's part in a tie, if it is tied to others."""
-        return next((link.rule for link in self.links if isinstance(link.rule, Share)), None)
+        return next((link.rule for link in self.links if isinstance(link.rule, TiedShare)), None)
 
     def apply(self) -> None:
         """Edit the parameter in place, and those it is tied to: in eager code, or traced where a verb would be."""
         for one in self._together():
             one._apply()
 
-    def _together(self) -> list[Chain]:
+    def _together(self) -> list[HeldRules]:
         tie = self.tie
         found = [self] if tie is None else [hold_registry.held(p) for p in tie.parameters]
-        return [one for one in found if isinstance(one, Chain)] or [self]
+        return [one for one in found if isinstance(one, HeldRules)] or [self]
 
     def _apply(self) -> None:
         p = self.parameter
@@ -111,11 +110,11 @@ class Chain:
         p = self.parameter
         with p.storage.guard():
             for link in self.links:
-                leaf = p.storage.leaf(p.handle, native=True)
+                native = p.native(tensor=True)
                 ops, constants = link.native_operands(p)
-                w = to_neutral(ops, leaf, p.layout)
+                w = to_neutral(ops, native, p.layout)
                 new = link.rule(w, ops, p, *constants)
-                p.storage.put(p.handle, leaf, leaf if new is w else to_stored(ops, ops.fence(new), p.layout))
+                p.commit(native, native if new is w else to_stored(ops, ops.fence(new), p.layout))
 
     def of(self, value: Any, ops: Ops) -> Any:
         """Return what becomes of a stored tensor of the framework; pure, so a step can contain it."""
@@ -133,8 +132,8 @@ class Chain:
         for link in self.links:
             if link.live and link.buffers is None:
                 with p.storage.guard():
-                    leaf = p.storage.leaf(p.handle, native=True)
-                    link.buffers = tuple(ops_for(leaf).buffer(np.array(one), leaf) for one in link.operands)
+                    native = p.native(tensor=True)
+                    link.buffers = tuple(ops_for(native).buffer(np.array(one), native) for one in link.operands)
 
     def check(self) -> None:
         """Raise if a training step went by without the rules."""
@@ -151,33 +150,33 @@ class Chain:
     def violated(self) -> str | None:
         """Return which rule is not true of the weights now, or None."""
         p = self.parameter
-        value = p.layout.to_neutral(p.storage.read(p.handle))
+        value = p.layout.to_neutral(p.read())
         return next((repr(link.rule) for link in self.links if not _true_of(link, value, p)), None)
 
     def contradiction(self) -> str | None:
         """Return which rule would not be true after all of them were applied, or None."""
         p = self.parameter
-        value = p.layout.to_neutral(p.storage.read(p.handle)).copy()
+        value = p.layout.to_neutral(p.read()).copy()
         for link in self.links:
             value = _on_host(link, value, p)
         # What a tie makes of it depends on others, which are not written yet.
-        alone = [link for link in self.links if not isinstance(link.rule, Share)]
+        alone = [link for link in self.links if not isinstance(link.rule, TiedShare)]
         return next((repr(link.rule) for link in alone if not _true_of(link, value, p)), None)
 
 
-def _on_host(link: Link, value: Array, p: Parameter) -> Array:
+def _on_host(link: HeldRule, value: Array, p: Parameter) -> Array:
     if isinstance(link.rule, Function):  # which may know nothing but the framework's own tensors
         with p.storage.guard():
-            leaf = p.storage.leaf(p.handle, native=True)
-            ops = ops_for(leaf)
-            new = link.rule(ops.constant(value, leaf), ops, p)
+            native = p.native(tensor=True)
+            ops = ops_for(native)
+            new = link.rule(ops.constant(value, native), ops, p)
         backend = backend_for(new)
         return np.array(new if backend is None else backend.to_host(new))
     with np.errstate(all="ignore"):
         return np.asarray(link.rule(value, NUMPY_OPS, p, *link.operands))
 
 
-def _true_of(link: Link, value: Array, p: Parameter) -> bool:
+def _true_of(link: HeldRule, value: Array, p: Parameter) -> bool:
     """A rule is true of weights that it leaves as they are: bit for bit, or a close one within its tolerance."""
     again = _on_host(link, value.copy(), p)
     if link.rule.exact:
