@@ -1,5 +1,7 @@
 """Every error of xweights, and the way several problems are raised as one.
 
+The tree:
+
     XweightsError
     ├── SelectionError (LookupError)          nothing, or something ambiguous, was selected; a key is missing or unknown
     ├── ShapeError (ValueError)               got one shape, expected another
