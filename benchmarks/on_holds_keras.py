@@ -1,7 +1,7 @@
-"""Training steps of a compiled Keras model on TensorFlow that keep a rule true, against a native constraint.
+"""Time training steps of a compiled Keras model on TensorFlow with a held rule, against a native constraint.
 
-Owns its rows. Imports Keras, TensorFlow, NumPy and timing. Each candidate trains a model of its own, from equal
-weights, by ``train_on_batch``. A native constraint is what somebody writes who knows the rule before the first step.
+Each candidate trains a model of its own, from equal weights, with ``train_on_batch``. A native constraint is what an
+expert writes who has the rule before the first step.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Constrain = Callable[[tuple[int, ...]], Callable[[Any], Any]]
 def rows(quick: bool) -> Iterator[Timing | Memory]:
     """Yield the rows."""
     for net, optimizer in (("mlp", "sgd"), ("mlp", "adam"), ("cnn", "sgd")):
-        yield from _masked(Setting(net, optimizer, quick))
-    yield from _others(Setting("mlp", "adam", quick))
+        yield from _time_masks(Setting(net, optimizer, quick))
+    yield from _time_other_rules(Setting("mlp", "adam", quick))
 
 
 class Setting:
@@ -37,10 +37,10 @@ class Setting:
         self.net, self.optimizer = net, optimizer
         self.name = f"{net} {optimizer}"
         self.limits = {"seconds": 1.0, "most": 10} if quick else {"seconds": 45.0, "most": 400}
-        source = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         size = (128, 784) if net == "mlp" else (32, 32, 32, 3)
-        self.x = tf.constant(source.standard_normal(size, np.float32))
-        self.y = tf.constant(source.integers(0, 10, size[0]))
+        self.x = tf.constant(rng.standard_normal(size, np.float32))
+        self.y = tf.constant(rng.integers(0, 10, size[0]))
 
     def model(self) -> keras.Model:
         """Return the net: 669,000 or 371,000 parameters."""
@@ -77,7 +77,7 @@ class Setting:
 
 
 def _kernels(model: keras.Model) -> list[keras.Variable]:
-    return [one.kernel for one in model.layers if hasattr(one, "kernel")]
+    return [layer.kernel for layer in model.layers if hasattr(layer, "kernel")]
 
 
 def _mask(shape: tuple[int, ...]) -> np.ndarray:
@@ -100,13 +100,13 @@ def _native_rows(shape: tuple[int, ...]) -> Callable[[Any], Any]:
     return lambda w: w * free + kept
 
 
-def _masked(setting: Setting) -> Iterator[Timing]:
-    def held(model: keras.Model) -> object:
+def _time_masks(setting: Setting) -> Iterator[Timing]:
+    def hold_mask(model: keras.Model) -> object:
         return xw.hold(model, xw.Mask({p.name: _mask(p.shape) for p in xw.parameters(model, where=KERNELS)}),
                        where=KERNELS)  # fmt: skip
 
     yield from compare_each(
-        "training step, mask held", "keras-tensorflow", setting.name, setting.step(held),
+        "training step, mask held", "keras-tensorflow", setting.name, setting.step(hold_mask),
         {
             "native constraint, w * mask": (setting.step(constrain=_native_mask), HOLD_GOAL),
             "plain step": (setting.step(), None),
@@ -115,7 +115,7 @@ def _masked(setting: Setting) -> Iterator[Timing]:
     )  # fmt: skip
 
 
-def _others(setting: Setting) -> Iterator[Timing]:
+def _time_other_rules(setting: Setting) -> Iterator[Timing]:
     def each(name: str, ours: Hold, peer: str, call: Call, goal: float | None) -> Iterator[Timing]:
         peers = {peer: (call, goal), "plain step": (setting.step(), None)}
         yield from compare_each(f"training step, {name}", "keras-tensorflow", setting.name, setting.step(ours), peers,

@@ -1,7 +1,7 @@
-"""Training steps in PyTorch that keep a rule true, against the same edit written inline by hand.
+"""Time training steps in PyTorch with a held rule, against the same edit written inline.
 
-Owns its rows. Imports torch, NumPy and timing. Each candidate trains a model of its own, from equal weights. An inline
-edit is the least that anybody could write: it knows its tensors, checks nothing, and follows ``optimizer.step()``.
+Each candidate trains a model of its own, from equal weights. An inline edit is the least that anybody could write: it
+has its tensors, checks nothing, and follows ``optimizer.step()``.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Edit = Callable[[nn.Module, torch.optim.Optimizer], object]
 def rows(quick: bool) -> Iterator[Timing | Memory]:
     """Yield the rows."""
     for net, optimizer in (("mlp", "sgd"), ("mlp", "adam"), ("cnn", "sgd")):
-        yield from _masked(Setting(net, optimizer, quick))
-    yield from _others(Setting("mlp", "adam", quick))
+        yield from _time_masks(Setting(net, optimizer, quick))
+    yield from _time_other_rules(Setting("mlp", "adam", quick))
 
 
 class Mul(nn.Module):
-    """What a parametrization by a mask is."""
+    """A parametrization by a mask."""
 
     def __init__(self, mask: torch.Tensor) -> None:
         super().__init__()
@@ -49,10 +49,10 @@ class Setting:
         self.net, self.optimizer = net, optimizer
         self.name = f"{net} {optimizer}"
         self.limits = {"seconds": 1.0, "most": 10} if quick else {"seconds": 45.0, "most": 400}
-        source = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         size = (128, 784) if net == "mlp" else (32, 3, 32, 32)
-        self.x = torch.from_numpy(source.standard_normal(size, np.float32))
-        self.y = torch.from_numpy(source.integers(0, 10, size[0]))
+        self.x = torch.from_numpy(rng.standard_normal(size, np.float32))
+        self.y = torch.from_numpy(rng.integers(0, 10, size[0]))
 
     def model(self) -> nn.Module:
         """Return the net: 669,000 or 371,000 parameters."""
@@ -68,7 +68,7 @@ class Setting:
         )  # fmt: skip
 
     def step(self, prepare: Edit | None = None, *, after: Callable[[nn.Module], Call] | None = None) -> Call:
-        """Return a training step; ``prepare`` holds something, ``after`` makes an edit that follows each step."""
+        """Return a training step; ``prepare`` attaches a hold, ``after`` makes an edit that follows each step."""
         model = self.model()
         weights = model.parameters()
         if self.optimizer == "sgd":
@@ -89,18 +89,18 @@ class Setting:
 
 
 def _kernels(model: nn.Module) -> list[tuple[nn.Module, torch.Tensor]]:
-    return [(one, one.weight) for one in model if isinstance(one, (nn.Linear, nn.Conv2d))]
+    return [(layer, layer.weight) for layer in model if isinstance(layer, (nn.Linear, nn.Conv2d))]
 
 
 def _masks(model: nn.Module) -> list[torch.Tensor]:
-    source = np.random.default_rng(1)
-    return [torch.from_numpy(source.random(tuple(w.shape), np.float32) < 0.5) for _, w in _kernels(model)]
+    rng = np.random.default_rng(1)
+    return [torch.from_numpy(rng.random(tuple(w.shape), np.float32) < 0.5) for _, w in _kernels(model)]
 
 
 def _neutral_masks(model: nn.Module) -> dict[str, np.ndarray]:
     chosen = xw.parameters(model, where=KERNELS)
-    stored = (one.numpy() for one in _masks(model))
-    return {p.name: p.layout.to_neutral(one) for p, one in zip(chosen, stored, strict=True)}
+    stored = (mask.numpy() for mask in _masks(model))
+    return {p.name: p.layout.to_neutral(mask) for p, mask in zip(chosen, stored, strict=True)}
 
 
 def _inline_mask(model: nn.Module) -> Call:
@@ -120,12 +120,12 @@ def _parametrize(model: nn.Module, optimizer: Any) -> None:
         parametrize.register_parametrization(layer, "weight", Mul(mask.float()))
 
 
-def _masked(setting: Setting) -> Iterator[Timing]:
-    def held(model: Any, optimizer: Any) -> object:
+def _time_masks(setting: Setting) -> Iterator[Timing]:
+    def hold_mask(model: Any, optimizer: Any) -> object:
         return xw.hold(model, xw.Mask(_neutral_masks(model)), where=KERNELS, optimizer=optimizer)
 
     yield from compare_each(
-        "training step, mask held", "torch", setting.name, setting.step(held),
+        "training step, mask held", "torch", setting.name, setting.step(hold_mask),
         {
             "inline _foreach_mul_": (setting.step(after=_inline_mask), HOLD_GOAL),
             "plain step": (setting.step(), None),
@@ -151,11 +151,11 @@ def _inline_rows(model: nn.Module) -> Call:
     kept = [(w, w.detach()[:8].clone()) for _, w in _kernels(model)]
 
     @torch.no_grad()
-    def put_back() -> None:
+    def restore() -> None:
         for w, rows in kept:
             w[:8] = rows
 
-    return put_back
+    return restore
 
 
 def _swa(model: nn.Module) -> Call:
@@ -163,7 +163,7 @@ def _swa(model: nn.Module) -> Call:
     return lambda: averaged.update_parameters(model)
 
 
-def _own_rate(model: nn.Module, optimizer: Any) -> None:
+def _own_lr(model: nn.Module, optimizer: Any) -> None:
     kernels = {id(w) for _, w in _kernels(model)}
     group = optimizer.param_groups[0]
     first = [p for p in group["params"] if id(p) in kernels]
@@ -171,7 +171,7 @@ def _own_rate(model: nn.Module, optimizer: Any) -> None:
     optimizer.add_param_group({"params": first, "lr": 0.1 * group["lr"]})
 
 
-def _others(setting: Setting) -> Iterator[Timing]:
+def _time_other_rules(setting: Setting) -> Iterator[Timing]:
     def each(name: str, ours: Edit, peer: str, call: Call, goal: float | None) -> Iterator[Timing]:
         peers = {peer: (call, goal), "plain step": (setting.step(), None)}
         yield from compare_each(f"training step, {name}", "torch", setting.name, setting.step(ours), peers,
@@ -191,7 +191,7 @@ def _others(setting: Setting) -> Iterator[Timing]:
     )  # fmt: skip
     yield from each(
         "multiply_lr of kernels", lambda m, o: xw.multiply_lr(m, {KERNELS: 0.1}, optimizer=o),
-        "a parameter group with its own lr", setting.step(_own_rate), None,
+        "a parameter group with its own lr", setting.step(_own_lr), None,
     )  # fmt: skip
     yield from each(
         "average, 0.999", lambda m, o: xw.average(m, decay=0.999, optimizer=o),

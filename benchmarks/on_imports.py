@@ -1,7 +1,4 @@
-"""Importing: whole processes.
-
-Owns its rows. Imports the standard library and timing.
-"""
+"""Time imports and command-line starts in whole processes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Keras models on TensorFlow, against loops of raw ops written by hand, and against hand-written ``tf.function`` steps.
+"""Time calls on Keras models on TensorFlow against hand-written loops of raw ops and ``tf.function`` steps.
 
-Owns its rows. Imports TensorFlow, Keras, NumPy, shapes and timing. A peer starts where we start, from the model (its
-``weights``); one that a bound rule is compared with has looked its variables up before, as the bound rule has.
+A peer starts from the model (its ``weights``), as xweights does. A peer of a bound rule has looked up its variables
+before, as the bound rule has.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from shapes import Shape, arrays, by_name, keras_model, masks, shapes
+from shapes import Shape, arrays, keras_model, masks, name_values, shapes
 from tensorflow import raw_ops
 from timing import Memory, Timing, compare
 
@@ -22,23 +22,23 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
     """Yield the rows."""
     for shape in shapes(quick):
         model = keras_model(shape)
-        yield from _reading(model, shape)
-        yield from _writing(model, shape)
-        yield from _editing(model, shape)
-        yield from _compiled(model, shape)
+        yield from _time_reads(model, shape)
+        yield from _time_writes(model, shape)
+        yield from _time_edits(model, shape)
+        yield from _time_compiled_steps(model, shape)
 
 
 def raw_read(variable: Any) -> Any:
-    """Read as cheaply as can be."""
+    """Read a variable as cheaply as possible."""
     return raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
 
 
 def raw_write(variable: Any, value: Any) -> None:
-    """Write as cheaply as can be. Shares the memory of an array that is aligned to 64 bytes."""
+    """Write a variable as cheaply as possible; it shares the memory of an array that is aligned to 64 bytes."""
     raw_ops.AssignVariableOp(resource=variable.handle, value=value)
 
 
-def _reading(model: Any, shape: Shape) -> Iterator[Timing]:
+def _time_reads(model: Any, shape: Shape) -> Iterator[Timing]:
     yield compare(
         "get_params(copy=False)", "keras-tensorflow", shape.name,
         lambda: xw.get_params(model, copy=False),
@@ -53,18 +53,18 @@ def _reading(model: Any, shape: Shape) -> Iterator[Timing]:
     )  # fmt: skip
 
 
-def _writing(model: Any, shape: Shape) -> Iterator[Timing]:
-    for words, offset, factor in (("", 4, 3.5 if shape.name == "many" else 2.0), (", aligned", 0, 1.25)):
+def _time_writes(model: Any, shape: Shape) -> Iterator[Timing]:
+    for suffix, offset, factor in (("", 4, 3.5 if shape.name == "many" else 2.0), (", aligned", 0, 1.25)):
         values = arrays(shape, offset=offset)
-        named = by_name(model, values)
-        aside = arrays(shape, offset=4)  # what can be handed over as it is
+        named = name_values(model, values)
+        misaligned = arrays(shape, offset=4)  # these can be passed as they are
         for options, goal in (({"allow_nonfinite": True}, 1.2), ({}, 1.7)):
             how = "allow_nonfinite=True" if options else "checked"
             yield compare(
-                f"set_params({how}){words}", "keras-tensorflow", shape.name,
+                f"set_params({how}){suffix}", "keras-tensorflow", shape.name,
                 lambda options=options, named=named: xw.set_params(model, named, **options),
-                {"raw AssignVariableOp, misaligned": lambda aside=aside: _assign(model, aside)},
-                # An aligned source has to be copied by us where TensorFlow would take it over: no peer does that.
+                {"raw AssignVariableOp, misaligned": lambda misaligned=misaligned: _assign(model, misaligned)},
+                # xweights has to copy an aligned source, where TensorFlow would share its memory: no peer does that.
                 goal if offset else None,
                 idiom=("set_weights", lambda values=values: model.set_weights(values)),
                 idiom_goal=factor if options else None,
@@ -76,7 +76,7 @@ def _assign(model: Any, values: list[Any]) -> None:
         raw_write(v.value, value)
 
 
-def _editing(model: Any, shape: Shape) -> Iterator[Timing]:
+def _time_edits(model: Any, shape: Shape) -> Iterator[Timing]:
     goal = 4.0 if shape.name == "many" else 6.0
     low, high, factor = (tf.constant(x, tf.float32) for x in (-0.05, 0.05, 0.999))
 
@@ -104,31 +104,31 @@ def _editing(model: Any, shape: Shape) -> Iterator[Timing]:
         "scale", "keras-tensorflow", shape.name, lambda: xw.scale(model, 0.999),
         {"raw Read / Mul / Assign": scale}, 1.2, idiom=("get, multiply, set", scale_idiom), idiom_goal=goal,
     )  # fmt: skip
-    made = masks(shape)
-    keep = by_name(model, made)
+    keep_masks = masks(shape)
+    keep = name_values(model, keep_masks)
     zero = tf.zeros(())
 
     def mask() -> None:
-        for v, one in zip(model.trainable_weights, made, strict=True):
-            raw_write(v.value, raw_ops.SelectV2(condition=one, t=raw_read(v.value), e=zero))
+        for v, keep_mask in zip(model.trainable_weights, keep_masks, strict=True):
+            raw_write(v.value, raw_ops.SelectV2(condition=keep_mask, t=raw_read(v.value), e=zero))
 
-    def on_views() -> None:
-        for v, one in zip(model.trainable_weights, made, strict=True):
-            raw_write(v.value, np.multiply(np.asarray(raw_read(v.value)), one))
+    def multiply_views() -> None:
+        for v, keep_mask in zip(model.trainable_weights, keep_masks, strict=True):
+            raw_write(v.value, np.multiply(np.asarray(raw_read(v.value)), keep_mask))
 
     def mask_idiom() -> None:
-        model.set_weights([w * one for w, one in zip(model.get_weights(), made, strict=True)])
+        model.set_weights([w * keep_mask for w, keep_mask in zip(model.get_weights(), keep_masks, strict=True)])
 
     yield compare(
         "mask", "keras-tensorflow", shape.name, lambda: xw.mask(model, keep),
-        {"raw Read / SelectV2 / Assign": mask, "np.multiply on the view, raw Assign": on_views}, 1.2,
+        {"raw Read / SelectV2 / Assign": mask, "np.multiply on the view, raw Assign": multiply_views}, 1.2,
         idiom=("get, multiply, set", mask_idiom), idiom_goal=goal,
     )  # fmt: skip
 
 
-def _compiled(model: Any, shape: Shape) -> Iterator[Timing]:
-    """Yield rules inside of a tf.function against the same step written by hand; tracing is outside of the times."""
-    # XLA pays where memory limits; 1,000 variables take it minutes to compile.
+def _time_compiled_steps(model: Any, shape: Shape) -> Iterator[Timing]:
+    """Yield rules inside a tf.function against the same step written by hand; tracing isn't timed."""
+    # XLA helps where memory is the limit; it takes minutes to compile 1,000 variables.
     jit = shape.name == "mid"
     variables = [v.value for v in model.trainable_weights]
     low, high = tf.constant(-0.05), tf.constant(0.05)
@@ -143,9 +143,9 @@ def _compiled(model: Any, shape: Shape) -> Iterator[Timing]:
     peer = tf.function(by_hand, jit_compile=jit, autograph=False)
     bound = xw.bind(model, xw.Clip(-0.05, 0.05), where="*kernel")
     step = tf.function(bound, jit_compile=jit, autograph=False)
-    words = ", jit_compile" if jit else ""
+    suffix = ", jit_compile" if jit else ""
     yield compare(
-        f"clip in a tf.function{words}", "keras-tensorflow", shape.name, step,
+        f"clip in a tf.function{suffix}", "keras-tensorflow", shape.name, step,
         {"tf.function by hand": lambda: peer(low, high)}, 1.15, idiom=("get, np.clip, set", idiom), idiom_goal=15.0,
     )  # fmt: skip
     if jit:

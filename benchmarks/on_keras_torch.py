@@ -1,7 +1,4 @@
-"""Keras models on torch: writing, against a loop by hand.
-
-Owns its rows. Imports torch, Keras, NumPy, shapes and timing.
-"""
+"""Time writes to Keras models on torch against hand-written loops."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from shapes import arrays, by_name, keras_model, shapes
+from shapes import arrays, keras_model, name_values, shapes
 from timing import Memory, Timing, compare
 
 import xweights as xw
@@ -21,7 +18,7 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
     for shape in shapes(quick):
         model = keras_model(shape)
         values = arrays(shape)
-        named = by_name(model, values)
+        named = name_values(model, values)
 
         def foreach(model: Any = model, values: Any = values) -> None:
             with torch.no_grad():

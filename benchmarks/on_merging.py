@@ -1,7 +1,7 @@
-"""Merging two safetensors files into a third, against a streaming loop written by hand.
+"""Time merging two safetensors files into a third against a hand-written streaming loop.
 
-Owns its rows. Imports NumPy, safetensors and timing. The loop reads both files a mebibyte at a time and writes as it
-goes; it knows that they are alike, and checks nothing. Files lie in the page cache, and nobody waits for the disk.
+The loop reads both files a mebibyte at a time and writes as it goes; it assumes that they have the same layout, and
+checks nothing. Files are in the page cache, and nothing waits for the disk.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from timing import MIB, Memory, Timing, can_measure_memory, compare
 import xweights as xw
 
 CHUNK = MIB // 4
-# Runs in a process of its own: memory beyond what it had when everything was imported.
+# Runs in a process of its own: memory beyond that after the imports.
 PEAK = """
 import sys
 from pathlib import Path
 import xweights
 xweights.merge
-def memory(word):
+def memory(key):
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(word))
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
 before = memory("VmRSS")
 xweights.merge(sys.argv[1:3], out=sys.argv[3], durable=False)
 print((memory("VmHWM") - before) / 1024)
@@ -68,14 +68,14 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
 
 def _two_files(folder: Path, arrays: int, entries: int) -> list[Path]:
     paths = [folder / "a.safetensors", folder / "b.safetensors"]
-    at, header = 0, {}
+    offset, header = 0, {}
     for i in range(arrays):
         header[f"{i}/kernel"] = {
             "dtype": "F32",
             "shape": [entries // 1024, 1024],
-            "data_offsets": [at, at + 4 * entries],
+            "data_offsets": [offset, offset + 4 * entries],
         }
-        at += 4 * entries
+        offset += 4 * entries
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     for seed, path in enumerate(paths):
@@ -89,13 +89,13 @@ def _two_files(folder: Path, arrays: int, entries: int) -> list[Path]:
 
 def _by_hand(paths: list[Path], out: Path, weight: float = 0.5) -> None:
     a, b = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
-    with paths[0].open("rb", 0) as one, paths[1].open("rb", 0) as other, out.open("wb", 0) as result:
-        length = 8 + int.from_bytes(one.read(8), "little")
-        one.seek(0)
-        result.write(one.read(length))
-        other.seek(length)
-        while got := one.readinto(a):
-            other.readinto(b)
+    with paths[0].open("rb", 0) as first, paths[1].open("rb", 0) as second, out.open("wb", 0) as result:
+        length = 8 + int.from_bytes(first.read(8), "little")
+        first.seek(0)
+        result.write(first.read(length))
+        second.seek(length)
+        while got := first.readinto(a):
+            second.readinto(b)
             part, rest = a[: got // 4], b[: got // 4]
             if weight == 0.5:
                 np.add(part, rest, out=part)
@@ -108,8 +108,8 @@ def _by_hand(paths: list[Path], out: Path, weight: float = 0.5) -> None:
 
 
 def _idiom(paths: list[Path], out: Path) -> None:
-    one, other = (safetensors.numpy.load_file(path) for path in paths)
-    safetensors.numpy.save_file({name: (array + other[name]) / 2 for name, array in one.items()}, out)
+    first, second = (safetensors.numpy.load_file(path) for path in paths)
+    safetensors.numpy.save_file({name: (array + second[name]) / 2 for name, array in first.items()}, out)
 
 
 def _peak(paths: list[Path], out: Path) -> float:

@@ -1,7 +1,6 @@
-"""Ports from Keras on TensorFlow to torch, against a loop of transposed copies written by hand.
+"""Time ports from Keras on TensorFlow to torch against a hand-written loop of transposed copies.
 
-Owns its rows. Imports torch, Keras, TensorFlow and timing. The loop reads TensorFlow's memory without a copy; it knows
-which layer is which, and checks nothing.
+The loop reads TensorFlow's memory without a copy; it pairs layers by position, and checks nothing.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
         yield extra_memory("port(), no sample: one tensor", "keras-tensorflow", name, ours, largest)
     source, target = _twins(256)
     sample = np.random.default_rng(0).normal(size=(1, 4, 4, 256)).astype("float32")
-    moved = torch.from_numpy(np.ascontiguousarray(np.moveaxis(sample, -1, 1)))
-    proved = lambda: xw.port(source, target, sample=sample)  # noqa: E731
-    forwards = {"both forwards": lambda: (source(sample, training=False), target(moved))}
-    yield compare("port(sample=...)", "keras-tensorflow", "5M", proved, forwards, None)
+    channels_first = torch.from_numpy(np.ascontiguousarray(np.moveaxis(sample, -1, 1)))
+    checked = lambda: xw.port(source, target, sample=sample)  # noqa: E731
+    forwards = {"both forwards": lambda: (source(sample, training=False), target(channels_first))}
+    yield compare("port(sample=...)", "keras-tensorflow", "5M", checked, forwards, None)
 
 
 def _twins(width: int) -> tuple[Any, Any]:

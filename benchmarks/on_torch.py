@@ -1,9 +1,8 @@
-"""PyTorch modules and mappings of arrays, against loops written by hand.
+"""Time calls on PyTorch modules and mappings of arrays against hand-written loops.
 
-Owns its rows. Imports torch, NumPy, shapes and timing. A peer starts where we start, from the model:
-``model.parameters()`` is part of it. The models are Linear layers, so the neutral order is the transpose of the stored
-one, and "C order" below is an array that somebody made in neutral order: it lies across the stored one, for us as for a
-peer.
+A peer starts from the model, as xweights does: ``model.parameters()`` is part of it. The models are Linear layers, so
+the neutral order is the transpose of the stored one. "C order" below means an array that was made in neutral order: its
+memory order differs from the stored one, for xweights and for a peer.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from shapes import Shape, arrays, by_name, masks, shapes, torch_model
+from shapes import Shape, arrays, masks, name_values, shapes, torch_model
 from timing import Call, Memory, Timing, compare
 from torch.nn.utils import prune
 
@@ -25,13 +24,13 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
     """Yield the rows."""
     for shape in shapes(quick):
         model = torch_model(shape)
-        yield from _reading(model, shape)
-        yield from _writing(model, shape)
-        yield from _editing(model, shape)
-    yield from _pruning(shapes(quick)[0])
+        yield from _time_reads(model, shape)
+        yield from _time_writes(model, shape)
+        yield from _time_edits(model, shape)
+    yield from _time_pruning(shapes(quick)[0])
 
 
-def _reading(model: Any, shape: Shape) -> Iterator[Timing]:
+def _time_reads(model: Any, shape: Shape) -> Iterator[Timing]:
     mapping = dict(xw.get_params(model, layout="native"))
     yield compare(
         "get_params(copy=False)", "torch", shape.name,
@@ -68,21 +67,21 @@ def _read_only(array: Any) -> Any:
     return view
 
 
-def _writing(model: Any, shape: Shape) -> Iterator[Timing]:
+def _time_writes(model: Any, shape: Shape) -> Iterator[Timing]:
     params = xw.get_params(model)
     stored = [value.T for value in params.values()]
-    across = by_name(model, arrays(shape))
-    state = {p.native_name: torch.from_numpy(one) for p, one in zip(xw.parameters(model), stored, strict=True)}
+    across = name_values(model, arrays(shape))
+    state = {p.native_name: torch.from_numpy(array) for p, array in zip(xw.parameters(model), stored, strict=True)}
     idiom = ("load_state_dict", lambda: model.load_state_dict(state))
-    for words, options, goal in (("allow_nonfinite=True", {"allow_nonfinite": True}, 1.15), ("checked", {}, 1.7)):
+    for how, options, goal in (("allow_nonfinite=True", {"allow_nonfinite": True}, 1.15), ("checked", {}, 1.7)):
         yield compare(
-            f"set_params({words})", "torch", shape.name,
+            f"set_params({how})", "torch", shape.name,
             lambda options=options: xw.set_params(model, params, **options),
             {"np.copyto": lambda: _copyto(model, stored), "_foreach_copy_": lambda: _foreach(model, stored)},
             goal, idiom=idiom,
         )  # fmt: skip
         yield compare(
-            f"set_params({words}), C order", "torch", shape.name,
+            f"set_params({how}), C order", "torch", shape.name,
             lambda options=options: xw.set_params(model, across, **options),
             {"np.copyto(view, a.T)": lambda: _copyto(model, [a.T for a in across.values()]),
              "p.copy_(t.T)": lambda: _copy(model, [a.T for a in across.values()])},
@@ -106,7 +105,7 @@ def _foreach(model: Any, values: list[Any]) -> None:
     torch._foreach_copy_(list(model.parameters()), [torch.from_numpy(value) for value in values])
 
 
-def _editing(model: Any, shape: Shape) -> Iterator[Timing]:
+def _time_edits(model: Any, shape: Shape) -> Iterator[Timing]:
     many = shape.name == "many"
 
     def each(edit: Any) -> Call:
@@ -139,33 +138,36 @@ def _editing(model: Any, shape: Shape) -> Iterator[Timing]:
         1.5 if many else 1.15,
         idiom=("p.data = p.data * s", each(lambda p: setattr(p, "data", p.data * 0.999))),
     )  # fmt: skip
-    made = masks(shape)
-    for words, stored in (("mask (as prune returns it)", made), ("mask, C order", [one.T for one in made])):
-        keep = by_name(model, [one.T for one in stored])
-        tensors = [torch.from_numpy(one) for one in stored]
+    keep_masks = masks(shape)
+    for title, stored in (
+        ("mask (as prune returns it)", keep_masks),
+        ("mask, C order", [mask.T for mask in keep_masks]),
+    ):
+        keep = name_values(model, [mask.T for mask in stored])
+        tensors = [torch.from_numpy(mask) for mask in stored]
 
         def multiply(stored: Any = stored) -> None:
-            for p, one in zip(model.parameters(), stored, strict=True):
+            for p, mask in zip(model.parameters(), stored, strict=True):
                 view = p.detach().numpy()
-                np.multiply(view, one, out=view)
+                np.multiply(view, mask, out=view)
 
         @torch.no_grad()
-        def filled(tensors: Any = tensors) -> None:
-            for p, one in zip(model.parameters(), tensors, strict=True):
-                p.masked_fill_(~one, 0.0)
+        def fill(tensors: Any = tensors) -> None:
+            for p, mask in zip(model.parameters(), tensors, strict=True):
+                p.masked_fill_(~mask, 0.0)
 
         yield compare(
-            words, "torch", shape.name, lambda keep=keep: xw.mask(model, keep),
-            {"np.multiply(v, bool, out=v)": multiply}, 1.2, idiom=("p.masked_fill_(~keep, 0)", filled),
-            idiom_goal=5.0 if words != "mask, C order" else None,
+            title, "torch", shape.name, lambda keep=keep: xw.mask(model, keep),
+            {"np.multiply(v, bool, out=v)": multiply}, 1.2, idiom=("p.masked_fill_(~keep, 0)", fill),
+            idiom_goal=5.0 if title != "mask, C order" else None,
         )  # fmt: skip
     scratch = np.empty((shape.side, shape.side), np.float32)
-    source = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
     def noise() -> None:
         for p in model.parameters():
             view = p.detach().numpy()
-            source.standard_normal(dtype=np.float32, out=scratch)
+            rng.standard_normal(dtype=np.float32, out=scratch)
             np.multiply(scratch, np.float32(1e-9), out=scratch)
             np.add(view, scratch, out=view)
 
@@ -180,11 +182,11 @@ def _editing(model: Any, shape: Shape) -> Iterator[Timing]:
     )  # fmt: skip
 
 
-def _pruning(shape: Shape) -> Iterator[Timing]:
+def _time_pruning(shape: Shape) -> Iterator[Timing]:
     model = torch_model(shape)
     first = xw.snapshot(model)
     views = [p.detach().numpy() for p in model.parameters()]
-    drop = int(0.9 * sum(one.size for one in views) + 0.5)
+    drop = int(0.9 * sum(view.size for view in views) + 0.5)
     yield compare(
         "prune 90 % global: threshold alone", "numpy", shape.name,
         lambda: order_statistic(views, drop, absolute=True),
@@ -205,7 +207,7 @@ def _pruning(shape: Shape) -> Iterator[Timing]:
             np.multiply(view, np.abs(view) > edge, out=view)
 
     def whole() -> None:
-        prune.global_unstructured([(one, "weight") for one in others.pop()], prune.L1Unstructured, amount=0.9)
+        prune.global_unstructured([(layer, "weight") for layer in others.pop()], prune.L1Unstructured, amount=0.9)
 
     others = [torch_model(shape) for _ in range(3)]
     for idiom, call, factor in (("kthvalue, p.mul_(bool)", kth, 2.5), ("prune.global_unstructured", whole, 20.0)):
@@ -222,26 +224,26 @@ def _magnitudes(model: Any) -> Any:
 
 
 def _partition(views: list[Any], drop: int) -> Any:
-    joined = np.concatenate([one.ravel() for one in views])
+    joined = np.concatenate([view.ravel() for view in views])
     np.abs(joined, out=joined)
     joined.partition(drop - 1)
     return joined[drop - 1]
 
 
 def _bracket(views: list[Any], drop: int) -> Any:
-    """The best way known: a sample brackets the threshold, one pass counts below and gathers inside."""
-    total = sum(one.size for one in views)
-    some = np.sort(np.abs(np.concatenate([one.ravel()[:: max(1, total >> 16)] for one in views])))
-    at, wide = drop / total * some.size, 4 * np.sqrt(drop / total * (1 - drop / total) * some.size) + 1
-    low, high = some[int(at - wide)], some[min(some.size - 1, int(at + wide))]
+    """Return the threshold by the best known way: a sample brackets it, one pass counts below and gathers inside."""
+    total = sum(view.size for view in views)
+    sampled = np.sort(np.abs(np.concatenate([view.ravel()[:: max(1, total >> 16)] for view in views])))
+    rank, margin = drop / total * sampled.size, 4 * np.sqrt(drop / total * (1 - drop / total) * sampled.size) + 1
+    low, high = sampled[int(rank - margin)], sampled[min(sampled.size - 1, int(rank + margin))]
     below, inside, scratch = 0, [], np.empty(1 << 15, np.float32)
-    for one in views:
-        flat = one.ravel()
+    for view in views:
+        flat = view.ravel()
         for start in range(0, flat.size, 1 << 15):
             part = flat[start : start + (1 << 15)]
             size = np.abs(part, out=scratch[: part.size])
             below += np.count_nonzero(size < low)
             inside.append(size[(size >= low) & (size <= high)])
-    found = np.concatenate(inside)
-    found.partition(drop - below - 1)
-    return found[drop - below - 1]
+    candidates = np.concatenate(inside)
+    candidates.partition(drop - below - 1)
+    return candidates[drop - below - 1]

@@ -1,9 +1,9 @@
-"""The benchmark: what xweights does in one call, against the best loop an expert would write, in the same process.
+"""Run the benchmarks: one call of xweights against the best loop that an expert would write, in the same process.
 
     python benchmarks/run.py                the whole table, about eight minutes
-    python benchmarks/run.py --quick        small shapes: that it runs, not how fast
+    python benchmarks/run.py --quick        small shapes: shows that it runs, not how fast
     python benchmarks/run.py --only torch   one part, here torch; --help lists them
-    python benchmarks/run.py --save         also put the tables that were run whole into benchmarks/RESULTS.md
+    python benchmarks/run.py --save         also write the complete tables to benchmarks/RESULTS.md
 
 Each part runs in a process of its own, because Keras has one backend per process. Nothing here is a test.
 """
@@ -36,7 +36,7 @@ PARTS = {
     "handoff": {"KERAS_BACKEND": "tensorflow"},
     "memory": {"KERAS_BACKEND": "tensorflow", "MALLOC_MMAP_THRESHOLD_": "65536"},
 }
-# The tables of RESULTS.md, each with the parts that it shows.
+# The tables of RESULTS.md, each with its parts.
 TABLES = {
     "tables": ("imports", "torch", "keras_tensorflow", "keras_torch", "memory"),
     "holds": ("holds_torch", "holds_keras"),
@@ -59,14 +59,14 @@ def main() -> None:
     if options.part:
         _run_part(options.part, options.quick)
         return
-    wanted = options.only or list(PARTS)
-    found = {name: _in_process(name, options.quick, options.threads) for name in wanted}
+    parts_to_run = options.only or list(PARTS)
+    rows_by_part = {name: _in_process(name, options.quick, options.threads) for name in parts_to_run}
     for title, parts in TABLES.items():
-        rows = [row for name in parts for row in found.get(name, [])]
+        rows = [row for name in parts for row in rows_by_part.get(name, [])]
         if rows:
             text = f"{machine(options.threads)}\n\n{tables(rows)}\n"
             print("\n" + text)
-            if options.save and set(parts) <= found.keys():
+            if options.save and set(parts) <= rows_by_part.keys():
                 _save(title, text)
 
 
@@ -93,9 +93,9 @@ def _in_process(name: str, quick: bool, threads: int) -> list[Timing | Memory]:
         for line in process.stdout:
             if not line.startswith('{"kind"'):
                 continue
-            one = json.loads(line)
-            kind = {"Timing": Timing, "Memory": Memory}[one.pop("kind")]
-            rows.append(kind(**one))
+            fields = json.loads(line)
+            kind = {"Timing": Timing, "Memory": Memory}[fields.pop("kind")]
+            rows.append(kind(**fields))
             print(_progress(rows[-1]), file=sys.stderr, flush=True)
     if process.returncode:
         raise SystemExit(f"the part {name!r} failed")
@@ -108,7 +108,7 @@ def _progress(row: Timing | Memory) -> str:
 
 
 def machine(threads: int) -> str:
-    """Return what the numbers depend on."""
+    """Return the machine and versions on which the numbers depend."""
     from importlib.metadata import version
 
     names = ("numpy", "torch", "tensorflow-cpu", "keras")
@@ -138,11 +138,11 @@ def tables(rows: Sequence[Timing | Memory]) -> str:
         for row in rows
         if isinstance(row, Memory)
     ]
-    return "\n\n".join(_markdown(one) for one in (lines, used) if len(one) > 1)
+    return "\n\n".join(_markdown(table) for table in (lines, used) if len(table) > 1)
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    head, *body = ["| " + " | ".join(one) + " |" for one in lines]
+    head, *body = ["| " + " | ".join(cells) + " |" for cells in lines]
     return "\n".join([head, "|" + "---|" * len(lines[0]), *body])
 
 

@@ -1,9 +1,8 @@
-"""What is measured: two shapes, as models of each framework and as arrays.
+"""The two shapes that are measured, as models of each framework and as arrays.
 
-Owns :class:`Shape` and the arrays. Imports NumPy; a framework inside the function that makes its model.
-
-``many`` is 1,000 weights of 10,000 entries (40 MB): the price of a call rules. ``mid`` is 12 of 4.2 million (201 MB):
-memory rules. They are the kernels of Linear and Dense layers: what torch stores is the transpose of the neutral order.
+``many`` is 1,000 weights of 10,000 entries (40 MB), where the cost per call dominates. ``mid`` is 12 of 4.2 million
+(201 MB), where memory does. They are the kernels of Linear and Dense layers: torch stores the transpose of the neutral
+order.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Shape:
 
     @property
     def mib(self) -> float:
-        """Size of all of it in float32."""
+        """Return the size of all matrices in float32."""
         return self.count * self.side**2 * 4 / (1 << 20)
 
 
@@ -37,7 +36,7 @@ QUICK = (Shape("many", 100, 100), Shape("mid", 3, 1024))
 
 
 def shapes(quick: bool) -> tuple[Shape, Shape]:
-    """Return the shapes, or (``quick``) small ones that only show that the benchmark runs."""
+    """Return the shapes, or (``quick``) small ones that only show that the benchmarks run."""
     return QUICK if quick else (MANY, MID)
 
 
@@ -60,22 +59,22 @@ def keras_model(shape: Shape) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.blocks = [keras.layers.Dense(shape.side, use_bias=False) for _ in range(shape.count)]
-            for one in self.blocks:
-                one.build((None, shape.side))
+            for block in self.blocks:
+                block.build((None, shape.side))
             self.built = True
 
     return Stack()
 
 
 def arrays(shape: Shape, *, offset: int | None = None) -> list[Array]:
-    """Return matrices of their own; ``offset``: so many bytes from an address that 64 divides."""
+    """Return new matrices; ``offset``: the bytes between a multiple of 64 and their addresses."""
     source = np.random.default_rng(0)
-    made = [source.standard_normal((shape.side, shape.side), np.float32) for _ in range(shape.count)]
-    return made if offset is None else [placed(one, offset) for one in made]
+    matrices = [source.standard_normal((shape.side, shape.side), np.float32) for _ in range(shape.count)]
+    return matrices if offset is None else [copy_at_offset(array, offset) for array in matrices]
 
 
-def placed(array: Array, offset: int) -> Array:
-    """Return a copy that lies ``offset`` bytes from an address that 64 divides."""
+def copy_at_offset(array: Array, offset: int) -> Array:
+    """Return a copy whose address is ``offset`` bytes after a multiple of 64."""
     room = np.empty(array.nbytes + 128, np.uint8)
     start = -room.ctypes.data % 64 + offset
     copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -89,7 +88,7 @@ def masks(shape: Shape) -> list[Array]:
     return [source.random((shape.side, shape.side), np.float32) < 0.5 for _ in range(shape.count)]
 
 
-def by_name(model: Any, values: Sequence[Array]) -> dict[str, Array]:
+def name_values(model: Any, values: Sequence[Array]) -> dict[str, Array]:
     """Return the values under the neutral names of a model's parameters."""
     import xweights as xw
 

@@ -1,10 +1,7 @@
-"""How things are timed: candidates take turns in one process, and ratios are taken turn by turn.
+"""Time candidates that take turns in one process, with one ratio per turn; measure memory.
 
-Owns :func:`compare`, :func:`compare_each`, :func:`extra_memory` and the two kinds of rows. Imports the standard
-library only.
-
-A busy or throttled machine slows neighbours in time alike. So ``ours`` and its peers run A B C A B C ..., each round
-gives one ratio per peer, and the median of these is what is reported, with the quartiles beside it.
+A busy or throttled machine slows calls that run close together by the same amount. So ``ours`` and its peers run
+A B C A B C ..., each round gives one ratio per peer, and the report has the median of these and the quartiles.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Timing:
-    """One row of the table of times; times in milliseconds, ratios are ours / theirs."""
+    """One row of the table of times: times in milliseconds, ratios ours / peer."""
 
     operation: str
     backend: str
@@ -42,14 +39,14 @@ class Timing:
 
     @property
     def met(self) -> bool:
-        """True if the ratio, as shown, is within the goal, and the idiom is beaten by as much as was promised."""
+        """Return True if the ratio, as shown, is within the goal, and the idiom is slower by the promised factor."""
         quick = self.goal is None or round(self.ratio, 2) <= self.goal
         return quick and (self.idiom_goal is None or (self.faster or 0.0) >= self.idiom_goal)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """One row of the table of memory; MiB beyond what was there before the call and what the call returns."""
+    """One row of the table of memory: MiB beyond the memory before the call and the size of its result."""
 
     operation: str
     backend: str
@@ -59,7 +56,7 @@ class Memory:
 
     @property
     def met(self) -> bool:
-        """True if the call took no more than it may."""
+        """Return True if the call took no more than allowed."""
         return self.extra <= self.goal
 
 
@@ -77,16 +74,16 @@ def compare(
     seconds: float = 2.5,
     most: int = 40,
 ) -> Timing:
-    """Time ``ours`` against hand-written ``peers`` (and, in a few rounds, the idiom that people use).
+    """Time ``ours`` against hand-written ``peers`` (and, in a few rounds, the usual idiom).
 
-    ``before`` runs before each of them, and outside of its time.
+    ``before`` runs before each of them, and isn't timed.
     """
     calls: dict[str, Call] = {"": ours, **peers}
     slow: list[tuple[float, float]] = []
 
-    def compare_with_idiom(turn: int, mine: float) -> None:
+    def compare_with_idiom(turn: int, our_time: float) -> None:
         if idiom is not None and turn < 3:
-            slow.append((mine, _once(idiom[1], before)))
+            slow.append((our_time, _once(idiom[1], before)))
 
     times = _in_turn(calls, before, seconds, most, compare_with_idiom)
     best = min(peers, key=lambda name: statistics.median(times[name]))
@@ -97,7 +94,7 @@ def compare(
         shape=shape,
         goal=goal,
         idiom="" if idiom is None else idiom[0],
-        faster=statistics.median(theirs / own for own, theirs in slow) if slow else None,
+        faster=statistics.median(idiom_time / our_time for our_time, idiom_time in slow) if slow else None,
         idiom_goal=idiom_goal,
     )
 
@@ -112,7 +109,7 @@ def compare_each(
     seconds: float = 10.0,
     most: int = 200,
 ) -> Iterator[Timing]:
-    """Time ``ours`` against several ways that differ in what they do, all in one run: a row and a goal for each."""
+    """Time ``ours`` against several peers with different work, all in one run: a row and a goal for each."""
     calls: dict[str, Call] = {"": ours, **{name: call for name, (call, _) in peers.items()}}
     times = _in_turn(calls, None, seconds, most)
     for name, (_, goal) in peers.items():
@@ -126,17 +123,17 @@ def _in_turn(
     most: int,
     after_turn: Callable[[int, float], None] | None = None,
 ) -> dict[str, list[float]]:
-    """Return the times of each call, of as many rounds as fit; ``after_turn`` gets the turn and the time of ours."""
+    """Return the times of each call in as many rounds as fit; ``after_turn`` gets the turn and the time of ours."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         _once(call, before)
     gc.collect()
-    gc.disable()  # a collection would hit whoever happens to run
+    gc.disable()  # a collection would hit the call that happens to run
     try:
         end = time.perf_counter() + seconds
         order = list(calls)
         for turn in range(most):
-            # Each round begins with another one, so that nobody always runs on the caches that a given other one left.
+            # Each round begins with another call, so that no call always runs on the caches of the same other one.
             for name in order[turn % len(order) :] + order[: turn % len(order)]:
                 times[name].append(_once(calls[name], before))
             if after_turn is not None:
@@ -149,24 +146,24 @@ def _in_turn(
 
 
 def _against(times: Mapping[str, list[float]], peer: str) -> dict[str, Any]:
-    mine, theirs = times[""], times[peer]
-    ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
+    ours, peer_times = times[""], times[peer]
+    ratios = [a / b for a, b in zip(ours, peer_times, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
     return {
-        "ours": 1e3 * statistics.median(mine),
+        "ours": 1e3 * statistics.median(ours),
         "peer": peer,
-        "peer_ms": 1e3 * statistics.median(theirs),
+        "peer_ms": 1e3 * statistics.median(peer_times),
         "ratio": statistics.median(ratios),
         "quartiles": (low, high),
     }
 
 
 def extra_memory(operation: str, backend: str, shape: str, call: Call, goal: float) -> Memory:
-    """Return how far the resident memory rose above where it was, less what the call returns (``result.nbytes``)."""
+    """Return how far the resident memory rose during a call, less the size of its result (``result.nbytes``)."""
     gc.collect()
-    with suppress(AttributeError):  # glibc only: what was freed goes back, or it would serve this call unseen
+    with suppress(AttributeError):  # glibc only: return freed memory, or this call would reuse it unseen
         ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the peak to what there is now
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak to the current size
     before = _status("VmRSS")
     result = call()
     extra = _status("VmHWM") - before - getattr(result, "nbytes", 0)
@@ -174,15 +171,15 @@ def extra_memory(operation: str, backend: str, shape: str, call: Call, goal: flo
 
 
 def can_measure_memory() -> bool:
-    """Return True where the peak of the resident memory can be set back (Linux)."""
+    """Return True where the peak of the resident memory can be reset (Linux)."""
     return Path("/proc/self/clear_refs").exists()
 
 
-def _status(word: str) -> int:
+def _status(key: str) -> int:
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(word + ":"):
+        if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024
-    raise LookupError(word)
+    raise LookupError(key)
 
 
 def _once(call: Call, before: Call | None) -> float:

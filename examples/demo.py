@@ -78,7 +78,7 @@ def edit_pretrained() -> bool:
 
     def row(state: str) -> None:
         now = embeddings()
-        zeros = sum(one.zeros for one in xw.stats(bert, where=kernels).values())
+        zeros = sum(stats.zeros for stats in xw.stats(bert, where=kernels).values())
         share = zeros / sum(p.size for p in xw.parameters(bert, where=kernels))
         cosine = float((now * original).sum(1).mean())
         table.add_row(

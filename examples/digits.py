@@ -37,7 +37,7 @@ class KerasDigits(keras.Model):
 
 
 class TorchDigits(torch.nn.Module):
-    """The classifier in PyTorch; takes the same channels-last images."""
+    """The classifier in PyTorch; it takes the same channels-last images."""
 
     def __init__(self, filters: int = 128) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class TorchDigits(torch.nn.Module):
 
 
 def trained_keras(epochs: int = 10) -> KerasDigits:
-    """Train the Keras classifier; a few seconds."""
+    """Train the Keras classifier, which takes a few seconds."""
     train, _, labels, _ = data()
     keras.utils.set_random_seed(0)
     model = KerasDigits()
@@ -67,7 +67,7 @@ def trained_keras(epochs: int = 10) -> KerasDigits:
 
 
 def accuracy(model: object) -> float:
-    """Return the share of the test images that either twin classifies right."""
+    """Return the fraction of the test images that a twin classifies correctly."""
     _, test, _, labels = data()
     if isinstance(model, torch.nn.Module) and not isinstance(model, keras.Model):
         model.eval()

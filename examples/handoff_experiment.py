@@ -1,7 +1,8 @@
 """One training run in two frameworks: 200 steps in Keras, 200 in PyTorch, 200 in Keras. Run it: nox -s handoff.
 
-Beside it 600 steps in Keras alone, and the same with the rows of each batch in another order: that is the rounding
-floor. Draws both loss curves into handoff_experiment.png, where they can't be told apart, and prints the differences.
+For comparison it trains 600 steps in Keras alone, and the same with the rows of each batch in another order, which is
+the rounding floor. It draws both loss curves, which look the same, into handoff_experiment.png, and prints the
+differences.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ L = keras.layers
 
 
 def keras_classifier() -> keras.Model:
-    """The classifier in Keras: channels last."""
+    """Return the classifier in Keras: channels last."""
     return keras.Sequential(
         [
             keras.Input((8, 8, 1)),
@@ -41,7 +42,7 @@ def keras_classifier() -> keras.Model:
 
 
 def torch_classifier() -> nn.Module:
-    """Its twin in PyTorch: channels first, so that it flattens in another order."""
+    """Return its twin in PyTorch: channels first, so that it flattens in another order."""
     return nn.Sequential(
         *(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
         *(nn.Linear(256, 64), nn.Tanh(), nn.Linear(64, 10)),
@@ -49,9 +50,9 @@ def torch_classifier() -> nn.Module:
 
 
 def optimizer() -> keras.optimizers.Optimizer:
-    """Momentum under a schedule with clipping and decay: what goes wrong by hand."""
-    rate = keras.optimizers.schedules.ExponentialDecay(0.02, 100, 0.7)
-    return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=1e-3, global_clipnorm=1.0)
+    """Return momentum SGD with a schedule, clipping and decay, which is easily ported wrong by hand."""
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.02, 100, 0.7)
+    return keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True, weight_decay=1e-3, global_clipnorm=1.0)
 
 
 class Run:
@@ -86,16 +87,18 @@ def channels_first(images: np.ndarray) -> np.ndarray:
 
 
 def begin() -> Run:
-    """The same beginning each time, weights and all."""
+    """Return a new run, with the same initial weights each time."""
     model = keras_classifier()
     xw.init(model, "glorot_uniform", seed=0)
     return Run(model, optimizer())
 
 
-def apart(one: keras.Model, other: keras.Model) -> float:
-    mine, theirs = xw.get_params(one), xw.get_params(other)
+def relative_distance(model: keras.Model, reference: keras.Model) -> float:
+    weights, expected = xw.get_params(model), xw.get_params(reference)
     return max(
-        float(np.abs(mine[n] - w).max() / np.abs(w).max()) for n, w in theirs.items() if w.dtype.kind == "f" and w.any()
+        float(np.abs(weights[n] - w).max() / np.abs(w).max())
+        for n, w in expected.items()
+        if w.dtype.kind == "f" and w.any()
     )
 
 
@@ -103,18 +106,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--plot", type=Path, default=Path("handoff_experiment.png"))
-    given = parser.parse_args()
-    steps = given.steps
-    train, test, labels, wanted = digits.data()
+    options = parser.parse_args()
+    steps = options.steps
+    train, test, labels, truth = digits.data()
     rows = [rows for rows, _ in zip(xw.batches(len(train), 64, seed=0), range(3 * steps), strict=False)]
-    batches = [(train[one], labels[one].astype("int64")) for one in rows]
+    batches = [(train[chosen], labels[chosen].astype("int64")) for chosen in rows]
     sample = train[:32]
 
     alone = begin()
     expected = alone.train(batches)
     floor_run = begin()
-    turned = [(images[::-1], labels[::-1]) for images, labels in batches]
-    floor = floor_run.train(turned)
+    reversed_batches = [(images[::-1], labels[::-1]) for images, labels in batches]
+    floor = floor_run.train(reversed_batches)
 
     first = begin()
     losses = first.train(batches[:steps])
@@ -131,13 +134,13 @@ def main() -> None:
 
     print("\n3. Against Keras alone\n")
     print("                       handed over   rounding floor")
-    curve = [float(np.abs(np.subtract(one, expected)).max()) for one in (losses, floor)]
-    weights = [apart(one, alone.model) for one in (model, floor_run.model)]
+    curve = [float(np.abs(np.subtract(run_losses, expected)).max()) for run_losses in (losses, floor)]
+    weights = [relative_distance(trained, alone.model) for trained in (model, floor_run.model)]
     print(f"loss, at most          {curve[0]:11.1e}   {curve[1]:14.1e}")
     print(f"weights, relative      {weights[0]:11.1e}   {weights[1]:14.1e}")
-    scores = [float((one.predict(test, verbose=0).argmax(1) == wanted).mean()) for one in (model, alone.model)]
+    scores = [float((trained.predict(test, verbose=0).argmax(1) == truth).mean()) for trained in (model, alone.model)]
     print(f"accuracy               {scores[0]:11.4f}   {scores[1]:14.4f} (Keras alone)")
-    plot(given.plot, expected, losses, steps)
+    plot(options.plot, expected, losses, steps)
     if curve[0] > 10 * curve[1] or weights[0] > 10 * weights[1]:
         raise SystemExit("this is not the same experiment")
 
@@ -151,10 +154,10 @@ def plot(path: Path, expected: list[float], losses: list[float], steps: int) -> 
     figure, axes = plt.subplots(figsize=(8, 4))
     axes.plot(expected, color="#bbbbbb", linewidth=5, label="Keras alone")
     parts = ((0, "Keras", "#d62728"), (1, "PyTorch", "#1f77b4"), (2, "Keras again", "#d62728"))
-    for place, name, colour in parts:
-        there = range(place * steps, (place + 1) * steps)
-        axes.plot(there, losses[place * steps : (place + 1) * steps], color=colour, linewidth=1, label=name)
-        axes.axvline(place * steps, color="#888888", linewidth=0.5)
+    for part, name, colour in parts:
+        part_steps = range(part * steps, (part + 1) * steps)
+        axes.plot(part_steps, losses[part * steps : (part + 1) * steps], color=colour, linewidth=1, label=name)
+        axes.axvline(part * steps, color="#888888", linewidth=0.5)
     axes.set(xlabel="step", ylabel="training loss", yscale="log", title="A digits classifier, handed over twice")
     axes.legend()
     figure.tight_layout()

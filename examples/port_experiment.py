@@ -1,7 +1,7 @@
-"""One experiment in two frameworks: train in Keras, port, go on in PyTorch, port back. Run it: nox -s port.
+"""One experiment in two frameworks: train in Keras, port, train on in PyTorch, port back. Run it: nox -s port.
 
-The port is proved on a batch before it happens; the accuracies on both sides of each hand-over have to be equal. Then a
-fault that is often made by hand, an image flattened the other way, is put in, and `verify` names it.
+Each port is proved on a batch before it happens, and the accuracies of both sides have to be equal. Then the script
+makes a mistake that is common by hand, an image flattened in another order, and `verify` names it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ L = keras.layers
 
 
 def keras_classifier() -> keras.Model:
-    """The classifier in Keras: channels last."""
+    """Return the classifier in Keras: channels last."""
     return keras.Sequential(
         [
             keras.Input((8, 8, 1)),
@@ -38,7 +38,7 @@ def keras_classifier() -> keras.Model:
 
 
 def torch_classifier() -> nn.Module:
-    """Its twin in PyTorch: channels first, so that it flattens in another order."""
+    """Return its twin in PyTorch: channels first, so that it flattens in another order."""
     return nn.Sequential(
         *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(16), nn.MaxPool2d(2), nn.Flatten()),
         *(nn.Linear(256, 64), nn.GELU(), nn.Linear(64, 10)),
@@ -56,9 +56,9 @@ def train_torch(model: nn.Module, images: np.ndarray, labels: np.ndarray, epochs
     data = torch.utils.data.TensorDataset(torch.from_numpy(channels_first(images)), torch.from_numpy(labels))
     model.train()
     for _ in range(epochs):
-        for batch, wanted in torch.utils.data.DataLoader(data, 64, shuffle=True):
+        for batch, truth in torch.utils.data.DataLoader(data, 64, shuffle=True):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(batch), wanted).backward()
+            nn.functional.cross_entropy(model(batch), truth).backward()
             optimizer.step()
 
 
@@ -79,7 +79,7 @@ def accuracy(model: object, images: np.ndarray, labels: np.ndarray) -> float:
 def main() -> None:
     keras.utils.set_random_seed(0)
     torch.manual_seed(0)
-    train, test, labels, wanted = digits.data()
+    train, test, labels, truth = digits.data()
     k, t = keras_classifier(), torch_classifier()
 
     print("1. The plan: what the structure settles, and what only a sample can\n")
@@ -88,12 +88,12 @@ def main() -> None:
     train_keras(k, train, labels, 3)
     print("\n2. Trained in Keras, ported to PyTorch\n")
     print(xw.port(k, t, sample=train[:32]))
-    show("Keras", k, "PyTorch", t, test, wanted)
+    show("Keras", k, "PyTorch", t, test, truth)
 
     train_torch(t, train, labels, 3)
     print("\n3. Trained on in PyTorch, ported back\n")
     print(xw.port(t, k, sample=channels_first(train[:32])))
-    show("PyTorch", t, "Keras", k, test, wanted)
+    show("PyTorch", t, "Keras", k, test, truth)
 
     print("\n4. A fault that is easily made by hand\n")
     with torch.no_grad():
@@ -102,9 +102,9 @@ def main() -> None:
     print(xw.verify(k, t, sample=train[:32]).first_divergence)
 
 
-def show(one: str, model: object, other: str, twin: object, images: np.ndarray, labels: np.ndarray) -> None:
+def show(name: str, model: object, twin_name: str, twin: object, images: np.ndarray, labels: np.ndarray) -> None:
     before, after = accuracy(model, images, labels), accuracy(twin, images, labels)
-    print(f"\naccuracy in {one}: {before:.4f}, in {other}: {after:.4f}")
+    print(f"\naccuracy in {name}: {before:.4f}, in {twin_name}: {after:.4f}")
     if before != after:
         raise SystemExit("the two are not the same experiment")
 

@@ -1,7 +1,7 @@
-"""A digits classifier that is pruned to 90 % while it is trained, in Keras and in PyTorch. Run it: nox -s demo.
+"""A digits classifier that is pruned to 90 % during training, in Keras and in PyTorch. Run it: nox -s demo.
 
 Both twins start from the same weights and see the same batches; the sparsity grows by a cubic schedule, and three
-rows of the last layer (torch's weight[:3]) are frozen. KERAS_BACKEND says what Keras runs on.
+rows of the last layer (torch's weight[:3]) are frozen. KERAS_BACKEND sets the framework below Keras.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ PRUNED = ["conv1/kernel", "conv2/kernel", "hidden/kernel"]
 FROZEN, ROWS = "logits/kernel", {"out": slice(3)}
 WITHIN = 0.01  # one point of accuracy
 FILTERS, BATCH, EPOCHS = 48, 64, 20
-SEEDS = (0, 1, 2)  # of 360 test images one is 0.3 points: single runs differ by three of them for no reason
-RATE, DECAY = 3e-3, 0.05
+SEEDS = (0, 1, 2)  # one of 360 test images is 0.3 points: single runs differ by three of them at random
+LR, DECAY = 3e-3, 0.05
 
 Epoch = tuple[np.ndarray, np.ndarray, float]  # images, labels, learning rate
 Train = Callable[[np.ndarray, np.ndarray, float], None]
 
 console = Console(width=112)
-# Two pools of threads, TensorFlow's and torch's, stall each other on a small machine; these layers need none.
+# The thread pools of TensorFlow and torch stall each other on a small machine; these layers need no threads.
 torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came out of training one twin twice: dense, and pruned on the way. Accuracies are means over the seeds."""
+    """Results of training one twin twice: dense, and pruned during training. Accuracies are means over the seeds."""
 
     framework: str
     dense: float
@@ -52,66 +52,66 @@ class Run:
 
     @property
     def promised(self) -> int:
-        """How many entries have to be zero: no more, and no less."""
+        """Return how many entries have to be zero: no more, and no less."""
         return int(FRACTION * self.entries + 0.5)
 
     @property
     def kept(self) -> bool:
-        """True if the run kept every promise."""
+        """Return True if the run kept every promise."""
         return self.zeros == self.promised and self.frozen_equal and self.pruned >= self.dense - WITHIN
 
 
 def epochs(count: int) -> Iterator[Epoch]:
-    """Yield the training set once per epoch, shuffled alike for everyone; the learning rate falls from halfway on."""
+    """Yield the training set once per epoch, in the same order for all; the learning rate falls from halfway on."""
     images, _, labels, _ = digits.data()
-    source = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for epoch in range(count):
-        order = source.permutation(len(images))[: len(images) // BATCH * BATCH]
-        yield images[order], labels[order], RATE * min(1.0, 2 * (1 - epoch / count))
+        order = rng.permutation(len(images))[: len(images) // BATCH * BATCH]
+        yield images[order], labels[order], LR * min(1.0, 2 * (1 - epoch / count))
 
 
 def schedule(count: int) -> xw.Schedule:
-    """Return the schedule: from two to six tenths of the run, masks made anew every eleven steps."""
+    """Return the schedule: from two to six tenths of the run, with new masks every eleven steps."""
     steps = count * (len(digits.data()[0]) // BATCH)
     return xw.Cubic(steps * 2 // 10, steps * 6 // 10, every=11)
 
 
 def keras_twin(start: xw.Params | None = None) -> tuple[keras.Model, Train]:
-    """Return the classifier in Keras, and what trains it for an epoch."""
+    """Return the classifier in Keras, and a function that trains it for an epoch."""
     model = digits.KerasDigits(FILTERS)
     model(np.zeros((1, 8, 8, 1), np.float32))  # builds the layers
     if start is not None:
         xw.set_params(model, start)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.AdamW(RATE, weight_decay=DECAY), loss)
+    model.compile(keras.optimizers.AdamW(LR, weight_decay=DECAY), loss)
 
-    def train(images: np.ndarray, labels: np.ndarray, rate: float) -> None:
-        model.optimizer.learning_rate = rate
+    def train(images: np.ndarray, labels: np.ndarray, lr: float) -> None:
+        model.optimizer.learning_rate = lr
         model.fit(images, labels, batch_size=BATCH, shuffle=False, verbose=0)
 
     return model, train
 
 
 def start(seed: int) -> xw.Params:
-    """Return weights to start from: the same bits whatever Keras runs on."""
+    """Return initial weights: the same bits on every Keras backend."""
     model, _ = keras_twin()
     xw.init(model, "glorot_uniform", seed=seed)
     return xw.get_params(model)
 
 
 def torch_twin(start: xw.Params) -> tuple[torch.nn.Module, Train]:
-    """Return the classifier in PyTorch, and what trains it for an epoch."""
+    """Return the classifier in PyTorch, and a function that trains it for an epoch."""
     model = digits.TorchDigits(FILTERS)
     xw.set_params(model, start)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=DECAY, eps=1e-7)
 
-    def train(images: np.ndarray, labels: np.ndarray, rate: float) -> None:
+    def train(images: np.ndarray, labels: np.ndarray, lr: float) -> None:
         model.train()
-        optimizer.param_groups[0]["lr"] = rate
-        for some in np.split(np.arange(len(images)), len(images) // BATCH):
+        optimizer.param_groups[0]["lr"] = lr
+        for rows in np.split(np.arange(len(images)), len(images) // BATCH):
             optimizer.zero_grad()
-            scores = model(torch.from_numpy(images[some]))
-            torch.nn.functional.cross_entropy(scores, torch.from_numpy(labels[some])).backward()
+            scores = model(torch.from_numpy(images[rows]))
+            torch.nn.functional.cross_entropy(scores, torch.from_numpy(labels[rows])).backward()
             optimizer.step()
 
     return model, train
@@ -124,18 +124,18 @@ TWINS: dict[str, Callable[..., tuple[object, Train]]] = {
 
 
 def prune(target: object, growth: xw.Schedule) -> xw.PruneHold:
-    """Begin to prune: the one line that the demo is about."""
+    """Start to prune: the one line that the demo is about."""
     return xw.prune(target, fraction=FRACTION, scope="global", where=PRUNED, hold=True, schedule=growth)
 
 
 def train_both_ways(framework: str, starts: Sequence[xw.Params], count: int) -> Run:
-    """Train a twin both ways from each of the starts."""
+    """Train a twin both ways from each set of initial weights."""
     runs = [train_twice(framework, start, count) for start in starts]
     return Run(
         framework,
         float(np.mean([run.dense for run in runs])),
         float(np.mean([run.pruned for run in runs])),
-        # One run that broke its promise is enough to show.
+        # One run that broke its promise is enough to report.
         next((run.zeros for run in runs if run.zeros != run.promised), runs[0].zeros),
         runs[0].entries,
         all(run.frozen_equal for run in runs),
@@ -143,7 +143,7 @@ def train_both_ways(framework: str, starts: Sequence[xw.Params], count: int) -> 
 
 
 def train_twice(framework: str, start: xw.Params, count: int) -> Run:
-    """Train a twin dense; then train it from the same weights again, pruned on the way and with frozen rows."""
+    """Train a twin dense; then train it again from the same weights, pruned during training and with frozen rows."""
     model, train = TWINS[framework](start)
     for epoch in epochs(count):
         train(*epoch)
@@ -156,8 +156,8 @@ def train_twice(framework: str, start: xw.Params, count: int) -> Run:
     held.check()
     frozen.check()
     now = xw.get_params(model)
-    # Counted and compared by NumPy, from what the model holds.
-    before, after = (one[FROZEN][:, ROWS["out"]].tobytes() for one in (start, now))
+    # Counted and compared by NumPy, from the model's own weights.
+    before, after = (params[FROZEN][:, ROWS["out"]].tobytes() for params in (start, now))
     return Run(
         framework,
         dense,
@@ -172,13 +172,13 @@ def masks_of_equal_weights(start: xw.Params, steps: int) -> Iterator[tuple[int, 
     """Yield (step, entries dropped, checksums of the masks that NumPy, Keras and PyTorch selected).
 
     Frameworks round differently, so two real runs drift apart and have to select different masks. Here every twin gets
-    the same weights before each step, and the learning rate is zero: what the step does is to select the masks.
+    the same weights before each step, and the learning rate is zero: the step only selects the masks.
     """
     growth = xw.Cubic(1, steps)
     twins = [make(start) for make in TWINS.values()]
     arrays = dict(xw.get_params(twins[0][0]))
     targets = [arrays, *(model for model, _ in twins)]
-    held = [prune(one, growth) for one in targets]
+    held = [prune(target, growth) for target in targets]
     images, labels, _ = next(epochs(1))
     for step in range(1, steps + 1):
         weights = {name: xw.get_params(start)[name] for name in PRUNED}
@@ -187,13 +187,13 @@ def masks_of_equal_weights(start: xw.Params, steps: int) -> Iterator[tuple[int, 
             xw.set_params(target, weights, strict=False)
         for _, train in twins:
             train(images[:BATCH], labels[:BATCH], 0.0)
-        held[0].apply()  # an array has no optimizer that could be followed
+        held[0].apply()  # arrays have no optimizer to follow
         dropped = sum(int((~mask).sum()) for mask in held[0].masks.values())
-        yield step, dropped, [xw.checksum(one.masks) for one in held]
+        yield step, dropped, [xw.checksum(hold.masks) for hold in held]
 
 
 def real_run(starts: Sequence[xw.Params], count: int) -> bool:
-    """Train every twin, print what came out, and return whether every promise was kept."""
+    """Train every twin, print the results, and return True if every promise was kept."""
     table = Table(
         title=f"pruned to {FRACTION:.0%} while training, three rows frozen; mean of {len(SEEDS)} starts",
         title_justify="left",
@@ -211,7 +211,7 @@ def real_run(starts: Sequence[xw.Params], count: int) -> bool:
 
 
 def proof(start: xw.Params, steps: int) -> bool:
-    """Print the masks that each framework selected from equal weights, and return whether they are all equal."""
+    """Print the masks that each framework selected from equal weights, and return True if they are all equal."""
     table = Table(title="equal weights, equal masks: selected after a training step", title_justify="left")
     for head in ("step", "dropped", "NumPy", *TWINS, "masks"):
         table.add_column(head, no_wrap=True)
@@ -225,7 +225,7 @@ def proof(start: xw.Params, steps: int) -> bool:
 
 
 def main(count: int = EPOCHS, steps: int = 6) -> bool:
-    """Do the real run and the proof; return whether every promise was kept."""
+    """Do the real run and the proof; return True if every promise was kept."""
     starts = [start(seed) for seed in SEEDS]
     kept, equal = real_run(starts, count), proof(starts[0], steps)
     console.print(f"exact sparsity, frozen rows bit for bit, accuracy within one point: {'yes' if kept else 'NO'}")

@@ -1,11 +1,21 @@
-"""Settings that all tests share."""
+"""Settings that all tests share: hypothesis' profiles, frameworks that are left out, and how long each test took."""
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import re
 import signal
+import sys
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+sys.path.insert(0, str(Path(__file__).parent / "packaging"))
+
+from absent import LEFT_OUT, leave_out
 
 # No deadlines, and no check of how quickly data is drawn: a busy machine says nothing about the code. CI draws the same
 # examples every time, so that a red run is about the change; `nox -s nightly` draws many more, and others each time.
@@ -17,8 +27,98 @@ settings.register_profile("ci", max_examples=20, derandomize=True, database=None
 settings.register_profile("nightly", max_examples=200, print_blob=True, **QUIET)
 settings.load_profile(os.environ.get("XWEIGHTS_HYPOTHESIS", "ci"))
 
+SECONDS: dict[str, float] = {}
+# Their tests share what takes long to make, so that one process should run all of a file.
+IN_ONE_PROCESS = (
+    "tests/files/test_corpus.py",
+    "tests/inspection/test_html_report.py",
+    "tests/packaging/test_contracts.py",
+    "tests/packaging/test_packaging.py",
+    "tests/training/test_demo_training.py",
+)
+# What takes long, and has its twin in CI: other dtypes and optimizers of a test, and whole networks.
+# (Cells of tests/matrix and of late attachments, numbers of steps and of kills say it where they are parametrized.)
+AT_NIGHT = re.compile(
+    r"""tests/backends/torch/test_ops\.py::test_a_chain_of_rules_.*\[inductor-torch\.(float64|float16|bfloat16)\]
+    |tests/backends/torch/test_ops\.py::test_without_the_fence_.*\[torch\.float16\]
+    |tests/porting/test_faults\.py::test_some_of_each_kind_.*
+    |tests/porting/test_networks\.py::test_a_(pretrained_speaker_encoder|resnet_with_two_blocks)_.*
+    |tests/porting/test_networks\.py::test_an_application_of_keras_.*\[ResNet50.*
+    |tests/training/test_averages\.py::test_averages_follow_training_.*\[(jit-adamw|keras-ema)-swa-.*
+    |tests/training/test_demo_training\.py::.*
+    |tests/training/test_freeze\.py::test_a_frozen_parameter_keeps_.*\[(keras-(accumulation|ema|muon)|jit-ema)-.*
+    |tests/training/test_freeze\.py::test_free_entries_move_.*\[(keras-muon|jit-ema)-.*
+    |tests/training/test_learning_rates\.py::test_a_factor_of_0_.*\[(jit-accumulation|keras-loss[ ]scaling)-.*
+    |tests/training/test_learning_rates\.py::test_all_factors_alike_.*\[jit-(adam|adamw)\]""",
+    re.VERBOSE,
+)
+# What JAX under Keras can't change: tables of layers, files, and what is done to arrays that have left the framework.
+ALIKE_ON_JAX = (
+    "tests/backends/keras/test_layers.py",
+    "tests/backends/keras/test_names.py::test_mobilenet",
+    "tests/cli/",
+    "tests/docs/test_readme.py",
+    "tests/files/",
+    "tests/optimizers/",
+    "tests/porting/",
+)
+# Training goes on in both directions, and in a step that JAX compiles.
+YET_ON_JAX = ("goes_on_in_float32_there_and_back", "goes_on_in_a_compiled_keras_step")
 
-def pytest_configure() -> None:
-    """Let Ctrl-C interrupt, as it does at a terminal: a shell starts background processes with it ignored."""
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take --only and --shuffle."""
+    told = "run as though no framework were installed but this one (TensorFlow has Keras with it)"
+    parser.addoption("--only", choices=sorted(LEFT_OUT), help=told)
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in a random order, the same for a seed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave frameworks out, and let Ctrl-C interrupt.
+
+    As it does at a terminal: a shell starts background processes with it ignored.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if config.option.only:
+        leave_out(LEFT_OUT[config.option.only])
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say how this run differs from others."""
+    seed = config.option.shuffle
+    return [f"in random order: --shuffle={seed}"] if seed is not None else []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Say which tests go to one process, which wait for the night, and in which order all are run."""
+    on_jax = os.environ.get("KERAS_BACKEND") == "jax"
+    for item in items:
+        if item.nodeid.startswith(IN_ONE_PROCESS):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if AT_NIGHT.fullmatch(item.nodeid):
+            item.add_marker(pytest.mark.thorough)
+        if on_jax and item.nodeid.startswith(ALIKE_ON_JAX) and not any(name in item.nodeid for name in YET_ON_JAX):
+            item.add_marker(pytest.mark.thorough)
+    if config.option.shuffle is not None:
+        random.Random(config.option.shuffle).shuffle(items)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up a test's setup, call and teardown."""
+    SECONDS[report.nodeid] = SECONDS.get(report.nodeid, 0.0) + report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Leave the seconds of each test where noxfile.py adds them up; workers report to the process that writes."""
+    out = os.environ.get("XWEIGHTS_SECONDS")
+    if out and not hasattr(session.config, "workerinput"):
+        Path(out).write_text(json.dumps(SECONDS), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

@@ -1,4 +1,4 @@
-"""``python -m xweights``: the command line, where its script isn't on the path."""
+"""The command line as ``python -m xweights``, for when its script isn't on the path."""
 
 from __future__ import annotations
 

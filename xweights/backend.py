@@ -1,4 +1,4 @@
-"""Everything that a backend needs: the protocols, the row of a layer table, and registration."""
+"""Everything a backend needs: the protocols, the row of a layer table, and registration."""
 
 from xweights.core.backend import (
     Adapter,
@@ -15,7 +15,7 @@ from xweights.core.dtypes import Array
 from xweights.core.layer_table import Entry
 from xweights.core.layout import Layout, layout_of, plain_layout
 from xweights.core.parameter import Parameter
-from xweights.core.protocols import Ops, Storage
+from xweights.core.protocols import BaseStorage, Ops, Storage, StreamingStorage
 from xweights.core.registry import backend_for, installed_backends, load, loaded, register, roots
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Array",
     "Attachment",
     "Backend",
+    "BaseStorage",
     "Entry",
     "HeldChain",
     "HoldAttachment",
@@ -33,6 +34,7 @@ __all__ = [
     "Regularizing",
     "StepState",
     "Storage",
+    "StreamingStorage",
     "Tracing",
     "backend_for",
     "installed_backends",

@@ -1,4 +1,4 @@
-"""Every error of xweights, and the way several problems are raised as one.
+"""All errors of xweights, and `Problems`, which raises several as one.
 
 The tree:
 
@@ -9,7 +9,7 @@ The tree:
     ├── NonfiniteError (ValueError)           NaN or infinity where it was not asked for
     ├── LayoutError (ValueError)              an axis that isn't known, or an order that can't be settled by name
     ├── ArgumentError (ValueError, TypeError) an argument out of its range, or of the wrong kind
-    ├── WriteError (RuntimeError)             a parameter that can't lawfully be written
+    ├── WriteError (RuntimeError)             a parameter that can't safely be written
     ├── TraceError (RuntimeError)             a call that can't be part of a compiled step
     │   ├── UseBindError                      ... but works when bound first
     │   └── StaleDrawError                    a bound random rule was called again without a new draw
@@ -18,10 +18,10 @@ The tree:
     ├── PortError (RuntimeError)              a port that is wrong, or that can't be proved right
     ├── CheckpointError (RuntimeError)        a file that can't be read or written as weights
     │   ├── DamagedFileError (ValueError)     ... because it breaks the rules of its format
-    │   ├── RefusedFileError (ValueError)     ... because it holds what is never loaded, or more than was allowed
-    │   └── FileAccessError                   ... because the system says no: no such file, no right, no room
+    │   ├── RefusedFileError (ValueError)     ... because it holds parts that are never loaded, or more than was allowed
+    │   └── FileAccessError                   ... because the system refuses: no such file, no permission, no space
     ├── HandoffError (RuntimeError)           an optimizer whose state can't be read, or can't go on as it was elsewhere
-    ├── TargetError (TypeError)               an object that holds no weights we can reach
+    ├── TargetError (TypeError)               an object that holds no weights xweights can reach
     │   └── NotBuiltError                     a model whose weights don't exist yet
     └── BackendMissingError (ImportError)     the backend of a framework is not installed
         └── BackendBrokenError                ... or is installed and fails to import
@@ -38,8 +38,8 @@ from typing import TYPE_CHECKING, NoReturn
 class XweightsError(Exception):
     """Every error that xweights raises on purpose."""
 
-    # Tracers that raise an error again at the user's line (TensorFlow's AutoGraph) keep its type only if it is made the
-    # way plain exceptions are, which they tell by this very function.
+    # TensorFlow's AutoGraph raises an error again at the user's line, and keeps its type only if its __init__ is this
+    # function.
     if not TYPE_CHECKING:
         __init__ = Exception.__init__
 
@@ -69,7 +69,7 @@ class ArgumentError(XweightsError, ValueError, TypeError):
 
 
 class WriteError(XweightsError, RuntimeError):
-    """A parameter that can't lawfully be written."""
+    """A parameter that can't safely be written."""
 
 
 class TraceError(XweightsError, RuntimeError):
@@ -99,7 +99,7 @@ class PortError(XweightsError, RuntimeError):
 class CheckpointError(XweightsError, RuntimeError):
     """A file that can't be read or written as weights.
 
-    ``path``, ``key`` (the array concerned, if it is one) and ``reason`` say in parts what the message says whole.
+    ``path``, ``key`` (the array concerned, if any) and ``reason`` are the parts of the message.
     """
 
     path: str = ""
@@ -116,9 +116,9 @@ class RefusedFileError(CheckpointError, ValueError):
 
 
 class FileAccessError(CheckpointError):
-    """A file that the system didn't let us read or write: it isn't there, no right to it, no room for it.
+    """A file that the system refused to read or write: it doesn't exist, permission is denied, or the disk is full.
 
-    ``errno`` is the system's number for the cause, which is also what raised this.
+    ``errno`` is the number of the system's error, from which this one is raised.
     """
 
     errno: int | None = None
@@ -148,7 +148,7 @@ _combined: dict[tuple[type[XweightsError], ...], type[XweightsError]] = {}
 
 
 class Problems:
-    """Collect everything that is wrong with a call, and raise it once.
+    """A collection of everything wrong with a call, to be raised as one error.
 
     The error is of *every* kind it lists, so ``except ShapeError`` catches a call that had
     a wrong shape among other things.
@@ -163,7 +163,7 @@ class Problems:
         return bool(self._found)
 
     def add(self, kind: type[XweightsError], text: str, *, fix: str | None = None) -> None:
-        """Note one problem, and what would mend it."""
+        """Add one problem, and its fix."""
         self._found.append((kind, text))
         if fix is not None and fix not in self._fixes:
             self._fixes.append(fix)
@@ -185,14 +185,14 @@ class Problems:
                 else:
                     lines.append(f"    {line}")
         lines.extend(f"Fix: {fix}" for fix in dict.fromkeys(fixes))
-        raise combined(tuple(dict.fromkeys(kind for kind, _ in self._found)))("\n".join(lines))
+        raise combine_kinds(tuple(dict.fromkeys(kind for kind, _ in self._found)))("\n".join(lines))
 
 
-def combined(kinds: tuple[type[XweightsError], ...]) -> type[XweightsError]:
-    """Return the one error class that is all of ``kinds`` at once."""
-    # A kind says nothing beside one of its own subclasses, and before it there would be no order of bases.
+def combine_kinds(kinds: tuple[type[XweightsError], ...]) -> type[XweightsError]:
+    """Return an error class that is a subclass of all ``kinds``."""
+    # A kind adds nothing to one of its own subclasses, and listed before it would allow no method resolution order.
     kinds = tuple(dict.fromkeys(kinds))
-    kinds = tuple(one for one in kinds if not any(other is not one and issubclass(other, one) for other in kinds))
+    kinds = tuple(kind for kind in kinds if not any(other is not kind and issubclass(other, kind) for other in kinds))
     if len(kinds) == 1:
         return kinds[0]
     kinds = tuple(sorted(kinds, key=lambda kind: kind.__name__))
@@ -203,22 +203,22 @@ def combined(kinds: tuple[type[XweightsError], ...]) -> type[XweightsError]:
 
 
 def got_expected(got: object, expected: object) -> str:
-    """Return ``got`` against ``expected`` on aligned lines."""
+    """Return ``got`` and ``expected`` on aligned lines."""
     return f"got:      {got}\nexpected: {expected}"
 
 
 def near(name: str, known: Iterable[str], *, limit: int = 3) -> str:
-    """Return a line that suggests the known names nearest to ``name``, or all of them when they are few."""
+    """Return a line that suggests the known names nearest to ``name``, or else lists the first of them."""
     names = list(dict.fromkeys(known))
     if not names:
         return "There are no names to choose from."
     last = name.rsplit("/", 1)[-1].strip("*")
     close = difflib.get_close_matches(name, names, n=limit, cutoff=0.5)
-    close = close or [one for one in names if last and last in one][:limit]
+    close = close or [candidate for candidate in names if last and last in candidate][:limit]
     if not close:
-        ends = dict.fromkeys(one.rsplit("/", 1)[-1] for one in names)
+        ends = dict.fromkeys(candidate.rsplit("/", 1)[-1] for candidate in names)
         close = [f"*/{end}" for end in difflib.get_close_matches(last, ends, n=limit, cutoff=0.6)]
     if close:
-        return "Near names: " + ", ".join(repr(one) for one in close)
-    shown = ", ".join(repr(one) for one in names[:8])
+        return "Near names: " + ", ".join(repr(candidate) for candidate in close)
+    shown = ", ".join(repr(candidate) for candidate in names[:8])
     return f"Known names: {shown}" + (f", ... ({len(names)} in all)" if len(names) > 8 else "")

@@ -1,6 +1,6 @@
-"""The conformance suite: does a backend keep the promises of xweights?
+"""The conformance suite: checks that a backend keeps the promises of xweights.
 
-It is for whoever writes a backend; the toy in ``examples/xweights_toy`` is held against it.
+It is for authors of backends; the toy in ``examples/xweights_toy`` passes it.
 
     from xweights.testing import check_backend
     check_backend(lambda: my_framework.Model(...))      # a fresh target each time, with the same names and shapes
@@ -12,7 +12,7 @@ or, one test for each promise::
         CHECKS[promise](make_target)
 
 Targets should be small, and have a kernel with at least two axes and a bias. They are compared with the NumPy backend,
-bit by bit where a rule is exact, else within the rtol of its docstring (the dtype's own eps where that is larger).
+bit by bit where a rule is exact, else within the rtol of its docstring (or the dtype's eps where that is larger).
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ MakeTarget = Callable[[], Any]
 
 
 class PromiseBrokenError(XweightsError, AssertionError):
-    """A backend doesn't do what it must."""
+    """A promise that a backend doesn't keep."""
 
 
 class _StopError(Exception):
-    """Raised on purpose, inside of a block that has to undo itself."""
+    """An error raised on purpose, inside a block that has to undo itself."""
 
 
 def tricky(shape: Sequence[int], dtype: np.dtype[Any], seed: int = 0) -> Array:
-    """Return numbers that are easily lost: any bit pattern, subnormals, both zeros, infinities, NaN with a payload.
+    """Return values that are easily lost: any bit pattern, subnormals, both zeros, infinities, NaN with a payload.
 
     Example:
         >>> import numpy as np
@@ -65,16 +65,16 @@ def tricky(shape: Sequence[int], dtype: np.dtype[Any], seed: int = 0) -> Array:
     size = int(np.prod(shape, dtype=np.int64))
     if not is_floating(dtype):
         return np.asarray(source.integers(0, 2, size).astype(dtype).reshape(tuple(shape)))
-    found: Array = source.integers(0, 256, size * dtype.itemsize, dtype=np.uint8).view(dtype)
+    values: Array = source.integers(0, 256, size * dtype.itemsize, dtype=np.uint8).view(dtype)
     tiny = np.asarray(1, f"u{dtype.itemsize}").view(dtype)
-    special = [np.asarray(one).astype(dtype) for one in (-0.0, np.inf, -np.inf, np.nan)] + [tiny]
-    for place, one in zip(source.permutation(size), special, strict=False):
-        found[place] = one
-    return found.reshape(tuple(shape))
+    special = [np.asarray(number).astype(dtype) for number in (-0.0, np.inf, -np.inf, np.nan)] + [tiny]
+    for position, value in zip(source.permutation(size), special, strict=False):
+        values[position] = value
+    return values.reshape(tuple(shape))
 
 
 def ordinary(shape: Sequence[int], dtype: np.dtype[Any], seed: int = 0) -> Array:
-    """Return numbers of ordinary size, with ties among their magnitudes and both zeros.
+    """Return numbers of ordinary size, with ties in magnitude and both zeros.
 
     Example:
         >>> import numpy as np
@@ -84,14 +84,14 @@ def ordinary(shape: Sequence[int], dtype: np.dtype[Any], seed: int = 0) -> Array
     """
     source = np.random.Generator(np.random.Philox(seed))
     size = int(np.prod(shape, dtype=np.int64))
-    found = source.uniform(0.05, 2.0, size) * source.choice([-1.0, 1.0], size)
-    found[source.random(size) < 0.3] = 0.25
-    found[: min(size, 2)] = [-0.0, 0.0][:size]
-    return np.asarray(found.astype(dtype).reshape(tuple(shape)))
+    values = source.uniform(0.05, 2.0, size) * source.choice([-1.0, 1.0], size)
+    values[source.random(size) < 0.3] = 0.25
+    values[: min(size, 2)] = [-0.0, 0.0][:size]
+    return np.asarray(values.astype(dtype).reshape(tuple(shape)))
 
 
 def filled(target: Any, make: Callable[..., Array], seed: int = 0) -> Params:
-    """Fill a target with what ``make`` makes, and return the same values as Params of NumPy arrays: its twin.
+    """Fill a target with arrays from ``make``, and return the same values as Params.
 
     Example:
         >>> import numpy as np
@@ -99,21 +99,21 @@ def filled(target: Any, make: Callable[..., Array], seed: int = 0) -> Params:
         >>> filled({"w": np.zeros(2)}, ordinary)["w"]
         array([-0.,  0.])
     """
-    twin = get_params(target)
-    for position, array in enumerate(twin.values()):
+    reference = get_params(target)
+    for position, array in enumerate(reference.values()):
         array[...] = make(array.shape, array.dtype, seed + position)
-    set_params(target, twin.copy(), allow_nonfinite=True)
-    return twin
+    set_params(target, reference.copy(), allow_nonfinite=True)
+    return reference
 
 
 def check_backend(make_target: MakeTarget) -> None:
-    """Run every check of :data:`CHECKS` and raise PromiseBrokenError that lists all that failed.
+    """Run every check of :data:`CHECKS`; raise a PromiseBrokenError that lists all failures.
 
     Args:
-        make_target: Makes a fresh target of your framework, each time with the same names, shapes and dtypes.
+        make_target: Returns a fresh target of your framework, each time with the same names, shapes and dtypes.
 
     Raises:
-        PromiseBrokenError: with one line for each promise that is not kept, and what happened.
+        PromiseBrokenError: lists each broken promise and its error.
 
     Example:
         >>> import numpy as np
@@ -129,58 +129,58 @@ def check_backend(make_target: MakeTarget) -> None:
     problems.check()
 
 
-def _need(kept: object, told: str) -> None:
-    if not kept:
-        raise PromiseBrokenError(told)
+def _require(condition: object, message: str) -> None:
+    if not condition:
+        raise PromiseBrokenError(message)
 
 
-def _same(target: Any, twin: Params, *, rtol: float = 0.0) -> None:
-    if not equal(target, twin, rtol=rtol):
-        raise PromiseBrokenError(str(diff(target, twin)))
+def _require_equal(target: Any, reference: Params, *, rtol: float = 0.0) -> None:
+    if not equal(target, reference, rtol=rtol):
+        raise PromiseBrokenError(str(diff(target, reference)))
 
 
 def names_are_the_same_for_two_instances(make_target: MakeTarget) -> None:
-    """Names, roles, shapes and axes don't depend on the instance, and no name comes twice."""
-    found = parameters(make_target())
-    facts = [(p.name, p.role, p.shape, p.axes, p.dtype) for p in found]
+    """Check that names, roles, shapes and axes don't depend on the instance, and that no name comes twice."""
+    first = parameters(make_target())
+    facts = [(p.name, p.role, p.shape, p.axes, p.dtype) for p in first]
     again = [(p.name, p.role, p.shape, p.axes, p.dtype) for p in parameters(make_target())]
-    _need(facts, "the target has no parameters")
-    _need(facts == again, f"first:  {facts}\nsecond: {again}")
-    names = [p.name for p in found]
-    _need(len(set(names)) == len(names), f"a name comes twice: {names}")
-    for p in found:
-        _need(p.native_name and p.role, f"{p.name!r} has the native name {p.native_name!r} and the role {p.role!r}")
-        _need(p.axes is None or len(p.axes) == len(p.shape), f"{p.name!r}: axes {p.axes}, shape {p.shape}")
+    _require(facts, "the target has no parameters")
+    _require(facts == again, f"first:  {facts}\nsecond: {again}")
+    names = [p.name for p in first]
+    _require(len(set(names)) == len(names), f"a name comes twice: {names}")
+    for p in first:
+        _require(p.native_name and p.role, f"{p.name!r} has the native name {p.native_name!r} and the role {p.role!r}")
+        _require(p.axes is None or len(p.axes) == len(p.shape), f"{p.name!r}: axes {p.axes}, shape {p.shape}")
 
 
 def what_is_written_is_read_again(make_target: MakeTarget) -> None:
-    """get(set(x)) is x, bit by bit, in the neutral and in the native order."""
+    """Check that get(set(x)) is x, bit by bit, in neutral and in native order."""
     target = make_target()
-    twin = filled(target, tricky)
-    _same(target, twin)
+    reference = filled(target, tricky)
+    _require_equal(target, reference)
     native = get_params(target, layout="native")
     other = make_target()
     set_params(other, dict(native), layout="native", allow_nonfinite=True)
-    _same(other, twin)
+    _require_equal(other, reference)
 
 
 def nobodys_arrays_are_aliased(make_target: MakeTarget) -> None:
-    """A write copies; a copy that was read is the reader's own; a view can't be written."""
+    """Check that a write copies, that a copy read belongs to the reader, and that a view can't be written."""
     target = make_target()
-    given = get_params(target)
-    for position, array in enumerate(given.values()):
+    values = get_params(target)
+    for position, array in enumerate(values.values()):
         array[...] = ordinary(array.shape, array.dtype, position)
-    kept = given.copy()
-    set_params(target, given)
-    for array in (*given.values(), *get_params(target).values()):
+    expected = values.copy()
+    set_params(target, values)
+    for array in (*values.values(), *get_params(target).values()):
         array[...] = 1
-    _same(target, kept)
+    _require_equal(target, expected)
     views = get_params(target, copy=False)
-    _need(not any(view.flags.writeable for view in views.values()), "get_params(copy=False) gave a writable array")
+    _require(not any(view.flags.writeable for view in views.values()), "get_params(copy=False) gave a writable array")
 
 
 def edits_happen_in_place(make_target: MakeTarget) -> None:
-    """What was found before an edit is still the target's own array after it, with its dtype and trainable flag."""
+    """Check that an edit keeps the target's own array, with its dtype and trainable flag."""
     target = make_target()
     before = parameters(target)
     facts = [(p.name, p.dtype, p.trainable) for p in before]
@@ -190,60 +190,60 @@ def edits_happen_in_place(make_target: MakeTarget) -> None:
         filled(target, ordinary)
         undo.restore()
     after = [(p.name, p.dtype, p.trainable) for p in parameters(target)]
-    _need(facts == after, f"before: {facts}\nafter:  {after}")
-    twin = filled(target, tricky)
+    _require(facts == after, f"before: {facts}\nafter:  {after}")
+    reference = filled(target, tricky)
     for p in before:
-        _need(p.numpy().tobytes() == twin[p.name].tobytes(), f"{p.name!r} is another array now")
+        _require(p.numpy().tobytes() == reference[p.name].tobytes(), f"{p.name!r} is another array now")
         set_params(p, {p.name: ordinary(p.shape, p.dtype)})
-        twin[p.name][...] = ordinary(p.shape, p.dtype)
-    _same(target, twin)
+        reference[p.name][...] = ordinary(p.shape, p.dtype)
+    _require_equal(target, reference)
 
 
 def exact_rules_give_the_bits_of_numpy(make_target: MakeTarget) -> None:
-    """Elementwise rules, masks, pruning and random numbers: the same bits, called at once or bound."""
+    """Check that elementwise rules, masks, pruning and noise give the bits of NumPy, applied or bound."""
     for rule in _exact_rules(parameters(make_target())):
         for bound in (False, True):
             target = make_target()
-            twin = filled(target, ordinary)
+            reference = filled(target, ordinary)
             _run(target, rule, bound)
-            apply(twin, rule, where=_floating)
+            apply(reference, rule, where=_floating)
             try:
-                _same(target, twin)
+                _require_equal(target, reference)
             except PromiseBrokenError as wrong:
                 raise PromiseBrokenError(f"{'bound ' * bound}{rule!r}\n{wrong}") from None
 
 
 def close_rules_keep_their_rtol(make_target: MakeTarget) -> None:
-    """Rules with a norm in them, within 1e-6."""
+    """Check that rules with a norm in them are within 1e-6."""
     for rule in (ClipNorm(0.5), ClipNorm(0.7, "global")):
         target = make_target()
-        twin = filled(target, ordinary)
+        reference = filled(target, ordinary)
         apply(target, rule, where=_floating)
-        apply(twin, rule, where=_floating)
-        widest = max(_eps(p.dtype) for p in parameters(twin, where=_floating))
-        _same(target, twin, rtol=max(1e-6, widest))
+        apply(reference, rule, where=_floating)
+        widest = max(_eps(p.dtype) for p in parameters(reference, where=_floating))
+        _require_equal(target, reference, rtol=max(1e-6, widest))
 
 
 def a_refused_call_changes_nothing(make_target: MakeTarget) -> None:
-    """Neither a value of the wrong shape nor a function that fails halfway leaves a trace."""
+    """Check that a value of the wrong shape and a function that fails halfway change nothing."""
     target = make_target()
-    twin = filled(target, tricky)
-    last = list(twin)[-1]
-    bad: dict[str, Any] = {name: np.zeros_like(array) for name, array in twin.items()}
-    bad[last] = np.zeros((*twin[last].shape, 2), twin[last].dtype)
+    reference = filled(target, tricky)
+    last = list(reference)[-1]
+    bad: dict[str, Any] = {name: np.zeros_like(array) for name, array in reference.items()}
+    bad[last] = np.zeros((*reference[last].shape, 2), reference[last].dtype)
     try:
         set_params(target, bad)
     except ShapeError:
         pass
     else:
         raise PromiseBrokenError("set_params took a wrong shape")
-    _same(target, twin)
-    left = len(parameters(target, where=_floating))
+    _require_equal(target, reference)
+    remaining = len(parameters(target, where=_floating))
 
     def fails_at_last(w: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if not left:
+        nonlocal remaining
+        remaining -= 1
+        if not remaining:
             raise _StopError
         return -w
 
@@ -253,45 +253,45 @@ def a_refused_call_changes_nothing(make_target: MakeTarget) -> None:
         pass
     else:
         raise PromiseBrokenError("the function's own error was lost")
-    _same(target, twin)
+    _require_equal(target, reference)
 
 
 def undo_brings_back_the_very_bits(make_target: MakeTarget) -> None:
-    """snapshot and transaction, more than once, whoever wrote in between."""
+    """Check snapshot and transaction, more than once, whoever wrote in between."""
     target = make_target()
-    twin = filled(target, tricky)
+    reference = filled(target, tricky)
     before = snapshot(target)
     for seed in (1, 2):
         filled(target, ordinary, seed)
         before.restore()
-        _same(target, twin)
+        _require_equal(target, reference)
     with suppress(_StopError), transaction(target):
         apply(target, Fill(0.5), where=_floating)
         raise _StopError
-    _same(target, twin)
+    _require_equal(target, reference)
 
 
 def a_held_rule_is_true_after_every_write_until_it_is_released(make_target: MakeTarget) -> None:
-    """hold: obeyed by verbs and set_params, by ``held.apply()`` after a write of the framework's own, and let go."""
+    """Check that verbs, set_params and ``held.apply()`` reapply a held rule, until it is released."""
     target = make_target()
-    twin = filled(target, ordinary)
+    reference = filled(target, ordinary)
     held = hold(target, Clip(-0.25, 0.25), where=_floating)
-    one = next(p for p in parameters(target) if p.floating)
+    parameter = next(p for p in parameters(target) if p.floating)
 
-    def obeyed() -> bool:
+    def is_within_bounds() -> bool:
         return all(bool((np.abs(p.numpy()) <= 0.25).all()) for p in parameters(target, where=_floating))
 
-    _need(obeyed(), "a hold is not true when it begins")
+    _require(is_within_bounds(), "a hold is not true when it begins")
     apply(target, Fill(3.0), where=_floating)
-    set_params(target, twin, allow_nonfinite=True)
-    _need(obeyed(), "a hold is not true after xweights wrote to what is held")
-    one.write(np.full_like(one.read(), 2.0))
+    set_params(target, reference, allow_nonfinite=True)
+    _require(is_within_bounds(), "a hold is not true after xweights wrote to what is held")
+    parameter.write(np.full_like(parameter.read(), 2.0))
     held.apply()
-    _need(obeyed(), "a hold is not true after held.apply()")
+    _require(is_within_bounds(), "a hold is not true after held.apply()")
     held.check()
     held.release()
     apply(target, Fill(3.0), where=_floating)
-    _need(not obeyed(), "a hold is still there after release()")
+    _require(not is_within_bounds(), "a hold is still there after release()")
 
 
 def _floating(parameter: Parameter) -> bool:
@@ -339,6 +339,6 @@ CHECKS: dict[str, Callable[[MakeTarget], None]] = {
         a_held_rule_is_true_after_every_write_until_it_is_released,
     )
 }
-"""Each promise by name, and the function that checks it on targets of a factory."""
+"""The checks by name of their promise; each takes a function that makes targets."""
 
 __all__ = ["CHECKS", "MakeTarget", "PromiseBrokenError", "check_backend", "filled", "ordinary", "tricky"]

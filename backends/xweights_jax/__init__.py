@@ -1,7 +1,7 @@
-"""JAX for xweights: the array ops for models whose weights are JAX arrays, such as Keras on JAX.
+"""JAX backend of xweights: array ops for models whose weights are JAX arrays, such as Keras on JAX.
 
-A JAX array can't be edited in place, so neither one nor a tree of them is a target; what owns such arrays (a Keras
-model) is, through its own backend.
+A JAX array can't be edited in place, so neither an array nor a tree of arrays is a target. A model that owns such
+arrays (a Keras model) is one, through its own backend.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["backend"]
 
 
 class JaxBackend:
-    """What xweights asks of JAX; see :class:`xweights.backend.Backend`."""
+    """Backend of JAX; see :class:`xweights.backend.Backend`."""
 
     name = "jax"
 
@@ -39,7 +39,7 @@ class JaxBackend:
         raise TargetError(
             "a JAX array can't be edited in place\n"
             f"got:      {type(variable).__module__}.{type(variable).__qualname__}\n"
-            "expected: what owns the array (a Keras model, layer or variable), or a mapping of NumPy arrays\n"
+            "expected: the owner of the array (a Keras model, layer or variable), or a mapping of NumPy arrays\n"
             "Fix: w = jax.tree.map(np.array, params), edit w, then jax.tree.map(jnp.asarray, w)"
         )
 
@@ -65,10 +65,10 @@ class JaxBackend:
         optimizer: Any,
         after_step: Callable[[Any], None] | None = None,
     ) -> HoldAttachment | None:
-        return None  # nothing here updates by itself: the step is the user's, and calls held.apply()
+        return None  # JAX has no training loop: the user's own step calls held.apply()
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
-        # A step has no inputs and no outputs, and what it changes are not arrays: there is nothing jax.jit could take.
+        # A step has no inputs or outputs, and the objects it changes aren't arrays, so jax.jit has nothing to compile.
         return function
 
 

@@ -1,13 +1,13 @@
-"""The array maths of JAX, for models whose weights are JAX arrays (Keras on JAX): eagerly and under ``jax.jit``.
+"""Array math of JAX, for models whose weights are JAX arrays (Keras on JAX): eagerly and under ``jax.jit``.
 
-What keeps the bits the same everywhere (each line was measured; the tests hold it):
+Rules that keep the bits the same everywhere (each was measured, and is tested):
 
-* XLA computes ``x * a + b`` in one rounding on a CPU, through an optimization barrier as well, and turns ``x + 0.0``
-  into ``x``, which keeps -0.0. What it can't see through is arithmetic on the bits themselves (:func:`_opaque_zero`).
+* XLA computes ``x * a + b`` in one rounding on a CPU, even through an optimization barrier, and turns ``x + 0.0``
+  into ``x``, which keeps -0.0. It can't see through arithmetic on the bits themselves (:func:`_opaque_zero`).
 * ``jnp.clip`` turns -0.0 into a bound that is 0.0, so clip is two selections.
 * XLA widens halves to move them, which quietens signalling NaNs: they are moved as integers.
 * Without JAX's 64-bit mode float64 exists inside ``jax.enable_x64`` only, also while tracing: every op runs in it.
-* Measures run on the host in eager code, in the very code that serves NumPy: the same bits, from a view.
+* Measures run on the host in eager code, by the same code as for NumPy: the same bits, from a view.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ def _in_x64(method: Method) -> Method:
     return cast("Method", run)
 
 
-class Buffer:
-    """Numbers on the host that a compiled step asks for each time it runs."""
+class HostBuffer:
+    """Numbers on the host that a compiled step reads each time it runs."""
 
     def __init__(self, value: Array) -> None:
         self.value = value.copy()
 
 
 class JaxOps:
-    """The maths of :class:`xweights.backend.Ops` on JAX arrays and tracers."""
+    """Array math of :class:`xweights.backend.Ops` on JAX arrays and tracers."""
 
     name = "jax"
 
@@ -86,7 +86,7 @@ class JaxOps:
 
     @_in_x64
     def clip(self, x: Any, low: Any | None, high: Any | None) -> Any:
-        # low <= high is checked, so one bound after the other is the definition.
+        # low <= high was checked, so applying one bound after the other matches the definition.
         if low is not None:
             x = _select(jnp.less(x, low), low, x)
         if high is not None:
@@ -107,7 +107,7 @@ class JaxOps:
 
     @_in_x64
     def set_at(self, x: Any, index: tuple[Any, ...], value: Any) -> Any:
-        return _moved(_bits(x).at[index].set(_bits(value)), x.dtype)
+        return _from_moved_bits(_bits(x).at[index].set(_bits(value)), x.dtype)
 
     @_in_x64
     def fence(self, x: Any) -> Any:
@@ -119,14 +119,14 @@ class JaxOps:
     # measures
     @_in_x64
     def sum_squares(self, x: Any, axes: tuple[int, ...] | None) -> Any:
-        if _is_near(x):
+        if _is_on_host(x):
             return jnp.array(HOST.sum_squares(np.asarray(x), axes))
         wide = x.astype(jnp.float64)
         return jnp.sum(wide * wide, axis=axes, keepdims=axes is not None)
 
     @_in_x64
     def largest_singular_value(self, x: Any) -> Any:
-        if _is_near(x):
+        if _is_on_host(x):
             return jnp.array(HOST.largest_singular_value(np.asarray(x)))
         if 0 in x.shape:
             return jnp.zeros((), jnp.float64)
@@ -134,7 +134,7 @@ class JaxOps:
 
     @_in_x64
     def rank(self, x: Any) -> Any:
-        if _is_near(x):
+        if _is_on_host(x):
             return jnp.array(HOST.rank(np.asarray(x)))
         order = jnp.argsort(_sort_key(x), axis=-1, stable=True)
         return jnp.argsort(order, axis=-1).astype(jnp.int64)
@@ -157,7 +157,7 @@ class JaxOps:
 
     @_in_x64
     def sum(self, x: Any, axes: tuple[int, ...]) -> Any:
-        if _is_near(x):
+        if _is_on_host(x):
             return jnp.array(HOST.sum(np.asarray(x), axes))
         return jnp.sum(x, axis=axes, keepdims=True, dtype=x.dtype)
 
@@ -176,7 +176,7 @@ class JaxOps:
     @_in_x64
     def cast(self, x: Any, dtype: np.dtype[Any]) -> Any:
         if x.dtype == np.float64 and is_floating(dtype) and dtype.itemsize < 4:
-            return _narrowed(x, dtype)
+            return _to_half(x, dtype)
         return x.astype(dtype)
 
     @_in_x64
@@ -194,27 +194,27 @@ class JaxOps:
     def differentiable(
         self, value: Callable[..., Any], gradient: Callable[..., Sequence[Any]], tensors: Sequence[Any]
     ) -> Any:
-        # A gradient that JAX derives would compute in float64 outside of the context in which that exists.
-        measured = jax.custom_vjp(value)
-        measured.defvjp(lambda *xs: (value(*xs), xs), lambda xs, upstream: tuple(gradient(upstream, *xs)))
-        return measured(*tensors)
+        # A gradient derived by JAX would compute in float64 outside of the context in which that exists.
+        measure = jax.custom_vjp(value)
+        measure.defvjp(lambda *xs: (value(*xs), xs), lambda xs, upstream: tuple(gradient(upstream, *xs)))
+        return measure(*tensors)
 
     @_in_x64
     def constant(self, value: Array, like: Any) -> Any:
-        # Put nowhere in particular, it goes where the array is that it is used with. Never the caller's memory.
+        # On no particular device: it moves to that of the array it is used with. Never the caller's memory.
         return jnp.array(value, copy=True)
 
     def buffer(self, value: Array, like: Any) -> Any:
-        return Buffer(value)
+        return HostBuffer(value)
 
-    def refill(self, buffer: Buffer, value: Array) -> None:
+    def refill(self, buffer: HostBuffer, value: Array) -> None:
         buffer.value = value.copy()
 
     @_in_x64
-    def current(self, buffer: Buffer) -> Any:
+    def current(self, buffer: HostBuffer) -> Any:
         if not tracing():
             return jnp.array(buffer.value, copy=True)
-        # An array would be built into the compiled step; a call to the host isn't.
+        # An array would become a constant of the compiled step; a call to the host doesn't.
         return io_callback(lambda: buffer.value, _ShapeDtypeStruct(buffer.value.shape, buffer.value.dtype))
 
 
@@ -226,30 +226,30 @@ def _unbits(x: Any, dtype: Any) -> Any:
     return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
 
 
-def _moved(bits: Any, dtype: Any) -> Any:
-    """Return bits that were moved as integers in their own dtype; no compiler moves them as numbers after all."""
+def _from_moved_bits(bits: Any, dtype: Any) -> Any:
+    """Return bits that were moved as integers in their own dtype, fenced against being moved as floats."""
     if isinstance(bits, jax.core.Tracer) and is_floating(dtype) and dtype.itemsize < 4:
-        # XLA folds a pair of bitcasts into what is between them (`w.at[2, 3, 4].set(value)`), and then widens halves to
-        # float32, which quietens signalling NaNs of entries that weren't even set. An AMD EPYC with AVX2 does it.
+        # XLA folds a pair of bitcasts into the operation between them (`w.at[2, 3, 4].set(value)`), then widens halves
+        # to float32, which quietens signalling NaNs even of entries that weren't set (seen on an AMD EPYC with AVX2).
         bits = bits ^ _opaque_zero(bits)
     return _unbits(bits, dtype)
 
 
 def _opaque_zero(bits: Any) -> Any:
-    """Return zeros that a compiler doesn't know to be zeros: no square is 5 modulo 8."""
-    # That bit 1 of a square is zero, LLVM knows; three bits together are beyond what it tracks.
+    """Return zeros that a compiler can't fold: no square is 5 modulo 8."""
+    # LLVM proves that bit 1 of a square is 0 and would fold the fence; it doesn't for three bits combined.
     seven, five = (jnp.asarray(number, bits.dtype) for number in (7, 5))
     return ((bits * bits & seven) == five).astype(bits.dtype)
 
 
 def _select(mask: Any, x: Any, y: Any) -> Any:
     if is_floating(x.dtype) and x.dtype.itemsize < 4:
-        return _moved(jnp.where(mask, _bits(x), _bits(y)), x.dtype)
+        return _from_moved_bits(jnp.where(mask, _bits(x), _bits(y)), x.dtype)
     return jnp.where(mask, x, y)
 
 
-def _is_near(x: Any) -> bool:
-    """Return True for a concrete array in host memory, which NumPy sees without a copy."""
+def _is_on_host(x: Any) -> bool:
+    """Return True for a concrete array in host memory, which NumPy can view without a copy."""
     return not isinstance(x, jax.core.Tracer) and all(device.platform == "cpu" for device in x.devices())
 
 
@@ -261,15 +261,15 @@ def _sort_key(x: Any) -> Any:
         x = x.astype(jnp.float32)
     bits = _bits(x)
     info = np.iinfo(bits.dtype)
-    # A float's bits are sign and magnitude: least - bits is the negative of the magnitude of a negative one.
+    # A float's bits are sign and magnitude: for a negative number min - bits is the negative of the magnitude.
     key = jnp.where(bits < 0, jnp.asarray(info.min, bits.dtype) - bits, bits)
     return jnp.where(jnp.isnan(x), jnp.asarray(info.max, bits.dtype), key)
 
 
-def _narrowed(x: Any, dtype: Any) -> Any:
+def _to_half(x: Any, dtype: Any) -> Any:
     """Return float64 in a half type with the bits of NumPy's cast."""
     if dtype == np.float16:
-        # NumPy rounds once; by way of float32 it is right only if that step rounds to odd: cut, and mark what was lost.
+        # NumPy rounds once; via float32 it is right only if that step rounds to odd: truncate, and mark lost bits.
         lost = np.int64((1 << 29) - 1)
         bits = _bits(x)
         odd = jnp.where((bits & lost) != 0, np.int64(1 << 29), np.int64(0))

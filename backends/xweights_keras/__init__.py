@@ -1,14 +1,16 @@
 """The Keras 3 backend: models, layers and variables on any Keras backend (tensorflow, jax, torch).
 
-Importing it imports Keras, and thereby only the framework that Keras runs on.
+Importing it imports Keras, and with it only the framework that Keras runs on.
 
-- ``layers``: the table, layer type -> variable -> role and axes
+- ``layers``: the table of layer types, their variables, roles and axes
 - ``naming``, ``walk``: from a model to named weights
-- ``adapter``: from those to parameters
-- ``storage``, ``immutable`` (JAX): the one place that reads and writes a ``keras.Variable``
-- ``ops``: whose maths a leaf has
-- ``holding``, ``regularizing``: what rides on the training of a model
-- ``saving``: where Keras keeps each weight in a file
+- ``adapter``: from named weights to parameters
+- ``storage``: reading and writing of ``keras.Variable`` objects
+- ``ops``: the array math of the framework below Keras
+- ``training``: holds, freezing and penalties in a model's own training
+- ``optimizers``: optimizers and LR schedules, read and written
+- ``porting``, ``skeleton``: ports, and source code of twins
+- ``h5_layout``, ``open``: the places of weights in HDF5 files, and opening of ``.keras`` files
 - ``entries``: :class:`SetEntries` and :class:`EntriesInitializer`, for models that are saved with them
 """
 
@@ -43,7 +45,7 @@ __all__ = ["EntriesInitializer", "KerasBackend", "SetEntries", "backend"]
 
 
 class KerasBackend(KerasTraining):
-    """What the entry point loads. All maths, tracing and compiling is that of the framework below Keras."""
+    """The backend that the entry point loads. Math, tracing and compiling are those of the framework below Keras."""
 
     name = "keras"
 
@@ -65,10 +67,10 @@ class KerasBackend(KerasTraining):
             raise TraceError("a symbolic KerasTensor has no values\nFix: pass the numbers themselves")
         if isinstance(value, keras.Variable):
             return storage_for(value).read(value)
-        below = backend_for(value)
-        if below is None or below is self:
+        backend = backend_for(value)
+        if backend is None or backend is self:
             return np.asarray(value)
-        return below.to_host(value)
+        return backend.to_host(value)
 
     def ops(self, array: Any) -> Ops:
         return ops_of(array)
@@ -97,7 +99,7 @@ class KerasBackend(KerasTraining):
         return KerasPorting()
 
     def file_layout(self, target: Any) -> list[tuple[str, Parameter | Array]]:
-        """Return (key, parameter or array) for all that Keras wants to find in an HDF5 file of this model."""
+        """Return (key, parameter or array) for everything that Keras expects in an HDF5 file of this model."""
         from xweights_keras.h5_layout import file_layout
 
         return file_layout(target, list(self._adapter.parameters(target)))

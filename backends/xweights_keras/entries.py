@@ -1,6 +1,6 @@
-"""Set entries in Keras objects that are saved with the model: of activations, and of weights when they are made.
+"""Set entries of activations, and of weights when they are made, with Keras objects that are saved with the model.
 
-Both are registered under the package name ``xweights``: whoever loads such a model imports ``xweights_keras`` before.
+Both are registered under the package name ``xweights``: import ``xweights_keras`` before such a model is loaded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from xweights.core.casting import is_number
 from xweights.core.dtypes import Array, is_floating
 from xweights.core.values import host_array
 from xweights.errors import ArgumentError
-from xweights.rules.entries import check_index, overwritten
+from xweights.rules.entries import check_index, resolve_entries
 
 
 @keras.saving.register_keras_serializable(package="xweights")
@@ -62,29 +62,29 @@ class SetEntries(keras.Layer):  # type: ignore[misc]
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
-        """Return what makes the layer again."""
+        """Return the config from which :meth:`from_config` makes the layer."""
         return {**super().get_config(), "index": index_to_config(self.index), "value": value_to_config(self.value)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SetEntries:
-        """Make the layer again."""
+        """Return the layer of a config."""
         return cls(**_read(config))
 
     def _parts(self, shape: tuple[int | None, ...], dtype: np.dtype[Any]) -> tuple[Array, Array]:
-        return overwritten(self.index, self.value, shape[1:], dtype, what=f"an activation of {self.name!r}")
+        return resolve_entries(self.index, self.value, shape[1:], dtype, what=f"an activation of {self.name!r}")
 
 
 @keras.saving.register_keras_serializable(package="xweights")
 class EntriesInitializer(keras.initializers.Initializer):  # type: ignore[misc]
-    """An initializer whose single entries, rows or blocks start at ``value``, the others as ``base`` says.
+    """An initializer that starts single entries, rows or blocks at ``value``, and all others with ``base``.
 
     Args:
         base: An initializer of Keras, or its name.
         index: A tuple of ints and slices, or a bool array, in the order of the weight's axes.
         value: A number, or an array that broadcasts to the indexed part.
 
-    Exact where the index is, and elsewhere what ``base`` draws; for the same random numbers in every framework, call
-    ``xweights.init`` on the model that was built. Raises LayoutError (an index by axis names: a shape has none), and
+    Exact at the index; ``base`` draws the others. For the same random numbers in every framework, call
+    ``xweights.init`` on the built model. Raises LayoutError (an index by axis names: a shape has none), and
     when it is called ShapeError, SelectionError, DtypeError.
 
     Example:
@@ -110,11 +110,11 @@ class EntriesInitializer(keras.initializers.Initializer):  # type: ignore[misc]
         """Return the initial weights."""
         dtype = keras.backend.standardize_dtype(dtype)
         start = self.base(shape, dtype=dtype)
-        mask, values = overwritten(self.index, self.value, tuple(shape), _dtype(dtype), what="a weight")
+        mask, values = resolve_entries(self.index, self.value, tuple(shape), _dtype(dtype), what="a weight")
         return keras.ops.where(mask, _tensor(values, dtype), start)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what makes the initializer again."""
+        """Return the config from which :meth:`from_config` makes the initializer."""
         return {
             "base": keras.initializers.serialize(self.base),
             "index": index_to_config(self.index),
@@ -123,16 +123,16 @@ class EntriesInitializer(keras.initializers.Initializer):  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> EntriesInitializer:
-        """Make the initializer again."""
+        """Return the initializer of a config."""
         return cls(**_read(config))
 
 
 def index_to_config(index: Any) -> Any:
-    """Return an index as JSON can hold it."""
+    """Return an index in a form that JSON can store."""
     if isinstance(index, tuple):
-        return {"parts": [index_to_config(one) for one in index]}
+        return {"parts": [index_to_config(part) for part in index]}
     if isinstance(index, slice):
-        return {"slice": [None if one is None else int(one) for one in (index.start, index.stop, index.step)]}
+        return {"slice": [None if bound is None else int(bound) for bound in (index.start, index.stop, index.step)]}
     if index is ...:
         return "..."
     if isinstance(index, (int, np.integer)) and not isinstance(index, (bool, np.bool_)):
@@ -147,14 +147,14 @@ def index_from_config(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     if "parts" in config:
-        return tuple(index_from_config(one) for one in config["parts"])
+        return tuple(index_from_config(part) for part in config["parts"])
     if "slice" in config:
         return slice(*config["slice"])
     return np.asarray(config["mask"], np.bool_)
 
 
 def value_to_config(value: Any) -> Any:
-    """Return a value as JSON can hold it, to the last bit."""
+    """Return a value in a form that JSON can store, to the last bit."""
     if isinstance(value, (int, float)):
         return value
     if is_number(value):
@@ -180,6 +180,6 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 
 def _tensor(values: Array, dtype: Any) -> Any:
-    # Keras takes no array of ml_dtypes on every backend; float32 holds each number of a narrower type.
+    # Not every Keras backend takes ml_dtypes arrays; float32 holds each number of a narrower type.
     narrow = is_floating(values.dtype) and values.dtype.itemsize < 4
     return keras.ops.convert_to_tensor(values.astype(np.float32) if narrow else values, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Where Keras keeps each weight in an HDF5 file."""
+"""The keys under which Keras stores each weight in an HDF5 file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from xweights.core.parameter import Parameter
 
 
 class _Listing(H5IOStore):  # type: ignore[misc]
-    """Notes what is to be stored, and stores nothing."""
+    """A store that lists the keys and values given to it, and writes nothing."""
 
     def __init__(self) -> None:
-        self.found: list[tuple[str, Any]] = []
+        self.entries: list[tuple[str, Any]] = []
         self._path = ""
 
     def __bool__(self) -> bool:
@@ -28,15 +28,15 @@ class _Listing(H5IOStore):  # type: ignore[misc]
         return self
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self.found.append((self._path + key, value))
+        self.entries.append((self._path + key, value))
 
 
 def file_layout(target: Any, parameters: list[Parameter]) -> list[tuple[str, Parameter | Array]]:
-    """Return (key, what is there) for a model or layer: its parameters, and what else Keras wants to find."""
+    """Return (key, value) for a model or layer: its parameters, and the arrays that Keras expects beside them."""
     listing = _Listing()
     _save_state(target, weights_store=listing, assets_store=None, inner_path="", visited_saveables=set())
-    known: Mapping[int, Parameter] = {id(p.handle): p for p in parameters}
-    return [(key, known[id(value)] if id(value) in known else _array(value)) for key, value in listing.found]
+    by_id: Mapping[int, Parameter] = {id(p.handle): p for p in parameters}
+    return [(key, by_id[id(value)] if id(value) in by_id else _array(value)) for key, value in listing.entries]
 
 
 def _array(value: Any) -> Array:

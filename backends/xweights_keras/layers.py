@@ -1,9 +1,9 @@
-"""The table of Keras 3's layers: what each calls its arrays, and what their axes are.
+"""The table of Keras 3's layers: the names of each layer's arrays, and their axes.
 
-So a subclass of a built-in layer is read as that layer wherever its shapes still fit. A row's ``native`` is the
-variable's own name (``add_weight(name=...)``).
+A subclass of a built-in layer is read as that layer wherever its shapes still fit. A row's ``native`` is the variable's
+own name (``add_weight(name=...)``).
 
-Keras stores its arrays in the neutral order, with ``data_format="channels_first"`` too, so most patterns have no arrow.
+Keras stores arrays in the neutral order, also with ``data_format="channels_first"``, so most patterns have no arrow.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ SPATIAL = {1: "t", 2: "h w", 3: "d h w"}
 # Gates as Keras packs them: input, forget, candidate, output; update, reset, candidate.
 LSTM_GATES = ("i", "f", "c", "o")
 GRU_GATES = ("z", "r", "h")
-# Kernels of which several values share a byte: what an index of their axes means is then no longer one weight.
+# Kernels with several values to a byte: an index of their axes no longer means one weight.
 PACKED = ("int4", "gptq", "awq")
 
 
 @dataclass(frozen=True, slots=True)
 class Inner:
-    """A layer inside a composite one: where it is, its path inside, and its rows (None: those of its own type)."""
+    """A layer inside a composite one, its path there, and its rows (None: those of its own type)."""
 
     layer: Any
     path: str = ""
@@ -42,29 +42,29 @@ def _always(layer: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
-    """What a type of layer holds.
+class LayerSpec:
+    """The contents of a type of layer.
 
-    ``rows`` are its own variables in order, ``inners`` the layers inside that are named by this table and not by
-    attribute, ``whole`` says that all of it counts as one layer, ``weighs`` that it will have weights once it is built.
+    ``rows`` are its own variables in order, and ``inners`` the inner layers that are named by this table and not by
+    attribute. ``whole``: all of it counts as one layer. ``has_weights``: it will have some once it is built.
     """
 
     rows: Callable[[Any], Rows] = _none
     inners: Callable[[Any], Iterable[Inner]] = _none
     whole: bool = False
-    weighs: Callable[[Any], bool] = _always
+    has_weights: Callable[[Any], bool] = _always
 
 
-def spec_of(layer: Any) -> Spec | None:
-    """Return the row of the table for a layer's type or the nearest base of it, or None."""
+def spec_of(layer: Any) -> LayerSpec | None:
+    """Return the row of the table for a layer's type or its nearest base class, or None."""
     kind = type(layer)
-    if kind not in _found:
+    if kind not in _specs:
         names = (base.__name__ for base in kind.__mro__ if base.__module__.partition(".")[0] == "keras")
-        _found[kind] = next((TABLE[name] for name in names if name in TABLE), None)
-    return _found[kind]
+        _specs[kind] = next((TABLE[name] for name in names if name in TABLE), None)
+    return _specs[kind]
 
 
-_found: dict[type[Any], Spec | None] = {}
+_specs: dict[type[Any], LayerSpec | None] = {}
 
 
 def entries(*rows: tuple[str, str | None], gates: tuple[str, ...] | None = None) -> Rows:
@@ -72,16 +72,16 @@ def entries(*rows: tuple[str, str | None], gates: tuple[str, ...] | None = None)
     return tuple(Entry(name, name, pattern, gates=gates) for name, pattern in rows)
 
 
-def _fixed(*rows: tuple[str, str | None], gates: tuple[str, ...] | None = None) -> Spec:
-    made = entries(*rows, gates=gates)
-    return Spec(lambda layer: made)
+def _fixed_spec(*rows: tuple[str, str | None], gates: tuple[str, ...] | None = None) -> LayerSpec:
+    fixed = entries(*rows, gates=gates)
+    return LayerSpec(lambda layer: fixed)
 
 
 def _is_packed(layer: Any) -> bool:
     return getattr(layer, "quantization_mode", None) in PACKED
 
 
-# Dense and its kin. The float8 histories and the scales of packed kernels have no axes that mean anything elsewhere.
+# Dense and related layers. Float8 histories and the scales of packed kernels have no axes with a meaning elsewhere.
 
 
 def _dense(layer: Any) -> Rows:
@@ -109,7 +109,7 @@ def _einsum(layer: Any) -> Rows:
         ("lora_kernel_b", f"rank {letters[-1]}"),
         ("kernel_scale", None),
     )
-    # What is summed over stands in the kernel and not in the output: no name says it.
+    # The letters that are summed over are in the kernel and not in the output: their names don't show it.
     kept = tuple(letter for letter in letters if letter in output)
     return tuple(replace(row, outputs=kept) if row.name == "kernel" else row for row in rows)
 
@@ -158,16 +158,16 @@ def _separable(layer: Any) -> Rows:
 # Norms. Their arrays have one axis for each normalised axis of the input.
 
 
-def _norm(*names: str) -> Spec:
+def _norm_spec(*names: str) -> LayerSpec:
     def rows(layer: Any) -> Rows:
         pattern = norm_pattern(layer)
         return entries(*[(name, pattern) for name in names])
 
-    return Spec(rows)
+    return LayerSpec(rows)
 
 
 def norm_pattern(layer: Any) -> str | None:
-    """Return the pattern of a norm's arrays: ``channel`` for one axis, the input's own axes for several."""
+    """Return the pattern of a norm's arrays: ``channel`` for one axis, the axes of the input for several."""
     axis = layer.axis
     if axis is None:
         return ""
@@ -178,7 +178,7 @@ def norm_pattern(layer: Any) -> str | None:
     if shape is None:
         return None
     rank = len(shape)
-    return feature_pattern(rank, [one % rank for one in axis])
+    return feature_pattern(rank, [index % rank for index in axis])
 
 
 def feature_pattern(rank: int, axes: list[int]) -> str | None:
@@ -209,20 +209,20 @@ def _prelu(layer: Any) -> Rows:
 
 
 def _spectral(layer: Any) -> Rows:
-    # vector_u belongs to the last axis of the inner kernel; Keras keeps it as one row.
+    # vector_u belongs to the last axis of the inner kernel; Keras stores it as one row.
     inner = spec_of(layer.layer)
     rows = () if inner is None else inner.rows(layer.layer)
     pattern = next((row.pattern for row in rows if row.native in ("kernel", "embeddings")), None)
     return entries(("vector_u", f"1 {pattern.split()[-1]}" if pattern else None))
 
 
-# Recurrent layers. The cell inside is an attribute of the implementation and no part of the name.
+# Recurrent layers. The inner cell is a detail of the implementation and not a part of the name.
 
 
-def _cell(gates: tuple[str, ...] | None) -> Spec:
+def _cell_spec(gates: tuple[str, ...] | None) -> LayerSpec:
     def rows(layer: Any) -> Rows:
         bias = getattr(layer, "bias", None)
-        # A GRU with reset_after keeps two biases: for the input's side and for the recurrent one.
+        # A GRU with reset_after has two biases: one for the input and one for the recurrent state.
         two = bias is not None and len(bias.shape) == 2
         return entries(
             ("kernel", "in gate*unit"),
@@ -231,7 +231,7 @@ def _cell(gates: tuple[str, ...] | None) -> Spec:
             gates=gates,
         )
 
-    return Spec(rows)
+    return LayerSpec(rows)
 
 
 def _conv_lstm_cell(layer: Any) -> Rows:
@@ -244,11 +244,11 @@ def _conv_lstm_cell(layer: Any) -> Rows:
     )
 
 
-def _at(*places: tuple[str, str]) -> Callable[[Any], Iterator[Inner]]:
-    """Return the inner layers at these attributes, under these paths."""
+def _inners_at(*attributes: tuple[str, str]) -> Callable[[Any], Iterator[Inner]]:
+    """Return a function that yields the inner layers at these attributes, with their paths."""
 
     def inners(layer: Any) -> Iterator[Inner]:
-        for attribute, path in places:
+        for attribute, path in attributes:
             inner = getattr(layer, attribute, None)
             if inner is not None:
                 yield Inner(inner, path)
@@ -256,17 +256,19 @@ def _at(*places: tuple[str, str]) -> Callable[[Any], Iterator[Inner]]:
     return inners
 
 
-def _stacked(layer: Any) -> Iterator[Inner]:
+def _stack_inners(layer: Any) -> Iterator[Inner]:
     for position, cell in enumerate(layer.cells):
         yield Inner(cell, f"l{position}")
 
 
-def _by_inner(layer: Any) -> bool:
-    return False  # what is inside says it
+def _never(layer: Any) -> bool:
+    return False  # the inner layer decides
 
 
-_RNN = Spec(inners=_at(("cell", "")), whole=True, weighs=lambda layer: not getattr(layer.cell, "built", True))
-_WRAPPER = Spec(inners=_at(("layer", "")), weighs=_by_inner)
+_RNN = LayerSpec(
+    inners=_inners_at(("cell", "")), whole=True, has_weights=lambda layer: not getattr(layer.cell, "built", True)
+)
+_WRAPPER = LayerSpec(inners=_inners_at(("layer", "")), has_weights=_never)
 
 
 # Attention
@@ -303,39 +305,41 @@ def _has_scale(layer: Any) -> bool:
     return bool(layer.use_scale) or getattr(layer, "score_mode", "dot") == "concat"
 
 
-_ATTENTION = Spec(inners=_attention, whole=True)
+_ATTENTION = LayerSpec(inners=_attention, whole=True)
 _BATCH = ("gamma", "beta", "moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
 
-TABLE: dict[str, Spec] = {
-    "Dense": Spec(_dense),
-    "EinsumDense": Spec(_einsum),
-    "Embedding": Spec(_embedding),
-    "BaseConv": Spec(_conv),
-    "BaseConvTranspose": Spec(_conv_transpose),
-    "BaseDepthwiseConv": Spec(_depthwise),
-    "BaseSeparableConv": Spec(_separable),
-    "BatchNormalization": _norm(*_BATCH),
-    "LayerNormalization": _norm("gamma", "beta"),
-    "GroupNormalization": _norm("gamma", "beta"),
-    "RMSNormalization": _norm("scale"),
-    "Normalization": Spec(_normalization, weighs=lambda layer: layer.input_mean is None),
-    "SpectralNormalization": Spec(_spectral, _at(("layer", ""))),
-    "PReLU": Spec(_prelu),
-    "SimpleRNNCell": _cell(None),
-    "LSTMCell": _cell(LSTM_GATES),
-    "GRUCell": _cell(GRU_GATES),
-    "ConvLSTMCell": Spec(_conv_lstm_cell),
+TABLE: dict[str, LayerSpec] = {
+    "Dense": LayerSpec(_dense),
+    "EinsumDense": LayerSpec(_einsum),
+    "Embedding": LayerSpec(_embedding),
+    "BaseConv": LayerSpec(_conv),
+    "BaseConvTranspose": LayerSpec(_conv_transpose),
+    "BaseDepthwiseConv": LayerSpec(_depthwise),
+    "BaseSeparableConv": LayerSpec(_separable),
+    "BatchNormalization": _norm_spec(*_BATCH),
+    "LayerNormalization": _norm_spec("gamma", "beta"),
+    "GroupNormalization": _norm_spec("gamma", "beta"),
+    "RMSNormalization": _norm_spec("scale"),
+    "Normalization": LayerSpec(_normalization, has_weights=lambda layer: layer.input_mean is None),
+    "SpectralNormalization": LayerSpec(_spectral, _inners_at(("layer", ""))),
+    "PReLU": LayerSpec(_prelu),
+    "SimpleRNNCell": _cell_spec(None),
+    "LSTMCell": _cell_spec(LSTM_GATES),
+    "GRUCell": _cell_spec(GRU_GATES),
+    "ConvLSTMCell": LayerSpec(_conv_lstm_cell),
     "RNN": _RNN,
-    "StackedRNNCells": Spec(inners=_stacked, whole=True, weighs=_by_inner),
-    "Bidirectional": Spec(
-        inners=_at(("forward_layer", "forward"), ("backward_layer", "backward")),
+    "StackedRNNCells": LayerSpec(inners=_stack_inners, whole=True, has_weights=_never),
+    "Bidirectional": LayerSpec(
+        inners=_inners_at(("forward_layer", "forward"), ("backward_layer", "backward")),
         whole=True,
-        weighs=lambda layer: not layer.forward_layer.built,
+        has_weights=lambda layer: not layer.forward_layer.built,
     ),
     "Wrapper": _WRAPPER,
     "MultiHeadAttention": _ATTENTION,
     "GroupedQueryAttention": _ATTENTION,
-    "Attention": Spec(lambda layer: entries(("scale", ""), ("concat_score_weight", "")), weighs=_has_scale),
-    "AdditiveAttention": Spec(lambda layer: entries(("scale", "in")), weighs=lambda layer: bool(layer.use_scale)),
-    "STFTSpectrogram": _fixed(("real_kernel", "t in out"), ("imag_kernel", "t in out")),
+    "Attention": LayerSpec(lambda layer: entries(("scale", ""), ("concat_score_weight", "")), has_weights=_has_scale),
+    "AdditiveAttention": LayerSpec(
+        lambda layer: entries(("scale", "in")), has_weights=lambda layer: bool(layer.use_scale)
+    ),
+    "STFTSpectrogram": _fixed_spec(("real_kernel", "t in out"), ("imag_kernel", "t in out")),
 }

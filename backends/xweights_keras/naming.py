@@ -1,4 +1,4 @@
-"""Neutral names for what Keras calls by attribute, by layer name, or by a name that it made up itself."""
+"""Neutral names from attribute paths and layer names, with the names that Keras made up replaced."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from keras.src.utils.naming import to_snake_case
 
-# Where Keras and its backends keep their own books. Everything else in a layer's attributes is the user's.
-_BOOKS = frozenset(
+# Attributes that Keras and its backends keep for themselves. All others of a layer are the user's.
+_INTERNAL = frozenset(
     {
         "_buffers", "_functional", "_inbound_nodes", "_layers", "_losses", "_metrics", "_modules", "_nodes",
         "_nodes_by_depth", "_non_trainable_variables", "_operations", "_operations_by_depth", "_outbound_nodes",
@@ -22,8 +22,8 @@ _snake: dict[type[Any], str] = {}
 _numbered = re.compile(r"(.*?)_\d+")
 
 
-def snake(kind: type[Any]) -> str:
-    """Return what Keras makes of a class's name: ``Conv2DTranspose`` -> ``conv2d_transpose``."""
+def to_snake(kind: type[Any]) -> str:
+    """Return a class's name as Keras writes it in snake case: ``Conv2DTranspose`` -> ``conv2d_transpose``."""
     if kind not in _snake:
         _snake[kind] = to_snake_case(kind.__name__)
     return _snake[kind]
@@ -32,48 +32,48 @@ def snake(kind: type[Any]) -> str:
 def is_made_up(name: str, kind: type[Any]) -> bool:
     """Return True for a name that Keras may have made: the class in snake case, with ``_n`` or without.
 
-    It is a rule on the string alone, so that a reloaded model, which brings its names along, agrees with a new one.
+    The rule looks only at the string, so that a reloaded model, which has its saved names, agrees with a new one.
     """
-    base = snake(kind)
+    base = to_snake(kind)
     if name == base:
         return True
-    found = _numbered.fullmatch(name)
-    return found is not None and found[1] == base
+    match = _numbered.fullmatch(name)
+    return match is not None and match[1] == base
 
 
-def by_name(layers: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+def name_layers(layers: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     """Yield the layers of a functional or Sequential model with their paths: ``dense/0``, or the name the user gave.
 
     The position counts every layer of the class, named ones too, so that naming one layer renames no other.
     """
     seen: Counter[str] = Counter()
     for layer in layers:
-        kind = snake(type(layer))
+        kind = to_snake(type(layer))
         path = f"{kind}/{seen[kind]}" if is_made_up(layer.name, type(layer)) else layer.name
         seen[kind] += 1
         yield path, layer
 
 
-def by_attribute(layer: Any, wanted: set[int]) -> dict[int, list[str]]:
+def find_attribute_paths(layer: Any, wanted: set[int]) -> dict[int, list[str]]:
     """Return the attribute paths, shortest first, of the objects of ``wanted`` (ids) that a layer holds.
 
-    Shortest first and then in order of definition: torch keeps layers apart from lists of layers, so which of
-    the two was defined first isn't known on every Keras backend.
+    Paths of one length are in order of definition. The length goes first because torch stores layers apart from lists
+    of layers, so it isn't known on every Keras backend which of the two was defined first.
     """
     space = vars(layer)
-    places = [*space.items(), *space.get("_modules", {}).items()]  # Keras layers are modules on torch
-    found: dict[int, list[str]] = {}
-    for key, value in places:
-        if key not in _BOOKS and not key.startswith("_self_"):
-            _search(value, key, wanted, found, depth=0)
-    for paths in found.values():
+    attributes = [*space.items(), *space.get("_modules", {}).items()]  # Keras layers are modules on torch
+    paths_by_id: dict[int, list[str]] = {}
+    for key, value in attributes:
+        if key not in _INTERNAL and not key.startswith("_self_"):
+            _search(value, key, wanted, paths_by_id, depth=0)
+    for paths in paths_by_id.values():
         paths.sort(key=lambda path: path.count("/"))
-    return found
+    return paths_by_id
 
 
-def _search(value: Any, path: str, wanted: set[int], found: dict[int, list[str]], *, depth: int) -> None:
+def _search(value: Any, path: str, wanted: set[int], paths_by_id: dict[int, list[str]], *, depth: int) -> None:
     if id(value) in wanted:
-        found.setdefault(id(value), []).append(path)
+        paths_by_id.setdefault(id(value), []).append(path)
         return
     if depth > 8:
         return  # a list that contains itself
@@ -86,5 +86,5 @@ def _search(value: Any, path: str, wanted: set[int], found: dict[int, list[str]]
         items = enumerate(value)
     else:
         return
-    for key, one in items:
-        _search(one, f"{path}/{key}", wanted, found, depth=depth + 1)
+    for key, item in items:
+        _search(item, f"{path}/{key}", wanted, paths_by_id, depth=depth + 1)

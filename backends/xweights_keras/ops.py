@@ -1,6 +1,6 @@
-"""The array maths for Keras: that of the framework whose tensor a leaf is.
+"""The array math for Keras: the ops of the framework whose tensor the native array is.
 
-Keras has no ops of its own here, so that a rule gives the same bits in a Keras model and outside.
+There are no Keras ops, so that a rule gives the same bits in a Keras model and outside.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from xweights_keras.storage.base import raw_value
 
 
 def ops_of(array: Any) -> Ops:
-    """Return the ops for a Keras variable's value; a symbolic tensor has none."""
+    """Return the ops for a Keras variable's value; refuse a symbolic tensor."""
     if isinstance(array, keras.KerasTensor):
         raise TraceError("a symbolic KerasTensor has no values\nFix: edit weights, not inputs or outputs")
     value = raw_value(array) if isinstance(array, keras.Variable) else array

@@ -1,8 +1,8 @@
-"""What float64 is worth in Keras.
+"""The precision in which Keras computes float64 layers.
 
-Keras' dtype promotion makes float32 of float64 on every backend but TensorFlow (``result_type`` in
-keras/src/backend/common/dtypes.py, 3.15, with JAX's x64 and ``set_floatx`` all the same): a Dense layer of float64 on
-PyTorch is off by 1e-7.
+Keras' dtype promotion turns float64 into float32 on every backend but TensorFlow (``result_type`` in
+keras/src/backend/common/dtypes.py, 3.15, whatever JAX's x64 and ``set_floatx`` are): a float64 Dense layer on PyTorch
+is off by 1e-7.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ PROMOTES_FLOAT64 = keras.backend.backend() != "tensorflow"
 
 
 def to_effective_dtype(array: Array) -> Array:
-    """Return what a float64 layer made in the dtype that it is good for."""
+    """Return the output of a layer in the dtype of its real precision."""
     return array.astype(np.float32) if PROMOTES_FLOAT64 and array.dtype == np.float64 else array
 
 
-def computed(dtype: str) -> str:
-    """Return the dtype that a model of a dtype computes in."""
+def compute_dtype(dtype: str) -> str:
+    """Return the dtype in which a model of this dtype computes."""
     return "float32" if PROMOTES_FLOAT64 and dtype == "float64" else dtype

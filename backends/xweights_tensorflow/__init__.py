@@ -1,6 +1,6 @@
-"""TensorFlow for xweights: ``tf.Module`` and ``tf.Variable`` as targets, and the array ops of TensorFlow.
+"""TensorFlow backend of xweights: ``tf.Module`` and ``tf.Variable`` as targets, and array ops.
 
-Loaded by xweights once an object of TensorFlow has arrived.
+It is loaded once an object of TensorFlow is passed to xweights.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from xweights.core.dtypes import Array
 from xweights.core.protocols import Ops, Storage
 from xweights.core.registry import roots
 from xweights.errors import TargetError, TraceError
-from xweights_tensorflow.adapter import ModuleAdapter, keras_2
+from xweights_tensorflow.adapter import ModuleAdapter, keras_2_error
 from xweights_tensorflow.graphs import CompiledStep
 from xweights_tensorflow.ops import TensorFlowOps
-from xweights_tensorflow.storage import VARIABLES, host
+from xweights_tensorflow.storage import VARIABLES, host_view
 
 __all__ = ["backend"]
 
 
 class TensorFlowBackend:
-    """What xweights asks of TensorFlow; see :class:`xweights.backend.Backend`."""
+    """Backend of TensorFlow; see :class:`xweights.backend.Backend`."""
 
     name = "tensorflow"
 
@@ -34,7 +34,7 @@ class TensorFlowBackend:
 
     def adapter(self, target: Any) -> Adapter | None:
         if "tf_keras" in roots(type(target)):
-            raise keras_2(target)
+            raise keras_2_error(target)
         return self._adapter if isinstance(target, (tf.Module, tf.Variable)) else None
 
     def is_tensor(self, value: Any) -> bool:
@@ -57,7 +57,7 @@ class TensorFlowBackend:
                 f"the values of {value.name!r} aren't known while a tf.function is traced\n"
                 "Fix: pass host arrays, or call this in plain Python, outside of the compiled step"
             )
-        return host(value)
+        return host_view(value)
 
     def ops(self, array: Any) -> Ops:
         return self._ops
@@ -73,7 +73,7 @@ class TensorFlowBackend:
         optimizer: Any,
         after_step: Callable[[Any], None] | None = None,
     ) -> HoldAttachment | None:
-        return None  # nothing here updates by itself: the step is the user's, and calls held.apply()
+        return None  # TensorFlow has no training loop: the user's own step calls held.apply()
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
         return CompiledStep(function, lambda: VARIABLES.edits)

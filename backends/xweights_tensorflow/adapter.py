@@ -1,8 +1,8 @@
-"""How a ``tf.Module`` is walked: by attribute path, in the order in which the attributes were set.
+"""Adapter of ``tf.Module``: variables by attribute path, in the order in which the attributes were set.
 
-A variable's own ``name`` ("Variable:0") says nothing and is not unique, so a parameter's name is the way to it:
-``self.blocks[0].kernel`` is ``blocks/0/kernel``, as in the torch twin with the same attributes. A plain module says
-nothing about axes: they are None.
+A variable's own ``name`` ("Variable:0") is neither meaningful nor unique, so a parameter is named by its path:
+``self.blocks[0].kernel`` is ``blocks/0/kernel``, as in the torch twin with the same attributes. The axes of a plain
+module are unknown: None.
 """
 
 from __future__ import annotations
@@ -29,43 +29,43 @@ _OWN = ("_self_", "_tf_module_", "_tf_api_", "_name_scope", "_obj_reference_coun
 
 
 class ModuleAdapter:
-    """Finds the variables of modules, lists and mappings below a module, and a lone variable."""
+    """Adapter of a module, with the variables in its modules, lists and mappings, and of a lone variable."""
 
     def __init__(self) -> None:
-        # What was handed out for a module, to hand out again: making 1,000 handles costs as much as reading them.
+        # The parameters returned for a module, to be reused: making 1,000 handles costs as much as reading them.
         self._known: weakref.WeakKeyDictionary[Any, dict[str, Parameter]] = weakref.WeakKeyDictionary()
 
     def parameters(self, target: Any) -> Sequence[Parameter]:
         if isinstance(target, tf.Variable):
             return [_parameter(LONE, target.name.removesuffix(":0"), target, ())]
-        found: dict[int, _Found] = {}
+        found: dict[int, _FoundVariable] = {}
         _walk(target, "", (), {}, found)
         try:
-            known = self._known.setdefault(target, {})
+            cache = self._known.setdefault(target, {})
         except TypeError:  # a module without a hash
-            known = {}
-        fresh = {}
-        for one in found.values():
-            name, *others = one.names
-            old = known.get(name)
-            if isinstance(one.value, Parameter):
-                fresh[name] = _renamed(one.value, name, tuple(others), "".join(one.keys).lstrip("."))
+            cache = {}
+        parameters = {}
+        for variable in found.values():
+            name, *others = variable.names
+            cached = cache.get(name)
+            if isinstance(variable.value, Parameter):
+                parameters[name] = _rename(variable.value, name, tuple(others), "".join(variable.keys).lstrip("."))
             elif (
-                old is not None
-                and old.handle is one.value
-                and old.aliases == tuple(others)
-                and one.value.shape.is_fully_defined()  # one made with shape=None may have another shape by now
+                cached is not None
+                and cached.handle is variable.value
+                and cached.aliases == tuple(others)
+                and variable.value.shape.is_fully_defined()  # one made with shape=None may have changed
             ):
-                fresh[name] = old
+                parameters[name] = cached
             else:
-                fresh[name] = _parameter(name, "".join(one.keys).lstrip("."), one.value, tuple(others))
-        known.clear()
-        known.update(fresh)
-        return list(fresh.values())
+                parameters[name] = _parameter(name, "".join(variable.keys).lstrip("."), variable.value, tuple(others))
+        cache.clear()
+        cache.update(parameters)
+        return list(parameters.values())
 
 
-class _Found:
-    """A variable (or a parameter of a Keras object), its names in order of discovery, and the way to the first."""
+class _FoundVariable:
+    """A variable (or a parameter of a Keras object), its names in order of discovery, and the path of the first."""
 
     __slots__ = ("keys", "names", "value")
 
@@ -76,7 +76,7 @@ class _Found:
 def _parameter(name: str, native: str, variable: Any, aliases: tuple[str, ...]) -> Parameter:
     shape = variable.shape
     if not shape.is_fully_defined():
-        shape = VARIABLES.read(variable).shape  # made with shape=None: what it holds now
+        shape = VARIABLES.read(variable).shape  # made with shape=None: the shape of its present value
     return Parameter(
         name=name,
         native_name=native,
@@ -88,49 +88,55 @@ def _parameter(name: str, native: str, variable: Any, aliases: tuple[str, ...]) 
     )
 
 
-def _walk(value: Any, path: str, keys: tuple[str, ...], above: dict[int, None], found: dict[int, _Found]) -> None:
-    """Collect the variables below ``value``. ``keys`` spell the way in Python: ``.blocks``, ``[0]``, ``.kernel``."""
+def _walk(
+    value: Any, path: str, keys: tuple[str, ...], above: dict[int, None], found: dict[int, _FoundVariable]
+) -> None:
+    """Collect the variables below ``value``; ``keys`` spell the path in Python: ``.blocks``, ``[0]``, ``.kernel``."""
     if isinstance(value, tf.Variable):
-        _note(found, value, path, keys, value)
+        _record(found, value, path, keys, value)
     elif _is_keras(value):
         backend = backend_for(value)
         adapter = None if backend is None else backend.adapter(value)  # None: an optimizer, a metric
-        for one in () if adapter is None else adapter.parameters(value):
-            array = one.handle if isinstance(one.handle, tf.Variable) else getattr(one.handle, "_value", one.handle)
-            for name in (one.name, *one.aliases):
-                _note(found, array, path if one.handle is value else f"{path}/{name}", keys, one)
+        for parameter in () if adapter is None else adapter.parameters(value):
+            array = (
+                parameter.handle
+                if isinstance(parameter.handle, tf.Variable)
+                else getattr(parameter.handle, "_value", parameter.handle)
+            )
+            for name in (parameter.name, *parameter.aliases):
+                _record(found, array, path if parameter.handle is value else f"{path}/{name}", keys, parameter)
     elif isinstance(value, _HOLDERS) and id(value) not in above:
-        # A module may know its parent; a shared one is walked again, for its other names.
+        # A module may refer to its parent; a shared one is walked again, for its other names.
         above[id(value)] = None
-        for key, spelled, one in _children(value):
-            _walk(one, f"{path}/{key}" if path else key, (*keys, spelled), above, found)
+        for key, spelled, child in _children(value):
+            _walk(child, f"{path}/{key}" if path else key, (*keys, spelled), above, found)
         del above[id(value)]
 
 
 def _children(value: Any) -> Iterator[tuple[str, str, Any]]:
-    """Yield (key, Python spelling, value) for what a module or container holds."""
+    """Yield (key, Python spelling, value) for each item of a module or container."""
     if isinstance(value, tf.Module):
         ignored = getattr(type(value), "_TF_MODULE_IGNORED_PROPERTIES", ())
-        for key, one in vars(value).items():
+        for key, child in vars(value).items():
             if key not in ignored and not key.startswith(_OWN):
-                yield key, f".{key}", one
+                yield key, f".{key}", child
     elif isinstance(value, Mapping):
-        for key, one in value.items():
-            yield str(key), f"[{key!r}]", one
+        for key, child in value.items():
+            yield str(key), f"[{key!r}]", child
     elif hasattr(value, "_fields"):
         for key in value._fields:
             yield key, f".{key}", getattr(value, key)
     else:
-        for position, one in enumerate(value):
-            yield str(position), f"[{position}]", one
+        for position, child in enumerate(value):
+            yield str(position), f"[{position}]", child
 
 
-def _note(found: dict[int, _Found], array: Any, name: str, keys: tuple[str, ...], value: Any) -> None:
-    known = found.get(id(array))
-    if known is None:
-        found[id(array)] = _Found(name, keys, value)
+def _record(found: dict[int, _FoundVariable], array: Any, name: str, keys: tuple[str, ...], value: Any) -> None:
+    entry = found.get(id(array))
+    if entry is None:
+        found[id(array)] = _FoundVariable(name, keys, value)
     else:
-        known.names[name] = None
+        entry.names[name] = None
 
 
 _keras_types: dict[type[Any], bool] = {}
@@ -141,29 +147,29 @@ def _is_keras(value: Any) -> bool:
     if kind not in _keras_types:
         family = set(roots(kind))
         if "tf_keras" in family:
-            raise keras_2(value)
+            raise keras_2_error(value)
         _keras_types[kind] = "keras" in family
     return _keras_types[kind]
 
 
-def _renamed(one: Parameter, name: str, aliases: tuple[str, ...], native: str) -> Parameter:
-    lone = not name.endswith(one.name)  # a Keras variable that is an attribute itself
+def _rename(parameter: Parameter, name: str, aliases: tuple[str, ...], native: str) -> Parameter:
+    lone = not name.endswith(parameter.name)  # a Keras variable that is itself an attribute
     return Parameter(
         name=name,
-        native_name=native if lone else one.native_name,
-        role=name.rpartition("/")[2] if lone else one.role,
-        layer=name.rpartition("/")[0] if lone else f"{name.removesuffix(one.name)}{one.layer}".rstrip("/"),
-        gates=one.gates,
+        native_name=native if lone else parameter.native_name,
+        role=name.rpartition("/")[2] if lone else parameter.role,
+        layer=name.rpartition("/")[0] if lone else f"{name.removesuffix(parameter.name)}{parameter.layer}".rstrip("/"),
+        gates=parameter.gates,
         aliases=aliases,
-        layout=one.layout,
-        dtype=one.dtype,
-        hidden=one.hidden,
-        storage=one.storage,
-        handle=one.handle,
+        layout=parameter.layout,
+        dtype=parameter.dtype,
+        hidden=parameter.hidden,
+        storage=parameter.storage,
+        handle=parameter.handle,
     )
 
 
-def keras_2(value: Any) -> TargetError:
+def keras_2_error(value: Any) -> TargetError:
     """Return the error for an object of Keras 2."""
     return TargetError(
         "tf_keras is Keras 2, whose objects xweights doesn't edit\n"

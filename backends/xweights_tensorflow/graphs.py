@@ -1,4 +1,4 @@
-"""What tracing and compiling need: values that outlive a graph, a zero that no compiler knows, and compiled steps."""
+"""Tracing and compiling: values that outlive a graph, a zero that no compiler can fold, and compiled steps."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import tensorflow as tf
 
-# Tracing and compiling take some milliseconds a variable (2-7 measured), an eager edit from 0.07 up.
+# Tracing and compiling take some milliseconds per variable (2-7 measured), an eager edit from 0.07 up.
 SECONDS_PER_VARIABLE = 0.004
 
 _zeros: dict[Any, Any] = {}
 _gpus: bool | None = None
 
 
-def lifted(make: Callable[[], Any]) -> Any:
-    """Return ``make()`` as made outside of any ``tf.function`` being traced; a graph takes the result as an input."""
+def lift(make: Callable[[], Any]) -> Any:
+    """Return ``make()``, run outside of any ``tf.function`` being traced; a graph takes the result as an input."""
     if tf.executing_eagerly():
         return make()
     with tf.init_scope():
@@ -29,26 +29,27 @@ def has_outside() -> bool:
 
 
 def runtime_zero(dtype: Any) -> Any:
-    """Return a 0-d integer zero whose value reaches a graph only at run time, so that nothing can be folded with it."""
+    """Return a 0-d integer zero that reaches a graph only at run time, so that nothing can be folded with it."""
     if not has_outside():
         return tf.compat.v1.placeholder_with_default(tf.zeros((), dtype), ())
     if dtype not in _zeros:
-        _zeros[dtype] = lifted(lambda: tf.zeros((), dtype))
+        _zeros[dtype] = lift(lambda: tf.zeros((), dtype))
     return _zeros[dtype]
 
 
-def moved(result: Any, *operands: Any) -> Any:
-    """Return the result of an op that only moves bits, noting that no arithmetic of ours waits to be fused in it.
+def mark_settled(result: Any, *operands: Any) -> Any:
+    """Return the result of an op that only moves bits, marked as settled if all operands are.
 
-    It is so if that holds for all operands: what was read from a variable, eager tensors, results of fences and moves.
+    A settled tensor has no arithmetic of ours that could be fused: a variable's value, an eager tensor, the result of a
+    fence or a move.
     """
-    if tf.is_symbolic_tensor(result) and all(is_settled(one) for one in operands):
+    if tf.is_symbolic_tensor(result) and all(is_settled(operand) for operand in operands):
         result._xweights_settled = True
     return result
 
 
 def is_settled(tensor: Any) -> bool:
-    """Return whether a tensor is no result of arithmetic that a compiler could fuse with more of it."""
+    """Return True unless a tensor is the result of arithmetic that a compiler could fuse with more."""
     return not tf.is_symbolic_tensor(tensor) or getattr(tensor, "_xweights_settled", False)
 
 
@@ -61,9 +62,9 @@ def any_gpu() -> bool:
 
 
 class CompiledStep:
-    """A bound step that compiles itself once its eager calls have cost as much as compiling would.
+    """Bound step that compiles itself once its eager calls have cost as much as compiling would.
 
-    So a step called a few times never pays for tracing, and one called for ever costs at most twice the best choice.
+    So a step called a few times never pays for tracing, and one called many times costs at most twice the best choice.
     """
 
     def __init__(self, function: Callable[[], None], edits: Callable[[], int]) -> None:
@@ -73,7 +74,7 @@ class CompiledStep:
         self._step: Callable[[], Any] | None = None
 
     def __call__(self) -> None:
-        """Edit now: traced into a graph, eagerly, or compiled."""
+        """Run the edit: traced into a graph, eagerly, or compiled."""
         if not tf.executing_eagerly():
             self._function()
         elif self._step is not None:
@@ -86,17 +87,17 @@ class CompiledStep:
                 self._step = self._compile()
 
     def _compile(self) -> Callable[[], Any]:
-        # XLA updates variables in place: half the time of a plain graph where memory is what limits. It can't compile
-        # everything (and nothing across devices); it says so before anything has run, and a plain graph then serves.
-        quick = tf.function(self._function, autograph=False, jit_compile=True)
+        # XLA updates variables in place: half the time of a plain graph where memory is the limit. It can't compile
+        # everything (and nothing across devices), but raises before anything has run; a plain graph is used then.
+        jit_step = tf.function(self._function, autograph=False, jit_compile=True)
 
         def first() -> None:
             try:
-                quick()
+                jit_step()
             except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.NotFoundError):
                 self._step = tf.function(self._function, autograph=False)
                 self._step()
             else:
-                self._step = quick
+                self._step = jit_step
 
         return first

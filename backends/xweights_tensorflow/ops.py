@@ -1,14 +1,14 @@
-"""The array maths of TensorFlow: eagerly, in ``tf.function``, and compiled by XLA (``jit_compile=True``).
+"""Array math of TensorFlow: eagerly, in ``tf.function``, and compiled by XLA (``jit_compile=True``).
 
-What keeps the bits the same everywhere (each line was measured; the tests hold it):
+Rules that keep the bits the same everywhere (each was measured, and is tested):
 
 * Numbers reach a graph as inputs, never as literals: with a literal, grappler and XLA turn ``x + 0.0`` into ``x``,
   which keeps -0.0.
-* ``ClipByValue`` is the definition of clip in TensorFlow's own kernel, but turns NaN into a bound under XLA;
+* ``ClipByValue`` matches the definition of clip in TensorFlow's own kernel, but turns NaN into a bound under XLA;
   ``Maximum`` and ``Minimum`` are exact in both unless the bound is a zero.
 * XLA widens halves to compare and move them, which quietens signalling NaNs: they are moved as integers.
-* Measures run on the host in eager code, in the very code that serves NumPy: the same bits, and no full-size
-  float64 copy.
+* Measures run on the host in eager code, by the same code as for NumPy: the same bits, and no full-size float64
+  copy.
 """
 
 from __future__ import annotations
@@ -24,111 +24,115 @@ from xweights.core.dtypes import Array, is_floating
 from xweights.core.layout import Shape
 from xweights.core.numpy_backend import NumpyOps
 from xweights.errors import TraceError
-from xweights_tensorflow.graphs import any_gpu, has_outside, is_settled, lifted, moved, runtime_zero
-from xweights_tensorflow.storage import VARIABLES, copied, host
+from xweights_tensorflow.graphs import any_gpu, has_outside, is_settled, lift, mark_settled, runtime_zero
+from xweights_tensorflow.storage import VARIABLES, copy_to_tensor, host_view
 
 HOST = NumpyOps()
 _BITS = {1: tf.int8, 2: tf.int16, 4: tf.int32, 8: tf.int64}
 _constants: dict[tuple[np.dtype[Any], Shape, bytes], Any] = {}
-# TensorFlow stores and casts these, and computes with none of them.
-_NARROW = frozenset(
+# Dtypes that TensorFlow stores and casts, but doesn't compute with.
+_FLOAT8 = frozenset(
     getattr(tf.dtypes.experimental, name) for name in dir(tf.dtypes.experimental) if name.startswith("float8")
 )
 
 
 class TensorFlowOps:
-    """The maths of :class:`xweights.backend.Ops` on tensors of TensorFlow, concrete or symbolic."""
+    """Array math of :class:`xweights.backend.Ops` on tensors of TensorFlow, concrete or symbolic."""
 
     name = "tensorflow"
 
     # edits
     def multiply(self, x: Any, y: Any) -> Any:
-        return _narrow(self.multiply, x, y) if x.dtype in _NARROW else raw_ops.Mul(x=x, y=y)
+        return _edit_float8(self.multiply, x, y) if x.dtype in _FLOAT8 else raw_ops.Mul(x=x, y=y)
 
     def add(self, x: Any, y: Any) -> Any:
-        return _narrow(self.add, x, y) if x.dtype in _NARROW else raw_ops.AddV2(x=x, y=y)
+        return _edit_float8(self.add, x, y) if x.dtype in _FLOAT8 else raw_ops.AddV2(x=x, y=y)
 
     def clip(self, x: Any, low: Any | None, high: Any | None) -> Any:
-        if x.dtype in _NARROW:
-            return _narrow(self.clip, x, low, high)
-        if tf.executing_eagerly() and not any_gpu() and all(one is None or not one.ndim for one in (low, high)):
-            least, most = _range(x.dtype)
+        if x.dtype in _FLOAT8:
+            return _edit_float8(self.clip, x, low, high)
+        if tf.executing_eagerly() and not any_gpu() and all(bound is None or not bound.ndim for bound in (low, high)):
+            lowest, highest = _range(x.dtype)
             return raw_ops.ClipByValue(
-                t=x, clip_value_min=least if low is None else low, clip_value_max=most if high is None else high
+                t=x, clip_value_min=lowest if low is None else low, clip_value_max=highest if high is None else high
             )
-        # low <= high is checked, so one bound after the other is the definition.
+        # low <= high was checked, so applying one bound after the other matches the definition.
         y = x
         if low is not None:
-            y = raw_ops.Maximum(x=y, y=low) if _is_plain(y, low) else _select(raw_ops.Less(x=y, y=low), low, y)
+            y = raw_ops.Maximum(x=y, y=low) if _is_exact_bound(y, low) else _select(raw_ops.Less(x=y, y=low), low, y)
         if high is not None:
-            y = raw_ops.Minimum(x=y, y=high) if _is_plain(y, high) else _select(raw_ops.Greater(x=y, y=high), high, y)
-        return moved(y, x, low, high)
+            y = (
+                raw_ops.Minimum(x=y, y=high)
+                if _is_exact_bound(y, high)
+                else _select(raw_ops.Greater(x=y, y=high), high, y)
+            )
+        return mark_settled(y, x, low, high)
 
     def keep(self, x: Any, mask: Any) -> Any:
         return self.choose(x, mask, self.constant(np.zeros((), x.dtype.as_numpy_dtype), x))
 
     def choose(self, x: Any, mask: Any, y: Any) -> Any:
-        return moved(_select(mask, x, y), x, y)
+        return mark_settled(_select(mask, x, y), x, y)
 
     def fill(self, x: Any, value: Any) -> Any:
-        if x.dtype in _NARROW:
-            return _narrow(self.fill, x, value)
+        if x.dtype in _FLOAT8:
+            return _edit_float8(self.fill, x, value)
         if value.shape.rank == 0:
-            return moved(raw_ops.Fill(dims=_static(self, x.shape), value=value), value)
+            return mark_settled(raw_ops.Fill(dims=_shape_tensor(self, x.shape), value=value), value)
         if value.shape != x.shape:
-            return moved(raw_ops.BroadcastTo(input=value, shape=_static(self, x.shape)), value)
-        # Eager results are assigned as they are, and two variables filled from one array should not share its memory.
+            return mark_settled(raw_ops.BroadcastTo(input=value, shape=_shape_tensor(self, x.shape)), value)
+        # Eager results are assigned directly, and two variables filled from one array should not share its memory.
         return raw_ops.DeepCopy(x=value) if tf.executing_eagerly() else value
 
     def set_at(self, x: Any, index: tuple[Any, ...], value: Any) -> Any:
-        if x.dtype in _NARROW:
-            return _narrow(self.set_at, x, index, value)
+        if x.dtype in _FLOAT8:
+            return _edit_float8(self.set_at, x, index, value)
         shape = tuple(x.shape)
-        mask = next((one for one in index if isinstance(one, np.ndarray)), None)
+        mask = next((part for part in index if isinstance(part, np.ndarray)), None)
         if mask is not None and mask.shape == shape and value.shape.rank == 0:
             return self.choose(x, self.constant(~mask, x), value)
         bits, new = _bits(x), _bits(value)
-        if mask is None and shape and all(not isinstance(one, slice) or one.step in (None, 1) for one in index):
+        if mask is None and shape and all(not isinstance(part, slice) or part.step in (None, 1) for part in index):
             edited = _strided_update(self, bits, index, new)
         else:
-            # No kernel knows this kind of index, but it is static: NumPy says which flat positions it means.
+            # No kernel supports this kind of index, but it is static: NumPy gives its flat positions.
             positions = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.int64).reshape(shape)[index]
             edited = raw_ops.TensorScatterUpdate(
                 tensor=tf.reshape(bits, [-1]),
                 indices=self.constant(positions.reshape(-1, 1), x),
-                updates=tf.reshape(raw_ops.BroadcastTo(input=new, shape=_static(self, positions.shape)), [-1]),
+                updates=tf.reshape(raw_ops.BroadcastTo(input=new, shape=_shape_tensor(self, positions.shape)), [-1]),
             )
             edited = tf.reshape(edited, shape)
-        return moved(_unbits(edited, x.dtype), x, value)
+        return mark_settled(_unbits(edited, x.dtype), x, value)
 
     def fence(self, x: Any) -> Any:
         # Grappler turns (x * a) * b into x * (a * b), XLA rounds x * a + b once; a graph may be compiled by either, and
-        # by both. The exclusive or with a zero that comes in at run time is one pass in place, so it is left out where
-        # nothing was computed: what clip, keep, choose, fill and set_at do can be fused at will.
+        # by both. The exclusive or with a zero that is passed in at run time is one pass in place, so it is left out
+        # where nothing was computed: clip, keep, choose, fill and set_at can be fused without changing bits.
         if tf.executing_eagerly() or is_settled(x) or not x.dtype.is_floating:
             return x
-        if x.dtype in _NARROW:
+        if x.dtype in _FLOAT8:
             return raw_ops.PlaceholderWithDefault(input=x, shape=x.shape)
         bits = _bits(x)
-        return moved(_unbits(raw_ops.BitwiseXor(x=bits, y=runtime_zero(bits.dtype)), x.dtype))
+        return mark_settled(_unbits(raw_ops.BitwiseXor(x=bits, y=runtime_zero(bits.dtype)), x.dtype))
 
     # measures
     def sum_squares(self, x: Any, axes: tuple[int, ...] | None) -> Any:
         if tf.executing_eagerly():
-            return tf.constant(HOST.sum_squares(host(x), axes))
+            return tf.constant(HOST.sum_squares(host_view(x), axes))
         wide = tf.cast(x, tf.float64)
         return tf.reduce_sum(wide * wide, axis=None if axes is None else list(axes), keepdims=axes is not None)
 
     def largest_singular_value(self, x: Any) -> Any:
         if tf.executing_eagerly():
-            return tf.constant(HOST.largest_singular_value(host(x)))
+            return tf.constant(HOST.largest_singular_value(host_view(x)))
         if 0 in x.shape:
             return self.constant(np.zeros((), np.float64), x)
         return tf.reduce_max(tf.linalg.svd(tf.cast(x, tf.float64), compute_uv=False))
 
     def rank(self, x: Any) -> Any:
         if tf.executing_eagerly():
-            return tf.constant(HOST.rank(host(x)))
+            return tf.constant(HOST.rank(host_view(x)))
         order = tf.argsort(_sort_key(x), axis=-1, stable=True)
         return tf.cast(tf.argsort(order, axis=-1), tf.int64)
 
@@ -146,7 +150,7 @@ class TensorFlowOps:
 
     def sum(self, x: Any, axes: tuple[int, ...]) -> Any:
         if tf.executing_eagerly():
-            return tf.constant(HOST.sum(host(x), axes))
+            return tf.constant(HOST.sum(host_view(x), axes))
         return tf.reduce_sum(x, axis=list(axes), keepdims=True)
 
     def matmul(self, x: Any, y: Any) -> Any:
@@ -163,14 +167,14 @@ class TensorFlowOps:
         if x.dtype == wanted:
             return x
         if x.dtype == tf.float64 and is_floating(dtype) and dtype.itemsize < 4:
-            return _narrowed(x, wanted)
+            return _to_half(x, wanted)
         return raw_ops.Cast(x=x, DstT=wanted)
 
     def reshape(self, x: Any, shape: Shape) -> Any:
-        return moved(tf.reshape(x, shape), x)
+        return mark_settled(tf.reshape(x, shape), x)
 
     def transpose(self, x: Any, order: tuple[int, ...]) -> Any:
-        return moved(tf.transpose(x, order), x)
+        return mark_settled(tf.transpose(x, order), x)
 
     def concatenate(self, xs: Sequence[Any]) -> Any:
         return tf.concat(xs, 0)
@@ -178,28 +182,28 @@ class TensorFlowOps:
     def differentiable(
         self, value: Callable[..., Any], gradient: Callable[..., Sequence[Any]], tensors: Sequence[Any]
     ) -> Any:
-        def measured(*xs: Any) -> tuple[Any, Callable[..., Any]]:
+        def measure(*xs: Any) -> tuple[Any, Callable[..., Any]]:
             def gradients(upstream: Any) -> Any:
                 # In eager code measures run on the host: a second derivative would silently be None.
-                return _once(lambda up, *ys: tuple(gradient(up, *ys)), upstream, *xs)
+                return _once_differentiable(lambda up, *ys: tuple(gradient(up, *ys)), upstream, *xs)
 
             return value(*xs), gradients
 
-        return tf.custom_gradient(measured)(*tensors)
+        return tf.custom_gradient(measure)(*tensors)
 
     def constant(self, value: Array, like: Any) -> Any:
         if value.size > 16 or not has_outside():
-            return lifted(lambda: copied(value))
-        # Numbers come again and again, one for each parameter; making a tensor of one costs as much as an edit.
+            return lift(lambda: copy_to_tensor(value))
+        # The same numbers come up for each parameter; making a tensor of one costs as much as an edit.
         key = (value.dtype, value.shape, value.tobytes())
         if key not in _constants:
             if len(_constants) >= 1024:
                 _constants.clear()
-            _constants[key] = lifted(lambda: tf.constant(value))
+            _constants[key] = lift(lambda: tf.constant(value))
         return _constants[key]
 
     def buffer(self, value: Array, like: Any) -> Any:
-        return lifted(lambda: tf.Variable(value, trainable=False))
+        return lift(lambda: tf.Variable(value, trainable=False))
 
     def refill(self, buffer: Any, value: Array) -> None:
         VARIABLES.write(buffer, value)
@@ -208,8 +212,8 @@ class TensorFlowOps:
         return VARIABLES.native_array(buffer)
 
 
-def _once(function: Callable[..., Any], *tensors: Any) -> Any:
-    """Return function(*tensors), which refuses to be differentiated."""
+def _once_differentiable(function: Callable[..., Any], *tensors: Any) -> Any:
+    """Return function(*tensors), whose differentiation raises."""
 
     def run(*xs: Any) -> tuple[Any, Callable[..., Any]]:
         def refuse(*upstream: Any) -> Any:
@@ -220,16 +224,18 @@ def _once(function: Callable[..., Any], *tensors: Any) -> Any:
     return tf.custom_gradient(run)(*tensors)
 
 
-def _narrow(edit: Callable[..., Any], x: Any, *operands: Any) -> Any:
-    """Edit a float8 tensor: on the host, or in a graph by way of float32, rounded once as ml_dtypes does."""
+def _edit_float8(edit: Callable[..., Any], x: Any, *operands: Any) -> Any:
+    """Edit a float8 tensor: on the host, or in a graph via float32, rounded once as in ml_dtypes."""
     if tf.executing_eagerly():
-        given = [host(one) if tf.is_tensor(one) else one for one in operands]
-        return copied(np.asarray(getattr(HOST, edit.__name__)(host(x), *given)))
+        host_operands = [host_view(operand) if tf.is_tensor(operand) else operand for operand in operands]
+        return copy_to_tensor(np.asarray(getattr(HOST, edit.__name__)(host_view(x), *host_operands)))
 
-    def widened(one: Any) -> Any:
-        return raw_ops.Cast(x=one, DstT=tf.float32) if tf.is_tensor(one) and one.dtype == x.dtype else one
+    def widen(operand: Any) -> Any:
+        return (
+            raw_ops.Cast(x=operand, DstT=tf.float32) if tf.is_tensor(operand) and operand.dtype == x.dtype else operand
+        )
 
-    return raw_ops.Cast(x=edit(*[widened(one) for one in (x, *operands)]), DstT=x.dtype)
+    return raw_ops.Cast(x=edit(*[widen(operand) for operand in (x, *operands)]), DstT=x.dtype)
 
 
 def _bits(x: Any) -> Any:
@@ -242,15 +248,15 @@ def _unbits(x: Any, dtype: Any) -> Any:
 
 def _select(mask: Any, x: Any, y: Any) -> Any:
     dtype = x.dtype
-    if dtype in _NARROW:
-        return _narrow(TensorFlowOps().choose, x, mask, y)
+    if dtype in _FLOAT8:
+        return _edit_float8(TensorFlowOps().choose, x, mask, y)
     if dtype.is_floating and dtype.size < 4 and not tf.executing_eagerly():
         return _unbits(raw_ops.SelectV2(condition=mask, t=_bits(x), e=_bits(y)), dtype)
     return raw_ops.SelectV2(condition=mask, t=x, e=y)
 
 
-def _static(ops: TensorFlowOps, shape: Any) -> Any:
-    # XLA must know shapes when it compiles, so a graph gets them as literals; in eager code making one is the cost.
+def _shape_tensor(ops: TensorFlowOps, shape: Any) -> Any:
+    # XLA needs shapes when it compiles, so a graph gets them as literals; in eager code making one is what costs.
     sizes = [int(n) for n in shape]
     return ops.constant(np.asarray(sizes, np.int32), None) if tf.executing_eagerly() else tf.constant(sizes, tf.int32)
 
@@ -260,34 +266,34 @@ _ranges: dict[Any, tuple[Any, Any]] = {}
 
 def _range(dtype: Any) -> tuple[Any, Any]:
     if dtype not in _ranges:
-        least, most = (-np.inf, np.inf) if dtype.is_floating else (dtype.min, dtype.max)
-        _ranges[dtype] = tf.constant(least, dtype), tf.constant(most, dtype)
+        lowest, highest = (-np.inf, np.inf) if dtype.is_floating else (dtype.min, dtype.max)
+        _ranges[dtype] = tf.constant(lowest, dtype), tf.constant(highest, dtype)
     return _ranges[dtype]
 
 
-def _is_plain(x: Any, bound: Any) -> bool:
-    """Return whether ``Maximum`` and ``Minimum`` are exact: the bound is a number known now, and no zero."""
+def _is_exact_bound(x: Any, bound: Any) -> bool:
+    """Return whether ``Maximum`` and ``Minimum`` are exact: the bound is a concrete number other than zero."""
     # XLA widens halves, which quietens signalling NaNs.
     wide = x.dtype.size >= 4 or not x.dtype.is_floating
-    return wide and bound.shape.rank == 0 and not tf.is_symbolic_tensor(bound) and bool(host(bound) != 0)
+    return wide and bound.shape.rank == 0 and not tf.is_symbolic_tensor(bound) and bool(host_view(bound) != 0)
 
 
 def _strided_update(ops: TensorFlowOps, bits: Any, index: tuple[Any, ...], value: Any) -> Any:
     """Return ``bits`` with the part that ints and forward slices select replaced."""
     begin, end, step, shape, shrink = [], [], [], [], 0
-    for axis, (one, length) in enumerate(zip(index, bits.shape, strict=True)):
-        if isinstance(one, slice):
-            start, stop, stride = one.indices(length)
+    for axis, (part, length) in enumerate(zip(index, bits.shape, strict=True)):
+        if isinstance(part, slice):
+            start, stop, stride = part.indices(length)
             shape.append(len(range(start, stop, stride)))
         else:
-            start, stop, stride = int(one) % length, int(one) % length + 1, 1
+            start, stop, stride = int(part) % length, int(part) % length + 1, 1
             shrink |= 1 << axis
         begin.append(start)
         end.append(stop)
         step.append(stride)
     return raw_ops.TensorStridedSliceUpdate(
         input=bits, begin=begin, end=end, strides=step, shrink_axis_mask=shrink,
-        value=raw_ops.BroadcastTo(input=value, shape=_static(ops, shape)),
+        value=raw_ops.BroadcastTo(input=value, shape=_shape_tensor(ops, shape)),
     )  # fmt: skip
 
 
@@ -298,15 +304,15 @@ def _sort_key(x: Any) -> Any:
     if x.dtype.size < 4:
         x = raw_ops.Cast(x=x, DstT=tf.float32)
     bits = _bits(x)
-    # A float's bits are sign and magnitude: least - bits is the negative of the magnitude of a negative one.
+    # A float's bits are sign and magnitude: for a negative number min - bits is the negative of the magnitude.
     key = tf.where(bits < 0, bits.dtype.min - bits, bits)
     return tf.where(tf.math.is_nan(x), bits.dtype.max, key)
 
 
-def _narrowed(x: Any, wanted: Any) -> Any:
+def _to_half(x: Any, wanted: Any) -> Any:
     """Return float64 in a half type with the bits of NumPy's cast."""
     if wanted == tf.float16:
-        # NumPy rounds once; by way of float32 it is right only if that step rounds to odd: cut, and mark what was lost.
+        # NumPy rounds once; via float32 it is right only if that step rounds to odd: truncate, and mark lost bits.
         lost = (1 << 29) - 1
         bits = raw_ops.Bitcast(input=x, type=tf.int64)
         odd = tf.where((bits & lost) != 0, tf.constant(1 << 29, tf.int64), tf.constant(0, tf.int64))

@@ -1,11 +1,11 @@
-"""How a ``tf.Variable`` is read and lawfully written; the one place that touches its memory.
+"""Storage of ``tf.Variable`` objects: the only code that reads and writes their memory.
 
 A tensor and a variable share memory until one of them is written: TensorFlow counts references and copies on write, so
-reading is free, and holding what was read is a backup. Three things would break that, and are never done here:
+reading is free, and keeping the tensor that was read is a backup. Three things would break that, and are never done:
 
 * writing through a NumPy view: every tensor that shares the memory would change, ``tf.constant(3.0)`` among them;
 * a slice assign or scatter: it makes all later reads of the variable copy;
-* handing a 64-byte aligned array of the caller to a raw op: TensorFlow takes its memory over instead of copying it.
+* passing a 64-byte aligned array of the caller to a raw op: TensorFlow takes over its memory instead of copying it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from tensorflow import raw_ops
 
 from xweights.core.blocks import copy_into
 from xweights.core.dtypes import Array
+from xweights.core.protocols import BaseStorage
 from xweights.errors import TraceError, WriteError
-from xweights_tensorflow.graphs import moved
+from xweights_tensorflow.graphs import mark_settled
 
 ALIGNMENT = 64
-"""TensorFlow takes over host memory that is aligned to so many bytes, and copies other."""
+"""TensorFlow takes over host memory that is aligned to this many bytes, and copies any other."""
 
 SMALL = 1 << 17
-"""Bytes below which the price of an op is more than that of a second copy."""
+"""Number of bytes below which an op costs more than a second copy."""
 
 
 def is_aligned(array: Array) -> bool:
@@ -36,28 +37,28 @@ def is_aligned(array: Array) -> bool:
     return bool(array.__array_interface__["data"][0] % ALIGNMENT == 0)
 
 
-def copied(value: Array) -> Any:
+def copy_to_tensor(value: Array) -> Any:
     """Return a host array as an eager tensor that shares no memory with it, in one copy."""
     if value.nbytes < SMALL and value.dtype.isbuiltin == 1 and tf.executing_eagerly():
         return tf.constant(value)  # always a copy: 0.1 ms against 0.18 for the op below, for a mask of 10,000 entries
-    safe = _safe(value)
+    safe = _shareable(value)
     return raw_ops.Identity(input=safe) if isinstance(safe, np.ndarray) else safe
 
 
-def _safe(value: Array) -> Any:
-    """Return what a raw op may be given: it will copy this, or take over memory that is nobody else's."""
+def _shareable(value: Array) -> Any:
+    """Return an array or tensor that a raw op copies, or whose memory it may take over."""
     if value.flags.c_contiguous:
         if not is_aligned(value):
             return value
         if value.dtype.isbuiltin == 1 or value.dtype.name == "bfloat16":
-            return raw_ops.DeepCopy(x=value)  # half the time of a copy that we make into fresh memory
-    return _own(value)
+            return raw_ops.DeepCopy(x=value)  # half the time of our own copy into new memory
+    return _aligned_copy(value)
 
 
-def host(tensor: Any) -> Array:
+def host_view(tensor: Any) -> Array:
     """Return the read-only NumPy view of an eager tensor."""
     # TensorFlow's view of a bfloat16 or float8 tensor is writable, and a 0-d one of these is no array: it raises.
-    # (To ask the tensor for its shape first would take as long as the rest of a read.)
+    # (Asking the tensor for its shape first would take as long as the rest of a read.)
     try:
         array = np.asarray(tensor)
     except ValueError:
@@ -66,32 +67,31 @@ def host(tensor: Any) -> Array:
     return array
 
 
-def _own(value: Array) -> Array:
-    # Aligned, so that TensorFlow takes it over and an array with other strides is copied once and not twice.
-    room = np.empty(value.nbytes + ALIGNMENT, np.uint8)
-    start = -room.__array_interface__["data"][0] % ALIGNMENT
-    mine = room[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
-    copy_into(mine, value)
-    return mine
+def _aligned_copy(value: Array) -> Array:
+    # Aligned, so that TensorFlow takes it over and an array with other strides is copied once, not twice.
+    memory = np.empty(value.nbytes + ALIGNMENT, np.uint8)
+    start = -memory.__array_interface__["data"][0] % ALIGNMENT
+    copy = memory[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
+    copy_into(copy, value)
+    return copy
 
 
-class VariableStorage:
-    """Reads and writes variables, eagerly with raw ops, and in a graph so that the order of effects is kept."""
+class VariableStorage(BaseStorage):
+    """Storage of variables: eagerly by raw ops, in a graph so that the order of effects is kept."""
 
-    fallible = False
     replaces = True
-    """A write puts another buffer in the place of the old one, so whoever holds a view of that one still sees it."""
+    """A write replaces the buffer, so that existing views of the old one don't change."""
 
     def __init__(self) -> None:
         self.edits = 0
-        # Being initialised is asked of each variable once; a variable can't be a key, it has no hash.
-        self._initialised: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        # Each variable is checked once for being initialized; it can't be a key itself, since it has no hash.
+        self._initialized: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
     def identity(self, handle: Any) -> Hashable:
         return id(handle)
 
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
-        if self._initialised.get(id(handle)) is handle:
+        if self._initialized.get(id(handle)) is handle:
             return None
         if isinstance(handle, tf.distribute.DistributedValues) or hasattr(handle, "layout"):
             return (
@@ -101,10 +101,10 @@ class VariableStorage:
         if not hasattr(handle, "handle"):
             return "it is a reference variable of TensorFlow 1; make it with tf.Variable in eager code"
         if not tf.executing_eagerly():
-            return None  # whether a graph's variable has a value is known when the graph runs
+            return None  # whether a graph's variable has a value is known only when the graph runs
         if not handle.is_initialized():
-            return "it has no value yet: it was created in a tf.function or graph whose initialisation has not run"
-        self._initialised[id(handle)] = handle
+            return "it has no value yet: it was created in a tf.function or graph whose initialization has not run"
+        self._initialized[id(handle)] = handle
         return None
 
     def read(self, handle: Any) -> Array:
@@ -113,17 +113,17 @@ class VariableStorage:
                 f"the values of {handle.name!r} aren't known while a tf.function is traced\n"
                 "Fix: call this in plain Python, outside of the compiled step"
             )
-        return host(raw_ops.ReadVariableOp(resource=handle.handle, dtype=handle.dtype))
+        return host_view(raw_ops.ReadVariableOp(resource=handle.handle, dtype=handle.dtype))
 
     def write(self, handle: Any, value: Array) -> None:
         if not tf.executing_eagerly():
-            handle.assign(_lifted_copy(value), read_value=False)
+            handle.assign(_copy_outside(value), read_value=False)
             return
-        raw_ops.AssignVariableOp(resource=handle.handle, value=_safe(value))
+        raw_ops.AssignVariableOp(resource=handle.handle, value=_shareable(value))
 
     def native_array(self, handle: Any, *, tensor: bool = False) -> Any:
         if tensor or not tf.executing_eagerly():
-            return moved(handle.read_value())  # which tells gradient tapes and graphs that the variable is used
+            return mark_settled(handle.read_value())  # so that gradient tapes and graphs see the use
         return raw_ops.ReadVariableOp(resource=handle.handle, dtype=handle.dtype)
 
     def tracked(self, handle: Any) -> Any:
@@ -162,9 +162,9 @@ class VariableStorage:
             )
 
 
-def _lifted_copy(value: Array) -> Any:
+def _copy_outside(value: Array) -> Any:
     with tf.init_scope():
-        return copied(value)
+        return copy_to_tensor(value)
 
 
 VARIABLES = VariableStorage()

@@ -1,4 +1,4 @@
-"""PyTorch for xweights: ``torch.nn`` modules and parameters as targets."""
+"""PyTorch backend of xweights: ``torch.nn`` modules and parameters as targets."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from xweights.core.dtypes import Array
 from xweights.core.protocols import Ops, Storage
 from xweights.errors import TargetError
 from xweights_torch.adapter import ModuleAdapter, TensorAdapter
-from xweights_torch.checks import reason
+from xweights_torch.checks import refusal_reason
 from xweights_torch.dtypes import host_view
 from xweights_torch.entries import SetEntries, init_entries_
 from xweights_torch.ops import TorchOps
 from xweights_torch.storage import storage_of
 from xweights_torch.training.holds import attach
-from xweights_torch.training.hooks import TorchTraining
+from xweights_torch.training.hooks import TorchTrainingHooks
 
 if TYPE_CHECKING:
     from xweights.optimizers.protocol import Optimizing
@@ -33,8 +33,8 @@ _TENSORS = TensorAdapter()
 _OPS = TorchOps()
 
 
-class TorchBackend(TorchTraining):
-    """What xweights needs to know of PyTorch.
+class TorchBackend(TorchTrainingHooks):
+    """Backend of PyTorch; see :class:`xweights.backend.Backend`.
 
     Example:
         >>> from xweights_torch import backend
@@ -43,7 +43,7 @@ class TorchBackend(TorchTraining):
     """
 
     name = "torch"
-    file_names = "native"  # so that load_state_dict takes what is in a saved file
+    file_names = "native"  # so that load_state_dict accepts a saved file
 
     def adapter(self, target: Any) -> Adapter | None:
         if isinstance(target, nn.Module):
@@ -59,7 +59,7 @@ class TorchBackend(TorchTraining):
         return storage_of(variable)
 
     def to_host(self, value: Any) -> Array:
-        why = reason(value, writing=False)
+        why = refusal_reason(value, writing=False)
         if why is not None:
             raise TargetError(f"this tensor can't be read: {why}")
         return host_view(value)
@@ -68,7 +68,7 @@ class TorchBackend(TorchTraining):
         return _OPS
 
     def tracing(self) -> Tracing:
-        # Dynamo takes is_compiling() for a constant, so what follows is never traced.
+        # Dynamo treats is_compiling() as a constant, so the rest is never traced.
         if torch.compiler.is_compiling():
             return "refuse"
         return "refuse" if _inside_compiled_code() else "no"
@@ -104,7 +104,7 @@ class TorchBackend(TorchTraining):
 
 
 def _inside_compiled_code() -> bool:
-    """Return True where Dynamo gave up on a frame, so that it runs as plain Python in the middle of a compiled step."""
+    """Return True where Dynamo gave up on a frame, which then runs as plain Python in the middle of a compiled step."""
     try:
         from torch._C._dynamo.eval_frame import get_eval_frame_callback
     except ImportError:

@@ -1,4 +1,4 @@
-"""torch modules as targets: which parameters they have, and what these are called.
+"""Adapters that list the parameters of torch modules and name them.
 
 Names come from attribute paths, roles and axes from the layer table.
 """
@@ -20,8 +20,8 @@ from xweights.errors import NotBuiltError, TargetError
 from xweights_torch.dtypes import numpy_dtype
 from xweights_torch.layers import rows_of
 from xweights_torch.parametrized import COMPUTED
-from xweights_torch.storage import CPU, DEVICE, Refused, storage_of
-from xweights_torch.walk import TRANSIENT, Held, Node, walk
+from xweights_torch.storage import CPU, DEVICE, RefusedStorage, storage_of
+from xweights_torch.walk import TRANSIENT, ModuleFacts, TensorFacts, walk
 
 # Modules that only wrap another one: their names get no part of their own.
 _WRAPPERS = {
@@ -36,64 +36,64 @@ _SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 _NO_ENTRIES: Mapping[str, Entry] = {}
 
 
-class Row(NamedTuple):
-    """One parameter of a plan: which array, or which computed parameter, and a Parameter that has no tensor yet."""
+class PlannedParameter(NamedTuple):
+    """One parameter of a plan: the number of its array or computed parameter, and a Parameter without a tensor."""
 
     number: int
     computed: bool
-    refused: Refused | None
+    refused: RefusedStorage | None
     like: Parameter
 
 
 class ModuleAdapter:
-    """``nn.Module`` of any kind: layers, models, compiled and wrapped ones, ScriptModules."""
+    """Adapter of an ``nn.Module`` of any kind: layers, models, compiled and wrapped ones, ScriptModules."""
 
     def __init__(self) -> None:
-        self._plans: weakref.WeakKeyDictionary[nn.Module, tuple[list[Node], tuple[Row, ...]]]
+        self._plans: weakref.WeakKeyDictionary[nn.Module, tuple[list[ModuleFacts], tuple[PlannedParameter, ...]]]
         self._plans = weakref.WeakKeyDictionary()
 
     def parameters(self, target: nn.Module) -> Sequence[Parameter]:
         """Return the parameters in the order of ``state_dict``, a tied one once; persistent buffers included."""
         facts, arrays, computed = walk(target)
-        found = []
+        parameters = []
         for number, is_computed, refused, like in self._plan(target, facts):
             if is_computed:
-                found.append(_with_handle(like, refused or COMPUTED, computed[number]))
+                parameters.append(_with_handle(like, refused or COMPUTED, computed[number]))
             else:
                 slot = arrays[number]
-                found.append(_with_handle(like, refused or (CPU if slot.tensor.is_cpu else DEVICE), slot))
-        return found
+                parameters.append(_with_handle(like, refused or (CPU if slot.tensor.is_cpu else DEVICE), slot))
+        return parameters
 
-    def _plan(self, target: nn.Module, facts: list[Node]) -> tuple[Row, ...]:
+    def _plan(self, target: nn.Module, facts: list[ModuleFacts]) -> tuple[PlannedParameter, ...]:
         try:
-            known = self._plans.get(target)
-            if known is None or known[0] != facts:
-                known = self._plans[target] = (facts, plan(facts))
+            cached = self._plans.get(target)
+            if cached is None or cached[0] != facts:
+                cached = self._plans[target] = (facts, plan_parameters(facts))
         except TypeError:
             # A module that defines its own equality and no hash.
-            return plan(facts)
-        return known[1]
+            return plan_parameters(facts)
+        return cached[1]
 
 
 def _with_handle(like: Parameter, storage: Storage, handle: Any) -> Parameter:
-    # Four times as quick as the constructor, of which there would be one call for each parameter at each call.
-    made = Parameter.__new__(Parameter)
-    made.name = like.name
-    made.native_name = like.native_name
-    made.role = like.role
-    made.layer = like.layer
-    made.gates = like.gates
-    made.aliases = like.aliases
-    made.layout = like.layout
-    made.dtype = like.dtype
-    made.hidden = like.hidden
-    made.storage = storage
-    made.handle = handle
-    return made
+    # Four times as fast as the constructor, which would run for each parameter at each call.
+    parameter = Parameter.__new__(Parameter)
+    parameter.name = like.name
+    parameter.native_name = like.native_name
+    parameter.role = like.role
+    parameter.layer = like.layer
+    parameter.gates = like.gates
+    parameter.aliases = like.aliases
+    parameter.layout = like.layout
+    parameter.dtype = like.dtype
+    parameter.hidden = like.hidden
+    parameter.storage = storage
+    parameter.handle = handle
+    return parameter
 
 
 class TensorAdapter:
-    """A lone ``nn.Parameter``: nothing says what its axes are."""
+    """Adapter of a lone ``nn.Parameter``, whose axes are unknown."""
 
     def parameters(self, target: nn.Parameter) -> Sequence[Parameter]:
         """Return the one parameter, called ``parameter``."""
@@ -112,7 +112,7 @@ class TensorAdapter:
         ]
 
 
-def plan(facts: list[Node]) -> tuple[Row, ...]:
+def plan_parameters(facts: list[ModuleFacts]) -> tuple[PlannedParameter, ...]:
     """Return the names, roles and layouts that follow from the facts of a model."""
     planner = _Planner(facts)
     planner.visit(0, "", "", (), _NO_ENTRIES, None, False, None)
@@ -130,9 +130,9 @@ def plan(facts: list[Node]) -> tuple[Row, ...]:
 
 
 class _Planner:
-    def __init__(self, facts: list[Node]) -> None:
+    def __init__(self, facts: list[ModuleFacts]) -> None:
         self.facts = facts
-        self.rows: list[Row] = []
+        self.rows: list[PlannedParameter] = []
         self.seen: dict[tuple[bool, int], int] = {}
         self.missing: list[str] = []
 
@@ -142,66 +142,78 @@ class _Planner:
         path: str,
         native: str,
         above: tuple[int, ...],
-        given: Mapping[str, Entry],
+        inherited: Mapping[str, Entry],
         owner: str | None,
         hidden: bool,
-        refused: Refused | None,
+        refused: RefusedStorage | None,
     ) -> None:
-        """Name what one module has. ``owner``: the layer above; ``given``: its rows for the arrays of this child."""
-        kind, config, held, made, children = self.facts[number]
+        """Name the arrays of one module.
+
+        ``owner``: the layer above; ``inherited``: its rows for the arrays of this child.
+        """
+        kind, config, tensors, computed_tensors, children = self.facts[number]
         if number in above:
             return
         if _is_sharded(kind):
             refused = _SHARDED_STORAGE
         own = _NO_ENTRIES if config is None else rows_of(kind, config)
         order = list(own)
-        arrays = [(one, False) for one in held] + [(one, True) for one in made]
+        arrays = [(tensor, False) for tensor in tensors] + [(tensor, True) for tensor in computed_tensors]
         if own:
-            # The table's order: a parametrization, or its removal, moves a parameter to the end of torch's registry.
+            # In the table's order: a parametrization, or its removal, moves a parameter to the end of torch's registry.
             arrays.sort(key=lambda pair: order.index(pair[0][0]) if pair[0][0] in own else len(order))
-        inputs = {f"{one[0]}{end}" for one in made for end in ("_g", "_v", "_u", "_orig", "_mask")}
-        taken = {one[0] for one, _ in arrays if one[0] not in own}
-        for one, computed in arrays:
-            attribute = one[0]
+        inputs = {f"{tensor[0]}{end}" for tensor in computed_tensors for end in ("_g", "_v", "_u", "_orig", "_mask")}
+        taken = {tensor[0] for tensor, _ in arrays if tensor[0] not in own}
+        for tensor, computed in arrays:
+            attribute = tensor[0]
             entry, base = own.get(attribute), path
-            if attribute in given:
-                entry, base = given[attribute], owner or ""
+            if attribute in inherited:
+                entry, base = inherited[attribute], owner or ""
             elif entry is not None and entry.name in taken:
                 entry = None
-            # What a computed parameter is computed from is no layer of its own.
+            # The inputs of a computed parameter form no layer of their own.
             layer = owner if hidden and owner is not None else base
-            self.add(one, computed, entry, base, layer, native, hidden or attribute in inputs, refused)
+            self.add(tensor, computed, entry, base, layer, native, hidden or attribute in inputs, refused)
         stripped = wrapped_child(kind)
         for name, child in children:
-            inside = path if name == stripped else _join(path, name, "/")
-            mine = {key.partition(".")[2]: row for key, row in own.items() if key.startswith(f"{name}.")}
-            secret = hidden or (bool(made) and name == "parametrizations")
-            owns = owner if hidden else path
-            self.visit(child, inside, _join(native, name, "."), (*above, number), mine, owns, secret, refused)
+            child_path = path if name == stripped else _join(path, name, "/")
+            child_rows = {key.partition(".")[2]: row for key, row in own.items() if key.startswith(f"{name}.")}
+            child_hidden = hidden or (bool(computed_tensors) and name == "parametrizations")
+            child_owner = owner if hidden else path
+            self.visit(
+                child,
+                child_path,
+                _join(native, name, "."),
+                (*above, number),
+                child_rows,
+                child_owner,
+                child_hidden,
+                refused,
+            )
 
     def add(
         self,
-        one: Held,
+        facts: TensorFacts,
         computed: bool,
         entry: Entry | None,
         base: str,
         layer: str,
         native: str,
         hidden: bool,
-        refused: Refused | None,
+        refused: RefusedStorage | None,
     ) -> None:
-        """Note one array under the name of its row, or as an alias of the row it has."""
-        attribute, table, number, shape, dtype = one
+        """Record one array under the name of its row, or as an alias of the row it has."""
+        attribute, table, number, shape, dtype = facts
         name = _join(base, attribute if entry is None else entry.name, "/")
         if shape is None:
             self.missing.append(name)
             return
         key = (computed, number)
         hidden = hidden or table == TRANSIENT
-        former = self.rows[self.seen[key]].like if key in self.seen else None
-        if former is not None and (hidden or not former.hidden):
-            if name != former.name and name not in former.aliases:
-                former.aliases += (name,)
+        previous = self.rows[self.seen[key]].like if key in self.seen else None
+        if previous is not None and (hidden or not previous.hidden):
+            if name != previous.name and name not in previous.aliases:
+                previous.aliases += (name,)
             return
         layout = plain_layout(shape) if entry is None else entry.layout(shape)
         like = Parameter(
@@ -209,23 +221,23 @@ class _Planner:
             native_name=_join(native, attribute, "."),
             layer=layer,
             gates=None if entry is None or layout.axes is None else entry.gates,
-            aliases=() if former is None else (former.name, *former.aliases),
+            aliases=() if previous is None else (previous.name, *previous.aliases),
             layout=layout,
             dtype=numpy_dtype(dtype),
             hidden=hidden,
             storage=CPU,
             handle=None,
         )
-        row = Row(number, computed, refused, like)
-        if former is None:
+        row = PlannedParameter(number, computed, refused, like)
+        if previous is None:
             self.seen[key] = len(self.rows)
             self.rows.append(row)
         else:
-            # It was met first in a hidden place (tied, and parametrized there): the plain place gives the name.
+            # It was seen first in a hidden place (tied, and parametrized there): the plain place gives the name.
             self.rows[self.seen[key]] = row
 
 
-_SHARDED_STORAGE = Refused(
+_SHARDED_STORAGE = RefusedStorage(
     "it belongs to a module that FSDP shards, where a write may be lost without an error\n"
     "Fix: edit the model before it is wrapped"
 )

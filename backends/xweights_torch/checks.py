@@ -1,6 +1,6 @@
-"""Why a tensor can't be read, or can't be written.
+"""Checks that a tensor can be read and written.
 
-Called for every parameter before every call, so the common case comes first and asks little.
+They run for every parameter before every call, so the common case comes first and does little.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _BY_NAME = {
 }
 
 
-def reason(tensor: torch.Tensor, *, writing: bool) -> str | None:
-    """Return why ``tensor`` can't be read (or written), and the way out; None if it can."""
+def refusal_reason(tensor: torch.Tensor, *, writing: bool) -> str | None:
+    """Return why ``tensor`` can't be read (or written) and what to do instead; None if it can."""
     kind = type(tensor)
     if kind is not nn.Parameter and kind is not torch.Tensor:
-        strange = _foreign(tensor)
-        if strange is not None:
-            return strange
+        foreign_reason = _foreign_type_reason(tensor)
+        if foreign_reason is not None:
+            return foreign_reason
     if (
         tensor.is_cpu
         and tensor.layout is torch.strided
@@ -33,7 +33,7 @@ def reason(tensor: torch.Tensor, *, writing: bool) -> str | None:
         and tensor.dtype in NUMPY_OF
         and not tensor.is_nested
     ):
-        return _without_memory(tensor)
+        return _missing_memory_reason(tensor)
     if tensor.layout is not torch.strided:
         return f"it is sparse ({tensor.layout})\nFix: keep it dense: tensor.to_dense()"
     if tensor.is_meta:
@@ -47,7 +47,7 @@ def reason(tensor: torch.Tensor, *, writing: bool) -> str | None:
         return "it is a nested tensor\nFix: edit its parts: tensor.unbind()"
     if tensor.is_inference() and writing and not torch.is_inference_mode_enabled():
         return (
-            "it was made under torch.inference_mode(), and torch forbids to change it outside\n"
+            "it was made under torch.inference_mode(), and torch forbids changing it outside\n"
             "Fix: make the model outside of inference_mode, or call this inside of it"
         )
     if not tensor.is_contiguous() and writing and overlaps_itself(tensor):
@@ -56,10 +56,10 @@ def reason(tensor: torch.Tensor, *, writing: bool) -> str | None:
             f"shape: {tuple(tensor.shape)}, strides: {tensor.stride()}\n"
             "Fix: give it memory of its own: nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format))"
         )
-    return _without_memory(tensor)
+    return _missing_memory_reason(tensor)
 
 
-def _foreign(tensor: torch.Tensor) -> str | None:
+def _foreign_type_reason(tensor: torch.Tensor) -> str | None:
     kind = type(tensor)
     if nn.parameter.is_lazy(tensor):
         return "it has no shape yet\nFix: call the module once on a sample batch"
@@ -70,14 +70,14 @@ def _foreign(tensor: torch.Tensor) -> str | None:
         )
     if kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
         return None
-    known = next((_BY_NAME[base.__name__] for base in kind.__mro__ if base.__name__ in _BY_NAME), None)
-    return known or (
+    reason = next((_BY_NAME[base.__name__] for base in kind.__mro__ if base.__name__ in _BY_NAME), None)
+    return reason or (
         f"it is a {kind.__module__}.{kind.__qualname__}, a tensor type that keeps its values in a way of its own\n"
         "Fix: turn it into a plain tensor first"
     )
 
 
-def _without_memory(tensor: torch.Tensor) -> str | None:
+def _missing_memory_reason(tensor: torch.Tensor) -> str | None:
     try:
         if tensor.data_ptr() or not tensor.numel():
             return None
@@ -90,19 +90,19 @@ def _without_memory(tensor: torch.Tensor) -> str | None:
 
 
 def overlaps_itself(tensor: torch.Tensor) -> bool:
-    """Return True if two entries lie in one place (an expanded tensor, overlapping windows)."""
+    """Return True if two entries share memory (an expanded tensor, overlapping windows)."""
     steps = sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1)
-    reach = 0
+    extent = 0
     for stride, size in steps:
-        if stride <= reach:
+        if stride <= extent:
             break
-        reach += stride * (size - 1)
+        extent += stride * (size - 1)
     else:
         return False
     if any(stride == 0 for stride, _ in steps):
         return True
-    # Strides that interleave may still be free of overlap: count the places.
-    places = np.zeros((), np.int64)
+    # Interleaving strides may still not overlap: count the distinct offsets.
+    offsets = np.zeros((), np.int64)
     for stride, size in steps:
-        places = np.add.outer(places, np.arange(size, dtype=np.int64) * stride)
-    return int(np.unique(places).size) < tensor.numel()
+        offsets = np.add.outer(offsets, np.arange(size, dtype=np.int64) * stride)
+    return int(np.unique(offsets).size) < tensor.numel()

@@ -1,4 +1,4 @@
-"""The same bits as a torch tensor and as a NumPy array."""
+"""Conversion between torch tensors and NumPy arrays, bit for bit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from xweights.core.dtypes import Array
 
-# What Tensor.numpy() understands.
+# Dtypes that Tensor.numpy() supports.
 _PLAIN = {
     torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64,
     torch.int8: np.int8, torch.int16: np.int16, torch.int32: np.int32, torch.int64: np.int64,
@@ -18,7 +18,7 @@ _PLAIN = {
     torch.bool: np.bool_, torch.complex64: np.complex64, torch.complex128: np.complex128,
 }  # fmt: skip
 
-# What has to cross as integers.
+# Dtypes that have to be converted as integers.
 _BY_BITS = {
     torch.bfloat16: ml_dtypes.bfloat16,
     torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn, torch.float8_e4m3fnuz: ml_dtypes.float8_e4m3fnuz,
@@ -26,9 +26,9 @@ _BY_BITS = {
     torch.float8_e8m0fnu: ml_dtypes.float8_e8m0fnu,
 }  # fmt: skip
 
-NUMPY_OF: dict[torch.dtype, np.dtype[Any]] = {one: np.dtype(other) for one, other in (_PLAIN | _BY_BITS).items()}
-# By name, because Dynamo can look up strings, and no NumPy dtypes.
-TORCH_OF: dict[str, torch.dtype] = {other.name: one for one, other in NUMPY_OF.items()}
+NUMPY_OF: dict[torch.dtype, np.dtype[Any]] = {dtype: np.dtype(scalar) for dtype, scalar in (_PLAIN | _BY_BITS).items()}
+# By name, because Dynamo can look up strings but no NumPy dtypes.
+TORCH_OF: dict[str, torch.dtype] = {numpy.name: dtype for dtype, numpy in NUMPY_OF.items()}
 
 # Same-width integers to move bits through: a float that passes through arithmetic, or through a compiler's wider
 # registers, may lose the payload of a NaN.
@@ -36,11 +36,11 @@ BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _HOST_BITS = {1: np.dtype(np.int8), 2: np.dtype(np.int16)}
 
 # Types whose arithmetic NumPy does at full speed, in place, on one core (float8: torch has no arithmetic for it).
-QUICK = frozenset(_PLAIN) - {torch.float16} | (frozenset(_BY_BITS) - {torch.bfloat16})
+FAST_IN_NUMPY = frozenset(_PLAIN) - {torch.float16} | (frozenset(_BY_BITS) - {torch.bfloat16})
 
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    """Return the NumPy dtype of a torch one; bare bytes for what has no counterpart (quantized types)."""
+    """Return the NumPy dtype of a torch one; bare bytes for one without a counterpart (quantized types)."""
     return NUMPY_OF.get(dtype) or np.dtype(f"V{dtype.itemsize}")
 
 
@@ -49,7 +49,7 @@ def host_view(tensor: torch.Tensor) -> Array:
     dtype = tensor.dtype
     if dtype in _BY_BITS:
         return tensor.detach().view(BITS[dtype.itemsize]).numpy(force=True).view(NUMPY_OF[dtype])
-    # force=True detaches, and copies only what has to be: from a device, or a lazy conjugate.
+    # force=True detaches, and copies only where it must: from a device, or a lazy conjugate.
     array: Array = tensor.numpy(force=True)
     return array
 
@@ -60,14 +60,14 @@ def is_lazy_view(tensor: torch.Tensor) -> bool:
 
 
 def plain_bits(array: Array) -> Array:
-    """Return an ml_dtypes array as integers of its width (NumPy copies those quicker), others as they are."""
+    """Return an ml_dtypes array as integers of its width (which NumPy copies faster), others unchanged."""
     if array.dtype.kind == "V" or array.dtype in _AS_INTEGERS:
         return array.view(_HOST_BITS[array.dtype.itemsize])
     return array
 
 
-_SHARED = frozenset(np.dtype(one) for one in _PLAIN.values())
-_AS_INTEGERS = frozenset(np.dtype(one) for one in _BY_BITS.values())
+_SHARED = frozenset(np.dtype(scalar) for scalar in _PLAIN.values())
+_AS_INTEGERS = frozenset(np.dtype(scalar) for scalar in _BY_BITS.values())
 
 
 def from_host(array: Array) -> torch.Tensor:
@@ -76,7 +76,7 @@ def from_host(array: Array) -> torch.Tensor:
         return torch.from_numpy(array)
     dtype = TORCH_OF[array.dtype.name]
     array = plain_bits(np.asarray(array))
-    # torch has no negative strides, and warns of arrays that it could write to and shouldn't.
+    # torch has no negative strides, and warns about read-only arrays.
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()
     tensor = torch.from_numpy(array)

@@ -1,17 +1,17 @@
-"""The table: layer type -> parameter -> role and axes.
+"""Table of layer types: layer type -> parameter -> role and axes.
 
-A row says what a layer calls an array, its neutral path inside the layer (the last part is the role) and its axes,
-stored order -> neutral order. A parameter or module without a row keeps torch's words and order, and its axes are
+A row has a layer's own name of an array, its neutral path inside the layer (the last part is the role) and its axes,
+stored order -> neutral order. A parameter or module without a row keeps torch's name and order, and its axes are
 unknown.
 
-What the axes mean where it isn't plain:
+Meaning of the axes where it isn't obvious:
 
 * Convolutions with groups: ``in`` counts the input channels *of one group*, as in Keras; ``out`` all output channels.
   One group per channel is a depthwise convolution: ``(h, w, in, mult)``, where ``out = in * mult``.
 * Transposed convolutions with groups have no counterpart in Keras. Their axes are ``(h, w, group, out, in)``, where
   ``out`` and ``in`` count within a group: an output channel is ``per=("group", "out")``.
-* LayerNorm and RMSNorm over 3 (4) axes are taken for torch's image order (channel, [d,] h, w). Over 2 axes it can't be
-  known whether the first or the last are the channels: their axes are unknown.
+* LayerNorm and RMSNorm over 3 (4) axes are taken for torch's image order (channel, [d,] h, w). Over 2 axes it is
+  unknown whether the first or the last are the channels, so their axes are unknown.
 * A recurrent layer with ``proj_size`` feeds back its projection: ``recurrent_kernel`` is ``(proj, gate*unit)``.
 * A simple RNN has one gate, so no ``gates``.
 """
@@ -39,26 +39,26 @@ _SPACE = {1: "t", 2: "h w", 3: "d h w"}
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class LayerSpec:
     """Rows of one layer type, and the attributes of a module that they depend on."""
 
     rows: Callable[..., Rows]
     reads: tuple[str, ...] = ()
 
     def config(self, module: nn.Module) -> Config | None:
-        """Return what the rows of this module depend on, besides shapes; None for a subclass that hasn't got it."""
+        """Return the settings that this module's rows depend on (not shapes); None for a subclass that lacks them."""
         if not self.reads:
             return ()
         try:
-            found = tuple([getattr(module, name) for name in self.reads])
-            hash(found)
+            values = tuple([getattr(module, name) for name in self.reads])
+            hash(values)
         except (AttributeError, TypeError):
             return None
-        return found
+        return values
 
 
-def _fixed(*rows: Entry) -> Kind:
-    return Kind(lambda: rows)
+def _fixed_rows(*rows: Entry) -> LayerSpec:
+    return LayerSpec(lambda: rows)
 
 
 _OUT_BIAS = Entry("bias", "bias", "out")
@@ -107,25 +107,25 @@ def _recurrent(gates: tuple[str, ...] | None, suffix: str, path: str, feedback: 
     )
 
 
-def _stack(gates: tuple[str, ...] | None) -> Kind:
+def _recurrent_stack(gates: tuple[str, ...] | None) -> LayerSpec:
     def rows(layers: int, bidirectional: bool, proj_size: int) -> Rows:
-        found: list[Entry] = []
+        entries: list[Entry] = []
         for layer in range(layers):
-            for turn in ("", "_reverse") if bidirectional else ("",):
-                suffix, path = f"_l{layer}{turn}", f"l{layer}{turn}/"
-                found += _recurrent(gates, suffix, path, "proj" if proj_size else "unit")
+            for direction in ("", "_reverse") if bidirectional else ("",):
+                suffix, path = f"_l{layer}{direction}", f"l{layer}{direction}/"
+                entries += _recurrent(gates, suffix, path, "proj" if proj_size else "unit")
                 if proj_size:
-                    found.append(Entry(f"weight_hr{suffix}", f"{path}projection_kernel", "proj unit -> unit proj"))
-        return tuple(found)
+                    entries.append(Entry(f"weight_hr{suffix}", f"{path}projection_kernel", "proj unit -> unit proj"))
+        return tuple(entries)
 
-    return Kind(rows, ("num_layers", "bidirectional", "proj_size"))
+    return LayerSpec(rows, ("num_layers", "bidirectional", "proj_size"))
 
 
 def _attention(heads: int) -> Rows:
     split = {"head": heads}
     separate = tuple(
-        Entry(f"{one[0]}_proj_weight", f"{one}/kernel", f"(head {last}) in -> in head {last}", split)
-        for one, last in (("query", "key"), ("key", "key"), ("value", "value"))
+        Entry(f"{name[0]}_proj_weight", f"{name}/kernel", f"(head {last}) in -> in head {last}", split)
+        for name, last in (("query", "key"), ("key", "key"), ("value", "value"))
     )
     return (
         Entry("in_proj_weight", "qkv/kernel", "(qkv head key) in -> in qkv head key", {"qkv": 3, **split}, QKV),
@@ -146,53 +146,53 @@ _STATISTICS = (
     Entry("running_var", "moving_variance", "channel"),
     Entry("num_batches_tracked", "num_batches_tracked", ""),
 )
-_EMBEDDINGS = _fixed(Entry("weight", "embeddings", "vocab dim"))
+_EMBEDDINGS = _fixed_rows(Entry("weight", "embeddings", "vocab dim"))
 
 
-def _conv_kind(space: int) -> Kind:
-    return Kind(lambda groups, channels: _conv(space, groups, channels), ("groups", "in_channels"))
+def _conv_spec(space: int) -> LayerSpec:
+    return LayerSpec(lambda groups, channels: _conv(space, groups, channels), ("groups", "in_channels"))
 
 
-def _conv_transpose_kind(space: int) -> Kind:
-    return Kind(lambda groups: _conv_transpose(space, groups), ("groups",))
+def _conv_transpose_spec(space: int) -> LayerSpec:
+    return LayerSpec(lambda groups: _conv_transpose(space, groups), ("groups",))
 
 
 # Lazy layers, SyncBatchNorm and the like are subclasses of these and need no rows of their own. Transformer layers,
 # AdaptiveLogSoftmaxWithLoss and other containers are made of them.
-LAYERS: dict[type[nn.Module], Kind] = {
-    nn.Linear: _fixed(Entry("weight", "kernel", "out in -> in out"), _OUT_BIAS),
-    nn.Bilinear: _fixed(Entry("weight", "kernel", "out in1 in2 -> in1 in2 out"), _OUT_BIAS),
-    nn.Conv1d: _conv_kind(1),
-    nn.Conv2d: _conv_kind(2),
-    nn.Conv3d: _conv_kind(3),
-    nn.ConvTranspose1d: _conv_transpose_kind(1),
-    nn.ConvTranspose2d: _conv_transpose_kind(2),
-    nn.ConvTranspose3d: _conv_transpose_kind(3),
+LAYERS: dict[type[nn.Module], LayerSpec] = {
+    nn.Linear: _fixed_rows(Entry("weight", "kernel", "out in -> in out"), _OUT_BIAS),
+    nn.Bilinear: _fixed_rows(Entry("weight", "kernel", "out in1 in2 -> in1 in2 out"), _OUT_BIAS),
+    nn.Conv1d: _conv_spec(1),
+    nn.Conv2d: _conv_spec(2),
+    nn.Conv3d: _conv_spec(3),
+    nn.ConvTranspose1d: _conv_transpose_spec(1),
+    nn.ConvTranspose2d: _conv_transpose_spec(2),
+    nn.ConvTranspose3d: _conv_transpose_spec(3),
     nn.Embedding: _EMBEDDINGS,
     nn.EmbeddingBag: _EMBEDDINGS,
-    _NormBase: _fixed(*_STATISTICS),
-    nn.GroupNorm: _fixed(Entry("weight", "gamma", "channel"), Entry("bias", "beta", "channel")),
-    nn.LayerNorm: Kind(_norm("gamma"), ("normalized_shape",)),
-    nn.RMSNorm: Kind(_norm("scale"), ("normalized_shape",)),
-    nn.PReLU: _fixed(Entry("weight", "alpha", "channel")),
-    nn.RNN: _stack(None),
-    nn.LSTM: _stack(LSTM_GATES),
-    nn.GRU: _stack(GRU_GATES),
-    nn.RNNCell: _fixed(*_recurrent(None, "", "")),
-    nn.LSTMCell: _fixed(*_recurrent(LSTM_GATES, "", "")),
-    nn.GRUCell: _fixed(*_recurrent(GRU_GATES, "", "")),
-    nn.MultiheadAttention: Kind(_attention, ("num_heads",)),
+    _NormBase: _fixed_rows(*_STATISTICS),
+    nn.GroupNorm: _fixed_rows(Entry("weight", "gamma", "channel"), Entry("bias", "beta", "channel")),
+    nn.LayerNorm: LayerSpec(_norm("gamma"), ("normalized_shape",)),
+    nn.RMSNorm: LayerSpec(_norm("scale"), ("normalized_shape",)),
+    nn.PReLU: _fixed_rows(Entry("weight", "alpha", "channel")),
+    nn.RNN: _recurrent_stack(None),
+    nn.LSTM: _recurrent_stack(LSTM_GATES),
+    nn.GRU: _recurrent_stack(GRU_GATES),
+    nn.RNNCell: _fixed_rows(*_recurrent(None, "", "")),
+    nn.LSTMCell: _fixed_rows(*_recurrent(LSTM_GATES, "", "")),
+    nn.GRUCell: _fixed_rows(*_recurrent(GRU_GATES, "", "")),
+    nn.MultiheadAttention: LayerSpec(_attention, ("num_heads",)),
 }
 
 
 @lru_cache(maxsize=1024)
-def kind_of(cls: type[Any]) -> Kind | None:
-    """Return the table's entry for a class, or for the nearest of its bases that has one."""
+def spec_of(cls: type[Any]) -> LayerSpec | None:
+    """Return the spec of a class, or of the nearest of its bases that has one."""
     return next((LAYERS[base] for base in cls.__mro__ if base in LAYERS), None)
 
 
 @lru_cache(maxsize=4096)
 def rows_of(cls: Any, config: Config) -> Mapping[str, Entry]:
     """Return the rows of a layer by torch's names; none for an unknown one."""
-    kind = kind_of(cls)
-    return {} if kind is None else {row.native: row for row in kind.rows(*config)}
+    spec = spec_of(cls)
+    return {} if spec is None else {row.native: row for row in spec.rows(*config)}

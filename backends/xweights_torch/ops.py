@@ -1,7 +1,7 @@
-"""The array maths of torch, as rules use it: in eager code, under torch.compile, on any device.
+"""Array math of torch for rules: in eager code, under torch.compile, on any device.
 
 Nothing here depends on values, so all of it can be traced. Operands are tensors of the weights' dtype, never Python
-numbers: those give other bits in float16.
+numbers, which give other bits in float16.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from xweights_torch.dtypes import BITS, TORCH_OF, from_host
 
 Tensor = torch.Tensor
 
-# Zeros that no compiler can know: it sees a tensor that is passed in at run time. A zero made inside of a graph would
-# be folded away, and the fence with it. On the CPU also for tensors elsewhere: a 0-d operand may live there.
+# Zeros that no compiler can fold: it sees a tensor that is passed in at run time. A zero made inside of a graph would
+# be folded, and the fence with it. On the CPU for tensors on other devices too: a 0-d operand may be there.
 _ZERO = {dtype: torch.zeros((), dtype=dtype) for dtype in BITS.values()}
 
 
 class TorchOps:
-    """The maths on torch tensors; multiply, add, fill and set_at edit in place."""
+    """Array math on torch tensors; multiply, add, fill and set_at edit in place."""
 
     name = "torch"
 
     # edits
     def multiply(self, x: Tensor, y: Tensor) -> Tensor:
-        # A compiler decides itself what happens in place; and a new tensor can be fenced before it is kept.
+        # A compiler decides by itself what happens in place, and a new tensor can be fenced before it is stored.
         if torch.compiler.is_compiling():
             return torch.mul(x, y)
         x.mul_(y)
@@ -68,9 +68,9 @@ class TorchOps:
     def set_at(self, x: Tensor, index: tuple[Any, ...], value: Tensor) -> Tensor:
         if len(index) == 1 and isinstance(index[0], (np.ndarray, Tensor)) and tuple(index[0].shape) == tuple(x.shape):
             return self._set_where(x, index[0], value)
-        plain, turned = without_negative_steps(index, x.shape)
-        if turned:
-            value = value.expand(x[plain].shape).flip(turned)
+        plain, flipped = without_negative_steps(index, x.shape)
+        if flipped:
+            value = value.expand(x[plain].shape).flip(flipped)
         x[plain] = value
         return x
 
@@ -85,8 +85,8 @@ class TorchOps:
     def fence(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             return x
-        # Whoever computes in a wider type, or fuses a multiply with an add, has to round before it can take the bits.
-        # It stays one kernel: a custom op, which would do as well, splits it in two.
+        # A compiler that computes in a wider type, or fuses a multiply with an add, has to round before it can take the
+        # bits. It stays one kernel; a custom op would also work, but splits it in two.
         bits = BITS[x.element_size()]
         return torch.bitwise_xor(x.view(bits), _ZERO[bits]).view(x.dtype)
 
@@ -120,7 +120,7 @@ class TorchOps:
         return torch.minimum(x, y)
 
     def sum(self, x: Tensor, axes: tuple[int, ...]) -> Tensor:
-        # For torch, no axes are all axes.
+        # torch takes no axes to mean all axes.
         return torch.sum(x, dim=axes, keepdim=True, dtype=x.dtype) if axes else x.clone()
 
     def matmul(self, x: Tensor, y: Tensor) -> Tensor:
@@ -147,13 +147,13 @@ class TorchOps:
     def differentiable(
         self, value: Callable[..., Tensor], gradient: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
     ) -> Tensor:
-        made: Tensor = _Differentiable.apply(value, gradient, *tensors)  # type: ignore[no-untyped-call]
-        return made
+        result: Tensor = _Differentiable.apply(value, gradient, *tensors)  # type: ignore[no-untyped-call]
+        return result
 
     # host arrays
     def constant(self, value: Array, like: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
-            # A number that a rule makes while it is traced, where NumPy arrays are make-believe: they have no flags.
+            # A number made by a rule while it is traced, where NumPy arrays are fake ones without flags.
             return torch.as_tensor(value, device=like.device)
         return from_host(value).to(like.device)
 
@@ -169,7 +169,7 @@ class TorchOps:
 
 
 class _Differentiable(torch.autograd.Function):
-    """A number with a gradient of its own."""
+    """A scalar with a custom gradient."""
 
     @staticmethod
     def forward(ctx: Any, value: Callable[..., Tensor], gradient: Callable[..., Any], *tensors: Tensor) -> Tensor:
@@ -184,16 +184,16 @@ class _Differentiable(torch.autograd.Function):
 
 
 def without_negative_steps(index: tuple[Any, ...], shape: Sequence[int]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
-    """Return the index with every slice going upwards, and the result's axes that have to be turned round for it."""
+    """Return the index with all slice steps positive, and the axes of the result that must then be flipped."""
     plain: list[Any] = []
-    turned: list[int] = []
+    flipped: list[int] = []
     axis = 0
     for item, length in zip(index, shape, strict=False):
         if isinstance(item, slice) and item.step is not None and item.step < 0:
-            walk = range(length)[item]
-            plain.append(slice(walk[-1], walk[0] + 1, -item.step) if walk else slice(0, 0))
-            turned.append(axis)
+            positions = range(length)[item]
+            plain.append(slice(positions[-1], positions[0] + 1, -item.step) if positions else slice(0, 0))
+            flipped.append(axis)
         else:
             plain.append(torch.as_tensor(item) if isinstance(item, np.ndarray) else item)
         axis += isinstance(item, slice)
-    return tuple(plain), tuple(turned)
+    return tuple(plain), tuple(flipped)

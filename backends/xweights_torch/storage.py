@@ -1,13 +1,13 @@
-"""The one place that reads and writes torch tensors.
+"""Storage of torch tensors: the only code that reads and writes them.
 
-How a write happens: into the memory the tensor has, under no_grad, never by ``.data =``. The object, its memory, dtype,
+A write goes into the memory that the tensor has, under no_grad, never by ``.data =``. The object, its memory, dtype,
 device and requires_grad stay, so optimizers, tied parameters and views keep seeing the same tensor; and its version
 counter goes up, so that a backward pass that needed the old values raises instead of using the new ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,55 +19,56 @@ from torch.nn.utils import parametrize
 
 from xweights.core.blocks import copy_into
 from xweights.core.dtypes import Array
+from xweights.core.protocols import BaseStorage
 from xweights.errors import WriteError
-from xweights_torch.checks import reason
-from xweights_torch.dtypes import BITS, QUICK, from_host, host_view, is_lazy_view, plain_bits
+from xweights_torch.checks import refusal_reason
+from xweights_torch.dtypes import BITS, FAST_IN_NUMPY, from_host, host_view, is_lazy_view, plain_bits
 
 Table = Literal["parameter", "buffer"]
 
-# Below this many bytes NumPy's plain copy is the quickest, whatever the strides. Above, torch's copy uses all cores
-# (with one it takes twice NumPy's time); and for a transposed source tiles are 2-4 times as quick as NumPy, as quick as
+# Below this many bytes NumPy's plain copy is the fastest, whatever the strides. Above, torch's copy uses all cores
+# (with one it takes twice NumPy's time); and for a transposed source tiles are 2-4 times as fast as NumPy, as fast as
 # torch on two cores.
 _LARGE = 1 << 22
 
 
-class Slot:
-    """A tensor, and every place where a module keeps it: the handle of a Parameter.
+class TensorHandle:
+    """A tensor and every place where a module keeps it: the handle of a Parameter.
 
-    The places are for undo: a user's ``module.weight = nn.Parameter(...)`` leaves the tensor as it was and takes it out
-    of its place. ``twins`` are the further places of a tied one.
+    Undo needs the places: a user's ``module.weight = nn.Parameter(...)`` leaves the tensor as it was but takes it out
+    of the module. ``tied`` holds the other places of a tied parameter.
     """
 
-    __slots__ = ("key", "owner", "table", "tensor", "twins")
+    __slots__ = ("key", "owner", "table", "tensor", "tied")
 
     def __init__(self, tensor: torch.Tensor, owner: nn.Module, table: Table, key: str) -> None:
         self.tensor = tensor
         self.owner = owner
         self.table = table
         self.key = key
-        self.twins: tuple[Slot, ...] = ()
+        self.tied: tuple[TensorHandle, ...] = ()
 
     @property
-    def places(self) -> tuple[Slot, ...]:
-        """This place and all others of the same array."""
-        return (self, *self.twins)
+    def places(self) -> tuple[TensorHandle, ...]:
+        """Return this place and all others of the same array."""
+        return (self, *self.tied)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """The tensor; several objects only where parameters are tied by their memory."""
-        return list({id(one.tensor): one.tensor for one in self.places}.values())
+        """Return the tensor objects: several only where parameters are tied by sharing memory."""
+        return list({id(handle.tensor): handle.tensor for handle in self.places}.values())
 
     @property
-    def in_place(self) -> bool:
-        """Whether the tensor still stands in its place in the module."""
-        kept: Any = self.owner._parameters if self.table == "parameter" else self.owner._buffers
-        return kept.get(self.key) is self.tensor
+    def is_registered(self) -> bool:
+        """Return whether the module still has this tensor under its key."""
+        registry: Any = self.owner._parameters if self.table == "parameter" else self.owner._buffers
+        return registry.get(self.key) is self.tensor
 
-    def put_back(self) -> None:
-        """Put the tensor back into its place in the module."""
+    def reregister(self) -> None:
+        """Register the tensor in the module again."""
         owner, key, tensor = self.owner, self.key, self.tensor
-        kept: Any = owner._parameters if self.table == "parameter" else owner._buffers
-        if kept.get(key) is tensor:
+        registry: Any = owner._parameters if self.table == "parameter" else owner._buffers
+        if registry.get(key) is tensor:
             return
         if parametrize.is_parametrized(owner, key) or key in owner.__dict__:
             raise WriteError(
@@ -76,10 +77,10 @@ class Slot:
                 f"Fix: remove it: torch.nn.utils.parametrize.remove_parametrizations(module, {key!r})"
             )
         if isinstance(tensor, nn.Parameter):
-            # By the module's own door, because some modules keep further lists of their parameters.
+            # Through the module's __setattr__, because some modules keep further lists of their parameters.
             setattr(owner, key, tensor)
         else:
-            kept[key] = tensor
+            registry[key] = tensor
 
 
 def identity(tensor: torch.Tensor) -> Hashable:
@@ -89,7 +90,7 @@ def identity(tensor: torch.Tensor) -> Hashable:
 
 
 def address_of(tensor: torch.Tensor) -> int:
-    """Return where the values lie, or 0 for a tensor that has no memory of its own."""
+    """Return the address of the values, or 0 for a tensor that has no memory of its own."""
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         return 0
     try:
@@ -99,34 +100,34 @@ def address_of(tensor: torch.Tensor) -> int:
 
 
 @dataclass(slots=True)
-class Kept:
-    """What brings one tensor back: a copy of its bits, and the memory they were in."""
+class TensorBackup:
+    """A copy of a tensor's bits, and the memory they were in."""
 
     memory: torch.Tensor
     bits: torch.Tensor
     requires_grad: bool
 
 
-def keep(tensor: torch.Tensor) -> Kept:
-    """Return what :func:`bring_back` needs."""
+def back_up(tensor: torch.Tensor) -> TensorBackup:
+    """Return the backup that :func:`restore_tensor` takes."""
     memory = tensor.detach()
-    return Kept(memory, _entries(memory).clone(), tensor.requires_grad)
+    return TensorBackup(memory, _entries(memory).clone(), tensor.requires_grad)
 
 
-def bring_back(tensor: torch.Tensor, kept: Kept) -> None:
-    """Put the kept bits back into the kept memory, and that memory back into the tensor if it has another by now."""
+def restore_tensor(tensor: torch.Tensor, backup: TensorBackup) -> None:
+    """Copy the bits back into their memory, and give the tensor that memory again if it has another by now."""
     with torch.no_grad():
-        _entries(kept.memory).copy_(kept.bits)
-    if not _same_memory(tensor, kept.memory):
-        # The user swapped the memory (p.data = x, module.to(...)). To copy into the new one would write into x.
-        tensor.data = kept.memory
-        bump(tensor)
-    if tensor.requires_grad != kept.requires_grad:
-        tensor.requires_grad_(kept.requires_grad)
+        _entries(backup.memory).copy_(backup.bits)
+    if not _same_memory(tensor, backup.memory):
+        # The user swapped the memory (p.data = x, module.to(...)). Copying into the new memory would write into x.
+        tensor.data = backup.memory
+        bump_version(tensor)
+    if tensor.requires_grad != backup.requires_grad:
+        tensor.requires_grad_(backup.requires_grad)
 
 
 def _entries(tensor: torch.Tensor) -> torch.Tensor:
-    # One of each: torch refuses to write to an expanded tensor. As integers, so that no NaN loses its payload.
+    # Each entry once: torch refuses to write to an expanded tensor. As integers, so that no NaN loses its payload.
     if 0 in tensor.stride() and tensor.numel():
         tensor = tensor[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride())]
     return tensor if tensor.is_complex() or tensor.dtype not in BITS_OF else tensor.view(BITS[tensor.itemsize])
@@ -135,24 +136,24 @@ def _entries(tensor: torch.Tensor) -> torch.Tensor:
 BITS_OF = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
-def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
     return (
-        one.data_ptr() == other.data_ptr()
-        and one.shape == other.shape
-        and one.stride() == other.stride()
-        and one.dtype == other.dtype
-        and one.device == other.device
+        a.data_ptr() == b.data_ptr()
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and a.dtype == b.dtype
+        and a.device == b.device
     )
 
 
-def bump(tensor: torch.Tensor) -> None:
-    """Tell autograd that the values changed behind its back."""
+def bump_version(tensor: torch.Tensor) -> None:
+    """Tell autograd that the values changed without its knowledge."""
     if not tensor.is_inference():
         torch.autograd.graph.increment_version(tensor)
 
 
 def write_tensor(tensor: torch.Tensor, value: Array) -> None:
-    """Copy host values in, by the quickest way that keeps every bit."""
+    """Copy host values in, by the fastest way that keeps every bit."""
     if not tensor.is_cpu or is_lazy_view(tensor):
         with torch.no_grad():
             tensor.copy_(from_host(value))
@@ -162,7 +163,7 @@ def write_tensor(tensor: torch.Tensor, value: Array) -> None:
         raise WriteError(f"got:      {value.dtype} {value.shape}\nexpected: {view.dtype} {view.shape}")
     view, value = plain_bits(view), plain_bits(value)
     if value.nbytes < _LARGE:
-        # NumPy minds a source that lies in the same memory, torch doesn't.
+        # NumPy handles a source in the same memory; torch doesn't.
         np.copyto(view, value, casting="no")
     elif np.may_share_memory(view, value):
         np.copyto(view, value.copy(), casting="no")
@@ -170,55 +171,41 @@ def write_tensor(tensor: torch.Tensor, value: Array) -> None:
         torch.from_numpy(view).copy_(from_host(value))
     else:
         copy_into(view, value)
-    bump(tensor)
+    bump_version(tensor)
 
 
-class TensorStorage:
-    """Dense tensors of any device. A handle is a :class:`Slot`, or a bare tensor (then nobody can replace it)."""
+class TensorStorage(BaseStorage):
+    """Storage of dense tensors on any device.
+
+    A handle is a :class:`TensorHandle`, or a bare tensor (which nobody can replace).
+    """
 
     def __init__(self, *, fallible: bool) -> None:
         self.fallible = fallible
 
-    def identity(self, handle: Slot | torch.Tensor) -> Hashable:
+    def identity(self, handle: TensorHandle | torch.Tensor) -> Hashable:
         """Return a key that two handles share if they are one array."""
         return identity(tensor_of(handle))
 
-    def refusal(self, handle: Slot | torch.Tensor, *, writing: bool) -> str | None:
-        return reason(tensor_of(handle), writing=writing)
+    def refusal(self, handle: TensorHandle | torch.Tensor, *, writing: bool) -> str | None:
+        return refusal_reason(tensor_of(handle), writing=writing)
 
-    def read(self, handle: Slot | torch.Tensor) -> Array:
+    def read(self, handle: TensorHandle | torch.Tensor) -> Array:
         return host_view(tensor_of(handle))
 
-    def write(self, handle: Slot | torch.Tensor, value: Array) -> None:
+    def write(self, handle: TensorHandle | torch.Tensor, value: Array) -> None:
         write_tensor(tensor_of(handle), value)
 
-    def write_all(self, handles: Sequence[Slot | torch.Tensor], values: Sequence[Array]) -> None:
-        """Write many at once: one call of torch for all that lie in the same order, the others one by one."""
-        tensors, sources = [], []
-        for handle, value in zip(handles, values, strict=True):
-            tensor = tensor_of(handle)
-            # No source may lie in the memory of any of these tensors: the core copies those first.
-            if value.flags.c_contiguous and tensor.is_contiguous() and value.shape == tensor.shape:
-                source = from_host(value)
-                if source.dtype == tensor.dtype:
-                    tensors.append(tensor)
-                    sources.append(source)
-                    continue
-            write_tensor(tensor, value)
-        if tensors:
-            with torch.no_grad():
-                torch._foreach_copy_(tensors, sources)
-
-    def native_array(self, handle: Slot | torch.Tensor, *, tensor: bool = False) -> Any:
+    def native_array(self, handle: TensorHandle | torch.Tensor, *, tensor: bool = False) -> Any:
         value = tensor_of(handle)
-        if not tensor and value.is_cpu and value.dtype in QUICK and not is_lazy_view(value):
+        if not tensor and value.is_cpu and value.dtype in FAST_IN_NUMPY and not is_lazy_view(value):
             return host_view(value)
         return value.detach()
 
-    def tracked(self, handle: Slot | torch.Tensor) -> torch.Tensor:
+    def tracked(self, handle: TensorHandle | torch.Tensor) -> torch.Tensor:
         return tensor_of(handle)
 
-    def commit(self, handle: Slot | torch.Tensor, native: Any, value: Any) -> None:
+    def commit(self, handle: TensorHandle | torch.Tensor, native: Any, value: Any) -> None:
         tensor = tensor_of(handle)
         if isinstance(value, torch.Tensor):
             # In place already: torch has counted it, since a detached tensor shares the counter.
@@ -226,39 +213,41 @@ class TensorStorage:
                 with torch.no_grad():
                     tensor.copy_(value)
         elif value is native:
-            bump(tensor)
+            bump_version(tensor)
         else:
             write_tensor(tensor, value)
 
     def guard(self) -> AbstractContextManager[Any]:
         return torch.no_grad()
 
-    def backup(self, handle: Slot | torch.Tensor) -> Any:
-        return [(one, keep(one)) for one in (handle.tensors if isinstance(handle, Slot) else [handle])]
+    def backup(self, handle: TensorHandle | torch.Tensor) -> Any:
+        return [
+            (tensor, back_up(tensor)) for tensor in (handle.tensors if isinstance(handle, TensorHandle) else [handle])
+        ]
 
-    def restore(self, handle: Slot | torch.Tensor, kept: list[tuple[torch.Tensor, Kept]]) -> None:
-        for tensor, one in kept:
-            bring_back(tensor, one)
-        if isinstance(handle, Slot):
+    def restore(self, handle: TensorHandle | torch.Tensor, kept: list[tuple[torch.Tensor, TensorBackup]]) -> None:
+        for tensor, tensor_backup in kept:
+            restore_tensor(tensor, tensor_backup)
+        if isinstance(handle, TensorHandle):
             for place in handle.places:
-                place.put_back()
+                place.reregister()
 
-    def trainable(self, handle: Slot | torch.Tensor) -> bool:
+    def trainable(self, handle: TensorHandle | torch.Tensor) -> bool:
         tensor = tensor_of(handle)
-        if isinstance(handle, Slot):
-            if not handle.twins:
+        if isinstance(handle, TensorHandle):
+            if not handle.tied:
                 return handle.table == "parameter" and tensor.requires_grad
-            return any(one.table == "parameter" and one.tensor.requires_grad for one in handle.places)
+            return any(place.table == "parameter" and place.tensor.requires_grad for place in handle.places)
         if isinstance(tensor, nn.Parameter):
             return tensor.requires_grad
-        # An array in a mapping: nobody trains it, and it counts as what it would be in a model.
+        # An array in a mapping: nobody trains it, and it counts as it would in a model.
         return tensor.is_floating_point() or tensor.is_complex()
 
-    def set_trainable(self, handle: Slot | torch.Tensor, flag: bool) -> None:
+    def set_trainable(self, handle: TensorHandle | torch.Tensor, flag: bool) -> None:
         if flag == self.trainable(handle):
             return
-        if isinstance(handle, Slot):
-            tensors = [one.tensor for one in handle.places if one.table == "parameter"]
+        if isinstance(handle, TensorHandle):
+            tensors = [place.tensor for place in handle.places if place.table == "parameter"]
         else:
             tensors = [handle] if isinstance(handle, nn.Parameter) else []
         if not tensors:
@@ -269,7 +258,7 @@ class TensorStorage:
             tensor.requires_grad_(flag)
 
 
-def tensor_of(handle: Slot | torch.Tensor) -> torch.Tensor:
+def tensor_of(handle: TensorHandle | torch.Tensor) -> torch.Tensor:
     """Return the tensor behind a handle."""
     return handle if isinstance(handle, torch.Tensor) else handle.tensor
 
@@ -278,17 +267,17 @@ CPU = TensorStorage(fallible=False)
 DEVICE = TensorStorage(fallible=True)
 
 
-class Refused(TensorStorage):
-    """Tensors that must not be touched, whatever they look like (shards inside of FSDP)."""
+class RefusedStorage(TensorStorage):
+    """Storage that refuses every read and write, whatever the tensors look like (shards inside of FSDP)."""
 
     def __init__(self, why: str) -> None:
         super().__init__(fallible=False)
         self.why = why
 
-    def refusal(self, handle: Slot | torch.Tensor, *, writing: bool) -> str | None:
+    def refusal(self, handle: TensorHandle | torch.Tensor, *, writing: bool) -> str | None:
         return self.why
 
 
 def storage_of(tensor: torch.Tensor) -> TensorStorage:
-    """Return the storage for a tensor: device memory may run out in the middle of a write."""
+    """Return the storage for a tensor (fallible on a device, whose memory may run out in the middle of a write)."""
     return CPU if tensor.is_cpu else DEVICE

@@ -1,18 +1,18 @@
-"""A backend for a framework of one's own, whole: nothing in the core knows of it.
+"""A complete backend for a framework that is unknown to the core.
 
-- ``framework``: the framework itself, which knows nothing of xweights
-- ``layers``: the table, kind of layer -> array -> name and axes
-- ``storage``: the one place that reads and writes an array
-- ``adapter``: from a network to its parameters
+- ``framework``: the framework itself, independent of xweights
+- ``layers``: the layer table: kind of layer -> array -> name and axes
+- ``storage``: the only code that reads and writes an array
+- ``adapter``: lists the parameters of a network
 
-The maths is NumPy's, which the core has; a framework with arrays of its own brings an ``ops`` as well
+The array math is NumPy's, which is part of the core; a framework with its own arrays also needs an ``ops``
 (:class:`xweights.backend.Ops`). A distribution registers its backend as an entry point, under the root package of
 its types:
 
     [project.entry-points."xweights.backends"]
     xweights_toy = "xweights_toy:backend"
 
-and a script, or a test, by ``xweights.backend.register("xweights_toy", backend)``.
+and a script or a test calls ``xweights.backend.register("xweights_toy", backend)``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from xweights_toy.storage import SlotStorage
 
 
 class ToyBackend:
-    """What the door leads to."""
+    """The object that the entry point loads."""
 
     name = "toy"
 
@@ -55,7 +55,7 @@ class ToyBackend:
         return "no"
 
     def attach(self, chains: Any, *, target: Any, optimizer: Any, after_step: Any = None) -> None:
-        """Return None: nothing here trains, so a hold is applied by hand."""
+        """Return None: the framework has no training, so a hold is applied by hand."""
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
         return function

@@ -1,4 +1,4 @@
-"""How a network is walked: its layers by name, each layer's arrays by the table."""
+"""Adapter of a network: its layers by name, each layer's arrays by the layer table."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ STORAGE = SlotStorage()
 
 
 class ToyAdapter:
-    """Finds the arrays of a network; the same handle for the same array, each time."""
+    """Adapter that returns the same handle for the same array each time."""
 
     def __init__(self) -> None:
-        self._kept: weakref.WeakKeyDictionary[Network, list[Parameter]] = weakref.WeakKeyDictionary()
+        self._parameters: weakref.WeakKeyDictionary[Network, list[Parameter]] = weakref.WeakKeyDictionary()
 
     def parameters(self, target: Network) -> Sequence[Parameter]:
-        if target not in self._kept:
-            self._kept[target] = [
+        if target not in self._parameters:
+            self._parameters[target] = [
                 parameter(Slot(layer, int(row.native)), name, row)
                 for name, layer in target.layers.items()
                 for row in TABLE[layer.kind]
             ]
-        return self._kept[target]
+        return self._parameters[target]
 
 
 def parameter(slot: Slot, layer: str, row: Entry) -> Parameter:
-    """One array, seen neutrally."""
+    """Return the neutral parameter of one array."""
     return Parameter(
         name=f"{layer}/{row.name}",
         native_name=f"{layer}.arrays[{row.native}]",

@@ -1,4 +1,4 @@
-"""The table: kind of layer -> its arrays, in order -> what they are called and what their axes are."""
+"""Layer table: kind of layer -> its arrays in order -> their names and axes."""
 
 from __future__ import annotations
 

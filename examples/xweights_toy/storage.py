@@ -1,4 +1,4 @@
-"""The one place that reads and writes an array of the toy framework. A handle is a slot: a layer and a position."""
+"""Storage of the toy framework's arrays; a handle is a slot: a layer and a position."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from xweights.backend import BaseStorage
 from xweights.errors import WriteError
 
 Array = np.ndarray[Any, Any]
 
 
 class Slot:
-    """Finds one array again, as long as the layer lives."""
+    """Position of one array in a layer."""
 
     def __init__(self, layer: Any, position: int) -> None:
         self.layer, self.position = layer, position
@@ -24,10 +25,8 @@ class Slot:
         return self.layer.arrays[self.position]
 
 
-class SlotStorage:
-    """Arrays of NumPy, behind slots."""
-
-    fallible = False
+class SlotStorage(BaseStorage):
+    """Storage of NumPy arrays in slots."""
 
     def identity(self, handle: Slot) -> Hashable:
         return (id(handle.layer), handle.position)

@@ -1,4 +1,4 @@
-"""The conformance suite: a new framework is one folder, and a backend that breaks a promise is found out."""
+"""The conformance suite accepts a new framework in one folder and detects backends that break a promise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import xweights as xw
-from xweights.core import backend as installed_backends
+from xweights.core import registry
 from xweights.testing import CHECKS, PromiseBrokenError, check_backend, ordinary, tricky
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -21,15 +21,15 @@ DTYPES = ["float32", "float64", "float16"]
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The toy framework, with its backend registered for the time of one test."""
+    """Yield the toy framework, with its backend registered for one test."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import xweights_toy
     import xweights_toy.framework
 
-    monkeypatch.setattr(installed_backends, "_registered", dict(installed_backends._registered))
-    installed_backends.register("xweights_toy", xweights_toy.backend)
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    registry.register("xweights_toy", xweights_toy.backend)
     yield xweights_toy.framework
-    installed_backends._by_type.clear()
+    registry._by_type.clear()
 
 
 def network(toy: Any, dtype: str = "float32") -> Any:
@@ -38,11 +38,11 @@ def network(toy: Any, dtype: str = "float32") -> Any:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("promise", CHECKS)
-def test_a_framework_of_ones_own_keeps_every_promise(promise: str, dtype: str, toy: Any) -> None:
+def test_a_new_framework_keeps_every_promise(promise: str, dtype: str, toy: Any) -> None:
     CHECKS[promise](lambda: network(toy, dtype))
 
 
-def test_a_framework_of_ones_own_takes_the_verbs_as_any_other_does(toy: Any) -> None:
+def test_a_new_framework_takes_the_verbs_as_any_other_does(toy: Any) -> None:
     target = network(toy)
     xw.init(target, "glorot_uniform", seed=0)
     masks = xw.prune(target, fraction=0.5, where="*/kernel")
@@ -147,7 +147,7 @@ WRONG = (
 
 
 @pytest.mark.parametrize("how", WRONG, ids=lambda how: how.__name__)
-def test_a_backend_that_is_wrong_is_told_what_it_broke(how: Any, toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_faulty_backend_fails_with_the_promise_it_broke(how: Any, toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import xweights_toy.storage
 
     monkeypatch.setattr(xweights_toy.storage.SlotStorage, how.__name__.partition("_")[0], how)
@@ -155,10 +155,10 @@ def test_a_backend_that_is_wrong_is_told_what_it_broke(how: Any, toy: Any, monke
         check_backend(lambda: network(toy))
 
 
-def test_what_is_no_backend_cannot_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installed_backends, "_registered", dict(installed_backends._registered))
+def test_an_object_that_is_no_backend_cannot_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     with pytest.raises(xw.BackendBrokenError, match=r"missing: .*attach, compiled, .*\nFix: "):
-        installed_backends.register("nothing", object())  # type: ignore[arg-type]
+        registry.register("nothing", object())  # type: ignore[arg-type]
 
 
 def test_names_that_depend_on_the_instance_are_found(toy: Any) -> None:
@@ -172,7 +172,7 @@ def test_names_that_depend_on_the_instance_are_found(toy: Any) -> None:
         check_backend(changing)
 
 
-def test_tricky_numbers_have_what_is_easily_lost() -> None:
+def test_tricky_numbers_include_values_that_are_easily_lost() -> None:
     found = tricky((64,), np.dtype(np.float32))
     assert np.isnan(found).any()
     assert np.isinf(found).any()

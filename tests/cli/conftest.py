@@ -1,4 +1,4 @@
-"""The command line run in this process, in a folder of its own with small models and files to look at."""
+"""Fixtures that run the command line in a temporary folder with small models and files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def number():
 def slow():
     import pathlib, time
     pathlib.Path("started").touch()
-    time.sleep(60)
+    time.sleep(600)
 
 
 ready = arrays()
@@ -141,7 +141,7 @@ def environment() -> dict[str, str]:
 @pytest.fixture
 def openers() -> None:
     """Skip where the checkout was installed before it could open model files."""
-    known = {point.name for point in metadata.installed_backends(group="xweights.models")}
+    known = {point.name for point in metadata.entry_points(group="xweights.models")}
     if not known and "XWEIGHTS_TEST_WHEEL" not in os.environ:
         pytest.skip("this checkout was installed before it had openers of model files: install it again")
     assert {"keras", "pt2"} <= known

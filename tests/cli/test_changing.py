@@ -1,4 +1,4 @@
-"""edit, prune and merge: what is in the file afterwards, bit by bit."""
+"""The commands edit, prune and merge write the expected bits."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Run = Callable[..., Any]
 ONE = np.float32(1)
 
 
-def changed(words: list[str], run: Run) -> xw.Params:
-    """What the command made of a.npz, in a file of its own."""
+def run_on_a_copy(words: list[str], run: Run) -> xw.Params:
+    """Run a command on a.npz, and return the file that it wrote."""
     ran = run("edit", "a.npz", *words, "--out", "edited.npz")
     assert ran.exit_code == 0, ran.stderr
     return xw.get_params("edited.npz")
 
 
-def test_edits_are_done_in_the_order_in_which_they_were_given(run: Run) -> None:
+def test_edits_are_applied_in_the_order_of_the_options(run: Run) -> None:
     before = xw.get_params("a.npz")["conv/kernel"]
-    first = changed(["--scale", "2", "--add", "1"], run)["conv/kernel"]
-    other = changed(["--add", "1", "--scale", "2"], run)["conv/kernel"]
+    first = run_on_a_copy(["--scale", "2", "--add", "1"], run)["conv/kernel"]
+    other = run_on_a_copy(["--add", "1", "--scale", "2"], run)["conv/kernel"]
     assert np.array_equal(first, before * np.float32(2) + ONE)
     assert np.array_equal(other, (before + ONE) * np.float32(2))
     assert not np.array_equal(first, other)
@@ -50,7 +50,7 @@ def test_an_edit_is_the_verb_of_its_name(run: Run, words: list[str], verb: Calla
     expected = xw.get_params("a.npz")
     verb(expected)
     where = ["--where", "conv/kernel"] if "h,w" in words else []
-    assert xw.equal(changed([*words, *where], run), expected)
+    assert xw.equal(run_on_a_copy([*words, *where], run), expected)
     assert not xw.equal(expected, "a.npz")
 
 
@@ -63,13 +63,13 @@ def test_an_edit_is_the_verb_of_its_name(run: Run, words: list[str], verb: Calla
         ("[out=::2]=1.5", {"out": slice(None, None, 2)}),
     ],
 )
-def test_entries_are_set_by_place_or_by_axis(run: Run, text: str, index: Any) -> None:
+def test_entries_are_set_by_position_or_by_axis(run: Run, text: str, index: Any) -> None:
     expected = xw.get_params("a.npz")
     xw.set_entries(expected, index, 1.5, where="dense/kernel")
-    assert xw.equal(changed(["--set", text, "--where", "dense/kernel"], run), expected)
+    assert xw.equal(run_on_a_copy(["--set", text, "--where", "dense/kernel"], run), expected)
 
 
-def test_without_out_the_file_itself_is_replaced_and_the_count_is_told(run: Run) -> None:
+def test_without_out_the_file_itself_is_replaced_and_the_count_is_printed(run: Run) -> None:
     xw.save(xw.get_params("a.npz"), "own.safetensors")
     ran = run("edit", "own.safetensors", "--set", "[0,0]=9", "--where", "dense/kernel", "--json")
     assert json.loads(ran.stdout) == {"path": "own.safetensors", "in_place": True, "changed": {"dense/kernel": 1}}
@@ -89,7 +89,7 @@ def test_without_out_the_file_itself_is_replaced_and_the_count_is_told(run: Run)
         (["--pattern", "2:4:in", "-w", "dense/kernel"], {"pattern": (2, 4, "in"), "where": "dense/kernel"}),
     ],
 )
-def test_prune_drops_what_the_verb_drops(run: Run, words: list[str], options: dict[str, Any]) -> None:
+def test_prune_drops_the_same_entries_as_the_verb(run: Run, words: list[str], options: dict[str, Any]) -> None:
     expected = xw.get_params("a.npz")
     xw.prune(expected, **options)
     assert run("prune", "a.npz", *words, "--out", "sparse.npz").exit_code == 0
@@ -133,7 +133,7 @@ def test_models_and_files_are_merged_alike(run: Run, place: Path) -> None:
 CHANGES = {
     "nothing to do": (["edit", "a.npz"], "nothing is to be done"),
     "an edit twice": (["edit", "a.npz", "--scale", "1", "--scale", "2"], "given once"),
-    "entries of everything": (["edit", "a.npz", "--set", "[0]=1"], "needs to know where"),
+    "entries of everything": (["edit", "a.npz", "--set", "[0]=1"], "where= is required"),
     "entries outside": (["edit", "a.npz", "--set", "[99,0]=1", "-w", "dense/kernel"], "99"),
     "entries of an axis that isn't there": (["edit", "a.npz", "--set", "[up=0]=1", "-w", "dense/kernel"], "up"),
     "entries by place and axis": (["edit", "a.npz", "--set", "[0,in=1]=1", "-w", "*"], "not both"),
@@ -154,7 +154,7 @@ CHANGES = {
     "a merge without its base": (["merge", "a.npz", "b.npz", "--method", "ties", "-o", "c.npz"], "needs base="),
     "a merge of strangers": (["merge", "a.npz", "d.npz", "-o", "c.npz"], "'conv/kernel'"),
     "a weight too many": (["merge", "a.npz", "b.npz", "--weights", "1,2,3", "-o", "c.npz"], "weights"),
-    "weights twice": (["merge", "a.npz", "b.npz", "--weights", "1", "--weights", "2", "-o", "c.npz"], "one value a"),
+    "weights twice": (["merge", "a.npz", "b.npz", "--weights", "1", "--weights", "2", "-o", "c.npz"], "one value per"),
     "weights of words": (["merge", "a.npz", "b.npz", "--weights", "all", "-o", "c.npz"], "expected: a number"),
 }
 

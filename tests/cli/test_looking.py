@@ -1,4 +1,4 @@
-"""show, stats, diff and convert, on files and on what a factory builds."""
+"""The commands show, stats, diff and convert, on files and on models from factories."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_show_is_a_tree_with_shapes_dtypes_and_shares_of_zeros(run: Run) -> None
     assert shown.stdout.splitlines()[-1].startswith("4 parameters, 261 entries, 1.0 kB, ")
 
 
-def test_show_in_json_has_every_word_of_a_parameter(run: Run) -> None:
+def test_show_in_json_has_every_fact_of_a_parameter(run: Run) -> None:
     shown = json.loads(run("show", "a.npz", "--json", "--where", "dense/kernel").stdout)
     assert shown == [
         {"name": "dense/kernel", "native_name": "dense/kernel", "role": "kernel", "axes": ["in", "out"],
@@ -51,19 +51,19 @@ def test_a_factory_is_a_target_like_a_file(run: Run, target: str) -> None:
     assert run("diff", "b.npz", "nets:arrays@b.npz").exit_code == 0
 
 
-def test_stats_say_what_the_library_says(run: Run) -> None:
+def test_stats_agree_with_the_library(run: Run) -> None:
     shown = json.loads(run("stats", "b.npz", "--json").stdout)
     assert shown == json.loads(json.dumps(xw.stats("b.npz").as_dicts()))
     assert run("stats", "b.npz").stdout.rstrip() == str(xw.stats("b.npz"))
 
 
-def test_numbers_that_json_lacks_become_words(run: Run) -> None:
+def test_numbers_that_json_lacks_become_strings(run: Run) -> None:
     xw.save({"w": np.array([np.nan, np.inf])}, "odd.npz")
     (row,) = json.loads(run("stats", "odd.npz", "--json").stdout)
     assert (row["max"], row["std"], row["nan"]) == ("inf", "nan", 1)
 
 
-def test_diff_names_what_changed_and_the_entries_that_changed_most(run: Run) -> None:
+def test_diff_names_the_changed_parameters_and_the_entries_that_changed_most(run: Run) -> None:
     shown = run("diff", "a.npz", "b.npz", "--top", "2")
     assert shown.exit_code == 1
     text = shown.stdout
@@ -84,7 +84,7 @@ def test_diff_in_json_can_be_read_back(run: Run) -> None:
     shown = run("diff", "a.npz", "b.npz", "--json", "--top", "1")
     found = json.loads(shown.stdout)
     assert shown.exit_code == 1
-    assert [one["name"] for one in found["changes"]] == ["conv/kernel", "dense/kernel"]
+    assert [entry["name"] for entry in found["changes"]] == ["conv/kernel", "dense/kernel"]
     assert found["same"] == 2
     assert found["top"][0]["index"] == [0, 1]
     assert found["top"][0]["b"] == 7.5
@@ -113,7 +113,7 @@ def test_diff_meets_names_that_differ(run: Run) -> None:
 )
 def test_where_selects_as_it_does_in_the_library(run: Run, words: list[str], names: list[str]) -> None:
     shown = run("show", "a.npz", "--json", *words)
-    assert [one["name"] for one in json.loads(shown.stdout)] == names
+    assert [entry["name"] for entry in json.loads(shown.stdout)] == names
 
 
 def test_convert_keeps_every_bit_and_takes_models_too(run: Run, place: Path) -> None:
@@ -137,7 +137,7 @@ ROW = [
 ]
 
 
-def test_a_table_fits_into_80_columns_and_says_what_it_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_fits_into_80_columns_and_names_the_columns_it_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     show_table(HEAD, [ROW], width=80)
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 80 for line in lines)
@@ -163,7 +163,7 @@ def test_in_a_pipe_a_row_is_a_line_whatever_its_length(run: Run) -> None:
     assert rows[0].split()[-1] == "0"
 
 
-def test_a_name_steers_no_terminal(run: Run) -> None:
+def test_a_name_cannot_control_the_terminal(run: Run) -> None:
     xw.save({"red\x1b[31m": np.ones(2)}, "evil.npz")
     for words in (["stats", "evil.npz"], ["show", "evil.npz"], ["diff", "evil.npz", "a.npz"]):
         assert "\x1b" not in run(*words).stdout

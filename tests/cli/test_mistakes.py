@@ -1,4 +1,4 @@
-"""A mistake of the user's is a message on stderr and exit status 2: no traceback, and no file."""
+"""A user's mistake gives a message on stderr and exit status 2, without a traceback and without writing a file."""
 
 from __future__ import annotations
 

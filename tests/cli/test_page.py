@@ -1,4 +1,4 @@
-"""docs/command.md shows what the commands print."""
+"""docs/command.md shows the commands' actual output."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def test_every_command_on_the_page_prints_what_the_page_shows(run: Callable[...,
     again = re.sub(r"```console\n\$ xweights (?P<words>[^\n]*)\n.*?```", ran, text, flags=re.DOTALL)
     if os.environ.get("XWEIGHTS_WRITE_PAGE"):
         PAGE.write_text(again, encoding="utf-8")
-    assert likened(again) == likened(text)
+    assert words_of(again) == words_of(text)
 
 
-def likened(text: str) -> list[list[str]]:
-    """The words of a page, with numbers and the lines of tables left out of the comparison."""
+def words_of(text: str) -> list[list[str]]:
+    """Split a page into words, without the numbers and the lines of tables."""
     return [re.sub("─+", "─", VARIES.sub("#", line)).split() for line in text.splitlines()]

@@ -1,4 +1,4 @@
-"""port and skeleton: models from factories, from .keras files and from .pt2 programs."""
+"""The commands port and skeleton, on models from factories, .keras files and .pt2 programs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Run = Callable[..., Any]
 pytestmark = pytest.mark.keras_backend
 
 
-def made(name: str) -> Any:
-    """What a factory of nets.py builds."""
-    from xweights.cli.targets import model_of
+def build(name: str) -> Any:
+    """Build a model by a factory of nets.py."""
+    from xweights.cli.targets import load_model
 
-    return model_of(f"nets:{name}")
+    return load_model(f"nets:{name}")
 
 
 def test_a_port_is_proved_saved_and_reported(run: Run, place: Path) -> None:
@@ -34,18 +34,18 @@ def test_a_port_is_proved_saved_and_reported(run: Run, place: Path) -> None:
     assert "flattened in another order" in ran.stdout
     assert ran.stdout.rstrip().endswith("saved: t.safetensors")
     assert (place / "report.md").read_text().startswith("# Ported: 2 layers, largest error")
-    module = made("in_torch")
+    module = build("in_torch")
     xw.set_params(module, xw.get_params("t.safetensors"))
-    assert xw.verify(made("in_keras"), module, sample=np.load("x.npy")).ok
+    assert xw.verify(build("in_keras"), module, sample=np.load("x.npy")).ok
 
 
-def test_what_is_saved_is_the_state_dict_of_the_target(run: Run) -> None:
+def test_the_saved_file_is_the_state_dict_of_the_target(run: Run) -> None:
     from safetensors.torch import load_file
 
     assert run("port", "nets:in_keras", "nets:in_torch", "--sample", "x.npy", "--out", "t.safetensors").exit_code == 0
-    module = made("in_torch")
+    module = build("in_torch")
     module.load_state_dict(load_file("t.safetensors"))
-    assert xw.verify(made("in_keras"), module, sample=np.load("x.npy")).ok
+    assert xw.verify(build("in_keras"), module, sample=np.load("x.npy")).ok
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
@@ -53,13 +53,13 @@ def test_a_state_dict_is_a_source_when_a_factory_is_named(run: Run, suffix: str)
     from safetensors.torch import save_file
 
     torch.manual_seed(7)
-    other = type(made("in_torch"))()
+    other = type(build("in_torch"))()
     save = save_file if suffix == "safetensors" else torch.save
     save(other.state_dict(), f"state.{suffix}")
     np.save("c.npy", np.load("x.npy").transpose(0, 3, 1, 2))
     ran = run("port", f"nets:in_torch@state.{suffix}", "nets:in_keras", "--sample", "c.npy", "--out", "k.npz")
     assert ran.exit_code == 0, ran.stderr
-    model = made("in_keras")
+    model = build("in_keras")
     xw.set_params(model, xw.get_params("k.npz"))
     assert xw.verify(other, model, sample=np.load("c.npy")).ok
 
@@ -103,15 +103,15 @@ def test_a_part_is_ported_with_pinned_names(run: Run) -> None:
 
 
 def test_samples_of_several_inputs_are_positional_or_named(place: Path) -> None:
-    from xweights.cli.targets import sample_of
+    from xweights.cli.targets import load_sample
 
-    one, other = np.zeros((1, 2)), np.ones((1, 3))
-    np.savez("both.npz", one, other)
-    np.savez("named.npz", left=one, right=other)
-    positional = sample_of(Path("both.npz"))
+    first, second = np.zeros((1, 2)), np.ones((1, 3))
+    np.savez("both.npz", first, second)
+    np.savez("named.npz", left=first, right=second)
+    positional = load_sample(Path("both.npz"))
     assert isinstance(positional, tuple)
     assert [array.shape for array in positional] == [(1, 2), (1, 3)]
-    assert list(sample_of(Path("named.npz"))) == ["left", "right"]
+    assert list(load_sample(Path("named.npz"))) == ["left", "right"]
 
 
 def test_skeleton_prints_code_that_runs_and_that_can_be_ported_into(run: Run, place: Path) -> None:
@@ -127,7 +127,7 @@ def test_skeleton_prints_code_that_runs_and_that_can_be_ported_into(run: Run, pl
 
 @pytest.mark.usefixtures("openers")
 def test_keras_files_are_models_opened_in_safe_mode(run: Run, place: Path) -> None:
-    made("in_keras").save("net.keras")
+    build("in_keras").save("net.keras")
     ran = run("port", "net.keras", "nets:in_torch", "--sample", "x.npy")
     assert ran.exit_code == 0, ran.stderr
     layers = [keras.Input((2,)), keras.layers.Lambda(lambda x: x + 1), keras.layers.Dense(2)]
@@ -143,7 +143,7 @@ def test_keras_files_are_models_opened_in_safe_mode(run: Run, place: Path) -> No
 @pytest.mark.usefixtures("openers")
 def test_programs_of_torch_export_are_models(run: Run, place: Path) -> None:
     np.save("c.npy", np.load("x.npy").transpose(0, 3, 1, 2))
-    module = made("in_torch")
+    module = build("in_torch")
     torch.export.save(torch.export.export(module, (torch.from_numpy(np.load("c.npy")),)), "net.pt2")
     there = run("port", "net.pt2", "nets:in_keras", "--sample", "c.npy", "--out", "k.npz")
     assert there.exit_code == 0, there.stderr

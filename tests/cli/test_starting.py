@@ -1,4 +1,4 @@
-"""The command as a process: how it starts, what --help says, and how it ends when it is interrupted."""
+"""The command as a process: start-up, --help, shell completion and interrupts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HEAVY = {"numpy", "rich", "ml_dtypes", "safetensors", "matplotlib", "torch", "ke
 
 
 def group() -> Any:
-    """The commands as the parser sees them."""
+    """Return the commands as the parser has them."""
     return typer.main.get_command(app)
 
 
@@ -57,7 +57,7 @@ def test_the_help_of_a_command_says_what_it_does_and_shows_examples(run: Run, na
     assert shown.exit_code == 0
     assert f"xweights {name} " in shown.stdout.partition("Examples:")[2]
     assert all(len(line) <= 100 for line in shown.stdout.splitlines())
-    assert all(one.help for one in group().commands[name].params)
+    assert all(param.help for param in group().commands[name].params)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -85,8 +85,8 @@ def test_a_shell_completes_commands_options_and_choices(words: str, offered: set
 
 
 @pytest.mark.skipif("XWEIGHTS_TEST_WHEEL" not in os.environ, reason="only nox tests the wheel")
-def test_the_wheel_brings_a_script() -> None:
-    (script,) = metadata.distribution("xweights-nn").installed_backends.select(group="console_scripts")
+def test_the_wheel_installs_a_script() -> None:
+    (script,) = metadata.distribution("xweights-nn").entry_points.select(group="console_scripts")
     assert (script.name, script.value) == ("xweights", "xweights.cli.app:main")
     ran = subprocess.run(
         [str(Path(sys.executable).with_name("xweights")), "backends", "--json"], capture_output=True, check=True
@@ -96,8 +96,8 @@ def test_the_wheel_brings_a_script() -> None:
 
 def test_a_process_says_by_its_status_whether_something_differs(shell: Run) -> None:
     ends = [shell("diff", "a.npz", other) for other in ("a.npz", "b.npz", "c.npz")]
-    assert [one.returncode for one in ends] == [0, 1, 2]
-    assert "Traceback" not in "".join(one.stderr for one in ends)
+    assert [process.returncode for process in ends] == [0, 1, 2]
+    assert "Traceback" not in "".join(process.stderr for process in ends)
     assert ends[2].stderr.startswith("error: there is no file 'c.npz'")
 
 
@@ -105,11 +105,11 @@ def test_ctrl_c_ends_a_command_with_one_line(place: Path) -> None:
     program = [sys.executable, "-m", "xweights", "convert", "nets:slow", "out.npz"]
     running = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 30
-        while not (place / "started").exists() and time.monotonic() < deadline:
+        # As long as it takes: under load a process has been seen to need a minute to start.
+        while not (place / "started").exists() and running.poll() is None:
             time.sleep(0.02)
         running.send_signal(signal.SIGINT)
-        _, said = running.communicate(timeout=30)
+        _, said = running.communicate(timeout=600)
     finally:
         running.kill()
     assert running.returncode == INTERRUPTED
@@ -144,7 +144,9 @@ def test_ctrl_c_in_the_middle_of_writing_leaves_the_old_file_and_no_other(
 
         from xweights.files.formats import table
 
-        kinds = [dataclasses.replace(one, write=interrupt) if one.name == "npz" else one for one in table.FORMATS]
+        kinds = [
+            dataclasses.replace(entry, write=interrupt) if entry.name == "npz" else entry for entry in table.FORMATS
+        ]
         monkeypatch.setattr(table, "FORMATS", kinds)
     else:
         monkeypatch.setattr(inside, interrupt)
@@ -155,7 +157,7 @@ def test_ctrl_c_in_the_middle_of_writing_leaves_the_old_file_and_no_other(
     assert sorted(path.name for path in place.iterdir() if path.name != "__pycache__") == before
 
 
-def test_a_reader_that_has_seen_enough_sets_off_no_traceback(place: Path) -> None:
+def test_a_closed_pipe_causes_no_traceback(place: Path) -> None:
     # More than a pipe holds.
     xw.save({f"{'block' * 20}{i}/kernel": np.array([float(i)]) for i in range(700)}, "many.npz")
     program = f"{shlex.quote(sys.executable)} -m xweights show many.npz | head -n 2"
@@ -178,7 +180,7 @@ def test_on_a_terminal_of_80_columns_the_table_fits_and_progress_is_wiped_away(p
 
 
 def on_a_terminal(program: list[str], *, columns: int) -> str:
-    """What a program writes to a terminal of this width."""
+    """Run a program on a terminal of this width, and return its output."""
     import fcntl
     import pty
     import struct
@@ -190,7 +192,7 @@ def on_a_terminal(program: list[str], *, columns: int) -> str:
     running = subprocess.Popen(program, stdout=theirs, stderr=theirs, env={**quiet, "TERM": "xterm"})
     os.close(theirs)
     found = b""
-    while select.select([ours], [], [], 60)[0]:
+    while select.select([ours], [], [], 600)[0]:
         try:
             piece = os.read(ours, 65536)
         except OSError:  # the other end is closed
@@ -199,5 +201,5 @@ def on_a_terminal(program: list[str], *, columns: int) -> str:
             break
         found += piece
     os.close(ours)
-    assert running.wait(timeout=60) == 0
+    assert running.wait(timeout=600) == 0
     return found.decode()

@@ -1,4 +1,4 @@
-"""What parameters of NumPy targets are called, and what `where=` selects."""
+"""Names of the parameters of NumPy targets, and selection by `where=`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model() -> dict[str, np.ndarray]:
     }
 
 
-def chosen(where, target=None) -> list[str]:
+def select_names(where, target=None) -> list[str]:
     return [p.name for p in xw.parameters(model() if target is None else target, where=where)]
 
 
@@ -48,7 +48,7 @@ def parameter(name: str, native: str = "", *, hidden: bool = False, frozen: bool
     )  # fmt: skip
 
 
-def picked(parameters: list[Parameter], where) -> list[str]:
+def select_from(parameters: list[Parameter], where) -> list[str]:
     return [p.name for p in select(parameters, where)]
 
 
@@ -79,7 +79,7 @@ def test_two_views_of_the_same_memory_are_one_parameter_and_edited_once() -> Non
 
 
 def test_a_list_of_targets_prefixes_names_with_positions() -> None:
-    assert chosen(..., [{"a": np.ones(1)}, {"a": np.ones(1)}]) == ["0/a", "1/a"]
+    assert select_names(..., [{"a": np.ones(1)}, {"a": np.ones(1)}]) == ["0/a", "1/a"]
 
 
 def test_an_array_in_two_targets_of_a_list_is_one_parameter() -> None:
@@ -106,7 +106,7 @@ def test_two_keys_that_flatten_to_one_name_are_refused() -> None:
         xw.parameters({"a/b": np.ones(1), "a": {"b": np.ones(1)}})
 
 
-def test_the_repr_of_a_parameter_shows_what_matters() -> None:
+def test_the_repr_of_a_parameter_shows_its_main_facts() -> None:
     shared = np.ones((3, 2))
     target = xw.Params({"a/kernel": shared, "b/kernel": shared}, axes={"a/kernel": ("in", "out")})
     assert repr(xw.parameters(target)[0]) == "<Parameter 'a/kernel' (in, out) = (3, 2) float64, also b/kernel>"
@@ -116,15 +116,15 @@ def test_the_repr_of_a_parameter_shows_what_matters() -> None:
 
 
 def test_a_star_matches_slashes_too() -> None:
-    assert chosen("encoder*") == ["encoder/0/kernel", "encoder/0/bias", "encoder/1/recurrent_kernel"]
+    assert select_names("encoder*") == ["encoder/0/kernel", "encoder/0/bias", "encoder/1/recurrent_kernel"]
 
 
 def test_a_question_mark_matches_one_character() -> None:
-    assert chosen("encoder/?/*kernel") == ["encoder/0/kernel", "encoder/1/recurrent_kernel"]
+    assert select_names("encoder/?/*kernel") == ["encoder/0/kernel", "encoder/1/recurrent_kernel"]
 
 
 def test_a_leading_star_slash_matches_at_the_root_too() -> None:
-    assert chosen("*/kernel", {"kernel": np.ones(1), "a/kernel": np.ones(1), "akernel": np.ones(1)}) == [
+    assert select_names("*/kernel", {"kernel": np.ones(1), "a/kernel": np.ones(1), "akernel": np.ones(1)}) == [
         "kernel",
         "a/kernel",
     ]
@@ -132,10 +132,10 @@ def test_a_leading_star_slash_matches_at_the_root_too() -> None:
 
 def test_nothing_but_star_and_question_mark_is_special() -> None:
     target = {"a[0]": np.ones(1), "a0": np.ones(1), "a.b": np.ones(1), "axb": np.ones(1), "a{1}": np.ones(1)}
-    assert chosen("a[0]", target) == ["a[0]"]
-    assert chosen("*[0]", target) == ["a[0]"]
-    assert chosen("*a.b", target) == ["a.b"]
-    assert chosen("a{?}", target) == ["a{1}"]
+    assert select_names("a[0]", target) == ["a[0]"]
+    assert select_names("*[0]", target) == ["a[0]"]
+    assert select_names("*a.b", target) == ["a.b"]
+    assert select_names("a{?}", target) == ["a{1}"]
 
 
 @given(st.text("ab/.*?", max_size=6), st.text("ab/.", max_size=6))
@@ -147,8 +147,8 @@ def test_globs_agree_with_fnmatch_where_no_leading_star_slash_is_involved(patter
 
 def test_a_glob_matches_neutral_names_only() -> None:
     parameters = [parameter("norm/beta", "norm.bias"), parameter("dense/bias", "dense.bias")]
-    assert picked(parameters, "*bias") == ["dense/bias"]
-    assert picked(parameters, xw.native("*bias")) == ["norm/beta", "dense/bias"]
+    assert select_from(parameters, "*bias") == ["dense/bias"]
+    assert select_from(parameters, xw.native("*bias")) == ["norm/beta", "dense/bias"]
 
 
 def test_a_glob_that_matches_native_names_only_says_so() -> None:
@@ -161,10 +161,10 @@ def test_a_glob_that_matches_native_names_only_says_so() -> None:
 
 def test_an_exact_name_may_be_neutral_or_native_with_or_without_the_models_own_name() -> None:
     parameters = [parameter("dense/0/kernel", "model/dense_2/kernel"), parameter("dense/1/kernel", "0.weight")]
-    assert picked(parameters, "dense/0/kernel") == ["dense/0/kernel"]
-    assert picked(parameters, "model/dense_2/kernel") == ["dense/0/kernel"]
-    assert picked(parameters, "dense_2/kernel") == ["dense/0/kernel"]
-    assert picked(parameters, "0.weight") == ["dense/1/kernel"]
+    assert select_from(parameters, "dense/0/kernel") == ["dense/0/kernel"]
+    assert select_from(parameters, "model/dense_2/kernel") == ["dense/0/kernel"]
+    assert select_from(parameters, "dense_2/kernel") == ["dense/0/kernel"]
+    assert select_from(parameters, "0.weight") == ["dense/1/kernel"]
 
 
 def test_a_name_that_is_neutral_for_one_and_native_for_another_is_refused_naming_both() -> None:
@@ -178,18 +178,18 @@ def test_a_name_that_is_neutral_for_one_and_native_for_another_is_refused_naming
 
 def test_an_alias_selects_its_parameter() -> None:
     parameters = [parameter("a/kernel", aliases=("b/kernel",))]
-    assert picked(parameters, "b/kernel") == ["a/kernel"]
-    assert picked(parameters, "b/*") == ["a/kernel"]
+    assert select_from(parameters, "b/kernel") == ["a/kernel"]
+    assert select_from(parameters, "b/*") == ["a/kernel"]
 
 
 def test_hidden_parameters_are_selected_by_explicit_name_only() -> None:
     parameters = [parameter("a/kernel"), parameter("a/cache", "a.cache", hidden=True)]
     by_rule = [..., "*", "a/*", xw.layer("a"), xw.trainable(), lambda p: True, ["a/*"], ~xw.role("none")]
-    assert [picked(parameters, where) for where in by_rule] == [["a/kernel"]] * len(by_rule)
-    assert picked(parameters, "a/cache") == ["a/cache"]
-    assert picked(parameters, "a.cache") == ["a/cache"]
-    assert picked(parameters, xw.native("a.cache")) == ["a/cache"]
-    assert picked(parameters, parameters[1]) == ["a/cache"]
+    assert [select_from(parameters, where) for where in by_rule] == [["a/kernel"]] * len(by_rule)
+    assert select_from(parameters, "a/cache") == ["a/cache"]
+    assert select_from(parameters, "a.cache") == ["a/cache"]
+    assert select_from(parameters, xw.native("a.cache")) == ["a/cache"]
+    assert select_from(parameters, parameters[1]) == ["a/cache"]
 
 
 def test_a_hidden_parameter_that_is_passed_itself_can_be_read_written_and_edited() -> None:
@@ -204,21 +204,21 @@ def test_a_hidden_parameter_that_is_passed_itself_can_be_read_written_and_edited
 
 
 def test_roles_select_by_name_or_glob() -> None:
-    assert chosen(xw.role("kernel", "embeddings")) == ["encoder/0/kernel", "table/embeddings"]
-    assert chosen(xw.role("*kernel")) == ["encoder/0/kernel", "encoder/1/recurrent_kernel"]
+    assert select_names(xw.role("kernel", "embeddings")) == ["encoder/0/kernel", "table/embeddings"]
+    assert select_names(xw.role("*kernel")) == ["encoder/0/kernel", "encoder/1/recurrent_kernel"]
 
 
 def test_layers_select_by_position_from_either_end_or_by_glob() -> None:
-    assert chosen(xw.layer(0)) == ["encoder/0/kernel", "encoder/0/bias"]
-    assert chosen(xw.layer(1)) == ["encoder/1/recurrent_kernel"]
-    assert chosen(xw.layer(-2)) == ["table/embeddings"]
-    assert chosen(xw.layer("encoder/*")) == ["encoder/0/kernel", "encoder/0/bias", "encoder/1/recurrent_kernel"]
+    assert select_names(xw.layer(0)) == ["encoder/0/kernel", "encoder/0/bias"]
+    assert select_names(xw.layer(1)) == ["encoder/1/recurrent_kernel"]
+    assert select_names(xw.layer(-2)) == ["table/embeddings"]
+    assert select_names(xw.layer("encoder/*")) == ["encoder/0/kernel", "encoder/0/bias", "encoder/1/recurrent_kernel"]
 
 
 @pytest.mark.parametrize("which", [5, -6, "decoder/*"])
 def test_a_layer_that_is_not_there_is_refused_with_the_layers_that_are(which: int | str) -> None:
     with pytest.raises(xw.SelectionError, match="5 layers with weights"):
-        chosen(xw.layer(which))
+        select_names(xw.layer(which))
 
 
 @pytest.mark.parametrize("which", [True, 1.0, None])
@@ -232,24 +232,24 @@ def test_role_needs_names() -> None:
         xw.role()
 
 
-def test_trainable_leaves_out_what_is_frozen() -> None:
-    assert picked([parameter("a"), parameter("b", frozen=True)], xw.trainable()) == ["a"]
+def test_trainable_leaves_out_frozen_parameters() -> None:
+    assert select_from([parameter("a"), parameter("b", frozen=True)], xw.trainable()) == ["a"]
 
 
 def test_a_predicate_sees_each_parameter() -> None:
-    assert chosen(lambda p: p.size == 6) == ["table/embeddings"]
+    assert select_names(lambda p: p.size == 6) == ["table/embeddings"]
 
 
-def test_a_list_selects_what_any_of_it_selects_in_the_targets_order() -> None:
-    assert chosen(["table/*", xw.role("bias"), lambda p: p.name == "count"]) == [
+def test_a_list_selects_the_union_in_the_targets_order() -> None:
+    assert select_names(["table/*", xw.role("bias"), lambda p: p.name == "count"]) == [
         "encoder/0/bias",
         "table/embeddings",
         "count",
     ]
 
 
-def test_dots_select_all() -> None:
-    assert chosen(...) == list(model())
+def test_an_ellipsis_selects_all() -> None:
+    assert select_names(...) == list(model())
 
 
 @pytest.mark.parametrize(
@@ -270,9 +270,9 @@ def test_dots_select_all() -> None:
 def test_selections_combine_with_strings_and_others_on_both_sides(where, expected: list[str]) -> None:
     if expected == ["count"]:
         with pytest.raises(xw.SelectionError):  # one side of | selects nothing
-            chosen(where)
+            select_names(where)
         return
-    assert chosen(where) == expected
+    assert select_names(where) == expected
 
 
 @pytest.mark.parametrize(
@@ -326,10 +326,10 @@ def test_verbs_on_kernels_edit_kernels_and_embeddings_by_default(verb) -> None:
     assert [name for name in target if not np.array_equal(target[name], before[name])] == kernels
 
 
-def test_what_a_framework_would_not_train_is_in_no_default_but_the_kernels() -> None:
+def test_a_parameter_that_its_framework_does_not_train_is_in_no_default_but_the_kernels() -> None:
     parameters = [parameter("a/kernel"), parameter("a/moving_mean", frozen=True), parameter("b/kernel", frozen=True)]
-    assert picked(parameters, DEFAULT_EDITED) == ["a/kernel"]
-    assert picked(parameters, DEFAULT_KERNELS) == ["a/kernel", "b/kernel"]
+    assert select_from(parameters, DEFAULT_EDITED) == ["a/kernel"]
+    assert select_from(parameters, DEFAULT_KERNELS) == ["a/kernel", "b/kernel"]
 
 
 def test_a_mapping_of_values_selects_the_names_in_it() -> None:
@@ -357,21 +357,21 @@ def test_where_that_is_required_can_not_be_none(verb) -> None:
 
 def test_a_selection_of_nothing_suggests_near_names() -> None:
     with pytest.raises(xw.SelectionError, match="Near names: 'encoder/0/kernel'"):
-        chosen("encoder/0/kernal")
+        select_names("encoder/0/kernal")
     with pytest.raises(xw.SelectionError, match="Roles here: bias, count, embeddings, gamma"):
-        chosen(xw.role("kernels"))
+        select_names(xw.role("kernels"))
 
 
 def test_each_part_of_a_list_must_select_something_and_all_that_do_not_are_named() -> None:
     with pytest.raises(xw.SelectionError) as caught:
-        chosen(["nothing/*", "count", xw.role("nope")])
+        select_names(["nothing/*", "count", xw.role("nope")])
     assert "nothing/*" in str(caught.value)
     assert "role('nope')" in str(caught.value)
 
 
 def test_an_empty_list_selects_nothing_and_is_refused() -> None:
     with pytest.raises(xw.SelectionError, match="empty list"):
-        chosen([])
+        select_names([])
 
 
 def test_an_edit_of_a_target_without_parameters_is_refused() -> None:
@@ -382,9 +382,9 @@ def test_an_edit_of_a_target_without_parameters_is_refused() -> None:
 
 def test_a_class_is_no_predicate() -> None:
     with pytest.raises(xw.ArgumentError, match="can't be understood"):
-        chosen(xw.Clip)
+        select_names(xw.Clip)
 
 
 def test_a_selection_error_is_a_lookup_error() -> None:
     with pytest.raises(LookupError):
-        chosen("nothing")
+        select_names("nothing")

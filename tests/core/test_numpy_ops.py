@@ -1,4 +1,4 @@
-"""The maths on host arrays: what moves bits moves every bit, however an array lies in memory."""
+"""Array operations on the host keep every bit that they move, whatever the array's memory layout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MASKS = {
 
 
 def any_bits(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
-    """Numbers of every kind: both zeros, subnormals, infinities, NaN of any payload."""
+    """Draw numbers of every kind: both zeros, subnormals, infinities, NaN of any payload."""
     raw = np.random.default_rng(seed).integers(0, 256, (*shape, np.dtype(dtype).itemsize), np.uint8)
     return raw.view(dtype)[..., 0].copy()
 
@@ -31,7 +31,7 @@ def bits(array: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_choosing_moves_bits_whatever_the_mask_looks_like(dtype: str, mask: str, transposed: bool) -> None:
+def test_choosing_moves_bits_for_any_layout_of_the_mask(dtype: str, mask: str, transposed: bool) -> None:
     x, y = any_bits((300, 400), dtype, 0), any_bits((300, 400), dtype, 1)
     kept = MASKS[mask]((300, 400))
     if transposed:
@@ -43,7 +43,7 @@ def test_choosing_moves_bits_whatever_the_mask_looks_like(dtype: str, mask: str,
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 300))
-def test_choosing_is_what_where_does_to_the_bits(seed: int, rows: int, columns: int) -> None:
+def test_choosing_equals_where_on_the_bits(seed: int, rows: int, columns: int) -> None:
     x, y = any_bits((rows, columns), "float32", seed), any_bits((rows, columns), "float32", seed + 1)
     kept = np.random.default_rng(seed).random((rows, columns)) < 0.3
     expected = np.where(kept, bits(x), bits(y))

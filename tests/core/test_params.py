@@ -1,4 +1,4 @@
-"""Params: an ordered mapping of arrays that knows axes and roles, and can be calculated with."""
+"""Params: an ordered mapping of arrays with axes and roles, and arithmetic on it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_params_are_an_ordered_mapping_that_shares_the_arrays() -> None:
     assert (len(made), "a" in made, "c" in made) == (2, True, False)
 
 
-def test_params_know_axes_roles_and_gates() -> None:
+def test_params_have_axes_roles_and_gates() -> None:
     made = xw.Params(
         {"l/kernel": np.ones((1, 4))}, axes={"l/kernel": ["in", "gate*unit"]}, gates={"l/kernel": ("i", "f")}
     )
@@ -39,7 +39,7 @@ def test_params_know_axes_roles_and_gates() -> None:
     assert xw.parameters(xw.Params({"a": np.ones(1)}, roles={"a": "bias"}))[0].role == "bias"
 
 
-def test_what_get_params_returns_knows_the_same() -> None:
+def test_the_result_of_get_params_has_the_same_facts() -> None:
     got = xw.get_params(params())
     assert dict(got.axes) == dict(params().axes)
     assert dict(got.roles) == {"d/kernel": "kernel", "d/bias": "bias"}
@@ -55,7 +55,7 @@ def test_what_get_params_returns_knows_the_same() -> None:
         ({"roles": {"x": "bias"}}, xw.SelectionError, "'x' is no array"),
     ],
 )
-def test_what_does_not_fit_the_arrays_is_refused(words, kind, text: str) -> None:
+def test_facts_that_do_not_fit_the_arrays_are_refused(words, kind, text: str) -> None:
     with pytest.raises(kind, match=text):
         xw.Params({"k": np.ones((2, 2))}, **words)
 
@@ -63,7 +63,7 @@ def test_what_does_not_fit_the_arrays_is_refused(words, kind, text: str) -> None
 @pytest.mark.parametrize(
     "mapping", [{1: np.ones(1)}, {"a": object()}, {"a": np.array(["x"])}, {"a/b": np.ones(1), "a": {"b": np.ones(1)}}]
 )
-def test_what_is_no_mapping_of_named_arrays_is_refused(mapping) -> None:
+def test_an_object_that_is_no_mapping_of_named_arrays_is_refused(mapping) -> None:
     with pytest.raises(xw.XweightsError):
         xw.Params(mapping)
 
@@ -104,12 +104,12 @@ def test_arithmetic_goes_entry_by_entry_and_keeps_the_dtype(dtype) -> None:
         assert made.axes == a.axes
 
 
-def test_numpys_numbers_stand_on_either_side() -> None:
+def test_numpys_numbers_may_be_on_either_side() -> None:
     assert xw.equal(np.float32(0.5) * params(), params() * 0.5)
     assert xw.equal(params() * np.float64(0.5), params() * 0.5)
 
 
-def test_a_plain_mapping_may_stand_on_the_right() -> None:
+def test_a_plain_mapping_may_be_on_the_right() -> None:
     assert xw.equal(params() - dict(params()), params(0.0))
 
 

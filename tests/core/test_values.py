@@ -1,4 +1,4 @@
-"""Numbers, arrays and mappings on their way into a parameter: rounded once, never changed silently."""
+"""Conversion of numbers, arrays and mappings for a parameter: rounded once, never changed silently."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 SINGLE = np.dtype(np.float32)
 
 
-def filled(value, dtype) -> np.ndarray:
+def fill_one(value, dtype) -> np.ndarray:
     target = {"w": np.zeros(2, dtype)}
     xw.fill(target, value, where="w")
     return target["w"]
 
 
 def every_number(dtype: np.dtype) -> list[Fraction]:
-    """All finite non-negative numbers of a small floating-point type, in the order of their bits."""
+    """Return all finite non-negative numbers of a small floating-point type, in the order of their bits."""
     bits = np.arange(1 << (8 * dtype.itemsize - 1), dtype=f"u{dtype.itemsize}")
     return [Fraction(x) for x in map(float, bits.view(dtype)) if math.isfinite(x)]
 
@@ -35,7 +35,7 @@ NUMBERS = {dtype: every_number(dtype) for dtype in (HALF, BRAIN, E4M3)}
 
 
 def nearest_even(exact: Fraction, dtype: np.dtype) -> float:
-    """Round to nearest, ties to even bits, by looking at both neighbours: nothing of NumPy or ml_dtypes."""
+    """Round to nearest, ties to even bits, by comparing both neighbours: without NumPy or ml_dtypes."""
     numbers = NUMBERS[dtype]
     low, high = 0, len(numbers) - 1
     while low < high:  # the last one that isn't larger
@@ -53,40 +53,40 @@ def nearest_even(exact: Fraction, dtype: np.dtype) -> float:
 @pytest.mark.parametrize("dtype", [HALF, BRAIN, E4M3], ids=str)
 @given(number=st.floats(-400, 400) | st.floats(-1e-6, 1e-6))
 def test_a_number_is_rounded_once_to_nearest_even(dtype: np.dtype, number: float) -> None:
-    assert float(filled(number, dtype)[0]) == nearest_even(Fraction(number), dtype)
+    assert float(fill_one(number, dtype)[0]) == nearest_even(Fraction(number), dtype)
 
 
 @pytest.mark.parametrize("dtype", [HALF, BRAIN], ids=str)
 @given(place=st.integers(0, 30000), sign=st.sampled_from([1, -1]), tail=st.integers(30, 45))
 def test_a_number_next_to_a_tie_is_rounded_once(dtype: np.dtype, place: int, sign: int, tail: int) -> None:
-    """Where rounding by way of float32 would first reach the tie, and then fall to the even side."""
+    """Round by way of float32 and it would reach the tie first, and then the even side."""
     low, high = NUMBERS[dtype][place], NUMBERS[dtype][place + 1]
     tie = (low + high) / 2
     number = float(tie + sign * tie / 2**tail)
-    assert float(filled(number, dtype)[0]) == nearest_even(Fraction(number), dtype)
+    assert float(fill_one(number, dtype)[0]) == nearest_even(Fraction(number), dtype)
 
 
 def test_a_tie_that_double_rounding_gets_wrong_is_right() -> None:
     number = 1 + 2**-8 + 2**-40  # just above the tie between 1 and the next bfloat16
     assert float(np.float64(number).astype(np.float32).astype(BRAIN)) == 1.0  # by way of float32
-    assert float(filled(number, BRAIN)[0]) == 1 + 2**-7
+    assert float(fill_one(number, BRAIN)[0]) == 1 + 2**-7
 
 
 def test_an_int_beyond_float64s_precision_is_rounded_once() -> None:
     number = 2**60 + 2**36 + 1  # just above the tie between two float32 numbers; as a float64 it is the tie
-    assert filled(number, SINGLE)[0] == np.float32(2**60 + 2**37)
-    assert filled(-number, SINGLE)[0] == np.float32(-(2**60) - 2**37)
+    assert fill_one(number, SINGLE)[0] == np.float32(2**60 + 2**37)
+    assert fill_one(-number, SINGLE)[0] == np.float32(-(2**60) - 2**37)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, width=32))
 def test_a_float32_number_is_kept(number: float) -> None:
-    assert filled(number, SINGLE).tobytes() == np.full(2, number, SINGLE).tobytes()
+    assert fill_one(number, SINGLE).tobytes() == np.full(2, number, SINGLE).tobytes()
 
 
 @pytest.mark.parametrize("dtype", [HALF, BRAIN, SINGLE, np.dtype(np.float64)], ids=str)
 @pytest.mark.parametrize("number", [-0.0, math.inf, -math.inf, math.nan])
-def test_zeros_infinities_and_nan_stay_what_they_are(dtype: np.dtype, number: float) -> None:
-    got = float(filled(number, dtype)[0])
+def test_zeros_infinities_and_nan_are_kept(dtype: np.dtype, number: float) -> None:
+    got = float(fill_one(number, dtype)[0])
     assert got == number or (math.isnan(got) and math.isnan(number))
     assert math.copysign(1, got) == math.copysign(1, number)
 
@@ -107,29 +107,29 @@ def test_zeros_infinities_and_nan_stay_what_they_are(dtype: np.dtype, number: fl
 )
 def test_a_number_that_overflows_is_refused(number: float, dtype) -> None:
     with pytest.raises(xw.DtypeError, match="overflows"):
-        filled(number, dtype)
+        fill_one(number, dtype)
 
 
 def test_the_largest_number_of_a_type_does_not_overflow() -> None:
-    assert filled(65519.0, HALF)[0] == 65504.0
-    assert filled(65504, HALF)[0] == 65504.0
+    assert fill_one(65519.0, HALF)[0] == 65504.0
+    assert fill_one(65504, HALF)[0] == 65504.0
 
 
 @pytest.mark.parametrize("number", [2**63 - 1, -(2**63), 2**53 + 1, 7.0, np.int8(-3), np.float32(2.0)])
 def test_a_whole_number_is_stored_in_an_integer_parameter(number) -> None:
-    assert filled(number, np.int64).tolist() == [int(number)] * 2
+    assert fill_one(number, np.int64).tolist() == [int(number)] * 2
 
 
 @pytest.mark.parametrize("number", [0.5, 2**63, -(2**63) - 1, math.inf, math.nan, 10**400])
-def test_what_an_integer_parameter_can_not_hold_is_refused(number) -> None:
+def test_a_number_that_an_integer_parameter_can_not_hold_is_refused(number) -> None:
     with pytest.raises(xw.DtypeError, match="can't be stored as int64"):
-        filled(number, np.int64)
+        fill_one(number, np.int64)
 
 
 @pytest.mark.parametrize("number", [True, "0.5", None, 1j, np.array(1j), np.array("x")])
-def test_what_is_no_number_is_refused(number) -> None:
+def test_a_value_that_is_no_number_is_refused(number) -> None:
     with pytest.raises((xw.ArgumentError, xw.DtypeError)):
-        filled(number, SINGLE)
+        fill_one(number, SINGLE)
 
 
 @pytest.mark.parametrize("number", [ml_dtypes.bfloat16(0.5), np.float16(0.5), np.array(0.5), np.array(0.5, BRAIN)])
@@ -145,7 +145,7 @@ def test_numpys_numbers_are_numbers(number) -> None:
 def test_a_list_of_numbers_is_rounded_as_numbers_are(dtype: np.dtype) -> None:
     target = {"w": np.zeros((2, 2), dtype)}
     xw.set_params(target, {"w": [[0.1, 0.2], [0.3, 7]]})
-    by_one = [float(filled(x, dtype)[0]) for x in (0.1, 0.2, 0.3, 7)]
+    by_one = [float(fill_one(x, dtype)[0]) for x in (0.1, 0.2, 0.3, 7)]
     assert target["w"].astype(np.float64).ravel().tolist() == by_one
     target = {"w": np.zeros(2, dtype)}
     xw.add(target, [0.1, 0.2])
@@ -248,7 +248,7 @@ def test_a_mapping_with_an_unknown_name_is_refused() -> None:
         xw.scale({"a": np.ones(2)}, {"a": 2.0, "c": 1.0})
 
 
-def test_params_are_turned_by_axis_name() -> None:
+def test_params_are_transposed_by_axis_name() -> None:
     target = xw.Params({"k": np.zeros((2, 2))}, axes={"k": ("in", "out")})
     delta = xw.Params({"k": np.array([[1.0, 2.0], [3.0, 4.0]])}, axes={"k": ("out", "in")})
     xw.add(target, delta)
@@ -277,7 +277,7 @@ def test_a_rule_that_was_bound_keeps_its_own_copy_of_an_array() -> None:
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, "abc", [[1, 2], [3]], np.array(["1", "2"]), np.array([1j, 2j])])
-def test_what_is_no_array_of_numbers_is_refused_and_nothing_changes(value) -> None:
+def test_an_array_without_numbers_is_refused_and_nothing_changes(value) -> None:
     target = {"w": np.zeros(2)}
     with pytest.raises(xw.XweightsError):
         xw.set_params(target, {"w": value})

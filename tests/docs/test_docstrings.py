@@ -1,4 +1,4 @@
-"""Every public name says what it is and shows a runnable example, which is run here."""
+"""Every public name has a docstring with a runnable example, which is run here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xweights.edit import verbs
 PUBLIC = sorted(set(xweights.__all__))
 ERRORS = {name for name in PUBLIC if name.endswith("Error")}
 MODULES = sorted(module.name for module in pkgutil.walk_packages(xweights.__path__, "xweights."))
-VERBS = sorted(name for name in verbs.__all__ if name in PUBLIC)
+VERBS = [*sorted(name for name in PUBLIC if inspect.isfunction(getattr(verbs, name, None))), "prune"]
 ALWAYS_EXACT_OR_CLOSE = [
     *VERBS,
     "set_params",
@@ -38,9 +38,11 @@ def doc_of(name: str) -> str:
 
 
 def missing_frameworks(test: doctest.DocTest) -> list[str]:
-    """What an example needs besides NumPy, and isn't installed here."""
-    wanted = [name for name in ("torch", "keras") if any(f"import {name}" in one.source for one in test.examples)]
-    if any("xw.plot" in one.source for one in test.examples):
+    """Return the packages that an example needs and that aren't installed here."""
+    wanted = [
+        name for name in ("torch", "keras") if any(f"import {name}" in example.source for example in test.examples)
+    ]
+    if any("xw.plot" in example.source for example in test.examples):
         wanted.append("matplotlib")
     return [name for name in wanted if importlib.util.find_spec(name) is None]
 
@@ -77,7 +79,7 @@ def test_a_verb_says_whether_it_is_exact_or_close_and_how_close(name: str) -> No
 @pytest.mark.parametrize(
     "name", [*ALWAYS_EXACT_OR_CLOSE, "parameters", "apply", "bind", "summary", "load", "edit_file"]
 )
-def test_a_function_says_what_it_raises_and_what_each_argument_is(name: str) -> None:
+def test_a_function_documents_its_errors_and_arguments(name: str) -> None:
     text = doc_of(name)
     assert "Raises" in text
     for argument in inspect.signature(getattr(xweights, name)).parameters:
@@ -105,6 +107,6 @@ def test_the_examples_of_a_module_run(module: str, tmp_path, monkeypatch) -> Non
             assert doctest.DocTestRunner().run(test).failed == 0
 
 
-def test_all_is_sorted_and_names_what_is_there() -> None:
+def test_all_is_sorted_and_every_name_exists() -> None:
     assert list(xweights.__all__) == PUBLIC
     assert all(hasattr(xweights, name) for name in PUBLIC)

@@ -1,4 +1,4 @@
-"""The README's example runs, and prints what the README says."""
+"""The README's examples run and print the output shown there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def examples() -> list[object]:
-    """The blocks that say they run, with what they print."""
+    """Return the blocks marked as run, with their output."""
     text = README.read_text(encoding="utf-8")
     found = re.findall(r"<!-- runs: .*?-->\n```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
     return [pytest.param(code, shown, id=f"example {place}") for place, (code, shown) in enumerate(found)]
@@ -22,7 +22,7 @@ def examples() -> list[object]:
 
 @pytest.mark.keras_backend
 @pytest.mark.parametrize(("code", "shown"), examples())
-def test_the_readme_example_prints_what_the_readme_shows(code: str, shown: str) -> None:
+def test_the_readme_example_prints_the_output_shown_there(code: str, shown: str) -> None:
     for framework in ("keras", "torch"):
         if importlib.util.find_spec(framework) is None:
             pytest.skip(f"{framework} is not installed")

@@ -1,4 +1,4 @@
-"""The examples of docs/seeds.md that edit weights outside of training: the right line, on Keras and on PyTorch.
+"""The examples of docs/seeds.md that edit weights outside training: the right line, on Keras and on PyTorch.
 
 Each test is named after its article and example. A body is written once and runs on twins of both frameworks.
 """

@@ -1,4 +1,4 @@
-"""`set_params` with a mistake, a failure or Ctrl-C anywhere: every byte stays as it was, or all are written."""
+"""`set_params` under a mistake, a failure or Ctrl-C: either every byte stays as it was, or everything is written."""
 
 from __future__ import annotations
 
@@ -9,39 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_target import KEYS, bits, stored, target, values
 
 import xweights as xw
-from xweights.core.layout import layout_of
 from xweights.core.numpy_backend import NumpyStorage
-from xweights.core.parameter import Parameter
-
-KEYS = ("first/kernel", "middle/kernel", "last/kernel")
-
-
-def target() -> xw.Params:
-    rng = np.random.default_rng(0)
-    arrays = {key: rng.normal(size=(2, 3)).astype(np.float32) for key in KEYS}
-    return xw.Params(arrays, axes=dict.fromkeys(KEYS, ("in", "out")))
-
-
-def values() -> dict[str, np.ndarray]:
-    return {key: np.full((2, 3), i, np.float32) for i, key in enumerate(KEYS, 1)}
-
-
-def bits(mapping) -> dict[str, bytes]:
-    return {name: array.tobytes() for name, array in mapping.items()}
-
-
-class Torchlike(NumpyStorage):
-    """Stored in another order than the neutral one."""
-
-
-def stored(name: str, pattern: str, array: np.ndarray, storage=None, **words) -> Parameter:
-    return Parameter(
-        name=name, native_name=words.pop("native_name", name), layout=layout_of(pattern, array.shape),
-        dtype=array.dtype, storage=storage or Torchlike(), handle=array, **words,
-    )  # fmt: skip
-
 
 MISTAKES = {
     "missing": (lambda v, k: v.pop(k), xw.SelectionError, "there is no value for"),
@@ -125,7 +96,7 @@ def test_large_finite_values_whose_sum_overflows_are_finite() -> None:
 
 
 class Breaking(NumpyStorage):
-    """Storage whose third write fails: a device out of memory, say."""
+    """Storage whose third write fails, like a device out of memory."""
 
     fallible = True
 
@@ -140,7 +111,7 @@ class Breaking(NumpyStorage):
         super().write(handle, value)
 
 
-def test_a_failure_in_the_middle_of_writing_restores_what_was_written() -> None:
+def test_a_failure_in_the_middle_of_writing_restores_the_parameters_already_written() -> None:
     storage, arrays = Breaking(), [np.zeros(2) for _ in range(4)]
     parameters = [stored(f"p{i}", "x", array, storage) for i, array in enumerate(arrays)]
     with pytest.raises(MemoryError):
@@ -157,7 +128,7 @@ def test_a_failure_in_one_framework_leaves_the_other_as_it_was() -> None:
 
 
 class Interrupted(NumpyStorage):
-    """Storage during whose second write somebody presses Ctrl-C."""
+    """Storage whose second write is interrupted by Ctrl-C."""
 
     def __init__(self, *, fallible: bool = False) -> None:
         self.writes, self.fallible = 0, fallible

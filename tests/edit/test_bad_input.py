@@ -1,4 +1,4 @@
-"""Bad input: each a typed error that says the fact, got against expected and the fix; and nothing is changed."""
+"""Bad input raises a typed error with the fact, got against expected and the fix, and changes nothing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import xweights as xw
-import xweights.core.backend
-from xweights.errors import Problems, XweightsError, combined, got_expected, near
+import xweights.core.registry
+from xweights.errors import Problems, XweightsError, combine_kinds, got_expected, near
 
 
 class Point:
@@ -22,17 +22,17 @@ class Point:
 
 @pytest.fixture
 def installed_backends(monkeypatch):
-    """Replace the installed backends by ``doors[name] = function that loads``; forget what is found meanwhile."""
+    """Replace the installed backends by those passed to this fixture; forget any backend found meanwhile."""
     points: dict[str, Point] = {}
-    monkeypatch.setattr(xweights.core.backend, "_points", points)
-    monkeypatch.setattr(xweights.core.backend, "_loaded", {})
-    monkeypatch.setattr(xweights.core.backend, "_registered", {})
-    monkeypatch.setattr(xweights.core.backend, "_by_type", {})
+    monkeypatch.setattr(xweights.core.registry, "_points", points)
+    monkeypatch.setattr(xweights.core.registry, "_loaded", {})
+    monkeypatch.setattr(xweights.core.registry, "_registered", {})
+    monkeypatch.setattr(xweights.core.registry, "_by_type", {})
     return lambda name, load: points.update({name: Point(load)})
 
 
 def model_of(package: str):
-    """An object whose class comes from a framework of that name."""
+    """Return an object whose class comes from a framework of that name."""
     return type("Model", (), {"__module__": f"{package}.nn.layers"})()
 
 
@@ -61,7 +61,7 @@ def test_plain_objects_are_refused(target) -> None:
 
 
 @pytest.mark.parametrize("target", [np.ones(2), np.float32(1.0)])
-def test_a_bare_array_is_refused_and_told_to_take_a_name(target) -> None:
+def test_a_bare_array_is_refused_with_the_advice_to_name_it(target) -> None:
     with pytest.raises(xw.TargetError, match=r"Fix: give it a name, as in \{'name': array\}"):
         xw.clip(target, -1, 1)
 
@@ -72,7 +72,7 @@ def test_a_path_to_nothing_is_refused(target) -> None:
         xw.parameters(target)
 
 
-def test_a_path_in_bytes_is_refused_and_told_to_be_loaded() -> None:
+def test_a_path_in_bytes_is_refused_with_the_advice_to_load_it() -> None:
     with pytest.raises(xw.TargetError, match=r"Fix: xweights.load\(path\)"):
         xw.parameters(b"weights.npz")
 
@@ -88,7 +88,7 @@ def test_a_list_with_something_else_in_it_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [1.0, np.float32(1.0), [1.0, 2.0], None, "x"])
-def test_a_leaf_that_can_not_be_edited_in_place_is_refused(value) -> None:
+def test_a_native_array_that_can_not_be_edited_in_place_is_refused(value) -> None:
     with pytest.raises(xw.TargetError, match="'b' can't be edited in place"):
         xw.parameters({"a": np.ones(1), "b": value})
 
@@ -226,16 +226,16 @@ def test_several_problems_are_one_error_of_every_kind() -> None:
     ]
 
 
-ERRORS = [one for one in vars(xw).values() if isinstance(one, type) and issubclass(one, XweightsError)]
+ERRORS = [value for value in vars(xw).values() if isinstance(value, type) and issubclass(value, XweightsError)]
 
 
 @pytest.mark.parametrize("first", ERRORS)
 @pytest.mark.parametrize("second", ERRORS)
 def test_any_two_errors_combine_and_further_with_a_third(first, second) -> None:
-    both = combined((first, second)) if first is not second else first
+    both = combine_kinds((first, second)) if first is not second else first
     assert issubclass(both, first)
     assert issubclass(both, second)
-    assert issubclass(combined((both, xw.ShapeError)), both)
+    assert issubclass(combine_kinds((both, xw.ShapeError)), both)
     assert str(both("text")) == "text"
 
 

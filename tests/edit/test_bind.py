@@ -99,7 +99,7 @@ def test_parameters_bound_once_are_followed_through_writes_in_place() -> None:
     assert target["a/kernel"].tolist() == [[2.0, 2.0]]
 
 
-def test_a_bound_overflow_raises_nothing_where_numpy_is_told_to_raise() -> None:
+def test_a_bound_overflow_raises_nothing_where_numpy_is_set_to_raise() -> None:
     target = {"a": np.array([1e300])}
     step = xw.bind(target, xw.Scale(1e300), where=...)
     with np.errstate(all="raise"):

@@ -1,4 +1,4 @@
-"""What holds around every verb, and every function of the user: nothing half, no stop in the middle, little memory."""
+"""Promises of every verb and user function: nothing half done, no interruption in the middle, little memory."""
 
 from __future__ import annotations
 
@@ -78,16 +78,16 @@ def test_a_class_is_no_rule() -> None:
 
 
 class Interrupted(NumpyStorage):
-    """Storage during whose second edit somebody presses Ctrl-C."""
+    """Storage whose second edit is interrupted by Ctrl-C."""
 
     def __init__(self) -> None:
         self.edits = 0
 
-    def commit(self, handle, leaf, value) -> None:
+    def commit(self, handle, native, value) -> None:
         self.edits += 1
         if self.edits == 2:
             signal.raise_signal(signal.SIGINT)
-        super().commit(handle, leaf, value)
+        super().commit(handle, native, value)
 
 
 VERBS = {
@@ -123,7 +123,7 @@ def test_ctrl_c_in_the_middle_of_a_verb_waits_until_it_is_done(verb: str) -> Non
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_no_verb_stops_in_the_middle_where_numpy_is_told_to_raise(verb: str) -> None:
+def test_no_verb_stops_in_the_middle_where_numpy_is_set_to_raise(verb: str) -> None:
     target = {"a/kernel": np.full((2, 2), 3e38, np.float32), "b/kernel": np.full((2, 2), -3e38, np.float32)}
     calm = {name: array.copy() for name, array in target.items()}
     VERBS[verb](calm)

@@ -1,6 +1,6 @@
-"""What holds for any array at all, of any bits: tried by hypothesis, on NumPy and on each framework that is here.
+"""Properties that hold for arrays of any bits, tested by hypothesis on NumPy and each installed framework.
 
-A target is one variable, filled by hand with the very bits; on Keras that of the Keras backend of this process.
+A target is one variable, filled by hand bit by bit; on Keras that of the Keras backend of this process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TARGETS = ("numpy", "torch", "tensorflow", "keras")
 
 
 class Made:
-    """A target of one array, and the array that is its twin in NumPy."""
+    """A target of one array, and the same array in NumPy."""
 
     def __init__(self, framework: str, array: Array) -> None:
         self.array = array.copy()
@@ -55,7 +55,7 @@ def _made(framework: str, array: Array) -> Any:
 
 
 @pytest.fixture(
-    params=[pytest.param(one, marks=[pytest.mark.keras_backend] if one == "keras" else []) for one in TARGETS]
+    params=[pytest.param(name, marks=[pytest.mark.keras_backend] if name == "keras" else []) for name in TARGETS]
 )
 def framework(request: pytest.FixtureRequest) -> str:
     name: str = request.param
@@ -77,7 +77,7 @@ def dtype(request: pytest.FixtureRequest, framework: str) -> np.dtype[Any]:
 
 
 def any_bits(dtype: np.dtype[Any]) -> st.SearchStrategy[Array]:
-    """Arrays of any bit pattern: subnormals, both zeros, infinities, NaN of every payload."""
+    """Draw arrays of any bit pattern: subnormals, both zeros, infinities, NaN of every payload."""
     shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
     return hnp.arrays(f"u{dtype.itemsize}", shapes).map(lambda raw: raw.view(dtype))
 
@@ -87,13 +87,13 @@ def some_bits(dtype: np.dtype[Any]) -> st.SearchStrategy[Array]:
 
 
 def numbers(dtype: np.dtype[Any]) -> st.SearchStrategy[Array]:
-    """Arrays of any numbers but subnormals, which are outside of what arithmetic promises."""
+    """Draw arrays of any numbers but subnormals, for which arithmetic promises nothing."""
     tiny = float(ml_dtypes.finfo(dtype).tiny)
     return some_bits(dtype).map(lambda array: np.where(np.abs(array) < dtype.type(tiny), dtype.type(0), array))
 
 
 @given(data=st.data())
-def test_what_is_written_is_read_again_bit_by_bit(framework: str, dtype: np.dtype[Any], data: st.DataObject) -> None:
+def test_written_values_are_read_back_bit_by_bit(framework: str, dtype: np.dtype[Any], data: st.DataObject) -> None:
     made = Made(framework, data.draw(any_bits(dtype)))
     assert made.bits == made.array.tobytes()
     assert made.bits == xw.get_params(made.target, copy=False)[made.name].tobytes()
@@ -118,7 +118,7 @@ def test_one_flipped_bit_is_a_difference(framework: str, dtype: np.dtype[Any], d
 
 
 @given(data=st.data())
-def test_undo_brings_back_the_very_bits(framework: str, dtype: np.dtype[Any], data: st.DataObject) -> None:
+def test_undo_brings_back_exactly_the_same_bits(framework: str, dtype: np.dtype[Any], data: st.DataObject) -> None:
     made = Made(framework, data.draw(some_bits(dtype)))
     before = xw.snapshot(made.target)
     xw.fill(made.target, 0.5, where=...)
@@ -152,7 +152,7 @@ def test_clip_stays_between_the_bounds_and_does_nothing_more_the_second_time(
     xw.clip(made.target, low, high, where=...)
     once, values = made.bits, xw.get_params(made.target)[made.name].astype(np.float64)
     assert np.array_equal(np.isnan(values), np.isnan(made.array.astype(np.float64)))
-    rounded_low, rounded_high = (float(np.asarray(one).astype(dtype)) for one in (low, high))
+    rounded_low, rounded_high = (float(np.asarray(bound).astype(dtype)) for bound in (low, high))
     assert np.all(np.isnan(values) | ((values >= rounded_low) & (values <= rounded_high)))
     xw.clip(made.target, low, high, where=...)
     assert made.bits == once

@@ -1,4 +1,4 @@
-"""`set_params`: all of the values are written, or none, and never the caller's arrays themselves."""
+"""`set_params` writes all values or none, and never aliases the caller's arrays."""
 
 from __future__ import annotations
 
@@ -8,40 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from small_target import KEYS, Torchlike, bits, stored, target, values
 
 import xweights as xw
 from xweights.core.layout import layout_of, plain_layout
-from xweights.core.numpy_backend import NumpyStorage
 from xweights.core.parameter import Parameter
-from xweights.edit.write import fitted
-
-KEYS = ("first/kernel", "middle/kernel", "last/kernel")
-
-
-def target() -> xw.Params:
-    rng = np.random.default_rng(0)
-    arrays = {key: rng.normal(size=(2, 3)).astype(np.float32) for key in KEYS}
-    return xw.Params(arrays, axes=dict.fromkeys(KEYS, ("in", "out")))
-
-
-def values() -> dict[str, np.ndarray]:
-    return {key: np.full((2, 3), i, np.float32) for i, key in enumerate(KEYS, 1)}
-
-
-def bits(mapping) -> dict[str, bytes]:
-    return {name: array.tobytes() for name, array in mapping.items()}
-
-
-class Torchlike(NumpyStorage):
-    """Stored in another order than the neutral one."""
-
-
-def stored(name: str, pattern: str, array: np.ndarray, storage=None, **words) -> Parameter:
-    return Parameter(
-        name=name, native_name=words.pop("native_name", name), layout=layout_of(pattern, array.shape),
-        dtype=array.dtype, storage=storage or Torchlike(), handle=array, **words,
-    )  # fmt: skip
-
+from xweights.core.values import fit_value
 
 # What is written.
 
@@ -59,7 +31,7 @@ def test_values_are_written_in_place_and_not_aliased() -> None:
     arrays(np.uint32, array_shapes(min_dims=0, max_dims=3, max_side=4)),
     st.sampled_from([np.float32, np.int32, ml_dtypes.bfloat16]),
 )
-def test_what_is_set_is_what_is_got_bit_for_bit(raw: np.ndarray, dtype) -> None:
+def test_get_params_returns_the_values_of_set_params_bit_for_bit(raw: np.ndarray, dtype) -> None:
     raw = raw.astype(f"u{np.dtype(dtype).itemsize}")
     array = np.array(raw).view(dtype)
     into = {"w": np.zeros(array.shape, dtype)}
@@ -108,7 +80,7 @@ def test_a_path_to_nothing_is_refused_as_values() -> None:
         xw.set_params(target(), "path.npz")
 
 
-def test_params_are_turned_by_axis_name_square_ones_too() -> None:
+def test_params_are_transposed_by_axis_name_square_ones_too() -> None:
     into = xw.Params({"k": np.zeros((2, 2))}, axes={"k": ("in", "out")})
     xw.set_params(into, xw.Params({"k": np.array([[1.0, 2.0], [3.0, 4.0]])}, axes={"k": ("out", "in")}))
     assert into["k"].tolist() == [[1.0, 3.0], [2.0, 4.0]]
@@ -126,7 +98,7 @@ def test_gates_in_another_order_are_refused_and_port_is_named() -> None:
         xw.set_params(into, xw.Params({"k": np.ones((1, 4))}, gates={"k": ("i", "c", "f", "o")}))
 
 
-def test_neutral_and_native_order_are_told_apart() -> None:
+def test_neutral_and_native_order_are_distinguished() -> None:
     array = np.zeros((3, 2), np.float32)
     p = stored("k", "out in -> in out", array)
     neutral = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -161,7 +133,7 @@ def test_fitted_values_have_the_stored_shape() -> None:
         name="k", native_name="k", layout=layout_of("(in mult) 1 h -> h in mult", (4, 1, 3), mult=2),
         dtype=np.dtype(float), storage=Torchlike(), handle=np.zeros((4, 1, 3)),
     )  # fmt: skip
-    assert fitted(np.zeros((3, 2, 2)), p, "neutral", axes=None, gates=None).shape == (4, 1, 3)
+    assert fit_value(np.zeros((3, 2, 2)), p, "neutral", axes=None, gates=None).shape == (4, 1, 3)
 
 
 def test_native_names_are_keys_too() -> None:
@@ -199,7 +171,7 @@ def test_names_need_as_many_stars_on_both_sides() -> None:
         xw.set_params(target(), values(), names={"a/*": "b"})
 
 
-def test_where_narrows_what_a_strict_call_wants() -> None:
+def test_where_narrows_the_names_that_a_strict_call_requires() -> None:
     into = target()
     xw.set_params(into, {KEYS[1]: values()[KEYS[1]]}, where="middle/*")
     assert into[KEYS[1]][0, 0] == 2

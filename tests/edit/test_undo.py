@@ -1,4 +1,4 @@
-"""Undo: the very bits come back, whoever wrote, and however a block ended."""
+"""Undo brings back exactly the same bits, whoever wrote and however a block ended."""
 
 # ruff: noqa: PT012 - what a block has done before it raises is what is tested
 
@@ -99,7 +99,7 @@ def test_arrays_replaced_in_nested_mappings_and_lists_come_back() -> None:
     assert (target[0]["a"]["kernel"] is homes[0], target[1]["kernel"] is homes[1]) == (True, True)
 
 
-def test_what_is_not_selected_is_left_as_the_block_made_it() -> None:
+def test_parameters_that_are_not_selected_keep_the_edits_of_the_block() -> None:
     target = model()
     with pytest.raises(RuntimeError), xw.transaction(target, where="kernel"):
         target["bias"] = np.ones(3)
@@ -156,7 +156,7 @@ def test_rollback_outside_of_the_block_is_refused() -> None:
         tx.rollback()
 
 
-def test_a_read_only_array_stands_in_nobodys_way() -> None:
+def test_a_read_only_array_prevents_neither_snapshot_nor_transaction() -> None:
     frozen = np.frombuffer(b"\0" * 16)
     target = {"a": np.zeros(2), "frozen": frozen, "z": np.zeros(2)}
     with pytest.raises(RuntimeError), xw.transaction(target):

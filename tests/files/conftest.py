@@ -1,4 +1,4 @@
-"""What the tests of files start from."""
+"""Skip tests that need h5py where it isn't installed."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A corpus of malformed, hostile and odd files of weights, with what has to become of each: ``manifest.json``.
+"""Write a corpus of malformed, hostile and odd weight files, with the expected result of each in ``manifest.json``.
 
-    python tests/files/corpus.py FOLDER      writes the files, then reads each in a process of its own: report.json
+    python tests/files/corpus.py FOLDER      writes the files, then reads each in its own process: report.json
 
-Every reading runs in a fork of a process that has imported everything, under an audit hook that notes each file that is
-opened or made and each way of running code, with an alarm, and with its peak of memory measured.
+Every file is read in a fork of a process that has imported everything, under an audit hook that records each file that
+is opened or made and each way of running code, with an alarm and a measurement of peak memory.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ FOLDER = Path()
 
 
 def put(name: str, data: bytes, expect: str, key: str | None = None, reason: str = "", **more: Any) -> None:
-    """Write a file and what is expected of it; ``expect`` is an error, or "valid"."""
+    """Write a file and note the result expected of it; ``expect`` is an error, or "valid"."""
     (FOLDER / name).write_bytes(data)
     note(name, expect, key, reason, **more)
 
 
 def note(name: str, expect: str, key: str | None = None, reason: str = "", **more: Any) -> None:
-    """Note what is expected of a file that is there already."""
+    """Note the result expected of an existing file."""
     MANIFEST[name] = {"expect": expect, "key": key, "reason": reason, **more}
 
 
@@ -46,12 +46,12 @@ def st(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data
 
 
-def one(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8), **more: Any) -> dict[str, Any]:
+def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8), **more: Any) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets, **more}
 
 
-def noted(**words: Any) -> dict[str, Any]:
-    return {"__metadata__": {"xweights": json.dumps({"w": words})}, "w": one(shape=[1, 2])}
+def with_note(**facts: Any) -> dict[str, Any]:
+    return {"__metadata__": {"xweights": json.dumps({"w": facts})}, "w": entry(shape=[1, 2])}
 
 
 def safetensors() -> None:
@@ -59,7 +59,7 @@ def safetensors() -> None:
     bad: dict[str, tuple[bytes, str, str | None, str]] = {
         "empty": (b"", DAMAGED, None, "ends before"),
         "seven-bytes": (b"1234567", DAMAGED, None, "ends before"),
-        "header-beyond-end": (st({"w": one()}, eight, 5000), DAMAGED, None, "ends before"),
+        "header-beyond-end": (st({"w": entry()}, eight, 5000), DAMAGED, None, "ends before"),
         "header-2-63": (st({}, length=1 << 63), DAMAGED, None, "header claims"),
         "header-100-mb": (st({}, length=100_000_001), DAMAGED, None, "header claims"),
         "space-first": (st(b" {}"), DAMAGED, None, "begin with {"),
@@ -69,28 +69,28 @@ def safetensors() -> None:
         "twice": (st(b'{"w": {}, "w": {}}'), DAMAGED, "w", "twice"),
         "twice-inside": (st(b'{"w": {"dtype": "F32", "dtype": "F32"}}'), DAMAGED, "dtype", "twice"),
         "nan": (st(b'{"w": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 8]}}', eight), DAMAGED, None, "NaN"),
-        "float-shape": (st({"w": one(shape=[2.0])}, eight), DAMAGED, "w", "shape"),
-        "bool-shape": (st({"w": one(shape=[True, 2])}, eight), DAMAGED, "w", "shape"),
-        "negative-shape": (st({"w": one(shape=[-2, -1])}, eight), DAMAGED, "w", "shape"),
-        "overflowing-shape": (st({"w": one(shape=[1 << 40, 1 << 40])}, eight), DAMAGED, "w", "bytes don't fit"),
-        "shape-is-text": (st({"w": one(shape="22")}, eight), DAMAGED, "w", "shape"),
-        "65-axes": (st({"w": one(shape=[1] * 65)}, eight), DAMAGED, "w", "shape"),
-        "reversed": (st({"w": one(offsets=[8, 0])}, eight), DAMAGED, "w", "data_offsets"),
-        "negative-offset": (st({"w": one(offsets=[-8, 0])}, eight), DAMAGED, "w", "data_offsets"),
-        "three-offsets": (st({"w": one(offsets=[0, 4, 8])}, eight), DAMAGED, "w", "data_offsets"),
-        "beyond-end": (st({"w": one(offsets=[8, 16])}, eight), DAMAGED, "w", "ends before"),
-        "cut-data": (st({"w": one()}, b"1234"), DAMAGED, "w", "ends before"),
-        "overlap": (st({"v": one(), "w": one(offsets=[4, 12])}, bytes(12)), DAMAGED, "w", "overlaps"),
-        "hole": (st({"v": one(), "w": one(offsets=[12, 20])}, bytes(20)), DAMAGED, "w", "hole"),
-        "hole-first": (st({"w": one(offsets=[8, 16])}, bytes(16)), DAMAGED, "w", "hole"),
-        "more-data": (st({"w": one()}, bytes(9)), DAMAGED, None, "belong to none"),
-        "polyglot": (st({"w": one()}, eight + b"PK\x03\x04" + bytes(40)), DAMAGED, None, "belong to none"),
-        "wrong-size": (st({"w": one(shape=[3])}, eight), DAMAGED, "w", "bytes don't fit"),
-        "unknown-dtype": (st({"w": one("F128")}, eight), REFUSED, "w", "dtype 'F128'"),
-        "four-bits": (st({"w": one("F4", [16])}, eight), REFUSED, "w", "dtype 'F4'"),
-        "complex": (st({"w": one("C64", [1])}, eight), REFUSED, "w", "dtype 'C64'"),
-        "dtype-number": (st({"w": one(32)}, eight), REFUSED, "w", "dtype 32"),
-        "more-words": (st({"w": one(code="x")}, eight), DAMAGED, "w", "isn't made of"),
+        "float-shape": (st({"w": entry(shape=[2.0])}, eight), DAMAGED, "w", "shape"),
+        "bool-shape": (st({"w": entry(shape=[True, 2])}, eight), DAMAGED, "w", "shape"),
+        "negative-shape": (st({"w": entry(shape=[-2, -1])}, eight), DAMAGED, "w", "shape"),
+        "overflowing-shape": (st({"w": entry(shape=[1 << 40, 1 << 40])}, eight), DAMAGED, "w", "bytes don't fit"),
+        "shape-is-text": (st({"w": entry(shape="22")}, eight), DAMAGED, "w", "shape"),
+        "65-axes": (st({"w": entry(shape=[1] * 65)}, eight), DAMAGED, "w", "shape"),
+        "reversed": (st({"w": entry(offsets=[8, 0])}, eight), DAMAGED, "w", "data_offsets"),
+        "negative-offset": (st({"w": entry(offsets=[-8, 0])}, eight), DAMAGED, "w", "data_offsets"),
+        "three-offsets": (st({"w": entry(offsets=[0, 4, 8])}, eight), DAMAGED, "w", "data_offsets"),
+        "beyond-end": (st({"w": entry(offsets=[8, 16])}, eight), DAMAGED, "w", "ends before"),
+        "cut-data": (st({"w": entry()}, b"1234"), DAMAGED, "w", "ends before"),
+        "overlap": (st({"v": entry(), "w": entry(offsets=[4, 12])}, bytes(12)), DAMAGED, "w", "overlaps"),
+        "hole": (st({"v": entry(), "w": entry(offsets=[12, 20])}, bytes(20)), DAMAGED, "w", "hole"),
+        "hole-first": (st({"w": entry(offsets=[8, 16])}, bytes(16)), DAMAGED, "w", "hole"),
+        "more-data": (st({"w": entry()}, bytes(9)), DAMAGED, None, "belong to none"),
+        "polyglot": (st({"w": entry()}, eight + b"PK\x03\x04" + bytes(40)), DAMAGED, None, "belong to none"),
+        "wrong-size": (st({"w": entry(shape=[3])}, eight), DAMAGED, "w", "bytes don't fit"),
+        "unknown-dtype": (st({"w": entry("F128")}, eight), REFUSED, "w", "dtype 'F128'"),
+        "four-bits": (st({"w": entry("F4", [16])}, eight), REFUSED, "w", "dtype 'F4'"),
+        "complex": (st({"w": entry("C64", [1])}, eight), REFUSED, "w", "dtype 'C64'"),
+        "dtype-number": (st({"w": entry(32)}, eight), REFUSED, "w", "dtype 32"),
+        "more-words": (st({"w": entry(code="x")}, eight), DAMAGED, "w", "isn't made of"),
         "less-words": (st({"w": {"dtype": "F32", "shape": [2]}}, eight), DAMAGED, "w", "isn't made of"),
         "entry-list": (st({"w": [1]}, eight), DAMAGED, "w", "isn't made of"),
         "metadata-numbers": (st({"__metadata__": {"a": 1}}), DAMAGED, None, "__metadata__"),
@@ -98,31 +98,36 @@ def safetensors() -> None:
         "deep": (st(b'{"w": ' + b"[" * 200_000), DAMAGED, None, "nested"),
         "giant-number": (st(b'{"w": ' + b"9" * 50_000 + b"}"), DAMAGED, None, "no JSON"),
         "parse-bomb": (st(b'{"w": [' + b"[]," * 5_000_000 + b"[]]}"), REFUSED, None, "more memory"),
-        "over-max-bytes": (st({"w": one("U8", [17 << 20], [0, 17 << 20])}, bytes(17 << 20)), REFUSED, "w", "max_bytes"),
-        "note-no-json": (st({"__metadata__": {"xweights": "{"}, "w": one()}, eight), DAMAGED, None, "no JSON"),
-        "note-axes": (st(noted(axes=["in"]), eight), DAMAGED, "w", "axes"),
-        "note-twice": (st(noted(axes=["in", "in"]), eight), DAMAGED, "w", "axes"),
-        "note-order": (st(noted(order=[0, 5]), eight), DAMAGED, "w", "orders"),
-        "note-split": (st(noted(split=[2, 2]), eight), DAMAGED, "w", "splits"),
-        "note-word": (st(noted(code="x"), eight), DAMAGED, "w", "unknown word"),
-        "note-type": (st(noted(trainable="yes"), eight), DAMAGED, "w", "wrong trainable"),
+        "over-max-bytes": (
+            st({"w": entry("U8", [17 << 20], [0, 17 << 20])}, bytes(17 << 20)),
+            REFUSED,
+            "w",
+            "max_bytes",
+        ),
+        "note-no-json": (st({"__metadata__": {"xweights": "{"}, "w": entry()}, eight), DAMAGED, None, "no JSON"),
+        "note-axes": (st(with_note(axes=["in"]), eight), DAMAGED, "w", "axes"),
+        "note-twice": (st(with_note(axes=["in", "in"]), eight), DAMAGED, "w", "axes"),
+        "note-order": (st(with_note(order=[0, 5]), eight), DAMAGED, "w", "orders"),
+        "note-split": (st(with_note(split=[2, 2]), eight), DAMAGED, "w", "splits"),
+        "note-word": (st(with_note(code="x"), eight), DAMAGED, "w", "unknown word"),
+        "note-type": (st(with_note(trainable="yes"), eight), DAMAGED, "w", "wrong trainable"),
     }
     for name, (data, expect, key, reason) in bad.items():
         put(f"st-{name}.safetensors", data, expect, key, reason)
-    two = {"v": one(), "w": one(offsets=[8, 16]), "__metadata__": {"xweights": '{"w": {"name": "v"}}'}}
+    two = {"v": entry(), "w": entry(offsets=[8, 16]), "__metadata__": {"xweights": '{"w": {"name": "v"}}'}}
     put("st-one-name.safetensors", st(two, bytes(16)), DAMAGED, "w", "has the name 'v'")
     put("ok-empty.safetensors", st({}), "valid", arrays={})
     put("ok-padded.safetensors", st(b"{}" + b" " * (1 << 20)), "valid", arrays={})
-    put("ok-0-d.safetensors", st({"w": one("F64", [])}, struct.pack("<d", 2.5)), "valid", arrays={"w": 2.5})
-    put("ok-no-entries.safetensors", st({"w": one(shape=[0, 1 << 40], offsets=[0, 0])}), "valid", arrays={"w": []})
-    put("ok-names.safetensors", st({"ünï/☃": one(), "": one(offsets=[8, 16])}, bytes(16)), "valid",
+    put("ok-0-d.safetensors", st({"w": entry("F64", [])}, struct.pack("<d", 2.5)), "valid", arrays={"w": 2.5})
+    put("ok-no-entries.safetensors", st({"w": entry(shape=[0, 1 << 40], offsets=[0, 0])}), "valid", arrays={"w": []})
+    put("ok-names.safetensors", st({"ünï/☃": entry(), "": entry(offsets=[8, 16])}, bytes(16)), "valid",
         arrays={"ünï/☃": [0.0, 0.0], "": [0.0, 0.0]})  # fmt: skip
-    many = {f"layer{i}/kernel": one("U8", [1], [i, i + 1]) for i in range(20_000)}
+    many = {f"layer{i}/kernel": entry("U8", [1], [i, i + 1]) for i in range(20_000)}
     put("ok-many.safetensors", st(many, bytes(20_000)), "valid", count=20_000)
     large = FOLDER / "ok-2-31.safetensors"
     with large.open("wb") as file:
-        file.write(st({"w": one("U8", [1 << 31], [0, 1 << 31])}))
-        file.truncate(file.tell() + (1 << 31))  # sparse: it takes no room on the disk
+        file.write(st({"w": entry("U8", [1 << 31], [0, 1 << 31])}))
+        file.truncate(file.tell() + (1 << 31))  # sparse: it takes no disk space
     note(large.name, "valid", count=1, max_bytes=None, whole=False)
 
 
@@ -141,8 +146,8 @@ def zipped(members: dict[str, bytes] | list[tuple[str, bytes]], method: int = zi
         for name, data in members.items() if isinstance(members, dict) else members:
             entry = zipfile.ZipInfo(name)
             entry.compress_type = method
-            for word, value in info.items():
-                setattr(entry, word, value)
+            for key, value in info.items():
+                setattr(entry, key, value)
             archive.writestr(entry, data)
     return out.getvalue()
 
@@ -195,9 +200,9 @@ def npz() -> None:
     put("npz-method.npz", zipped({"w.npy": npy()}, zipfile.ZIP_BZIP2), REFUSED, "w.npy", "method 12")
     put("npz-lzma.npz", zipped({"w.npy": npy()}, zipfile.ZIP_LZMA), REFUSED, "w.npy", "method 14")
     put("npz-note.npz", zipped({"w.npy": npy()}, extra=struct.pack("<HH", 0x5877, 1) + b"{"), DAMAGED, "w", "note")
-    place = good.index(b"PK\x01\x02")
+    position = good.index(b"PK\x01\x02")
     flags = bytearray(good)
-    flags[place + 8] |= 1
+    flags[position + 8] |= 1
     put("npz-encrypted.npz", bytes(flags), REFUSED, "w.npy", "encrypted")
     other = bytearray(good)
     other[30] = ord("v")
@@ -206,19 +211,19 @@ def npz() -> None:
     crc[14] ^= 1
     put("npz-two-sums.npz", bytes(crc), DAMAGED, "w.npy", "contradict")
     beyond = bytearray(good)
-    struct.pack_into("<LL", beyond, place + 20, 1 << 30, 1 << 30)
+    struct.pack_into("<LL", beyond, position + 20, 1 << 30, 1 << 30)
     struct.pack_into("<LL", beyond, 18, 1 << 30, 1 << 30)
     put("npz-beyond.npz", bytes(beyond), DAMAGED, "w.npy", "ends before")
     rotten = bytearray(good)
     rotten[good.index(b"PK\x01\x02") - 1] ^= 1
     put("npz-plain-sum.npz", bytes(rotten), DAMAGED, "w.npy", "CRC-32")
     packed = zipped({"w.npy": npy(data=os.urandom(8))}, zipfile.ZIP_DEFLATED)
-    place = packed.index(b"PK\x01\x02")
+    position = packed.index(b"PK\x01\x02")
     broken = bytearray(packed)
     broken[35:45] = b"\xff" * 10
     put("npz-broken.npz", bytes(broken), DAMAGED, "w.npy", "unpacked")
     changed = bytearray(packed)
-    struct.pack_into("<L", changed, place + 16, 12345)
+    struct.pack_into("<L", changed, position + 16, 12345)
     struct.pack_into("<L", changed, 14, 12345)
     put("npz-sum.npz", bytes(changed), DAMAGED, "w.npy", "CRC-32")
     bomb = "{'descr': '|u1', 'fortran_order': False, 'shape': (1073741824,), }"
@@ -228,11 +233,11 @@ def npz() -> None:
         for _ in range(64):
             to.write(bytes(16 << 20))
     put("npz-bomb.npz", out.getvalue(), REFUSED, "w.npy", "compressed bytes would become")
-    lying = bytearray(out.getvalue())
-    place = lying.index(b"PK\x01\x02")
-    struct.pack_into("<L", lying, place + 24, len(npy(bomb, b"")) + 100)
-    struct.pack_into("<L", lying, 22, len(npy(bomb, b"")) + 100)
-    put("npz-lying-bomb.npz", bytes(lying), DAMAGED, None, "")
+    understated = bytearray(out.getvalue())
+    position = understated.index(b"PK\x01\x02")
+    struct.pack_into("<L", understated, position + 24, len(npy(bomb, b"")) + 100)
+    struct.pack_into("<L", understated, 22, len(npy(bomb, b"")) + 100)
+    put("npz-lying-bomb.npz", bytes(understated), DAMAGED, None, "")
     # Two entries in the directory for one member.
     entry = good[good.index(b"PK\x01\x02") : good.index(b"PK\x05\x06")]
     second = entry.replace(b"w.npy", b"v.npy")
@@ -255,13 +260,13 @@ def npz() -> None:
 
 
 def pt(program: bytes, storages: dict[str, bytes] | None = None, method: int = 0, **members: bytes) -> bytes:
-    found = {"a/data.pkl": program, "a/version": b"3\n"}
-    found |= {f"a/data/{key}": data for key, data in (storages or {"0": bytes(8)}).items()}
-    return zipped(found | {f"a/{name}": data for name, data in members.items()}, method)
+    contents = {"a/data.pkl": program, "a/version": b"3\n"}
+    contents |= {f"a/data/{key}": data for key, data in (storages or {"0": bytes(8)}).items()}
+    return zipped(contents | {f"a/{name}": data for name, data in members.items()}, method)
 
 
-def text(word: str) -> bytes:
-    return b"X" + struct.pack("<I", len(word.encode())) + word.encode()
+def text(string: str) -> bytes:
+    return b"X" + struct.pack("<I", len(string.encode())) + string.encode()
 
 
 def number(value: int) -> bytes:
@@ -374,9 +379,9 @@ def programs() -> None:
 def legacy(
     program: bytes, *, version: int = 1001, machine: Any = None, order: Any = ("0",), tail: bytes = b""
 ) -> bytes:
-    """A file as PyTorch wrote it before 1.6: four pickles around the program, then the storages."""
-    said = {"protocol_version": version, "little_endian": True, "type_sizes": {}} if machine is None else machine
-    head = [pickle.dumps(one, 2) for one in (0x1950A86A20F9469CFC6C, version, said)]
+    """Build a file as PyTorch wrote it before 1.6: four pickles around the program, then the storages."""
+    facts = {"protocol_version": version, "little_endian": True, "type_sizes": {}} if machine is None else machine
+    head = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, version, facts)]
     return b"".join([*head, program, pickle.dumps(list(order), 2), tail])
 
 
@@ -508,8 +513,8 @@ def hdf5() -> None:
     noise = h5(
         lambda f: f.create_dataset("w", data=np.random.default_rng(0).random(4000), chunks=(4000,), compression=1)
     )
-    place = len(noise) - 20_000
-    put("h5-chunk.h5", noise[:place] + bytes(200) + noise[place + 200 :], DAMAGED, "w", "unpacked")
+    position = len(noise) - 20_000
+    put("h5-chunk.h5", noise[:position] + bytes(200) + noise[position + 200 :], DAMAGED, "w", "unpacked")
     (FOLDER / "h5-canary").unlink()
 
     odd = {
@@ -572,11 +577,11 @@ def hdf5() -> None:
 
 
 def sharded() -> None:
-    good = st({"w": one()}, bytes(8))
+    good = st({"w": entry()}, bytes(8))
     (FOLDER / "secret" / "canary.safetensors").write_bytes(good)
     (FOLDER / "shard-w.safetensors").write_bytes(good)
-    (FOLDER / "shard-v.safetensors").write_bytes(st({"v": one()}, bytes(8)))
-    (FOLDER / "shard-bad.safetensors").write_bytes(st({"w": one()}, bytes(4)))
+    (FOLDER / "shard-v.safetensors").write_bytes(st({"v": entry()}, bytes(8)))
+    (FOLDER / "shard-bad.safetensors").write_bytes(st({"w": entry()}, bytes(4)))
     (FOLDER / "shard-link.safetensors").symlink_to(FOLDER / "secret" / "canary.safetensors")
     (FOLDER / "shard-inside.safetensors").symlink_to(FOLDER / "shard-w.safetensors")
     absolute = str(FOLDER / "secret" / "canary.safetensors")
@@ -647,20 +652,20 @@ _MAKING = ("os.mkdir", "os.rename", "os.remove", "os.link", "os.symlink", "os.tr
 
 
 def read_one(folder: Path, name: str, expected: dict[str, Any]) -> dict[str, Any]:
-    """Load a file and all that is in it; return what happened."""
+    """Load a file with all of its arrays, and return what happened."""
     import signal
     import time
 
     import xweights as xw
 
-    found: dict[str, Any] = {"opened": [], "events": []}
+    result: dict[str, Any] = {"opened": [], "events": []}
     watching = [True]
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if watching[0] and event == "open":
-            found["opened"].append([str(args[0]), str(args[1]), args[2]])
+            result["opened"].append([str(args[0]), str(args[1]), args[2]])
         elif watching[0] and event in (*_CODE, *_MAKING):
-            found["events"].append(f"{event} {str(args)[:100]}")
+            result["events"].append(f"{event} {str(args)[:100]}")
 
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
@@ -668,9 +673,9 @@ def read_one(folder: Path, name: str, expected: dict[str, Any]) -> dict[str, Any
     sys.addaudithook(hook)
     start = time.process_time()  # of this process: the machine may be busy with others
     try:
-        with xw.load(str(folder / name), max_bytes=expected.get("max_bytes", MAX_BYTES)) as opened:
-            parameters = xw.parameters(opened)
-            found["count"] = len(parameters)
+        with xw.load(str(folder / name), max_bytes=expected.get("max_bytes", MAX_BYTES)) as checkpoint:
+            parameters = xw.parameters(checkpoint)
+            result["count"] = len(parameters)
             values = {}
             for p in parameters:
                 if expected.get("whole", True):
@@ -680,21 +685,21 @@ def read_one(folder: Path, name: str, expected: dict[str, Any]) -> dict[str, Any
                 else:
                     last = np.empty(5, p.dtype)
                     p.handle.read_into(last, p.size - 5)
-        found["arrays"] = values
+        result["arrays"] = values
     except xw.CheckpointError as error:
-        found |= {"error": type(error).__name__, "key": error.key, "reason": error.reason, "text": str(error)}
+        result |= {"error": type(error).__name__, "key": error.key, "reason": error.reason, "text": str(error)}
     except BaseException as error:  # noqa: BLE001 - what no reader may raise
-        found |= {"error": f"bare {type(error).__name__}", "text": str(error)[:300]}
+        result |= {"error": f"bare {type(error).__name__}", "text": str(error)[:300]}
     watching[0] = False
-    found["seconds"] = time.process_time() - start
-    found["peak"] = memory("VmHWM") - before
-    return found
+    result["seconds"] = time.process_time() - start
+    result["peak"] = memory("VmHWM") - before
+    return result
 
 
-def memory(word: str) -> int:
-    """Return what the system says of this process's memory, in bytes."""
+def memory(field: str) -> int:
+    """Return a figure of this process's memory from the system, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(word):
+        if line.startswith(field):
             return int(line.split()[1]) * 1024
     return 0
 
@@ -736,7 +741,7 @@ if __name__ == "__main__":
     where = Path(sys.argv[1]).resolve()
     before = set(where.iterdir())
     write_corpus(where)
-    made = {str(one) for one in where.rglob("*")}
+    written = {str(path) for path in where.rglob("*")}
     read_corpus(where)
-    late = {str(one) for one in where.rglob("*")} - made - {str(where / "report.json")}
+    late = {str(path) for path in where.rglob("*")} - written - {str(where / "report.json")}
     (where / "made.json").write_text(json.dumps(sorted(late)))

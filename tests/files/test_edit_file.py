@@ -1,4 +1,4 @@
-"""edit_file gives the numbers that the verb gives on a live target, leaves everything else alone, and is crash-safe."""
+"""edit_file gives the same numbers as the verb on a live target, leaves everything else alone, and is crash-safe."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ RULES = {
 
 
 def weights() -> xw.Params:
-    """Kernels with many ties, so that the order in which they fall is seen."""
+    """Return kernels with many ties, so that the order in which they are dropped shows."""
     source = np.random.default_rng(0)
     arrays = {f"l{i}/kernel": source.normal(size=(40, 30)).round(1).astype("f4") for i in range(3)}
     arrays |= {f"l{i}/bias": source.normal(size=30).astype("f4") for i in range(3)}
     return xw.Params(arrays, axes={f"l{i}/kernel": ("in", "out") for i in range(3)})
 
 
-def saved(tmp_path: Path, ending: str) -> str:
+def save_weights(tmp_path: Path, ending: str) -> str:
     path = str(tmp_path / f"w.{ending}")
     xw.save(weights(), path)
     return path
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(one.name for one in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("name", RULES)
 def test_a_file_is_edited_as_a_live_target_is(ending: str, name: str, tmp_path) -> None:
-    path, live = saved(tmp_path, ending), weights()
+    path, live = save_weights(tmp_path, ending), weights()
     xw.apply(live, RULES[name], where="*/kernel")
     report = xw.edit_file(path, RULES[name], where="*/kernel")
     assert xw.equal(path, live)
-    assert sum(report.changed.values()) == sum(one.changed for one in xw.diff(weights(), live).changes)
+    assert sum(report.changed.values()) == sum(change.changed for change in xw.diff(weights(), live).changes)
 
 
 def test_edits_in_a_list_follow_each_other_and_joint_rules_see_the_edited_values(tmp_path) -> None:
-    path, live = saved(tmp_path, "npz"), weights()
+    path, live = save_weights(tmp_path, "npz"), weights()
     xw.edit_file(path, [(xw.Scale(3.0), "l1/*"), xw.Prune(fraction=0.5, scope="global"), (xw.Add(1.0), "*/bias")])
     xw.scale(live, 3.0, where="l1/*")
     xw.prune(live, fraction=0.5, scope="global")
@@ -66,7 +66,7 @@ def test_edits_in_a_list_follow_each_other_and_joint_rules_see_the_edited_values
 
 @pytest.mark.parametrize("ending", ["npz", "pt", "safetensors"])
 def test_out_leaves_the_file_as_it_is_and_may_be_another_format(ending: str, tmp_path) -> None:
-    path = saved(tmp_path, "safetensors")
+    path = save_weights(tmp_path, "safetensors")
     before = Path(path).read_bytes()
     live = weights()
     xw.clip(live, -0.1, 0.1)
@@ -77,13 +77,13 @@ def test_out_leaves_the_file_as_it_is_and_may_be_another_format(ending: str, tmp
 
 @pytest.mark.parametrize("ending", ["safetensors", "npz", "pt", "weights.h5"])
 @pytest.mark.parametrize("rule", [xw.Scale(2.0), xw.SetEntries((1, 2), 5.0)], ids=["streamed", "in place"])
-def test_what_was_not_selected_keeps_every_byte_and_its_place(ending: str, rule: xw.Rule, tmp_path) -> None:
-    path = saved(tmp_path, ending)
+def test_arrays_that_are_not_selected_keep_every_byte_and_their_position(ending: str, rule: xw.Rule, tmp_path) -> None:
+    path = save_weights(tmp_path, ending)
     before = Path(path).read_bytes()
     xw.edit_file(path, rule, where="l1/kernel")
     after = Path(path).read_bytes()
     (record,) = [p.handle for p in xw.parameters(path) if p.name == "l1/kernel"]
-    place = record.place
+    place = record.location
     own = set(range(place.offset, place.offset + record.nbytes)) | {at + i for at in place.checks for i in range(4)}
     assert len(before) == len(after)
     assert {i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b} <= own
@@ -94,14 +94,14 @@ def test_what_was_not_selected_keeps_every_byte_and_its_place(ending: str, rule:
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("index", [(3, 4), (slice(None), 2), {"out": 1}, {"in": slice(0, 40, 7), "out": slice(3)}])
 def test_single_entries_are_set_in_the_file_itself(ending: str, index, tmp_path) -> None:
-    path, live = saved(tmp_path, ending), weights()
+    path, live = save_weights(tmp_path, ending), weights()
     inode = Path(path).stat().st_ino
     report = xw.edit_file(path, xw.SetEntries(index, 7.0), where="l1/kernel")
     xw.set_entries(live, index, 7.0, where="l1/kernel")
     assert report.in_place
     assert Path(path).stat().st_ino == inode
     assert xw.equal(path, live)
-    assert not [one for one in names(tmp_path) if "journal" in one]
+    assert not [name for name in names(tmp_path) if "journal" in name]
 
 
 def test_a_mask_of_entries_is_set_in_native_order_too(tmp_path) -> None:
@@ -119,7 +119,7 @@ def test_a_mask_of_entries_is_set_in_native_order_too(tmp_path) -> None:
     model.load_state_dict(torch.load(path, weights_only=True))
 
 
-def test_packed_arrays_are_edited_by_writing_the_file_anew(tmp_path) -> None:
+def test_packed_arrays_are_edited_by_rewriting_the_file(tmp_path) -> None:
     path, live = tmp_path / "w.npz", {"a": np.zeros((50, 50)), "b": np.arange(9.0)}
     np.savez_compressed(path, **live)
     assert not xw.edit_file(path, xw.SetEntries((0, 0), 5.0), where="a").in_place
@@ -144,8 +144,8 @@ def test_packed_arrays_of_hdf5_are_edited_and_all_else_in_the_file_stays(tmp_pat
     assert names(tmp_path) == ["w.h5"]
 
 
-def test_everything_wrong_is_said_at_once_and_the_file_is_untouched(tmp_path) -> None:
-    path = saved(tmp_path, "safetensors")
+def test_all_problems_are_raised_at_once_and_the_file_is_untouched(tmp_path) -> None:
+    path = save_weights(tmp_path, "safetensors")
     before = Path(path).read_bytes()
     with pytest.raises(xw.ShapeError, match=r"(?s)l0/kernel.*l1/kernel.*l2/kernel"):
         xw.edit_file(path, xw.Add(np.ones(7)), where="*/kernel")
@@ -160,15 +160,15 @@ def test_everything_wrong_is_said_at_once_and_the_file_is_untouched(tmp_path) ->
 
 
 class Crash(BaseException):
-    """Stands for a process that is killed: nothing of ours catches it."""
+    """A stand-in for a killed process: xweights doesn't catch it."""
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "npz", "pt"])
 @pytest.mark.parametrize("steps", range(12))
-def test_an_edit_that_is_cut_short_anywhere_is_found_undone_or_finished(
+def test_an_edit_that_is_cut_short_anywhere_is_undone_or_finished_afterwards(
     ending: str, steps: int, tmp_path, monkeypatch
 ) -> None:
-    path, old, new = saved(tmp_path, ending), weights(), weights()
+    path, old, new = save_weights(tmp_path, ending), weights(), weights()
     xw.set_entries(new, (slice(None), 2), 7.0, where="l1/kernel")
     left = [steps]
 
@@ -187,19 +187,19 @@ def test_an_edit_that_is_cut_short_anywhere_is_found_undone_or_finished(
         with contextlib.suppress(Crash):
             xw.edit_file(path, xw.SetEntries((slice(None), 2), 7.0), where="l1/kernel")
     assert xw.equal(path, old) or xw.equal(path, new)
-    assert not [one for one in names(tmp_path) if "journal" in one]
+    assert not [name for name in names(tmp_path) if "journal" in name]
     if ending != "safetensors":
         assert zipfile.ZipFile(path).testzip() is None
 
 
-def test_a_journal_of_another_file_is_not_carried_out(tmp_path) -> None:
-    path = saved(tmp_path, "safetensors")
-    Path(journal.journal_of(path)).write_bytes(b"half of a jour")
+def test_a_journal_of_another_file_is_not_applied(tmp_path) -> None:
+    path = save_weights(tmp_path, "safetensors")
+    Path(journal.journal_path(path)).write_bytes(b"half of a jour")
     xw.load(path)
     assert names(tmp_path) == ["w.safetensors"]
     patches = [journal.Patch(700, b"nothing like this", b"what it should be")]
-    with journal.locked(path) as descriptor, pytest.MonkeyPatch.context() as patched:
-        patched.setattr(journal, "_carry_out", lambda *a, **k: None)
+    with journal.open_locked(path) as descriptor, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(journal, "_apply", lambda *a, **k: None)
         patched.setattr(journal, "_remove", lambda *a, **k: None)
         journal.patch(path, descriptor, patches)
     with pytest.raises(xw.DamagedFileError, match="speaks of another file"):

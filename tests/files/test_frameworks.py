@@ -1,4 +1,4 @@
-"""What the frameworks write we read, and the reverse; and files are loaded into live models."""
+"""Files are exchanged with the frameworks in both directions and loaded into live models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import xweights as xw
 from xweights.files.io.records import Record
 
 
-def stacked(seed: int = 0) -> Any:
+def stacked_model(seed: int = 0) -> Any:
     torch = pytest.importorskip("torch")
     torch.manual_seed(seed)
     layers = (
@@ -43,7 +43,7 @@ def functional(seed: int = 0) -> Any:
     return keras.Model(given, ends)
 
 
-def told(target: Any) -> dict[str, Any]:
+def facts_of(target: Any) -> dict[str, Any]:
     return {p.name: (p.axes, p.role, p.gates, p.layer, p.trainable) for p in xw.parameters(target)}
 
 
@@ -54,7 +54,7 @@ def test_torch_reads_our_files_into_the_model_and_we_read_its_files() -> None:
     torch = pytest.importorskip("torch")
     import safetensors.torch
 
-    model, other = stacked(), stacked(1)
+    model, other = stacked_model(), stacked_model(1)
     xw.save(model, "w.pt")
     xw.save(model, "w.safetensors")
     for state in (torch.load("w.pt", weights_only=True), safetensors.torch.load_file("w.safetensors")):
@@ -83,15 +83,15 @@ def test_tied_and_transposed_tensors_of_torch_come_back() -> None:
 
 
 @pytest.mark.parametrize("ending", ["pt", "safetensors", "npz", "weights.h5"])
-def test_a_torch_model_is_filled_from_a_file_and_refuses_what_does_not_fit(ending: str) -> None:
+def test_a_torch_model_is_loaded_from_a_file_and_refuses_arrays_that_do_not_fit(ending: str) -> None:
     if ending == "weights.h5":
         pytest.importorskip("h5py")
-    model, other = stacked(), stacked(1)
+    model, other = stacked_model(), stacked_model(1)
     xw.save(model, f"w.{ending}")
     version = other[3].weight._version
     xw.set_params(other, f"w.{ending}")
     assert xw.equal(model, other)
-    assert told(f"w.{ending}") == told(model)
+    assert facts_of(f"w.{ending}") == facts_of(model)
     assert other[3].weight._version > version
     before = xw.checksum(other)
     xw.edit_file(f"w.{ending}", xw.SetEntries((0, 0), np.nan), where="3/kernel")
@@ -104,7 +104,7 @@ def test_a_torch_model_is_filled_from_a_file_and_refuses_what_does_not_fit(endin
 
 def test_a_file_without_axes_is_not_guessed_into_a_model() -> None:
     torch = pytest.importorskip("torch")
-    model, other = stacked(), stacked(1)
+    model, other = stacked_model(), stacked_model(1)
     torch.save(model.state_dict(), "w.pt")
     with pytest.raises(xw.LayoutError, match=r'(?s)3.weight.*Fix: layout="native"'):
         xw.set_params(other, "w.pt")
@@ -113,7 +113,7 @@ def test_a_file_without_axes_is_not_guessed_into_a_model() -> None:
 
 
 def test_plain_bytes_go_straight_into_the_parameter(monkeypatch) -> None:
-    model, other = stacked(), stacked(1)
+    model, other = stacked_model(), stacked_model(1)
     xw.save(model, "w.safetensors")
     monkeypatch.setattr(Record, "read", lambda record: pytest.fail(f"{record.key} was read into memory of its own"))
     xw.set_params(other, "w.safetensors")
@@ -139,7 +139,7 @@ def test_a_cast_that_would_change_values_is_refused_from_a_file_too() -> None:
 def test_a_keras_file_has_the_names_roles_axes_and_gates_of_the_model() -> None:
     model = functional()
     model.save("m.keras")
-    assert told("m.keras") == told(model)
+    assert facts_of("m.keras") == facts_of(model)
     assert [p.name for p in xw.parameters("m.keras")] == [p.name for p in xw.parameters(model)]
     assert xw.equal(model, "m.keras")
 
@@ -176,7 +176,7 @@ def test_keras_loads_the_weights_that_we_save(compiled: bool) -> None:
     xw.save(models[0], "ours.weights.h5")
     models[1].load_weights("ours.weights.h5")
     assert xw.equal(*models)
-    assert told("ours.weights.h5") == told(models[0])
+    assert facts_of("ours.weights.h5") == facts_of(models[0])
 
 
 @pytest.mark.keras_backend

@@ -1,4 +1,4 @@
-"""Files with bytes that were changed at random: read, or refused with a CheckpointError, and nothing else."""
+"""Files with randomly changed bytes are read or refused with a CheckpointError."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORMATS = ("safetensors", "safetensors.index.json", "npz", "pt", "weights.h5", "
 
 
 def valid(folder: Path, name: str) -> Path:
-    """Write a small file of a format, and return the part of it that is worth changing."""
+    """Write a small file of a format, and return the range of bytes to change."""
     arrays = {"a/kernel": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.ones(2, np.float16)}
     path = folder / f"w.{name}"
     if name == "packed.npz":

@@ -1,4 +1,4 @@
-"""A Checkpoint is lazy, bounded, and a target like any other; several files are one checkpoint."""
+"""A Checkpoint is lazy, bounded, and a target like any other; several shards form one checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ARRAYS = {f"l{i}/kernel": np.full((100, 100), i, np.float32) for i in range(5)}
 
 @pytest.fixture
 def read_bytes(monkeypatch) -> list[int]:
-    """How many bytes each reading of a file took."""
+    """Record the number of bytes of each read of a file."""
     counts: list[int] = []
     fill = OpenFile._fill
 
@@ -64,7 +64,7 @@ def test_a_checkpoint_says_what_it_is_and_finds_arrays_by_any_of_their_names(tmp
         opened["0/kernel"]
 
 
-def test_checkpoints_are_edited_by_nobody_and_undone_by_nobody(tmp_path) -> None:
+def test_checkpoints_can_be_neither_edited_nor_undone(tmp_path) -> None:
     xw.save(ARRAYS, tmp_path / "w.npz")
     opened = xw.load(tmp_path / "w.npz")
     for call in (lambda: xw.clip(opened, -1, 1), lambda: xw.snapshot(opened), lambda: xw.set_params(opened, ARRAYS)):
@@ -86,7 +86,7 @@ def test_shards_are_as_large_as_asked_and_the_old_ones_go_after_the_index(tmp_pa
     path = tmp_path / "m.safetensors.index.json"
     xw.save(ARRAYS, path, shard_bytes=90_000, metadata={"made by": "us"})
     index = json.loads(path.read_text())
-    assert sorted(set(index["weight_map"].values())) == sorted(one.name for one in tmp_path.glob("m-*.safetensors"))
+    assert sorted(set(index["weight_map"].values())) == sorted(path.name for path in tmp_path.glob("m-*.safetensors"))
     assert len(set(index["weight_map"].values())) == 3
     assert index["metadata"] == {"made by": "us", "total_size": 200_000}
     opened = xw.load(path)
@@ -97,7 +97,7 @@ def test_shards_are_as_large_as_asked_and_the_old_ones_go_after_the_index(tmp_pa
     assert xw.equal(path, {"other": np.ones(3)})
 
 
-def test_shards_of_others_beside_the_index_are_left_alone(tmp_path) -> None:
+def test_shards_that_are_not_in_the_index_are_left_alone(tmp_path) -> None:
     xw.save({"w": np.ones(3)}, tmp_path / "model-00001-of-00001.safetensors")
     index = {"weight_map": {"w": "model-00001-of-00001.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))

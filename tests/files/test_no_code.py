@@ -1,4 +1,4 @@
-"""No reader of files imports what can run code."""
+"""No file reader imports a module that can run code."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def modules() -> dict[str, ast.Module]:
     }
 
 
-def imported(tree: ast.AST) -> set[str]:
+def imports_of(tree: ast.AST) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            found |= {node.module or ""} | {f"{node.module}.{one.name}" for one in node.names}
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {one.name for one in node.names}
+            found |= {alias.name for alias in node.names}
     return found
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
-def test_no_reader_imports_what_runs_code(name: str) -> None:
+def test_no_reader_imports_a_module_that_runs_code(name: str) -> None:
     dangerous = {
         "pickle",
         "marshal",
@@ -45,7 +45,7 @@ def test_no_reader_imports_what_runs_code(name: str) -> None:
         "ast",
         "code",
     }
-    roots = {one.partition(".")[0] for one in imported(modules()[name])}
+    roots = {module.partition(".")[0] for module in imports_of(modules()[name])}
     assert roots & (dangerous | {"torch", "keras", "tensorflow", "jax", "safetensors"}) == set()
     called = {
         node.func.id

@@ -1,4 +1,4 @@
-"""Files of PyTorch before 1.6: what PyTorch writes is read, and a network that is published so."""
+"""Files in PyTorch's format from before 1.6: written by PyTorch itself, and one of a published network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import xweights as xw
 torch = pytest.importorskip("torch", reason="it writes the files")
 
 
-def test_what_pytorch_writes_is_read_bit_for_bit(tmp_path: Path) -> None:
+def test_a_file_written_by_pytorch_is_read_bit_for_bit(tmp_path: Path) -> None:
     turned = torch.arange(6.0).reshape(2, 3).t()
     state = {
         "a": {"kernel": turned, "view": turned[1:], "tied": turned},
@@ -31,7 +31,7 @@ def test_what_pytorch_writes_is_read_bit_for_bit(tmp_path: Path) -> None:
     assert got["step"] == 3
 
 
-def test_an_edit_makes_a_file_of_today(tmp_path: Path) -> None:
+def test_an_edit_writes_the_current_format(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(4)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
     xw.edit_file(tmp_path / "w.pt", xw.Scale(2.0), where="w", out=tmp_path / "new.pt")
     assert torch.equal(torch.load(tmp_path / "new.pt", weights_only=True)["w"], torch.full((4,), 2.0))
@@ -41,7 +41,7 @@ def test_a_description_longer_than_the_first_look_is_read(tmp_path: Path) -> Non
     many = {f"layer{place}.{'x' * 200}": torch.full((1,), float(place)) for place in range(5000)}
     torch.save(many, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
     got = xw.get_params(tmp_path / "w.pt")
-    assert [float(one[0]) for one in got.values()] == [float(place) for place in range(5000)]
+    assert [float(array[0]) for array in got.values()] == [float(place) for place in range(5000)]
 
 
 def test_a_published_network_of_that_format_is_read() -> None:

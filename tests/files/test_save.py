@@ -1,4 +1,4 @@
-"""What is saved comes back: every bit, name, role and axis; and other readers and writers agree."""
+"""Saving keeps every bit, name, role and axis, and other readers and writers agree."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ DTYPES = [
 
 
 @pytest.mark.parametrize("ending", WRITABLE)
-@pytest.mark.parametrize("dtype", [np.dtype(one) for one in DTYPES], ids=str)
-def test_what_is_saved_comes_back_bit_for_bit(ending: str, dtype: np.dtype, tmp_path) -> None:
+@pytest.mark.parametrize("dtype", [np.dtype(dtype) for dtype in DTYPES], ids=str)
+def test_saved_arrays_come_back_bit_for_bit(ending: str, dtype: np.dtype, tmp_path) -> None:
     arrays = {"a/kernel": tricky((3, 5), dtype), "a/bias": tricky((), dtype, 1), "empty": np.zeros((0, 4), dtype)}
     xw.save(arrays, tmp_path / f"w.{ending}")
     assert xw.equal(arrays, tmp_path / f"w.{ending}")

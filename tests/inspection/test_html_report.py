@@ -1,4 +1,4 @@
-"""The report: one file that asks for nothing, shows names as they are, and sorts its tables in a real browser."""
+"""The HTML report makes no requests, escapes names, and sorts its tables in a real browser."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def other() -> xw.Params:
 
 
 class Reader(html.parser.HTMLParser):
-    """The tags of a page and the text of its table cells."""
+    """A parser for the tags of a page and the text of its table cells."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def test_the_tables_have_the_numbers_of_the_library(single: str) -> None:
         assert cells[at + 11] == str(row.nan)
 
 
-def test_a_comparison_has_what_differs_and_both_sides(double: str) -> None:
+def test_a_comparison_shows_the_differences_and_both_sides(double: str) -> None:
     heads = re.findall(r"<h[23]>(.*?)</h[23]>", double)
     assert heads[:2] == ["Differences", "Entries that differ most"]
     assert "Numbers of other.npz" in heads
@@ -113,7 +113,7 @@ def test_a_comparison_has_what_differs_and_both_sides(double: str) -> None:
     assert "no difference in 1 parameters" in page({"w": np.ones(2)}, {"w": np.ones(2)})
 
 
-def test_identifiers_are_unique_and_what_is_referred_to_is_there(double: str) -> None:
+def test_identifiers_are_unique_and_every_reference_has_its_target(double: str) -> None:
     reader = Reader(double)
     found = [given["id"] for _, given in reader.tags if given.get("id")]
     assert len(found) == len(set(found))
@@ -147,19 +147,19 @@ def test_odd_targets_have_reports_too() -> None:
         assert "</html>" in page(target)
 
 
-def dumped(text: str, script: str, folder: Path) -> str:
-    """The page as a browser has it after running a script in it."""
+def dump_page(text: str, script: str, folder: Path) -> str:
+    """Return the page as a browser has it after running a script in it."""
     path = folder / "report.html"
     path.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
     command = [str(CHROMIUM), "--headless", "--disable-gpu", "--no-sandbox", f"--user-data-dir={folder / 'profile'}"]
     ran = subprocess.run(
-        [*command, "--dump-dom", path.as_uri()], capture_output=True, text=True, check=True, timeout=120
+        [*command, "--dump-dom", path.as_uri()], capture_output=True, text=True, check=True, timeout=600
     )
     return ran.stdout
 
 
 def column(dom: str, name: str, place: int) -> list[str]:
-    """One column of the table whose first row of titles has this name."""
+    """Return one column of the table whose first row of titles has this name."""
     for table in re.findall(r"<table.*?</table>", dom, re.DOTALL):
         if f">{name}</button>" in table:
             rows = re.findall(r"<tr(?: hidden=\"\")?>(.*?)</tr>", table.partition("</thead>")[2], re.DOTALL)
@@ -168,12 +168,12 @@ def column(dom: str, name: str, place: int) -> list[str]:
 
 
 @needs_browser
-def test_in_a_browser_a_click_sorts_by_number_and_another_turns_it_round(single: str, tmp_path: Path) -> None:
+def test_in_a_browser_a_click_sorts_by_number_and_another_reverses_the_order(single: str, tmp_path: Path) -> None:
     click = "const norm = document.querySelectorAll('th button')[5]; norm.click();"
     norms = [row.norm for row in xw.stats(weights()).rows]
-    up = [float(text) for text in column(dumped(single, click, tmp_path), "norm", 5)]
+    up = [float(text) for text in column(dump_page(single, click, tmp_path), "norm", 5)]
     assert up == [float(f"{norm:.4g}") for norm in sorted(norms)]
-    dom = dumped(single, click + "norm.click();", tmp_path)
+    dom = dump_page(single, click + "norm.click();", tmp_path)
     assert [float(text) for text in column(dom, "norm", 5)] == up[::-1]
     assert 'aria-sort="descending"' in dom
 
@@ -182,8 +182,8 @@ def test_in_a_browser_a_click_sorts_by_number_and_another_turns_it_round(single:
 def test_in_a_browser_nan_goes_last_and_names_sort_as_people_count(single: str, tmp_path: Path) -> None:
     for clicks in (1, 2):
         click = "document.querySelectorAll('th button')[6].click();" * clicks
-        assert column(dumped(single, click, tmp_path), "norm", 6)[-1] == "nan"
-    names = column(dumped(single, "document.querySelector('th button').click();", tmp_path), "norm", 0)
+        assert column(dump_page(single, click, tmp_path), "norm", 6)[-1] == "nan"
+    names = column(dump_page(single, "document.querySelector('th button').click();", tmp_path), "norm", 0)
     assert names.index("dense/9/kernel") < names.index("dense/10/kernel")
 
 
@@ -198,7 +198,7 @@ def test_in_a_browser_rows_are_searched_and_nothing_of_a_name_runs(double: str, 
       document.title = [...body.rows].filter(row => !row.hidden).map(row => row.cells[0].textContent).join("|")
         + " " + problems.length + " " + document.scripts.length;
     """
-    dom = dumped(double, script, tmp_path)
+    dom = dump_page(double, script, tmp_path)
     title = dom.partition("<title>")[2].partition("</title>")[0]
     assert title == "dense/9/kernel|dense/9/bias 0 2"
 
@@ -222,16 +222,16 @@ def test_in_a_browser_text_can_be_read_in_light_and_in_dark(single: str, tmp_pat
         wrapper.chmod(0o755)
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(globals(), "CHROMIUM", str(wrapper))
-            dom = dumped(single, script, tmp_path)
+            dom = dump_page(single, script, tmp_path)
         shown, contrast = dom.partition("<title>")[2].partition("</title>")[0].split()
         assert shown == name
         assert float(contrast) >= 4.5
 
 
 def test_notebooks_show_results_as_tables_with_names_escaped() -> None:
-    from xweights.porting.reports import Entry, Finding
+    from xweights.porting.reports import Finding, PortEntry
 
-    entries = (Entry(EVIL, "b|c", "dense", ("kernel",), "given the same numbers", 1e-7),)
+    entries = (PortEntry(EVIL, "b|c", "dense", ("kernel",), "given the same numbers", 1e-7),)
     finding = Finding(EVIL, "b", "gates swapped", 0.5)
     shown = {
         "params": weights()._repr_html_(),

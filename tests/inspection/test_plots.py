@@ -1,4 +1,4 @@
-"""Pictures: the numbers that they show are NumPy's, and whatever a target holds can be drawn."""
+"""Plots show the same numbers as NumPy and can draw any target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import xweights as xw
-from xweights.inspection.drawing import percent, short
+from xweights.inspection.drawing import format_percent, shorten
 from xweights.inspection.histograms import histogram, singular_values, top_entries, zero_map, zeros_in
 
 pytest.importorskip("matplotlib")
@@ -24,14 +24,14 @@ def weights(**arrays: Any) -> xw.Params:
 
 
 def parameter(array: Any, axes: tuple[str, ...] | None = None) -> xw.Parameter:
-    (one,) = xw.parameters(xw.Params({"w": array}, axes={"w": axes}))
-    return one
+    (p,) = xw.parameters(xw.Params({"w": array}, axes={"w": axes}))
+    return p
 
 
 RANDOM = np.random.default_rng(0)
 
 
-def test_a_histogram_counts_zeros_and_what_is_not_finite_apart() -> None:
+def test_a_histogram_counts_zeros_and_nonfinite_entries_separately() -> None:
     array = RANDOM.normal(size=(300, 400)).astype("float32")
     array[:30] = 0
     array[30, :5] = (np.nan, np.inf, -np.inf, np.nan, -0.0)
@@ -63,7 +63,7 @@ def test_odd_arrays_have_histograms_and_pictures(array: Any) -> None:
     found = histogram(parameter(array))
     finite = array[np.isfinite(array.astype(np.float64))]
     assert found.counts.sum() == np.count_nonzero(finite)
-    drawn(xw.plot({"w": array}))
+    draw_svg(xw.plot({"w": array}))
 
 
 def test_a_histogram_of_differences_is_that_of_a_minus_b_by_name_of_the_axis() -> None:
@@ -95,7 +95,7 @@ def test_singular_values_are_those_of_all_inputs_by_outputs(
 
 
 @pytest.mark.parametrize("array", [np.ones(3), np.ones((2, 3, 4)), np.array([[1.0, np.nan]]), np.zeros((0, 3))])
-def test_what_is_no_known_matrix_has_no_singular_values(array: Any) -> None:
+def test_an_array_that_is_no_known_matrix_has_no_singular_values(array: Any) -> None:
     assert singular_values(parameter(array)) is None
 
 
@@ -141,7 +141,7 @@ def test_a_plot_has_a_panel_a_parameter_with_its_name_and_count() -> None:
     assert titles == ["kernel/kernel\n3 x 3 x 2 x 4, 0 % zero", "dense/kernel\n4 x 2, 100 % zero"]
 
 
-def test_spectra_are_drawn_relative_to_the_largest_beside_the_largest() -> None:
+def test_spectra_are_drawn_relative_to_the_largest_value_which_is_shown_too() -> None:
     array = RANDOM.normal(size=(6, 4))
     left, right = xw.plot(weights(dense=array), kind="spectra").axes
     values = np.linalg.svd(array, compute_uv=False)
@@ -150,11 +150,13 @@ def test_spectra_are_drawn_relative_to_the_largest_beside_the_largest() -> None:
     assert [label.get_text() for label in right.get_yticklabels()] == ["dense/kernel"]
 
 
-def test_where_and_the_role_decide_what_is_drawn() -> None:
+def test_where_and_the_role_select_the_plotted_parameters() -> None:
     target = weights(dense=np.ones((4, 2)), bias=np.ones((2, 2)))
     assert len(xw.plot(target).axes) == 2
     assert len(xw.plot(target, kind="sparsity").axes) == 1
-    assert [one.get_title() for one in xw.plot(target, kind="sparsity", where="bias").axes] == ["bias\n2 x 2, 0 % zero"]
+    assert [axis.get_title() for axis in xw.plot(target, kind="sparsity", where="bias").axes] == [
+        "bias\n2 x 2, 0 % zero"
+    ]
     assert len(xw.plot({"a": np.ones((2, 2)), "b": np.ones((2, 2))}, kind="sparsity").axes) == 2
 
 
@@ -176,7 +178,7 @@ def test_plot_diff_shows_shares_sizes_and_the_spread_of_differences() -> None:
     assert xw.plot_diff(a, a).get_suptitle() == "no difference in 2 parameters"
 
 
-def test_plot_diff_says_what_can_not_be_drawn() -> None:
+def test_plot_diff_names_the_parameters_that_can_not_be_drawn() -> None:
     one = {"x": np.ones(2), "y": np.ones(3), "z": np.ones(1)}
     other = {"x": np.ones(3), "y": np.array([1.0, 2.0, np.nan]), "w": np.ones(1)}
     said = xw.plot_diff(one, other).figure.subfigs[0].get_suptitle()
@@ -191,15 +193,15 @@ def test_names_are_shown_as_they_are() -> None:
         xw.plot(odd, kind="spectra"),
         xw.plot_diff(odd, {name: 2 * w for name, w in odd.items()}),
     ):
-        drawing = drawn(figure)
+        drawing = draw_svg(figure)
         assert "a$x_1$b" in drawing
         assert "&lt;b&gt;&amp;" in drawing
         assert "\x1b" not in drawing
         assert "x" * 50 not in drawing
 
 
-def drawn(figure: Any) -> str:
-    """A figure as SVG with its text as text; a warning while drawing is an error."""
+def draw_svg(figure: Any) -> str:
+    """Draw a figure as SVG with its text as text; a warning while drawing is an error."""
     import matplotlib as mpl
 
     out = io.StringIO()
@@ -237,9 +239,9 @@ def test_drawing_opens_no_window_and_keeps_no_figure() -> None:
     [(0, "0 %"), (1, "100 %"), (1e-9, "< 0.1 %"), (1 - 1e-9, "> 99.9 %"), (0.5, "50 %"), (0.123, "12.3 %")],
 )
 def test_a_share_that_is_not_quite_all_or_nothing_does_not_look_so(share: float, text: str) -> None:
-    assert percent(share) == text
+    assert format_percent(share) == text
 
 
 def test_a_long_name_keeps_its_two_ends() -> None:
-    assert short("abcdefghij", 7) == "abc…hij"
-    assert short("abc", 7) == "abc"
+    assert shorten("abcdefghij", 7) == "abc…hij"
+    assert shorten("abc", 7) == "abc"

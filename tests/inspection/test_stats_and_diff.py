@@ -1,4 +1,4 @@
-"""Looking closer: stats, summary, diff and equal, against NumPy in float64."""
+"""stats, summary, diff and equal, against NumPy in float64."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_names_are_shown_as_they_are() -> None:
         assert name in xw.summary({name: np.ones(1)})
 
 
-def test_numbers_of_a_table_stand_to_the_right() -> None:
+def test_numbers_of_a_table_are_aligned_to_the_right() -> None:
     assert render(["name", "n"], [["a", "1"], ["b", "100"]]).splitlines()[2:] == ["a        1", "b      100"]
 
 
@@ -199,7 +199,7 @@ def test_params_of_other_axis_orders_meet_by_name() -> None:
     assert xw.diff(a, c).changes[0].note.startswith("axes")
 
 
-def test_what_is_on_one_side_only_is_listed() -> None:
+def test_parameters_on_one_side_only_are_listed() -> None:
     found = xw.diff({"a": np.ones(1), "x": np.ones(1)}, {"b": np.ones(1), "x": np.ones(1)})
     assert (found.only_a, found.only_b, found.same) == (["a"], ["b"], 1)
     assert "only in a" in str(found)
@@ -221,7 +221,7 @@ def test_names_lead_from_one_side_to_the_other() -> None:
     assert not xw.equal(a, b)
 
 
-def test_where_narrows_what_is_compared() -> None:
+def test_where_narrows_the_comparison() -> None:
     assert xw.equal({"a": np.ones(1), "b": np.ones(1)}, {"a": np.ones(1), "b": np.zeros(1)}, where="a")
 
 

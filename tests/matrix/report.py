@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import sys
 from collections.abc import Iterable
 from importlib import metadata
@@ -48,8 +49,8 @@ FOUND = ("passed", "failed")
 HEADER = """# The test matrix
 
 Every verb, on every kind of target, in every mode, in float32, float64, float16 and bfloat16: what the tests measured.
-This page is written by `nox -s matrix`; `nox -s tests` fails if a cell that passed here doesn't any more (it runs the
-compiled columns in float32 and bfloat16).
+This page is written by `nox -s matrix`; `nox -s nightly` fails if a cell that passed here doesn't any more, and so does
+`nox -s tests` for all cells of eager code and, in float32, for some of each kind of row in the compiled columns.
 
 How to read it:
 
@@ -121,7 +122,12 @@ class HeldCell:
     """The records of one rule in one kind of training, brought together over the optimizers."""
 
     def __init__(self, records: list[dict[str, Any]], optimizers: Iterable[str]) -> None:
-        by_optimizer = {record["optimizer"]: record for record in records if "optimizer" in record}
+        # The longest run counts, and a failure more than any.
+        ran = sorted(
+            (record for record in records if "optimizer" in record),
+            key=lambda one: (one["outcome"] == "failed", one.get("steps", 0)),
+        )
+        by_optimizer = {record["optimizer"]: record for record in ran}
         self.reasons = sorted({one["reason"] for one in records if one["outcome"] == "unsupported"})
         self.missing = [] if self.reasons else [one for one in optimizers if one not in by_optimizer]
         self.found = [one for one in by_optimizer.values() if one["outcome"] in FOUND]
@@ -220,15 +226,15 @@ def held_table(rows: dict[str, tuple[dict[str, Any], dict[str, HeldCell]]], note
     return lines
 
 
-def optimizers(records: list[dict[str, Any]]) -> list[str]:
+def optimizers(records: Iterable[dict[str, Any]]) -> list[str]:
     """A line for each kind of training: how many steps, and under which optimizers."""
-    lines = []
+    lines, records = [], list(records)
     for kind, title in KINDS.items():
         mine = [one for one in records if one["kind"] == kind and "optimizer" in one]
         ran = sorted({one["optimizer"] for one in mine if one["outcome"] in FOUND})
-        steps = sorted({one["steps"] for one in mine if one["outcome"] in FOUND})
         if ran:
-            lines.append(f"- {title}, {' and '.join(f'{many:,}' for many in steps)} steps: {', '.join(ran)}.")
+            steps = max(one.get("steps", 0) for one in mine if one["outcome"] in FOUND)
+            lines.append(f"- {title}, {steps:,} steps: {', '.join(ran)}.")
     left_out: dict[str, set[str]] = {}
     for one in records:
         if one["outcome"] == "unmeasured":
@@ -296,6 +302,8 @@ def worse(page: str, records: list[dict[str, Any]]) -> list[str]:
     ]
     for (row, title), text in shown.items():
         cell = now.get((row, title))
+        if isinstance(cell, Cell) and cell.later and not cell.found and cell.problem is None:
+            continue  # all that this run would have to say is left for another one
         if cell is None or not cell.found:
             reasons = "not run" if cell is None else "; ".join(cell.reasons) or cell.problem or "not run"
             problems.append(f"{row} | {title}: the table has {text}, this run: {reasons}")
@@ -304,14 +312,19 @@ def worse(page: str, records: list[dict[str, Any]]) -> list[str]:
         elif text == "0" and cell.text != "0":
             problems.append(f"{row} | {title}: the table has 0, this run: {cell.text}")
     if TRAINING in page:
-        later = [one for one in holds if one["outcome"] == "later"]
-        ran = optimizers([*holds, *({**one, "outcome": "passed", "steps": 50} for one in later)])
+        # CI trains for fewer steps than the page tells of, and leaves some optimizers for later.
+        ran = optimizers({**one, "outcome": "passed"} if one["outcome"] == "later" else one for one in holds)
+        known = {_without_steps(line) for line in ran}
         problems += [
             f"the page says: {line}\nthis run doesn't"
             for line in page.splitlines()
-            if line.startswith(tuple(f"- {title}, " for title in KINDS.values())) and line not in ran
+            if line.startswith(tuple(f"- {title}, " for title in KINDS.values())) and _without_steps(line) not in known
         ]
     return problems
+
+
+def _without_steps(line: str) -> str:
+    return re.sub(r", [\d,]+ steps: ", ": ", line)
 
 
 def main(arguments: list[str] | None = None) -> int:

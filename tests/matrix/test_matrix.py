@@ -14,29 +14,32 @@ from harness.columns import DTYPES, Column, columns_here
 from harness.compare import Gap
 from harness.host import HOST_CALLS, HOST_ROWS, check_host_refusal, run_host, traceable, why_not_compiled
 from harness.rows import ROWS
-from harness.running import check_refusal, refused, run, unmeasured
+from harness.running import check_refusal, later, refused, run, unmeasured
 
 pytestmark = pytest.mark.matrix
 ORDER = [*HOST_ROWS, *ROWS]
 FAMILIES = list(dict.fromkeys(row.family for row in ROWS.values()))
 
 
-# What a compiled column is measured in each time: the other dtypes take as long again, and run in nox -s matrix.
-AT_ONCE = ("float32", "bfloat16")
-
-
-def later(column: Column, dtype: str) -> bool:
-    return column.mode != "eager" and dtype not in AT_ONCE
-
-
 def cell(column: Column, *rest: str) -> Any:
     marks = [pytest.mark.keras_backend] if column.keras else []
-    marks += [pytest.mark.thorough] if rest[0] in DTYPES and later(column, rest[0]) else []
+    if len(rest) == 2:
+        dtype, name = rest
+        family = ROWS[name].family if name in ROWS else "host"
+        marks.append(pytest.mark.xdist_group(f"{column.id}-{dtype}-{family}"))
+        marks += [pytest.mark.thorough] if waits(name, column, dtype) else []
     return pytest.param(column, *rest, id="-".join([column.id, *rest]), marks=marks)
 
 
+def waits(name: str, column: Column, dtype: str) -> bool:
+    """Whether CI leaves a cell to ``nox -s nightly``. Of what works on the host, set_params alone is ever compiled."""
+    if name in ROWS:
+        return later(ROWS[name], column, dtype)
+    return column.mode != "eager" and (dtype != "float32" or column.keras == "tensorflow")
+
+
 def cells() -> list[Any]:
-    """All cells of this process. Cells of one compiled step stand together, so that one worker gets them."""
+    """All cells of this process. Those of one compiled step are a group, which one worker gets."""
     rows = sorted(ROWS.values(), key=lambda row: FAMILIES.index(row.family))
     return [
         cell(column, dtype, row.name)
@@ -134,8 +137,8 @@ def record_what_is_left_out(column: Column, record: Callable[..., None]) -> None
             if not traceable(name, column):
                 one = Cell(record, column, dtype, row=name, order=ORDER.index(name), rtol=rtol, values=kind)
                 one.record(outcome="unsupported", reason=why_not_compiled(name))
-        if later(column, dtype):
-            # So that a run without them isn't taken for one in which they were lost.
-            measured = [name for name, row in ROWS.items() if unmeasured(row, column, dtype) is None]
-            for name in [*measured, *(name for name in HOST_ROWS if traceable(name, column))]:
+        # So that a run without them isn't taken for one in which they were lost.
+        measured = [name for name, row in ROWS.items() if unmeasured(row, column, dtype) is None]
+        for name in [*measured, *(name for name in HOST_ROWS if traceable(name, column))]:
+            if waits(name, column, dtype):
                 record(row=name, column=column.id, dtype=dtype, outcome="later", order=ORDER.index(name), **facts(name))

@@ -1,4 +1,4 @@
-"""The matrix can fail: each mistake that is planted here turns a cell red that was green before.
+"""The matrix can fail: each mistake planted here turns a green cell red.
 
 The mistakes are those that look right: a transposed square kernel, gates in another order, a tie that falls the other
 way, a lost minus sign, one rounding too few. Planted in what the library runs, judged by what judges a cell.
@@ -38,7 +38,7 @@ def green(name: str, column: Column, dtype: str) -> bool:
 
 
 def red(name: str, column: Column, dtype: str) -> bool:
-    """A cell that raises is red too."""
+    """Return whether a cell fails or raises."""
     try:
         return not green(name, column, dtype)
     except (AssertionError, xw.XweightsError):
@@ -51,9 +51,9 @@ def need(*modules: str) -> None:
             pytest.skip(f"{module} not installed")
 
 
-def remade(one: Parameter, **facts: Any) -> Parameter:
-    """The same parameter with one fact changed."""
-    known = {slot: getattr(one, slot) for slot in Parameter.__slots__}
+def copy_parameter(parameter: Parameter, **facts: Any) -> Parameter:
+    """Copy a parameter with some facts changed."""
+    known = {slot: getattr(parameter, slot) for slot in Parameter.__slots__}
     return Parameter(**{**known, **facts})
 
 
@@ -79,7 +79,7 @@ def test_a_transposed_square_kernel_turns_red(row: str, monkeypatch: pytest.Monk
     plant_in_adapter(
         monkeypatch,
         *(target, "dense/kernel"),
-        lambda p: remade(p, layout=plain_layout(p.layout.stored, p.axes)),
+        lambda p: copy_parameter(p, layout=plain_layout(p.layout.stored, p.axes)),
     )
     assert red(row, Column.TORCH, "float32")
 
@@ -103,17 +103,17 @@ def test_swapped_gates_turn_red(row: str, monkeypatch: pytest.MonkeyPatch) -> No
             found = self.real.read(handle)
             return found.reshape(4, -1, found.shape[1])[[1, 0, 2, 3]].reshape(found.shape)
 
-    plant_in_adapter(monkeypatch, target, "cell/kernel", lambda p: remade(p, storage=Swapped(p.storage)))
+    plant_in_adapter(monkeypatch, target, "cell/kernel", lambda p: copy_parameter(p, storage=Swapped(p.storage)))
     assert red(row, Column.TORCH, "float32")
 
 
 @pytest.mark.parametrize("row", ["prune(fraction=)", "prune(count=)", "prune(fraction=, scope='global')"])
-def test_a_tie_that_falls_the_other_way_turns_red(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tie_broken_the_other_way_turns_red(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert green(row, Column.NUMPY, "float32")
     real = pruning.keep_largest
 
     def last_one_first(scores: Any, drop: int, **how: Any) -> Any:
-        turned = real([np.flip(one).copy() for one in scores[::-1]], drop, **how)
+        turned = real([np.flip(array).copy() for array in scores[::-1]], drop, **how)
         return [np.flip(mask) for mask in turned[::-1]]
 
     monkeypatch.setattr(pruning, "keep_largest", last_one_first)
@@ -226,7 +226,7 @@ def test_every_array_of_the_twins_is_judged() -> None:
 
 
 def test_a_trimmed_entry_too_many_turns_merge_red(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = sparsify._between
+    real = sparsify._keep_ranks
     assert green("merge('ties')", Column.NUMPY, "float32")
-    monkeypatch.setattr(sparsify, "_between", lambda vector, size, first, last: real(vector, size, first + 1, last))
+    monkeypatch.setattr(sparsify, "_keep_ranks", lambda vector, size, first, last: real(vector, size, first + 1, last))
     assert red("merge('ties')", Column.NUMPY, "float32")

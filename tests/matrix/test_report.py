@@ -1,4 +1,4 @@
-"""The published table: what it shows, and what makes `--check` fail."""
+"""The published table: its contents, and the reasons for which `--check` fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Records = list[dict[str, Any]]
 
 
 def records(**changes: Any) -> Records:
-    """A run of two rows, passed in every column and dtype; ``changes`` are made to the torch cell of the first."""
+    """Return a run of two rows, passed in every column and dtype; ``changes`` apply to the torch cell of the first."""
     made = [
         {"row": row, "order": order, "rtol": rtol, "values": "plain", "column": column, "dtype": dtype}
         | {"outcome": "passed", "ulps": ulps, "relative": ulps * 1e-7, "entries": ulps}
@@ -21,14 +21,14 @@ def records(**changes: Any) -> Records:
         for column in report.COLUMNS
         for dtype in report.DTYPES
     ]
-    for one in made:
-        if (one["order"], one["column"], one["dtype"]) == (0, "torch-eager", "bfloat16"):
-            one.update(changes)
+    for record in made:
+        if (record["order"], record["column"], record["dtype"]) == (0, "torch-eager", "bfloat16"):
+            record.update(changes)
     return made
 
 
 def trainings(**changes: Any) -> Records:
-    """A run of two rules, passed in every kind of training; ``changes`` are made to one of the first on torch."""
+    """Return a run of two rules, passed in every kind of training; ``changes`` apply to one of the first on torch."""
     made = [
         {"rule": rule, "order": order, "tolerance": tolerance, "kind": kind, "optimizer": optimizer, "steps": 50}
         | {"outcome": "passed", "broken": broken}
@@ -39,13 +39,13 @@ def trainings(**changes: Any) -> Records:
     for one in made:
         if (one["order"], one["kind"], one["optimizer"]) == (0, "torch-eager", "Adam"):
             one.update(changes)
-    return [one for one in made if one["kind"] != "gone"]
+    return [record for record in made if record["kind"] != "gone"]
 
 
 def run(folder: Path, page: Path, these: Records, *, check: bool) -> int:
     for old in folder.glob("*.json"):
         old.unlink()
-    if not any("kind" in one for one in these):
+    if not any("kind" in record for record in these):
         these = these + trainings()
     (folder / "tensorflow-gw0-1.json").write_text(json.dumps(these[::2]))
     (folder / "jax-gw1-2.json").write_text(json.dumps(these[1::2]))
@@ -86,7 +86,7 @@ def test_a_cell_that_was_passed_and_no_longer_is_fails_the_check(
     page = tmp_path / "matrix.md"
     run(tmp_path, page, records(), check=False)
     assert run(tmp_path, page, records(), check=True) == 0
-    these = [one for one in records(**changes) if one["row"] != "another"]
+    these = [record for record in records(**changes) if record["row"] != "another"]
     assert run(tmp_path, page, these, check=True) == 1
     assert f"clip(low, high) | torch: the table has 0, this run: {told}" in capsys.readouterr().out
 
@@ -104,10 +104,25 @@ def test_what_is_left_for_a_thorough_run_passes_the_check_and_is_not_published(t
     assert page.read_text() == before
 
 
+def test_a_cell_of_which_every_dtype_is_left_for_a_thorough_run_passes_the_check_unless_it_failed(
+    tmp_path: Path,
+) -> None:
+    page = tmp_path / "matrix.md"
+    assert run(tmp_path, page, records(), check=False) == 0
+    these = records()
+    cell = [record for record in these if (record["order"], record["column"]) == (0, "torch-compiled")]
+    for one in cell:
+        one["outcome"] = "later"
+    assert run(tmp_path, page, these, check=True) == 0
+    cell[0]["outcome"] = "failed"
+    assert run(tmp_path, page, these, check=True) == 1
+    assert run(tmp_path, page, [record for record in these if record is not cell[0]], check=True) == 1
+
+
 def test_a_row_that_is_gone_fails_the_check(tmp_path: Path) -> None:
     page = tmp_path / "matrix.md"
     run(tmp_path, page, records(), check=False)
-    assert run(tmp_path, page, [one for one in records() if one["order"]], check=True) == 1
+    assert run(tmp_path, page, [record for record in records() if record["order"]], check=True) == 1
 
 
 def test_a_run_without_measurements_fails(tmp_path: Path) -> None:
@@ -133,7 +148,7 @@ def test_a_kind_of_training_that_refuses_a_rule_says_why_and_optimizers_that_it_
     tmp_path: Path,
 ) -> None:
     page = tmp_path / "matrix.md"
-    these = [one for one in trainings() if (one["kind"], one["order"]) != ("tf_module-function", 0)]
+    these = [record for record in trainings() if (record["kind"], record["order"]) != ("tf_module-function", 0)]
     refused = {"rule": "Clip(-1, 1)", "order": 0, "tolerance": 0.0, "kind": "tf_module-function"}
     these += [
         refused | {"outcome": "unsupported", "reason": "it has no axes"},
@@ -171,9 +186,19 @@ def test_an_optimizer_that_is_gone_from_a_whole_kind_of_training_fails_the_check
 ) -> None:
     page = tmp_path / "matrix.md"
     run(tmp_path, page, records() + trainings(), check=False)
-    these = [one for one in trainings() if (one["kind"], one["optimizer"]) != ("keras_jax-jit", "Adam")]
+    these = [record for record in trainings() if (record["kind"], record["optimizer"]) != ("keras_jax-jit", "Adam")]
     assert run(tmp_path, page, records() + these, check=True) == 1
     assert "- Keras on JAX, jit, 50 steps: Adam, SGD." in capsys.readouterr().out
+
+
+def test_the_longest_training_is_published_and_a_shorter_one_can_be_checked_and_can_fail(tmp_path: Path) -> None:
+    page = tmp_path / "matrix.md"
+    short = [{**record, "steps": 20} for record in trainings()]
+    assert run(tmp_path, page, [*records(), *trainings(), *short], check=False) == 0
+    assert "- torch, 50 steps: Adam, SGD.\n" in page.read_text()
+    assert run(tmp_path, page, records() + short, check=True) == 0
+    short[0]["outcome"] = "failed"
+    assert run(tmp_path, page, [*records(), *short, *trainings()], check=True) == 1
 
 
 def test_a_page_is_written_from_both_parts_of_a_run_or_not_at_all(tmp_path: Path) -> None:

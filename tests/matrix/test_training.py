@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from harness.held import FREE, RULES
-from harness.training import MANY_STEPS, OPTIMIZERS, STEPS, Kind, every, run, titled, why_not
+from harness.training import FEW_STEPS, MANY_STEPS, OPTIMIZERS, STEPS, Kind, every, run, titled, why_not
 
 import xweights as xw
 
@@ -33,7 +33,7 @@ def kept_out(kind: Kind, name: str, record: Record, **facts: Any) -> dict[str, A
 
 
 def cells() -> list[Any]:
-    """All cells of this process. Those of one run stand together, so that one worker gets them."""
+    """All cells of this process. Those of one run are a group, which one worker gets."""
     return [
         pytest.param(kind, optimizer, name, id=f"{kind.id}-{optimizer}-{name}", marks=marks(kind, optimizer))
         for kind, optimizer in every()
@@ -43,11 +43,16 @@ def cells() -> list[Any]:
 
 
 def marks(kind: Kind, optimizer: str = "SGD") -> list[pytest.MarkDecorator]:
-    keras = [pytest.mark.keras_backend] if kind.column.keras else []
-    return [*keras, pytest.mark.thorough] if kind.takes_long(optimizer) else keras
+    made = [pytest.mark.xdist_group(f"{kind.id}-{optimizer}-training")]
+    made += [pytest.mark.keras_backend] if kind.column.keras else []
+    return [*made, pytest.mark.thorough] if kind.takes_long(optimizer) else made
 
 
-LENGTHS = [pytest.param(STEPS, id=f"{STEPS} steps"), pytest.param(MANY_STEPS, id="many", marks=pytest.mark.slow)]
+LENGTHS = [
+    pytest.param(FEW_STEPS, id=f"{FEW_STEPS} steps"),
+    pytest.param(STEPS, id=f"{STEPS} steps", marks=pytest.mark.thorough),
+    pytest.param(MANY_STEPS, id="many", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("steps", LENGTHS)

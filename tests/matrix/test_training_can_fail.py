@@ -1,4 +1,4 @@
-"""The training axis can fail: rules that are held in a way that looks right, or not at all, are measured as broken."""
+"""The training axis can fail: rules held by a plausible but wrong method, or not at all, are measured as broken."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from harness.held import ENTRIES, FREE, MASK, ROW, RULES, Held, pruned_after
 from harness.trainers import Trainer
-from harness.training import Found, Kind, measure
+from harness.training import Kind, Measured, measure
 
 pytestmark = pytest.mark.matrix
 STEPS = 8
@@ -28,13 +28,13 @@ class Nothing:
 
 
 @cache
-def without_holds() -> dict[str, Found]:
+def without_holds() -> dict[str, Measured]:
     return measure(Kind.TORCH, "AdamW", STEPS, lambda name, rule, trainer: Nothing())
 
 
 @cache
-def with_masked_gradients() -> dict[str, Found]:
-    """The popular recipe: the gradient of what is to stay is zeroed. Momentum and weight decay go on."""
+def with_masked_gradients() -> dict[str, Measured]:
+    """Zero the gradients of held entries: the popular recipe, which leaves momentum and weight decay active."""
 
     def attach(name: str, rule: Held, trainer: Trainer) -> Any:
         import torch
@@ -53,7 +53,7 @@ def with_masked_gradients() -> dict[str, Found]:
 
 
 @cache
-def with_rules_before_the_update() -> dict[str, Found]:
+def with_rules_before_the_update() -> dict[str, Measured]:
     """Each rule is made true ahead of the update, and the optimizer has the last word."""
 
     def attach(name: str, rule: Held, trainer: Trainer) -> Any:
@@ -83,7 +83,7 @@ def test_a_rule_that_is_applied_before_the_update_is_measured_as_broken(name: st
     assert with_rules_before_the_update()[name].broken > 1e-4
 
 
-def test_a_training_that_rests_is_found_out() -> None:
+def test_a_training_that_stops_is_detected() -> None:
     need("torch")
 
     def stop(name: str, rule: Held, trainer: Trainer) -> Any:

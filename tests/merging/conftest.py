@@ -1,4 +1,4 @@
-"""Where the parts of these tests are found."""
+"""Put this folder's modules on the import path."""
 
 import sys
 from pathlib import Path

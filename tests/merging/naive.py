@@ -1,6 +1,6 @@
-"""The published definitions, written out on whole arrays in float64: what merge is checked against.
+"""Reference implementations of the merge methods: the published definitions on whole arrays in float64.
 
-Nothing of xweights is used but the generator, whose numbers the random methods draw.
+Only the generator of xweights is used, for the numbers of the random methods.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def slerp(a: Array, b: Array, t: float) -> Array:
 
 
 def model_stock(base: Array, xs: list[Array]) -> Array:
-    """Eq. 2 and 4 of the paper: t from the mean angle between the fine-tuned weights, seen from the pretrained ones."""
+    """Apply eq. 2 and 4 of the paper: t from the mean angle between the fine-tuned weights, seen from the base."""
     base, k = base.astype(np.float64), len(xs)
     cosines = []
     for a, b in itertools.combinations([x.astype(np.float64) - base for x in xs], 2):
@@ -48,8 +48,8 @@ def model_stock(base: Array, xs: list[Array]) -> Array:
     return t * sum(x.astype(np.float64) for x in xs) / k + (1 - t) * base
 
 
-def trimmed(vector: Array, density: float) -> Array:
-    """Keep the int(density n) largest; of equal ones the later in flat order."""
+def trim(vector: Array, density: float) -> Array:
+    """Keep the int(density n) largest; among equal ones those later in flat order."""
     flat = vector.reshape(-1)
     kept = max(1, int(density * flat.size)) if density else 0
     order = sorted(range(flat.size), key=lambda i: (abs(flat[i]), i))
@@ -59,7 +59,7 @@ def trimmed(vector: Array, density: float) -> Array:
     return result.reshape(vector.shape)
 
 
-def without_outliers(vector: Array, density: float, gamma: float) -> Array:
+def drop_outliers(vector: Array, density: float, gamma: float) -> Array:
     flat = vector.reshape(-1)
     kept, top = int(density * flat.size), int(gamma * flat.size)
     bottom = max(0, flat.size - kept - top)
@@ -70,21 +70,21 @@ def without_outliers(vector: Array, density: float, gamma: float) -> Array:
     return result.reshape(vector.shape)
 
 
-def dared(vector: Array, density: float, seed: int, name: str, i: int) -> Array:
+def dare(vector: Array, density: float, seed: int, name: str, i: int) -> Array:
     drawn = generator(seed, name, i).random(vector.shape, dtype=np.float32)
     return np.where(drawn < density, vector / density, 0.0)
 
 
-def magpruned(vector: Array, density: float, epsilon: float, seed: int, name: str, i: int, *, unit_axis: int) -> Array:
-    """Each unit's entries ranked by magnitude one unit after the other; the kept ones divided by their probability."""
+def magprune(vector: Array, density: float, epsilon: float, seed: int, name: str, i: int, *, unit_axis: int) -> Array:
+    """Rank each unit's entries by magnitude, unit by unit; divide the kept ones by their probability."""
     drawn = generator(seed, name, i).random(vector.shape, dtype=np.float32)
     result = np.zeros_like(vector)
     for unit in range(vector.shape[unit_axis]):
         here = tuple(unit if axis == unit_axis else slice(None) for axis in range(vector.ndim))
         row = vector[here].reshape(-1)
         chance = np.empty(row.size)
-        for rank, place in enumerate(np.argsort(np.abs(row), kind="stable")):
-            chance[place] = density - epsilon + 2 * epsilon * rank / (row.size - 1)
+        for rank, index in enumerate(np.argsort(np.abs(row), kind="stable")):
+            chance[index] = density - epsilon + 2 * epsilon * rank / (row.size - 1)
         keep = drawn[here].reshape(-1) < chance
         result[here] = np.where(keep, row / chance, 0.0).reshape(vector[here].shape)
     return result
@@ -94,17 +94,17 @@ def keep_sum_of_magnitudes(before: Array, after: Array) -> Array:
     return after * (np.abs(before).sum() / np.abs(after).sum())
 
 
-def elected(vectors: list[Array], weights: tuple[float, ...], *, normalize: bool) -> Array:
-    """Entry by entry: the sign of the sum, and the sum (or mean) of those that have it."""
+def elect(vectors: list[Array], weights: tuple[float, ...], *, normalize: bool) -> Array:
+    """Take, entry by entry, the sign of the sum, and the sum (or mean) of the values with that sign."""
     result = np.zeros(vectors[0].size)
-    for place in range(result.size):
-        values = [weight * float(v.reshape(-1)[place]) for v, weight in zip(vectors, weights, strict=True)]
+    for index in range(result.size):
+        values = [weight * float(v.reshape(-1)[index]) for v, weight in zip(vectors, weights, strict=True)]
         sign = 1 if sum(values) >= 0 else -1
         agreeing = [(value, weight) for value, weight in zip(values, weights, strict=True) if value * sign > 0]
         share = sum(weight for _, weight in agreeing) if normalize else 1
-        result[place] = sum(value for value, _ in agreeing) / (share or 1)
+        result[index] = sum(value for value, _ in agreeing) / (share or 1)
     return result.reshape(vectors[0].shape)
 
 
-def summed(vectors: list[Array], weights: tuple[float, ...]) -> Array:
+def weighted_sum(vectors: list[Array], weights: tuple[float, ...]) -> Array:
     return sum((weight * v for v, weight in zip(vectors, weights, strict=True)), np.zeros_like(vectors[0]))

@@ -1,4 +1,4 @@
-"""Merges generated tensors with mergekit and with xweights, and writes how far they are apart.
+"""Merge generated tensors with mergekit and with xweights, and write the differences.
 
     python tests/merging/reference.py docs/merge_reference.md
 
@@ -69,7 +69,7 @@ and rounds once.
 
 @dataclass(frozen=True)
 class Case:
-    """One method with its options, in the words of both."""
+    """One method with its options, as both libraries name them."""
 
     ours: str
     options: dict[str, Any]
@@ -81,7 +81,7 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """Yield all that is compared."""
+    """Yield every comparison."""
     weighted, dense = {"weights": WEIGHTS}, {"weights": WEIGHTS, "density": DENSITIES}
     weight, density = {"weight": WEIGHTS}, {"weight": WEIGHTS, "density": DENSITIES}
     yield Case("average", {}, "linear", {"weight": [1.0] * 3}, base=False)
@@ -106,10 +106,11 @@ def cases() -> Iterator[Case]:
 
 
 def tensors(shape: tuple[int, ...]) -> list[Array]:
-    """A base and three that were trained from it, as float32."""
+    """Return a base and three arrays trained from it, as float32."""
     source = np.random.Generator(np.random.PCG64(len(shape)))
     base = 0.05 * source.normal(size=shape)
-    return [one.astype(np.float32) for one in (base, *(base + 0.005 * source.normal(size=shape) for _ in range(3)))]
+    trained = [base + 0.005 * source.normal(size=shape) for _ in range(3)]
+    return [tensor.astype(np.float32) for tensor in (base, *trained)]
 
 
 @contextmanager
@@ -131,14 +132,14 @@ def compare(case: Case, shape: tuple[int, ...]) -> tuple[float, float]:
     """Return the largest difference, absolute and relative to the largest entry."""
     base, *others = tensors(shape)
     others = others[: case.targets]
-    given = [torch.from_numpy(one) for one in ([base] if case.base else []) + others]
+    inputs = [torch.from_numpy(array) for array in ([base] if case.base else []) + others]
     with our_numbers():
         first = 0 if case.base or case.theirs == "slerp" else None
-        theirs = merge_tensors(given, case.theirs, parameters=case.parameters, base_index=first).numpy()
+        expected = merge_tensors(inputs, case.theirs, parameters=case.parameters, base_index=first).numpy()
     origin = {NAME: base} if case.base else None
-    ours = xw.merge([{NAME: one} for one in others], case.ours, base=origin, **case.options)[NAME]
-    apart = float(np.max(np.abs(ours.astype(np.float64) - theirs)))
-    return apart, apart / float(np.max(np.abs(theirs)))
+    got = xw.merge([{NAME: array} for array in others], case.ours, base=origin, **case.options)[NAME]
+    difference = float(np.max(np.abs(got.astype(np.float64) - expected)))
+    return difference, difference / float(np.max(np.abs(expected)))
 
 
 def main(path: str) -> int:
@@ -147,16 +148,16 @@ def main(path: str) -> int:
     wrong = 0
     for case in cases():
         shapes = [shape for shape in SHAPES if len(shape) in case.axes]
-        found = [compare(case, shape) for shape in shapes]
-        apart, relative = (max(column) for column in zip(*found, strict=True))
+        results = [compare(case, shape) for shape in shapes]
+        difference, relative = (max(column) for column in zip(*results, strict=True))
         within = relative <= TOLERANCE
         wrong += not within
         options = ", ".join(f"{name}={value!r}" for name, value in case.options.items()) or "-"
-        said = "yes" if within else "**no**"
-        lines.append(f"| {case.ours} | `{options}` | {len(shapes)} | {apart:.1e} | {relative:.1e} | {said} |")
-    words = {"mergekit": version("mergekit"), "torch": torch.__version__, "tolerance": TOLERANCE}
-    shapes_said = ", ".join(" x ".join(map(str, shape)) for shape in SHAPES)
-    Path(path).write_text(PAGE.format(table="\n".join(lines), shapes=shapes_said, **words), encoding="utf-8")
+        verdict = "yes" if within else "**no**"
+        lines.append(f"| {case.ours} | `{options}` | {len(shapes)} | {difference:.1e} | {relative:.1e} | {verdict} |")
+    versions = {"mergekit": version("mergekit"), "torch": torch.__version__, "tolerance": TOLERANCE}
+    shapes_text = ", ".join(" x ".join(map(str, shape)) for shape in SHAPES)
+    Path(path).write_text(PAGE.format(table="\n".join(lines), shapes=shapes_text, **versions), encoding="utf-8")
     print("\n".join(lines))
     return int(bool(wrong))
 

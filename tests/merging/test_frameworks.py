@@ -56,27 +56,27 @@ class InTorch(torch.nn.Module):
 def in_keras(seed: int) -> Any:
     model = InKeras()
     model(np.zeros((1, 6, 6, 3), np.float32))
-    return drawn(model, seed)
+    return draw_weights(model, seed)
 
 
 def in_torch(seed: int) -> Any:
-    return drawn(InTorch(), seed)
+    return draw_weights(InTorch(), seed)
 
 
 def in_numpy(seed: int) -> Any:
     return xw.get_params(in_torch(seed), where=xw.trainable() | "*moving*")
 
 
-def drawn(model: Any, seed: int) -> Any:
-    """Twins drawn with one seed have the same numbers."""
+def draw_weights(model: Any, seed: int) -> Any:
+    """Draw a twin's numbers: the same for a seed in every framework."""
     where = xw.trainable() | "*moving*"
     xw.init(model, "normal", seed=seed, where=where)
     return model
 
 
 @cache
-def kept(make: Any, seed: int) -> Any:
-    """A model that is only read, and made once for all methods."""
+def cached_model(make: Any, seed: int) -> Any:
+    """Return a model that is only read, and built once for all methods."""
     return make(seed)
 
 
@@ -84,9 +84,9 @@ def counted_out(params: xw.Params) -> xw.Params:
     return params.select(lambda p: p.role != "num_batches_tracked")
 
 
-def of(makers: tuple[Any, Any, Any], method: str) -> xw.Params:
-    """Two twins merged, with a third as the base where there is one."""
-    a, b, base = (kept(make, seed) for seed, make in enumerate(makers))
+def merge_twins(makers: tuple[Any, Any, Any], method: str) -> xw.Params:
+    """Merge two twins, with a third as the base where there is one."""
+    a, b, base = (cached_model(make, seed) for seed, make in enumerate(makers))
     given = {"base": base} if method in NEEDS_BASE else {}
     return counted_out(xw.merge([a, b], method, **given, **METHODS[method]))
 
@@ -98,8 +98,8 @@ def of(makers: tuple[Any, Any, Any], method: str) -> xw.Params:
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_a_merge_has_the_bits_that_numpy_arrays_have(method: str, makers: tuple[Any, Any, Any]) -> None:
-    merged = of(makers, method)
-    assert xw.equal(merged, of((in_numpy,) * 3, method))
+    merged = merge_twins(makers, method)
+    assert xw.equal(merged, merge_twins((in_numpy,) * 3, method))
     assert merged.axes["conv/kernel"] == ("h", "w", "in", "out")
 
 
@@ -132,7 +132,7 @@ def test_a_live_model_is_merged_into_in_place_and_its_frozen_weights_stay(make: 
         assert np.array_equal(after[name], before[name] if name.startswith("conv/") else expected[name]), name
     assert not np.array_equal(after["dense/kernel"], before["dense/kernel"])
     identities = [p.identity() for p in xw.parameters(model)]
-    assert identities == [p.storage.identity(one) for p, one in zip(xw.parameters(model), natives, strict=True)]
+    assert identities == [p.storage.identity(native) for p, native in zip(xw.parameters(model), natives, strict=True)]
 
 
 def test_recurrent_layers_of_two_frameworks_are_refused_because_their_gates_differ() -> None:

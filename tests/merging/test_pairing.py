@@ -1,4 +1,4 @@
-"""Which parameters belong together, what is refused, and where the result goes."""
+"""Pairing parameters of several targets, refused merges, and the destination of the result."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_weights_may_differ_by_where_and_the_last_that_matches_counts() -> None:
     np.testing.assert_allclose(merged["b/kernel"], 0.25 * a["b/kernel"] + 0.75 * b["b/kernel"], rtol=1e-6)
 
 
-def test_what_no_where_of_an_option_matches_has_the_default() -> None:
+def test_parameters_that_no_where_of_an_option_matches_have_the_default() -> None:
     a, b = params(0), params(1)
     merged = xw.merge([a, b], weights={"a/*": (1, 0)})
     assert np.array_equal(merged["b/kernel"], xw.merge([a, b])["b/kernel"])
@@ -49,7 +49,7 @@ def test_any_number_of_a_method_may_differ_by_where() -> None:
     assert np.array_equal(merged["a/bias"], b["a/bias"])
 
 
-def test_where_narrows_the_result_to_what_it_selects() -> None:
+def test_where_narrows_the_result_to_the_selected_parameters() -> None:
     assert list(xw.merge([params(0), params(1)], where="a/*")) == ["a/kernel", "a/bias"]
 
 
@@ -79,7 +79,7 @@ def test_twins_whose_names_differ_are_paired_by_names_which_also_key_randomness(
     assert all(np.array_equal(merged[f"0/{name}"], plain[name]) for name in plain)
 
 
-def test_one_mapping_of_names_leaves_alone_a_side_that_goes_by_the_first_ones_names() -> None:
+def test_one_mapping_of_names_leaves_alone_a_side_with_the_names_of_the_first() -> None:
     a, b = params(0), params(1)
     renamed = xw.Params({f"0/{name}": array for name, array in b.items()})
     assert xw.equal(xw.merge([a, a, renamed], layout="neutral", names={"*": "0/*"}), xw.merge([a, a, b]))
@@ -103,7 +103,7 @@ def test_gates_in_another_order_are_refused_and_port_is_named() -> None:
         xw.merge([a, b])
 
 
-def test_unknown_axes_beside_known_ones_are_refused_until_it_is_said_how_they_lie() -> None:
+def test_unknown_axes_mixed_with_known_ones_are_refused_until_a_layout_is_given() -> None:
     a = params(0)
     plain = {name: array.copy() for name, array in params(1).items()}
     with pytest.raises(xw.LayoutError, match="target 1 doesn't know the axes of 'a/kernel' and of 1 more") as found:
@@ -136,7 +136,7 @@ def test_many_names_that_are_missing_are_counted_after_the_first_few() -> None:
 # Everything that is wrong, at once.
 
 
-def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_changed() -> None:
+def test_all_problems_are_raised_at_once_and_nothing_is_changed() -> None:
     a, b = params(0), params(1)
     wrong = {
         "a/kernel": np.ones((4, 2), np.float32),
@@ -207,7 +207,7 @@ def test_a_target_that_is_none_is_named_by_its_place() -> None:
 
 
 @pytest.mark.parametrize("method", ["average", "slerp", "ties"])
-def test_what_is_not_finite_is_counted_for_every_target_and_refused(method: str, tmp_path: Path) -> None:
+def test_nonfinite_entries_are_counted_for_every_target_and_refused(method: str, tmp_path: Path) -> None:
     a, b, base = params(0), params(1), params(2)
     a["a/kernel"][0] = np.nan
     b["b/kernel"][0, 0] = np.inf
@@ -334,7 +334,7 @@ def test_a_read_only_array_as_into_changes_nothing() -> None:
     assert xw.equal(target, params(2))
 
 
-def test_holds_on_what_is_merged_into_are_applied_again() -> None:
+def test_holds_on_the_target_merged_into_are_reapplied() -> None:
     target = params(2)
     before = target.copy()
     with xw.hold(target, xw.Clip(-0.1, 0.1), where="a/kernel"), xw.freeze(target, where="b/kernel"):

@@ -29,8 +29,8 @@ METHODS: dict[str, dict[str, Any]] = {
 NEEDS_BASE = METHODS.keys() - {"average", "slerp", "ema"}
 
 
-def made(seed: int, dtype: Any = np.float32) -> dict[str, np.ndarray[Any, Any]]:
-    """Arrays of several blocks, of a part of one, of one entry and of none."""
+def make_arrays(seed: int, dtype: Any = np.float32) -> dict[str, np.ndarray[Any, Any]]:
+    """Return arrays of several blocks, of a part of one, of one entry and of none."""
     source = np.random.Generator(np.random.PCG64(seed))
     shapes = {"long": (150_001,), "wide": (3, 70_000), "flat": (300, 301), "one": (), "none": (0, 3)}
     return {name: source.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
@@ -39,7 +39,7 @@ def made(seed: int, dtype: Any = np.float32) -> dict[str, np.ndarray[Any, Any]]:
 @pytest.mark.parametrize("ending", ["safetensors", "npz"])
 @pytest.mark.parametrize("method", METHODS)
 def test_files_merge_to_the_bits_that_arrays_merge_to(method: str, ending: str, tmp_path: Path) -> None:
-    a, b, base = made(0), made(1), made(2)
+    a, b, base = make_arrays(0), make_arrays(1), make_arrays(2)
     for name, one in (("a", a), ("b", b), ("base", base)):
         xw.save(one, tmp_path / f"{name}.{ending}", durable=False)
     options = METHODS[method]
@@ -54,7 +54,7 @@ def test_files_merge_to_the_bits_that_arrays_merge_to(method: str, ending: str, 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16])
 def test_files_of_other_dtypes_merge_as_arrays_do(dtype: Any, tmp_path: Path) -> None:
-    a, b = made(0, dtype), made(1, dtype)
+    a, b = make_arrays(0, dtype), make_arrays(1, dtype)
     xw.save(a, tmp_path / "a.safetensors", durable=False)
     xw.save(b, tmp_path / "b.safetensors", durable=False)
     xw.merge([tmp_path / "a.safetensors", tmp_path / "b.safetensors"], out=tmp_path / "c.safetensors", durable=False)
@@ -80,15 +80,15 @@ def test_a_file_in_another_order_than_the_neutral_one_keeps_its_order(method: st
     assert xw.equal(models[0], expected)
 
 
-def test_a_file_may_be_replaced_by_what_it_is_merged_into(tmp_path: Path) -> None:
-    a, b = made(0), made(1)
+def test_a_file_may_be_replaced_by_the_result_of_its_merge(tmp_path: Path) -> None:
+    a, b = make_arrays(0), make_arrays(1)
     xw.save(a, tmp_path / "a.safetensors", durable=False)
     xw.merge([tmp_path / "a.safetensors", b], out=tmp_path / "a.safetensors")
     assert xw.equal(tmp_path / "a.safetensors", xw.merge([a, b]))
 
 
 def test_a_merge_that_fails_at_its_last_entry_leaves_the_file_that_was_there(tmp_path: Path) -> None:
-    a, b = made(0), made(1)
+    a, b = make_arrays(0), make_arrays(1)
     b["wide"][:, -1] = np.inf
     path = tmp_path / "out.safetensors"
     xw.save(a, path, durable=False)
@@ -96,12 +96,12 @@ def test_a_merge_that_fails_at_its_last_entry_leaves_the_file_that_was_there(tmp
     with pytest.raises(xw.NonfiniteError, match="'wide' of target 1: 3 of 210,000"):
         xw.merge([a, b], out=path)
     assert path.read_bytes() == before
-    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    assert [path.name for path in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_file_that_is_missing_is_an_error_that_names_the_target(tmp_path: Path) -> None:
     with pytest.raises(xw.XweightsError, match=r"target 1: .*b\.npz"):
-        xw.merge([made(0), tmp_path / "b.npz"])
+        xw.merge([make_arrays(0), tmp_path / "b.npz"])
 
 
 PEAK = """
@@ -122,7 +122,7 @@ PEAK = """
 
 
 def peak(folder: Path, method: str, options: dict[str, Any], *, base: str = "", copies: int = 1) -> float:
-    """MiB that a process took to merge two files, beyond what it had after its imports."""
+    """Return the MiB that a process took to merge two files, beyond its memory after the imports."""
     paths = [str(folder / f"{name}.safetensors") for name in "ab"]
     arguments = [*paths, base, str(folder / "out.safetensors"), method, json.dumps(options), str(copies)]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
@@ -135,7 +135,7 @@ def peak(folder: Path, method: str, options: dict[str, Any], *, base: str = "", 
 
 
 def large_files(folder: Path, mebibytes: int) -> None:
-    """Two files, written by hand and in pieces: one large array, one of half the size, and a small one."""
+    """Write two files by hand and in pieces: one large array, one of half the size, and a small one."""
     entries = mebibytes * (1 << 20) // 4
     shapes = {"large": (entries // 2,), "square": (entries // 4 // 1024, 1024), "rest": (entries // 4 - 7,), "b": (7,)}
     source = np.random.Generator(np.random.PCG64(0))

@@ -1,4 +1,4 @@
-"""Hands every optimizer over, in both directions, and writes docs/handoff_matrix.md.
+"""Hand every optimizer over, in both directions, and write docs/handoff_matrix.md.
 
 python tests/optimizers/table.py measure CELLS [--models mlp,norms] [--dtypes float64] [--modes eager]
     [--optimizers adam]
@@ -7,7 +7,7 @@ python tests/optimizers/table.py write CELLS docs/handoff_matrix.md docs/handoff
 ``measure`` runs with one backend of Keras (KERAS_BACKEND) and keeps its cells in CELLS/<backend>.json, so that a run
 that was interrupted goes on where it was; ``write`` makes the page of all that were measured, and the summary in
 docs/handoff.md. Each cell: the largest difference of a weight after the hand-off, relative to the largest entry of its
-array, and the floor: what the same framework differs from itself when the rows of each batch come in another order.
+array, and the floor: the difference of the framework from itself when the rows of each batch come in another order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 MODELS = ("mlp", "cnn", "lstm", "norms", "two_biases", "matrices")
-WHAT = {
+DESCRIPTIONS = {
     "mlp": "Three Dense layers",
     "cnn": "Conv2D, MaxPooling2D, Flatten, Dense",
     "lstm": "LSTM, Dense",
@@ -41,12 +41,12 @@ What the floor is, and what the grades mean: [Handing over](handoff.md).
 
 *Compiled*: XLA. Columns in float64 are of Keras on TensorFlow: on JAX and PyTorch Keras computes parts of float64
 layers in float32. LSTMs aren't run eagerly on JAX, which compiles each operation of their loop by itself."""
-# What is graded close rounds to bfloat16, where a last bit may move an entry by 0.4 %.
+# Optimizers graded close round to bfloat16, where the last bit may move an entry by 0.4 %.
 CLOSE = 2e-2
 BEGIN, END = "<!-- summary: written by nox -s handoff -->", "<!-- end of summary -->"
 
 
-def measure(given):
+def measure(args):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     sys.path.insert(0, str(Path(__file__).parent))
@@ -56,33 +56,33 @@ def measure(given):
 
     torch.set_num_threads(1)
     runs = {WAYS[0]: (running.to_torch, KERAS), WAYS[1]: (running.to_keras, TORCH)}
-    path = given.cells / f"{backend}.json"
+    path = args.cells / f"{backend}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = _read(path)
-    for model in (given.models or ",".join(MODELS)).split(","):
+    cells = _read(path)
+    for model in (args.models or ",".join(MODELS)).split(","):
         for way, (run, names) in runs.items():
-            fit = _fitting(model, way, names, MUON)
-            for name in given.optimizers.split(";") if given.optimizers else fit:
-                for dtype in (given.dtypes or DTYPES[backend]).split(","):
-                    for mode in (given.modes or MODES[backend]).split(","):
+            fit = _optimizers_of(model, way, names, MUON)
+            for name in args.optimizers.split(";") if args.optimizers else fit:
+                for dtype in (args.dtypes or DTYPES[backend]).split(","):
+                    for mode in (args.modes or MODES[backend]).split(","):
                         key = (backend, way, model, name, dtype, mode)
-                        if name in fit and key not in found and (backend, model, mode) not in LEFT_OUT:
-                            found[key] = _measured(key, run)
-                            path.write_text(json.dumps(list(found.items())))
-                            print(*key, found[key], flush=True)
+                        if name in fit and key not in cells and (backend, model, mode) not in LEFT_OUT:
+                            cells[key] = _measure_cell(key, run)
+                            path.write_text(json.dumps(list(cells.items())))
+                            print(*key, cells[key], flush=True)
 
 
-def _fitting(model, way, names, of_matrices):
-    """The optimizers that a model is trained by."""
+def _optimizers_of(model, way, names, of_matrices):
+    """Return the optimizers that a model is trained by."""
     if model == "matrices":
         return ("muon",) if way == WAYS[0] else of_matrices
     if model == "two_biases":
-        weights = ("L2", "Adafactor")  # they look at the weights, too: refused
-        return () if way == WAYS[0] else [name for name in names if not any(word in name for word in weights)]
+        excluded = ("L2", "Adafactor")  # they also use the weights: refused
+        return () if way == WAYS[0] else [name for name in names if not any(part in name for part in excluded)]
     return names
 
 
-def _measured(key, run):
+def _measure_cell(key, run):
     _, _, model, name, dtype, mode = key
     try:
         result = run(model, name, dtype, compiled=mode == "compiled", steps=(10, 10))
@@ -97,57 +97,57 @@ def _read(path):
     return {tuple(key): cell for key, cell in json.loads(path.read_text())} if path.exists() else {}
 
 
-def write(given):
-    found = {}
+def write(args):
+    cells = {}
     for backend in TITLES:
-        found |= _read(given.cells / f"{backend}.json")
-    given.page.write_text(_page(found), encoding="utf-8")
-    text = given.summary.read_text(encoding="utf-8")
+        cells |= _read(args.cells / f"{backend}.json")
+    args.page.write_text(_page(cells), encoding="utf-8")
+    text = args.summary.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    given.summary.write_text(f"{before}{BEGIN}\n\n{_summary(found)}\n\n{END}{after}", encoding="utf-8")
-    wrong = [key for key, cell in found.items() if not cell.get("ok")]
+    args.summary.write_text(f"{before}{BEGIN}\n\n{_summary(cells)}\n\n{END}{after}", encoding="utf-8")
+    wrong = [key for key, cell in cells.items() if not cell.get("ok")]
     sys.exit(f"not on the floor: {wrong}" if wrong else 0)
 
 
-def _verdict(found):
-    exact = [cell for cell in found.values() if cell.get("grade") != "close"]
+def _verdict(cells):
+    exact = [cell for cell in cells.values() if cell.get("grade") != "close"]
     good = sum(bool(cell.get("ok")) for cell in exact)
-    close = len(found) - len(exact)
+    close = len(cells) - len(exact)
     return f"{good:,} of {len(exact):,} hand-offs are on the floor, and {close} are close (PyTorch's Muon)"
 
 
-def _page(found):
+def _page(cells):
     lines = [
         "# Every optimizer handed over", "",
-        INTRODUCTION, "", f"**{_verdict(found)}.**", "",
+        INTRODUCTION, "", f"**{_verdict(cells)}.**", "",
     ]  # fmt: skip
     for way in WAYS:
         for model in MODELS:
-            if any(key[1:3] == (way, model) for key in found):
-                lines += _table(found, way, model)
+            if any(key[1:3] == (way, model) for key in cells):
+                lines += _table(cells, way, model)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _table(found, way, model):
-    mine = {key: cell for key, cell in found.items() if key[1:3] == (way, model)}
+def _table(cells, way, model):
+    own = {key: cell for key, cell in cells.items() if key[1:3] == (way, model)}
     columns = [
         (backend, dtype, mode)
         for backend in TITLES
         for dtype in ("float32", "float64")
         for mode in ("eager", "compiled")
-        if any((key[0], *key[4:]) == (backend, dtype, mode) for key in mine)
+        if any((key[0], *key[4:]) == (backend, dtype, mode) for key in own)
     ]
     heads = [f"{TITLES[backend]}, {dtype}, {mode}" for backend, dtype, mode in columns]
-    lines = [f"## {way}: {model}", "", f"{WHAT[model]}.", ""]
+    lines = [f"## {way}: {model}", "", f"{DESCRIPTIONS[model]}.", ""]
     lines += [f"| optimizer | grade | {' | '.join(heads)} |", "|---|---|" + "---|" * len(columns)]
-    for name in dict.fromkeys(key[3] for key in mine):
-        row = [mine.get((backend, way, model, name, dtype, mode)) for backend, dtype, mode in columns]
+    for name in dict.fromkeys(key[3] for key in own):
+        row = [own.get((backend, way, model, name, dtype, mode)) for backend, dtype, mode in columns]
         grades = dict.fromkeys(cell["grade"] for cell in row if cell and "grade" in cell)
-        lines.append(f"| {name} | {', '.join(grades)} | {' | '.join(map(_shown, row))} |")
+        lines.append(f"| {name} | {', '.join(grades)} | {' | '.join(map(_format_cell, row))} |")
     return [*lines, ""]
 
 
-def _shown(cell):
+def _format_cell(cell):
     if cell is None:
         return ""
     if "error" in cell:
@@ -156,42 +156,42 @@ def _shown(cell):
     return text if cell["ok"] else f"**{text}**"
 
 
-def _summary(found):
+def _summary(cells):
     lines = [
         "| Keras on | direction | optimizers | cells | on the floor | largest difference, float32 | float64 |",
         "|---|---|---|---|---|---|---|",
     ]
     for backend, title in TITLES.items():
         for way in WAYS:
-            mine = {key: cell for key, cell in found.items() if key[:2] == (backend, way)}
-            if mine:
-                mine = {key: cell for key, cell in mine.items() if cell.get("grade") != "close"}
-                good = sum(bool(cell.get("ok")) for cell in mine.values())
-                worst = (_largest(mine, dtype) for dtype in ("float32", "float64"))
-                names = len({key[3] for key in mine})
-                lines.append(f"| {title} | {way} | {names} | {len(mine)} | {good} | {' | '.join(worst)} |")
-    return "\n".join([f"{_verdict(found)} ([all of them](handoff_matrix.md)).", "", *lines])
+            own = {key: cell for key, cell in cells.items() if key[:2] == (backend, way)}
+            if own:
+                own = {key: cell for key, cell in own.items() if cell.get("grade") != "close"}
+                good = sum(bool(cell.get("ok")) for cell in own.values())
+                worst = (_largest(own, dtype) for dtype in ("float32", "float64"))
+                names = len({key[3] for key in own})
+                lines.append(f"| {title} | {way} | {names} | {len(own)} | {good} | {' | '.join(worst)} |")
+    return "\n".join([f"{_verdict(cells)} ([all of them](handoff_matrix.md)).", "", *lines])
 
 
-def _largest(mine, dtype):
-    sizes = [cell["difference"] for key, cell in mine.items() if key[4] == dtype and "difference" in cell]
+def _largest(cells, dtype):
+    sizes = [cell["difference"] for key, cell in cells.items() if key[4] == dtype and "difference" in cell]
     return f"{max(sizes):.0e}" if sizes else ""
 
 
 def main():
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("measure")
-    one.add_argument("cells", type=Path)
+    measure_command = commands.add_parser("measure")
+    measure_command.add_argument("cells", type=Path)
     for name in ("models", "dtypes", "modes", "optimizers"):
-        one.add_argument(f"--{name}")
-    one.set_defaults(run=measure)
-    other = commands.add_parser("write")
+        measure_command.add_argument(f"--{name}")
+    measure_command.set_defaults(run=measure)
+    write_command = commands.add_parser("write")
     for name in ("cells", "page", "summary"):
-        other.add_argument(name, type=Path)
-    other.set_defaults(run=write)
-    given = parser.parse_args()
-    given.run(given)
+        write_command.add_argument(name, type=Path)
+    write_command.set_defaults(run=write)
+    args = parser.parse_args()
+    args.run(args)
 
 
 if __name__ == "__main__":

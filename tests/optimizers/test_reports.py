@@ -1,4 +1,4 @@
-"""What a report of a hand-off says, and what it takes off again."""
+"""The report of a hand-off: its entries, and the release of hooks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ keras = pytest.importorskip("keras")
 torch = pytest.importorskip("torch")
 
 from experiments import running  # noqa: E402
-from experiments.beginning import begun  # noqa: E402
+from experiments.beginning import start_training  # noqa: E402
 from experiments.models import data  # noqa: E402
 
 
-def test_a_report_says_how_every_part_went_over_and_why():
-    k, o, t, sample = begun("norms", "adam, accumulation, ema", steps=4)
+def test_a_report_grades_every_part_with_a_reason():
+    k, o, t, sample = start_training("norms", "adam, accumulation, ema", steps=4)
     report = xw.handoff((k, o), (t, None), sample=sample)
     grades = {part.name: part.grade for part in report.parts}
     assert grades["adam"] == "exact (hook)"
@@ -30,8 +30,8 @@ def test_a_report_says_how_every_part_went_over_and_why():
     assert "| adam | exact (hook) |" in report.to_markdown()
 
 
-def test_releasing_takes_every_hook_off():
-    k, o, t, sample = begun("norms", "adam")
+def test_releasing_removes_every_hook():
+    k, o, t, sample = start_training("norms", "adam")
     hooks = len(t[4]._forward_hooks), len(t[4]._forward_pre_hooks)
     report = xw.handoff((k, o), (t, None), sample=sample)
     assert report.optimizer._optimizer_step_pre_hooks
@@ -42,7 +42,7 @@ def test_releasing_takes_every_hook_off():
 
 
 def test_a_parameter_group_shows_the_true_numbers_between_steps():
-    k, o, t, sample = begun(optimizer="adam, decay")
+    k, o, t, sample = start_training(optimizer="adam, decay")
     optimizer = xw.handoff((k, o), (t, None), sample=sample).optimizer
     running.torch_steps(t, optimizer, data("mlp", steps=1))
     group = optimizer.param_groups[0]
@@ -50,7 +50,7 @@ def test_a_parameter_group_shows_the_true_numbers_between_steps():
     assert group["lr"] == pytest.approx(0.01, rel=1e-7)
 
 
-def test_dropout_is_said_to_be_impossible():
+def test_dropout_is_reported_as_impossible():
     k = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dropout(0.5)])
     t = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout(0.5))
     o = keras.optimizers.SGD(0.1)
@@ -75,7 +75,7 @@ L, nn = keras.layers, torch.nn
         (lambda: nn.Linear(2, 2), False),
     ],
 )  # fmt: skip
-def test_a_layer_that_drops_at_random_is_told_from_one_that_does_not(layer, drops):
+def test_a_layer_that_drops_at_random_is_distinguished_from_one_that_does_not(layer, drops):
     from xweights.optimizers.protocol import optimizing_for
 
     made = layer()

@@ -1,4 +1,4 @@
-"""The state of an optimizer: there and back to the bit, in files, compared, and described by hand."""
+"""Optimizer state: unchanged by a round trip, saved, compared, and described by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ keras = pytest.importorskip("keras")
 torch = pytest.importorskip("torch")
 
 from experiments import running  # noqa: E402
-from experiments.beginning import begun  # noqa: E402
+from experiments.beginning import start_training  # noqa: E402
 from experiments.models import data, twins  # noqa: E402
 
 
@@ -21,7 +21,7 @@ from experiments.models import data, twins  # noqa: E402
     "optimizer", ["sgd, momentum, exponential", "rmsprop, centered", "adamax", "adagrad", "adafactor", "nadam", "muon"]
 )
 def test_the_state_comes_back_to_the_bit_if_nothing_was_trained_in_between(optimizer):
-    k, o, t, sample = begun(optimizer=optimizer)
+    k, o, t, sample = start_training(optimizer=optimizer)
     before = xw.get_optimizer(k, o)
     report = xw.handoff((k, o), (t, None), sample=sample)
     k2 = twins("mlp", seed=9)[0]
@@ -35,7 +35,7 @@ def test_the_state_comes_back_to_the_bit_if_nothing_was_trained_in_between(optim
 )  # fmt: skip
 @pytest.mark.parametrize("optimizer", ["adam, accumulation, ema", "nadam", "adafactor"])
 def test_a_state_is_saved_and_loaded_to_the_bit_in_every_format(tmp_path, name, optimizer):
-    k, o, _, _ = begun(optimizer=optimizer, steps=4)
+    k, o, _, _ = start_training(optimizer=optimizer, steps=4)
     state = xw.get_optimizer(k, o)
     state.save(tmp_path / name)
     loaded = xw.OptimizerState.load(tmp_path / name)
@@ -49,7 +49,7 @@ def test_a_state_is_saved_and_loaded_to_the_bit_in_every_format(tmp_path, name, 
 
 
 def test_a_state_is_arrays_and_json():
-    k, o, _, _ = begun(optimizer="adam, accumulation, ema", steps=4)
+    k, o, _, _ = start_training(optimizer="adam, accumulation, ema", steps=4)
     state = xw.get_optimizer(k, o)
     arrays, meta = state.to_flat()
     assert state.diff(xw.OptimizerState.from_flat(arrays, json.loads(json.dumps(meta)))) == []
@@ -77,7 +77,7 @@ def test_a_state_in_bfloat16_is_saved_and_loaded_to_the_bit(tmp_path):
     ],
 )
 def test_a_file_that_holds_no_state_or_a_damaged_one_is_refused(tmp_path, change, message):
-    k, o, _, _ = begun()
+    k, o, _, _ = start_training()
     xw.get_optimizer(k, o).save(tmp_path / "s.npz")
     arrays = dict(xw.get_params(tmp_path / "s.npz"))
     change(arrays)
@@ -86,8 +86,8 @@ def test_a_file_that_holds_no_state_or_a_damaged_one_is_refused(tmp_path, change
         xw.OptimizerState.load(tmp_path / "s.npz")
 
 
-def test_a_state_says_what_differs_from_another():
-    k, o, _, _ = begun(steps=1)
+def test_a_state_lists_its_differences_from_another():
+    k, o, _, _ = start_training(steps=1)
     one = xw.get_optimizer(k, o)
     running.keras_steps(k, o, data("mlp", steps=2)[1:])
     found = xw.get_optimizer(k, o).diff(one)
@@ -110,4 +110,4 @@ def test_one_description_is_the_same_optimizer_in_both_frameworks(rule):
     running.keras_steps(k, made[0], batches)
     running.torch_steps(t, made[1], batches)
     handed = running.back(t, twins("mlp", seed=5)[0], batches[0][0])
-    assert running.apart(handed, dict(xw.get_params(k))) < 3e-6
+    assert running.distance(handed, dict(xw.get_params(k))) < 3e-6

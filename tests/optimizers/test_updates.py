@@ -1,4 +1,4 @@
-"""The formulas, run by NumPy, against every optimizer that the frameworks have: the definition is what they compute."""
+"""The update formulas, run by NumPy, agree with every optimizer of the frameworks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import xweights as xw
-from xweights.optimizers.rules.array_math import NumpyMaths
+from xweights.optimizers.rules.array_math import NumpyMath
 from xweights.optimizers.rules.scalars import HostNumbers
-from xweights.optimizers.rules.updates import updated
+from xweights.optimizers.rules.updates import apply_update
 
 torch = pytest.importorskip("torch")
 keras = pytest.importorskip("keras")
@@ -20,17 +20,17 @@ STEPS = 4
 
 
 def numpy_steps(state, weights, grads):
-    """Update by the formulas from a state on."""
+    """Continue from a state by the formulas."""
     slots = {name: dict(mine) for name, mine in state.slots.items()}
     for number, step in enumerate(grads):
         for group in state.groups:
             for name in group.names:
                 n = HostNumbers(
                     group.hyper, group.variant, t=state.updates + number + 1, dtype=weights[name].dtype,
-                    rate=state.rate(group, state.iterations + number), factored=state.factored.get(name),
+                    lr=state.rate(group, state.iterations + number), factored=state.factored.get(name),
                 )  # fmt: skip
                 own = {k: v for k, v in slots[name].items() if k not in ("average", "accumulated")}
-                weights[name], made = updated(group.rule, NumpyMaths(), n, weights[name], step[name], own)
+                weights[name], made = apply_update(group.rule, NumpyMath(), n, weights[name], step[name], own)
                 slots[name].update(made)
     return weights
 
@@ -59,9 +59,9 @@ def test_numpy_goes_on_as_pytorchs_optimizer_does(name):
 
     run(steps[:STEPS])
     state = xw.get_optimizer(model, optimizer, step=STEPS)
-    begun = dict(xw.get_params(model))
+    start = dict(xw.get_params(model))
     run(steps[STEPS:])
-    assert apart(numpy_steps(state, begun, steps[STEPS:]), xw.get_params(model)) < 1e-15
+    assert apart(numpy_steps(state, start, steps[STEPS:]), xw.get_params(model)) < 1e-15
 
 
 @pytest.mark.parametrize("name", MUON)
@@ -80,9 +80,9 @@ def test_numpy_goes_on_as_pytorchs_muon_does_with_its_roundings_to_bfloat16(name
 
     run(steps[:STEPS])
     state = xw.get_optimizer(model, optimizer, step=STEPS)
-    begun = dict(xw.get_params(model))
+    start = dict(xw.get_params(model))
     run(steps[STEPS:])
-    got = numpy_steps(state, begun, steps[STEPS:])[p.name]
+    got = numpy_steps(state, start, steps[STEPS:])[p.name]
     off = np.abs(got - xw.get_params(model)[p.name])
     # A last bit of a sum flips a rounding now and then. Without the roundings the median would be 1e-3.
     assert float(np.median(off)) < 1e-6
@@ -111,32 +111,32 @@ def test_numpy_goes_on_as_keras_optimizer_does(name):
 
     run(steps[:STEPS])
     state = xw.get_optimizer(model, optimizer)
-    begun = dict(xw.get_params(model))
+    start = dict(xw.get_params(model))
     run(steps[STEPS:])
     assert state.updates == STEPS
     # Newton-Schulz steps enlarge what differs in a last bit.
     limit = 1e-13 if name == "muon" else 5e-15
-    assert apart(numpy_steps(state, begun, steps[STEPS:]), xw.get_params(model)) < limit
+    assert apart(numpy_steps(state, start, steps[STEPS:]), xw.get_params(model)) < limit
 
 
 @pytest.mark.parametrize("rule", ["nadam", "ftrl"])
 def test_a_large_array_is_updated_block_by_block_to_the_same_numbers(rule):
     model = torch.nn.Linear(210, 200).double()  # 42,000 entries: more than a block
     steps = gradients({p.name: p.shape for p in xw.parameters(model)})
-    begun = dict(xw.get_params(model))
+    start = dict(xw.get_params(model))
     state = xw.optimizer_state(model, rule, learning_rate=0.01)
     optimizer = xw.set_optimizer(model, None, state, grade="exact").optimizer
     if rule == "nadam":
-        optimizer = shimmed(model, state)
+        optimizer = optimizer_with_shim(model, state)
     for step in steps:
         for p in xw.parameters(model):
             p.handle.tensor.grad = torch.from_numpy(np.ascontiguousarray(p.layout.to_stored(step[p.name])))
         optimizer.step()
     assert type(optimizer).__name__ == "ForeignOptimizer"
-    assert apart(numpy_steps(state, begun, steps), xw.get_params(model)) < 1e-14
+    assert apart(numpy_steps(state, start, steps), xw.get_params(model)) < 1e-14
 
 
-def shimmed(model, state):
+def optimizer_with_shim(model, state):
     """Return an optimizer that runs the formula, though torch has the rule."""
     from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The proof of a hand-off: both sides trained on, against the rounding floor."""
+"""verify_handoff: both sides are trained on and compared against the rounding floor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ keras = pytest.importorskip("keras")
 torch = pytest.importorskip("torch")
 
 from experiments import running  # noqa: E402
-from experiments.beginning import DOUBLE, begun, double, print_of  # noqa: E402
+from experiments.beginning import DOUBLE, fingerprint, start_training, widest_dtype  # noqa: E402
 from experiments.models import Attending, data, twins  # noqa: E402
 
 
@@ -19,24 +19,24 @@ from experiments.models import Attending, data, twins  # noqa: E402
 @pytest.mark.parametrize("run", [running.to_torch, running.to_keras])
 def test_a_float64_model_goes_over_as_far_as_keras_computes_in_float64(run):
     result = run("norms", "adam" if run is running.to_torch else "Adam", DOUBLE, steps=(3, 3))
-    narrow = double() != DOUBLE
+    narrow = widest_dtype() != DOUBLE
     assert result.difference < (1e-6 if narrow else 1e-14)
     assert ("keras computes float64 in float32 in places" in str(result.report)) == narrow
 
 
 @pytest.mark.keras_backend
 def test_verify_handoff_trains_copies_and_measures_the_floor():
-    k, o, t, sample = begun("norms", "adam")
+    k, o, t, sample = start_training("norms", "adam")
     report = xw.handoff((k, o), (t, None), sample=sample)
-    before = print_of(k, o), print_of(t, report.optimizer)
+    before = fingerprint(k, o), fingerprint(t, report.optimizer)
     proof = xw.verify_handoff((k, o), report.training, batches=data("norms", steps=3), dtypes=(None,))
     assert proof.ok, proof
     assert 0 < proof.trained[0].floor < 1e-5
-    assert (print_of(k, o), print_of(t, report.optimizer)) == before
+    assert (fingerprint(k, o), fingerprint(t, report.optimizer)) == before
 
 
 class Subclassed(keras.Model):
-    """Of a user's own, that Keras itself can't make again: its __init__ takes nothing."""
+    """A user's model that Keras can't rebuild: its __init__ takes nothing."""
 
     def __init__(self):
         super().__init__()
@@ -59,9 +59,9 @@ def test_a_float64_proof_allows_for_constants_that_a_framework_keeps_in_float32_
     momentum = next(v for v in report.optimizer.variables if "momentum" in v.path)
     momentum.assign(momentum * factor)
     proof = xw.verify_handoff((t, o), report.training, batches=batches[3:])
-    wide = [one for one in proof.trained if one.dtype == DOUBLE]
-    assert len(wide) == (double() == DOUBLE)
-    assert all(one.coarse and one.forward < 1e-8 for one in wide)
+    wide = [result for result in proof.trained if result.dtype == DOUBLE]
+    assert len(wide) == (widest_dtype() == DOUBLE)
+    assert all(result.coarse and result.forward < 1e-8 for result in wide)
     assert proof.ok == (factor == 1.0), proof
     assert not wide or "keeps constants in float32" in str(proof)
 
@@ -76,11 +76,11 @@ def test_two_biases_that_roundings_have_set_apart_are_proved_in_float64_too():
     report = xw.handoff((t, o), (k, None), sample=batches[0][0])
     proof = xw.verify_handoff((t, o), report.training, batches=batches[3:])
     assert proof.ok, proof
-    assert len(proof.trained) == 1 + (double() == DOUBLE)
+    assert len(proof.trained) == 1 + (widest_dtype() == DOUBLE)
 
 
 def test_verify_handoff_finds_a_wrong_number():
-    k, o, t, sample = begun()
+    k, o, t, sample = start_training()
     report = xw.handoff((k, o), (t, None), sample=sample)
     state = report.optimizer.state[t[0].weight]
     state["exp_avg"].mul_(1.001)
@@ -91,10 +91,10 @@ def test_verify_handoff_finds_a_wrong_number():
 
 @pytest.mark.keras_backend
 def test_verify_handoff_that_could_train_nothing_says_so_instead_of_ok():
-    k, o, t, sample = begun()
+    k, o, t, sample = start_training()
     report = xw.handoff((k, o), (t, None), sample=sample)
     batches = data("mlp", steps=1)
-    if double() == DOUBLE:
+    if widest_dtype() == DOUBLE:
         assert xw.verify_handoff((k, o), report.training, batches=batches, dtypes=(DOUBLE,)).trained
         assert not xw.HandoffProof(steps=1, trained=()).ok
     else:

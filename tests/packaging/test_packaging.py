@@ -2,50 +2,101 @@
 
 from __future__ import annotations
 
-import ast
-import graphlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
+import absent
 import pytest
 
 DISTRIBUTION = "xweights-nn"
 REPOSITORY = Path(__file__).resolve().parents[2]
 FRAMEWORKS = {"torch", "keras", "tensorflow", "jax"}
 ADAPTERS = {f"xweights_{framework}" for framework in FRAMEWORKS}
+Imported = Callable[[str], dict[str, set[str]]]
 PACKAGES = sorted({"xweights"} | ADAPTERS)
 ONLY_WHEN_NEEDED = {"rich", "typer", "safetensors", "ml_dtypes", "h5py", "matplotlib"}
-ROOMS = ["errors", "axes", "parameter", "backend", "selecting", "rules", "verbs", "holds", "undo", "measure"]
-ROOMS += ["plots", "porting", "files", "handing", "merging", "pages", "testing", "command"]
 
 TARGETS = {
     "torch": "import torch; target = torch.nn.Linear(2, 3)",
     "tensorflow": "import tensorflow as tf; target = tf.Module(); target.kernel = tf.Variable([1.0, 2.0])",
     "keras": "import keras; target = keras.layers.Dense(3); target.build((None, 2))",
+    "jax": "import jax.numpy as jnp; target = {'dense/kernel': jnp.ones((2, 3))}",
     "numpy": "import numpy as np; target = {'dense/kernel': np.ones((2, 3), 'float32')}",
 }
 
 
-def newly_imported(code: str, *, after: str = "") -> set[str]:
-    """Root packages that `code` imports in a fresh Python, beyond what `after` had imported already."""
-    report = "print('IMPORTED', *set(sys.modules) - before)"
-    script = f"import sys\n{after}\nbefore = set(sys.modules)\n{code}\n{report}"
-    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
-    assert run.returncode == 0, run.stderr
-    (line,) = [line for line in run.stdout.splitlines() if line.startswith("IMPORTED")]
-    return {name.partition(".")[0] for name in line.split()[1:]}
+# Frameworks that one process is asked about, one after the other: none of them brings the next along. A process each
+# would start TensorFlow twice, which takes ten seconds of a processor each time.
+CHAINS = (("numpy", "torch", "jax"), ("tensorflow", "keras"))
+LOOK = """
+import json, sys
+found = {}
+def look(moment):
+    found[moment] = sorted({name.partition(".")[0] for name in sys.modules})
+look("start")
+import xweights
+look("import")
+"""
 
 
-def need(*modules: str) -> None:
-    """Skip the test, with the reason, if a framework isn't installed."""
-    absent = [module for module in modules if importlib.util.find_spec(module) is None]
-    if absent:
+def probe(frameworks: Iterable[str]) -> str:
+    """Return a script that edits a target of each framework and prints what was imported at each moment."""
+    script = [LOOK]
+    for framework in frameworks:
+        script += [TARGETS[framework], f"look('{framework}, target')"]
+        if framework != "jax":  # whose arrays can't be edited in place
+            script += ["xweights.parameters(target); xweights.clip(target, -1, 1)", f"look('{framework}, edit')"]
+        if framework != "numpy":
+            script += [f"from xweights_{framework} import backend", f"look('{framework}, door')"]
+    return "\n".join([*script, "print('FOUND' + json.dumps(found))"])
+
+
+@pytest.fixture(scope="session")
+def imported(shared_folder: Path) -> Imported:
+    """Say what a fresh Python has imported at each moment; it is asked once for all workers."""
+
+    def ask(framework: str) -> dict[str, set[str]]:
+        (chain,) = [one for one in CHAINS if framework in one]
+        if "keras" in chain and keras_backend() != "tensorflow":
+            chain = (framework,)
+        chain = tuple(one for one in chain if not lacking(one))
+        answer = shared_folder / f"imported_by_{'_'.join(chain)}.json"
+        if not answer.exists():
+            environment = {**os.environ, "KERAS_BACKEND": keras_backend(), "TF_CPP_MIN_LOG_LEVEL": "3"}
+            command = [sys.executable, "-c", probe(chain)]
+            run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+            assert run.returncode == 0, run.stderr
+            (line,) = [line for line in run.stdout.splitlines() if line.startswith("FOUND")]
+            written = answer.with_suffix(f".{os.getpid()}")
+            written.write_text(line.removeprefix("FOUND"), encoding="utf-8")
+            written.replace(answer)  # in one go: another worker may look at this moment
+        return {moment: set(names) for moment, names in json.loads(answer.read_text(encoding="utf-8")).items()}
+
+    return ask
+
+
+def keras_backend() -> str:
+    """Return what Keras runs on in this run."""
+    return os.environ.get("KERAS_BACKEND", "tensorflow")
+
+
+def lacking(framework: str) -> list[str]:
+    """Return what isn't installed of all that a framework needs."""
+    wanted = [framework, *([keras_backend()] if framework == "keras" else [])]
+    return [one for one in wanted if importlib.util.find_spec(one) is None]
+
+
+def needed(framework: str) -> str:
+    """Return the framework, or skip the test, with the reason, where it isn't installed."""
+    if absent := lacking(framework):
         pytest.skip(f"{' and '.join(absent)} not installed")
+    return framework
 
 
 def folder(package: str) -> Path:
@@ -59,10 +110,10 @@ def folder(package: str) -> Path:
 # What an import brings along.
 
 
-def test_importing_xweights_imports_no_framework_and_nothing_that_is_only_sometimes_needed() -> None:
-    imported = newly_imported("import xweights")
-    assert "xweights" in imported
-    assert imported & (FRAMEWORKS | ADAPTERS | ONLY_WHEN_NEEDED) == set()
+def test_importing_xweights_imports_no_framework_and_nothing_that_is_only_sometimes_needed(imported: Imported) -> None:
+    found = imported("numpy")
+    assert "xweights" in found["import"] - found["start"]
+    assert (found["import"] - found["start"]) & (FRAMEWORKS | ADAPTERS | ONLY_WHEN_NEEDED) == set()
 
 
 @pytest.mark.parametrize(
@@ -71,15 +122,30 @@ def test_importing_xweights_imports_no_framework_and_nothing_that_is_only_someti
         ("numpy", FRAMEWORKS | ADAPTERS),
         ("torch", {"keras", "tensorflow", "jax"} | ADAPTERS - {"xweights_torch"}),
         ("tensorflow", {"torch", "jax", "xweights_torch", "xweights_jax"}),
-        ("keras", {"torch", "jax", "xweights_torch", "xweights_jax"}),
     ],
 )
-def test_a_target_loads_the_backend_of_its_own_framework_and_no_other(framework: str, unwanted: set[str]) -> None:
-    need(framework, *(["tensorflow"] if framework == "keras" else []))
-    edit = "import xweights; xweights.parameters(target); xweights.clip(target, -1, 1)"
-    imported = newly_imported(edit, after=TARGETS[framework])
-    assert imported & unwanted == set()
-    assert framework == "numpy" or f"xweights_{framework}" in imported
+def test_a_target_loads_the_backend_of_its_own_framework_and_no_other(
+    framework: str, unwanted: set[str], imported: Imported
+) -> None:
+    found = imported(needed(framework))
+    new = found[f"{framework}, edit"] - found[f"{framework}, target"]
+    assert new & unwanted == set()
+    assert framework == "numpy" or f"xweights_{framework}" in new
+
+
+@pytest.mark.keras_backend
+def test_a_keras_model_loads_the_backend_of_keras_and_no_framework_that_keras_does_not_run_on(
+    imported: Imported,
+) -> None:
+    found = imported(needed("keras"))
+    assert "xweights_keras" in found["keras, edit"] - found["keras, target"]
+    others = {"torch", "tensorflow", "jax"} - {keras_backend()}
+    assert (found["keras, door"] - found["keras, target"]) & others == set()
+
+
+@pytest.mark.parametrize("framework", sorted(FRAMEWORKS))
+def test_every_door_opens_where_its_framework_is_installed(framework: str, imported: Imported) -> None:
+    assert f"xweights_{framework}" in imported(needed(framework))[f"{framework}, door"]
 
 
 # What the distribution declares.
@@ -90,12 +156,6 @@ def test_the_entry_points_bear_the_names_of_the_frameworks_packages() -> None:
     assert {entry_point.name: entry_point.value for entry_point in entry_points} == {
         framework: f"xweights_{framework}:backend" for framework in FRAMEWORKS
     }
-
-
-@pytest.mark.parametrize("framework", sorted(FRAMEWORKS))
-def test_every_door_opens_where_its_framework_is_installed(framework: str) -> None:
-    need(framework, *(["tensorflow"] if framework == "keras" else []))
-    assert f"xweights_{framework}" in newly_imported(f"from xweights_{framework} import backend")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -123,91 +183,29 @@ def test_what_is_tested_is_the_wheel_and_not_the_checkout(package: str) -> None:
     assert folder(package) != REPOSITORY / "backends" / package
 
 
-# The rules of the house.
+# Frameworks that are left out of a run (`pytest --only=`).
 
 
-def modules(package: str) -> list[Path]:
-    """The source files of an installed package."""
-    return sorted(folder(package).rglob("*.py"))
+def test_a_package_that_is_left_out_looks_as_though_it_were_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(importlib.util, "find_spec", importlib.util.find_spec)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "wsgiref"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert importlib.util.find_spec("wsgiref") is not None
+    absent.leave_out(["wsgiref"])
+    assert importlib.util.find_spec("wsgiref") is None
+    assert importlib.util.find_spec("wave") is not None
+    for name in ("wsgiref", "wsgiref.util"):
+        with pytest.raises(ModuleNotFoundError, match="No module named 'wsgiref"):
+            importlib.import_module(name)
 
 
-def room(path: Path) -> str:
-    """The room of the core that a file is, or lies in."""
-    return path.relative_to(folder("xweights")).parts[0].removesuffix(".py")
-
-
-def imports(path: Path) -> set[str]:
-    """The rooms of the core that a file needs when it is imported.
-
-    Not those that only its types name, nor those that a method imports when it is called: `p.assign(x)` is
-    short for `set_params`, which lives higher up.
-    """
-    names = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and node.module == "xweights":
-            names |= {f"xweights.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names.add(node.module or "")
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    return {name.split(".")[1] for name in names if name.startswith("xweights.")} - {room(path)}
-
-
-def floor_plan() -> dict[str, set[str]]:
-    """Each room of the core, and the rooms that it imports."""
-    plan: dict[str, set[str]] = {}
-    for path in modules("xweights"):
-        if room(path) != "__init__":
-            plan.setdefault(room(path), set()).update(imports(path))
-    return plan
-
-
-def test_lower_rooms_of_the_core_never_import_higher_ones() -> None:
-    upward = [
-        f"{lower} imports {higher}"
-        for lower, imported in floor_plan().items()
-        for higher in sorted(imported)
-        if lower in ROOMS and higher in ROOMS and ROOMS.index(higher) > ROOMS.index(lower)
-    ]
-    assert upward == []
-
-
-def test_no_two_rooms_of_the_core_import_each_other_even_by_a_detour() -> None:
-    try:
-        graphlib.TopologicalSorter(floor_plan()).prepare()
-    except graphlib.CycleError as cycle:
-        pytest.fail(f"{cycle.args[0]}: {' <- '.join(cycle.args[1])}")
-
-
-@pytest.mark.parametrize(
-    ("folder_room", "some"),
-    [
-        ("porting", {"protocol", "units", "recipes", "plan", "trace", "matching", "moving", "verify"}),
-        ("handing", {"protocol", "formulas", "numbers", "state", "carrying", "access", "moving", "proving"}),
-        ("merging", {"streams", "means", "vectors", "table", "pairing", "working", "joining"}),
-    ],
-)
-def test_no_two_files_of_a_room_import_each_other_even_by_a_detour(folder_room: str, some: set[str]) -> None:
-    plan = {}
-    for path in modules("xweights"):
-        if room(path) == folder_room and path.stem != "__init__":
-            body = ast.parse(path.read_text(encoding="utf-8")).body
-            names = [node.module or "" for node in body if isinstance(node, ast.ImportFrom)]
-            plan[path.stem] = {name.split(".")[2] for name in names if name.startswith(f"xweights.{folder_room}.")}
-    assert some <= set(plan)
-    try:
-        graphlib.TopologicalSorter(plan).prepare()
-    except graphlib.CycleError as cycle:
-        pytest.fail(f"{cycle.args[0]}: {' <- '.join(cycle.args[1])}")
-
-
-def test_no_room_bears_the_name_of_a_public_function() -> None:
-    import xweights
-
-    assert {room(path) for path in modules("xweights")} & set(xweights.__all__) == set()
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_no_file_is_longer_than_400_lines(package: str) -> None:
-    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in modules(package)}
-    assert {name: length for name, length in lengths.items() if length > 400} == {}
+@pytest.mark.parametrize("framework", sorted(FRAMEWORKS))
+def test_what_this_run_leaves_out_cannot_be_imported(framework: str, request: pytest.FixtureRequest) -> None:
+    only = request.config.getoption("--only")
+    if only is None or framework not in absent.LEFT_OUT[only]:
+        pytest.skip(f"{framework} is not left out of this run")
+    assert importlib.util.find_spec(framework) is None
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(framework)
+    assert framework not in sys.modules

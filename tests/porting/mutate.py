@@ -1,4 +1,4 @@
-"""Injects faults into ported twins and counts what verify says: python tests/porting/mutate.py [docs/porting.md]."""
+"""Inject faults into ported twins and count verify's findings: python tests/porting/mutate.py [docs/porting.md]."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ HARMLESS = {("gamma left at one", "batch_norm_without_scale")}
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
 
-def chosen(count=COUNT):
+def choose(count=COUNT):
     """Return how many faults of each kind to take from each pair: all kinds in turn, until there are enough."""
     available = []
     for name, pair in PAIRS.items():
         if "to_torch" in pair.directions:
             module = sides(pair, "to_torch")[1]
             faults = [(fault.kind, name, number) for number, fault in enumerate(faults_in(module))]
-            available += [one for one in faults if one[:2] not in HARMLESS]
+            available += [entry for entry in faults if entry[:2] not in HARMLESS]
     by_kind = defaultdict(list)
     for kind, name, number in available:
         by_kind[kind].append((name, number))
@@ -46,8 +46,8 @@ def chosen(count=COUNT):
     return taken
 
 
-def judged(taken):
-    """Yield (kind, pair, detected, layer right, cause right, what was said) for each fault; alarms on right ports."""
+def judge(taken):
+    """Yield (kind, pair, detected, layer right, cause right, report) for each fault; alarms on right ports."""
     for name, numbers in taken.items():
         source, target, sample, _, options = sides(PAIRS[name], "to_torch")
         xw.port(source, target, sample=sample, **options)
@@ -56,11 +56,18 @@ def judged(taken):
         faults = list(faults_in(target))
         for number in sorted(numbers):
             fault = faults[number]
-            with fault.injected(target):
+            with fault.injecting(target):
                 report = xw.verify(source, target, sample=sample, **options)
-            found = report.first_divergence
-            layer = found is not None and fault.shows_at(found.layer)
-            yield fault.kind, name, not report.ok, layer, found is not None and found.word in fault.words, str(found)
+            divergence = report.first_divergence
+            layer = divergence is not None and fault.shows_at(divergence.layer)
+            yield (
+                fault.kind,
+                name,
+                not report.ok,
+                layer,
+                divergence is not None and divergence.word in fault.words,
+                str(divergence),
+            )
 
 
 def table(rows):
@@ -71,13 +78,13 @@ def table(rows):
             counts[where].update(injected=1, detected=int(detected), layer=int(layer), cause=int(cause))
     lines = [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
     for kind in [*sorted(set(counts) - {"all"}), "all"]:
-        one = counts[kind]
-        lines.append(f"| {kind} | {one['injected']} | {one['detected']} | {one['layer']} | {one['cause']} |")
+        count = counts[kind]
+        lines.append(f"| {kind} | {count['injected']} | {count['detected']} | {count['layer']} | {count['cause']} |")
     return lines
 
 
 def main():
-    rows = list(judged(chosen()))
+    rows = list(judge(choose()))
     lines = table(rows)
     print(*lines, sep="\n")
     for row in rows:

@@ -64,7 +64,7 @@ def test_strides_and_dilation_are_refused_by_name_or_set(name):
         xw.port(k, t, sample=sample(2, 9, 9, 2))
     report = xw.port(k, t, sample=sample(2, 9, 9, 2), attributes="fix")
     assert report.ok
-    assert [one.fixed for one in report.differences] == [True]
+    assert [difference.fixed for difference in report.differences] == [True]
     back = keras.Sequential([keras.Input((9, 9, 2)), L.Conv2D(3, 3)])
     assert xw.port(t, back, sample=sample(2, 2, 9, 9), attributes="fix").ok
 

@@ -1,4 +1,4 @@
-"""Faults that a careless port makes are detected, at their layer and with their cause; right ports raise no alarm."""
+"""Faults of a careless port are detected, with their layer and cause; right ports raise no alarm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason=
 
 
 def check(count):
-    rows = list(mutate.judged(mutate.chosen(count)))
+    rows = list(mutate.judge(mutate.choose(count)))
     assert [row for row in rows if not row[2]] == []
     assert [row for row in rows if row[0] == "no fault"] == []
     assert len(rows) == count
@@ -18,10 +18,10 @@ def check(count):
     assert sum(row[4] for row in rows) >= 0.90 * count
 
 
-def test_some_of_each_kind_of_fault_are_found_and_named():
+def test_some_faults_of_each_kind_are_detected_and_named():
     check(34)
 
 
 @pytest.mark.slow
-def test_two_hundred_faults_are_found_and_named():
+def test_two_hundred_faults_are_detected_and_named():
     check(200)

@@ -20,7 +20,7 @@ on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reas
 
 
 def settle(model, seed):
-    """Give norms and biases values that a trained network could have; kernels keep their initial ones."""
+    """Give norms and biases plausible values; kernels keep their initial ones."""
     rng = np.random.default_rng(seed)
     for p in xw.parameters(model):
         if p.role in ("gamma", "moving_variance", "variance"):
@@ -53,14 +53,14 @@ def test_an_application_of_keras_is_ported_to_its_twin_and_back(name, size):
     report = xw.port(k, t, sample=x)
     assert report.ok
     moved = np.moveaxis(x, -1, 1)
-    assert zoo.apart(zoo.outputs(t, moved), zoo.outputs(k, x)) <= 1e-5
+    assert zoo.distance(zoo.outputs(t, moved), zoo.outputs(k, x)) <= 1e-5
     settle(k, 2)
     assert xw.port(t, k, sample=moved).ok
     assert zoo.arrays(k) == before
 
 
 @on_tensorflow
-def test_a_resnet_with_two_blocks_exchanged_is_found_out():
+def test_a_resnet_with_two_blocks_exchanged_is_detected():
     k, t = application("ResNet50", 32), networks.ResNet50()
     settle(k, 0)
     x = np.random.default_rng(1).normal(size=(1, 32, 32, 3)).astype("float32")

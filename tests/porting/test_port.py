@@ -1,4 +1,4 @@
-"""The public calls: port, plan_port and verify, what they return and what they refuse."""
+"""port, plan_port and verify: results and refusals."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def twins():
 
 
 def unchanged(*models):
-    """Return a function that tells whether the models are as they are now, to the bit."""
-    before = [(zoo.arrays(one), [p.trainable for p in xw.parameters(one)]) for one in models]
-    return lambda: [(zoo.arrays(one), [p.trainable for p in xw.parameters(one)]) for one in models] == before
+    """Return a function that checks that the models are the same as now, to the bit."""
+    before = [(zoo.arrays(model), [p.trainable for p in xw.parameters(model)]) for model in models]
+    return lambda: [(zoo.arrays(model), [p.trainable for p in xw.parameters(model)]) for model in models] == before
 
 
 @pytest.mark.keras_backend
@@ -52,13 +52,13 @@ def test_port_moves_a_network_to_its_twin_and_proves_it():
     report = xw.port(k, t, sample=x)
     assert report.ok
     assert report.max_error < 1e-5
-    assert [(one.source, one.target) for one in report.entries] == [
+    assert [(entry.source, entry.target) for entry in report.entries] == [
         ("conv2d/0", "0"),
         ("batch_normalization/0", "2"),
         ("dense/0", "4"),
         ("dense/1", "6"),
     ]
-    assert zoo.apart(zoo.outputs(t, np.moveaxis(x, -1, 1)), zoo.outputs(k, x)) < 1e-5
+    assert zoo.distance(zoo.outputs(t, np.moveaxis(x, -1, 1)), zoo.outputs(k, x)) < 1e-5
     assert xw.verify(k, t, sample=x).ok
 
 
@@ -94,7 +94,7 @@ def test_recurrent_layers_and_attention_are_ported_on_every_backend():
     zoo.fill(k, 0)
     report = xw.port(k, t, sample=x)
     assert report.ok
-    assert zoo.apart(zoo.outputs(t, x), zoo.outputs(k, x)) < 1e-5
+    assert zoo.distance(zoo.outputs(t, x), zoo.outputs(k, x)) < 1e-5
 
 
 @pytest.mark.keras_backend
@@ -117,13 +117,13 @@ def test_a_keras_model_with_channels_first_is_ported():
     before = zoo.arrays(k)
     x = np.ascontiguousarray(np.moveaxis(images(), -1, 1))
     assert xw.port(k, t, sample=x).ok
-    assert zoo.apart(zoo.outputs(t, x), zoo.outputs(k, x)) < 1e-5
+    assert zoo.distance(zoo.outputs(t, x), zoo.outputs(k, x)) < 1e-5
     zoo.fill(k, 3)
     assert xw.port(t, k, sample=x, sample_target=x).ok
     assert zoo.arrays(k) == before
 
 
-def test_what_comes_back_prints_as_a_table_and_goes_to_json_and_markdown():
+def test_a_report_prints_as_a_table_and_converts_to_json_and_markdown():
     k, t = twins()
     plan = xw.plan_port(k, t)
     report = xw.port(k, t, sample=images())
@@ -160,18 +160,20 @@ def test_a_chain_without_images_needs_no_sample():
     report = xw.port(k, t)
     assert report.max_error is None
     x = np.ones((2, 5), "float32")
-    assert zoo.apart(zoo.outputs(t, x), zoo.outputs(k, x)) < 1e-6
+    assert zoo.distance(zoo.outputs(t, x), zoo.outputs(k, x)) < 1e-6
 
 
 def test_padding_that_only_a_sample_can_compare_is_refused_without_one():
     k = keras.Sequential([keras.Input((8, 8, 3)), L.Conv2D(4, 3, strides=2, padding="same"), L.Conv2D(4, 1)])
     t = nn.Sequential(nn.Conv2d(3, 4, 3, 2, padding=1), nn.Conv2d(4, 4, 1))
-    refused(k, t, match="padding of '0'")
+    assert_refused(k, t, match="padding of '0'")
 
 
 def test_another_activation_in_a_chain_is_refused_without_a_sample():
     k = keras.Sequential([keras.Input((5,)), L.Dense(5, activation="gelu"), L.Dense(2)])
-    refused(k, nn.Sequential(nn.Linear(5, 5), nn.GELU("tanh"), nn.Linear(5, 2)), match="after '0' there is gelu_tanh")
+    assert_refused(
+        k, nn.Sequential(nn.Linear(5, 5), nn.GELU("tanh"), nn.Linear(5, 2)), match="after '0' there is gelu_tanh"
+    )
     assert xw.plan_port(k, nn.Sequential(nn.Linear(5, 5), nn.GELU(), nn.Linear(5, 2))).ok
 
 
@@ -198,7 +200,7 @@ def test_another_eps_is_set_on_the_target_if_asked_for():
     report = xw.port(k, t, sample=x, attributes="fix")
     assert report.ok
     assert t[1].eps == pytest.approx(1e-3)
-    assert [(one.name, one.fixed) for one in report.differences] == [("eps", True)]
+    assert [(difference.name, difference.fixed) for difference in report.differences] == [("eps", True)]
 
 
 def test_another_eps_is_listed_and_left_if_asked_for():
@@ -206,7 +208,7 @@ def test_another_eps_is_listed_and_left_if_asked_for():
     report = xw.port(k, t, sample=x, attributes="ignore")
     assert t[1].eps == 1e-5
     assert not report.ok
-    assert [one.name for one in report.differences] == ["eps"]
+    assert [difference.name for difference in report.differences] == ["eps"]
 
 
 def test_the_momentum_of_a_norm_is_listed_in_one_convention_and_set_if_asked_for():
@@ -302,13 +304,13 @@ def test_outputs_in_another_order_are_mapped():
     zoo.fill(k, 0)
     sample = np.random.default_rng(0).normal(size=(4, 5)).astype("float32")
     xw.port(k, t, sample=sample, outputs={0: 1, 1: 0})
-    assert zoo.apart(zoo.outputs(t, sample)[::-1], zoo.outputs(k, sample)) < 1e-6
+    assert zoo.distance(zoo.outputs(t, sample)[::-1], zoo.outputs(k, sample)) < 1e-6
 
 
 # Refused
 
 
-def refused(k, t, error=xw.PortError, match="", **options):
+def assert_refused(k, t, error=xw.PortError, match="", **options):
     same = unchanged(k, t)
     with pytest.raises(error, match=match):
         xw.port(k, t, **options)
@@ -318,24 +320,24 @@ def refused(k, t, error=xw.PortError, match="", **options):
 def test_models_that_are_no_twins_are_refused_with_everything_that_is_wrong():
     k = keras.Sequential([keras.Input((5,)), L.Dense(4), L.Dense(3)])
     t = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 3))
-    refused(k, t, sample=np.ones((2, 5), "float32"))
-    refused(k, t, match=r"(?s)no twin.*no twin")
+    assert_refused(k, t, sample=np.ones((2, 5), "float32"))
+    assert_refused(k, t, match=r"(?s)no twin.*no twin")
 
 
 def test_a_sample_that_the_source_does_not_take_is_refused():
     k, t = twins()
-    refused(k, t, match=r"(?s)source can't be called.*Fix", sample=np.ones((2, 5, 5), "float32"))
+    assert_refused(k, t, match=r"(?s)source can't be called.*Fix", sample=np.ones((2, 5, 5), "float32"))
 
 
 def test_a_sample_that_the_target_does_not_take_is_refused():
     k, t = twins()
-    refused(k, t, match="target can't be called", sample=images(), sample_target=np.ones((2, 9), "float32"))
+    assert_refused(k, t, match="target can't be called", sample=images(), sample_target=np.ones((2, 9), "float32"))
 
 
 def test_a_sample_that_cannot_tell_is_refused():
     k = keras.Sequential([keras.Input((8, 8, 3)), L.Conv2D(4, 3, use_bias=False), L.Flatten(), L.Dense(4)])
     t = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Flatten(), nn.Linear(144, 4))
-    refused(k, t, match=r"(?s)the same flattened.*random numbers", sample=np.zeros_like(images()))
+    assert_refused(k, t, match=r"(?s)the same flattened.*random numbers", sample=np.zeros_like(images()))
 
 
 def test_a_sample_on_which_two_layers_do_the_same_is_refused():
@@ -351,7 +353,7 @@ def test_a_sample_on_which_two_layers_do_the_same_is_refused():
             return self.p(x) * torch.tanh(self.q(x))
 
     zoo.fill(k, 0)
-    refused(k, Twin(), match="put out the same", sample=np.zeros((3, 5), "float32"))
+    assert_refused(k, Twin(), match="put out the same", sample=np.zeros((3, 5), "float32"))
 
 
 def test_nan_in_the_source_is_refused():
@@ -360,12 +362,12 @@ def test_nan_in_the_source_is_refused():
     value = np.array(keras.ops.convert_to_numpy(kernel))
     value[0, 0, 0, 0] = np.nan
     kernel.assign(value)
-    refused(k, t, xw.NonfiniteError, "conv2d/0/kernel", sample=images())
+    assert_refused(k, t, xw.NonfiniteError, "conv2d/0/kernel", sample=images())
 
 
 def test_another_dtype_is_refused():
     k, t = twins()
-    refused(k, t.double(), match="float32", sample=images())
+    assert_refused(k, t.double(), match="float32", sample=images())
 
 
 def test_an_unbuilt_model_is_refused():
@@ -373,7 +375,7 @@ def test_an_unbuilt_model_is_refused():
         xw.port(keras.Sequential([L.Dense(3)]), nn.Linear(2, 3), sample=np.ones((1, 2), "float32"))
 
 
-def test_what_is_no_model_is_refused():
+def test_an_object_that_is_no_model_is_refused():
     with pytest.raises(xw.TargetError):
         xw.port({"kernel": np.ones((2, 3))}, nn.Linear(2, 3))
 
@@ -387,7 +389,7 @@ def test_a_model_is_not_ported_into_itself():
 def test_a_hold_that_would_undo_the_port_is_refused():
     k, t = twins()
     hold = xw.hold(t, xw.Clip(-0.01, 0.01), where="0/kernel")
-    refused(k, t, match="hold on '0/kernel'", sample=images())
+    assert_refused(k, t, match="hold on '0/kernel'", sample=images())
     hold.release()
     assert xw.port(k, t, sample=images()).ok
 
@@ -423,14 +425,14 @@ def test_a_layer_without_a_counterpart_is_refused_by_name_with_the_reason(make, 
 
 def test_a_gru_that_resets_before_the_product_is_no_gru_of_torch():
     k = keras.Sequential([keras.Input((3, 4)), L.GRU(5, reset_after=False)])
-    refused(k, nn.GRU(4, 5, batch_first=True), match="gru", sample=np.ones((2, 3, 4), "float32"))
+    assert_refused(k, nn.GRU(4, 5, batch_first=True), match="gru", sample=np.ones((2, 3, 4), "float32"))
 
 
 def test_a_scale_that_the_target_has_no_place_for_is_refused():
     k = keras.Sequential([keras.Input((6,)), L.BatchNormalization(epsilon=1e-5, scale=False)])
     t = nn.BatchNorm1d(6)
     zoo.fill(t, 0)
-    refused(t, k, match="gamma that", sample=np.random.default_rng(0).normal(size=(4, 6)).astype("float32"))
+    assert_refused(t, k, match="gamma that", sample=np.random.default_rng(0).normal(size=(4, 6)).astype("float32"))
 
 
 def test_layers_tied_in_the_target_and_not_in_the_source_are_refused():
@@ -439,4 +441,4 @@ def test_layers_tied_in_the_target_and_not_in_the_source_are_refused():
     t[2].weight = t[0].weight
     zoo.fill(k, 0)
     x = np.random.default_rng(0).normal(size=(4, 5)).astype("float32")
-    refused(k, t, match="shared in the target", sample=x)
+    assert_refused(k, t, match="shared in the target", sample=x)

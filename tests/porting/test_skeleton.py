@@ -1,4 +1,4 @@
-"""The source code of a twin: it runs, and the model is ported into it."""
+"""skeleton writes a twin's source code: it runs, and the model is ported into it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_keras_model_is_written_in_torch_and_ported_into_its_twin(make):
     assert report.ok
     assert report.differences == ()
     moved = x if make is words else np.moveaxis(x, -1, 1)
-    assert zoo.apart(zoo.outputs(t, moved), zoo.outputs(k, x)) <= 1e-5
+    assert zoo.distance(zoo.outputs(t, moved), zoo.outputs(k, x)) <= 1e-5
 
 
 class Block(nn.Module):
@@ -84,7 +84,7 @@ def test_a_torch_module_is_written_in_keras_and_ported_into_its_twin(make):
     report = xw.port(t, k, sample=x)
     assert report.ok
     assert report.differences == ()
-    assert zoo.apart(zoo.outputs(k, np.moveaxis(x, 1, -1)), zoo.outputs(t, x)) <= 1e-5
+    assert zoo.distance(zoo.outputs(k, np.moveaxis(x, 1, -1)), zoo.outputs(t, x)) <= 1e-5
 
 
 @pytest.mark.keras_backend
@@ -129,7 +129,7 @@ QUICK = CASES[::7]
 
 
 @pytest.mark.parametrize(
-    ("name", "way"), [pytest.param(*one, marks=() if one in QUICK else pytest.mark.slow) for one in CASES]
+    ("name", "way"), [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
 )
 def test_a_model_of_the_zoo_is_written_and_ported_into_its_twin_or_refused(name, way):
     source, _, one, other, options = zoo.sides(zoo.PAIRS[name], way)
@@ -159,7 +159,7 @@ def test_layers_keep_their_names():
     assert {"head/kernel", "head/bias", "conv2d_0/kernel"} <= names
 
 
-def test_what_cannot_be_written_is_refused_with_every_layer_listed():
+def test_a_model_that_cannot_be_written_is_refused_with_every_layer_listed():
     x = keras.Input((4, 6))
     y = L.Bidirectional(L.LSTM(3, return_sequences=True), merge_mode="sum")(x)
     k = keras.Model(x, L.UnitNormalization()(L.GRU(3, reset_after=False)(y)))

@@ -1,4 +1,4 @@
-"""Every pair of the zoo, in both directions: weights and outputs, float32 and float64, and that a fault would show."""
+"""Every pair of the zoo, in both directions: weights and outputs, float32 and float64, and a fault would show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import xweights as xw
 
 zoo = pytest.importorskip("zoo.all", reason="the twins are of Keras and of torch")
 keras = pytest.importorskip("keras")
-PAIRS, apart, arrays, fill, floats, outputs = zoo.PAIRS, zoo.apart, zoo.arrays, zoo.fill, zoo.floats, zoo.outputs
+PAIRS, distance, arrays, fill, floats, outputs = zoo.PAIRS, zoo.distance, zoo.arrays, zoo.fill, zoo.floats, zoo.outputs
 
 CASES = [(name, way) for name, pair in PAIRS.items() for way in pair.directions]
 # Rounding of a forward in float32 and float64, as a part of the largest output.
@@ -27,22 +27,24 @@ CONSTANTS_IN_FLOAT32 = {
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the zoo runs on one Keras backend")
 
 
-def check(source, target, one, other, options, dtype):
-    got, expected = outputs(target, other, dtype), outputs(source, one, dtype)
+def check(source, target, sample, target_sample, options, dtype):
+    got, expected = outputs(target, target_sample, dtype), outputs(source, sample, dtype)
     if "outputs" in options:
         got = [options["outputs"](array) for array in got]
-    return apart(got, expected)
+    return distance(got, expected)
 
 
 @pytest.mark.parametrize(("name", "way"), CASES)
 def test_a_pair_is_ported_right(name, way):
     pair = PAIRS[name]
-    source, target, one, other, options = zoo.sides(pair, way)
+    source, target, source_sample, target_sample, options = zoo.sides(pair, way)
     before = arrays(source)
-    assert check(source, target, one, other, options, "float32") > 1e-2, "the twins agree before the port"
-    report = xw.port(source, target, sample=one, **options)
+    assert check(source, target, source_sample, target_sample, options, "float32") > 1e-2, (
+        "the twins agree before the port"
+    )
+    report = xw.port(source, target, sample=source_sample, **options)
     assert report.ok
-    assert check(source, target, one, other, options, "float32") <= CLOSE["float32"]
+    assert check(source, target, source_sample, target_sample, options, "float32") <= CLOSE["float32"]
     assert arrays(source) == before
     if len(pair.directions) == 2:
         back = zoo.sides(pair, way)[0]
@@ -51,37 +53,39 @@ def test_a_pair_is_ported_right(name, way):
         if settings:
             settings["outputs"] = pair.to_torch if way == "to_torch" else pair.to_keras
         elif pair.to_torch is not None:
-            settings["sample_target"] = one
+            settings["sample_target"] = source_sample
         if "outputs" in settings:
-            settings["sample_target"] = one
-        xw.port(target, back, sample=other, **settings)
+            settings["sample_target"] = source_sample
+        xw.port(target, back, sample=target_sample, **settings)
         if pair.bitwise or way == "to_torch":
             assert arrays(back) == before
         else:
-            assert check(source, back, one, one, {}, "float32") <= CLOSE["float32"]
+            assert check(source, back, source_sample, source_sample, {}, "float32") <= CLOSE["float32"]
 
 
 @pytest.mark.parametrize(("name", "way"), [(name, pair.directions[0]) for name, pair in PAIRS.items()])
 def test_a_pair_agrees_in_float64_and_one_percent_shows(name, way):
     pair = PAIRS[name]
     with floats("float64"):
-        source, target, one, other, options = zoo.sides(pair, way)
-        one, other = (
+        source, target, source_sample, target_sample, options = zoo.sides(pair, way)
+        source_sample, target_sample = (
             tuple(a.astype("float64") if a.dtype.kind == "f" else a for a in (s if isinstance(s, tuple) else (s,)))
-            for s in (one, other)
+            for s in (source_sample, target_sample)
         )
-        one, other = (s if len(s) > 1 else s[0] for s in (one, other))
+        source_sample, target_sample = (s if len(s) > 1 else s[0] for s in (source_sample, target_sample))
         if "sample_target" in options:
-            options["sample_target"] = other
-        xw.port(source, target, sample=one, **options)
-        assert check(source, target, one, other, options, "float64") <= CONSTANTS_IN_FLOAT32.get(name, CLOSE["float64"])
-        assert xw.verify(source, target, sample=one, **options).ok
+            options["sample_target"] = target_sample
+        xw.port(source, target, sample=source_sample, **options)
+        assert check(source, target, source_sample, target_sample, options, "float64") <= CONSTANTS_IN_FLOAT32.get(
+            name, CLOSE["float64"]
+        )
+        assert xw.verify(source, target, sample=source_sample, **options).ok
         kernels = [p for p in xw.parameters(source) if p.role not in ("count", "vector_u") and p.floating]
         for p in sorted(kernels, key=lambda p: (p.axes is None, -p.size)):
             with contextlib.suppress(xw.WriteError):  # a weight that is computed and has no inverse
                 p.assign(p.numpy() * 1.01)
                 break
-        report = xw.verify(source, target, sample=one, **options)
+        report = xw.verify(source, target, sample=source_sample, **options)
         assert not report.ok
         assert report.first_divergence is not None
 

@@ -1,4 +1,4 @@
-"""Setting single entries: where NumPy would set them, in neutral order, or a typed refusal."""
+"""Setting single entries: the same entries as NumPy would set, in neutral order, or a typed refusal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Initial weights by name: bounds and deviations by Keras' and torch's formulas, worked out by hand."""
+"""Initializers by name: bounds and deviations by Keras' and torch's formulas, computed by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import xweights as xw
 from xweights.rules.initializers import OPTIONS, VARIANCE_SCALING, fans
 
 
-def made(name, shape, axes=None, dtype=np.float32, seed: int = 0, **options) -> np.ndarray:
+def initial(name, shape, axes=None, dtype=np.float32, seed: int = 0, **options) -> np.ndarray:
     target = xw.Params({"k/kernel": np.full(shape, 9, dtype)}, axes={"k/kernel": axes})
     xw.init(target, name, seed=seed, where=..., **options)
     return target["k/kernel"]
@@ -47,9 +47,9 @@ def test_fans_are_counted_by_axis_names(axes, shape, expected) -> None:
 
 def test_fans_of_vectors_and_unknown_layers_are_refused() -> None:
     with pytest.raises(xw.LayoutError, match="needs inputs and outputs"):
-        made("he_normal", (4,), ("out",))
+        initial("he_normal", (4,), ("out",))
     with pytest.raises(xw.LayoutError, match="axes are unknown"):
-        made("he_normal", (4, 4))
+        initial("he_normal", (4, 4))
 
 
 # Limits and deviations for 300 inputs and 200 outputs.
@@ -74,8 +74,8 @@ def test_every_name_of_the_family_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", UNIFORM)
-def test_a_uniform_one_fills_its_limits(name: str) -> None:
-    array, limit = made(name, (300, 200), ("in", "out")).astype(np.float64), UNIFORM[name]
+def test_a_uniform_initializer_fills_its_limits(name: str) -> None:
+    array, limit = initial(name, (300, 200), ("in", "out")).astype(np.float64), UNIFORM[name]
     assert np.abs(array).max() <= limit
     assert np.abs(array).max() > 0.999 * limit
     assert abs(array.mean()) < 5 * limit / math.sqrt(3 * array.size)
@@ -83,8 +83,8 @@ def test_a_uniform_one_fills_its_limits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TRUNCATED)
-def test_a_truncated_normal_one_has_its_deviation_and_is_cut_at_two_sigma(name: str) -> None:
-    array, std = made(name, (300, 200), ("in", "out")).astype(np.float64), TRUNCATED[name]
+def test_a_truncated_normal_initializer_has_its_deviation_and_is_cut_at_two_sigma(name: str) -> None:
+    array, std = initial(name, (300, 200), ("in", "out")).astype(np.float64), TRUNCATED[name]
     cut = 2 * std / 0.87962566103423978
     assert np.abs(array).max() <= cut * (1 + 1e-6)
     assert np.abs(array).max() > 0.99 * cut
@@ -92,8 +92,8 @@ def test_a_truncated_normal_one_has_its_deviation_and_is_cut_at_two_sigma(name: 
 
 
 @pytest.mark.parametrize("name", NORMAL)
-def test_torchs_normal_ones_are_not_cut(name: str) -> None:
-    array, std = made(name, (300, 200), ("in", "out")).astype(np.float64), NORMAL[name]
+def test_torchs_normal_initializers_are_not_truncated(name: str) -> None:
+    array, std = initial(name, (300, 200), ("in", "out")).astype(np.float64), NORMAL[name]
     assert np.abs(array).max() > 3 * std
     assert math.isclose(array.std(), std, rel_tol=0.01)
 
@@ -108,25 +108,25 @@ def test_torchs_normal_ones_are_not_cut(name: str) -> None:
     ids=str,
 )
 def test_variance_scaling_takes_scale_mode_and_distribution(options, std: float) -> None:
-    array = made("variance_scaling", (300, 200), ("in", "out"), **options).astype(np.float64)
+    array = initial("variance_scaling", (300, 200), ("in", "out"), **options).astype(np.float64)
     assert math.isclose(array.std(), std, rel_tol=0.01)
 
 
 def test_plain_distributions_have_their_parameters() -> None:
-    array = made("uniform", (300, 200), low=1.0, high=3.0)
+    array = initial("uniform", (300, 200), low=1.0, high=3.0)
     assert (array.min() >= 1.0, array.max() <= 3.0, abs(float(array.mean()) - 2) < 0.02) == (True, True, True)
-    array = made("normal", (300, 200), mean=5.0, std=0.1).astype(np.float64)
+    array = initial("normal", (300, 200), mean=5.0, std=0.1).astype(np.float64)
     assert (round(array.mean(), 2), round(array.std(), 2)) == (5.0, 0.1)
-    array = made("truncated_normal", (300, 200), mean=1.0, std=0.5).astype(np.float64)
+    array = initial("truncated_normal", (300, 200), mean=1.0, std=0.5).astype(np.float64)
     assert (array.min() >= 0.0, array.max() <= 2.0) == (True, True)
     assert math.isclose(array.std(), 0.5 * 0.87962566, rel_tol=0.01)
 
 
 def test_constants_are_constant() -> None:
-    assert (made("zeros", 3) == 0).all()
-    assert (made("ones", 3) == 1).all()
-    assert (made("constant", 3, value=0.1) == np.float32(0.1)).all()
-    assert made("ones", 3, dtype=np.int32).tolist() == [1, 1, 1]
+    assert (initial("zeros", 3) == 0).all()
+    assert (initial("ones", 3) == 1).all()
+    assert (initial("constant", 3, value=0.1) == np.float32(0.1)).all()
+    assert initial("ones", 3, dtype=np.int32).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,13 @@ def test_constants_are_constant() -> None:
     ],
 )
 def test_orthogonal_weights_are_orthonormal_across_the_smaller_side(shape, axes, columns: int) -> None:
-    matrix = made("orthogonal", shape, axes, np.float64, gain=3.0).reshape(-1, columns) / 3.0
+    matrix = initial("orthogonal", shape, axes, np.float64, gain=3.0).reshape(-1, columns) / 3.0
     small = matrix.T @ matrix if matrix.shape[0] >= columns else matrix @ matrix.T
     assert np.allclose(small, np.eye(min(matrix.shape)), atol=1e-12)
 
 
 def test_identity_is_the_identity_times_its_gain() -> None:
-    assert np.array_equal(made("identity", (2, 3), gain=0.5), np.eye(2, 3, dtype=np.float32) * 0.5)
+    assert np.array_equal(initial("identity", (2, 3), gain=0.5), np.eye(2, 3, dtype=np.float32) * 0.5)
 
 
 # Whatever the dtype.
@@ -154,17 +154,17 @@ def test_identity_is_the_identity_times_its_gain() -> None:
 @pytest.mark.parametrize("name", [*VARIANCE_SCALING, "normal", "truncated_normal", "uniform"])
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_types_get_the_numbers_of_float32_rounded(name: str, dtype) -> None:
-    half, single = made(name, (8, 4), ("in", "out"), dtype), made(name, (8, 4), ("in", "out"))
+    half, single = initial(name, (8, 4), ("in", "out"), dtype), initial(name, (8, 4), ("in", "out"))
     eps = float(ml_dtypes.finfo(dtype).eps)
     assert np.allclose(half.astype(np.float64), single.astype(np.float64), rtol=eps, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", [n for n in OPTIONS if n not in ("constant", "identity")])
 def test_the_same_seed_gives_the_same_bytes_and_another_others(name: str) -> None:
-    array = made(name, (6, 4), ("in", "out"))
-    assert array.tobytes() == made(name, (6, 4), ("in", "out")).tobytes()
+    array = initial(name, (6, 4), ("in", "out"))
+    assert array.tobytes() == initial(name, (6, 4), ("in", "out")).tobytes()
     if name not in ("zeros", "ones"):
-        assert array.tobytes() != made(name, (6, 4), ("in", "out"), seed=1).tobytes()
+        assert array.tobytes() != initial(name, (6, 4), ("in", "out"), seed=1).tobytes()
 
 
 def test_an_array_is_filled_in_place() -> None:
@@ -182,20 +182,20 @@ def test_a_function_gets_shape_generator_and_options() -> None:
     def drawn(shape, generator, scale):
         return generator.standard_normal(shape, dtype=np.float32) * np.float32(scale)
 
-    array = made(drawn, (3, 2), scale=2.0)
+    array = initial(drawn, (3, 2), scale=2.0)
     assert array.shape == (3, 2)
-    assert np.array_equal(array, made(drawn, (3, 2), scale=2.0))
-    assert not np.array_equal(array, made(drawn, (3, 2), seed=1, scale=2.0))
+    assert np.array_equal(array, initial(drawn, (3, 2), scale=2.0))
+    assert not np.array_equal(array, initial(drawn, (3, 2), seed=1, scale=2.0))
 
 
-def test_what_a_function_draws_in_float64_is_rounded_once() -> None:
+def test_float64_numbers_of_a_function_are_rounded_once() -> None:
     drawn = np.random.default_rng(0).normal(size=(3,))
-    assert made(lambda shape, generator: drawn, (3,)).tobytes() == drawn.astype(np.float32).tobytes()
+    assert initial(lambda shape, generator: drawn, (3,)).tobytes() == drawn.astype(np.float32).tobytes()
 
 
-def test_what_a_function_returns_may_broadcast() -> None:
-    assert made(lambda shape, generator: 0.5, (2, 2)).tolist() == [[0.5, 0.5]] * 2
-    assert made(lambda shape, generator: [1.0, 2.0], (2, 2)).tolist() == [[1.0, 2.0]] * 2
+def test_the_result_of_a_function_may_broadcast() -> None:
+    assert initial(lambda shape, generator: 0.5, (2, 2)).tolist() == [[0.5, 0.5]] * 2
+    assert initial(lambda shape, generator: [1.0, 2.0], (2, 2)).tolist() == [[1.0, 2.0]] * 2
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_a_function_that_fails_leaves_everything_as_it_was(function, kind) -> No
 )
 def test_names_and_options_that_are_wrong_are_refused(name, options, text: str) -> None:
     with pytest.raises(xw.ArgumentError, match=text):
-        made(name, (4, 4), ("in", "out"), **options)
+        initial(name, (4, 4), ("in", "out"), **options)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_names_and_options_that_are_wrong_are_refused(name, options, text: str) 
 )
 def test_parameters_an_initializer_can_not_fill_are_refused(name, shape, dtype, kind) -> None:
     with pytest.raises(kind):
-        made(name, shape, dtype=dtype)
+        initial(name, shape, dtype=dtype)
 
 
 def test_a_seed_is_required() -> None:

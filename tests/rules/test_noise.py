@@ -1,4 +1,4 @@
-"""Random numbers: the same bytes for the same (seed, name, step), whatever else there is."""
+"""Random numbers depend on seed, name and step alone, and are the same bytes everywhere."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_uniform_numbers_are_pinned(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["noise", "uniform noise", "glorot_uniform", "he_normal", "orthogonal"])
-def test_what_a_user_gets_is_pinned(kind: str) -> None:
+def test_the_public_results_are_pinned(kind: str) -> None:
     target = xw.Params({"dense/kernel": np.zeros((6, 5), np.float32)}, axes={"dense/kernel": ("in", "out")})
     if kind == "noise":
         xw.noise(target, 0.1, seed=7, step=3)
@@ -83,7 +83,7 @@ def test_the_key_is_seed_name_and_step() -> None:
         assert not np.isin(other, base).any()
 
 
-def test_seed_and_step_are_not_mixed_up() -> None:
+def test_seed_and_step_are_not_confused() -> None:
     assert not np.array_equal(noise_of("a", 5, seed=1, step=2), noise_of("a", 5, seed=2, step=1))
     assert not np.array_equal(noise_of("2", 5, seed=1, step=0), noise_of("", 5, seed=1, step=0))
 

@@ -1,4 +1,4 @@
-"""The exact order statistic of large arrays in bounded memory, on adversarial data, against a full sort."""
+"""Exact order statistics of large arrays in bounded memory, on adversarial data, against a full sort."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_one_nan_is_found_wherever_it_is(dtype) -> None:
     assert has_nan(array.T)
 
 
-def test_global_pruning_of_64_mb_takes_little_beside_the_masks() -> None:
+def test_global_pruning_of_64_mb_takes_little_more_than_the_masks() -> None:
     target = {f"{i}/kernel": RNG.standard_normal((1 << 10, 1 << 12), np.float32) for i in range(4)}
     tracemalloc.start()
     try:

@@ -130,7 +130,7 @@ def test_ties_across_blocks_fall_in_flat_order_of_the_neutral_array() -> None:
     weights=arrays(np.float64, st.integers(1, 8), elements=st.sampled_from([0.0, -0.0, 0.1, -0.1, 0.3, 1e-7, 0.10003])),
     threshold=st.sampled_from([0.0, -0.0, 0.1, 0.3, 1e-7, 1e-50, 0.0999756, 0.10003]),
 )
-def test_a_threshold_drops_what_is_at_most_it_exactly_whatever_the_dtype_rounds(dtype, weights, threshold) -> None:
+def test_a_threshold_drops_exactly_the_magnitudes_up_to_it_however_the_dtype_rounds(dtype, weights, threshold) -> None:
     target = {"kernel": weights.astype(dtype)}
     expected = np.abs(target["kernel"].astype(np.float64)) > threshold
     assert np.array_equal(xw.prune(target, threshold=threshold)["kernel"], expected)
@@ -342,7 +342,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @given(one=arrays(np.float64, (2, 4, 4), elements=MANY_TIES), two=arrays(np.float64, (2, 4, 4), elements=MANY_TIES))
-def test_the_way_that_is_traced_gives_the_masks_of_the_host(variant: str, dtype, one, two) -> None:
+def test_the_traced_implementation_gives_the_masks_of_the_host(variant: str, dtype, one, two) -> None:
     rule = xw.Prune(**VARIANTS[variant])
     arrays = {"b/kernel": one.astype(dtype), "a/kernel": two.astype(dtype)}
     chosen = open_target(xw.Params(arrays, axes=dict.fromkeys(arrays, AXES)))

@@ -1,4 +1,4 @@
-"""Every rule against its definition, written out in NumPy, on arrays of every kind."""
+"""Every rule against its definition in NumPy, on arrays of every kind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def raw(array: np.ndarray) -> np.ndarray:
 
 
 def specials(dtype, lay: str = "contiguous") -> np.ndarray:
-    """All special numbers and a NaN with a payload, in two dimensions."""
+    """Return all special numbers and a NaN with a payload, in two dimensions."""
     array = np.array([*SPECIAL, 0.25, -0.25], np.float64).astype(dtype).reshape(4, 4)
     raw(array)[:]  # a view, to be sure that there is one
     array.view(f"u{array.dtype.itemsize}")[2, 3] |= 5

@@ -1,7 +1,7 @@
-"""One training step of a linear model, compiled as its framework compiles: before, update, after. For articles 2 and 4.
+"""One training step of a linear model, compiled as its framework compiles, for articles 2 and 4.
 
-A step is made of what the user adds to it: ``before()`` runs ahead of the update and returns something, ``after(that)``
-follows it. Both are inside the compiled step.
+Each step runs two functions of the user's: ``before()`` ahead of the update, and ``after(result_of_before)`` after it.
+Both are inside the compiled step.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Training:
         return xw.get_params(self.model)[KERNEL]
 
     def read(self) -> Any:
-        """The kernel inside of a step, as a native tensor that stays as it is."""
+        """Return the kernel inside a step, as a native tensor that keeps its value."""
         raise NotImplementedError
 
     def assign(self, value: Any) -> None:
-        """What users write by hand."""
+        """Write the kernel as users do by hand."""
         raise NotImplementedError
 
 
@@ -61,13 +61,13 @@ def training(kind: str, rate: float = 0.1) -> Training:
         pytest.skip("Keras on torch compiles nothing unless told to")
     if kind == "keras" and KERAS_BACKEND == "jax":
         pytest.skip("on JAX the compiled step is the jitted one")
-    made = TorchTraining(rate) if kind == "torch" else KerasTraining(rate, kind == "keras jit")
-    xw.set_params(made.model, {KERNEL: START, "hidden/bias": np.zeros(3, np.float32)})
-    return made
+    trained = TorchTraining(rate) if kind == "torch" else KerasTraining(rate, kind == "keras jit")
+    xw.set_params(trained.model, {KERNEL: START, "hidden/bias": np.zeros(3, np.float32)})
+    return trained
 
 
 def by_numpy(steps: int, rate: float, after: Callable[[dict[str, np.ndarray], int], None]) -> np.ndarray:
-    """The same training by hand: update, then edit. What every compiled step has to come to."""
+    """Train by hand: update, then edit. Every compiled step has to give the same."""
     w = {KERNEL: START.copy(), "hidden/bias": np.zeros(3, np.float32)}
     for step in range(steps):
         slope = 2 * (X @ w[KERNEL] + w["hidden/bias"] - Y) / Y.size
@@ -171,11 +171,11 @@ class KerasTraining(Training):
             gradients = jax.grad(value)(values[: len(trained)])
             with keras.StatelessScope(state_mapping=list(zip(state, values, strict=True))) as scope:
                 apply(gradients)
-            return [scope.get_current_value(one) for one in state]
+            return [scope.get_current_value(variable) for variable in state]
 
         def run() -> None:
-            for one, new in zip(state, step([one.value for one in state]), strict=True):
-                one.assign(new)
+            for variable, new in zip(state, step([variable.value for variable in state]), strict=True):
+                variable.assign(new)
 
         return run
 
@@ -186,7 +186,7 @@ class KerasTraining(Training):
             self.model.zero_grad()
             loss().backward()
             with torch.no_grad():
-                apply([one.value.grad for one in self.model.trainable_variables])
+                apply([variable.value.grad for variable in self.model.trainable_variables])
 
         return step
 

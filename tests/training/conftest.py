@@ -16,7 +16,7 @@ EVERYWHERE = ("test_holds.py", "test_prune.py", "test_ties.py", "test_late_attac
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.ArrayToWrite]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     first = os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow"
     for item in items:
         if HERE in item.path.parents:

@@ -1,4 +1,4 @@
-"""What can come late, and how to tell what became of it: obeyed, raised, detected, or ignored without a word.
+"""Late attachments and their outcomes: applied, raised, detected, or silently ignored.
 
 Kernels are read by hand.
 """
@@ -15,20 +15,20 @@ import xweights as xw
 
 Array = np.ndarray[Any, Any]
 
-OBEYED, RAISES, DETECTED, FREE, IGNORED = "obeyed", "raises", "detected", "not on the copy", "IGNORED"
+APPLIED, RAISES, DETECTED, FREE, IGNORED = "applied", "raises", "detected", "not on the copy", "IGNORED"
 HOLD, FREEZE, RATE, SCHEDULE = "hold", "freeze", "multiply_lr", "prune(schedule=)"
 
 
 @dataclass(frozen=True)
 class Thing:
-    """Something that can be attached: ``begin(target, where, optimizer)`` does it.
+    """A kind of attachment: ``begin(target, where, optimizer)`` attaches it.
 
-    ``obeyed(first, before, now)`` says whether a kernel shows it: as it was when the thing began, ahead of the last
+    ``in_effect(first, before, now)`` decides from a kernel's values whether it is: at the beginning, before the last
     training, and now.
     """
 
     begin: Callable[[Any, Any, Any], Any]
-    obeyed: Callable[[Array, Array, Array], bool]
+    in_effect: Callable[[Array, Array, Array], bool]
     needs_optimizer: bool = False
 
 
@@ -50,27 +50,27 @@ THINGS = {
         lambda target, where, optimizer: xw.prune(
             target, fraction=0.5, where=where, schedule=xw.OneShot(at=1), optimizer=optimizer
         ),
-        # Gradients that are only collected are no step.
+        # Collecting gradients is no step.
         lambda first, before, now: 2 * int((now == 0).sum()) == now.size or now.tobytes() == first.tobytes(),
     ),
 }
 
 
 class Nothing:
-    """What stands for a handle where nothing was attached at all."""
+    """A handle for cases where nothing was attached."""
 
     def check(self) -> None:
-        """Find nothing."""
+        """Do nothing."""
 
     def apply(self) -> None:
-        """Change nothing."""
+        """Do nothing."""
 
 
 @dataclass
 class Scene:
-    """A model in training. ``train`` trains on, ``kernel`` reads what the thing is attached to, ``copied`` the copy's.
+    """A model in training. ``train`` continues it, ``kernel`` reads the attached kernel, ``copied`` the copy's.
 
-    ``seen`` has kernels that were read while a fit went on: (ahead of a step, after it).
+    ``seen`` has kernels that were read during a fit: (before a step, after it).
     """
 
     thing: Thing
@@ -90,9 +90,9 @@ class Scene:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to come late. ``make(thing)`` attaches it so; ``expected`` is what must happen to each kind of thing.
+    """A way to come late. ``make(thing)`` attaches it so; ``expected`` is the outcome for each kind of thing.
 
-    ``why``: what a reader of the page wants to know besides. ``skipped``: what keeps this process from running it.
+    ``why``: a remark for the page. ``skipped``: why this process can't run it.
     """
 
     framework: str
@@ -104,27 +104,27 @@ class Way:
 
 
 def outcome(way: Way, thing: Thing) -> str:
-    """Attach the thing, train on, and say what became of it."""
+    """Attach the thing, continue training, and return what became of it."""
     try:
         scene = way.make(thing)
     except xw.XweightsError:
         return RAISES
     kept, free = True, True
     for before, now in scene.seen:
-        kept = kept and thing.obeyed(scene.first, before, now)
+        kept = kept and thing.in_effect(scene.first, before, now)
     for _ in range(scene.times):
-        before, other = scene.kernel(), scene.copied() if scene.copied else None
+        before, copy_before = scene.kernel(), scene.copied() if scene.copied else None
         try:
             scene.train()
         except xw.XweightsError:
             return RAISES
-        kept = kept and thing.obeyed(scene.first, before, scene.kernel())
+        kept = kept and thing.in_effect(scene.first, before, scene.kernel())
         if scene.copied is not None:
-            free = free and not thing.obeyed(scene.first, other, scene.copied())
+            free = free and not thing.in_effect(scene.first, copy_before, scene.copied())
     try:
         scene.handle.check()
     except xw.XweightsError:
         return DETECTED
     if not kept:
         return IGNORED
-    return FREE if scene.copied is not None and free else OBEYED
+    return FREE if scene.copied is not None and free else APPLIED

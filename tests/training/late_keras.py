@@ -1,4 +1,4 @@
-"""The ways in which a hold can come late in Keras."""
+"""Ways to attach a hold late in Keras."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from late import DETECTED, FREE, FREEZE, HOLD, OBEYED, RAISES, RATE, SCHEDULE, Array, Scene, Thing, Way
+from late import APPLIED, DETECTED, FREE, FREEZE, HOLD, RAISES, RATE, SCHEDULE, Array, Scene, Thing, Way
 from learners import KERAS_BACKEND, X, Y
 
 KERNEL = "first/kernel"
-ALL_OBEYED = {HOLD: OBEYED, SCHEDULE: OBEYED, FREEZE: OBEYED, RATE: OBEYED}
+ALL_APPLIED = {HOLD: APPLIED, SCHEDULE: APPLIED, FREEZE: APPLIED, RATE: APPLIED}
 
 
 def new_model(*, built: bool = True) -> Any:
@@ -21,8 +21,8 @@ def new_model(*, built: bool = True) -> Any:
     return keras.Sequential([*start, *layers])
 
 
-def compiled(model: Any, **settings: Any) -> Any:
-    """The model, compiled: by XLA on JAX, and not elsewhere. Settings are the optimizer's."""
+def compile_model(model: Any, **settings: Any) -> Any:
+    """Compile the model: by XLA on JAX, and not elsewhere. Settings are the optimizer's."""
     import keras
 
     model.compile(keras.optimizers.Adam(0.05, **settings), "mse", jit_compile=KERAS_BACKEND == "jax")
@@ -51,7 +51,7 @@ def at(moment: str) -> Callable[[Thing], Scene]:
             scene.begin(model, KERNEL)
         if moment == "before compile":
             scene.begin(model, KERNEL)
-        compiled(model)
+        compile_model(model)
         if moment == "after compile":
             scene.begin(model, KERNEL)
         if moment in ("after a fit", "between fits, beside another hold"):
@@ -73,7 +73,7 @@ def at(moment: str) -> Callable[[Thing], Scene]:
 
 def after_averaging(thing: Thing) -> Scene:
     # On JAX, Keras itself can't fit a second time after averaging: there the fit comes after single batches.
-    model = compiled(new_model(), use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=3)
+    model = compile_model(new_model(), use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=3)
     scene = fitted_scene(thing, model, times=1)
     if KERAS_BACKEND == "jax":
         model.train_on_batch(X, Y)
@@ -87,13 +87,13 @@ def in_a_callback(event: str) -> Callable[[Thing], Scene]:
     def make(thing: Thing) -> Scene:
         import keras
 
-        model = compiled(new_model())
+        model = compile_model(new_model())
         scene = fitted_scene(thing, model)
 
-        class Begins(keras.callbacks.Callback):
+        class Begin(keras.callbacks.Callback):
             before: Array
 
-            def happened(self, kind: str) -> None:
+            def record(self, kind: str) -> None:
                 if scene.handle is not None and kind == "on_train_batch_end":
                     scene.seen.append((self.before, read(self.model)))
                 if scene.handle is None and kind == event:
@@ -101,12 +101,12 @@ def in_a_callback(event: str) -> Callable[[Thing], Scene]:
                 self.before = read(self.model)
 
             def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-                self.happened("on_train_batch_end")
+                self.record("on_train_batch_end")
 
             def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-                self.happened("on_epoch_end")
+                self.record("on_epoch_end")
 
-        fit(model, epochs=3, callbacks=[Begins()])
+        fit(model, epochs=3, callbacks=[Begin()])
         assert len(scene.seen) >= 2
         return scene
 
@@ -115,7 +115,7 @@ def in_a_callback(event: str) -> Callable[[Thing], Scene]:
 
 def on_a_part(part: str) -> Callable[[Thing], Scene]:
     def make(thing: Thing) -> Scene:
-        model = compiled(new_model())
+        model = compile_model(new_model())
         scene = fitted_scene(thing, model)
         fit(model)
         layer = model.get_layer("first")
@@ -126,19 +126,19 @@ def on_a_part(part: str) -> Callable[[Thing], Scene]:
 
 
 def then(change: str) -> Callable[[Thing], Scene]:
-    """The thing comes after a fit; then something else happens to the model."""
+    """Attach the thing after a fit; then change the model."""
 
     def make(thing: Thing) -> Scene:
-        model = compiled(new_model())
+        model = compile_model(new_model())
         scene = fitted_scene(thing, model)
         fit(model)
         others = model.get_weights()
         scene.begin(model, KERNEL)
         if change == "compile":
-            compiled(model)
+            compile_model(model)
         if change == "fit, compile":
             fit(model)
-            compiled(model)
+            compile_model(model)
         if change == "weights":
             model.set_weights([2 * value + 1 for value in others])
         if change == "steps_per_execution":
@@ -154,7 +154,7 @@ def loaded(thing: Thing) -> Scene:
     import tempfile
     from pathlib import Path
 
-    model = compiled(new_model())
+    model = compile_model(new_model())
     scene = fitted_scene(thing, model)
     fit(model)
     with tempfile.TemporaryDirectory() as folder:
@@ -173,12 +173,12 @@ def copied(how: str) -> Callable[[Thing], Scene]:
 
         import keras
 
-        model = compiled(new_model())
+        model = compile_model(new_model())
         fit(model)
         scene = fitted_scene(thing, model)
         scene.begin(model, KERNEL)
         if how == "clone_model":
-            copy = compiled(keras.models.clone_model(model))
+            copy = compile_model(keras.models.clone_model(model))
             copy.set_weights(model.get_weights())
         else:
             with tempfile.TemporaryDirectory() as folder:
@@ -196,7 +196,7 @@ def copied(how: str) -> Callable[[Thing], Scene]:
 
 
 def own_step(model: Any, optimizer: Any) -> Callable[[], None]:
-    """A step of the user's own, compiled where that is usual."""
+    """Return a step of the user's own, compiled where that is usual."""
     return {"tensorflow": _by_tensorflow, "jax": _by_jax, "torch": _by_torch}[KERAS_BACKEND](model, optimizer)
 
 
@@ -265,7 +265,7 @@ def in_an_own_step(traced: str) -> Callable[[Thing], Scene]:
 
 
 def amid_accumulation(thing: Thing) -> Scene:
-    model = compiled(new_model(), gradient_accumulation_steps=3)
+    model = compile_model(new_model(), gradient_accumulation_steps=3)
     scene = Scene(thing, lambda: read(model), lambda: model.train_on_batch(X, Y), times=8)
     for _ in range(4):
         scene.train()
@@ -273,11 +273,11 @@ def amid_accumulation(thing: Thing) -> Scene:
     return scene
 
 
-def _rate(what: str) -> dict[str, str]:
-    return {**ALL_OBEYED, RATE: what}
+def _lr_outcome(outcome: str) -> dict[str, str]:
+    return {**ALL_APPLIED, RATE: outcome}
 
 
-TRACED = dict.fromkeys((HOLD, FREEZE, RATE), DETECTED if KERAS_BACKEND != "torch" else OBEYED)
+TRACED = dict.fromkeys((HOLD, FREEZE, RATE), DETECTED if KERAS_BACKEND != "torch" else APPLIED)
 WAYS = [
     Way(
         *("Keras", "before the model is built", at("before the model is built")),
@@ -285,42 +285,42 @@ WAYS = [
         "there are no weights yet",
     ),
     Way(
-        *("Keras", "before `compile`", at("before compile"), _rate(RAISES)),
+        *("Keras", "before `compile`", at("before compile"), _lr_outcome(RAISES)),
         "`multiply_lr` needs an optimizer: compile first",
     ),
-    Way("Keras", "after `compile`", at("after compile"), ALL_OBEYED),
-    Way("Keras", "after a `fit`", at("after a fit"), ALL_OBEYED),
-    Way("Keras", "between two fits, beside another hold", at("between fits, beside another hold"), ALL_OBEYED),
-    Way("Keras", "after `train_on_batch` only", at("after train_on_batch"), ALL_OBEYED),
+    Way("Keras", "after `compile`", at("after compile"), ALL_APPLIED),
+    Way("Keras", "after a `fit`", at("after a fit"), ALL_APPLIED),
+    Way("Keras", "between two fits, beside another hold", at("between fits, beside another hold"), ALL_APPLIED),
+    Way("Keras", "after `train_on_batch` only", at("after train_on_batch"), ALL_APPLIED),
     Way(
         *(
             "Keras",
             "after training with averages (`use_ema`)",
             after_averaging,
-            {HOLD: OBEYED, SCHEDULE: OBEYED, FREEZE: OBEYED},
+            {HOLD: APPLIED, SCHEDULE: APPLIED, FREEZE: APPLIED},
         ),
         "what averaging writes is not scaled: a learning rate isn't tested here",
     ),
-    Way("Keras", "in a callback, when a batch ends", in_a_callback("on_train_batch_end"), ALL_OBEYED),
-    Way("Keras", "in a callback, when an epoch ends", in_a_callback("on_epoch_end"), ALL_OBEYED),
-    Way("Keras", "after a `fit`, on a layer of the model", on_a_part("layer"), ALL_OBEYED),
-    Way("Keras", "after a `fit`, on a bare variable", on_a_part("variable"), ALL_OBEYED),
-    Way("Keras", "then `compile` again, with a new optimizer", then("compile"), _rate(DETECTED)),
-    Way("Keras", "then a `fit`, and `compile` again", then("fit, compile"), _rate(DETECTED)),
+    Way("Keras", "in a callback, when a batch ends", in_a_callback("on_train_batch_end"), ALL_APPLIED),
+    Way("Keras", "in a callback, when an epoch ends", in_a_callback("on_epoch_end"), ALL_APPLIED),
+    Way("Keras", "after a `fit`, on a layer of the model", on_a_part("layer"), ALL_APPLIED),
+    Way("Keras", "after a `fit`, on a bare variable", on_a_part("variable"), ALL_APPLIED),
+    Way("Keras", "then `compile` again, with a new optimizer", then("compile"), _lr_outcome(DETECTED)),
+    Way("Keras", "then a `fit`, and `compile` again", then("fit, compile"), _lr_outcome(DETECTED)),
     Way(
         *("Keras", "then `compile` again, with `steps_per_execution=2`", then("steps_per_execution")),
-        {**ALL_OBEYED, SCHEDULE: RAISES},
+        {**ALL_APPLIED, SCHEDULE: RAISES},
         "a schedule has to see every step",
         skipped="Keras on torch runs one step at a time" if KERAS_BACKEND == "torch" else "",
     ),
     Way(
-        *("Keras", "then `load_weights`", loaded, ALL_OBEYED),
+        *("Keras", "then `load_weights`", loaded, ALL_APPLIED),
         "what was loaded is there until the next step; then a hold is true, and a freeze has its old values back",
     ),
-    Way("Keras", "then `set_weights`", then("weights"), ALL_OBEYED, "as above"),
+    Way("Keras", "then `set_weights`", then("weights"), ALL_APPLIED, "as above"),
     Way(
         *("Keras", "then a constraint of your own is put in its place", then("constraint")),
-        {HOLD: DETECTED, SCHEDULE: DETECTED, FREEZE: DETECTED, RATE: OBEYED},
+        {HOLD: DETECTED, SCHEDULE: DETECTED, FREEZE: DETECTED, RATE: APPLIED},
     ),
     Way("Keras", "then `clone_model`", copied("clone_model"), {HOLD: FREE, SCHEDULE: FREE, FREEZE: FREE, RATE: FREE}),
     Way(
@@ -328,12 +328,12 @@ WAYS = [
     ),
     Way(
         *("Keras", "after a `tf.function` or `jax.jit` step of your own was traced", in_an_own_step("before"), TRACED),
-        "make the step anew; on torch the step isn't traced, and obeys",
+        "build the step again; on torch the step isn't traced, and the hold is applied",
     ),
     Way(
         *("Keras", "before a step of your own is traced", in_an_own_step("after")),
-        {**ALL_OBEYED, SCHEDULE: DETECTED},
+        {**ALL_APPLIED, SCHEDULE: DETECTED},
         "a schedule counts the steps of `fit`; in your own loop call `held.advance()` after each step",
     ),
-    Way("Keras", "between gradients that are accumulated", amid_accumulation, ALL_OBEYED),
+    Way("Keras", "between gradients that are accumulated", amid_accumulation, ALL_APPLIED),
 ]

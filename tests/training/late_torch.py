@@ -1,4 +1,4 @@
-"""The ways in which a hold can come late in PyTorch, and on a tf.Module."""
+"""Ways to attach a hold late in PyTorch and on a tf.Module."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from late import DETECTED, FREE, FREEZE, HOLD, OBEYED, RAISES, RATE, SCHEDULE, Array, Scene, Thing, Way
+from late import APPLIED, DETECTED, FREE, FREEZE, HOLD, RAISES, RATE, SCHEDULE, Array, Scene, Thing, Way
 from learners import X, Y
 
 KERNEL = "0/kernel"
-ALL_OBEYED = {HOLD: OBEYED, SCHEDULE: OBEYED, FREEZE: OBEYED, RATE: OBEYED}
+ALL_APPLIED = {HOLD: APPLIED, SCHEDULE: APPLIED, FREEZE: APPLIED, RATE: APPLIED}
 
 
 class Training:
@@ -49,108 +49,108 @@ class Training:
         return Scene(thing, self.read, lambda: self.step())
 
     def begin(self, scene: Scene, *, by_name: bool = True) -> None:
-        """``by_name``: hand over the optimizer where there is a choice; learning rates always need it."""
-        given = self.optimizer if by_name or scene.thing.needs_optimizer else None
-        scene.begin(self.model, KERNEL, given)
+        """Attach the thing; ``by_name`` passes the optimizer where it is optional (learning rates always need it)."""
+        optimizer = self.optimizer if by_name or scene.thing.needs_optimizer else None
+        scene.begin(self.model, KERNEL, optimizer)
 
 
 def before_the_optimizer(thing: Thing) -> Scene:
-    one = Training(optimizer=False)
-    scene = one.scene(thing)
-    one.begin(scene)
-    one.new_optimizer()
+    training = Training(optimizer=False)
+    scene = training.scene(thing)
+    training.begin(scene)
+    training.new_optimizer()
     return scene
 
 
 def after_steps(count: int, *, by_name: bool) -> Callable[[Thing], Scene]:
     def make(thing: Thing) -> Scene:
-        one = Training()
-        scene = one.scene(thing)
+        training = Training()
+        scene = training.scene(thing)
         for _ in range(count):
-            one.step()
-        one.begin(scene, by_name=by_name)
+            training.step()
+        training.begin(scene, by_name=by_name)
         return scene
 
     return make
 
 
-def compiled(what: str) -> Callable[[Thing], Scene]:
+def compiled(part: str) -> Callable[[Thing], Scene]:
     def make(thing: Thing) -> Scene:
         import torch
 
-        one = Training()
+        training = Training()
         torch.compiler.reset()
-        if what == "model":
-            one.call = torch.compile(one.model, backend="aot_eager")
-        elif what == "optimizer":
-            update = torch.compile(one.optimizer.step, backend="aot_eager")
+        if part == "model":
+            training.call = torch.compile(training.model, backend="aot_eager")
+        elif part == "optimizer":
+            update = torch.compile(training.optimizer.step, backend="aot_eager")
 
             def step() -> None:
-                one.optimizer.zero_grad()
-                one.backward()
+                training.optimizer.zero_grad()
+                training.backward()
                 update()
 
-            one.step = step  # type: ignore[method-assign]
+            training.step = step  # type: ignore[method-assign]
         else:
-            one.step = torch.compile(one.step, backend="aot_eager")  # type: ignore[method-assign]
-        scene = one.scene(thing)
+            training.step = torch.compile(training.step, backend="aot_eager")  # type: ignore[method-assign]
+        scene = training.scene(thing)
         for _ in range(2):
-            one.step()
-        one.begin(scene)
+            training.step()
+        training.begin(scene)
         return scene
 
     return make
 
 
 def amid_accumulation(thing: Thing) -> Scene:
-    one = Training()
-    scene = one.scene(thing)
-    one.step()
-    one.backward()
-    one.begin(scene)
+    training = Training()
+    scene = training.scene(thing)
+    training.step()
+    training.backward()
+    training.begin(scene)
     return scene
 
 
 def added_later(*, by_name: bool) -> Callable[[Thing], Scene]:
     def make(thing: Thing) -> Scene:
-        one = Training(only_second=True)
-        scene = one.scene(thing)
-        one.step()
-        one.begin(scene, by_name=by_name)
-        one.optimizer.add_param_group({"params": list(one.model[0].parameters())})
+        training = Training(only_second=True)
+        scene = training.scene(thing)
+        training.step()
+        training.begin(scene, by_name=by_name)
+        training.optimizer.add_param_group({"params": list(training.model[0].parameters())})
         return scene
 
     return make
 
 
 def then(change: str, *, by_name: bool = False) -> Callable[[Thing], Scene]:
-    """The thing comes after a step; then something else happens to the model or its optimizer."""
+    """Attach the thing after a step; then change the model or its optimizer."""
 
     def make(thing: Thing) -> Scene:
         import torch
 
-        one = Training()
-        scene = one.scene(thing)
-        one.step()
-        weights, slots = copy.deepcopy(one.model.state_dict()), copy.deepcopy(one.optimizer.state_dict())
-        one.step()
-        one.begin(scene, by_name=by_name)
-        layer = one.model[0]
+        training = Training()
+        scene = training.scene(thing)
+        training.step()
+        weights, slots = copy.deepcopy(training.model.state_dict()), copy.deepcopy(training.optimizer.state_dict())
+        training.step()
+        training.begin(scene, by_name=by_name)
+        layer = training.model[0]
         if change == "load_state_dict":
-            one.model.load_state_dict(weights)
+            training.model.load_state_dict(weights)
         if change == "load_state_dict(assign=True)":
-            one.model.load_state_dict(weights, assign=True)
-            one.new_optimizer()
+            training.model.load_state_dict(weights, assign=True)
+            training.new_optimizer()
         if change == "optimizer.load_state_dict":
-            one.optimizer.load_state_dict(slots)
+            training.optimizer.load_state_dict(slots)
         if change == "new optimizer":
-            one.new_optimizer()
+            training.new_optimizer()
         if change == "to":
-            one.model.to(torch.float64)
-            one.optimizer.state.clear()  # Adam can't go on with slots of another dtype
+            training.model.to(torch.float64)
+            training.optimizer.state.clear()  # Adam can't continue with slots of another dtype
         if change == "parameter":
             layer.weight = torch.nn.Parameter(torch.ones_like(layer.weight))
-            one.new_optimizer()
+            training.new_optimizer()
         if change == "data":
             layer.weight.data = torch.ones_like(layer.weight)
         if change == "requires_grad":
@@ -167,59 +167,59 @@ def copied(how: str) -> Callable[[Thing], Scene]:
     def make(thing: Thing) -> Scene:
         import torch
 
-        one, other = Training(), Training()
-        scene = one.scene(thing)
-        one.step()
-        one.begin(scene)
+        original, duplicate = Training(), Training()
+        scene = original.scene(thing)
+        original.step()
+        original.begin(scene)
         if how == "deepcopy":
-            other.model = copy.deepcopy(one.model)
+            duplicate.model = copy.deepcopy(original.model)
         elif how == "pickle":
             file = io.BytesIO()
-            torch.save(one.model, file)
+            torch.save(original.model, file)
             file.seek(0)
-            other.model = torch.load(file, weights_only=False)
+            duplicate.model = torch.load(file, weights_only=False)
         else:
-            other.model.load_state_dict(one.model.state_dict())
-        other.call = other.model
-        other.new_optimizer()
+            duplicate.model.load_state_dict(original.model.state_dict())
+        duplicate.call = duplicate.model
+        duplicate.new_optimizer()
 
         def train() -> None:
-            one.step()
-            other.step()
+            original.step()
+            duplicate.step()
 
-        scene.train, scene.copied = train, other.read
+        scene.train, scene.copied = train, duplicate.read
         return scene
 
     return make
 
 
 def without_an_optimizer(thing: Thing) -> Scene:
-    one = Training(optimizer=False)
-    scene = one.scene(thing)
+    training = Training(optimizer=False)
+    scene = training.scene(thing)
 
     def step() -> None:
         import torch
 
-        one.model.zero_grad()
-        one.backward()
+        training.model.zero_grad()
+        training.backward()
         with torch.no_grad():
-            for weight in one.model.parameters():
+            for weight in training.model.parameters():
                 weight.add_(weight, alpha=0.05)
 
-    one.step = step  # type: ignore[method-assign]
-    one.begin(scene)
+    training.step = step  # type: ignore[method-assign]
+    training.begin(scene)
     return scene
 
 
 def on_a_wrapper(thing: Thing) -> Scene:
     import torch
 
-    one = Training()
-    scene = one.scene(thing)
+    training = Training()
+    scene = training.scene(thing)
     torch.compiler.reset()
-    one.call = torch.compile(one.model, backend="aot_eager")
-    one.step()
-    scene.begin(one.call, KERNEL, one.optimizer)
+    training.call = torch.compile(training.model, backend="aot_eager")
+    training.step()
+    scene.begin(training.call, KERNEL, training.optimizer)
     return scene
 
 
@@ -234,7 +234,7 @@ def on_a_module(*, applied: bool) -> Callable[[Thing], Scene]:
         module.kernel = tf.Variable(tf.ones((4, 3)))
         scene = Scene(thing, lambda: module.kernel.numpy().copy(), lambda: None)
 
-        def traced() -> Callable[[], None]:
+        def make_step() -> Callable[[], None]:
             @tf.function
             def step() -> None:
                 module.kernel.assign_add(0.5 * tf.ones((4, 3)))
@@ -245,9 +245,9 @@ def on_a_module(*, applied: bool) -> Callable[[Thing], Scene]:
 
         if applied:
             scene.begin(module, "kernel")
-            scene.train = traced()
+            scene.train = make_step()
         else:
-            scene.train = traced()
+            scene.train = make_step()
             scene.train()
             scene.begin(module, "kernel")
         return scene
@@ -259,20 +259,20 @@ _COPY_OF_FREEZE = "torch copies `requires_grad` with a model: the copy of a froz
 WAYS = [
     Way(
         *("PyTorch", "before the optimizer is made", before_the_optimizer),
-        {HOLD: OBEYED, SCHEDULE: OBEYED, FREEZE: OBEYED, RATE: RAISES},
+        {HOLD: APPLIED, SCHEDULE: APPLIED, FREEZE: APPLIED, RATE: RAISES},
         "`multiply_lr` needs the optimizer",
     ),
-    Way("PyTorch", "after the optimizer is made", after_steps(0, by_name=False), ALL_OBEYED),
-    Way("PyTorch", "after some steps", after_steps(3, by_name=False), ALL_OBEYED),
-    Way("PyTorch", "after some steps, with `optimizer=`", after_steps(3, by_name=True), ALL_OBEYED),
-    Way("PyTorch", "after `torch.compile` of the model", compiled("model"), ALL_OBEYED),
-    Way("PyTorch", "after `torch.compile` of the optimizer's step", compiled("optimizer"), ALL_OBEYED),
-    Way("PyTorch", "after `torch.compile` of the whole step", compiled("step"), ALL_OBEYED),
-    Way("PyTorch", "on what `torch.compile` made of a model", on_a_wrapper, ALL_OBEYED),
-    Way("PyTorch", "between gradients that are accumulated", amid_accumulation, ALL_OBEYED),
+    Way("PyTorch", "after the optimizer is made", after_steps(0, by_name=False), ALL_APPLIED),
+    Way("PyTorch", "after some steps", after_steps(3, by_name=False), ALL_APPLIED),
+    Way("PyTorch", "after some steps, with `optimizer=`", after_steps(3, by_name=True), ALL_APPLIED),
+    Way("PyTorch", "after `torch.compile` of the model", compiled("model"), ALL_APPLIED),
+    Way("PyTorch", "after `torch.compile` of the optimizer's step", compiled("optimizer"), ALL_APPLIED),
+    Way("PyTorch", "after `torch.compile` of the whole step", compiled("step"), ALL_APPLIED),
+    Way("PyTorch", "on what `torch.compile` made of a model", on_a_wrapper, ALL_APPLIED),
+    Way("PyTorch", "between gradients that are accumulated", amid_accumulation, ALL_APPLIED),
     Way(
         *("PyTorch", "before `add_param_group` with the parameter", added_later(by_name=False)),
-        {HOLD: OBEYED, SCHEDULE: OBEYED, FREEZE: OBEYED, RATE: RAISES},
+        {HOLD: APPLIED, SCHEDULE: APPLIED, FREEZE: APPLIED, RATE: RAISES},
         "`multiply_lr` needs an optimizer that has the parameter",
     ),
     Way(
@@ -281,18 +281,18 @@ WAYS = [
         "the optimizer doesn't have the parameter yet",
     ),
     Way(
-        *("PyTorch", "then `load_state_dict`", then("load_state_dict"), ALL_OBEYED),
+        *("PyTorch", "then `load_state_dict`", then("load_state_dict"), ALL_APPLIED),
         "what was loaded is there until the next step; then a hold is true, and a freeze has its old values back",
     ),
-    Way("PyTorch", "then a write by hand, or `weight.data = ...`", then("data"), ALL_OBEYED, "as above"),
-    Way("PyTorch", "then `optimizer.load_state_dict`", then("optimizer.load_state_dict"), ALL_OBEYED),
+    Way("PyTorch", "then a write by hand, or `weight.data = ...`", then("data"), ALL_APPLIED, "as above"),
+    Way("PyTorch", "then `optimizer.load_state_dict`", then("optimizer.load_state_dict"), ALL_APPLIED),
     Way(
         *("PyTorch", "then another optimizer", then("new optimizer")),
-        {HOLD: OBEYED, SCHEDULE: OBEYED, FREEZE: OBEYED, RATE: DETECTED},
+        {HOLD: APPLIED, SCHEDULE: APPLIED, FREEZE: APPLIED, RATE: DETECTED},
     ),
     Way(
         *("PyTorch", "with `optimizer=`, then another optimizer", then("new optimizer", by_name=True)),
-        {HOLD: DETECTED, SCHEDULE: DETECTED, FREEZE: OBEYED, RATE: DETECTED},
+        {HOLD: DETECTED, SCHEDULE: DETECTED, FREEZE: APPLIED, RATE: DETECTED},
     ),
     Way(
         *("PyTorch", "then another object in the parameter's place", then("parameter")),
@@ -305,20 +305,20 @@ WAYS = [
     ),
     Way(
         *("PyTorch", "then `model.to(dtype)`", then("to")),
-        {HOLD: OBEYED, SCHEDULE: OBEYED, FREEZE: OBEYED, RATE: OBEYED},
+        {HOLD: APPLIED, SCHEDULE: APPLIED, FREEZE: APPLIED, RATE: APPLIED},
         "torch keeps the parameter, in another dtype",
     ),
     Way(
-        *("PyTorch", "then `requires_grad_(True)` by hand", then("requires_grad"), ALL_OBEYED),
+        *("PyTorch", "then `requires_grad_(True)` by hand", then("requires_grad"), ALL_APPLIED),
         "a freeze puts the values back after each step",
     ),
-    Way("PyTorch", "then an edit in place, by hand", then("in_place"), ALL_OBEYED),
+    Way("PyTorch", "then an edit in place, by hand", then("in_place"), ALL_APPLIED),
     Way(
         *(
             "PyTorch",
             "then `copy.deepcopy`",
             copied("deepcopy"),
-            {HOLD: FREE, SCHEDULE: FREE, FREEZE: OBEYED, RATE: FREE},
+            {HOLD: FREE, SCHEDULE: FREE, FREEZE: APPLIED, RATE: FREE},
         ),
         _COPY_OF_FREEZE,
     ),
@@ -327,7 +327,7 @@ WAYS = [
             "PyTorch",
             "then `torch.save` of the model",
             copied("pickle"),
-            {HOLD: FREE, SCHEDULE: FREE, FREEZE: OBEYED, RATE: FREE},
+            {HOLD: FREE, SCHEDULE: FREE, FREEZE: APPLIED, RATE: FREE},
         ),
         "as above",
     ),
@@ -346,12 +346,12 @@ WAYS = [
     ),
     Way(
         *("tf.Module", "before the step is traced, which calls `held.apply()`", on_a_module(applied=True)),
-        {HOLD: OBEYED, SCHEDULE: RAISES, FREEZE: OBEYED, RATE: RAISES},
-        "a `tf.Module` has no optimizer; a schedule selects on the host: `held.apply()` stands after the step then",
+        {HOLD: APPLIED, SCHEDULE: RAISES, FREEZE: APPLIED, RATE: RAISES},
+        "a `tf.Module` has no optimizer; a schedule selects on the host: call `held.apply()` after the step then",
     ),
     Way(
         *("tf.Module", "after the step was traced", on_a_module(applied=False)),
         {HOLD: DETECTED, SCHEDULE: DETECTED, FREEZE: DETECTED, RATE: RAISES},
-        "make the step anew, with `held.apply()` in it",
+        "build the step again, with `held.apply()` in it",
     ),
 ]

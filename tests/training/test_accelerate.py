@@ -1,4 +1,4 @@
-"""Accelerate: holds follow the optimizer inside of its wrapper, step by step."""
+"""Accelerate: holds follow the optimizer inside its wrapper, step by step."""
 
 from __future__ import annotations
 

@@ -14,19 +14,21 @@ from compiled_steps import KERAS_BACKEND, KERAS_KINDS, KERNEL, KINDS, START, X, 
 import xweights as xw
 
 
-def fitted(kind: str) -> Any:
-    """A training of Keras whose model is compiled, and was fitted before anything is asked of it."""
+def fitted_training(kind: str) -> Any:
+    """Return a Keras training whose model is compiled and already fitted."""
     import keras
 
-    one = training(kind)
-    one.model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile="auto" if KERAS_BACKEND == "jax" else one.jit)
-    fit(one)
-    xw.set_params(one.model, {KERNEL: START, "hidden/bias": np.zeros(3, np.float32)})
-    return one
+    trained = training(kind)
+    trained.model.compile(
+        keras.optimizers.SGD(0.1), "mse", jit_compile="auto" if KERAS_BACKEND == "jax" else trained.jit
+    )
+    fit(trained)
+    xw.set_params(trained.model, {KERNEL: START, "hidden/bias": np.zeros(3, np.float32)})
+    return trained
 
 
-def fit(one: Any, epochs: int = 1) -> None:
-    one.model.fit(X, Y, batch_size=len(X), epochs=epochs, verbose=0, shuffle=False)
+def fit(trained: Any, epochs: int = 1) -> None:
+    trained.model.fit(X, Y, batch_size=len(X), epochs=epochs, verbose=0, shuffle=False)
 
 
 def penalised_by_numpy(steps: int, l2: float) -> np.ndarray:
@@ -39,91 +41,91 @@ def penalised_by_numpy(steps: int, l2: float) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", KERAS_KINDS)
 def test_0_1_an_l2_penalty_is_added_to_a_keras_model_that_was_fitted_already(kind: str) -> None:
-    one = fitted(kind)
-    with xw.add_penalty(one.model, l2=0.1) as added:
-        fit(one, epochs=3)
+    trained = fitted_training(kind)
+    with xw.add_penalty(trained.model, l2=0.1) as added:
+        fit(trained, epochs=3)
         added.check()
-    np.testing.assert_allclose(one.kernel(), penalised_by_numpy(3, 0.1), rtol=1e-4, atol=1e-5)
-    xw.set_params(one.model, {KERNEL: START, "hidden/bias": np.zeros(3, np.float32)})
-    fit(one, epochs=3)
-    np.testing.assert_allclose(one.kernel(), penalised_by_numpy(3, 0.0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(trained.kernel(), penalised_by_numpy(3, 0.1), rtol=1e-4, atol=1e-5)
+    xw.set_params(trained.model, {KERNEL: START, "hidden/bias": np.zeros(3, np.float32)})
+    fit(trained, epochs=3)
+    np.testing.assert_allclose(trained.kernel(), penalised_by_numpy(3, 0.0), rtol=1e-4, atol=1e-5)
 
 
 def test_0_1_the_same_penalty_in_a_torch_loop() -> None:
     torch = pytest.importorskip("torch")
-    one = training("torch")
+    trained = training("torch")
     x, y = torch.from_numpy(X), torch.from_numpy(Y)
     for _ in range(3):
-        one.optimizer.zero_grad()
-        loss = torch.nn.functional.mse_loss(one.model(x), y) + xw.penalty(one.model, l2=0.1)
+        trained.optimizer.zero_grad()
+        loss = torch.nn.functional.mse_loss(trained.model(x), y) + xw.penalty(trained.model, l2=0.1)
         loss.backward()
-        one.optimizer.step()
-    np.testing.assert_allclose(one.kernel(), penalised_by_numpy(3, 0.1), rtol=1e-4, atol=1e-5)
+        trained.optimizer.step()
+    np.testing.assert_allclose(trained.kernel(), penalised_by_numpy(3, 0.1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KERAS_KINDS)
 def test_0_1_by_hand_a_regularizer_given_to_a_built_layer_is_ignored(kind: str) -> None:
     import keras
 
-    one = fitted(kind)
-    one.model.layers[0].kernel_regularizer = keras.regularizers.L2(0.1)
-    assert not one.model.losses
-    fit(one, epochs=3)
-    np.testing.assert_allclose(one.kernel(), penalised_by_numpy(3, 0.0), rtol=1e-4, atol=1e-5)
+    trained = fitted_training(kind)
+    trained.model.layers[0].kernel_regularizer = keras.regularizers.L2(0.1)
+    assert not trained.model.losses
+    fit(trained, epochs=3)
+    np.testing.assert_allclose(trained.kernel(), penalised_by_numpy(3, 0.0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KERAS_KINDS)
 def test_0_title_a_layer_is_fixed_in_a_keras_model_that_was_fitted_already(kind: str) -> None:
-    one = fitted(kind)
-    bias = xw.get_params(one.model)["hidden/bias"]
-    frozen = xw.freeze(one.model, where=KERNEL)
-    fit(one, epochs=3)
+    trained = fitted_training(kind)
+    bias = xw.get_params(trained.model)["hidden/bias"]
+    frozen = xw.freeze(trained.model, where=KERNEL)
+    fit(trained, epochs=3)
     frozen.check()
-    np.testing.assert_array_equal(one.kernel(), START)
-    assert (xw.get_params(one.model)["hidden/bias"] != bias).all()
+    np.testing.assert_array_equal(trained.kernel(), START)
+    assert (xw.get_params(trained.model)["hidden/bias"] != bias).all()
     frozen.release()
-    fit(one)
-    assert (one.kernel() != START).any()
+    fit(trained)
+    assert (trained.kernel() != START).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_0_title_a_node_is_fixed_bit_for_bit_and_the_others_learn(kind: str) -> None:
-    one = training(kind)
+    trained = training(kind)
     node = {"out": 1}
-    held = xw.hold(one.model, xw.Keep(node), where="hidden/kernel", optimizer=one.optimizer)
-    step = one.step()
+    held = xw.hold(trained.model, xw.Keep(node), where="hidden/kernel", optimizer=trained.optimizer)
+    step = trained.step()
     for _ in range(5):
         step()
     held.check()
-    np.testing.assert_array_equal(one.kernel()[:, 1], START[:, 1])
-    assert (one.kernel()[:, [0, 2]] != START[:, [0, 2]]).all()
+    np.testing.assert_array_equal(trained.kernel()[:, 1], START[:, 1])
+    assert (trained.kernel()[:, [0, 2]] != START[:, [0, 2]]).all()
     held.release()
-    step = one.step()
+    step = trained.step()
     step()
-    assert (one.kernel()[:, 1] != START[:, 1]).all()
+    assert (trained.kernel()[:, 1] != START[:, 1]).all()
 
 
 def test_0_title_a_frozen_node_survives_momentum_and_decay_in_torch() -> None:
     torch = pytest.importorskip("torch")
-    one = training("torch")
-    one.optimizer = torch.optim.AdamW(one.model.parameters(), lr=0.1, weight_decay=0.1)
-    step = one.step()
+    trained = training("torch")
+    trained.optimizer = torch.optim.AdamW(trained.model.parameters(), lr=0.1, weight_decay=0.1)
+    step = trained.step()
     step()
-    before = one.kernel()
-    xw.freeze(one.model, where=KERNEL, entries={"out": 1}, optimizer=one.optimizer)
-    step = one.step()
+    before = trained.kernel()
+    xw.freeze(trained.model, where=KERNEL, entries={"out": 1}, optimizer=trained.optimizer)
+    step = trained.step()
     for _ in range(10):
         step()
-    np.testing.assert_array_equal(one.kernel()[:, 1], before[:, 1])
+    np.testing.assert_array_equal(trained.kernel()[:, 1], before[:, 1])
 
 
 @pytest.mark.keras_backend
 @pytest.mark.skipif(KERAS_BACKEND != "tensorflow", reason="JAX raises, and torch has no compiled step")
 def test_0_title_by_hand_a_layer_made_untrainable_after_fit_goes_on_to_move() -> None:
-    one = fitted("keras")
-    one.model.layers[0].trainable = False
-    fit(one)
-    assert (one.kernel() != START).all()
+    trained = fitted_training("keras")
+    trained.model.layers[0].trainable = False
+    fit(trained)
+    assert (trained.kernel() != START).all()
 
 
 def test_0_title_by_hand_masked_gradients_let_a_torch_entry_drift() -> None:

@@ -1,4 +1,4 @@
-"""Article 2, "How can I access and modify layer weights in Keras during training within a TensorFlow graph function?"
+"""Article 2, "How can I access and modify layer weights in Keras during training within a TensorFlow graph function?".
 
 Its three examples, in compiled steps of Keras and of PyTorch: the right way first, then what goes wrong by hand.
 """
@@ -16,36 +16,36 @@ import xweights as xw
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_2_1_noise_is_added_after_the_update_and_is_the_same_everywhere(kind: str) -> None:
-    one = training(kind)
-    add_noise = xw.bind(one.model, xw.Noise(0.01, seed=0), where="*/kernel")
-    step = one.step(add_noise)
+    training_run = training(kind)
+    add_noise = xw.bind(training_run.model, xw.Noise(0.01, seed=0), where="*/kernel")
+    step = training_run.step(add_noise)
     for number in range(4):
         add_noise.draw(number)
         step()
     wanted = by_numpy(4, 0.1, lambda w, number: xw.noise(w, 0.01, seed=0, step=number, where=KERNEL))
-    np.testing.assert_allclose(one.kernel(), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(training_run.kernel(), wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_2_1_the_noise_is_bit_for_bit_what_the_draw_gave(kind: str) -> None:
-    one = training(kind, rate=0.0)
-    add_noise = xw.bind(one.model, xw.Noise(0.01, seed=0), where="*/kernel")
-    step = one.step(add_noise)
+def test_2_1_the_noise_is_bit_for_bit_that_of_the_draw(kind: str) -> None:
+    training_run = training(kind, rate=0.0)
+    add_noise = xw.bind(training_run.model, xw.Noise(0.01, seed=0), where="*/kernel")
+    step = training_run.step(add_noise)
     wanted = {KERNEL: START.copy()}
     for number in (0, 7):
         add_noise.draw(number)
         step()
         xw.noise(wanted, 0.01, seed=0, step=number)
-    np.testing.assert_array_equal(one.kernel(), wanted[KERNEL])
+    np.testing.assert_array_equal(training_run.kernel(), wanted[KERNEL])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_2_1_by_hand_a_value_computed_before_the_update_throws_the_update_away(kind: str) -> None:
-    one = training(kind)
-    step = one.step(before=lambda: one.read() + 0.0, after=one.assign)
+    training_run = training(kind)
+    step = training_run.step(before=lambda: training_run.read() + 0.0, after=training_run.assign)
     for _ in range(4):
         step()
-    np.testing.assert_array_equal(one.kernel(), START)
+    np.testing.assert_array_equal(training_run.kernel(), START)
     trained = training(kind)
     trained.step()()
     assert (trained.kernel() != START).all()
@@ -70,12 +70,12 @@ def test_2_1_by_hand_an_optimizer_made_in_the_step_is_an_error() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_2_2_a_clip_after_the_update_holds_after_every_step(kind: str) -> None:
-    one = training(kind, rate=100.0)
-    clip = xw.bind(one.model, xw.Clip(-1, 1), where="*/kernel")
-    step = one.step(clip)
+    training_run = training(kind, rate=100.0)
+    clip = xw.bind(training_run.model, xw.Clip(-1, 1), where="*/kernel")
+    step = training_run.step(clip)
     for _ in range(4):
         step()
-        assert np.abs(one.kernel()).max() <= 1
+        assert np.abs(training_run.kernel()).max() <= 1
     wanted = by_numpy(1, 100.0, lambda w, number: xw.clip(w, -1, 1, where=KERNEL))
     again = training(kind, rate=100.0)
     again.step(xw.bind(again.model, xw.Clip(-1, 1), where="*/kernel"))()
@@ -84,51 +84,51 @@ def test_2_2_a_clip_after_the_update_holds_after_every_step(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_2_2_a_held_clip_needs_no_line_in_the_step(kind: str) -> None:
-    one = training(kind, rate=100.0)
-    held = xw.hold(one.model, xw.Clip(-1, 1), where="*/kernel", optimizer=one.optimizer)
-    step = one.step()
+    training_run = training(kind, rate=100.0)
+    held = xw.hold(training_run.model, xw.Clip(-1, 1), where="*/kernel", optimizer=training_run.optimizer)
+    step = training_run.step()
     for _ in range(3):
         step()
-        assert np.abs(one.kernel()).max() <= 1
+        assert np.abs(training_run.kernel()).max() <= 1
     held.check()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_2_2_by_hand_a_clip_before_the_update_does_not_hold(kind: str) -> None:
-    one = training(kind, rate=100.0)
-    clip = xw.bind(one.model, xw.Clip(-1, 1), where="*/kernel")
-    step = one.step(before=clip, after=lambda _: None)
+    training_run = training(kind, rate=100.0)
+    clip = xw.bind(training_run.model, xw.Clip(-1, 1), where="*/kernel")
+    step = training_run.step(before=clip, after=lambda _: None)
     for _ in range(4):
         step()
-    assert np.abs(one.kernel()).max() > 5
+    assert np.abs(training_run.kernel()).max() > 5
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_2_3_an_increment_is_added_after_the_update(kind: str) -> None:
-    one = training(kind)
+    training_run = training(kind)
     delta = np.linspace(-0.1, 0.1, 12, dtype=np.float32).reshape(4, 3)
-    step = one.step(xw.bind(one.model, xw.Add(delta), where=KERNEL))
+    step = training_run.step(xw.bind(training_run.model, xw.Add(delta), where=KERNEL))
     for _ in range(4):
         step()
     wanted = by_numpy(4, 0.1, lambda w, number: xw.add(w, delta, where=KERNEL))
-    np.testing.assert_allclose(one.kernel(), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(training_run.kernel(), wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_2_3_an_increment_of_the_wrong_shape_is_refused_before_the_step_runs(kind: str) -> None:
-    one = training(kind)
+    training_run = training(kind)
     with pytest.raises(xw.ShapeError, match="delta"):
-        xw.bind(one.model, xw.Add(np.zeros((3, 4), np.float32)), where=KERNEL)
+        xw.bind(training_run.model, xw.Add(np.zeros((3, 4), np.float32)), where=KERNEL)
 
 
 @pytest.mark.parametrize("kind", KERAS_KINDS)
 def test_2_3_by_hand_a_loss_that_is_not_reduced_is_summed_or_refused(kind: str) -> None:
     import keras
 
-    one = training(kind)
+    training_run = training(kind)
 
     def loss(each: bool) -> Any:
-        squares = keras.ops.mean((one.model(X) - keras.ops.convert_to_tensor(Y)) ** 2, axis=-1)
+        squares = keras.ops.mean((training_run.model(X) - keras.ops.convert_to_tensor(Y)) ** 2, axis=-1)
         return squares if each else keras.ops.mean(squares)
 
     if KERAS_BACKEND == "tensorflow":
@@ -138,7 +138,7 @@ def test_2_3_by_hand_a_loss_that_is_not_reduced_is_summed_or_refused(kind: str) 
         for each in (True, False):
             with tf.GradientTape() as tape:
                 value = loss(each)
-            found.append(tape.gradient(value, one.model.layers[0].kernel).numpy())
+            found.append(tape.gradient(value, training_run.model.layers[0].kernel).numpy())
         # Nothing says so, but the step is 32 times as long.
         np.testing.assert_allclose(found[0], len(X) * found[1], rtol=1e-4, atol=1e-5)
     elif KERAS_BACKEND == "torch":
@@ -153,9 +153,9 @@ def test_2_3_by_hand_a_loss_that_is_not_reduced_is_summed_or_refused(kind: str) 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_edits_in_one_step_run_in_their_order_to_the_bit(kind: str) -> None:
-    one = training(kind, rate=0.0)
+    training_run = training(kind, rate=0.0)
     edits = [
-        xw.bind(one.model, rule, where=KERNEL)
+        xw.bind(training_run.model, rule, where=KERNEL)
         for rule in (xw.Scale(0.9), xw.Add(0.1), xw.Scale(1.1), xw.Noise(0.5, seed=1), xw.Clip(-0.7, 0.7))
     ]
 
@@ -163,7 +163,7 @@ def test_several_edits_in_one_step_run_in_their_order_to_the_bit(kind: str) -> N
         for edit in edits:
             edit()
 
-    step = one.step(all_of_them)
+    step = training_run.step(all_of_them)
     wanted = {KERNEL: START.copy()}
     for number in range(3):
         edits[3].draw(number)
@@ -173,4 +173,4 @@ def test_several_edits_in_one_step_run_in_their_order_to_the_bit(kind: str) -> N
         xw.scale(wanted, 1.1)
         xw.noise(wanted, 0.5, seed=1, step=number)
         xw.clip(wanted, -0.7, 0.7)
-    np.testing.assert_array_equal(one.kernel(), wanted[KERNEL])
+    np.testing.assert_array_equal(training_run.kernel(), wanted[KERNEL])

@@ -57,7 +57,7 @@ def numbers(*shape: int) -> np.ndarray:
 
 
 def gradient(layer: Any, x: np.ndarray, upstream: np.ndarray) -> np.ndarray:
-    """The gradient of sum(layer(x) * upstream), by the means of the framework below Keras."""
+    """Compute the gradient of sum(layer(x) * upstream) with the framework below Keras."""
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
@@ -90,7 +90,7 @@ def test_3_2_entries_of_an_activation_are_set_in_every_example(index: Any, value
 
 
 @pytest.mark.parametrize(("index", "value"), CASES.values(), ids=CASES)
-def test_3_2_no_gradient_reaches_what_was_set(index: Any, value: Any) -> None:
+def test_3_2_no_gradient_reaches_the_entries_that_were_set(index: Any, value: Any) -> None:
     x, upstream = numbers(2, 3, 4), numbers(2, 3, 4) + 5
     # What was set is what differs between two values that were set.
     kept = referee(x, index, 0.0) == referee(x, index, 1.0)

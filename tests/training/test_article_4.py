@@ -16,51 +16,53 @@ import xweights as xw
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_4_1_a_layer_is_zeroed_by_name_in_the_step_and_outside_of_it(kind: str) -> None:
-    one = training(kind)
-    xw.fill(one.model, 0.0, where="hidden/*")
-    assert not one.kernel().any()
-    one.step()()
-    assert one.kernel().any()
-    one.step(xw.bind(one.model, xw.Fill(0.0), where="hidden/*"))()
-    assert not one.kernel().any()
-    assert not xw.get_params(one.model)["hidden/bias"].any()
+    trained = training(kind)
+    xw.fill(trained.model, 0.0, where="hidden/*")
+    assert not trained.kernel().any()
+    trained.step()()
+    assert trained.kernel().any()
+    trained.step(xw.bind(trained.model, xw.Fill(0.0), where="hidden/*"))()
+    assert not trained.kernel().any()
+    assert not xw.get_params(trained.model)["hidden/bias"].any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_4_2_a_layer_is_scaled_after_each_update(kind: str) -> None:
-    one = training(kind)
-    step = one.step(xw.bind(one.model, xw.Scale(0.9), where="hidden/*"))
+    trained = training(kind)
+    step = trained.step(xw.bind(trained.model, xw.Scale(0.9), where="hidden/*"))
     for _ in range(4):
         step()
     wanted = by_numpy(4, 0.1, lambda w, number: xw.scale(w, 0.9))
-    np.testing.assert_allclose(one.kernel(), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(trained.kernel(), wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_4_2_the_scaling_is_to_the_bit_that_of_eager_code(kind: str) -> None:
-    one = training(kind, rate=0.0)
-    step = one.step(xw.bind(one.model, xw.Scale(0.9), where="hidden/*"))
+    trained = training(kind, rate=0.0)
+    step = trained.step(xw.bind(trained.model, xw.Scale(0.9), where="hidden/*"))
     wanted = {KERNEL: START.copy()}
     for _ in range(3):
         step()
         xw.scale(wanted, 0.9)
-    np.testing.assert_array_equal(one.kernel(), wanted[KERNEL])
+    np.testing.assert_array_equal(trained.kernel(), wanted[KERNEL])
 
 
 @pytest.mark.parametrize("kind", KERAS_KINDS)
 def test_4_2_in_fit_a_callback_does_it(kind: str) -> None:
     import keras
 
-    one = training(kind)
+    trained = training(kind)
 
     class Shrink(keras.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             xw.scale(self.model, 0.9, where="hidden/*")
 
-    one.model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile="auto" if KERAS_BACKEND == "jax" else one.jit)
-    one.model.fit(X, Y, batch_size=len(X), epochs=4, verbose=0, callbacks=[Shrink()], shuffle=False)
+    trained.model.compile(
+        keras.optimizers.SGD(0.1), "mse", jit_compile="auto" if KERAS_BACKEND == "jax" else trained.jit
+    )
+    trained.model.fit(X, Y, batch_size=len(X), epochs=4, verbose=0, callbacks=[Shrink()], shuffle=False)
     wanted = by_numpy(4, 0.1, lambda w, number: xw.scale(w, 0.9))
-    np.testing.assert_allclose(one.kernel(), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(trained.kernel(), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_4_2_scaling_is_no_rule_that_stays_true_so_it_can_not_be_held() -> None:
@@ -71,19 +73,23 @@ def test_4_2_scaling_is_no_rule_that_stays_true_so_it_can_not_be_held() -> None:
 @pytest.mark.keras_backend
 @pytest.mark.skipif(KERAS_BACKEND == "torch", reason="about steps that are traced")
 def test_4_2_by_hand_get_weights_can_not_be_traced() -> None:
-    one = training("keras jit")
+    trained = training("keras jit")
     with pytest.raises(Exception, match=r"numpy\(\)|__array__|racer"):
-        one.step(lambda: one.model.layers[0].set_weights([0.9 * w for w in one.model.layers[0].get_weights()]))()
+        trained.step(
+            lambda: trained.model.layers[0].set_weights([0.9 * w for w in trained.model.layers[0].get_weights()])
+        )()
 
 
 @pytest.mark.parametrize("kind", KERAS_KINDS)
 def test_4_3_a_held_clip_is_true_after_every_step_of_fit(kind: str) -> None:
     import keras
 
-    one = training(kind)
-    one.model.compile(keras.optimizers.SGD(100.0), "mse", jit_compile="auto" if KERAS_BACKEND == "jax" else one.jit)
-    one.model.fit(X, Y, batch_size=16, epochs=1, verbose=0)
-    assert np.abs(one.kernel()).max() > 1
+    trained = training(kind)
+    trained.model.compile(
+        keras.optimizers.SGD(100.0), "mse", jit_compile="auto" if KERAS_BACKEND == "jax" else trained.jit
+    )
+    trained.model.fit(X, Y, batch_size=16, epochs=1, verbose=0)
+    assert np.abs(trained.kernel()).max() > 1
 
     largest: list[float] = []
 
@@ -91,29 +97,29 @@ def test_4_3_a_held_clip_is_true_after_every_step_of_fit(kind: str) -> None:
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             largest.append(float(np.abs(xw.get_params(self.model)[KERNEL]).max()))
 
-    held = xw.hold(one.model, xw.Clip(-1, 1), where=KERNEL)
-    one.model.fit(X, Y, batch_size=16, epochs=2, verbose=0, callbacks=[Watch()])
+    held = xw.hold(trained.model, xw.Clip(-1, 1), where=KERNEL)
+    trained.model.fit(X, Y, batch_size=16, epochs=2, verbose=0, callbacks=[Watch()])
     held.check()
     assert len(largest) == 4
     assert max(largest) <= 1
     # The output is that of the clipped weights, and looking at it changes nothing.
-    w = xw.get_params(one.model)
-    made = keras.ops.convert_to_numpy(one.model(X))
+    w = xw.get_params(trained.model)
+    made = keras.ops.convert_to_numpy(trained.model(X))
     np.testing.assert_allclose(made, X @ w[KERNEL] + w["hidden/bias"], rtol=1e-4, atol=1e-2)
-    assert xw.equal(one.model, w)
+    assert xw.equal(trained.model, w)
 
 
 def test_4_3_a_held_clip_is_true_after_every_step_of_torch() -> None:
-    one = training("torch", rate=100.0)
-    xw.hold(one.model, xw.Clip(-1, 1), where=KERNEL, optimizer=one.optimizer)
-    step = one.step()
+    trained = training("torch", rate=100.0)
+    xw.hold(trained.model, xw.Clip(-1, 1), where=KERNEL, optimizer=trained.optimizer)
+    step = trained.step()
     for _ in range(3):
         step()
-        assert np.abs(one.kernel()).max() <= 1
+        assert np.abs(trained.kernel()).max() <= 1
 
 
 @pytest.mark.keras_backend
-def test_4_3_by_hand_a_clip_in_the_call_of_a_keras_layer_neither_holds_nor_is_what_the_output_is_made_of() -> None:
+def test_4_3_by_hand_a_clip_in_the_call_of_a_keras_layer_neither_holds_nor_reaches_the_output() -> None:
     keras = pytest.importorskip("keras")
 
     class ByHand(keras.layers.Layer):
@@ -141,14 +147,14 @@ def test_4_3_by_hand_a_clip_in_the_call_of_a_keras_layer_neither_holds_nor_is_wh
 
 def test_4_3_by_hand_a_clip_in_the_forward_of_a_torch_module_does_not_hold() -> None:
     torch = pytest.importorskip("torch")
-    one = training("torch", rate=100.0)
+    trained = training("torch", rate=100.0)
 
     def clip_first(module: Any, inputs: Any) -> None:
         with torch.no_grad():
             module.weight.clamp_(-1, 1)
 
-    one.model.hidden.register_forward_pre_hook(clip_first)
-    step = one.step()
+    trained.model.hidden.register_forward_pre_hook(clip_first)
+    step = trained.step()
     for _ in range(3):
         step()
-    assert np.abs(one.kernel()).max() > 1
+    assert np.abs(trained.kernel()).max() > 1

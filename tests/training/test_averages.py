@@ -1,4 +1,4 @@
-"""average: EMA and SWA of weights, the same bits on every backend."""
+"""average: EMA and SWA of weights, with the same bits on every backend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALL = [*every("torch", "keras", only=("adamw", "sgd", "ema", "loss scaling")), *
 
 
 def mean_of(history, decay):
-    """What the documentation says, written down once more."""
+    """Compute an average by the formula in the documentation."""
     mean = history[0].copy()
     for n, w in enumerate(history[1:], start=2):
         rate = np.float32(1.0 / n if decay == "swa" else 1.0 - decay)
@@ -25,15 +25,15 @@ def mean_of(history, decay):
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("decay", [0.9, "swa"])
 @pytest.mark.parametrize(("kind", "optimizer"), ALL)
-def test_averages_follow_training_with_the_very_arithmetic_of_the_documentation(kind, optimizer, decay, steps) -> None:
-    one = learner(kind, optimizer)
-    one.steps(2)
-    averages = xw.average(one.target, decay=decay)
+def test_averages_follow_training_by_exactly_the_documented_arithmetic(kind, optimizer, decay, steps) -> None:
+    training = learner(kind, optimizer)
+    training.steps(2)
+    averages = xw.average(training.target, decay=decay)
     assert not averages.manual
     history = []
     for _ in range(steps):
-        one.step()
-        history.append(xw.get_params(one.target))
+        training.step()
+        history.append(xw.get_params(training.target))
     assert averages.updates == steps
     averages.check()
     for name, value in averages.params.items():
@@ -42,70 +42,70 @@ def test_averages_follow_training_with_the_very_arithmetic_of_the_documentation(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_averages_see_fit_every_so_many_steps_and_after_the_holds(kind) -> None:
-    one = learner(kind)
-    averages = xw.average(one.target, decay="swa", every=2, where=one.first)
-    xw.hold(one.target, xw.Clip(-0.05, 0.05), where=one.first)  # attached later, and yet before
+    training = learner(kind)
+    averages = xw.average(training.target, decay="swa", every=2, where=training.first)
+    xw.hold(training.target, xw.Clip(-0.05, 0.05), where=training.first)  # attached later, and yet before
     if kind == "torch":
-        one.steps(5)
+        training.steps(5)
     else:
-        one.target.fit(X, Y, batch_size=4, epochs=2, verbose=0)
-        one.target.fit(X, Y, batch_size=8, epochs=1, verbose=0)
+        training.target.fit(X, Y, batch_size=4, epochs=2, verbose=0)
+        training.target.fit(X, Y, batch_size=8, epochs=1, verbose=0)
     assert averages.updates == 2
-    assert np.abs(averages.params[one.first]).max() <= 0.05
+    assert np.abs(averages.params[training.first]).max() <= 0.05
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_that_only_accumulates_gradients_does_not_count(kind) -> None:
-    one = learner(kind, "accumulation")
-    averages = xw.average(one.target, decay=0.5)
-    one.steps(4)
+    training = learner(kind, "accumulation")
+    averages = xw.average(training.target, decay=0.5)
+    training.steps(4)
     assert averages.updates == (4 if kind == "torch" else 2)  # a step of the torch learner is two batches
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_averages_can_be_swapped_in_and_the_very_bits_come_back(kind) -> None:
-    one = learner(kind, norm=True)
-    one.steps(1)
-    averages = xw.average(one.target, decay=0.9)
-    one.steps(3)
-    before, mean = one.bits, averages.params
+def test_averages_can_be_swapped_in_and_exactly_the_same_bits_come_back(kind) -> None:
+    training = learner(kind, norm=True)
+    training.steps(1)
+    averages = xw.average(training.target, decay=0.9)
+    training.steps(3)
+    before, mean = training.bits, averages.params
     with averages.swapped_in():
-        assert all((xw.get_params(one.target)[name] == value).all() for name, value in mean.items())
-        changed = {name for name in before if one.bits[name] != before[name]}
+        assert all((xw.get_params(training.target)[name] == value).all() for name, value in mean.items())
+        changed = {name for name in before if training.bits[name] != before[name]}
         assert changed == set(mean)
-    assert one.bits == before
+    assert training.bits == before
     with pytest.raises(RuntimeError, match="my own"), averages.swapped_in():
         raise RuntimeError("my own")
-    assert one.bits == before
-    one.steps(1)
+    assert training.bits == before
+    training.steps(1)
     assert averages.updates == 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_held_parameters_stay_held_when_averages_are_swapped_in(kind) -> None:
-    one = learner(kind)
-    averages = xw.average(one.target, decay="swa")
-    one.steps(2)
+    training = learner(kind)
+    averages = xw.average(training.target, decay="swa")
+    training.steps(2)
     mask = np.zeros((4, 5), bool)
     mask[0] = True
-    xw.hold(one.target, xw.Mask(mask), where=one.first)
-    xw.hold(one.target, xw.UnitNorm(per="out"), where=one.second)
-    before = one.bits
+    xw.hold(training.target, xw.Mask(mask), where=training.first)
+    xw.hold(training.target, xw.UnitNorm(per="out"), where=training.second)
+    before = training.bits
     with averages.swapped_in():
-        now = xw.get_params(one.target)
-        assert (now[one.first][0] == averages.params[one.first][0]).all()
-        assert not now[one.first][1:].any()
-        np.testing.assert_allclose(np.linalg.norm(now[one.second], axis=0), 1.0, rtol=1e-6)
-    assert one.bits == before
+        now = xw.get_params(training.target)
+        assert (now[training.first][0] == averages.params[training.first][0]).all()
+        assert not now[training.first][1:].any()
+        np.testing.assert_allclose(np.linalg.norm(now[training.second], axis=0), 1.0, rtol=1e-6)
+    assert training.bits == before
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_while_averages_are_swapped_in_is_refused(kind) -> None:
-    one = learner(kind)
-    averages = xw.average(one.target, decay=0.9)
+    training = learner(kind)
+    averages = xw.average(training.target, decay=0.9)
     with averages.swapped_in():
         with pytest.raises(xw.HoldError, match="swapped in"):
-            one.step()
+            training.step()
         with pytest.raises(xw.HoldError, match="already"), averages.swapped_in():
             pass
     assert averages.updates == 0
@@ -113,13 +113,13 @@ def test_training_while_averages_are_swapped_in_is_refused(kind) -> None:
 
 @pytest.mark.keras_backend
 def test_averages_can_be_evaluated_between_fits_in_keras() -> None:
-    one = learner("keras")
-    averages = xw.average(one.target, decay="swa")
-    one.target.fit(X, Y, epochs=3, verbose=0)
+    training = learner("keras")
+    averages = xw.average(training.target, decay="swa")
+    training.target.fit(X, Y, epochs=3, verbose=0)
     twin = learner("keras")
     averages.copy_to(twin.target)
     with averages.swapped_in():
-        swapped = one.target.evaluate(X, Y, verbose=0)
+        swapped = training.target.evaluate(X, Y, verbose=0)
     assert swapped == twin.target.evaluate(X, Y, verbose=0)
 
 
@@ -133,41 +133,41 @@ def test_averages_cross_frameworks() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_release_leaves_the_averages_as_they_are_and_the_model_as_it_was(kind) -> None:
-    one = learner(kind)
-    one.step()
-    before = set(vars(one.target))
-    with xw.average(one.target, decay=0.9) as averages:
-        one.step()
+    training = learner(kind)
+    training.step()
+    before = set(vars(training.target))
+    with xw.average(training.target, decay=0.9) as averages:
+        training.step()
     kept = {name: value.tobytes() for name, value in averages.params.items()}
-    assert set(vars(one.target)) == before
-    one.step()
+    assert set(vars(training.target)) == before
+    training.step()
     assert {name: value.tobytes() for name, value in averages.params.items()} == kept
     assert averages.updates == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_update_by_hand_of_averages_that_update_themselves_is_refused(kind) -> None:
-    one = learner(kind)
-    averages = xw.average(one.target, decay=0.9)
+    training = learner(kind)
+    averages = xw.average(training.target, decay=0.9)
     with pytest.raises(xw.HoldError, match="attach=False"):
         averages.update()
-    by_hand = xw.average(one.target, decay=0.9, attach=False)
-    one.step()
+    by_hand = xw.average(training.target, decay=0.9, attach=False)
+    training.step()
     by_hand.update()
     assert averages.updates == by_hand.updates == 1
     assert all((averages.params[name] == value).all() for name, value in by_hand.params.items())
 
 
 @pytest.mark.skipif(KERAS_BACKEND != "tensorflow", reason="about TensorFlow")
-def test_a_loop_of_ones_own_in_keras_is_found_and_updates_by_hand() -> None:
+def test_a_users_own_loop_in_keras_is_detected_and_updates_by_hand() -> None:
     tf = pytest.importorskip("tensorflow")
-    one = learner("keras")
-    attached = xw.average(one.target, decay=0.9)
-    by_hand = xw.average(one.target, decay=0.9, attach=False)
+    training = learner("keras")
+    attached = xw.average(training.target, decay=0.9)
+    by_hand = xw.average(training.target, decay=0.9, attach=False)
     with tf.GradientTape() as tape:
-        loss = tf.reduce_mean((one.target(X) - Y) ** 2)
-    weights = one.target.trainable_variables
-    one.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        loss = tf.reduce_mean((training.target(X) - Y) ** 2)
+    weights = training.target.trainable_variables
+    training.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
     by_hand.update()
     assert by_hand.updates == 1
     with pytest.raises(xw.StaleTrainFunctionError, match="attach=False"):
@@ -180,20 +180,20 @@ def test_a_loop_of_ones_own_in_keras_is_found_and_updates_by_hand() -> None:
 def test_a_model_that_runs_several_steps_at_once_is_refused() -> None:
     if KERAS_BACKEND == "torch":
         pytest.skip("Keras on torch has no steps_per_execution")
-    one = learner("keras")
-    one.target.compile("sgd", "mse", steps_per_execution=2)
-    xw.average(one.target, decay=0.9)
+    training = learner("keras")
+    training.target.compile("sgd", "mse", steps_per_execution=2)
+    xw.average(training.target, decay=0.9)
     with pytest.raises(xw.HoldError, match="steps_per_execution"):
-        one.target.fit(X, Y, batch_size=2, verbose=0)
+        training.target.fit(X, Y, batch_size=2, verbose=0)
 
 
 def test_another_optimizer_that_trains_something_else_does_not_count() -> None:
-    one, other = learner("torch"), learner("torch")
-    averages = xw.average(one.target, decay=0.9)
+    training, other = learner("torch"), learner("torch")
+    averages = xw.average(training.target, decay=0.9)
     other.step()
     assert averages.updates == 0
     with pytest.raises(xw.HoldError, match="trains none"):
-        xw.average(one.target, decay=0.9, optimizer=other.optimizer)
+        xw.average(training.target, decay=0.9, optimizer=other.optimizer)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -227,7 +227,7 @@ def test_params_are_copies() -> None:
     assert averages.params["w"].tolist() == [1.0]
 
 
-def test_what_cannot_be_averaged_is_refused() -> None:
+def test_bad_arguments_and_parameters_that_cannot_be_averaged_are_refused() -> None:
     w = {"w": np.ones(2), "n": np.ones(2, int)}
     for decay in (1.0, -0.1, float("nan"), "ema", None, True):
         with pytest.raises(xw.ArgumentError, match="decay"):

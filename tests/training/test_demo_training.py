@@ -1,4 +1,4 @@
-"""The demo of pruning during training keeps its promises, in a run that is shorter than the demo's."""
+"""The demo of pruning during training keeps its promises, in a shorter run."""
 
 from __future__ import annotations
 

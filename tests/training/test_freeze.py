@@ -1,4 +1,4 @@
-"""freeze and unfreeze: bits that stay under every optimizer, on every backend."""
+"""freeze and unfreeze keep bits unchanged under every optimizer, on every backend."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ALL = [
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize(("kind", "optimizer"), ALL)
 def test_a_frozen_parameter_keeps_its_bits_and_the_others_are_trained(kind, optimizer, steps) -> None:
-    one = learner(kind, optimizer)
-    one.steps(3)
-    frozen = xw.freeze(one.target, where=one.first)
-    before = one.bits
-    one.steps(steps)
+    training = learner(kind, optimizer)
+    training.steps(3)
+    frozen = xw.freeze(training.target, where=training.first)
+    before = training.bits
+    training.steps(steps)
     frozen.check()
-    after = one.bits
-    assert {name for name in after if after[name] == before[name]} == {one.first}
+    after = training.bits
+    assert {name for name in after if after[name] == before[name]} == {training.first}
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -37,8 +37,8 @@ def test_free_entries_move_as_if_the_frozen_ones_were_put_back_by_hand_after_eac
     by_hand, held = learner(kind, optimizer), learner(kind, optimizer)
     entries = np.zeros((4, 5), bool)
     entries[1], entries[2, 3] = True, True
-    for one in (by_hand, held):
-        one.steps(3)
+    for training in (by_hand, held):
+        training.steps(3)
     assert by_hand.bits == held.bits
     kept = xw.get_params(by_hand.target)[by_hand.first]
     xw.freeze(held.target, where=held.first, entries=entries)
@@ -54,173 +54,173 @@ def test_free_entries_move_as_if_the_frozen_ones_were_put_back_by_hand_after_eac
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_rest_is_trained_as_in_a_model_that_its_framework_froze(kind) -> None:
+def test_the_other_parameters_are_trained_as_in_a_model_frozen_by_its_framework(kind) -> None:
     ours, theirs = learner(kind, "adamw"), learner(kind, "adamw")
     xw.freeze(ours.target, where=ours.first)
     if kind == "torch":
         theirs.target[0].weight.requires_grad_(False)
     else:
         theirs.target.layers[0].kernel.trainable = False
-    for one in (ours, theirs):
-        one.steps(5)
+    for training in (ours, theirs):
+        training.steps(5)
     assert ours.bits == theirs.bits
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_can_be_frozen_at_once(kind) -> None:
-    one = learner(kind, "adamw")
-    one.steps(1)
-    before = one.bits
-    xw.freeze(one.target)
+    training = learner(kind, "adamw")
+    training.steps(1)
+    before = training.bits
+    xw.freeze(training.target)
     if kind == "torch":
-        one.optimizer.step()  # there is nothing left to have a gradient
+        training.optimizer.step()  # there is nothing left to have a gradient
     else:
-        one.steps(2)
-    assert one.bits == before
+        training.steps(2)
+    assert training.bits == before
 
 
 @pytest.mark.keras_backend
-def test_what_is_frozen_stays_through_fit_with_averaging_and_its_end() -> None:
-    one = learner("keras", "ema")
-    one.steps(3)  # not by fit: on JAX a second fit after averaging fails in Keras itself
-    before = one.bits
-    frozen = xw.freeze(one.target, where=one.first)
-    one.target.fit(X, Y, epochs=2, batch_size=4, verbose=0)
+def test_frozen_parameters_stay_through_fit_with_averaging_and_its_end() -> None:
+    training = learner("keras", "ema")
+    training.steps(3)  # not by fit: on JAX a second fit after averaging fails in Keras itself
+    before = training.bits
+    frozen = xw.freeze(training.target, where=training.first)
+    training.target.fit(X, Y, epochs=2, batch_size=4, verbose=0)
     frozen.check()
-    assert [name for name in before if one.bits[name] == before[name]] == [one.first]
+    assert [name for name in before if training.bits[name] == before[name]] == [training.first]
 
 
 def test_a_stale_gradient_of_a_frozen_parameter_is_dropped() -> None:
-    one = learner("torch", "adamw")
-    one.step()
-    assert one.target[0].weight.grad is not None
-    xw.freeze(one.target, where=one.first)
-    assert one.target[0].weight.grad is None
+    training = learner("torch", "adamw")
+    training.step()
+    assert training.target[0].weight.grad is not None
+    xw.freeze(training.target, where=training.first)
+    assert training.target[0].weight.grad is None
 
 
 # Slots and flags
 
 
-def test_slots_rest_with_a_frozen_parameter_in_torch() -> None:
-    one = learner("torch", "adamw")
-    one.steps(3)
-    slot = one.optimizer.state[one.target[0].weight]["exp_avg"]
+def test_slots_of_a_frozen_parameter_stay_unchanged_in_torch() -> None:
+    training = learner("torch", "adamw")
+    training.steps(3)
+    slot = training.optimizer.state[training.target[0].weight]["exp_avg"]
     before = slot.clone()
-    xw.freeze(one.target, where=one.first)
-    one.steps(3)
-    assert slot is one.optimizer.state[one.target[0].weight]["exp_avg"]
+    xw.freeze(training.target, where=training.first)
+    training.steps(3)
+    assert slot is training.optimizer.state[training.target[0].weight]["exp_avg"]
     assert (slot == before).all()
 
 
 @pytest.mark.keras_backend
-def test_slots_rest_with_a_frozen_parameter_in_keras_and_nothing_is_compiled_again() -> None:
+def test_slots_of_a_frozen_parameter_stay_unchanged_in_keras_and_nothing_is_recompiled() -> None:
     import keras
 
-    one = learner("keras", "adamw")
-    one.steps(3)
-    slots = [v for v in one.optimizer.variables if tuple(v.shape) == (4, 5)]
+    training = learner("keras", "adamw")
+    training.steps(3)
+    slots = [v for v in training.optimizer.variables if tuple(v.shape) == (4, 5)]
     assert len(slots) == 2
     before = [keras.ops.convert_to_numpy(v).copy() for v in slots]
-    optimizer, trainable = one.target.optimizer, [v.trainable for v in one.target.weights]
-    xw.freeze(one.target, where=one.first)
-    one.steps(3)
+    optimizer, trainable = training.target.optimizer, [v.trainable for v in training.target.weights]
+    xw.freeze(training.target, where=training.first)
+    training.steps(3)
     assert all((keras.ops.convert_to_numpy(v) == kept).all() for v, kept in zip(slots, before, strict=True))
-    assert one.target.optimizer is optimizer
-    assert [v.trainable for v in one.target.weights] == trainable
+    assert training.target.optimizer is optimizer
+    assert [v.trainable for v in training.target.weights] == trainable
     assert int(keras.ops.convert_to_numpy(optimizer.iterations)) == 6
 
 
 @pytest.mark.keras_backend
 def test_an_optimizer_and_a_model_of_keras_have_their_own_methods_again_after_the_release() -> None:
-    one = learner("keras", "adamw", norm=True)
-    one.step()
-    norm = one.target.layers[1]
-    before = [set(vars(owner)) for owner in (one.optimizer, one.target, norm)]
-    with xw.freeze(one.target, where=["*/kernel", "batch_normalization/0/*"], inference=True):
-        one.step()
-    assert [set(vars(owner)) for owner in (one.optimizer, one.target, norm)] == before
-    assert all(v.constraint is None for v in one.target.weights)
+    training = learner("keras", "adamw", norm=True)
+    training.step()
+    norm = training.target.layers[1]
+    before = [set(vars(owner)) for owner in (training.optimizer, training.target, norm)]
+    with xw.freeze(training.target, where=["*/kernel", "batch_normalization/0/*"], inference=True):
+        training.step()
+    assert [set(vars(owner)) for owner in (training.optimizer, training.target, norm)] == before
+    assert all(v.constraint is None for v in training.target.weights)
 
 
 def test_the_flags_of_torch_come_back_as_they_were() -> None:
-    one = learner("torch")
-    one.target[0].bias.requires_grad_(False)
-    frozen = xw.freeze(one.target, where="0/*")
-    assert not one.target[0].weight.requires_grad
+    training = learner("torch")
+    training.target[0].bias.requires_grad_(False)
+    frozen = xw.freeze(training.target, where="0/*")
+    assert not training.target[0].weight.requires_grad
     frozen.release()
     frozen.release()
-    assert one.target[0].weight.requires_grad
-    assert not one.target[0].bias.requires_grad
+    assert training.target[0].weight.requires_grad
+    assert not training.target[0].bias.requires_grad
 
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_two_freezes_of_one_parameter_can_end_in_any_order(first) -> None:
-    one = learner("torch", "adamw")
-    freezes = [xw.freeze(one.target, where=one.first), xw.freeze(one.target, where="0/*")]
+    training = learner("torch", "adamw")
+    freezes = [xw.freeze(training.target, where=training.first), xw.freeze(training.target, where="0/*")]
     freezes[first].release()
-    before = one.bits
-    one.steps(2)
-    assert one.bits[one.first] == before[one.first]
-    assert not one.target[0].weight.requires_grad
+    before = training.bits
+    training.steps(2)
+    assert training.bits[training.first] == before[training.first]
+    assert not training.target[0].weight.requires_grad
     freezes[1 - first].release()
-    assert one.target[0].weight.requires_grad
-    one.steps(2)
-    assert one.bits[one.first] != before[one.first]
+    assert training.target[0].weight.requires_grad
+    training.steps(2)
+    assert training.bits[training.first] != before[training.first]
 
 
 # unfreeze
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_unfreeze_lets_some_of_a_freeze_train_on_in_the_middle(kind) -> None:
-    one = learner(kind, "adamw")
-    one.steps(2)
-    frozen = xw.freeze(one.target)
-    xw.unfreeze(one.target, where=one.second)
-    assert one.second not in [p.name for p in frozen.parameters]
-    before = one.bits
-    one.steps(2)
-    assert [name for name in before if one.bits[name] != before[name]] == [one.second]
+def test_unfreeze_lets_some_parameters_of_a_freeze_train_again(kind) -> None:
+    training = learner(kind, "adamw")
+    training.steps(2)
+    frozen = xw.freeze(training.target)
+    xw.unfreeze(training.target, where=training.second)
+    assert training.second not in [p.name for p in frozen.parameters]
+    before = training.bits
+    training.steps(2)
+    assert [name for name in before if training.bits[name] != before[name]] == [training.second]
     frozen.check()
-    xw.unfreeze(one.target)
-    one.steps(1)
-    assert all(one.bits[name] != before[name] for name in before)
+    xw.unfreeze(training.target)
+    training.steps(1)
+    assert all(training.bits[name] != before[name] for name in before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_unfreeze_lets_entries_go_and_leaves_other_holds(kind) -> None:
-    one = learner(kind)
-    xw.hold(one.target, xw.Clip(-0.25, 0.25), where=one.first)
-    xw.freeze(one.target, where=one.first, entries=(0,))
-    xw.unfreeze(one.target, where=one.first)
-    before = xw.get_params(one.target)[one.first]
-    one.steps(2)
-    now = xw.get_params(one.target)[one.first]
+def test_unfreeze_releases_entries_and_leaves_other_holds(kind) -> None:
+    training = learner(kind)
+    xw.hold(training.target, xw.Clip(-0.25, 0.25), where=training.first)
+    xw.freeze(training.target, where=training.first, entries=(0,))
+    xw.unfreeze(training.target, where=training.first)
+    before = xw.get_params(training.target)[training.first]
+    training.steps(2)
+    now = xw.get_params(training.target)[training.first]
     assert (now[0] != before[0]).any()
     assert np.abs(now).max() <= 0.25
 
 
-def test_a_freeze_that_nobody_kept_still_freezes_and_can_be_ended() -> None:
+def test_a_freeze_without_a_reference_still_freezes_and_can_be_ended() -> None:
     import gc
 
-    one = learner("torch", norm=True)
-    xw.freeze(one.target, where=["0/kernel", "1/*"])
+    training = learner("torch", norm=True)
+    xw.freeze(training.target, where=["0/kernel", "1/*"])
     gc.collect()
-    before = one.bits
-    one.steps(2)
-    assert one.bits["0/kernel"] == before["0/kernel"]
-    assert one.bits["1/moving_mean"] == before["1/moving_mean"]
-    xw.unfreeze(one.target)
-    one.steps(2)
-    assert all(one.bits[name] != before[name] for name in before)
+    before = training.bits
+    training.steps(2)
+    assert training.bits["0/kernel"] == before["0/kernel"]
+    assert training.bits["1/moving_mean"] == before["1/moving_mean"]
+    xw.unfreeze(training.target)
+    training.steps(2)
+    assert all(training.bits[name] != before[name] for name in before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_unfreeze_where_nothing_was_frozen_is_refused(kind) -> None:
-    one = learner(kind)
-    xw.freeze(one.target, where=one.first)
+    training = learner(kind)
+    xw.freeze(training.target, where=training.first)
     with pytest.raises(xw.SelectionError, match=r"frozen by freeze\(\)"):
-        xw.unfreeze(one.target, where=one.second)
+        xw.unfreeze(training.target, where=training.second)
 
 
 # Batch normalization
@@ -228,10 +228,10 @@ def test_unfreeze_where_nothing_was_frozen_is_refused(kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_normalization_goes_on_with_the_statistics_of_each_batch_and_collects_them(kind) -> None:
-    one = learner(kind, norm=True)
-    one.steps(2)
-    norm = xw.parameters(one.target, where=xw.role("gamma"))[0].layer
-    frozen, free = learner(kind, norm=True), one
+    training = learner(kind, norm=True)
+    training.steps(2)
+    norm = xw.parameters(training.target, where=xw.role("gamma"))[0].layer
+    frozen, free = learner(kind, norm=True), training
     frozen.steps(2)
     xw.freeze(frozen.target, where=f"{norm}/gamma")
     for each in (frozen, free):
@@ -244,12 +244,12 @@ def test_batch_normalization_goes_on_with_the_statistics_of_each_batch_and_colle
 @pytest.mark.parametrize("kind", KINDS)
 def test_moving_statistics_that_are_selected_stay_and_batches_are_still_normalized_by_their_own(kind) -> None:
     frozen, free = learner(kind, norm=True), learner(kind, norm=True)
-    for one in (frozen, free):
-        one.steps(2)
+    for training in (frozen, free):
+        training.steps(2)
     before = frozen.bits
     held = xw.freeze(frozen.target, where=["*/moving_mean", "*/moving_variance"])
-    for one in (frozen, free):
-        one.steps(3)
+    for training in (frozen, free):
+        training.steps(3)
     held.check()
     moving = [name for name in before if "/moving_" in name]
     assert len(moving) == 2
@@ -263,61 +263,61 @@ def test_moving_statistics_that_are_selected_stay_and_batches_are_still_normaliz
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_inference_true_has_batch_normalization_use_its_moving_statistics(kind) -> None:
-    one = learner(kind, norm=True)
-    one.steps(2)
-    norm = xw.parameters(one.target, where=xw.role("gamma"))[0].layer
-    before = one.bits
-    with xw.freeze(one.target, where=f"{norm}/gamma", inference=True):
-        one.steps(2)
-        same = [name for name in before if one.bits[name] == before[name] and name.startswith(norm)]
+    training = learner(kind, norm=True)
+    training.steps(2)
+    norm = xw.parameters(training.target, where=xw.role("gamma"))[0].layer
+    before = training.bits
+    with xw.freeze(training.target, where=f"{norm}/gamma", inference=True):
+        training.steps(2)
+        same = [name for name in before if training.bits[name] == before[name] and name.startswith(norm)]
         assert {f"{norm}/gamma", f"{norm}/moving_mean", f"{norm}/moving_variance"} <= set(same)
         assert f"{norm}/beta" not in same
     if kind == "torch":
-        assert one.target[1].training
-        assert not one.target[1]._forward_hooks
-    one.steps(1)
-    assert one.bits[f"{norm}/moving_mean"] != before[f"{norm}/moving_mean"]
+        assert training.target[1].training
+        assert not training.target[1]._forward_hooks
+    training.steps(1)
+    assert training.bits[f"{norm}/moving_mean"] != before[f"{norm}/moving_mean"]
 
 
 def test_one_moving_statistic_without_the_other_is_refused_in_torch() -> None:
-    one = learner("torch", norm=True)
+    training = learner("torch", norm=True)
     with pytest.raises(xw.HoldError, match="running_var"):
-        xw.freeze(one.target, where="*/moving_mean")
-    before = one.bits
-    one.step()
-    assert one.bits["1/moving_mean"] != before["1/moving_mean"]
+        xw.freeze(training.target, where="*/moving_mean")
+    before = training.bits
+    training.step()
+    assert training.bits["1/moving_mean"] != before["1/moving_mean"]
 
 
 # Bad input, and where there is no optimizer
 
 
 def test_entries_of_a_wrong_shape_or_none_are_refused_and_nothing_is_frozen() -> None:
-    one = learner("torch", norm=True)
+    training = learner("torch", norm=True)
     with pytest.raises(xw.ShapeError):
-        xw.freeze(one.target, where=one.first, entries=np.ones((5, 4), bool))
+        xw.freeze(training.target, where=training.first, entries=np.ones((5, 4), bool))
     with pytest.raises(xw.SelectionError):
-        xw.freeze(one.target, where=one.first, entries=np.zeros((4, 5), bool))
+        xw.freeze(training.target, where=training.first, entries=np.zeros((4, 5), bool))
     with pytest.raises(xw.HoldError, match="moving_mean"):
-        xw.freeze(one.target, where="1/*", entries=(0,))
-    before = one.bits
-    one.step()
-    assert all(one.bits[name] != before[name] for name in before)
+        xw.freeze(training.target, where="1/*", entries=(0,))
+    before = training.bits
+    training.step()
+    assert all(training.bits[name] != before[name] for name in before)
 
 
 def test_an_optimizer_that_trains_something_else_is_refused_and_nothing_is_frozen() -> None:
-    one, other = learner("torch"), learner("torch")
+    training, other = learner("torch"), learner("torch")
     with pytest.raises(xw.HoldError, match="not among"):
-        xw.freeze(one.target, where=one.first, optimizer=other.optimizer)
-    assert one.target[0].weight.requires_grad
+        xw.freeze(training.target, where=training.first, optimizer=other.optimizer)
+    assert training.target[0].weight.requires_grad
     with pytest.raises(xw.SelectionError):
-        xw.unfreeze(one.target)
+        xw.unfreeze(training.target)
 
 
 def test_a_rule_that_would_move_frozen_entries_is_refused() -> None:
-    one = learner("torch")
-    xw.freeze(one.target, where=one.first)
+    training = learner("torch")
+    xw.freeze(training.target, where=training.first)
     with pytest.raises(xw.HoldError, match="Clip"):
-        xw.hold(one.target, xw.Clip(-0.01, 0.01), where=one.first)
+        xw.hold(training.target, xw.Clip(-0.01, 0.01), where=training.first)
 
 
 def test_a_parameter_that_is_computed_from_others_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""hold: rules that are true after every step, however late they are attached, on every backend."""
+"""hold: rules are true after every step, however late they are attached, on every backend."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ RULES = {
 }
 
 
-def broken(name: str, w: np.ndarray, first: np.ndarray) -> float:
-    """How far a rule is from true, worked out by hand."""
+def distance_from_true(name: str, w: np.ndarray, first: np.ndarray) -> float:
+    """Return how far a rule is from true, computed by hand."""
     if name == "clip":
         return float(np.maximum(np.abs(w) - np.float32(0.1), 0).max())
     if name == "non-negative":
@@ -51,19 +51,19 @@ def broken(name: str, w: np.ndarray, first: np.ndarray) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_held_rule_is_true_after_every_step(kind: str, name: str) -> None:
     rule, allowed = RULES[name]
-    one = learner(kind, "adamw")
-    one.steps(2)
-    kernel = lambda: xw.get_params(one.target)[one.first]  # noqa: E731 - read often below
+    training = learner(kind, "adamw")
+    training.steps(2)
+    kernel = lambda: xw.get_params(training.target)[training.first]  # noqa: E731 - read often below
     if name == "sum to one":
-        one.set_raw(one.first, np.abs(kernel()) + 0.5)
+        training.set_raw(training.first, np.abs(kernel()) + 0.5)
     first = kernel()
-    held = xw.hold(one.target, rule, where=one.first)
-    assert broken(name, kernel(), first) <= allowed
+    held = xw.hold(training.target, rule, where=training.first)
+    assert distance_from_true(name, kernel(), first) <= allowed
     moved = 0
     for _ in range(8):
         before = kernel()
-        one.step()
-        assert broken(name, kernel(), first) <= allowed
+        training.step()
+        assert distance_from_true(name, kernel(), first) <= allowed
         moved += int((before != kernel()).any())
     assert moved
     held.check()
@@ -73,16 +73,16 @@ def test_a_held_rule_is_true_after_every_step(kind: str, name: str) -> None:
     ("kind", "optimizer"),
     [*every("torch"), *every("keras", slow=("adam", "adamw", "rmsprop", "adagrad", "lion", "loss scaling"))],
 )
-def test_a_held_mask_holds_under_every_optimizer_and_is_let_go(kind: str, optimizer: str) -> None:
-    one = learner(kind, optimizer)
-    one.steps(3)
-    with xw.hold(one.target, xw.Mask(HALF), where=one.first) as held:
+def test_a_held_mask_is_true_under_every_optimizer_and_can_be_released(kind: str, optimizer: str) -> None:
+    training = learner(kind, optimizer)
+    training.steps(3)
+    with xw.hold(training.target, xw.Mask(HALF), where=training.first) as held:
         for _ in range(6):
-            one.step()
-            assert not xw.get_params(one.target)[one.first][~HALF].any()
+            training.step()
+            assert not xw.get_params(training.target)[training.first][~HALF].any()
         held.check()
-    one.steps(3)
-    assert xw.get_params(one.target)[one.first][~HALF].any()
+    training.steps(3)
+    assert xw.get_params(training.target)[training.first][~HALF].any()
 
 
 # However late.
@@ -123,7 +123,7 @@ def test_in_keras_a_hold_takes_effect_whenever_it_begins(moment: str) -> None:
 
 @pytest.mark.skipif(KERAS_BACKEND != "tensorflow", reason="a tf.function is TensorFlow's")
 @pytest.mark.parametrize("jit", [False, True])
-def test_a_step_of_the_users_own_that_was_traced_before_the_hold_is_found_out(jit: bool) -> None:
+def test_a_step_of_the_users_own_that_was_traced_before_the_hold_is_detected(jit: bool) -> None:
     tf, keras = pytest.importorskip("tensorflow"), pytest.importorskip("keras")
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5), keras.layers.Dense(3)])
     optimizer = keras.optimizers.Adam(0.1)
@@ -174,27 +174,27 @@ def test_without_an_optimizer_to_attach_to_apply_is_called_by_hand_in_the_step(j
     step()
     assert (module.kernel.numpy() == 0.5).all()
     module.kernel.assign_add(tf.ones((4, 3)))
-    with pytest.raises(xw.HoldError, match="doesn't obey"):
+    with pytest.raises(xw.HoldError, match="doesn't satisfy"):
         held.check()
 
 
-def test_in_torch_a_compiled_step_obeys_holds_that_begin_before_and_after_it_was_compiled() -> None:
+def test_in_torch_a_compiled_step_applies_holds_that_begin_before_and_after_it_was_compiled() -> None:
     torch = pytest.importorskip("torch")
-    one = learner("torch", "adamw")
+    training = learner("torch", "adamw")
     x, y = torch.from_numpy(X), torch.from_numpy(Y)
-    compiled = torch.compile(lambda: one.optimizer.step(), backend="eager")
+    compiled = torch.compile(lambda: training.optimizer.step(), backend="eager")
 
     def step() -> None:
-        one.optimizer.zero_grad()
-        ((one.target(x) - y) ** 2).mean().backward()
+        training.optimizer.zero_grad()
+        ((training.target(x) - y) ** 2).mean().backward()
         compiled()
 
-    with xw.hold(one.target, xw.Clip(-0.1, 0.1), where=one.first, optimizer=one.optimizer):
+    with xw.hold(training.target, xw.Clip(-0.1, 0.1), where=training.first, optimizer=training.optimizer):
         step()
-        with xw.hold(one.target, xw.Mask(HALF), where=one.first):
+        with xw.hold(training.target, xw.Mask(HALF), where=training.first):
             for _ in range(3):
                 step()
-                kernel = xw.get_params(one.target)[one.first]
+                kernel = xw.get_params(training.target)[training.first]
                 assert np.abs(kernel).max() <= np.float32(0.1)
                 assert not kernel[~HALF].any()
 
@@ -219,23 +219,23 @@ def test_in_torch_a_step_that_is_compiled_whole_applies_a_hold_by_hand() -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_holds_run_in_order_with_mask_and_keep_last_and_release_takes_off_only_its_own(kind: str) -> None:
-    one = learner(kind, "sgd")
-    keep = xw.hold(one.target, xw.Mask(HALF), where=one.first)
-    norm = xw.hold(one.target, xw.MaxNorm(0.3, "out"), where=one.first)
-    one.steps(3)
-    kernel = xw.get_params(one.target)[one.first]
+    training = learner(kind, "sgd")
+    keep = xw.hold(training.target, xw.Mask(HALF), where=training.first)
+    norm = xw.hold(training.target, xw.MaxNorm(0.3, "out"), where=training.first)
+    training.steps(3)
+    kernel = xw.get_params(training.target)[training.first]
     assert not kernel[~HALF].any()
     assert np.linalg.norm(kernel, axis=0).max() <= 0.3 * (1 + 1e-6)
     keep.release()
     keep.release()
-    one.steps(3)
-    kernel = xw.get_params(one.target)[one.first]
+    training.steps(3)
+    kernel = xw.get_params(training.target)[training.first]
     assert kernel[~HALF].any()
     assert np.linalg.norm(kernel, axis=0).max() <= 0.3 * (1 + 1e-6)
     norm.check()
     norm.release()
-    one.steps(20)
-    assert np.linalg.norm(xw.get_params(one.target)[one.first], axis=0).max() > 0.3
+    training.steps(20)
+    assert np.linalg.norm(xw.get_params(training.target)[training.first], axis=0).max() > 0.3
 
 
 @pytest.mark.keras_backend
@@ -255,29 +255,29 @@ def test_a_constraint_that_was_there_before_goes_on_and_comes_back() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_verbs_set_params_and_undo_obey_a_hold_before_they_return(kind: str) -> None:
-    one = learner(kind, "sgd")
-    before = xw.snapshot(one.target)
-    xw.hold(one.target, xw.Clip(-0.1, 0.1), where=one.first)
+def test_verbs_set_params_and_undo_reapply_a_hold_before_they_return(kind: str) -> None:
+    training = learner(kind, "sgd")
+    before = xw.snapshot(training.target)
+    xw.hold(training.target, xw.Clip(-0.1, 0.1), where=training.first)
     for write in (
-        lambda: xw.fill(one.target, 5.0),
-        lambda: xw.set_params(one.target, {one.first: np.ones((4, 5), np.float32)}, strict=False),
-        lambda: xw.noise(one.target, 3.0, seed=0),
-        lambda: xw.set_entries(one.target, (0, 0), 9.0, where=one.first),
+        lambda: xw.fill(training.target, 5.0),
+        lambda: xw.set_params(training.target, {training.first: np.ones((4, 5), np.float32)}, strict=False),
+        lambda: xw.noise(training.target, 3.0, seed=0),
+        lambda: xw.set_entries(training.target, (0, 0), 9.0, where=training.first),
         before.restore,
     ):
         write()
-        assert np.abs(xw.get_params(one.target)[one.first]).max() <= np.float32(0.1)
-    xw.fill(one.target, 5.0)
-    assert (xw.get_params(one.target)[one.second] == 5.0).all()
+        assert np.abs(xw.get_params(training.target)[training.first]).max() <= np.float32(0.1)
+    xw.fill(training.target, 5.0)
+    assert (xw.get_params(training.target)[training.second] == 5.0).all()
 
 
-def test_names_and_state_stay_what_they_were() -> None:
-    one = learner("torch", "adamw")
-    keys = list(one.target.state_dict())
-    xw.hold(one.target, xw.Mask(HALF), where=one.first)
-    one.step()
-    assert list(one.target.state_dict()) == keys
+def test_names_and_state_stay_the_same() -> None:
+    training = learner("torch", "adamw")
+    keys = list(training.target.state_dict())
+    xw.hold(training.target, xw.Mask(HALF), where=training.first)
+    training.step()
+    assert list(training.target.state_dict()) == keys
 
 
 # What can't be held.
@@ -296,19 +296,19 @@ def test_names_and_state_stay_what_they_were() -> None:
     ],
     ids=lambda value: getattr(value, "__name__", repr(value)),
 )
-def test_what_cannot_be_held_is_refused_and_nothing_is_attached(kind: str, rule, error, text: str) -> None:
-    one, twin = learner(kind, "sgd"), learner(kind, "sgd")
-    before = one.bits
+def test_a_rule_that_cannot_be_held_is_refused_and_nothing_is_attached(kind: str, rule, error, text: str) -> None:
+    training, twin = learner(kind, "sgd"), learner(kind, "sgd")
+    before = training.bits
     with pytest.raises(error, match=text):
-        xw.hold(one.target, rule, where=one.first)
-    assert one.bits == before
-    one.steps(2)
+        xw.hold(training.target, rule, where=training.first)
+    assert training.bits == before
+    training.steps(2)
     twin.steps(2)
-    assert one.bits == twin.bits
+    assert training.bits == twin.bits
 
 
 def native_clip(kind: str) -> Any:
-    """A function of a user's own that takes nothing but the framework's tensors."""
+    """Return a user's function that takes only the framework's tensors."""
     if kind == "torch":
         torch = pytest.importorskip("torch")
         return lambda w: torch.clamp(w, -0.1, 0.1)
@@ -318,50 +318,50 @@ def native_clip(kind: str) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_function_of_the_frameworks_own_tensor_is_held(kind: str) -> None:
-    one = learner(kind, "adamw")
-    one.steps(2)
-    held = xw.hold(one.target, native_clip(kind), where=one.first)
+    training = learner(kind, "adamw")
+    training.steps(2)
+    held = xw.hold(training.target, native_clip(kind), where=training.first)
     for _ in range(3):
-        one.step()
-        assert np.abs(xw.get_params(one.target)[one.first]).max() <= np.float32(0.1)
+        training.step()
+        assert np.abs(xw.get_params(training.target)[training.first]).max() <= np.float32(0.1)
     held.check()
-    one.set_raw(one.first, np.ones((4, 5), np.float32))
-    with pytest.raises(xw.HoldError, match="doesn't obey"):
+    training.set_raw(training.first, np.ones((4, 5), np.float32))
+    with pytest.raises(xw.HoldError, match="doesn't satisfy"):
         held.check()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_function_that_fails_leaves_nothing_attached_beside_other_holds(kind: str) -> None:
+def test_a_function_that_fails_attaches_nothing_and_leaves_other_holds(kind: str) -> None:
     def fails(w: Any) -> Any:
         raise RuntimeError("the function's own")
 
-    one, twin = learner(kind, "sgd"), learner(kind, "sgd")
-    for each in (one, twin):
+    training, twin = learner(kind, "sgd"), learner(kind, "sgd")
+    for each in (training, twin):
         xw.hold(each.target, xw.Mask(HALF), where=each.first)
     with pytest.raises(RuntimeError, match="the function's own"):
-        xw.hold(one.target, fails, where=one.first)
-    one.steps(2)
+        xw.hold(training.target, fails, where=training.first)
+    training.steps(2)
     twin.steps(2)
-    assert one.bits == twin.bits
+    assert training.bits == twin.bits
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rules_that_contradict_each_other_are_refused(kind: str) -> None:
-    one = learner(kind, "sgd")
-    one.set_raw(one.first, np.full((4, 5), 2.0, np.float32))
-    xw.hold(one.target, xw.Keep((0, 0)), where=one.first)
+    training = learner(kind, "sgd")
+    training.set_raw(training.first, np.full((4, 5), 2.0, np.float32))
+    xw.hold(training.target, xw.Keep((0, 0)), where=training.first)
     with pytest.raises(xw.HoldError, match=r"Clip\(low=-1, high=1\) can't stay true together with Keep"):
-        xw.hold(one.target, xw.Clip(-1, 1), where=one.first)
-    one.step()
-    assert xw.get_params(one.target)[one.first][0, 0] == 2.0
+        xw.hold(training.target, xw.Clip(-1, 1), where=training.first)
+    training.step()
+    assert xw.get_params(training.target)[training.first][0, 0] == 2.0
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_optimizer_that_does_not_train_the_parameter_is_refused(kind: str) -> None:
-    one, other = learner(kind, "sgd"), learner(kind, "sgd")
-    one.step()
+    training, other = learner(kind, "sgd"), learner(kind, "sgd")
+    training.step()
     other.step()
     with pytest.raises(xw.HoldError, match=r"is not among the optimizer's (parameters|variables)(.|\n)*Fix: "):
-        xw.hold(one.target, xw.Clip(-1, 1), where="*/kernel", optimizer=other.optimizer)
+        xw.hold(training.target, xw.Clip(-1, 1), where="*/kernel", optimizer=other.optimizer)
     with pytest.raises(xw.HoldError, match=r"no (torch|Keras) optimizer"):
-        xw.hold(one.target, xw.Clip(-1, 1), where="*/kernel", optimizer=object())
+        xw.hold(training.target, xw.Clip(-1, 1), where="*/kernel", optimizer=object())

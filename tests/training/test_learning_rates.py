@@ -18,46 +18,46 @@ ALL = [
 ]
 
 
-def multiplied(one, factors):
-    return xw.multiply_lr(one.target, factors, optimizer=one.optimizer)
+def multiply(training, factors):
+    return xw.multiply_lr(training.target, factors, optimizer=training.optimizer)
 
 
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize(("kind", "optimizer"), ALL)
 def test_a_factor_of_0_keeps_every_bit_and_a_factor_of_1_changes_none(kind, optimizer, steps) -> None:
-    one, plain = learner(kind, optimizer), learner(kind, optimizer)
-    for each in (one, plain):
+    training, plain = learner(kind, optimizer), learner(kind, optimizer)
+    for each in (training, plain):
         each.steps(3)
-    before = one.bits
-    scaled = multiplied(one, {one.first: 1.0})
-    for each in (one, plain):
+    before = training.bits
+    scaled = multiply(training, {training.first: 1.0})
+    for each in (training, plain):
         each.steps(5)
-    assert one.bits == plain.bits
+    assert training.bits == plain.bits
     scaled.release()
-    scaled = multiplied(one, {one.first: 0.0})
-    before = one.bits
-    one.steps(steps)
+    scaled = multiply(training, {training.first: 0.0})
+    before = training.bits
+    training.steps(steps)
     scaled.check()
-    assert [name for name in before if one.bits[name] == before[name]] == [one.first]
+    assert [name for name in before if training.bits[name] == before[name]] == [training.first]
 
 
 @pytest.mark.parametrize("name", RATES)
 @pytest.mark.parametrize("kind", [*KINDS, pytest.param("jit", marks=pytest.mark.keras_backend)])
 def test_all_factors_alike_are_a_learning_rate_that_many_times_as_large(kind, name) -> None:
     scaled, smaller = learner(kind, name), learner(kind, name, learning_rate=RATES[name] * 0.25)
-    multiplied(scaled, {"*": 0.25})
-    for one in (scaled, smaller):
-        one.steps(20)
+    multiply(scaled, {"*": 0.25})
+    for training in (scaled, smaller):
+        training.steps(20)
     ours, theirs = xw.get_params(scaled.target), xw.get_params(smaller.target)
     for key in ours:
         np.testing.assert_allclose(ours[key], theirs[key], rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", RATES)
-def test_factors_are_what_parameter_groups_are_in_torch(name) -> None:
+def test_factors_have_the_effect_of_parameter_groups_in_torch(name) -> None:
     import torch
 
-    one, grouped = learner("torch", name), learner("torch", name)
+    training, grouped = learner("torch", name), learner("torch", name)
     kinds = {"plain sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     decay = {"weight_decay": 0.1} if name == "adamw" else {}
     first, last, rate = grouped.target[0], grouped.target[2], RATES[name]
@@ -67,27 +67,27 @@ def test_factors_are_what_parameter_groups_are_in_torch(name) -> None:
         {"params": [first.bias, last.bias], "lr": rate},
     ]
     theirs = kinds[name](groups, **decay)
-    multiplied(one, {"0/kernel": 0.1, "2/kernel": 3.0})
+    multiply(training, {"0/kernel": 0.1, "2/kernel": 3.0})
     x, y = torch.from_numpy(X), torch.from_numpy(Y)
     for _ in range(20):
-        one.step()
+        training.step()
         theirs.zero_grad()
         ((grouped.target(x) - y) ** 2).mean().backward()
         theirs.step()
-    assert xw.equal(one.target, grouped.target, rtol=2e-5)
+    assert xw.equal(training.target, grouped.target, rtol=2e-5)
 
 
 @pytest.mark.parametrize(("kind", "optimizer"), every("torch", "keras", only=("adamw", "sgd", "accumulation")))
 def test_the_arithmetic_is_old_plus_factor_times_the_step_rounded_after_each_operation(kind, optimizer) -> None:
-    one, plain = learner(kind, optimizer), learner(kind, optimizer)
-    multiplied(one, {one.first: 0.3})
+    training, plain = learner(kind, optimizer), learner(kind, optimizer)
+    multiply(training, {training.first: 0.3})
     (old,) = (xw.get_params(plain.target)[plain.first],)
-    for each in (one, plain):
+    for each in (training, plain):
         each.steps(2 if kind == "keras" and optimizer == "accumulation" else 1)
     stepped = xw.get_params(plain.target)[plain.first]
     expected = old + np.float32(0.3) * (stepped - old)
-    assert xw.get_params(one.target)[one.first].tobytes() == expected.tobytes()
-    assert one.bits[one.second] == plain.bits[plain.second]
+    assert xw.get_params(training.target)[training.first].tobytes() == expected.tobytes()
+    assert training.bits[training.second] == plain.bits[plain.second]
 
 
 def test_bfloat16_is_blended_in_its_own_dtype() -> None:
@@ -106,88 +106,88 @@ def test_bfloat16_is_blended_in_its_own_dtype() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("hold_first", [True, False])
 def test_holds_are_true_after_the_scaled_step_in_whatever_order_they_came(kind, hold_first) -> None:
-    one = learner(kind)
+    training = learner(kind)
 
     def hold() -> xw.Hold:
-        return xw.hold(one.target, xw.Clip(-0.1, 0.1), where=one.first, optimizer=one.optimizer)
+        return xw.hold(training.target, xw.Clip(-0.1, 0.1), where=training.first, optimizer=training.optimizer)
 
     held = hold() if hold_first else None
-    multiplied(one, {"*": 2.0})
+    multiply(training, {"*": 2.0})
     held = held or hold()
     for _ in range(3):
-        one.step()
+        training.step()
         held.check()
     # What was clipped was the blend: entries lie at the bounds exactly.
-    assert np.abs(xw.get_params(one.target)[one.first]).max() == np.float32(0.1)
+    assert np.abs(xw.get_params(training.target)[training.first]).max() == np.float32(0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_last_matching_factor_counts_and_a_release_ends_all(kind) -> None:
-    one, plain = learner(kind), learner(kind)
-    scaled = multiplied(one, {"*": 0.5, one.first: 0.0})
-    assert scaled.factors[one.first] == 0.0
-    assert scaled.factors[one.second] == 0.5
+    training, plain = learner(kind), learner(kind)
+    scaled = multiply(training, {"*": 0.5, training.first: 0.0})
+    assert scaled.factors[training.first] == 0.0
+    assert scaled.factors[training.second] == 0.5
     scaled.release()
     scaled.release()
-    for each in (one, plain):
+    for each in (training, plain):
         each.steps(2)
-    assert one.bits == plain.bits
+    assert training.bits == plain.bits
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_second_factor_for_a_parameter_is_refused_and_another_parameter_is_not(kind) -> None:
-    one = learner(kind)
-    multiplied(one, {one.first: 0.5})
+    training = learner(kind)
+    multiply(training, {training.first: 0.5})
     with pytest.raises(xw.HoldError, match="already"):
-        multiplied(one, {"*": 0.5})
-    before = one.bits
-    multiplied(one, {one.second: 0.0})
-    one.step()
-    assert one.bits[one.second] == before[one.second]
+        multiply(training, {"*": 0.5})
+    before = training.bits
+    multiply(training, {training.second: 0.0})
+    training.step()
+    assert training.bits[training.second] == before[training.second]
 
 
 @pytest.mark.keras_backend
 def test_factors_take_effect_on_a_fitted_model_and_keras_has_its_own_methods_again() -> None:
-    one = learner("keras", "adamw")
-    one.target.fit(X, Y, epochs=1, verbose=0)
-    before = set(vars(one.optimizer))
-    with multiplied(one, {one.first: 0.0}) as scaled:
-        kept = one.bits
-        one.target.fit(X, Y, epochs=1, verbose=0)
-        assert one.bits[one.first] == kept[one.first]
+    training = learner("keras", "adamw")
+    training.target.fit(X, Y, epochs=1, verbose=0)
+    before = set(vars(training.optimizer))
+    with multiply(training, {training.first: 0.0}) as scaled:
+        kept = training.bits
+        training.target.fit(X, Y, epochs=1, verbose=0)
+        assert training.bits[training.first] == kept[training.first]
         scaled.check()
-    assert set(vars(one.optimizer)) == before
-    one.target.fit(X, Y, epochs=1, verbose=0)
-    assert one.bits[one.first] != kept[one.first]
+    assert set(vars(training.optimizer)) == before
+    training.target.fit(X, Y, epochs=1, verbose=0)
+    assert training.bits[training.first] != kept[training.first]
 
 
 @pytest.mark.keras_backend
 def test_the_average_that_keras_keeps_is_one_of_the_scaled_weights() -> None:
     import keras
 
-    one = learner("keras", "ema")
-    xw.multiply_lr(one.target, {"*": 0.0})
-    before = xw.get_params(one.target)
-    one.steps(2)
-    averages = one.optimizer._model_variables_moving_average
-    for p, average in zip(xw.parameters(one.target), averages, strict=True):
+    training = learner("keras", "ema")
+    xw.multiply_lr(training.target, {"*": 0.0})
+    before = xw.get_params(training.target)
+    training.steps(2)
+    averages = training.optimizer._model_variables_moving_average
+    for p, average in zip(xw.parameters(training.target), averages, strict=True):
         np.testing.assert_allclose(keras.ops.convert_to_numpy(average), before[p.name], rtol=1e-6)
 
 
 @pytest.mark.skipif(KERAS_BACKEND != "tensorflow", reason="about TensorFlow")
 def test_a_step_that_was_traced_before_is_found() -> None:
     tf = pytest.importorskip("tensorflow")
-    one = learner("keras", "adam")
+    training = learner("keras", "adam")
 
     @tf.function
     def step() -> None:
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean((one.target(X) - Y) ** 2)
-        weights = one.target.trainable_variables
-        one.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+            loss = tf.reduce_mean((training.target(X) - Y) ** 2)
+        weights = training.target.trainable_variables
+        training.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
 
     step()
-    scaled = xw.multiply_lr(one.target, {"*": 0.0})
+    scaled = xw.multiply_lr(training.target, {"*": 0.0})
     step()
     with pytest.raises(xw.StaleTrainFunctionError, match="traced before"):
         scaled.check()
@@ -195,34 +195,34 @@ def test_a_step_that_was_traced_before_is_found() -> None:
 
 def test_a_compiled_optimizer_step_in_torch_is_scaled_too() -> None:
     torch = pytest.importorskip("torch")
-    one = learner("torch", "sgd")
-    before = one.bits
-    multiplied(one, {one.first: 0.0})
+    training = learner("torch", "sgd")
+    before = training.bits
+    multiply(training, {training.first: 0.0})
     x, y = torch.from_numpy(X), torch.from_numpy(Y)
-    compiled = torch.compile(one.optimizer.step, backend="eager")
+    compiled = torch.compile(training.optimizer.step, backend="eager")
     for _ in range(2):
-        one.optimizer.zero_grad()
-        ((one.target(x) - y) ** 2).mean().backward()
+        training.optimizer.zero_grad()
+        ((training.target(x) - y) ** 2).mean().backward()
         compiled()
-    assert [name for name in before if one.bits[name] == before[name]] == [one.first]
+    assert [name for name in before if training.bits[name] == before[name]] == [training.first]
 
 
-def test_what_is_wrong_with_the_factors_is_said_at_once_and_nothing_is_attached() -> None:
-    one, other = learner("torch", norm=True), learner("torch")
+def test_all_problems_with_the_factors_are_raised_at_once_and_nothing_is_attached() -> None:
+    training, other = learner("torch", norm=True), learner("torch")
     with pytest.raises(xw.ArgumentError, match=">= 0"):
-        multiplied(one, {"*": -1.0})
+        multiply(training, {"*": -1.0})
     with pytest.raises(xw.ArgumentError):
-        multiplied(one, {"*": float("nan")})
+        multiply(training, {"*": float("nan")})
     with pytest.raises(xw.ArgumentError, match="mapping"):
-        multiplied(one, 0.5)
+        multiply(training, 0.5)
     with pytest.raises(xw.SelectionError):
-        multiplied(one, {"*": 0.5, "kernal": 0.1})
+        multiply(training, {"*": 0.5, "kernal": 0.1})
     with pytest.raises(xw.SelectionError, match="nothing that is trained"):
-        multiplied(one, {"*/moving_mean": 0.5})
+        multiply(training, {"*/moving_mean": 0.5})
     with pytest.raises(xw.ArgumentError, match="needs the optimizer"):
-        xw.multiply_lr(one.target, {"*": 0.5})
+        xw.multiply_lr(training.target, {"*": 0.5})
     with pytest.raises(xw.HoldError, match="not among"):
-        xw.multiply_lr(one.target, {"*": 0.5}, optimizer=other.optimizer)
+        xw.multiply_lr(training.target, {"*": 0.5}, optimizer=other.optimizer)
     with pytest.raises(xw.HoldError, match="no optimizer"):
         xw.multiply_lr({"w": np.ones(2)}, {"w": 0.5})
-    assert not one.optimizer._optimizer_step_pre_hooks
+    assert not training.optimizer._optimizer_step_pre_hooks

@@ -1,4 +1,4 @@
-"""Lightning: holds are obeyed at every step of a Trainer, in automatic and in manual optimization."""
+"""Lightning: holds are reapplied at every step of a Trainer, in automatic and in manual optimization."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Network(lightning.LightningModule):
 
 
 class Watch(lightning.Callback):
-    """Begins the holds once there is an optimizer, then looks at the weights after every batch."""
+    """A callback that attaches holds once there is an optimizer, then checks the weights after every batch."""
 
     def __init__(self, given: str) -> None:
         self.given = given
@@ -76,7 +76,7 @@ class Watch(lightning.Callback):
 
 
 def fit(module: Any, watch: Watch, folder: Path, *, automatic: bool) -> None:
-    data = torch.utils.data.TensorDataset(*(torch.from_numpy(np.repeat(one, BATCHES, 0)) for one in (X, Y)))
+    data = torch.utils.data.TensorDataset(*(torch.from_numpy(np.repeat(array, BATCHES, 0)) for array in (X, Y)))
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=1,

@@ -1,4 +1,4 @@
-"""penalty(): the same number and the same gradient on every backend, and in the loss of a model that is fitted already.
+"""penalty: the same value and gradient on every backend, and in the loss of an already fitted model.
 
 Close: rtol 1e-6 against a referee in float64; gradients of torch, TensorFlow and JAX differ by one rounding at most.
 """
@@ -75,7 +75,7 @@ def host(x: Any) -> np.ndarray:
 
 
 def keras_gradients(model: Any, **terms: Any) -> tuple[float, list[np.ndarray]]:
-    """The penalty and its gradients, by the means of the framework below Keras."""
+    """Compute the penalty and its gradients with the framework below Keras."""
     variables = model.trainable_variables
     if BACKEND == "tensorflow":
         import tensorflow as tf
@@ -130,8 +130,8 @@ def test_keras_and_torch_have_the_same_value_and_gradients(terms: dict[str, Any]
     value, gradients = keras_gradients(keras_twin(), **terms)
     other, others = torch_gradients(torch_twin(), **terms)
     np.testing.assert_allclose(value, other, rtol=1e-6)
-    for one, two in zip(gradients, others, strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-9)
+    for gradient, two in zip(gradients, others, strict=True):
+        np.testing.assert_allclose(gradient, two, rtol=1e-6, atol=1e-9)
 
 
 def test_kernels_are_penalised_and_biases_are_not() -> None:
@@ -152,7 +152,7 @@ def test_weights_are_left_as_they_are() -> None:
     np.testing.assert_array_equal(arrays["d/kernel"], [[3.0, -4.0], [1.0, 2.0]])
 
 
-def fitted() -> tuple[Any, np.ndarray, np.ndarray]:
+def fitted_model() -> tuple[Any, np.ndarray, np.ndarray]:
     generator = np.random.default_rng(0)
     x = generator.normal(size=(16, 6, 6, 2)).astype(np.float32)
     y = generator.normal(size=(16, 3)).astype(np.float32)
@@ -163,7 +163,7 @@ def fitted() -> tuple[Any, np.ndarray, np.ndarray]:
 
 
 def test_a_penalty_added_to_a_fitted_model_is_in_its_loss_and_the_optimizer_keeps_its_state() -> None:
-    model, x, y = fitted()
+    model, x, y = fitted_model()
     plain = model.evaluate(x, y, verbose=0)
     slots = [host(v) for v in model.optimizer.variables]
     added = xw.add_penalty(model, l2=0.1)
@@ -175,24 +175,24 @@ def test_a_penalty_added_to_a_fitted_model_is_in_its_loss_and_the_optimizer_keep
 
 
 def test_training_with_an_added_penalty_is_training_with_a_regularizer_from_the_start() -> None:
-    model, x, y = fitted()
+    model, x, y = fitted_model()
     twin = keras_twin()
     for layer in (twin.layers[0], twin.layers[2]):
         layer.kernel.regularizer = keras.regularizers.L2(0.1)
     twin.compile(optimizer=keras.optimizers.SGD(0.05, momentum=0.9), loss="mse")
     twin.optimizer.build(twin.trainable_variables)
     twin.set_weights(model.get_weights())
-    for one, other in zip(twin.optimizer.variables, model.optimizer.variables, strict=True):
-        one.assign(host(other).copy())
+    for variable, other in zip(twin.optimizer.variables, model.optimizer.variables, strict=True):
+        variable.assign(host(other).copy())
     xw.add_penalty(model, l2=0.1)
     for _ in range(3):
         model.train_on_batch(x, y)
         twin.train_on_batch(x, y)
-    for one, other in zip(model.get_weights(), twin.get_weights(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    for got, expected in zip(model.get_weights(), twin.get_weights(), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_penalties_stand_beside_a_regularizer_and_go_in_any_order() -> None:
+def test_penalties_add_to_a_regularizer_and_are_released_in_any_order() -> None:
     model = keras_twin()
     former = model.layers[0].kernel.regularizer = keras.regularizers.L1(1.0)
     size = float(np.abs(kernels(model)[0].astype(np.float64)).sum())
@@ -219,8 +219,8 @@ def test_a_penalty_counts_before_the_first_fit_and_as_a_context() -> None:
     assert not model.losses
 
 
-def test_a_penalty_replaced_behind_our_back_is_noticed() -> None:
-    model, x, y = fitted()
+def test_a_penalty_replaced_by_other_code_is_noticed() -> None:
+    model, x, y = fitted_model()
     added = xw.add_penalty(model, l2=1.0)
     model.train_on_batch(x, y)
     added.check()
@@ -235,7 +235,7 @@ def test_a_penalty_replaced_behind_our_back_is_noticed() -> None:
 def test_a_step_that_was_traced_before_is_noticed() -> None:
     import tensorflow as tf
 
-    model, x, y = fitted()
+    model, x, y = fitted_model()
 
     @tf.function
     def step() -> None:
@@ -268,8 +268,8 @@ def test_a_penalty_is_part_of_a_tf_function(jit: bool) -> None:
     eager, gradients = keras_gradients(model, **TERMS["all"])
     np.testing.assert_allclose(host(value), eager, rtol=1e-6)
     mine = [host(g) for v, g in zip(variables, found, strict=True) if v.name == "kernel"]
-    for one, two in zip(mine, gradients, strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-9)
+    for gradient, two in zip(mine, gradients, strict=True):
+        np.testing.assert_allclose(gradient, two, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.GradientTape")

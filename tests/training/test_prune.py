@@ -1,4 +1,4 @@
-"""Pruning by a schedule while training goes on: exact counts, the same masks for equal weights on every backend."""
+"""Scheduled pruning during training: exact counts, and the same masks for equal weights on every backend."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ BEGIN, END, EVERY = 2, 10, 3
 DUE = [2, 5, 8, 10]
 
 
-def pruned(one: Learner, **more: Any) -> Any:
-    given: dict[str, Any] = {"where": one.first, "fraction": 0.75, "schedule": xw.Cubic(BEGIN, END, every=EVERY)}
-    return xw.prune(one.target, **(given | more))
+def start_pruning(training: Learner, **more: Any) -> Any:
+    given: dict[str, Any] = {"where": training.first, "fraction": 0.75, "schedule": xw.Cubic(BEGIN, END, every=EVERY)}
+    return xw.prune(training.target, **(given | more))
 
 
-def zeros(one: Learner) -> int:
-    return int((xw.get_params(one.target)[one.first] == 0).sum())
+def zeros(training: Learner) -> int:
+    return int((xw.get_params(training.target)[training.first] == 0).sum())
 
 
 def expected(step: int) -> int:
-    """How many of 20 entries are pruned after a step, by the formula of Zhu and Gupta."""
+    """Return how many of 20 entries are pruned after a step, by the formula of Zhu and Gupta."""
     last = max((due for due in DUE if due <= step), default=0)
     return int(0.75 * (1 - (1 - (last - BEGIN) / (END - BEGIN)) ** 3) * 20 + 0.5) if last else 0
 
@@ -75,115 +75,115 @@ def test_a_schedule_that_makes_no_sense_is_refused(make, text) -> None:
     ("kind", "optimizer"),
     [*every("torch", "keras", only=("adamw", "accumulation", "loss scaling")), *every("jit", only=("adamw",))],
 )
-def test_after_every_step_as_much_is_pruned_as_the_schedule_says(kind: str, optimizer: str) -> None:
-    one = learner(kind, optimizer)
-    one.steps(2)  # the hold counts from where it begins
-    held = pruned(one)
+def test_after_every_step_the_pruned_count_is_the_schedules(kind: str, optimizer: str) -> None:
+    training = learner(kind, optimizer)
+    training.steps(2)  # the hold counts from where it begins
+    held = start_pruning(training)
     seen = []
     while held.step < 14:
-        one.step()
-        seen.append((held.step, zeros(one)))
+        training.step()
+        seen.append((held.step, zeros(training)))
     assert [count for _, count in seen] == [expected(step) for step, _ in seen]
     # In Keras' accumulation two calls make a step, in torch's two backward passes.
     assert len(seen) == (28 if (kind, optimizer) == ("keras", "accumulation") else 14)
-    assert zeros(one) == 15
+    assert zeros(training) == 15
     held.check()
-    assert (held.masks[one.first] == (xw.get_params(one.target)[one.first] != 0)).all()
+    assert (held.masks[training.first] == (xw.get_params(training.target)[training.first] != 0)).all()
     held.release()
-    one.steps(2)
-    assert zeros(one) == 0
+    training.steps(2)
+    assert zeros(training) == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_weights_give_equal_masks_at_every_step(kind: str) -> None:
-    one = learner(kind, "sgd")
-    held = pruned(one)
+    training = learner(kind, "sgd")
+    held = start_pruning(training)
     arrays = {"w/kernel": np.zeros((4, 5), np.float32)}
     by_numpy = xw.prune(arrays, where="w/kernel", fraction=0.75, schedule=xw.Cubic(BEGIN, END, every=EVERY))
     rng = np.random.default_rng(0)
     for _ in range(12):
         # Many ties, which fall in neutral order whatever the layout.
         weights = rng.integers(-3, 4, size=(4, 5)).astype(np.float32)
-        one.set_raw(one.first, weights)
+        training.set_raw(training.first, weights)
         arrays["w/kernel"][:] = weights
         held.apply()  # the masks so far, as each step does
         held.advance()
         by_numpy.apply()
-        assert (held.masks[one.first] == by_numpy.masks["w/kernel"]).all()
+        assert (held.masks[training.first] == by_numpy.masks["w/kernel"]).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_schedule_everything_is_pruned_at_once_and_stays(kind: str) -> None:
-    one = learner(kind, "adamw")
-    one.steps(2)
-    held = xw.prune(one.target, fraction=0.5, where="*/kernel", scope="global", hold=True)
+    training = learner(kind, "adamw")
+    training.steps(2)
+    held = xw.prune(training.target, fraction=0.5, where="*/kernel", scope="global", hold=True)
     first = held.masks
-    one.steps(5)
-    after = xw.get_params(one.target, where="*/kernel")
+    training.steps(5)
+    after = xw.get_params(training.target, where="*/kernel")
     assert sum(int((w == 0).sum()) for w in after.values()) == 18  # of 20 + 15: floor(0.5 * 35 + 0.5)
     assert xw.equal(held.masks, first)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_holding_prune_is_pruning_with_hold(kind: str) -> None:
-    one, other = learner(kind, "sgd"), learner(kind, "sgd")
-    pruned(one)
+    training, other = learner(kind, "sgd"), learner(kind, "sgd")
+    start_pruning(training)
     xw.hold(other.target, xw.Prune(fraction=0.75), where=other.first, schedule=xw.Cubic(BEGIN, END, every=EVERY))
-    one.steps(12)
+    training.steps(12)
     other.steps(12)
-    assert one.bits == other.bits
+    assert training.bits == other.bits
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_frozen_entries_are_not_pruned_and_the_count_is_exact_all_the_same(kind: str) -> None:
-    one = learner(kind, "adamw")
-    xw.set_entries(one.target, {"out": 0}, 1e-4, where=one.first)  # the smallest of all
-    xw.freeze(one.target, where=one.first, entries={"out": 0})
-    held = pruned(one)
-    one.steps(12)
-    kernel = xw.get_params(one.target)[one.first]
+    training = learner(kind, "adamw")
+    xw.set_entries(training.target, {"out": 0}, 1e-4, where=training.first)  # the smallest of all
+    xw.freeze(training.target, where=training.first, entries={"out": 0})
+    held = start_pruning(training)
+    training.steps(12)
+    kernel = xw.get_params(training.target)[training.first]
     assert (kernel[:, 0] == np.float32(1e-4)).all()
-    assert zeros(one) == 15
+    assert zeros(training) == 15
     held.check()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pruning_more_than_is_free_is_refused_and_nothing_is_attached(kind: str) -> None:
-    one, twin = learner(kind, "adamw"), learner(kind, "adamw")
-    for each in (one, twin):
+def test_pruning_more_entries_than_are_free_is_refused_and_nothing_is_attached(kind: str) -> None:
+    training, twin = learner(kind, "adamw"), learner(kind, "adamw")
+    for each in (training, twin):
         xw.freeze(each.target, where=each.first, entries={"out": slice(0, 3)})
     with pytest.raises(xw.HoldError, match=r"wants to prune what is frozen(.|\n)*7 frozen entries(.|\n)*Fix: unfreeze"):
-        pruned(one)
-    one.steps(3)
+        start_pruning(training)
+    training.steps(3)
     twin.steps(3)
-    assert one.bits == twin.bits
+    assert training.bits == twin.bits
 
 
 def test_in_torch_pruned_weights_are_saved_and_loaded_by_a_plain_model(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    one, plain = learner("torch", "sgd"), learner("torch", "sgd")
-    pruned(one)
-    one.steps(12)
-    torch.save(one.target.state_dict(), tmp_path / "model.pt")
+    training, plain = learner("torch", "sgd"), learner("torch", "sgd")
+    start_pruning(training)
+    training.steps(12)
+    torch.save(training.target.state_dict(), tmp_path / "model.pt")
     plain.target.load_state_dict(torch.load(tmp_path / "model.pt"))
     assert zeros(plain) == 15
-    one.target.load_state_dict(learner("torch", "sgd").target.state_dict())
-    one.step()
-    assert zeros(one) == 15
+    training.target.load_state_dict(learner("torch", "sgd").target.state_dict())
+    training.step()
+    assert zeros(training) == 15
 
 
 @pytest.mark.keras_backend
 def test_in_keras_pruned_weights_are_saved_and_loaded_by_a_plain_model(tmp_path: Path) -> None:
     keras = pytest.importorskip("keras")
-    one, plain = learner("keras", "sgd"), learner("keras", "sgd")
-    names = [v.name for v in one.target.variables]
-    pruned(one)
-    one.steps(12)
-    assert [v.name for v in one.target.variables] == names
-    one.target.save_weights(tmp_path / "w.weights.h5")
+    training, plain = learner("keras", "sgd"), learner("keras", "sgd")
+    names = [v.name for v in training.target.variables]
+    start_pruning(training)
+    training.steps(12)
+    assert [v.name for v in training.target.variables] == names
+    training.target.save_weights(tmp_path / "w.weights.h5")
     plain.target.load_weights(tmp_path / "w.weights.h5")
     assert zeros(plain) == 15
-    one.target.save(tmp_path / "model.keras")
+    training.target.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert int((keras.ops.convert_to_numpy(loaded.layers[0].kernel) == 0).sum()) == 15
 
@@ -204,15 +204,15 @@ def test_a_schedule_needs_a_model_that_counts_the_steps() -> None:
 
 
 @pytest.mark.keras_backend
-def test_steps_that_a_schedule_did_not_see_are_found_out() -> None:
+def test_steps_that_a_schedule_did_not_count_are_detected() -> None:
     if KERAS_BACKEND == "jax":
         pytest.skip("on JAX a step of one's own changes no variables")
     keras = pytest.importorskip("keras")
-    one = learner("keras", "sgd")
-    one.step()
-    held = pruned(one)
-    weights = one.target.trainable_variables
-    one.optimizer.apply([keras.ops.ones_like(w) for w in weights], weights)
+    training = learner("keras", "sgd")
+    training.step()
+    held = start_pruning(training)
+    weights = training.target.trainable_variables
+    training.optimizer.apply([keras.ops.ones_like(w) for w in weights], weights)
     with pytest.raises(xw.StaleTrainFunctionError, match=r"didn't see every training step(.|\n)*held\.advance"):
         held.check()
 
@@ -228,10 +228,10 @@ def test_a_schedule_that_grows_needs_a_share_to_grow_to() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_forward_passes_change_is_refused(kind: str) -> None:
-    one = learner(kind, "sgd", norm=True)
+def test_buffers_that_forward_passes_change_are_refused(kind: str) -> None:
+    training = learner(kind, "sgd", norm=True)
     with pytest.raises(xw.HoldError, match=r"moving_mean' is changed by the forward pass(.|\n)*Fix: freeze"):
-        xw.hold(one.target, xw.Clip(-1, 1), where="*/moving_mean")
+        xw.hold(training.target, xw.Clip(-1, 1), where="*/moving_mean")
 
 
 def test_in_torch_a_computed_parameter_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Tied: parameters that are kept equal while they are trained apart."""
+"""Tied: parameters that are kept equal although they are trained separately."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Square(Learner):
 def test_tied_arrays_become_their_mean() -> None:
     w = {"a": np.array([1.0, 2.0]), "b": np.array([3.0, -2.0]), "c": np.array([5.0, 0.0])}
     xw.apply(w, xw.Tied(), where=...)
-    assert [one.tolist() for one in w.values()] == [[3.0, 0.0]] * 3
+    assert [array.tolist() for array in w.values()] == [[3.0, 0.0]] * 3
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -69,20 +69,20 @@ def test_the_mean_of_equal_arrays_is_that_array_bit_for_bit(dtype: str, count: i
     value = np.random.default_rng(0).normal(size=100).astype(dtype)
     w = {str(i): value.copy() for i in range(count)}
     xw.apply(w, xw.Tied(), where=...)
-    assert all((one == value).all() for one in w.values())
+    assert all((array == value).all() for array in w.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tied_kernels_are_equal_after_every_step_and_move_by_the_mean_of_both_updates(kind: str) -> None:
-    one, plain = Square(kind), Square(kind)
-    one.step()
-    held = xw.hold(one.target, xw.Tied(), where=[one.names[0], one.names[2]])
+    square, plain = Square(kind), Square(kind)
+    square.step()
+    held = xw.hold(square.target, xw.Tied(), where=[square.names[0], square.names[2]])
     for _ in range(5):
-        before = one.kernels
+        before = square.kernels
         xw.set_params(plain.target, dict(zip(plain.names, before, strict=True)))
-        one.step()
+        square.step()
         plain.step()
-        first, middle, third = one.kernels
+        first, middle, third = square.kernels
         assert (first == third).all()
         free = plain.kernels
         mean = free[0].astype(np.float64) + (free[2].astype(np.float64) - free[0]) / 2
@@ -92,45 +92,45 @@ def test_tied_kernels_are_equal_after_every_step_and_move_by_the_mean_of_both_up
         assert (first != before[0]).any()
     held.check()
     held.release()
-    one.step()
-    assert (one.kernels[0] != one.kernels[2]).any()
+    square.step()
+    assert (square.kernels[0] != square.kernels[2]).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_kernel_can_be_tied_to_one_that_lies_the_other_way_round(kind: str) -> None:
-    one = Square(kind)
-    with xw.hold(one.target, xw.Tied(transposed=(one.names[1],)), where=one.names[:2]):
+def test_a_kernel_can_be_tied_to_a_transposed_one(kind: str) -> None:
+    square = Square(kind)
+    with xw.hold(square.target, xw.Tied(transposed=(square.names[1],)), where=square.names[:2]):
         for _ in range(3):
-            one.step()
-            assert (one.kernels[0] == one.kernels[1].T).all()
+            square.step()
+            assert (square.kernels[0] == square.kernels[1].T).all()
 
 
 @pytest.mark.parametrize("kind", KINDS[:2])
 @pytest.mark.parametrize("written", [[0], [2], [0, 2]])
-def test_a_write_to_one_is_averaged_with_the_others(kind: str, written: list[int]) -> None:
-    one = Square(kind)
-    xw.set_params(one.target, {name: np.ones((4, 4), np.float32) for name in one.names})
-    xw.hold(one.target, xw.Tied(), where=[one.names[0], one.names[2]])
-    xw.fill(one.target, 3.0, where=[one.names[i] for i in written])
-    assert (one.kernels[0] == (3.0 if len(written) == 2 else 2.0)).all()
-    assert (one.kernels[0] == one.kernels[2]).all()
+def test_a_write_to_one_tied_kernel_is_averaged_with_the_others(kind: str, written: list[int]) -> None:
+    square = Square(kind)
+    xw.set_params(square.target, {name: np.ones((4, 4), np.float32) for name in square.names})
+    xw.hold(square.target, xw.Tied(), where=[square.names[0], square.names[2]])
+    xw.fill(square.target, 3.0, where=[square.names[i] for i in written])
+    assert (square.kernels[0] == (3.0 if len(written) == 2 else 2.0)).all()
+    assert (square.kernels[0] == square.kernels[2]).all()
 
 
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_other_rules_are_held_on_all_that_are_tied_or_refused(kind: str) -> None:
-    one = Square(kind)
-    both = [one.names[0], one.names[2]]
-    xw.hold(one.target, xw.Tied(), where=both)
+    square = Square(kind)
+    both = [square.names[0], square.names[2]]
+    xw.hold(square.target, xw.Tied(), where=both)
     with pytest.raises(xw.HoldError, match=r"is tied to(.|\n)*Fix: hold it on all"):
-        xw.hold(one.target, xw.Clip(-0.1, 0.1), where=both[1])
-    with xw.hold(one.target, xw.Clip(-0.1, 0.1), where=both) as clipped:
+        xw.hold(square.target, xw.Clip(-0.1, 0.1), where=both[1])
+    with xw.hold(square.target, xw.Clip(-0.1, 0.1), where=both) as clipped:
         for _ in range(3):
-            one.step()
-            assert np.abs(one.kernels[0]).max() <= np.float32(0.1)
-            assert (one.kernels[0] == one.kernels[2]).all()
+            square.step()
+            assert np.abs(square.kernels[0]).max() <= np.float32(0.1)
+            assert (square.kernels[0] == square.kernels[2]).all()
         clipped.check()
     with pytest.raises(xw.HoldError, match="is held already"):
-        xw.hold(one.target, xw.Tied(), where=both)
+        xw.hold(square.target, xw.Tied(), where=both)
 
 
 def bad_ties() -> dict[str, tuple[Any, Any, type[Exception], str]]:
@@ -144,7 +144,7 @@ def bad_ties() -> dict[str, tuple[Any, Any, type[Exception], str]]:
 
 
 @pytest.mark.parametrize("name", bad_ties())
-def test_what_cannot_be_tied_is_refused_and_nothing_changes(name: str) -> None:
+def test_parameters_that_cannot_be_tied_are_refused_and_nothing_changes(name: str) -> None:
     target, where, error, text = bad_ties()[name]
     before = {key: value.copy() for key, value in target.items()}
     for call in (xw.hold, xw.apply):
@@ -153,7 +153,7 @@ def test_what_cannot_be_tied_is_refused_and_nothing_changes(name: str) -> None:
     assert all((target[key] == before[key]).all() for key in target)
 
 
-def test_transposed_must_name_what_is_selected() -> None:
+def test_transposed_must_name_selected_parameters() -> None:
     w = {"a": np.ones((2, 3)), "b": np.ones((2, 3))}
     with pytest.raises(xw.SelectionError, match="isn't selected: 'z'"):
         xw.hold(w, xw.Tied(transposed=("z",)), where=...)

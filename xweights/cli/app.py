@@ -1,4 +1,4 @@
-"""The command line put together: which commands there are, and how an error of the user's ends."""
+"""The typer application, with all commands and their help texts."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ COMMANDS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
 
 for _command, _short, _examples in COMMANDS:
     # "\b" keeps the lines of a paragraph as they are.
-    app.command(short_help=_short, epilog="\b\nExamples:\n" + "\n".join(f"  {one}" for one in _examples))(_command)
+    app.command(short_help=_short, epilog="\b\nExamples:\n" + "\n".join(f"  {line}" for line in _examples))(_command)
 
 
 def main() -> Any:

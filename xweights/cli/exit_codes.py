@@ -1,4 +1,4 @@
-"""How a command ends: its exit status, and what is said of an error."""
+"""Exit codes of commands, and the messages for errors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typer.core import TyperGroup
 
 DIFFERENT = 1
 WRONG = 2
-INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
+INTERRUPTED = 130  # the status that shells report for a program that Ctrl-C ended
 
 
 class Commands(TyperGroup):
-    """The group of all commands: a mistake of the user's is a message and exit status 2, never a traceback."""
+    """The group of all commands: a user error is a message and exit status 2, never a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -22,7 +22,7 @@ class Commands(TyperGroup):
             typer.echo("interrupted: no file was changed", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            raise  # whoever read the output has seen enough; this is handled further up
+            raise  # the reader of the pipe has closed it; typer handles this
         except OSError as wrong:
             named = f": {wrong.filename}" if wrong.filename is not None else ""
             typer.echo(f"error: {wrong.strerror or wrong}{named}", err=True)

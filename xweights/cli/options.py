@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and what their text means."""
+"""Arguments that several commands share, and their parsers."""
 
 from __future__ import annotations
 
@@ -30,50 +30,50 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="the file to write", show_default=False)]
 
 
-def where_of(given: Sequence[str] | None, default: Any = ...) -> Any:
-    """Return what ``where=`` takes for the texts of ``--where``."""
-    wanted = [_part(one) for one in given or () if not one.startswith("~")]
-    unwanted = [_part(one[1:]) for one in given or () if one.startswith("~")]
-    if not wanted and not unwanted:
+def parse_where(texts: Sequence[str] | None, default: Any = ...) -> Any:
+    """Parse the values of ``--where`` into a value for ``where=``."""
+    included = [_parse_part(text) for text in texts or () if not text.startswith("~")]
+    excluded = [_parse_part(text[1:]) for text in texts or () if text.startswith("~")]
+    if not included and not excluded:
         return default
     from xweights.core.selection import to_where
 
-    found = to_where(wanted[0] if wanted else (... if default is None else default))
-    for one in wanted[1:]:
-        found |= one
-    for one in unwanted:
-        found &= ~to_where(one)
-    return found
+    where = to_where(included[0] if included else (... if default is None else default))
+    for part in included[1:]:
+        where |= part
+    for part in excluded:
+        where &= ~to_where(part)
+    return where
 
 
-def _part(text: str) -> Any:
+def _parse_part(text: str) -> Any:
     from xweights.core.selection import layer, native, role, trainable
     from xweights.errors import ArgumentError
 
-    word, colon, rest = text.partition(":")
-    if not colon or word not in ("role", "layer", "native", "trainable"):
+    kind, colon, rest = text.partition(":")
+    if not colon or kind not in ("role", "layer", "native", "trainable"):
         return text
-    if word == "role":
+    if kind == "role":
         return role(*rest.split(","))
-    if word == "native":
+    if kind == "native":
         return native(rest)
-    if word == "layer":
+    if kind == "layer":
         return layer(int(rest) if rest.removeprefix("-").isdigit() else rest)
     if rest not in ("yes", "no"):
         raise ArgumentError(f"--where trainable: is yes or no\ngot: {text!r}")
     return trainable() if rest == "yes" else ~trainable()
 
 
-def names_of(given: Sequence[str] | None) -> dict[str, str] | None:
-    """Return what ``names=`` takes for the texts of ``--names``."""
-    if not given:
+def parse_names(texts: Sequence[str] | None) -> dict[str, str] | None:
+    """Parse the values of ``--names`` into a value for ``names=``."""
+    if not texts:
         return None
     from xweights.errors import ArgumentError
 
-    found = {}
-    for one in given:
-        mine, equals, theirs = one.partition("=")
-        if not equals or not mine or not theirs:
-            raise ArgumentError(f"--names is GLOB=GLOB, the target's first\ngot: {one!r}")
-        found[mine] = theirs
-    return found
+    names = {}
+    for text in texts:
+        target_glob, equals, twin_glob = text.partition("=")
+        if not equals or not target_glob or not twin_glob:
+            raise ArgumentError(f"--names is GLOB=GLOB, the target's first\ngot: {text!r}")
+        names[target_glob] = twin_glob
+    return names

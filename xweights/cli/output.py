@@ -1,4 +1,4 @@
-"""What a command prints: tables on a terminal, plain text in a pipe, JSON for programs, progress on stderr."""
+"""Output of commands: tables on a terminal, plain text in a pipe, JSON for programs, progress on stderr."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Step = Callable[[str], None]
 
 
 def show_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, width: int | None = None) -> None:
-    """Print a table: as wide as it needs to be in a pipe, no wider than the terminal on one.
+    """Print a table: as wide as needed in a pipe, no wider than the terminal on one.
 
-    What doesn't fit is named: columns are left out from the right, and the first one, the name, is folded.
+    Columns that don't fit are left out from the right and named; the first one, the name, is folded.
     """
     from xweights.core.tables import printable, render
 
@@ -47,30 +47,30 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, width: int
         console.print(f"(no room for: {', '.join(head[kept:])}; a wider terminal, a pipe or --json has them)")
 
 
-_NAME = 24  # a name gets at least as many characters before a column is left out
+_NAME = 24  # a name gets at least this many characters before a column is left out
 
 
 def show_json(value: Any) -> None:
     """Print a value as JSON."""
-    print(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(to_json_value(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def plain(value: Any) -> Any:
-    """Return a value in the words of JSON, which has no infinity and no NaN: they become strings."""
+def to_json_value(value: Any) -> Any:
+    """Return a value as JSON types. JSON has no infinity and no NaN: they become strings."""
     if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): to_json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
+        return [to_json_value(item) for item in value]
     if isinstance(value, float):
         return value if value - value == 0 else str(value)
     return value if isinstance(value, (str, int, bool, type(None))) else str(value)
 
 
 @contextmanager
-def working(steps: int) -> Iterator[Step]:
-    """Show a progress bar on stderr while something takes long; in a pipe, nothing.
+def progress_bar(steps: int) -> Iterator[Step]:
+    """Show a progress bar on stderr during slow work; in a pipe, nothing.
 
-    The function that is handed out says what is done next, and moves the bar on.
+    The function that it yields shows the name of the next step and advances the bar.
     """
     if not sys.stderr.isatty():
         yield lambda text: None
@@ -92,22 +92,22 @@ def working(steps: int) -> Iterator[Step]:
 
 
 @contextmanager
-def writing(path: Path, total: int, text: str) -> Iterator[None]:
-    """Show on stderr how much of a file is written, of about ``total`` bytes; in a pipe, nothing."""
+def file_progress(path: Path, total: int, text: str) -> Iterator[None]:
+    """Show on stderr how many of about ``total`` bytes of a file are written; in a pipe, nothing."""
     if not sys.stderr.isatty():
         yield
         return
     from rich.console import Console, RenderableType
     from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from xweights.files.io.atomic import written_so_far
+    from xweights.files.io.atomic import count_written_bytes
 
     class WritingProgress(Progress):
-        # Asked for ten times a second, from a thread: whoever writes needn't know of it.
+        # Called ten times a second, from a thread: the writing code needn't report anything.
         def get_renderables(self) -> Iterable[RenderableType]:
             for task in self.task_ids:
-                # Once it has taken the old one's place there is nothing to be seen any more.
-                done = max(written_so_far(str(path)), int(self.tasks[task].completed))
+                # After the new file has replaced the old one its size can't be seen any more.
+                done = max(count_written_bytes(str(path)), int(self.tasks[task].completed))
                 self.update(task, completed=min(done, total))
             return super().get_renderables()
 
@@ -124,15 +124,15 @@ def writing(path: Path, total: int, text: str) -> Iterator[None]:
 
 
 def write_file(path: Path, content: str) -> None:
-    """Write a text file, wholly or not at all."""
-    from xweights.files.io.atomic import replacing
+    """Write a text file, as a whole or not at all."""
+    from xweights.files.io.atomic import replace_file
 
-    with replacing(str(path)) as file:
+    with replace_file(str(path)) as file:
         file.write(content.encode("utf-8", "backslashreplace"))
 
 
 def need_folder(*paths: Path | None) -> None:
-    """Raise for a file that could not be written, before the work that would be lost is done."""
+    """Raise for a file that could not be written, before doing work that would be lost."""
     from xweights.errors import ArgumentError, Problems
 
     problems = Problems("this can't be written")

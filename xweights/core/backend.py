@@ -1,14 +1,13 @@
-"""The protocols that a backend keeps, and the door it comes in by.
+"""The protocols that a backend implements.
 
-It knows no framework's name: a backend is found by the root package in ``type(x).__mro__``, matched with the entry
-points of the group ``xweights.backends`` *before* one is loaded, so that a user of one framework never imports
-another.
+A backend is found by the root package in ``type(x).__mro__``, matched with the entry points of the group
+``xweights.backends`` *before* one is loaded, so that a user of one framework never imports another.
 
 Four small protocols, because they change for different reasons:
 
-    Adapter   found by the type of the *target*:  which parameters it has and what they are called
-    Storage   held by each parameter:             the one place that reads and lawfully writes a native array
-    Ops       found by the type of the *array*:   the maths that rules are written in
+    Adapter   found by the type of the *target*:  its parameters and their names
+    Storage   held by each parameter:             the one place that reads and writes a native array
+    Ops       found by the type of the *array*:   the array math that rules are written in
     Backend   what an entry point loads:          hands out the other three
 """
 
@@ -23,14 +22,14 @@ from xweights.core.protocols import Ops, Storage
 
 
 class Adapter(Protocol):
-    """How one framework's targets are walked and named."""
+    """The parameters and their names in one framework's targets."""
 
     def parameters(self, target: Any) -> Sequence[Parameter]:
-        """Return the parameters in definition order, a tied one once. Raise NotBuiltError for an unbuilt model."""
+        """Return the parameters in definition order, a tied one once; raise NotBuiltError for an unbuilt model."""
 
 
 class HeldChain(Protocol):
-    """The rules held on one parameter, as a backend sees them (the core's ``holds.HeldRules``)."""
+    """The rules held on one parameter, as a backend sees them."""
 
     parameter: Parameter
 
@@ -41,14 +40,14 @@ class HeldChain(Protocol):
         """Edit the framework's own tensor, traceable where a verb isn't."""
 
     def of(self, value: Any, ops: Ops) -> Any:
-        """Return what becomes of a stored tensor of the framework, without writing."""
+        """Return a stored tensor of the framework with the rules applied; write nothing."""
 
     def make_live(self) -> None:
-        """Let compiled steps see operands that change; unless a backend calls it, ``of`` leaves those rules out."""
+        """Move operands that change into buffers that compiled steps read; otherwise ``of`` leaves those rules out."""
 
 
 class StepState(Protocol):
-    """The weights in the middle of a stateless training loop: neither variables nor storage can reach them."""
+    """The weights inside a stateless training loop, out of reach of variables and storage."""
 
     def read(self, parameter: Parameter) -> Array:
         """Return the stored values of a held parameter."""
@@ -58,54 +57,67 @@ class StepState(Protocol):
 
 
 class Attachment(Protocol):
-    """What keeps chains attached to a framework's update."""
+    """A link between held rules and a framework's update."""
 
     def check(self) -> None:
-        """Raise StaleTrainFunctionError if a step went by without the chains."""
+        """Raise StaleTrainFunctionError if a step ran without the rules."""
 
     def detach(self) -> None:
-        """Restore the former state exactly; chains that others still hold stay attached by theirs."""
+        """Restore the former state exactly; rules of other attachments stay attached."""
 
 
 class HoldAttachment(Attachment, Protocol):
-    """What keeps the chains of one hold attached."""
+    """A link between the rules of one hold and a framework's update."""
 
     def let_go(self, chains: Sequence[HeldChain]) -> None:
-        """Detach some of the chains."""
+        """Detach the rules of some parameters."""
 
 
 @runtime_checkable
 class Regularizing(Protocol):
-    """What a backend keeps besides, if its models put together the loss that they are trained by (Keras' ``fit``)."""
+    """An optional protocol of backends whose models compute their own training loss (Keras' ``fit``)."""
 
     def regularize(
         self, parameters: Sequence[Parameter], penalty: Callable[[Parameter, Any], Any], *, target: Any
     ) -> Attachment:
-        """Have the model add ``penalty(parameter, native tensor)`` for each of these to its loss from now on."""
+        """Make the model add ``penalty(parameter, native tensor)`` for each parameter to its loss from now on."""
 
 
 Tracing = Literal["no", "inline", "refuse"]
 
 
 @runtime_checkable
+class NamesFiles(Protocol):
+    """A backend whose framework expects certain names in its weight files."""
+
+    file_names: Literal["neutral", "native"]
+
+
+@runtime_checkable
+class FileLayout(Protocol):
+    """A backend whose framework expects certain keys in an HDF5 file of a model."""
+
+    def file_layout(self, target: Any) -> Sequence[tuple[str, Parameter | Array]]:
+        """Return a (key, parameter or array) pair for everything that the framework expects in the file."""
+
+
+@runtime_checkable
 class Backend(Protocol):
-    """What an entry point of the group ``xweights.backends`` loads."""
+    """The object that an entry point of the group ``xweights.backends`` loads."""
 
     name: str
-    # May also have ``file_names = "native"``: other readers of its weight files expect the framework's own names; and
-    # ``file_layout(target)``: (key, parameter or array) of all that its framework wants to find in an HDF5 file.
 
     def adapter(self, target: Any) -> Adapter | None:
         """Return the adapter for a target of this framework, or None if it holds no weights."""
 
     def is_tensor(self, value: Any) -> bool:
-        """Return True for a bare tensor: an array, and no target."""
+        """Return True for a bare tensor, which is no target."""
 
     def storage(self, variable: Any) -> Storage:
-        """Return the storage for a native variable of this framework, for adapters of models built on top of it."""
+        """Return the storage for a native variable, for adapters of models built on this framework."""
 
     def to_host(self, value: Any) -> Array:
-        """Return a tensor or variable of this framework as a NumPy array (a view where there can be one)."""
+        """Return a tensor or variable of this framework as a NumPy array (a view where possible)."""
 
     def ops(self, array: Any) -> Ops:
         """Return the ops for an array of this framework."""
@@ -121,12 +133,12 @@ class Backend(Protocol):
         optimizer: Any,
         after_step: Callable[[Any], None] | None = None,
     ) -> HoldAttachment | None:
-        """Have the framework's own update apply these chains after each step; None where it has no such place.
+        """Make the framework's own update apply these rules after each step; return None where it can't.
 
         ``after_step`` is then called on the host after each step, with None, or with a ``StepState`` where the weights
-        are out of reach in their variables. Raise HoldError if ``optimizer`` doesn't train one of the parameters. A
-        may come again with another hold.
+        can't be reached through their variables. Raise HoldError if ``optimizer`` doesn't train one of the parameters.
+        The same chain may be passed again with another hold.
         """
 
     def compiled(self, function: Callable[[], None]) -> Callable[[], None]:
-        """Return a quicker equivalent of a bound step for calls from eager code, or the function itself."""
+        """Return a faster equivalent of a bound step for calls from eager code, or the function itself."""

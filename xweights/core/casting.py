@@ -1,4 +1,4 @@
-"""Round numbers and cast arrays without a silent change."""
+"""Round numbers and cast arrays without silent changes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def is_number(value: Any) -> bool:
 def as_number(value: Any, dtype: np.dtype[Any], *, what: str = "the value") -> Array:
     """Return a number rounded once (nearest even) to ``dtype`` as a 0-d array; refuse one that doesn't fit.
 
-    A bare Python number reaches no framework: times float16 it gives other bits in torch than in NumPy and
+    No bare Python number reaches a framework: times float16 it gives different bits in torch than in NumPy and
     TensorFlow in a sixth of all entries, and NumPy promotes bfloat16 to float32.
     """
     if dtype.kind == "b" and isinstance(value, (bool, np.bool_)):
@@ -50,9 +50,9 @@ def as_number(value: Any, dtype: np.dtype[Any], *, what: str = "the value") -> A
         return np.asarray(int(exact), dtype)
     if not is_floating(dtype):
         raise DtypeError(f"{what} can't be stored as {dtype.name}\ngot: {value!r}")
-    number = rounded(_double(exact, dtype), dtype)
-    turned = float(number)
-    if not math.isfinite(turned) and exact == exact and turned != exact:
+    number = round_to(_double(exact, dtype), dtype)
+    stored = float(number)
+    if not math.isfinite(stored) and exact == exact and stored != exact:
         raise DtypeError(f"{what} overflows {dtype.name}\ngot: {value!r}\nlargest: {largest(dtype)}")
     return number
 
@@ -73,12 +73,12 @@ def _double(exact: float, dtype: np.dtype[Any]) -> Array:
     return double
 
 
-def rounded(array: Array, dtype: np.dtype[Any]) -> Array:
-    """Return an array rounded to a floating-point type: once, to nearest even. Silent where it overflows."""
+def round_to(array: Array, dtype: np.dtype[Any]) -> Array:
+    """Return an array rounded once, to nearest even, to a floating-point type. Silent where it overflows."""
     with np.errstate(all="ignore"):
         if array.dtype.itemsize <= 4 or dtype.name in ("float16", "float32", "float64"):
             return array.astype(dtype)
-        # ml_dtypes rounds float64 by way of float32: twice. Rounding to float32 "to odd" makes the second one right.
+        # ml_dtypes rounds float64 via float32: twice. Rounding to float32 "to odd" makes the second rounding right.
         single = array.astype(np.float32)
         back = single.astype(array.dtype)
         _to_odd(single, (back != array) & np.isfinite(single), np.abs(back) > np.abs(array))
@@ -86,7 +86,7 @@ def rounded(array: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _to_odd(near: Array, inexact: Array, above: Array) -> None:
-    """Turn what was rounded to nearest into what is rounded towards zero, with the last bit as "there was more"."""
+    """Turn rounding to nearest into rounding to odd: towards zero, with the last bit set where bits were lost."""
     bits = near.view(f"u{near.itemsize}")
     np.subtract(bits, 1, out=bits, where=inexact & above)
     np.bitwise_or(bits, 1, out=bits, where=inexact)
@@ -109,10 +109,10 @@ def cast_exactly(array: Array, dtype: np.dtype[Any], *, what: str, cast: bool = 
     if (dtype.kind == "b") != (array.dtype.kind == "b") and not cast:
         raise DtypeError(f"{what} has the wrong dtype\n{got_expected(array.dtype.name, dtype.name)}")
     with np.errstate(over="ignore", invalid="ignore"):
-        turned = rounded(array, dtype) if is_floating(array.dtype) and is_floating(dtype) else array.astype(dtype)
+        converted = round_to(array, dtype) if is_floating(array.dtype) and is_floating(dtype) else array.astype(dtype)
         if cast:
-            return turned
-        back = turned.astype(array.dtype)
+            return converted
+        back = converted.astype(array.dtype)
         both_nan = (array != array) & (back != back) if is_floating(array.dtype) else np.False_
         changed = int(np.count_nonzero(~((back == array) | both_nan)))
     if changed:
@@ -121,11 +121,11 @@ def cast_exactly(array: Array, dtype: np.dtype[Any], *, what: str, cast: bool = 
             f"{got_expected(array.dtype.name, dtype.name)}\n"
             f"Fix: cast=True where the call has it, or pass array.astype({dtype.name!r})"
         )
-    return turned
+    return converted
 
 
 def check_finite(array: Array, what: str) -> None:
-    """Refuse NaN and infinity. One pass without a temporary: a finite sum of finite numbers is the common case."""
+    """Refuse NaN and infinity; in one pass without a temporary where the sum is finite, the common case."""
     if not is_floating(array.dtype) or (not is_half(array.dtype) and np.isfinite(quick_sum(array))):
         return
     cuts = blocks(array.shape)

@@ -1,4 +1,4 @@
-"""Find the array math of a native array, and its neutral view."""
+"""Find the ops of a native array, and convert between stored and neutral order."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from xweights.errors import (
 NUMPY_OPS = NumpyOps()
 
 
-def ops_for(leaf: Any) -> Ops:
-    """Return the maths for an array: by the array's own type."""
-    if isinstance(leaf, np.ndarray):
+def ops_for(native: Any) -> Ops:
+    """Return the ops for an array, by the array's own type."""
+    if isinstance(native, np.ndarray):
         return NUMPY_OPS
-    backend = backend_for(leaf)
+    backend = backend_for(native)
     if backend is None:
-        raise TraceError(f"no backend knows arrays of {type(leaf).__module__}.{type(leaf).__qualname__}")
-    return backend.ops(leaf)
+        raise TraceError(f"no backend handles arrays of {type(native).__module__}.{type(native).__qualname__}")
+    return backend.ops(native)
 
 
-def to_neutral(ops: Ops, leaf: Any, layout: Layout) -> Any:
+def to_neutral(ops: Ops, native: Any, layout: Layout) -> Any:
     """Return the neutral view of a stored array of any framework."""
     if layout.is_identity:
-        return leaf
-    return ops.transpose(ops.reshape(leaf, layout.split), layout.order)
+        return native
+    return ops.transpose(ops.reshape(native, layout.split), layout.order)
 
 
-def to_stored(ops: Ops, new: Any, layout: Layout) -> Any:
+def to_stored(ops: Ops, neutral: Any, layout: Layout) -> Any:
     """Return a neutral array of any framework in the stored order."""
     if layout.is_identity:
-        return new
-    return ops.reshape(ops.transpose(new, layout.inverse), layout.stored)
+        return neutral
+    return ops.reshape(ops.transpose(neutral, layout.inverse), layout.stored)

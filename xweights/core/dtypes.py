@@ -1,4 +1,4 @@
-"""Words for dtypes."""
+"""Predicates on dtypes, and the roles of counters."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 
-# Counters that frameworks keep beside the weights. They have no counterpart in other frameworks, so they may be
-# absent on either side of a comparison or a strict set_params.
+# Roles of counters that frameworks keep beside the weights. Other frameworks have no counterpart, so they may be absent
+# on either side of a comparison or a strict set_params.
 COUNTERS = frozenset({"num_batches_tracked", "count"})
 
 
@@ -20,5 +20,5 @@ def is_floating(dtype: np.dtype[Any]) -> bool:
 
 
 def is_half(dtype: np.dtype[Any]) -> bool:
-    """Return True for floating-point types of less than 32 bits."""
+    """Return True for floating-point types of fewer than 32 bits."""
     return is_floating(dtype) and dtype.itemsize < 4

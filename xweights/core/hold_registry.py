@@ -1,8 +1,4 @@
-"""Which parameters are held, known to everything that writes.
-
-Lower than running and writing, which call :func:`reapply` after their last write; what is in the ledger comes from
-holds.
-"""
+"""Registry of held parameters: every write path calls :func:`reapply` after its last write."""
 
 from __future__ import annotations
 
@@ -14,23 +10,24 @@ from xweights.core.parameter import Parameter
 
 
 class HeldEntry(Protocol):
-    """What stands in the ledger for a held parameter."""
+    """A held parameter in the registry."""
 
     parameter: Parameter
+    rules: list[Any]
 
     def apply(self) -> None:
         """Make every rule held on the parameter true now."""
 
     def check(self) -> None:
-        """Raise if a training step went by without the rules."""
+        """Raise if a training step ran without the rules."""
 
     def written(self) -> None:
-        """Know that xweights wrote to the parameter, not a training step."""
+        """Note that xweights, not a training step, wrote to the parameter."""
 
 
-_chains: weakref.WeakSet[Any] = weakref.WeakSet()
-# What no framework's training keeps alive: a hold lasts until it is released, whether its owner kept it or not.
-_kept: set[HeldEntry] = set()
+_entries: weakref.WeakSet[Any] = weakref.WeakSet()
+# Entries that no framework's training keeps alive: a hold lasts until it is released, whether or not anybody kept it.
+_kept_alive: set[HeldEntry] = set()
 _by_identity: weakref.WeakValueDictionary[Hashable, HeldEntry] = weakref.WeakValueDictionary()
 
 
@@ -39,50 +36,50 @@ def identity(parameter: Parameter) -> Hashable:
     return parameter.identity()
 
 
-def look_again() -> None:
-    """Find out where the held arrays are now: ``model.to(dtype)`` and ``.data =`` in torch give them other memory."""
-    if _chains or _by_identity:
+def refresh() -> None:
+    """Look up the held arrays again: ``model.to(dtype)`` and ``.data =`` in torch move them to other memory."""
+    if _entries or _by_identity:
         _by_identity.clear()
-        for chain in _chains:
-            _by_identity[identity(chain.parameter)] = chain
+        for entry in _entries:
+            _by_identity[identity(entry.parameter)] = entry
 
 
-def held(parameter: Parameter) -> HeldEntry | None:
-    """Return what holds a parameter, or None; as of the last :func:`look_again`."""
+def find(parameter: Parameter) -> HeldEntry | None:
+    """Return the entry of a held parameter, or None; as of the last :func:`refresh`."""
     return _by_identity.get(identity(parameter)) if _by_identity else None
 
 
-def enter(chain: HeldEntry, *, keep: bool) -> None:
-    """Note that a parameter is held: for as long as somebody keeps ``chain``, or until :func:`leave`."""
-    _chains.add(chain)
-    _by_identity[identity(chain.parameter)] = chain
+def register(entry: HeldEntry, *, keep: bool) -> None:
+    """Register a held parameter: for as long as ``entry`` is referenced, or (``keep``) until :func:`unregister`."""
+    _entries.add(entry)
+    _by_identity[identity(entry.parameter)] = entry
     if keep:
-        _kept.add(chain)
+        _kept_alive.add(entry)
 
 
-def leave(chain: HeldEntry) -> None:
-    """Note that a parameter is held no more."""
-    _chains.discard(chain)
-    _kept.discard(chain)
-    if held(chain.parameter) is chain:
-        del _by_identity[identity(chain.parameter)]
+def unregister(entry: HeldEntry) -> None:
+    """Remove a parameter that is no longer held."""
+    _entries.discard(entry)
+    _kept_alive.discard(entry)
+    if find(entry.parameter) is entry:
+        del _by_identity[identity(entry.parameter)]
 
 
 def check(parameters: Iterable[Parameter]) -> None:
-    """Raise before a write if a hold on one of these is not being honoured."""
-    look_again()
-    for chain in _holding(parameters):
-        chain.check()
+    """Raise, before a write, if a hold on one of these isn't applied by its training."""
+    refresh()
+    for entry in _entries_of(parameters):
+        entry.check()
 
 
 def reapply(parameters: Iterable[Parameter]) -> None:
     """Re-apply the holds on these parameters after a write."""
-    look_again()
-    for chain in _holding(parameters):
-        chain.apply()
-        chain.written()
+    refresh()
+    for entry in _entries_of(parameters):
+        entry.apply()
+        entry.written()
 
 
-def _holding(parameters: Iterable[Parameter]) -> list[HeldEntry]:
-    found = [held(parameter) for parameter in parameters] if _by_identity else []
-    return [chain for chain in found if chain is not None]
+def _entries_of(parameters: Iterable[Parameter]) -> list[HeldEntry]:
+    entries = [find(parameter) for parameter in parameters] if _by_identity else []
+    return [entry for entry in entries if entry is not None]

@@ -1,4 +1,4 @@
-"""The row of a layer table: what one layer type's parameters are."""
+"""The row of a layer table: one array of a layer type."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from xweights.errors import LayoutError
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row of a layer table: what a layer calls one of its arrays, and what it is.
+    """One row of a layer table: a layer's name for one of its arrays, and its meaning.
 
     ``native`` is the attribute (``weight_ih_l0``), ``name`` the neutral path inside the layer (``l0/kernel``) whose
     last part is the role, ``pattern`` the axes as :func:`xweights.core.layout.layout_of` reads them (None: unknown).
-    ``outputs``: which axes the layer's output has, where their names don't say it.
+    ``outputs``: the axes that the layer's output has, where their names don't say it.
     """
 
     native: str
@@ -33,5 +33,5 @@ class Entry:
             layout = layout_of(self.pattern, shape, **self.sizes)
             return layout if self.outputs is None else replace(layout, outputs=self.outputs)
         except LayoutError:
-            # A subclass may have changed the array's shape: its axes are then unknown, which is never a guess.
+            # A subclass may have changed the array's shape: its axes are then unknown, never guessed.
             return plain_layout(shape)

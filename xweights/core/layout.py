@@ -1,9 +1,9 @@
-"""Named axes: how an array stored by a framework relates to its neutral view.
+"""Named axes: how a stored array relates to its neutral view.
 
 A pattern reads like einops: ``"out in h w -> h w in out"`` says that the framework stores (out, in, h, w)
-and that the neutral order is (h, w, in, out). ``"(in mult) 1 h w -> h w in mult"`` takes a stored axis apart
+and that the neutral order is (h, w, in, out). ``"(in mult) 1 h w -> h w in mult"`` splits a stored axis
 and drops one of length 1. A pattern without an arrow is stored in neutral order already. A name such as
-``gate*unit`` is one axis that is known to be packed; :func:`unpacked` takes it apart for the calls that need it.
+``gate*unit`` is one packed axis; :func:`unpack_axes` splits it for the calls that need it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import math
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from xweights.errors import LayoutError
 
+# "neutral": Keras' axis order, whatever the framework; "native": as the framework stores it.
+LayoutName = Literal["neutral", "native"]
 Shape = tuple[int, ...]
 Axes = tuple[str, ...]
 
@@ -26,9 +28,9 @@ _TOKEN = re.compile(r"\([^()]*\)|[^\s()]+")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a stored array becomes its neutral view: ``stored.reshape(split).transpose(order)``.
+    """The way from a stored array to its neutral view: ``stored.reshape(split).transpose(order)``.
 
-    ``stored`` is the shape the framework keeps, ``split`` the same with packed axes taken apart, ``order`` the
+    ``stored`` is the framework's shape, ``split`` the same with packed axes split, ``order`` the
     permutation to the neutral order, ``axes`` the neutral names (None: the layer is unknown). ``shape`` is the neutral
     shape, ``inverse`` the permutation back; ``is_identity`` is True if the stored array is its own neutral view.
     """
@@ -37,9 +39,9 @@ class Layout:
     split: Shape
     order: tuple[int, ...]
     axes: Axes | None
-    # Which of the axes the layer's output has, where the names don't say it (the letters of an einsum equation).
+    # The axes that the layer's output has, where the names don't say it (letters of an einsum equation).
     outputs: Axes | None = None
-    # What follows from these, worked out once: asked for several times for every parameter at every call.
+    # Derived once, because every call reads them several times for each parameter.
     shape: Shape = field(init=False, repr=False, compare=False)
     is_identity: bool = field(init=False, repr=False, compare=False)
     inverse: tuple[int, ...] = field(init=False, repr=False, compare=False)
@@ -55,10 +57,10 @@ class Layout:
 
     @property
     def stored_axes(self) -> Axes | None:
-        """The names of the axes as they are stored; None where one of those is several of the neutral ones."""
+        """The names of the axes as stored; None where a stored axis is several neutral ones."""
         if self.axes is None or self.split != self.stored:
             return None
-        return tuple(self.axes[place] for place in self.inverse)
+        return tuple(self.axes[position] for position in self.inverse)
 
     def to_neutral(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return the neutral view of a stored NumPy array (a view, writable if the array is)."""
@@ -71,8 +73,8 @@ class Layout:
         """Return a neutral NumPy array in the stored order (a view where strides allow)."""
         if self.is_identity:
             return array
-        turned = array.transpose(self.inverse)
-        return turned if self.split == self.stored else turned.reshape(self.stored)
+        transposed = array.transpose(self.inverse)
+        return transposed if self.split == self.stored else transposed.reshape(self.stored)
 
 
 def plain_layout(shape: Shape, axes: Axes | None = None) -> Layout:
@@ -90,7 +92,7 @@ _layouts: dict[tuple[str, Shape, tuple[tuple[str, int], ...]], Layout] = {}
 
 
 def layout_of(pattern: str, shape: Shape, **sizes: int) -> Layout:
-    """Read a table's pattern for a stored ``shape``; ``sizes`` gives the axes a packed one is made of.
+    """Return the layout that a pattern gives a stored ``shape``; ``sizes`` has the lengths of packed axes' parts.
 
     Example: ``layout_of("(in mult) 1 h w -> h w in mult", (8, 1, 3, 3), mult=2).shape == (3, 3, 4, 2)``.
     """
@@ -114,18 +116,18 @@ def _read(pattern: str, shape: Shape, sizes: dict[str, int]) -> Layout:
                 raise LayoutError(f"the pattern {pattern!r} wants an axis of length 1, the array is {shape}")
             continue
         parts = token[1:-1].split() if token.startswith("(") else [token]
-        known = {part: sizes[part] for part in parts if part in sizes and len(parts) > 1}
-        open_parts = [part for part in parts if part not in known]
-        rest = math.prod(known.values())
+        fixed = {part: sizes[part] for part in parts if part in sizes and len(parts) > 1}
+        open_parts = [part for part in parts if part not in fixed]
+        product = math.prod(fixed.values())
         if (
             len(open_parts) > 1
-            or (not open_parts and rest != length)
-            or (rest and length % rest)
-            or (length and not rest)
+            or (not open_parts and product != length)
+            or (product and length % product)
+            or (length and not product)
         ):
             raise LayoutError(f"the pattern {pattern!r} with {sizes} doesn't fit an axis of length {length} of {shape}")
         names += parts
-        split += [known[part] if part in known else length // max(rest, 1) for part in parts]
+        split += [fixed[part] if part in fixed else length // max(product, 1) for part in parts]
     axes = tuple(neutral.split()) if arrow else tuple(names)
     if sorted(axes) != sorted(names) or len(set(axes)) != len(axes):
         raise LayoutError(f"the two sides of {pattern!r} don't name the same axes")
@@ -135,7 +137,7 @@ def _read(pattern: str, shape: Shape, sizes: dict[str, int]) -> Layout:
 # Axes along which a kernel slides.
 SPATIAL = frozenset({"t", "h", "w", "d"})
 
-# Names that say what a layer puts out; the first group that a kernel has decides.
+# Axes of a layer's output, by name; the first group that a kernel has decides.
 _OUTPUTS = (("out",), ("mult",), ("gate*unit",), ("dim",), ("head", "key"), ("head", "value"), ("unit",))
 
 
@@ -153,16 +155,16 @@ def outputs_of(layout: Layout) -> Axes:
 def inputs_of(layout: Layout) -> Axes:
     """Return the axes of a kernel that are summed over, spatial ones left out; () where the axes are unknown."""
     outputs = outputs_of(layout)
-    # Letters of an equation are no names: its h and w needn't be height and width.
+    # The letters of an equation aren't axis names: its h and w needn't be height and width.
     sliding = SPATIAL if layout.outputs is None else frozenset[str]()
     return tuple(axis for axis in layout.axes or () if axis not in outputs and axis not in sliding and axis != "qkv")
 
 
-def unpacked(axes: Axes, shape: Shape, gates: tuple[str, ...] | None) -> tuple[Axes, Shape]:
-    """Take packed axes apart: with 4 gates, ``(in, gate*unit), (3, 8)`` becomes ``(in, gate, unit), (3, 4, 2)``.
+def unpack_axes(axes: Axes, shape: Shape, gates: tuple[str, ...] | None) -> tuple[Axes, Shape]:
+    """Split packed axes: with 4 gates, ``(in, gate*unit), (3, 8)`` becomes ``(in, gate, unit), (3, 4, 2)``.
 
-    In a recurrent kernel, ``(unit, gate*unit)``, the name ``unit`` goes to the packed one, which is the unit that is
-    computed, as in the other kernel; the first becomes ``unit_before``.
+    In a recurrent kernel, ``(unit, gate*unit)``, ``unit`` names the computed unit of the packed axis, as in the input
+    kernel; the first axis becomes ``unit_before``.
     """
     names: list[str] = []
     lengths: list[int] = []
@@ -183,13 +185,13 @@ def reorder(array: np.ndarray[Any, Any], have: Axes, want: Axes, *, what: str = 
     if have == want:
         return array
     shape = dict(zip(have, array.shape, strict=True))
-    lost = [axis for axis in have if axis not in want and shape[axis] != 1]
-    if lost or len(set(have)) != len(have):
+    dropped = [axis for axis in have if axis not in want and shape[axis] != 1]
+    if dropped or len(set(have)) != len(have):
         raise LayoutError(
             f"{what} has the axes ({', '.join(have)}), which can't be brought to ({', '.join(want)}) by name"
         )
     shared = [axis for axis in want if axis in have]
     kept = array.reshape([shape[axis] for axis in have if axis in want])
     order = [[axis for axis in have if axis in want].index(axis) for axis in shared]
-    turned = kept.transpose(order)
-    return turned.reshape([shape.get(axis, 1) for axis in want])
+    transposed = kept.transpose(order)
+    return transposed.reshape([shape.get(axis, 1) for axis in want])

@@ -20,8 +20,8 @@ from xweights.errors import (
 
 
 @runtime_checkable
-class KnowsAxes(Protocol):
-    """A mapping of arrays that knows what they are: `Params`, which is built on this file."""
+class HasAxes(Protocol):
+    """A mapping of arrays that has their axes, roles and gates, such as `Params`."""
 
     @property
     def axes(self) -> Mapping[str, Any]: ...
@@ -31,18 +31,18 @@ class KnowsAxes(Protocol):
     def gates(self) -> Mapping[str, Any]: ...
 
 
-def leaves(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return what a nested mapping holds by ``/``-joined names; refuse keys that aren't strings, and equal names."""
-    found: dict[str, Any] = {}
+def flatten_mapping(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping's values by ``/``-joined name; refuse keys that aren't strings, and equal names."""
+    flat: dict[str, Any] = {}
     for key, value in mapping.items():
         if not isinstance(key, str):
             raise ArgumentError(f"the names of weights are strings\ngot: {key!r} ({type(key).__name__})")
-        inside = leaves(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {prefix + key: value}
-        twice = next((name for name in inside if name in found), None)
+        inner = flatten_mapping(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {prefix + key: value}
+        twice = next((name for name in inner if name in flat), None)
         if twice is not None:
             raise ArgumentError(f"two arrays have the name {twice!r}: one nested, one with / in its key")
-        found |= inside
-    return found
+        flat |= inner
+    return flat
 
 
 def last_part(name: str) -> str:
@@ -53,66 +53,66 @@ def last_part(name: str) -> str:
 NUMPY = NumpyStorage()
 
 
-class _Fleeting(NumpyStorage):
-    """Arrays of a mapping that makes them anew at each look, as an open .npz file does."""
+class _TransientArrays(NumpyStorage):
+    """Arrays of a mapping that makes them again at each access, as an open .npz file does."""
 
     def refusal(self, handle: Array, *, writing: bool) -> str | None:
         return (
-            "its mapping makes the array anew at each look, so the edit would be lost; pass dict(...)"
+            "its mapping makes the array again at each access, so the edit would be lost; pass dict(...)"
             if writing
             else None
         )
 
 
-FLEETING = _Fleeting()
+TRANSIENT = _TransientArrays()
 
 
-def places(target: Any) -> list[tuple[MutableMapping[str, Any], str, Any]]:
-    """Return (mapping, key, value) of each leaf of a target that its owner could replace by another object."""
+def replaceable_entries(target: Any) -> list[tuple[MutableMapping[str, Any], str, Any]]:
+    """Return (mapping, key, value) of each array of a target that its owner could replace by another object."""
     if isinstance(target, (list, tuple)):
-        return [place for one in target for place in places(one)]
-    found: list[tuple[MutableMapping[str, Any], str, Any]] = []
+        return [entry for item in target for entry in replaceable_entries(item)]
+    entries: list[tuple[MutableMapping[str, Any], str, Any]] = []
     if isinstance(target, Mapping):
         for key, value in target.items():
             if isinstance(value, Mapping):
-                found += places(value)
+                entries += replaceable_entries(value)
             elif isinstance(target, MutableMapping):
-                found.append((target, key, value))
-    return found
+                entries.append((target, key, value))
+    return entries
 
 
 def mapping_parameters(target: Mapping[str, Any]) -> list[Parameter]:
-    """Return the arrays of a mapping as parameters, an array that it holds twice once."""
-    found: dict[Hashable, Parameter] = {}
-    known: Any = target if isinstance(target, KnowsAxes) else None  # a Params
-    named = leaves(target)
-    lasting = isinstance(target, (dict, KnowsAxes)) or all(
-        target[k] is v for k, v in list(named.items())[:1] if k in target
+    """Return the arrays of a mapping as parameters; an array that it holds twice comes once."""
+    by_identity: dict[Hashable, Parameter] = {}
+    annotated: Any = target if isinstance(target, HasAxes) else None
+    flat = flatten_mapping(target)
+    is_stable = isinstance(target, (dict, HasAxes)) or all(
+        target[k] is v for k, v in list(flat.items())[:1] if k in target
     )
-    for name, value in named.items():
-        storage, host = _leaf_storage(name, value)
+    for name, value in flat.items():
+        storage, host = _storage_of(name, value)
         key = (type(storage), storage.identity(value))
-        if key in found:
-            found[key].aliases += (name,)
+        if key in by_identity:
+            by_identity[key].aliases += (name,)
             continue
-        if storage is NUMPY and not lasting:
-            storage = FLEETING
-        axes = None if known is None else known.axes[name]
-        found[key] = Parameter(
+        if storage is NUMPY and not is_stable:
+            storage = TRANSIENT
+        axes = None if annotated is None else annotated.axes[name]
+        by_identity[key] = Parameter(
             name=name,
             native_name=name,
             layout=plain_layout(host.shape, axes),
             dtype=host.dtype,
             storage=storage,
             handle=value,
-            role=last_part(name) if known is None else known.roles[name],
+            role=last_part(name) if annotated is None else annotated.roles[name],
             layer=name[: len(name) - len(last_part(name))].rstrip("/."),
-            gates=None if known is None else known.gates[name],
+            gates=None if annotated is None else annotated.gates[name],
         )
-    return list(found.values())
+    return list(by_identity.values())
 
 
-def _leaf_storage(name: str, value: Any) -> tuple[Storage, Array]:
+def _storage_of(name: str, value: Any) -> tuple[Storage, Array]:
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biufV" or value.dtype.names:
             raise TargetError(f"{name!r} holds no real numbers\ngot: an array of {value.dtype}")

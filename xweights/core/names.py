@@ -1,14 +1,14 @@
-"""What a name or a glob means among parameters."""
+"""Find parameters by name or glob, and map the names of a target to its twin's."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from xweights.core.parameter import Parameter
-from xweights.errors import SelectionError
+from xweights.errors import ArgumentError, SelectionError
 
 
 def is_glob(pattern: str) -> bool:
@@ -20,7 +20,7 @@ _matchers: dict[str, Callable[[str], Any]] = {}
 
 
 def glob_matcher(pattern: str) -> Callable[[str], Any]:
-    """Return a function that tells whether a name matches a glob."""
+    """Return a function that is truthy for names that match a glob."""
     if pattern not in _matchers:
         lead = "(?:.*/)?" if pattern.startswith("*/") else ""
         rest = pattern[2:] if lead else pattern
@@ -30,33 +30,33 @@ def glob_matcher(pattern: str) -> Callable[[str], Any]:
 
 
 class NameIndex:
-    """The parameters by their neutral and by their native names."""
+    """The parameters by neutral and by native name."""
 
     def __init__(self, everything: Sequence[Parameter]) -> None:
         self.everything = everything
 
     @cached_property
     def neutral(self) -> dict[str, list[Parameter]]:
-        return _grouped((name, p) for p in self.everything for name in dict.fromkeys((p.name, *p.aliases)))
+        return _group((name, p) for p in self.everything for name in dict.fromkeys((p.name, *p.aliases)))
 
     @cached_property
     def native(self) -> dict[str, list[Parameter]]:
-        return _grouped((p.native_name, p) for p in self.everything)
+        return _group((p.native_name, p) for p in self.everything)
 
     @cached_property
     def shortened(self) -> dict[str, list[Parameter]]:
-        return _grouped((p.native_name.partition("/")[2], p) for p in self.everything)
+        return _group((p.native_name.partition("/")[2], p) for p in self.everything)
 
 
-def _grouped(pairs: Iterable[tuple[str, Parameter]]) -> dict[str, list[Parameter]]:
-    found: dict[str, list[Parameter]] = {}
-    for name, p in pairs:
-        found.setdefault(name, []).append(p)
-    return found
+def _group(pairs: Iterable[tuple[str, Parameter]]) -> dict[str, list[Parameter]]:
+    by_name: dict[str, list[Parameter]] = {}
+    for name, parameter in pairs:
+        by_name.setdefault(name, []).append(parameter)
+    return by_name
 
 
-def named(name: str, everything: Sequence[Parameter] | NameIndex) -> list[Parameter]:
-    """Return the one parameter that a full name means, neutral or native; refuse a name that means two."""
+def find_named(name: str, everything: Sequence[Parameter] | NameIndex) -> list[Parameter]:
+    """Return the parameter with a full name, neutral or native, as a list; refuse a name that means two."""
     index = everything if isinstance(everything, NameIndex) else NameIndex(everything)
     neutral = index.neutral.get(name, [])
     # A native path may be given with or without the model's own name in front.
@@ -73,3 +73,32 @@ def named(name: str, everything: Sequence[Parameter] | NameIndex) -> list[Parame
         paths = ", ".join(repr(p.name) for p in by_native)
         raise SelectionError(f"the native name {name!r} means {len(by_native)} parameters\nFix: use one of {paths}")
     return neutral or by_native
+
+
+Names = Mapping[str, str]
+
+
+def renamer(names: Names | None) -> Callable[[str], str]:
+    """Return a function from a target's name to its twin's; the first glob that matches decides.
+
+    Example:
+        >>> from xweights.core.names import renamer
+        >>> renamer({"0/*": "dense/0/*"})("0/kernel")
+        'dense/0/kernel'
+    """
+    rules = []
+    for glob, twin_glob in (names or {}).items():
+        if glob.count("*") != twin_glob.count("*"):
+            raise ArgumentError(f"names= needs as many * on both sides\ngot: {glob!r}: {twin_glob!r}")
+        pattern = "".join("(.*)" if c == "*" else re.escape(c) for c in glob)
+        rules.append((re.compile(pattern, re.DOTALL), twin_glob.split("*")))
+
+    def rename(name: str) -> str:
+        for pattern, pieces in rules:
+            match = pattern.fullmatch(name)
+            if match:
+                matched = [*match.groups(), ""]
+                return "".join(piece + part for piece, part in zip(pieces, matched, strict=True))
+        return name
+
+    return rename

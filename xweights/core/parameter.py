@@ -1,4 +1,4 @@
-"""One native weight array, seen neutrally."""
+"""`Parameter`: the neutral handle of one native weight array."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _io: list[Any] = []
 
 
 def register_io(reader: Reader, writer: Writer) -> None:
-    """Register what `Parameter.numpy` and `Parameter.assign` call; `xweights.edit` does, when it is imported."""
+    """Register the functions behind `Parameter.numpy` and `Parameter.assign`; importing `xweights.edit` does."""
     _io[:] = [reader, writer]
 
 
@@ -31,15 +31,15 @@ class Parameter:
 
     Attributes:
         name: Neutral path, ``/``-separated, the last part is the role.
-        native_name: What the framework calls it.
-        role: What it is, in Keras 3's words (``kernel``, ``bias``, ``gamma``, ...).
+        native_name: The framework's own name.
+        role: Its role, in Keras 3's words (``kernel``, ``bias``, ``gamma``, ...).
         layer: Neutral path of the layer that owns it.
-        gates: Order of what is packed along the ``gate`` or ``qkv`` axis, or None.
+        gates: Order of the parts packed along the ``gate`` or ``qkv`` axis, or None.
         aliases: Other neutral names of the same array (tied weights).
-        layout: How the stored array becomes the neutral one.
+        layout: The conversion between the stored and the neutral array.
         dtype: NumPy (or ml_dtypes) dtype.
-        hidden: True for what only an explicit name selects (non-persistent buffers).
-        storage, handle: Where the native array lives; for backends.
+        hidden: True if only an explicit name selects it (non-persistent buffers).
+        storage, handle: Access to the native array; for backends.
     """
 
     __slots__ = (
@@ -136,11 +136,11 @@ class Parameter:
         return self.storage.read(self.handle)
 
     def write(self, value: Array) -> None:
-        """Copy ``value`` in, which has the stored shape and dtype."""
+        """Copy in ``value``, of the stored shape and dtype."""
         self.storage.write(self.handle, value)
 
     def refusal(self, *, writing: bool) -> str | None:
-        """Return why it can't be read or written, or None."""
+        """Return why the parameter can't be read or written, or None."""
         return self.storage.refusal(self.handle, writing=writing)
 
     def native(self, *, tensor: bool = False) -> Any:
@@ -160,27 +160,23 @@ class Parameter:
         self.storage.restore(self.handle, kept)
 
     def set_trainable(self, flag: bool) -> None:
-        """Set whether the framework trains it; raise WriteError where that can't be done."""
+        """Set whether the framework trains the parameter; raise WriteError where that can't be done."""
         self.storage.set_trainable(self.handle, flag)
 
     def identity(self) -> Hashable:
-        """Return a key that two handles of one native array share."""
+        """Return a key that handles of one native array share."""
         return self.storage.identity(self.handle)
+
+    def replace(self, **changes: Any) -> Parameter:
+        """Return a copy in which some of the attributes that the constructor takes are others."""
+        return Parameter(**{name: getattr(self, name) for name in self.__slots__} | changes)
 
     def renamed(self, prefix: str) -> Parameter:
         """Return the same parameter under ``prefix/``, as a list of targets names it."""
-        return Parameter(
+        return self.replace(
             name=f"{prefix}/{self.name}",
-            native_name=self.native_name,
-            role=self.role,
             layer=f"{prefix}/{self.layer}" if self.layer else prefix,
-            gates=self.gates,
             aliases=tuple(f"{prefix}/{alias}" for alias in self.aliases),
-            layout=self.layout,
-            dtype=self.dtype,
-            hidden=self.hidden,
-            storage=self.storage,
-            handle=self.handle,
         )
 
     def __repr__(self) -> str:

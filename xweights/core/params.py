@@ -1,35 +1,34 @@
-"""Weights as plain arrays that know their axes and roles."""
+"""`Params`: NumPy arrays by name, with axes and roles."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from xweights.core.casting import as_number
 from xweights.core.dtypes import Array
-from xweights.core.layout import Axes
-from xweights.core.mappings import last_part, leaves, mapping_parameters
+from xweights.core.layout import Axes, LayoutName
+from xweights.core.mappings import flatten_mapping, last_part, mapping_parameters
+from xweights.core.parameter import Parameter
 from xweights.core.selection import select
 from xweights.core.values import host_array
 from xweights.errors import DtypeError, LayoutError, Problems, SelectionError, ShapeError, near
 
-LayoutName = Literal["neutral", "native"]
-
 
 class Params(Mapping[str, Array]):
-    """An ordered mapping of names to NumPy arrays that knows each array's axes, role and gate order.
+    """An ordered mapping of names to NumPy arrays, with each array's axes, role and gate order.
 
     It is a target like any other: verbs edit its arrays in place. Arithmetic (``a - b``, ``a + 0.5 * d``) needs equal
     names, shapes and axes, and keeps the dtype. Exact.
 
     Args:
         mapping: Arrays by name; nested string-keyed mappings flatten with ``/``. The arrays are not copied.
-        axes: Axis names by name; absent or None: unknown.
-        roles: Roles by name; by default the last part of the name.
-        gates: Order of packed gates by name.
+        axes: Axis names by array name; absent or None: unknown.
+        roles: Roles by array name; by default the last part of the name.
+        gates: Order of packed gates by array name.
         layout: "neutral" (Keras' axis order) or "native" (as a framework stored it; ``axes`` are then in that order).
 
     Raises:
@@ -53,7 +52,7 @@ class Params(Mapping[str, Array]):
         layout: LayoutName = "neutral",
     ) -> None:
         self._arrays: dict[str, Array] = {
-            name: host_array(value, what=repr(name)) for name, value in leaves(mapping).items()
+            name: host_array(value, what=repr(name)) for name, value in flatten_mapping(mapping).items()
         }
         self._axes: dict[str, Axes | None] = dict.fromkeys(self._arrays)
         self._roles = {name: last_part(name) for name in self._arrays}
@@ -65,21 +64,21 @@ class Params(Mapping[str, Array]):
             (roles, self._roles),
             (gates, self._gates),
         )
-        for given, kept in kinds:
-            for name, value in (given or {}).items():
+        for passed, stored in kinds:
+            for name, value in (passed or {}).items():
                 if name not in self._arrays:
                     problems.add(SelectionError, f"{name!r} is no array of these Params\n{near(name, self._arrays)}")
                 else:
-                    kept[name] = tuple(value) if isinstance(value, list) else value
-        for name, one in self._axes.items():
-            if one is None:
+                    stored[name] = tuple(value) if isinstance(value, list) else value
+        for name, names in self._axes.items():
+            if names is None:
                 continue
-            if isinstance(one, str):
-                problems.add(LayoutError, f"axes are a tuple of names\ngot: {one!r} for {name!r}")
-            elif len(one) != self._arrays[name].ndim:
-                problems.add(LayoutError, f"{name!r} has the shape {self._arrays[name].shape}, its axes are {one}")
-            elif len(set(one)) != len(one):
-                problems.add(LayoutError, f"{name!r} has two axes of one name: {one}")
+            if isinstance(names, str):
+                problems.add(LayoutError, f"axes are a tuple of names\ngot: {names!r} for {name!r}")
+            elif len(names) != self._arrays[name].ndim:
+                problems.add(LayoutError, f"{name!r} has the shape {self._arrays[name].shape}, its axes are {names}")
+            elif len(set(names)) != len(names):
+                problems.add(LayoutError, f"{name!r} has two axes of one name: {names}")
         problems.check()
 
     @classmethod
@@ -91,12 +90,31 @@ class Params(Mapping[str, Array]):
         gates: dict[str, tuple[str, ...] | None],
         layout: LayoutName,
     ) -> Params:
-        """Build from parts that are known to fit (no checks: this is the quick way in)."""
+        """Build from parts that are known to fit, without checks."""
         self = cls.__new__(cls)
         self._arrays, self._axes, self._roles, self._gates, self.layout = arrays, axes, roles, gates, layout
         return self
 
-    # NumPy's own numbers then leave arithmetic with Params to Params.
+    @classmethod
+    def of(cls, parameters: Sequence[Parameter], arrays: dict[str, Array], *, layout: LayoutName = "neutral") -> Params:
+        """Return arrays by name as Params that know the axes, roles and gates of these parameters.
+
+        Example:
+            >>> import numpy as np, xweights as xw
+            >>> weights = {"d/kernel": np.ones(2)}
+            >>> xw.Params.of(xw.parameters(weights), weights).roles["d/kernel"]
+            'kernel'
+        """
+        neutral = layout == "neutral"
+        return cls._made(
+            arrays,
+            {p.name: p.layout.axes if neutral else p.layout.stored_axes for p in parameters},
+            {p.name: p.role for p in parameters},
+            {p.name: p.gates for p in parameters},
+            layout,
+        )
+
+    # NumPy's own numbers then defer to Params in arithmetic.
     __array_ufunc__ = None
 
     def __getitem__(self, name: str) -> Array:
@@ -148,7 +166,7 @@ class Params(Mapping[str, Array]):
             >>> a = xw.Params({"w": np.ones(1)}); a.copy()["w"] is a["w"]
             False
         """
-        return self._mapped(lambda array: array.copy(order="K"))
+        return self._map(lambda array: array.copy(order="K"))
 
     def _subset(self, names: list[str]) -> Params:
         return Params._made(
@@ -159,12 +177,12 @@ class Params(Mapping[str, Array]):
             self.layout,
         )
 
-    def _mapped(self, function: Callable[[Array], Array]) -> Params:
-        made = self._subset(list(self._arrays))
-        made._arrays = {name: np.asarray(function(array)) for name, array in self._arrays.items()}
-        return made
+    def _map(self, function: Callable[[Array], Array]) -> Params:
+        result = self._subset(list(self._arrays))
+        result._arrays = {name: np.asarray(function(array)) for name, array in self._arrays.items()}
+        return result
 
-    def _check_kept(self, function: Any, sign: str) -> None:
+    def _check_dtypes(self, function: Any, sign: str) -> None:
         problems = Problems(f"Params {sign} keeps the dtype, and can't here")
         for name, array in self._arrays.items():
             if array.dtype.kind == "b" or (array.dtype.kind in "iu" and function is np.divide):
@@ -172,37 +190,37 @@ class Params(Mapping[str, Array]):
         problems.check()
 
     def _combine(self, other: Any, function: Callable[..., Array], sign: str, *, swapped: bool = False) -> Params:
-        self._check_kept(function, sign)
+        self._check_dtypes(function, sign)
         if isinstance(other, (int, float, np.number)):
             arrays = {}
             for name, array in self._arrays.items():
                 number = as_number(other, array.dtype, what=f"the number beside {name!r}")
                 arrays[name] = np.asarray(function(number, array) if swapped else function(array, number))
         elif isinstance(other, Mapping):
-            twin = other if isinstance(other, Params) else Params(other)
-            self._check_twin(twin, sign)
-            arrays = {name: np.asarray(function(array, twin._arrays[name])) for name, array in self._arrays.items()}
+            operand = other if isinstance(other, Params) else Params(other)
+            self._check_operand(operand, sign)
+            arrays = {name: np.asarray(function(array, operand._arrays[name])) for name, array in self._arrays.items()}
         else:
             return NotImplemented  # type: ignore[no-any-return]
-        made = self._subset(list(self._arrays))
-        made._arrays = arrays
-        return made
+        result = self._subset(list(self._arrays))
+        result._arrays = arrays
+        return result
 
-    def _check_twin(self, other: Params, sign: str) -> None:
+    def _check_operand(self, other: Params, sign: str) -> None:
         problems = Problems(f"Params {sign} Params needs equal names, shapes, dtypes and axes")
         for name in [*self, *(name for name in other if name not in self)]:
             if name not in self or name not in other:
                 side = "left" if name in self else "right"
                 problems.add(SelectionError, f"{name!r} is only on the {side}", fix="use .select(...) on both sides")
                 continue
-            mine, theirs = self._arrays[name], other._arrays[name]
-            if mine.shape != theirs.shape:
-                problems.add(ShapeError, f"{name!r}: {mine.shape} {sign} {theirs.shape}")
-            if mine.dtype != theirs.dtype:
-                problems.add(DtypeError, f"{name!r}: {mine.dtype} {sign} {theirs.dtype}", fix="cast one side first")
-            ours, their_axes = self._axes[name], other._axes[name]
-            if ours is not None and their_axes is not None and ours != their_axes:
-                problems.add(LayoutError, f"{name!r}: axes {ours} {sign} {their_axes}")
+            left, right = self._arrays[name], other._arrays[name]
+            if left.shape != right.shape:
+                problems.add(ShapeError, f"{name!r}: {left.shape} {sign} {right.shape}")
+            if left.dtype != right.dtype:
+                problems.add(DtypeError, f"{name!r}: {left.dtype} {sign} {right.dtype}", fix="cast one side first")
+            left_axes, right_axes = self._axes[name], other._axes[name]
+            if left_axes is not None and right_axes is not None and left_axes != right_axes:
+                problems.add(LayoutError, f"{name!r}: axes {left_axes} {sign} {right_axes}")
             if self._gates[name] != other._gates[name] and None not in (self._gates[name], other._gates[name]):
                 problems.add(LayoutError, f"{name!r}: gates {self._gates[name]} {sign} {other._gates[name]}")
         if self.layout != other.layout:
@@ -231,8 +249,8 @@ class Params(Mapping[str, Array]):
         return self._combine(other, np.divide, "/")
 
     def __neg__(self) -> Params:
-        self._check_kept(np.negative, "-")
-        return self._mapped(np.negative)
+        self._check_dtypes(np.negative, "-")
+        return self._map(np.negative)
 
     def __repr__(self) -> str:
         entries = sum(array.size for array in self._arrays.values())
@@ -256,8 +274,8 @@ class Params(Mapping[str, Array]):
         for name, array in self._arrays.items():
             axes = self._axes[name]
             shape = ", ".join(map(str, array.shape))
-            known = "?" if axes is None else ", ".join(axes)
-            rows.append([name, self._roles[name], known, shape, array.dtype.name, f"{array.size:,}"])
+            axes_text = "?" if axes is None else ", ".join(axes)
+            rows.append([name, self._roles[name], axes_text, shape, array.dtype.name, f"{array.size:,}"])
         return render_html(head, rows, title=repr(self).partition("\n")[0])
 
 

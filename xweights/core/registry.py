@@ -1,4 +1,4 @@
-"""Registration and look-up of backends."""
+"""Registration and lookup of backends."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def register(framework: str, backend: Backend) -> None:
         'register'
     """
     if not isinstance(backend, Backend):
-        words = sorted(word for word in dir(Backend) if not word.startswith("_") and not hasattr(backend, word))
+        missing = sorted(name for name in dir(Backend) if not name.startswith("_") and not hasattr(backend, name))
         raise BackendBrokenError(
-            f"{backend!r} is no backend\nmissing: {', '.join(words) or 'name'}\n"
+            f"{backend!r} is no backend\nmissing: {', '.join(missing) or 'name'}\n"
             "Fix: give it the attributes of xweights.backend.Backend"
         )
     _registered[framework] = backend
@@ -42,9 +42,9 @@ def register(framework: str, backend: Backend) -> None:
 
 
 def installed_backends() -> dict[str, str]:
-    """Return the installed doors and the object each would load: ``{"torch": "xweights_torch:backend", ...}``."""
-    found = {name: point.value for name, point in _entry_points().items()}
-    return found | {name: f"{type(one).__module__}:{type(one).__qualname__}" for name, one in _registered.items()}
+    """Return the installed backends and the object each would load: ``{"torch": "xweights_torch:backend", ...}``."""
+    installed = {name: point.value for name, point in _entry_points().items()}
+    return installed | {name: f"{type(b).__module__}:{type(b).__qualname__}" for name, b in _registered.items()}
 
 
 def roots(kind: type[Any]) -> Iterator[str]:
@@ -54,17 +54,17 @@ def roots(kind: type[Any]) -> Iterator[str]:
 
 
 def backend_for(value: Any) -> Backend | None:
-    """Return the backend whose framework made ``value``, loading it if need be; None if no door matches."""
+    """Return the backend of the framework of ``value``, loading it if needed; None if no entry point matches."""
     kind = type(value)
     if kind not in _by_type:
-        known = _registered.keys() | _entry_points().keys()
-        framework = next((root for root in roots(kind) if root in known), None)
+        names = _registered.keys() | _entry_points().keys()
+        framework = next((root for root in roots(kind) if root in names), None)
         _by_type[kind] = None if framework is None else load(framework)
     return _by_type[kind]
 
 
 def load(framework: str) -> Backend:
-    """Return the backend behind a door; raise BackendBrokenError if it is installed and can't be imported."""
+    """Return a framework's backend; raise BackendBrokenError if it is installed and can't be imported."""
     if framework in _registered:
         return _registered[framework]
     if framework not in _loaded:
@@ -94,7 +94,7 @@ def load(framework: str) -> Backend:
 
 
 def loaded() -> list[Backend]:
-    """Return the backends that are in use so far."""
+    """Return the backends that are loaded so far."""
     return [*_registered.values(), *_loaded.values()]
 
 
@@ -117,11 +117,11 @@ def backends() -> dict[str, str]:
         >>> isinstance(xw.backends(), dict)
         True
     """
-    found = {}
+    states = {}
     for framework in sorted(installed_backends()):
         try:
             load(framework)
-            found[framework] = "ready"
+            states[framework] = "ready"
         except BackendBrokenError as broken:
-            found[framework] = "broken: " + str(broken).splitlines()[1].removeprefix("cause: ")
-    return found
+            states[framework] = "broken: " + str(broken).splitlines()[1].removeprefix("cause: ")
+    return states

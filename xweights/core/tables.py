@@ -1,4 +1,4 @@
-"""Tables for a terminal and for a notebook."""
+"""Render tables for a terminal and for a notebook."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def render(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a plain-text table, numbers to the right, as wide as it needs to be."""
+    """Return a plain-text table as wide as it needs to be, with numbers aligned right."""
     from io import StringIO
 
     from rich import box
@@ -22,8 +22,8 @@ def render(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     for row in rows:
         table.add_row(*row)
     out = StringIO()
-    widest = sum(max(cell_len(one) for one in (h, *(row[i] for row in rows))) + 4 for i, h in enumerate(head)) + 4
-    # Names are shown as they are: no markup, no :emoji:, and as text in a notebook too.
+    widest = sum(max(cell_len(cell) for cell in (h, *(row[i] for row in rows))) + 4 for i, h in enumerate(head)) + 4
+    # Names are shown literally: no markup, no :emoji:, and as text in a notebook too.
     Console(
         file=out, width=max(widest, 40), color_system=None, markup=False, emoji=False, highlight=False,
         force_jupyter=False, force_terminal=False,
@@ -34,21 +34,21 @@ def render(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def render_html(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", notes: Sequence[str] = ()
 ) -> str:
-    """Return a table for a notebook; whatever names and values contain is shown, never taken for HTML."""
+    """Return an HTML table for a notebook; names and values are escaped."""
     from html import escape
 
-    right = [_numeric([row[place] for row in rows]) and place > 0 for place in range(len(head))]
-    sides = [' style="text-align: right"' if one else ' style="text-align: left"' for one in right]
+    right = [_numeric([row[i] for row in rows]) and i > 0 for i in range(len(head))]
+    sides = [' style="text-align: right"' if to_right else ' style="text-align: left"' for to_right in right]
     lines = [f"<p>{escape(title)}</p>"] if title else []
     if not head:
         return "\n".join(lines)
     lines += ["<table>", "<thead><tr>"]
-    lines += [f"<th{side}>{escape(one)}</th>" for one, side in zip(head, sides, strict=True)]
+    lines += [f"<th{side}>{escape(title)}</th>" for title, side in zip(head, sides, strict=True)]
     lines += ["</tr></thead>", "<tbody>"]
     for row in rows:
-        cells = "".join(f"<td{side}>{escape(one)}</td>" for one, side in zip(row, sides, strict=True))
+        cells = "".join(f"<td{side}>{escape(cell)}</td>" for cell, side in zip(row, sides, strict=True))
         lines.append(f"<tr>{cells}</tr>")
-    lines += ["</tbody>", "</table>", *(f"<p>{escape(one)}</p>" for one in notes)]
+    lines += ["</tbody>", "</table>", *(f"<p>{escape(note)}</p>" for note in notes)]
     return "\n".join(lines)
 
 
@@ -57,7 +57,7 @@ def _numeric(cells: Sequence[str]) -> bool:
 
 
 def printable(text: str) -> str:
-    r"""Return a text without what would steer a terminal: a name may come from a file that somebody else made.
+    r"""Return a text with control characters escaped: a name may come from somebody else's file.
 
     Example:
         >>> from xweights.core.tables import printable
@@ -66,4 +66,4 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

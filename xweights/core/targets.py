@@ -1,107 +1,123 @@
-"""From whatever a user passes as a target to its parameters."""
+"""Return the parameters of anything a user passes as a target."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from copy import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xweights.core.mappings import mapping_parameters
 from xweights.core.numpy_backend import NumpyStorage
+from xweights.core.openers import open_path
 from xweights.core.parameter import Parameter
 from xweights.core.registry import backend_for, installed_backends, loaded, roots
-from xweights.errors import TargetError, UseBindError
+from xweights.errors import TargetError, UseBindError, XweightsError
 
-_openers: list[Callable[[Any], list[Parameter]]] = []
-
-
-def register_opener(opener: Callable[[Any], list[Parameter]]) -> None:
-    """Have ``opener`` return the parameters behind a path."""
-    _openers[:] = [opener]
+# Returns the call that binds what was to be done; it is written only for an error.
+BindLine = Callable[[], str]
 
 
-def open_target(target: Any, *, bind_line: str = "bound = xweights.bind(target, rule, where=...)") -> list[Parameter]:
-    """Return the parameters of a target, hidden ones included; raise TargetError for what is none.
+def _any_bind_line() -> str:
+    return "bound = xweights.bind(target, rule, where=...)"
 
-    ``bind_line`` is the corrected call that UseBindError shows inside a compiled step which can't trace us.
+
+def open_target(target: Any, *, bind_line: BindLine = _any_bind_line) -> list[Parameter]:
+    """Return the parameters of a target, hidden ones included; raise TargetError for any other object.
+
+    ``bind_line`` returns the corrected call that UseBindError shows inside a compiled step that can't trace xweights.
     """
     refuse_in_trace(target, bind_line)
     if isinstance(target, Parameter):
-        return [_asked_for(target)]
+        return [_unhide(target)]
     own = getattr(type(target), "__xweights_parameters__", None)
     if own is not None:
         return list(own(target))
     if isinstance(target, Mapping):
         return mapping_parameters(target)
-    if is_path(target) and _openers:
-        return _openers[0](target)
+    if is_path(target):
+        return open_path(target)
     if isinstance(target, (list, tuple)):
-        return _listed_parameters(target, bind_line)
+        return _parameters_of_list(target, bind_line)
     if isinstance(target, (np.ndarray, np.generic)):
-        raise _bare(target, "{'name': array}")
+        raise _bare_array_error(target, "{'name': array}")
     backend = backend_for(target)
     if backend is None:
-        raise _unknown(target)
+        raise _unknown_target_error(target)
     adapter = backend.adapter(target)
     if adapter is None:
         if backend.is_tensor(target):
-            raise _bare(target, "{'name': tensor}")
-        raise _unknown(target)
+            raise _bare_array_error(target, "{'name': tensor}")
+        raise _unknown_target_error(target)
     return list(adapter.parameters(target))
 
 
+class Opened(NamedTuple):
+    """The parameters of a target, and whether an edit becomes part of a compiled step."""
+
+    parameters: list[Parameter]
+    tracing: bool
+
+
+def open_for_editing(target: Any, *, bind_line: BindLine) -> Opened:
+    """Return the parameters of a target, and whether a compiled step that traces xweights is being traced."""
+    return Opened(open_target(target, bind_line=bind_line), tracing(target))
+
+
+def open_eagerly(target: Any, refused: XweightsError) -> list[Parameter]:
+    """Return the parameters of a target for work on the host; raise ``refused`` inside a compiled step."""
+    if tracing(target):
+        raise refused
+    return open_target(target)
+
+
 def is_path(target: Any) -> bool:
-    """Return True for what names a file."""
+    """Return True for a path of a file."""
     return isinstance(target, (str, os.PathLike))
 
 
-def refuse_in_trace(target: Any, bind_line: str) -> None:
-    """Raise UseBindError inside a compiled step that can't trace us."""
-    # A model's own backend is asked first: a tracer that refuses us may be unable to trace another framework's answer.
+def refuse_in_trace(target: Any, bind_line: BindLine) -> None:
+    """Raise UseBindError inside a compiled step that can't trace xweights."""
+    # The target's own backend is asked first: a tracer that refuses may be unable to trace another framework's answer.
     own = None if isinstance(target, (Parameter, Mapping, list, tuple)) else backend_for(target)
-    asked = loaded() if own is None else [own, *(one for one in loaded() if one is not own)]
-    if any(one.tracing() == "refuse" for one in asked):
+    asked = loaded() if own is None else [own, *(backend for backend in loaded() if backend is not own)]
+    if any(backend.tracing() == "refuse" for backend in asked):
         raise UseBindError(
             "this call is inside a compiled step that can't trace it\n"
             "Fix: select once, outside of the step, and call what comes back inside:\n"
-            f"    {bind_line}\n"
+            f"    {bind_line()}\n"
             "    ... and in the compiled step: bound()"
         )
 
 
 def tracing(target: Any) -> bool:
-    """Return True while a compiled step is being traced that a verb on ``target`` becomes a part of."""
+    """Return True while a compiled step is being traced that a verb on ``target`` becomes part of."""
     if isinstance(target, Parameter):
-        # Its backend can't be told from every kind of handle, and no two of them trace at once.
-        return not isinstance(target.storage, NumpyStorage) and any(one.tracing() == "inline" for one in loaded())
+        # Not every kind of handle tells its backend, and no two backends trace at once.
+        return not isinstance(target.storage, NumpyStorage) and any(b.tracing() == "inline" for b in loaded())
     if isinstance(target, (list, tuple)):
-        return any(tracing(one) for one in target)
+        return any(tracing(item) for item in target)
     if isinstance(target, (Mapping, np.ndarray)):
         return False
     backend = backend_for(target)
     return backend is not None and backend.tracing() == "inline"
 
 
-def _asked_for(parameter: Parameter) -> Parameter:
-    """Whoever passes a parameter has named it, so it isn't hidden any more."""
-    if parameter.hidden:
-        parameter = copy(parameter)
-        parameter.hidden = False
-    return parameter
+def _unhide(parameter: Parameter) -> Parameter:
+    """Return the parameter, not hidden: whoever passes it has named it."""
+    return parameter.replace(hidden=False) if parameter.hidden else parameter
 
 
-def _listed_parameters(targets: Sequence[Any], bind_line: str) -> list[Parameter]:
+def _parameters_of_list(targets: Sequence[Any], bind_line: BindLine) -> list[Parameter]:
     if not targets:
         raise TargetError("an empty list is no target")
-    # The same array may sit in two of the targets; it is still one parameter.
+    # The same array may be in two of the targets; it is still one parameter.
     seen: dict[Hashable, Parameter] = {}
-    if all(isinstance(one, Parameter) for one in targets):
-        for given in targets:
-            seen.setdefault((type(given.storage), given.identity()), _asked_for(given))
-        names = [one.name for one in seen.values()]
+    if all(isinstance(target, Parameter) for target in targets):
+        for parameter in targets:
+            seen.setdefault((type(parameter.storage), parameter.identity()), _unhide(parameter))
+        names = [parameter.name for parameter in seen.values()]
         twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
         if twice is not None:
             raise TargetError(
@@ -111,16 +127,16 @@ def _listed_parameters(targets: Sequence[Any], bind_line: str) -> list[Parameter
         return list(seen.values())
     for position, target in enumerate(targets):
         for parameter in open_target(target, bind_line=bind_line):
-            one = parameter.renamed(str(position))
-            key = (type(one.storage), one.identity())
+            prefixed = parameter.renamed(str(position))
+            key = (type(prefixed.storage), prefixed.identity())
             if key in seen:
-                seen[key].aliases += (one.name, *one.aliases)
+                seen[key].aliases += (prefixed.name, *prefixed.aliases)
             else:
-                seen[key] = one
+                seen[key] = prefixed
     return list(seen.values())
 
 
-def _bare(target: Any, fix: str) -> TargetError:
+def _bare_array_error(target: Any, fix: str) -> TargetError:
     return TargetError(
         f"a bare array or tensor is no target: a rule's result could be lost\n"
         f"got:      {type(target).__module__}.{type(target).__qualname__}\n"
@@ -128,7 +144,7 @@ def _bare(target: Any, fix: str) -> TargetError:
     )
 
 
-def _unknown(target: Any) -> TargetError:
+def _unknown_target_error(target: Any) -> TargetError:
     kind = type(target)
     shown = f"{kind.__module__}.{kind.__qualname__}"
     if isinstance(target, (str, bytes)) or hasattr(target, "__fspath__"):
@@ -143,7 +159,7 @@ def _unknown(target: Any) -> TargetError:
         f"installed backends: {installed}"
     )
     if family and not (set(family) & installed_backends().keys()):
-        # Not BackendMissingError alone: whoever passed a wrong object expects a TypeError.
+        # Not BackendMissingError alone: for a wrong object a TypeError is expected.
         command = f"python -m pip install 'xweights-nn[{family[0]}]'"
         text += f"\nFix: if {family[0]!r} is a framework, install its backend: {command}"
     return TargetError(text)

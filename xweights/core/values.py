@@ -1,4 +1,4 @@
-"""What users pass as values, brought to arrays of a parameter's dtype without a silent change."""
+"""Convert users' values to arrays of a parameter's dtype without silent changes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.casting import as_number, cast_exactly, is_number, largest, rounded
+from xweights.core.casting import as_number, cast_exactly, is_number, largest, round_to
 from xweights.core.dtypes import Array, is_floating
-from xweights.core.layout import reorder
+from xweights.core.layout import LayoutName, reorder
 from xweights.core.parameter import Parameter
 from xweights.core.registry import backend_for
 from xweights.errors import ArgumentError, DtypeError, LayoutError, SelectionError, ShapeError, got_expected, near
 
 
 def host_array(value: Any, *, what: str = "the value", dtype: np.dtype[Any] | None = None) -> Array:
-    """Return anything array-like as a NumPy array: a view of a tensor where there can be one.
+    """Return anything array-like as a NumPy array: a view of a tensor where possible.
 
     A list of Python numbers is rounded to ``dtype``, as a single number is.
     """
@@ -28,7 +28,7 @@ def host_array(value: Any, *, what: str = "the value", dtype: np.dtype[Any] | No
         except ValueError as cause:
             raise ShapeError(f"{what} is a ragged list: {cause}") from None
         if dtype is not None and is_floating(dtype) and array.dtype.kind in "iuf" and _all_numbers(value):
-            wide, array = array, rounded(array, dtype)
+            wide, array = array, round_to(array, dtype)
             if bool(np.any(np.isfinite(wide) & ~np.isfinite(array))):
                 raise DtypeError(f"{what} overflows {dtype.name}\nlargest: {largest(dtype)}")
     else:
@@ -45,10 +45,10 @@ def host_array(value: Any, *, what: str = "the value", dtype: np.dtype[Any] | No
 
 def _all_numbers(values: Sequence[Any]) -> bool:
     return all(
-        _all_numbers(one)
-        if isinstance(one, (list, tuple))
-        else isinstance(one, (int, float)) and not isinstance(one, bool)
-        for one in values
+        _all_numbers(value)
+        if isinstance(value, (list, tuple))
+        else isinstance(value, (int, float)) and not isinstance(value, bool)
+        for value in values
     )
 
 
@@ -57,7 +57,7 @@ def operand(value: Any, parameter: Parameter, *, what: str, dtype: np.dtype[Any]
 
     An array is in neutral order. Its dtype may differ only where no value changes.
     """
-    wanted = parameter.dtype if dtype is None else dtype
+    target_dtype = parameter.dtype if dtype is None else dtype
     if isinstance(value, Mapping):
         key = next(
             (name for name in (parameter.name, *parameter.aliases, parameter.native_name) if name in value), None
@@ -68,17 +68,17 @@ def operand(value: Any, parameter: Parameter, *, what: str, dtype: np.dtype[Any]
         value = value[key]
         if named_axes is not None and parameter.axes is not None and named_axes != parameter.axes:
             value = reorder(host_array(value), named_axes, parameter.axes, what=f"{what}[{key!r}]")
-    if is_number(value) and not (isinstance(value, np.ndarray) and wanted.kind == "b"):
-        return as_number(value, wanted, what=what)
-    array = host_array(value, what=what, dtype=wanted)
+    if is_number(value) and not (isinstance(value, np.ndarray) and target_dtype.kind == "b"):
+        return as_number(value, target_dtype, what=what)
+    array = host_array(value, what=what, dtype=target_dtype)
     try:
-        # Comparing first: broadcasting shapes costs as much as editing a small array.
+        # Compared first: broadcasting shapes costs as much as editing a small array.
         fits = array.shape == parameter.shape or np.broadcast_shapes(array.shape, parameter.shape) == parameter.shape
     except ValueError:
         fits = False
     if not fits:
         raise ShapeError(f"{what} doesn't fit {parameter.name!r}\n{got_expected(array.shape, _shape_text(parameter))}")
-    return cast_exactly(array, wanted, what=f"{what} for {parameter.name!r}")
+    return cast_exactly(array, target_dtype, what=f"{what} for {parameter.name!r}")
 
 
 def need_axes(parameter: Parameter, why: str) -> tuple[str, ...]:
@@ -96,3 +96,38 @@ def _shape_text(parameter: Parameter) -> str:
     if parameter.axes is None:
         return str(parameter.shape)
     return f"{parameter.shape} = ({', '.join(parameter.axes)})"
+
+
+def fit_value(
+    value: Any, p: Parameter, order: LayoutName, *, axes: tuple[str, ...] | None, gates: tuple[str, ...] | None
+) -> Array:
+    """Return a value in the stored order and shape of a parameter, transposed by axis name where names are known."""
+    array = (
+        value
+        if type(value) is np.ndarray and value.dtype == p.dtype
+        else host_array(value, what=repr(p.name), dtype=p.dtype)
+    )
+    if gates is not None and p.gates is not None and gates != p.gates:
+        raise LayoutError(
+            f"{p.name!r} packs its gates in another order\n{got_expected(', '.join(gates), ', '.join(p.gates))}\n"
+            "Fix: reorder them by hand, or port the model: port has the recipes of both layers"
+        )
+    if order == "native" and (axes is None or p.axes is None):
+        if array.shape != p.layout.stored:
+            raise ShapeError(f"{p.name!r} (native order)\n{got_expected(array.shape, p.layout.stored)}")
+        return array
+    if axes is not None and p.axes is not None and axes != p.axes:
+        array = reorder(array, axes, p.axes, what=repr(p.name))
+    if array.shape != p.shape:
+        raise ShapeError(f"{p.name!r}{_axes_text(p)}\n{got_expected(array.shape, p.shape)}{_transposed_hint(array, p)}")
+    return p.layout.to_stored(array)
+
+
+def _transposed_hint(array: Array, p: Parameter) -> str:
+    if array.shape == p.layout.stored and array.shape != p.shape:
+        return '\nFix: these look like native values: pass layout="native"'
+    return ""
+
+
+def _axes_text(p: Parameter) -> str:
+    return "" if p.axes is None else f" ({', '.join(p.axes)})"

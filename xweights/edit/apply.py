@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from xweights.core import hold_registry
-from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
-from xweights.core.targets import open_target, tracing
+from xweights.core.selection import WhereLike, select
+from xweights.core.targets import open_for_editing
 from xweights.edit.bind import Bound
 from xweights.edit.execute import as_rule, execute, prepare
 from xweights.errors import (
     UseBindError,
 )
-from xweights.rules.base import Rule
+from xweights.rules.base import Rule, where_of
 
 
 def apply(target: Any, rule: Rule | Callable[[Any], Any], *, where: WhereLike) -> None:
@@ -39,19 +40,25 @@ def apply(target: Any, rule: Rule | Callable[[Any], Any], *, where: WhereLike) -
         >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.Clip(-1, 1), where="w"); w["w"]
         array([-1. ,  0.5])
     """
-    run(target, as_rule(rule), where=where, call="apply", default=where)
+    edit(target, as_rule(rule), where, "apply")
 
 
-def run(target: Any, rule: Rule, *, where: WhereLike | None, call: str, default: WhereLike = DEFAULT_EDITED) -> None:
-    """Do what every editing verb does: select, check everything, then edit."""
-    line = bind_line(rule, default if where is None else where)
-    chosen = select(open_target(target, bind_line=line), default if where is None else where)
+def run(target: Any, rule: Rule, *, where: WhereLike | None, call: str) -> None:
+    """Edit where the caller says, or by the rule's default: the body of every editing verb."""
+    edit(target, rule, where_of(rule, where, call), call)
+
+
+def edit(target: Any, rule: Rule, where: WhereLike, call: str) -> None:
+    """Select, check everything, then edit."""
+    line = partial(bind_line, rule, where)
+    opened = open_for_editing(target, bind_line=line)
+    chosen = select(opened.parameters, where)
     hold_registry.check(chosen)
-    if tracing(target):
+    if opened.tracing:
         if rule.random:
             raise UseBindError(
                 f"{call} draws on the host, so a compiled step would repeat the numbers of its tracing for ever\n"
-                f"Fix: outside of the step:\n    {line}\n"
+                f"Fix: outside of the step:\n    {line()}\n"
                 "    ... before each step: bound.draw(step)    ... in the step: bound()"
             )
         Bound(rule, chosen, prepare(rule, chosen, call))()
@@ -61,5 +68,5 @@ def run(target: Any, rule: Rule, *, where: WhereLike | None, call: str, default:
 
 
 def bind_line(rule: Rule, where: WhereLike) -> str:
-    """Return the call that does bound what a verb would do."""
+    """Return the source of the `bind` call that corresponds to a verb."""
     return f"bound = xweights.bind(model, {rule!r}, where={'...' if where is ... else repr(where)})"

@@ -23,7 +23,7 @@ from xweights.rules.base import Rule
 
 
 def bind(target: Any, rule: Rule | Callable[[Any], Any], *, where: WhereLike) -> Bound:
-    """Select now, in plain Python, and return a step that does only array work: for compiled training steps.
+    """Select now, in plain Python, and return a function that does only array work, for compiled training steps.
 
     Args:
         target: As for :func:`apply`.
@@ -48,8 +48,8 @@ def bind(target: Any, rule: Rule | Callable[[Any], Any], *, where: WhereLike) ->
     return Bound(rule, chosen, prepare(rule, chosen, f"bind {rule!r}"))
 
 
-class _Step:
-    """One parameter of a bound rule, with everything looked up."""
+class _BoundParameter:
+    """One parameter of a bound rule, with storage, ops and operands looked up."""
 
     __slots__ = ("handle", "layout", "operands", "ops", "parameter", "storage")
 
@@ -59,21 +59,21 @@ class _Step:
         self.handle = parameter.handle
         self.layout = parameter.layout
         with parameter.storage.guard():
-            leaf = parameter.native(tensor=True)
-            self.ops = ops_for(leaf)
+            native = parameter.native(tensor=True)
+            self.ops = ops_for(native)
             if random:
-                self.operands = (self.ops.buffer(np.zeros(parameter.shape, parameter.dtype), leaf),)
+                self.operands = (self.ops.buffer(np.zeros(parameter.shape, parameter.dtype), native),)
             else:
-                # Copies, since the step lives on when the caller's arrays change.
-                self.operands = tuple(self.ops.constant(one.copy(), leaf) for one in operands)
+                # Copies, since the caller's arrays may change later.
+                self.operands = tuple(self.ops.constant(value.copy(), native) for value in operands)
 
-    def leaf_of(self) -> Any:
+    def native_array(self) -> Any:
         with self.storage.guard():
             return self.storage.native_array(self.handle, tensor=True)
 
 
 class Bound:
-    """A rule with its parameters looked up: calling it does only array work, so a compiled step can contain it.
+    """A rule with its parameters looked up: a call does only array work, so a compiled step can contain it.
 
     Attributes:
         parameters: The parameters it edits.
@@ -88,12 +88,14 @@ class Bound:
     def __init__(self, rule: Rule, chosen: Sequence[Parameter], prepared: Sequence[tuple[Array, ...]]) -> None:
         self.rule = rule
         self.parameters = tuple(chosen)
-        self._steps = tuple(_Step(p, one, rule.random) for p, one in zip(chosen, prepared, strict=True))
+        self._steps = tuple(
+            _BoundParameter(p, operands, rule.random) for p, operands in zip(chosen, prepared, strict=True)
+        )
         self._drawn = not rule.random
         self._storages = tuple({id(p.storage): p.storage for p in chosen}.values())
         self._run = self._edit_all
         if len(self._storages) == 1:
-            backend = backend_for(self._steps[0].leaf_of())
+            backend = backend_for(self._steps[0].native_array())
             if backend is None:
                 self._run = self._edit_quietly
             elif not is_foreign(rule):
@@ -121,31 +123,31 @@ class Bound:
 
     def _edit(self, storage: Storage) -> None:
         rule = self.rule
-        leaves = [step.storage.native_array(step.handle, tensor=True) for step in self._steps]
-        ws = [to_neutral(s.ops, leaf, s.layout) for s, leaf in zip(self._steps, leaves, strict=True)]
+        natives = [step.storage.native_array(step.handle, tensor=True) for step in self._steps]
+        ws = [to_neutral(s.ops, native, s.layout) for s, native in zip(self._steps, natives, strict=True)]
         shared = None
         if rule.joint:
             shared = rule.measure(ws, self._steps[0].ops, self.parameters, [step.operands for step in self._steps])
         for position, step in enumerate(self._steps):
             if step.storage is not storage:
                 continue
-            operands = [step.ops.current(one) for one in step.operands] if rule.random else step.operands
-            mine = shared[position] if isinstance(shared, list) else shared
-            new = rule(ws[position], step.ops, step.parameter, *operands, shared=mine)
+            operands = [step.ops.current(buffer) for buffer in step.operands] if rule.random else step.operands
+            own_share = shared[position] if isinstance(shared, list) else shared
+            new = rule(ws[position], step.ops, step.parameter, *operands, shared=own_share)
             if new is ws[position]:
-                step.storage.commit(step.handle, leaves[position], leaves[position])
+                step.storage.commit(step.handle, natives[position], natives[position])
             else:
                 stored = to_stored(step.ops, step.ops.fence(new), step.layout)
-                step.storage.commit(step.handle, leaves[position], stored)
+                step.storage.commit(step.handle, natives[position], stored)
 
     def draw(self, step: int) -> None:
-        """Draw the numbers of ``step`` on the host; call it in plain Python before each compiled step."""
+        """Draw the numbers of ``step`` on the host; to be called in plain Python before each compiled step."""
         if not self.rule.random:
             raise ArgumentError(f"{self.rule!r} draws nothing\nFix: leave out .draw(...)")
         rule = self.rule.at(step)  # type: ignore[attr-defined]
-        for one in self._steps:
-            for buffer, value in zip(one.operands, rule.operands(one.parameter), strict=True):
-                one.ops.refill(buffer, value)
+        for bound_step in self._steps:
+            for buffer, value in zip(bound_step.operands, rule.operands(bound_step.parameter), strict=True):
+                bound_step.ops.refill(buffer, value)
         self._drawn = True
 
     def _use_draw(self) -> None:

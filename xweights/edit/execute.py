@@ -1,4 +1,4 @@
-"""How a rule reaches the weights: once (:func:`apply`), or again and again from a compiled step (:func:`bind`).
+"""Prepare a rule for parameters, and apply it to them in eager code.
 
 Everything that can be refused is checked for every parameter before the first write.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from xweights.core.dispatch import ops_for, to_neutral, to_stored
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
-from xweights.edit.guards import detached, fallible_first, guarded, undone_on_error, uninterrupted
+from xweights.edit.guards import copy_aliased, defer_interrupts, enter_guards, order_fallible_first, undo_on_error
 from xweights.errors import (
     ArgumentError,
     Problems,
@@ -26,7 +26,7 @@ from xweights.rules.base import Function, Rule
 
 
 def as_rule(rule: Rule | Callable[[Any], Any]) -> Rule:
-    """Return a rule as it is, and a function as one."""
+    """Return a rule unchanged, and a function as a rule."""
     if isinstance(rule, Rule):
         return rule
     if callable(rule) and not isinstance(rule, type):
@@ -35,12 +35,12 @@ def as_rule(rule: Rule | Callable[[Any], Any]) -> Rule:
 
 
 def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Array, ...]]:
-    """Return the operands for each parameter, or raise everything that is wrong; writes nothing."""
+    """Return the operands for each parameter, or raise everything that is wrong; write nothing."""
     problems = Problems(f"{call} can't be done, and nothing was changed")
     if not chosen:
         problems.add(SelectionError, "the target has no parameters at all")
     prepared: list[tuple[Array, ...]] = []
-    known: dict[Any, tuple[Array, ...]] = {}
+    operands_of: dict[Any, tuple[Array, ...]] = {}
     by_dtype = rule.by_dtype
     for parameter in chosen:
         reason = parameter.refusal(writing=True)
@@ -49,11 +49,11 @@ def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Ar
             continue
         try:
             rule.check(parameter)
-            # Random operands are as large as the weights: drawn one parameter at a time, when it is their turn.
+            # Random operands are as large as the weights: they are drawn later, one parameter at a time.
             key = parameter.dtype if by_dtype else len(prepared)
-            if key not in known:
-                known[key] = () if rule.random else rule.operands(parameter)
-            prepared.append(known[key])
+            if key not in operands_of:
+                operands_of[key] = () if rule.random else rule.operands(parameter)
+            prepared.append(operands_of[key])
         except XweightsError as wrong:
             problems.add(type(wrong), str(wrong))
     problems.check()
@@ -61,30 +61,30 @@ def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Ar
 
 
 def execute(rule: Rule, chosen: Sequence[Parameter], prepared: Sequence[tuple[Array, ...]]) -> None:
-    """Edit in eager code. Built-in rules can't fail any more; what runs foreign code is backed up."""
+    """Edit in eager code; built-in rules can't fail any more, and foreign code runs with a backup."""
     foreign = is_foreign(rule)
     risky = [p for p in chosen if foreign or p.storage.fallible]
     with ExitStack() as stack:
         if not foreign:
-            stack.enter_context(uninterrupted())
-            # An overflow is a value like any other. Where the user has NumPy raise, it would raise halfway.
+            stack.enter_context(defer_interrupts())
+            # An overflow is a value like any other; if the user made NumPy raise, it would raise halfway.
             stack.enter_context(np.errstate(all="ignore"))
         shared = rule.measure_on_host(chosen) if rule.joint else None
-        prepared = detached(chosen, prepared)
-        stack.enter_context(guarded(chosen))
-        stack.enter_context(undone_on_error(risky))
-        for position in fallible_first(chosen):
-            mine = shared[position] if isinstance(shared, list) else shared
-            edit_one(rule, chosen[position], prepared[position], mine)
+        prepared = copy_aliased(chosen, prepared)
+        stack.enter_context(enter_guards(chosen))
+        stack.enter_context(undo_on_error(risky))
+        for position in order_fallible_first(chosen):
+            own_share = shared[position] if isinstance(shared, list) else shared
+            edit_parameter(rule, chosen[position], prepared[position], own_share)
 
 
 def is_foreign(rule: Rule) -> bool:
-    """Return True for code that isn't ours: it may fail halfway, and what it does may not be compiled away."""
+    """Return True for a rule from outside xweights, which may fail halfway and must run as it is."""
     return type(rule).__module__.partition(".")[0] != __name__.partition(".")[0] or isinstance(rule, Function)
 
 
-def edit_one(rule: Rule, p: Parameter, operands: tuple[Array, ...], shared: Any) -> None:
-    """Edit one parameter by the quickest way: in place on the host where its memory can be seen, else by its ops."""
+def edit_parameter(rule: Rule, p: Parameter, operands: tuple[Array, ...], shared: Any) -> None:
+    """Edit one parameter the fastest way: in place on the host where its memory is visible, else by its ops."""
     native = p.native(tensor=isinstance(rule, Function))
     if isinstance(native, np.ndarray) and native.flags.writeable:
         w = p.layout.to_neutral(native)
@@ -97,5 +97,5 @@ def edit_one(rule: Rule, p: Parameter, operands: tuple[Array, ...], shared: Any)
     w = to_neutral(ops, native, p.layout)
     if shared is not None and not isinstance(native, np.ndarray):
         shared = ops.constant(shared, native)
-    new = rule(w, ops, p, *[ops.constant(one, native) for one in operands], shared=shared)
+    new = rule(w, ops, p, *[ops.constant(value, native) for value in operands], shared=shared)
     p.commit(native, native if new is w else to_stored(ops, new, p.layout))

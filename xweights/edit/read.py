@@ -1,4 +1,4 @@
-"""Looking: which parameters a target has, and their values."""
+"""Read a target: its parameters and their values."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from xweights.core.dtypes import Array
+from xweights.core.layout import LayoutName
 from xweights.core.parameter import Parameter
-from xweights.core.params import LayoutName, Params
+from xweights.core.params import Params
 from xweights.core.selection import WhereLike, select
-from xweights.core.targets import open_target, tracing
+from xweights.core.targets import open_eagerly, open_target
 from xweights.errors import ArgumentError, Problems, TraceError, WriteError
 
 
@@ -33,7 +34,7 @@ def parameters(target: Any, *, where: WhereLike = ...) -> list[Parameter]:
 
 
 def get_params(target: Any, *, where: WhereLike = ..., layout: LayoutName = "neutral", copy: bool = True) -> Params:
-    """Return the values as NumPy arrays that know their axes and roles.
+    """Return the values as NumPy arrays with their axes and roles.
 
     Args:
         target: As for :func:`parameters`.
@@ -41,7 +42,7 @@ def get_params(target: Any, *, where: WhereLike = ..., layout: LayoutName = "neu
         layout: "neutral" (Keras' axis order, whatever the framework) or "native" (as the framework stores it).
         copy: False gives read-only views without a copy where the framework can; they follow or miss later updates.
 
-    Exact: the very bits, bfloat16 and float8 as ml_dtypes arrays.
+    Exact: the same bits, bfloat16 and float8 as ml_dtypes arrays.
     Raises TargetError, SelectionError, TraceError (inside a compiled step), WriteError (no memory behind it).
 
     Example:
@@ -51,35 +52,26 @@ def get_params(target: Any, *, where: WhereLike = ..., layout: LayoutName = "neu
     """
     if layout not in ("neutral", "native"):
         raise ArgumentError(f'layout= is "neutral" or "native"\ngot: {layout!r}')
-    if tracing(target):
-        raise TraceError(
-            "values can't be read on the host inside a compiled step\n"
-            "Fix: read before or after the step; inside, edit with a verb or apply(target, function, where=...)"
-        )
-    chosen = select(open_target(target), where)
-    check_readable(chosen)
+    chosen = open_for_reading(
+        target,
+        where,
+        fix="read before or after the step; inside, edit with a verb or apply(target, function, where=...)",
+    )
     arrays = {}
     for p in chosen:
         array = p.read()
-        if copy and not getattr(p.storage, "fresh", False):
+        if copy and not p.storage.fresh:
             # K order: a copy in the stored order is one memcpy; its neutral view costs nothing.
             array = array.copy(order="K")
         elif not copy:
             array = array.view()
             array.flags.writeable = False
         arrays[p.name] = array if layout == "native" else p.layout.to_neutral(array)
-    neutral = layout == "neutral"
-    return Params._made(
-        arrays,
-        {p.name: p.layout.axes if neutral else p.layout.stored_axes for p in chosen},
-        {p.name: p.role for p in chosen},
-        {p.name: p.gates for p in chosen},
-        layout,
-    )
+    return Params.of(chosen, arrays, layout=layout)
 
 
 def check_readable(chosen: Sequence[Parameter]) -> None:
-    """Refuse parameters whose values can't be seen from the host."""
+    """Refuse parameters whose values can't be read on the host."""
     problems = Problems("these parameters can't be read")
     for p in chosen:
         reason = p.refusal(writing=False)
@@ -89,13 +81,13 @@ def check_readable(chosen: Sequence[Parameter]) -> None:
 
 
 def neutral_view(parameter: Parameter) -> Array:
-    """Return a read-only look at one parameter in neutral order; don't keep it."""
+    """Return the values of one parameter in neutral order; callers neither keep nor change them."""
     return parameter.layout.to_neutral(parameter.read())
 
 
-def _opened(target: Any, where: WhereLike) -> list[Parameter]:
-    if tracing(target):
-        raise TraceError("values can't be read on the host inside a compiled step\nFix: look before or after the step")
-    chosen = select(open_target(target), where)
+def open_for_reading(target: Any, where: WhereLike, *, fix: str = "look before or after the step") -> list[Parameter]:
+    """Return the selected parameters, whose values can be read; raise TraceError inside a compiled step."""
+    refused = TraceError(f"values can't be read on the host inside a compiled step\nFix: {fix}")
+    chosen = select(open_eagerly(target, refused), where)
     check_readable(chosen)
     return chosen

@@ -1,4 +1,4 @@
-"""Undo: bring back the very bits, whoever wrote in between."""
+"""Undo: restore exactly the same bits, whoever wrote in between."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from xweights.core import hold_registry
-from xweights.core.mappings import places
+from xweights.core.mappings import replaceable_entries
 from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike, select
-from xweights.core.targets import open_target, tracing
-from xweights.edit.guards import guarded, uninterrupted
+from xweights.core.targets import open_eagerly
+from xweights.edit.guards import defer_interrupts, enter_guards
 from xweights.edit.read import check_readable
 from xweights.errors import TraceError
 
@@ -29,18 +29,18 @@ class Snapshot:
         self, parameters: list[Parameter], places: Sequence[tuple[MutableMapping[str, Any], str, Any]] = ()
     ) -> None:
         self.parameters = tuple(parameters)
-        mine = {id(p.handle) for p in parameters}
-        self._places = [place for place in places if id(place[2]) in mine]
+        handles = {id(p.handle) for p in parameters}
+        self._places = [entry for entry in places if id(entry[2]) in handles]
         self._kept = [(p, p.backup(), p.trainable) for p in parameters]
 
     def restore(self) -> None:
         """Write everything back, bit for bit, trainable flags included. Can be called again."""
-        with guarded(self.parameters), uninterrupted():
+        with enter_guards(self.parameters), defer_interrupts():
             for p, backup, trainable in self._kept:
                 p.restore(backup)
                 if p.trainable != trainable:
                     p.set_trainable(trainable)
-            # `weights["b"] = other` puts another array in the place of ours.
+            # `weights["b"] = other` replaces the array itself.
             for mapping, key, value in self._places:
                 if mapping.get(key) is not value:
                     mapping[key] = value
@@ -66,15 +66,16 @@ def snapshot(target: Any, *, where: WhereLike = ...) -> Snapshot:
         >>> xw.snapshot({"b": np.zeros(1)})
         <Snapshot of 1 parameter>
     """
-    if tracing(target):
-        raise TraceError("a snapshot can't be taken inside a compiled step\nFix: take it before the step")
-    chosen = select(open_target(target), where)
+    everything = open_eagerly(
+        target, TraceError("a snapshot can't be taken inside a compiled step\nFix: take it before the step")
+    )
+    chosen = select(everything, where)
     check_readable(chosen)
-    return Snapshot(chosen, places(target))
+    return Snapshot(chosen, replaceable_entries(target))
 
 
 class Transaction:
-    """What ``with transaction(target) as tx`` gives: ``tx.rollback()`` undoes everything since the beginning."""
+    """The context of ``with transaction(target) as tx``: ``tx.rollback()`` undoes everything since the beginning."""
 
     def __init__(self, target: Any, where: WhereLike) -> None:
         self._target, self._where = target, where
@@ -85,7 +86,7 @@ class Transaction:
         return self
 
     def rollback(self) -> None:
-        """Restore the state at the beginning of the block, and go on."""
+        """Restore the state at the beginning of the block; the block goes on."""
         if not self._snapshots:
             raise TraceError("this transaction has not begun\nFix: with transaction(target) as tx: ... tx.rollback()")
         self._snapshots[-1].restore()
@@ -99,7 +100,7 @@ class Transaction:
 
 
 def transaction(target: Any, *, where: WhereLike = ...) -> Transaction:
-    """Make a block all or nothing: any exception restores values and trainable flags, also after your own writes.
+    """Make a block all or nothing: an exception restores values and trainable flags, also after your own writes.
 
     Args:
         target: Model, layer, module, variable, mapping of arrays, or a list of these.

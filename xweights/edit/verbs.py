@@ -1,8 +1,8 @@
-"""The verbs: functions that edit a target now, each one line over a rule.
+"""The editing verbs, each one line over a rule.
 
 Every verb takes a target first: a model, layer, module or variable of an installed framework, a mapping of arrays, or
 a list of these. ``where=`` selects (a glob, a name, ``role(...)``, ``layer(...)``, a function, a list, ``...``);
-nothing is written unless everything can be.
+nothing is written unless everything can be written.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xweights.core.renaming import Names
-from xweights.core.selection import DEFAULT_EDITED, DEFAULT_KERNELS, WhereLike
+from xweights.core.names import Names
+from xweights.core.selection import WhereLike
 from xweights.edit.apply import run
 from xweights.errors import SelectionError
 from xweights.rules.elementwise import Add, Clip, Fill, Mask, NonNegative, Scale
@@ -36,7 +36,7 @@ def fill(target: Any, value: Any, *, where: WhereLike | None = None) -> None:
         >>> w = {"b": np.zeros(2)}; xw.fill(w, 1.0); w["b"]
         array([1., 1.])
     """
-    run(target, Fill(value), where=_named_in(value, where), call="fill")
+    run(target, Fill(value), where=_default_to_names(value, where), call="fill")
 
 
 def scale(target: Any, factor: Any, *, where: WhereLike | None = None) -> None:
@@ -54,7 +54,7 @@ def scale(target: Any, factor: Any, *, where: WhereLike | None = None) -> None:
         >>> w = {"b": np.ones(2)}; xw.scale(w, 0.9); w["b"]
         array([0.9, 0.9])
     """
-    run(target, Scale(factor), where=_named_in(factor, where), call="scale")
+    run(target, Scale(factor), where=_default_to_names(factor, where), call="scale")
 
 
 def add(target: Any, delta: Any, *, where: WhereLike | None = None) -> None:
@@ -72,7 +72,7 @@ def add(target: Any, delta: Any, *, where: WhereLike | None = None) -> None:
         >>> w = {"b": np.ones(2)}; xw.add(w, {"b": np.array([0.5, -0.5])}); w["b"]
         array([1.5, 0.5])
     """
-    run(target, Add(delta), where=_named_in(delta, where), call="add")
+    run(target, Add(delta), where=_default_to_names(delta, where), call="add")
 
 
 def clip(target: Any, low: Any = None, high: Any = None, *, where: WhereLike | None = None) -> None:
@@ -134,7 +134,7 @@ def max_norm(target: Any, max: float, *, per: Per, where: WhereLike | None = Non
         array([[0.6, 0.1],
                [0.8, 0.2]])
     """
-    run(target, MaxNorm(max, per), where=where, call="max_norm", default=DEFAULT_KERNELS)
+    run(target, MaxNorm(max, per), where=where, call="max_norm")
 
 
 def unit_norm(target: Any, *, per: Per, where: WhereLike | None = None) -> None:
@@ -153,7 +153,7 @@ def unit_norm(target: Any, *, per: Per, where: WhereLike | None = None) -> None:
         >>> xw.unit_norm(w, per="out"); w["d/kernel"].ravel()
         array([0.6, 0.8])
     """
-    run(target, UnitNorm(per), where=where, call="unit_norm", default=DEFAULT_KERNELS)
+    run(target, UnitNorm(per), where=where, call="unit_norm")
 
 
 def non_negative(target: Any, *, where: WhereLike | None = None) -> None:
@@ -189,7 +189,7 @@ def spectral_norm(target: Any, max: float, *, where: WhereLike | None = None) ->
         >>> w = {"d/kernel": np.diag([4.0, 1.0])}; xw.spectral_norm(w, 2.0); w["d/kernel"].diagonal()
         array([2. , 0.5])
     """
-    run(target, SpectralNorm(max), where=where, call="spectral_norm", default=DEFAULT_KERNELS)
+    run(target, SpectralNorm(max), where=where, call="spectral_norm")
 
 
 def noise(
@@ -210,10 +210,10 @@ def noise(
         std: Standard deviation, >= 0.
         low: Lower bound of uniform noise instead.
         high: Its upper bound, reached by rounding only.
-        seed: With the neutral name and ``step`` it decides the numbers, on every framework the same.
+        seed: With the neutral name and ``step`` it decides the numbers, the same on every framework.
         step: Another step gives other numbers.
         where: Default: trainable floating-point parameters.
-        names: ``{"0/*": "dense/0/*"}``: draw under a twin's names, and so the twin's numbers.
+        names: ``{"0/*": "dense/0/*"}``: draw under a twin's names, to get the twin's numbers.
 
     Exact: drawn and scaled on the host, in neutral order. Inside a compiled step, bind it first and call
     ``bound.draw(step)`` before each step. Raises ArgumentError, SelectionError, DtypeError, UseBindError, WriteError.
@@ -236,7 +236,7 @@ def init(
     names: Names | None = None,
     **options: Any,
 ) -> None:
-    """Replace the selected weights by initial ones, the same bytes in every framework.
+    """Replace the selected weights by initial ones, with the same bytes in every framework.
 
     Args:
         target: What holds the weights.
@@ -246,7 +246,7 @@ def init(
             ``(shape, generator, **options) -> array`` in neutral order.
         seed: With the neutral name it decides the numbers.
         where: Default: kernels and embeddings.
-        names: ``{"0/*": "dense/0/*"}``: draw under a twin's names, and so the twin's numbers.
+        names: ``{"0/*": "dense/0/*"}``: draw under a twin's names, to get the twin's numbers.
         **options: The initializer's.
 
     Exact. torch's kaiming_normal and xavier_normal are not truncated, Keras' he_normal and glorot_normal are: both are
@@ -259,7 +259,7 @@ def init(
         array([[1., 0.],
                [0., 1.]])
     """
-    run(target, Init(initializer, seed, options, names), where=where, call="init", default=DEFAULT_KERNELS)
+    run(target, Init(initializer, seed, options, names), where=where, call="init")
 
 
 def mask(target: Any, keep: Any, *, where: WhereLike | None = None) -> None:
@@ -278,7 +278,7 @@ def mask(target: Any, keep: Any, *, where: WhereLike | None = None) -> None:
         >>> w = {"d/kernel": np.array([1.0, -2.0])}; xw.mask(w, {"d/kernel": np.array([True, False])}); w["d/kernel"]
         array([1., 0.])
     """
-    run(target, Mask(keep), where=_named_in(keep, where), call="mask", default=DEFAULT_KERNELS)
+    run(target, Mask(keep), where=_default_to_names(keep, where), call="mask")
 
 
 def set_entries(target: Any, index: Any, value: Any, *, where: WhereLike) -> None:
@@ -299,19 +299,13 @@ def set_entries(target: Any, index: Any, value: Any, *, where: WhereLike) -> Non
         array([[1., 0.],
                [0., 0.]])
     """
-    run(target, SetEntries(index, value), where=where, call="set_entries", default=where)
+    run(target, SetEntries(index, value), where=where, call="set_entries")
 
 
-def _named_in(value: Any, where: WhereLike | None) -> WhereLike | None:
-    """With a mapping of values and no ``where=``, the names in it are meant, all of them."""
+def _default_to_names(value: Any, where: WhereLike | None) -> WhereLike | None:
+    """Return ``where``, or the names in a mapping of values if ``where`` is None."""
     if where is None and isinstance(value, Mapping):
         if not value:
             raise SelectionError("an empty mapping of values selects nothing")
         return list(value)
     return where
-
-
-__all__ = [
-    "DEFAULT_EDITED", "add", "clip", "clip_norm", "fill", "init", "mask", "max_norm", "noise", "non_negative",
-    "scale", "set_entries", "spectral_norm", "unit_norm",
-]  # fmt: skip

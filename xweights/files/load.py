@@ -1,4 +1,4 @@
-"""A file as a target: looked at like a model, read one array at a time."""
+"""Load a weight file as a target that is read one array at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
-from xweights.core.targets import register_opener
+from xweights.core.protocols import BaseStorage
 from xweights.errors import ArgumentError, SelectionError, WriteError, near
 from xweights.files.formats import table
 from xweights.files.io.limits import Limits
@@ -19,12 +19,11 @@ from xweights.files.io.records import ByteRange, Index, Record
 _READ_ONLY = "it is in a file\nFix: xweights.edit_file(path, rule, where=...), or get_params and save"
 
 
-class FileStorage:
-    """Arrays in files: read one at a time, never written through a verb. A handle is a Record."""
+class FileStorage(BaseStorage):
+    """Storage of arrays in files: read one at a time, never written through a verb. A handle is a Record."""
 
     fallible = True
     fresh = True
-    """What :meth:`read` returns is nobody else's, so that it needn't be copied to be kept."""
 
     def identity(self, handle: Record) -> Hashable:
         return id(handle)
@@ -57,7 +56,7 @@ class FileStorage:
         raise WriteError(_READ_ONLY)
 
     def pieces(self, handle: Record) -> Iterator[Array]:
-        """Yield the entries in stored order, as flat arrays that are good until the next one."""
+        """Yield the entries in stored order, as flat arrays that are valid until the next one."""
         return handle.pieces()
 
     def read_into(self, handle: Record, out: Array) -> None:
@@ -65,11 +64,11 @@ class FileStorage:
         handle.read_into(out)
 
     def may_fail(self, handle: Record) -> bool:
-        """Return whether reading may find damage that opening the file couldn't: a wrong sum, or what is packed."""
-        return not isinstance(handle.place, ByteRange) or handle.place.verify is not None
+        """Return whether reading may find damage that opening didn't: a wrong checksum or bad compressed data."""
+        return not isinstance(handle.location, ByteRange) or handle.location.verify is not None
 
     def trainable(self, handle: Record) -> bool:
-        return handle.note.trainable
+        return handle.metadata.trainable
 
     def set_trainable(self, handle: Record, flag: bool) -> None:
         raise WriteError(_READ_ONLY)
@@ -81,14 +80,14 @@ FILE = FileStorage()
 class Checkpoint:
     """The weights in a file: a target like a model for everything that reads.
 
-    Nothing but the index has been read; each array is read when it is asked for, and not kept. The file stays open, so
-    it can be replaced meanwhile and is still read as it was. Close it with :meth:`close`, or as a context manager.
+    Only the index has been read; each array is read when it is asked for, and not kept. The file stays open, so it may
+    be replaced meanwhile and is still read as it was. Close it with :meth:`close`, or use it as a context manager.
 
     Attributes:
         path: Where the file is.
         format: "safetensors", "npz", ...
-        metadata: What else the file says, texts by name.
-        ignored: What is in it besides arrays and was left out.
+        metadata: Other texts in the file, by name.
+        ignored: Keys of its contents that are no weights and were left out.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -100,10 +99,10 @@ class Checkpoint:
         self._index = index
         self.path, self.format = index.path, index.format
         self.metadata, self.ignored = dict(index.metadata), tuple(index.ignored)
-        self._parameters = [_parameter(record) for record in _distinct(index)]
+        self._parameters = [_make_parameter(record) for record in _check_names(index)]
 
     def __xweights_parameters__(self) -> list[Parameter]:
-        """Return the parameters: the door by which any object becomes a target."""
+        """Return the parameters; any object with this method is a target."""
         return list(self._parameters)
 
     def __getitem__(self, name: str) -> Array:
@@ -111,8 +110,8 @@ class Checkpoint:
         for p in self._parameters:
             if name in (p.name, p.native_name, p.handle.key, *p.aliases):
                 return p.layout.to_neutral(p.handle.read())
-        known = [p.name for p in self._parameters]
-        raise SelectionError(f"{self.path!r} has no array {name!r}\n{near(name, known)}")
+        names = [p.name for p in self._parameters]
+        raise SelectionError(f"{self.path!r} has no array {name!r}\n{near(name, names)}")
 
     def __iter__(self) -> Iterator[str]:
         return (p.name for p in self._parameters)
@@ -122,7 +121,7 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays in memory."""
+        """Number of bytes of all arrays in memory."""
         return sum(p.handle.nbytes for p in self._parameters)
 
     @property
@@ -131,7 +130,7 @@ class Checkpoint:
         return list(self._index.files)
 
     def close(self) -> None:
-        """Close the file; its arrays can't be read any more."""
+        """Close the file; its arrays can't be read afterwards."""
         self._index.close()
 
     def __enter__(self) -> Self:
@@ -142,22 +141,24 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         count = len(self)
-        more = f", {len(self.ignored)} other things left out" if self.ignored else ""
+        left_out = f", {len(self.ignored)} other things left out" if self.ignored else ""
         name = os.path.basename(self.path)
-        return f"<Checkpoint {name!r} ({self.format}): {count} array{'s' * (count != 1)}, {self.nbytes:,} bytes{more}>"
+        return (
+            f"<Checkpoint {name!r} ({self.format}): {count} array{'s' * (count != 1)}, {self.nbytes:,} bytes{left_out}>"
+        )
 
 
 def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Checkpoint:
     """Open a file of weights as a target. Nothing but its index is read, and nothing in it is ever executed.
 
     Args:
-        path: A file; its ending says the format.
-        max_bytes: How large one array may be in memory, and compressed data when unpacked. Default: plain data may be
-            as large as the file, compressed data 64 times as large as it is in the file (or 256 MiB).
+        path: A file; its ending determines the format.
+        max_bytes: The largest size of one array in memory, and of compressed data when unpacked. Default: plain data
+            may be as large as the file, compressed data 64 times as large as it is in the file (or 256 MiB).
 
     Raises:
         DamagedFileError: the file breaks the rules of its format.
-        RefusedFileError: it holds what is never loaded, or more than ``max_bytes``.
+        RefusedFileError: it contains data that is never loaded, or more than ``max_bytes``.
         FileAccessError: it can't be opened.
 
     Example:
@@ -170,18 +171,16 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Check
     return Checkpoint(table.read(os.fspath(path), Limits(max_bytes)))
 
 
-def _open(path: Any) -> list[Parameter]:
+def open_path(path: Any) -> list[Parameter]:
+    """Return the parameters of a file: what `xweights.core.openers` is told to call."""
     return load(path).__xweights_parameters__()
 
 
-register_opener(_open)
-
-
-def _distinct(index: Index) -> Iterator[Record]:
-    """Yield the records; raise if two of them have one neutral name."""
+def _check_names(index: Index) -> Iterator[Record]:
+    """Yield the records; raise if two of them have the same neutral name."""
     seen: dict[str, str] = {}
     for record in index.records:
-        for name in (record.note.name, *record.note.aliases):
+        for name in (record.metadata.name, *record.metadata.aliases):
             if name in seen:
                 from xweights.files.io.open_file import damaged
 
@@ -190,17 +189,17 @@ def _distinct(index: Index) -> Iterator[Record]:
         yield record
 
 
-def _parameter(record: Record) -> Parameter:
-    note = record.note
+def _make_parameter(record: Record) -> Parameter:
+    metadata = record.metadata
     return Parameter(
-        name=note.name,
-        native_name=note.native or record.key,
-        role=note.role,
-        layer=note.layer,
-        layout=note.layout,
+        name=metadata.name,
+        native_name=metadata.native or record.key,
+        role=metadata.role,
+        layer=metadata.layer,
+        layout=metadata.layout,
         dtype=record.dtype,
         storage=FILE,
         handle=record,
-        gates=note.gates,
-        aliases=note.aliases,
+        gates=metadata.gates,
+        aliases=metadata.aliases,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ import numpy as np
 from xweights.core.blocks import blocks
 from xweights.core.dtypes import COUNTERS, Array
 from xweights.core.layout import reorder
+from xweights.core.names import Names, renamer
 from xweights.core.parameter import Parameter
-from xweights.core.renaming import Names, renamer
 from xweights.core.selection import WhereLike
-from xweights.edit.read import _opened, neutral_view
+from xweights.edit.read import neutral_view, open_for_reading
 from xweights.errors import ArgumentError, LayoutError
 from xweights.inspection.results import Change, Diff
 
@@ -24,7 +25,7 @@ def diff(a: Any, b: Any, *, where: WhereLike = ..., names: Names | None = None) 
 
     Args:
         a: A target.
-        b: Another; arrays meet in neutral order, by axis name where both know theirs.
+        b: Another; arrays are compared in neutral order, by axis name where both have names.
         where: Which parameters of ``a`` (and of ``b``) count. Default: all.
         names: ``{glob in a: glob in b}`` where names differ.
 
@@ -40,11 +41,11 @@ def diff(a: Any, b: Any, *, where: WhereLike = ..., names: Names | None = None) 
     only_a: list[str] = []
     only_b: list[str] = []
     same = 0
-    for name, mine, theirs in _met(a, b, where, names):
-        if mine is None or theirs is None:
-            (only_b if mine is None else only_a).append(name)
+    for name, p, counterpart in _match(a, b, where, names):
+        if p is None or counterpart is None:
+            (only_b if p is None else only_a).append(name)
             continue
-        change = _change(name, mine, theirs)
+        change = _change(name, p, counterpart)
         if change is None:
             same += 1
         else:
@@ -72,10 +73,10 @@ def equal(a: Any, b: Any, *, rtol: float = 0, where: WhereLike = ..., names: Nam
     """
     if not 0 <= rtol < math.inf:
         raise ArgumentError(f"rtol= is a number >= 0\ngot: {rtol!r}")
-    for name, mine, theirs in _met(a, b, where, names):
-        if mine is None or theirs is None:
+    for name, p, counterpart in _match(a, b, where, names):
+        if p is None or counterpart is None:
             return False
-        change = _change(name, mine, theirs)
+        change = _change(name, p, counterpart)
         if change is None:
             continue
         if not rtol or change.note.startswith(("shape", "axes", "gates")) or not change.rel <= rtol:
@@ -83,42 +84,46 @@ def equal(a: Any, b: Any, *, rtol: float = 0, where: WhereLike = ..., names: Nam
     return True
 
 
-def _met(
+def _match(
     a: Any, b: Any, where: WhereLike, names: Names | None
 ) -> Iterator[tuple[str, Parameter | None, Parameter | None]]:
-    mine, theirs, rename = _opened(a, where), _opened(b, where if names is None else ...), renamer(names)
-    by_name = {name: p for p in theirs for name in (p.name, *p.aliases)}
-    met: set[int] = set()
-    for p in mine:
-        twin = next((by_name[rename(n)] for n in (p.name, *p.aliases) if rename(n) in by_name), None)
-        if twin is not None:
-            met.add(id(twin))
+    parameters, others, rename = (
+        open_for_reading(a, where),
+        open_for_reading(b, where if names is None else ...),
+        renamer(names),
+    )
+    by_name = {name: p for p in others for name in (p.name, *p.aliases)}
+    matched: set[int] = set()
+    for p in parameters:
+        match = next((by_name[rename(n)] for n in (p.name, *p.aliases) if rename(n) in by_name), None)
+        if match is not None:
+            matched.add(id(match))
         elif p.role in COUNTERS:
             continue
-        yield p.name, p, twin
-    for p in theirs:
-        if id(p) not in met and p.role not in COUNTERS and (names is None or where is ...):
+        yield p.name, p, match
+    for p in others:
+        if id(p) not in matched and p.role not in COUNTERS and (names is None or where is ...):
             yield p.name, None, p
 
 
-# A signalling NaN sets off a warning when it is cast, and is a value like any other here.
+# Casting a signalling NaN warns; here it is a value like any other.
 @np.errstate(all="ignore")
 def _change(name: str, a: Parameter, b: Parameter) -> Change | None:
     x, y = neutral_view(a), neutral_view(b)
     nothing = Change(name, x.size, x.size, math.nan, math.nan)
     if a.gates is not None and b.gates is not None and a.gates != b.gates:
-        return _noted(nothing, f"gates {a.gates} against {b.gates}")
+        return replace(nothing, note=f"gates {a.gates} against {b.gates}")
     try:
         if a.axes is not None and b.axes is not None and a.axes != b.axes:
             y = reorder(y, b.axes, a.axes)
     except LayoutError:
-        return _noted(nothing, f"axes {a.axes} against {b.axes}")
+        return replace(nothing, note=f"axes {a.axes} against {b.axes}")
     if x.shape != y.shape:
-        return _noted(nothing, f"shape {x.shape} against {y.shape}")
+        return replace(nothing, note=f"shape {x.shape} against {y.shape}")
     changed, worst, largest = 0, 0.0, 0.0
     for block in blocks(x.shape):
         part, other = np.ravel(x[block]), np.ravel(y[block])
-        if x.dtype == y.dtype and _bits(part) == _bits(other):
+        if x.dtype == y.dtype and part.tobytes() == other.tobytes():
             largest = max(largest, _largest(part))
             continue
         wide, wide_other = part.astype(np.float64), other.astype(np.float64)
@@ -136,14 +141,6 @@ def _change(name: str, a: Parameter, b: Parameter) -> Change | None:
     if not changed and not note:
         return None
     return Change(name, x.size, changed, worst, worst / largest if largest else (math.inf if worst else 0.0), note)
-
-
-def _noted(change: Change, note: str) -> Change:
-    return Change(change.name, change.count, change.changed, change.max_abs, change.rel, note)
-
-
-def _bits(part: Array) -> bytes:
-    return part.tobytes()
 
 
 def _largest(part: Array) -> float:

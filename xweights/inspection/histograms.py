@@ -1,6 +1,6 @@
-"""The numbers that pictures and comparisons show: histograms, where zeros are, singular values, largest changes.
+"""The numbers in plots and comparisons: histograms, maps of zeros, singular values, largest changes.
 
-At most one parameter is unfolded at a time.
+At most one parameter is expanded at a time.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 from xweights.core.blocks import as_stored, blocks
 from xweights.core.dtypes import Array
 from xweights.core.layout import reorder
+from xweights.core.names import Names, renamer
 from xweights.core.parameter import Parameter
-from xweights.core.renaming import Names, renamer
 from xweights.edit.read import neutral_view, parameters
 from xweights.inspection.results import Diff
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often which values occur. Zeros and what isn't finite are counted apart: a pruned array is mostly zeros."""
+    """Counts of values by range; zeros and non-finite values apart, since a pruned array is mostly zeros."""
 
     counts: Array
     edges: Array
@@ -34,10 +34,10 @@ class Histogram:
 
 @np.errstate(all="ignore")
 def histogram(p: Parameter, *, minus: Parameter | None = None) -> Histogram:
-    """Return the histogram of a parameter, or of how it differs from another of its shape."""
+    """Return the histogram of a parameter, or of its differences from another of its shape."""
     bins = min(60, max(10, 2 * math.isqrt(p.size)))
     view = neutral_view(p)
-    other = None if minus is None else met(p, minus)
+    other = None if minus is None else align_axes(p, minus)
     # Two passes, one for the range and one for the counts, and no full-size copy.
     low, high, zeros, nonfinite = math.inf, -math.inf, 0, 0
     if other is None:
@@ -65,9 +65,9 @@ def _edges(low: float, high: float, bins: int) -> Array:
         reach = abs(low) / 2
         low, high = low - reach, high + reach
     part = np.linspace(0, 1, bins + 1)
-    edges = low * (1 - part) + high * part  # low - high may be more than a float can hold
+    edges = low * (1 - part) + high * part  # high - low may overflow
     edges[0], edges[-1] = low, high
-    # Neighbours so near that no bin fits between them.
+    # No bins fit between neighbouring floats.
     return edges if np.all(np.diff(edges) > 0) else np.array([low, high])
 
 
@@ -76,7 +76,7 @@ def _wide(view: Array, other: Array | None, cut: Any) -> Array:
     return wide if other is None else wide - np.ravel(other[cut]).astype(np.float64)
 
 
-def met(p: Parameter, other: Parameter) -> Array:
+def align_axes(p: Parameter, other: Parameter) -> Array:
     """Return another parameter's values in the axis order of this one."""
     values = neutral_view(other)
     if p.axes is not None and other.axes is not None and p.axes != other.axes:
@@ -84,8 +84,8 @@ def met(p: Parameter, other: Parameter) -> Array:
     return values
 
 
-def matrix(p: Parameter) -> Array | None:
-    """Return a parameter as a matrix (all inputs, out); None where nothing says which axes are which."""
+def as_matrix(p: Parameter) -> Array | None:
+    """Return a parameter as a matrix (all inputs, out); None where its axes are unknown."""
     view = neutral_view(p)
     if view.ndim < 2 or not view.size:
         return None
@@ -93,37 +93,37 @@ def matrix(p: Parameter) -> Array | None:
         return view if view.ndim == 2 else None
     last = [p.axes.index(axis) for axis in p.outputs]
     first = [axis for axis in range(view.ndim) if axis not in last]
-    turned = view.transpose([*first, *last])
-    return turned.reshape(math.prod(view.shape[axis] for axis in first), -1)
+    transposed = view.transpose([*first, *last])
+    return transposed.reshape(math.prod(view.shape[axis] for axis in first), -1)
 
 
 def singular_values(p: Parameter) -> Array | None:
     """Return the singular values, largest first, of a parameter flattened to (all inputs, out), in float64.
 
-    None where it is no matrix, where nothing says which axes are which, or where a value isn't finite.
+    None where it is no matrix, where its axes are unknown, or where a value isn't finite.
     """
-    flat = matrix(p)
+    flat = as_matrix(p)
     if flat is None:
         return None
     wide = flat.astype(np.float64)
     if not np.isfinite(wide).all():
         return None
-    found: Array = np.linalg.svd(wide, compute_uv=False)
-    return found
+    values: Array = np.linalg.svd(wide, compute_uv=False)
+    return values
 
 
 def zero_map(p: Parameter, side: int = 64) -> Array:
-    """Return which share of a parameter is zero, in at most ``side`` x ``side`` fields of (inputs, outputs)."""
-    flat = matrix(p)
+    """Return the shares of zeros of a parameter, in at most ``side`` x ``side`` fields of (inputs, outputs)."""
+    flat = as_matrix(p)
     if flat is None:
         view = neutral_view(p)
         flat = view.reshape(-1, view.shape[-1] if view.ndim else 1)
     rows, columns = (np.linspace(0, n, min(n, side) + 1).astype(int) for n in flat.shape)
-    found = np.empty((len(rows) - 1, len(columns) - 1))
-    for place, (begin, end) in enumerate(pairwise(rows)):
+    shares = np.empty((len(rows) - 1, len(columns) - 1))
+    for row, (begin, end) in enumerate(pairwise(rows)):
         zeros = np.count_nonzero(flat[begin:end] == 0, axis=0)
-        found[place] = np.add.reduceat(zeros, columns[:-1]) / ((end - begin) * np.diff(columns))
-    return found
+        shares[row] = np.add.reduceat(zeros, columns[:-1]) / ((end - begin) * np.diff(columns))
+    return shares
 
 
 def zeros_in(p: Parameter) -> int:
@@ -134,7 +134,7 @@ def zeros_in(p: Parameter) -> int:
 
 @dataclass(frozen=True)
 class TopEntry:
-    """One entry that differs, and its place in neutral order."""
+    """One entry that differs, and its index in neutral order."""
 
     name: str
     index: tuple[int, ...]
@@ -143,44 +143,44 @@ class TopEntry:
 
     @property
     def gap(self) -> float:
-        """How far apart the two are; infinite where one of them isn't a number."""
+        """The distance between the two; infinite where one is NaN."""
         gap = abs(self.a - self.b)
         return math.inf if math.isnan(gap) else gap
 
 
 @np.errstate(all="ignore")
-def top_entries(found: Diff, a: Any, b: Any, count: int, *, names: Names | None = None) -> list[TopEntry]:
-    """Return the entries that differ most, of parameters that could be compared."""
-    pairs = twins(found, a, b, names)
+def top_entries(differences: Diff, a: Any, b: Any, count: int, *, names: Names | None = None) -> list[TopEntry]:
+    """Return the entries that differ most, of comparable parameters."""
+    pairs = pair_changed(differences, a, b, names)
     top: list[TopEntry] = []
-    for name, mine, theirs in pairs:
-        x, y = neutral_view(mine), met(mine, theirs)
+    for name, p, counterpart in pairs:
+        x, y = neutral_view(p), align_axes(p, counterpart)
         for cut in blocks(x.shape):
-            one, other = x[cut].astype(np.float64), y[cut].astype(np.float64)
-            gap = np.abs(one - other)
-            same = (one == other) | (np.isnan(one) & np.isnan(other))
+            first, second = x[cut].astype(np.float64), y[cut].astype(np.float64)
+            gap = np.abs(first - second)
+            same = (first == second) | (np.isnan(first) & np.isnan(second))
             gap = np.where(np.isnan(gap) & ~same, np.inf, np.where(same, 0.0, gap))
             flat = np.ravel(gap)
             best = np.argpartition(flat, -count)[-count:] if flat.size > count else np.arange(flat.size)
-            for place in best[flat[best] > 0]:
-                inside = np.unravel_index(int(place), gap.shape)
+            for position in best[flat[best] > 0]:
+                inside = np.unravel_index(int(position), gap.shape)
                 at = tuple(int(i) + (part.start or 0) for i, part in zip(inside, cut, strict=True))
-                top.append(TopEntry(name, at, float(one[inside]), float(other[inside])))
-        top = sorted(top, key=lambda one: (-one.gap, one.name, one.index))[:count]
+                top.append(TopEntry(name, at, float(first[inside]), float(second[inside])))
+        top = sorted(top, key=lambda entry: (-entry.gap, entry.name, entry.index))[:count]
     return top
 
 
-def twins(found: Diff, a: Any, b: Any, names: Names | None) -> Sequence[tuple[str, Parameter, Parameter]]:
-    """Return the parameters that differ and have one shape, with their twins."""
+def pair_changed(differences: Diff, a: Any, b: Any, names: Names | None) -> Sequence[tuple[str, Parameter, Parameter]]:
+    """Return (name, parameter of a, its counterpart in b) for parameters that differ and have one shape."""
     rename = renamer(names)
-    mine = {p.name: p for p in parameters(a)}
-    theirs = {name: p for p in parameters(b) for name in (p.name, *p.aliases)}
+    by_name = {p.name: p for p in parameters(a)}
+    others = {name: p for p in parameters(b) for name in (p.name, *p.aliases)}
     pairs = []
-    for change in found.changes:
-        p = mine[change.name]
+    for change in differences.changes:
+        p = by_name[change.name]
         if math.isnan(change.max_abs):
-            continue  # shapes, axes or gates that don't meet
-        twin = next((theirs[rename(name)] for name in (p.name, *p.aliases) if rename(name) in theirs), None)
-        if twin is not None:
-            pairs.append((change.name, p, twin))
+            continue  # shapes, axes or gates that don't match
+        counterpart = next((others[rename(name)] for name in (p.name, *p.aliases) if rename(name) in others), None)
+        if counterpart is not None:
+            pairs.append((change.name, p, counterpart))
     return pairs

@@ -1,4 +1,4 @@
-"""What a report's page is made of: its style, its script, tables that can be sorted, pictures that follow the theme."""
+"""Parts of the HTML report: style, script, sortable tables, and figures that follow the theme."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from xweights.core.tables import printable
-from xweights.inspection.drawing import quiet
+from xweights.inspection.drawing import ignore_missing_glyphs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,19 +76,19 @@ for (const table of document.querySelectorAll("table")) {
 
 @dataclass(frozen=True)
 class Cell:
-    """A text, and the number that it is sorted by, if it is one."""
+    """A text, and the number to sort it by, if it is one."""
 
     text: str
     value: float | None = None
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Return a table whose columns can be sorted by a click on their titles, and whose rows be searched by name."""
-    numbers = [bool(rows) and all(row[place].value is not None for row in rows) for place in range(len(head))]
-    kinds = [' class="number"' if one else "" for one in numbers]
+    """Return a table that can be sorted by a click on a column's title, and searched by name."""
+    numbers = [bool(rows) and all(row[i].value is not None for row in rows) for i in range(len(head))]
+    kinds = [' class="number"' if numeric else "" for numeric in numbers]
     titles = "".join(
-        f'<th scope="col"{kind}><button type="button">{escape(one)}</button></th>'
-        for one, kind in zip(head, kinds, strict=True)
+        f'<th scope="col"{kind}><button type="button">{escape(title)}</button></th>'
+        for title, kind in zip(head, kinds, strict=True)
     )
     lines = [
         "".join(_cell(cell, kind) for cell, kind in zip(row, kinds, strict=True)).join(("<tr>", "</tr>"))
@@ -105,25 +105,25 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 def _cell(cell: Cell, kind: str) -> str:
     value = ""
     if cell.value is not None:
-        # What JavaScript calls infinity; NaN is sorted last.
-        words = {math.inf: "Infinity", -math.inf: "-Infinity"}
-        value = f' data-value="{words.get(cell.value, repr(cell.value) if cell.value == cell.value else "NaN")}"'
+        # JavaScript's names of infinity; NaN is sorted last.
+        names = {math.inf: "Infinity", -math.inf: "-Infinity"}
+        value = f' data-value="{names.get(cell.value, repr(cell.value) if cell.value == cell.value else "NaN")}"'
     return f"<td{kind}{value}>{escape(printable(cell.text))}</td>"
 
 
 def inline_svg(figure: Figure, name: str) -> str:
-    """Return a figure as SVG inside a page: text stays text, and black becomes the colour of the page's text."""
+    """Return a figure as inline SVG: text stays text, and black becomes the colour of the page's text."""
     import matplotlib as mpl
 
     out = io.StringIO()
-    # The same report is the same bytes: no date, and identifiers that aren't drawn at random.
-    with quiet(), mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    # The same report has the same bytes: no date, and identifiers that aren't random.
+    with ignore_missing_glyphs(), mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    drawn = out.getvalue()
-    drawn = drawn[drawn.index("<svg") :]
-    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
-    # An identifier is unique in the page: only those that something refers to are kept, with the figure's name.
-    wanted = set(re.findall(r'(?:url\(|href=")#([^)"]+)', drawn))
-    drawn = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in wanted else "", drawn)
-    drawn = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", drawn)
-    return drawn.replace("#000000", "currentColor")
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Identifiers must be unique in the page: only those referred to are kept, prefixed with the figure's name.
+    referenced = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in referenced else "", svg)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    return svg.replace("#000000", "currentColor")

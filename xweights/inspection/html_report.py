@@ -1,6 +1,6 @@
-"""A report as one HTML file that needs nothing else: sortable tables and pictures, readable in light and dark.
+"""A report as one self-contained HTML file: sortable tables and figures, for light and dark themes.
 
-Whatever a name contains is shown as text, and the file allows itself no request to anywhere.
+Names are shown as text, and the content security policy forbids every request.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from xweights.inspection.stats import stats
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from xweights.core.names import Names
     from xweights.core.parameter import Parameter
-    from xweights.core.renaming import Names
 
 TOP = 20
 # A singular value decomposition of a larger matrix takes minutes.
@@ -40,7 +40,7 @@ def page(
     names: Names | None = None,
     step: Callable[[str], None] = lambda text: None,
 ) -> str:
-    """Return the report on a target, or on how two differ, as HTML. ``step`` is told what is done next."""
+    """Return the report on a target, or on two and their differences, as HTML; call ``step`` with each step's name."""
     title = titles[0] if b is None else f"{titles[0]} against {titles[1]}"
     parts = []
     if b is not None:
@@ -61,7 +61,7 @@ def page(
 
 
 def _numbers(target: Any, title: str, where: WhereLike) -> str:
-    found = stats(target, where=where)
+    target_stats = stats(target, where=where)
     head = [
         "name",
         "axes",
@@ -78,52 +78,51 @@ def _numbers(target: Any, title: str, where: WhereLike) -> str:
         "trainable",
     ]
     rows: list[list[Cell]] = []
-    for one in found.rows:
-        axes = "?" if one.axes is None else ", ".join(one.axes)
-        shape = ", ".join(map(str, one.shape))
-        numbers = [Cell(f"{x:.4g}", x) for x in (one.norm, one.mean, one.std, one.min, one.max)]
+    for row in target_stats.rows:
+        axes = "?" if row.axes is None else ", ".join(row.axes)
+        shape = ", ".join(map(str, row.shape))
+        numbers = [Cell(f"{x:.4g}", x) for x in (row.norm, row.mean, row.std, row.min, row.max)]
         rows.append(
             [
-                *(Cell(text) for text in (one.name, axes, shape, one.dtype)),
-                Cell(f"{one.count:,}", one.count),
+                *(Cell(text) for text in (row.name, axes, shape, row.dtype)),
+                Cell(f"{row.count:,}", row.count),
                 *numbers,
-                Cell(f"{one.sparsity:.1%}", one.sparsity),
-                Cell(f"{one.nan:,}", one.nan),
-                Cell("yes" if one.trainable else "no"),
+                Cell(f"{row.sparsity:.1%}", row.sparsity),
+                Cell(f"{row.nan:,}", row.nan),
+                Cell("yes" if row.trainable else "no"),
             ]
         )
-    entries = sum(one.count for one in found.rows)
-    zeros = sum(one.zeros for one in found.rows)
-    lost = sum(one.nan for one in found.rows)
+    entries = sum(row.count for row in target_stats.rows)
+    zeros = sum(row.zeros for row in target_stats.rows)
+    lost = sum(row.nan for row in target_stats.rows)
     share = f"{zeros / entries:.1%}" if entries else "0 %"
     facts = f"{len(rows)} parameters, {entries:,} entries, {share} of them zero" + (f", {lost:,} NaN" if lost else "")
     return f"<h2>Numbers of {escape(title)}</h2>\n<p>{facts}.</p>\n{table(head, rows)}"
 
 
 def _differences(a: Any, b: Any, where: WhereLike, names: Names | None) -> str:
-    found = diff(a, b, where=where, names=names)
-    if not found:
-        return f"<h2>Differences</h2>\n<p>{escape(found.verdict)}.</p>"
+    differences = diff(a, b, where=where, names=names)
+    if not differences:
+        return f"<h2>Differences</h2>\n<p>{escape(differences.verdict)}.</p>"
     rows = [
         [
             *(Cell(c.name), Cell(f"{c.changed:,}", c.changed), Cell(f"{c.count:,}", c.count)),
             *(Cell(f"{c.max_abs:.4g}", c.max_abs), Cell(f"{c.rel:.4g}", c.rel), Cell(c.note)),
         ]
-        for c in found.changes
+        for c in differences.changes
     ]
-    for side, only in (("a", found.only_a), ("b", found.only_b)):
+    for side, only in (("a", differences.only_a), ("b", differences.only_b)):
         rows += [[Cell(name), *(Cell("", math.nan) for _ in range(4)), Cell(f"only in {side}")] for name in only]
     head = ["name", "entries that differ", "of", "largest |a - b|", "/ largest |a|", "note"]
     parts = [
-        f"<h2>Differences</h2>\n<p>{len(rows)} parameters differ; {escape(found.verdict)}.</p>",
+        f"<h2>Differences</h2>\n<p>{len(rows)} parameters differ; {escape(differences.verdict)}.</p>",
         table(head, rows),
     ]
-    top = top_entries(found, a, b, TOP, names=names)
+    top = top_entries(differences, a, b, TOP, names=names)
     if top:
         parts.append("<h3>Entries that differ most</h3>")
         cells = [
-            [Cell(one.name), Cell(str(list(one.index))), *(Cell(f"{x:.6g}", x) for x in (one.a, one.b, one.gap))]
-            for one in top
+            [Cell(e.name), Cell(str(list(e.index))), *(Cell(f"{x:.6g}", x) for x in (e.a, e.b, e.gap))] for e in top
         ]
         parts.append(table(["name", "entry", "a", "b", "|a - b|"], cells))
     parts.append(_picture("", "differing", plot_diff(a, b, where=where, names=names)))
@@ -131,28 +130,28 @@ def _differences(a: Any, b: Any, where: WhereLike, names: Names | None) -> str:
 
 
 def _pictures(target: Any, title: str, where: WhereLike, mark: str) -> list[str]:
-    found = [_picture(f"Values of {title}", f"{mark}-values", plot(target, where=where))]
+    figures = [_picture(f"Values of {title}", f"{mark}-values", plot(target, where=where))]
     chosen = parameters(target, where=where)
     matrices = [p for p in chosen if len(p.shape) > 1 and p.size]
     if where is ...:
         matrices = [p for p in matrices if p.role.endswith("kernel") or p.role == "embeddings"] or matrices
     if any(map(zeros_in, matrices)):
         figure = plot(target, where=[p.name for p in matrices], kind="sparsity")
-        found.append(_picture(f"Zeros of {title}", f"{mark}-zeros", figure))
-    known = [p for p in matrices if p.floating and (p.axes is not None or len(p.shape) == 2)]
-    small = [p.name for p in known if _narrow(p) <= WIDEST]
+        figures.append(_picture(f"Zeros of {title}", f"{mark}-zeros", figure))
+    decomposable = [p for p in matrices if p.floating and (p.axes is not None or len(p.shape) == 2)]
+    small = [p.name for p in decomposable if _smaller_side(p) <= WIDEST]
     if small:
-        # Without a kernel whose values are finite there is nothing to draw.
+        # Without a kernel of finite values there is nothing to draw.
         with suppress(SelectionError):
             figure = plot(target, where=small, kind="spectra")
-            found.append(_picture(f"Singular values of {title}", f"{mark}-spectra", figure))
-    if len(small) < len(known):
-        wide = len(known) - len(small)
-        found.append(f"<p>{wide} kernels wider than {WIDEST:,} weren't decomposed into singular values.</p>")
-    return found
+            figures.append(_picture(f"Singular values of {title}", f"{mark}-spectra", figure))
+    if len(small) < len(decomposable):
+        wide = len(decomposable) - len(small)
+        figures.append(f"<p>{wide} kernels wider than {WIDEST:,} weren't decomposed into singular values.</p>")
+    return figures
 
 
-def _narrow(p: Parameter) -> int:
+def _smaller_side(p: Parameter) -> int:
     if p.axes is None:
         return min(p.shape)
     out = math.prod(length for axis, length in zip(p.axes, p.shape, strict=True) if axis in p.outputs)

@@ -1,6 +1,6 @@
-"""Pictures of weights: histograms, where the zeros are, singular values, and what differs.
+"""Plots of weights: histograms, maps of zeros, singular values, and differences.
 
-Figures are made without pyplot: no window opens, and no list of figures keeps one alive.
+Figures are made without pyplot: no window opens, and no global list keeps them alive.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from xweights.core.names import Names
 from xweights.core.parameter import Parameter
-from xweights.core.renaming import Names
 from xweights.core.selection import DEFAULT_KERNELS, WhereLike, select
 from xweights.core.targets import open_target
 from xweights.edit.read import check_readable
@@ -22,13 +22,13 @@ from xweights.inspection.drawing import (
     draw_histogram,
     draw_spectra,
     draw_zeros,
-    grid,
-    largest,
+    format_percent,
+    make_grid,
+    make_panels,
     new_figure,
-    panels_of,
-    percent,
+    select_largest,
 )
-from xweights.inspection.histograms import Histogram, histogram, singular_values, twins
+from xweights.inspection.histograms import Histogram, histogram, pair_changed, singular_values
 from xweights.inspection.results import Diff
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 Kind = Literal["histograms", "sparsity", "spectra"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
-# More panels and bars than these can't be read; the largest parameters are shown then, and the picture says so.
+# More panels and bars than these can't be read; then the largest parameters are shown, and the figure says so.
 PANELS = 24
 BARS = 40
 SPREADS = 8
 
 
 def plot(target: Any, *, where: WhereLike | None = None, kind: Kind = "histograms") -> Figure:
-    """Draw a picture of the weights of a target.
+    """Plot the weights of a target.
 
     Args:
         target: Model, layer, module, variable, mapping of arrays, or a list of these.
@@ -64,29 +64,29 @@ def plot(target: Any, *, where: WhereLike | None = None, kind: Kind = "histogram
     """
     if kind not in KINDS:
         raise ArgumentError(f"kind= is one of {', '.join(map(repr, KINDS))}\ngot: {kind!r}")
-    chosen = _chosen(target, where, kernels=kind != "histograms")
+    chosen = _choose(target, where, kernels=kind != "histograms")
     check_readable(chosen)
     if kind == "spectra":
-        return _spectra(chosen)
-    shown, note = largest(chosen, PANELS)
-    figure, panels = grid(len(shown), height=1.7 if kind == "histograms" else 2.2)
+        return _plot_spectra(chosen)
+    shown, note = select_largest(chosen, PANELS)
+    figure, panels = make_grid(len(shown), height=1.7 if kind == "histograms" else 2.2)
     for p, panel in zip(shown, panels, strict=True):
         if kind == "histograms":
-            found = histogram(p)
-            draw_histogram(panel, found, BLUE, p.name, _counted(p, found))
+            counts = histogram(p)
+            draw_histogram(panel, counts, BLUE, p.name, _describe_counts(p, counts))
         else:
             draw_zeros(panel, p)
-    what = "Values" if kind == "histograms" else "Zeros, dark: none, light: all"
-    figure.suptitle(f"{what}{note}", fontsize=10)
+    title = "Values" if kind == "histograms" else "Zeros, dark: none, light: all"
+    figure.suptitle(f"{title}{note}", fontsize=10)
     return figure
 
 
 def plot_diff(a: Any, b: Any, *, where: WhereLike = ..., names: Names | None = None) -> Figure:
-    """Draw what differs between two targets: how many entries, by how much, and how the differences are spread.
+    """Plot the differences between two targets: how many entries, by how much, and their histograms.
 
     Args:
         a: A target.
-        b: Another; arrays meet in neutral order, by axis name where both know theirs.
+        b: Another; arrays are compared in neutral order, by axis name where both have names.
         where: Which parameters count. Default: all.
         names: ``{glob in a: glob in b}`` where names differ.
 
@@ -97,39 +97,39 @@ def plot_diff(a: Any, b: Any, *, where: WhereLike = ..., names: Names | None = N
         >>> xw.plot_diff({"w": np.zeros(3)}, {"w": np.ones(3)}).axes[0].get_title()
         'entries that differ'
     """
-    found = diff(a, b, where=where, names=names)
-    compared = sorted((one for one in found.changes if not math.isnan(one.max_abs)), key=lambda one: -one.rel)
-    rest = _rest(found)
+    differences = diff(a, b, where=where, names=names)
+    compared = sorted((c for c in differences.changes if not math.isnan(c.max_abs)), key=lambda c: -c.rel)
+    rest = _describe_rest(differences)
     if not compared:
         figure = new_figure(6.0, 1.0)
-        figure.suptitle(f"{rest}; {found.verdict}" if rest else found.verdict, fontsize=10)
+        figure.suptitle(f"{rest}; {differences.verdict}" if rest else differences.verdict, fontsize=10)
         return figure
     bars = compared[:BARS]
-    met = {name: (mine, theirs) for name, mine, theirs in twins(found, a, b, names)}
-    spread = [one.name for one in bars if one.name in met and one.max_abs > 0][:SPREADS]
+    pairs = {name: (p, counterpart) for name, p, counterpart in pair_changed(differences, a, b, names)}
+    spread = [c.name for c in bars if c.name in pairs and c.max_abs > 0][:SPREADS]
     columns = min(4, len(spread))
     rows = math.ceil(len(spread) / columns) if spread else 0
     heights = [1.3 + 0.22 * len(bars), *([1.7 * rows] if rows else [])]
     figure = new_figure(10.0, sum(heights))
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     left, right = parts[0].subplots(1, 2, sharey=True)
-    names_shown = [one.name for one in bars]
-    draw_bars(left, names_shown, [100 * one.changed / one.count for one in bars], BLUE)
+    names_shown = [c.name for c in bars]
+    draw_bars(left, names_shown, [100 * c.changed / c.count for c in bars], BLUE)
     left.set_title("entries that differ", fontsize=9)
     left.set(xlabel="%", xlim=(0, 100), xscale="linear")
-    finite = [one.rel if math.isfinite(one.rel) else math.nan for one in bars]
+    finite = [c.rel if math.isfinite(c.rel) else math.nan for c in bars]
     draw_bars(right, names_shown, finite, ORANGE)
     right.set_title("largest |a - b| / largest |a|", fontsize=9)
     more = f" (the {len(bars)} that differ most of {len(compared)})" if len(compared) > len(bars) else ""
-    parts[0].suptitle("; ".join(filter(None, [f"Differences{more}", rest, found.verdict])), fontsize=10)
+    parts[0].suptitle("; ".join(filter(None, [f"Differences{more}", rest, differences.verdict])), fontsize=10)
     if rows:
-        for name, panel in zip(spread, panels_of(parts[1], rows, columns, len(spread)), strict=True):
-            gaps = histogram(met[name][0], minus=met[name][1])
+        for name, panel in zip(spread, make_panels(parts[1], rows, columns, len(spread)), strict=True):
+            gaps = histogram(pairs[name][0], minus=pairs[name][1])
             draw_histogram(panel, gaps, ORANGE, name, "a - b, where they differ")
     return figure
 
 
-def _chosen(target: Any, where: WhereLike | None, *, kernels: bool) -> list[Parameter]:
+def _choose(target: Any, where: WhereLike | None, *, kernels: bool) -> list[Parameter]:
     everything = open_target(target)
     if where is not None:
         return select(everything, where)
@@ -137,41 +137,41 @@ def _chosen(target: Any, where: WhereLike | None, *, kernels: bool) -> list[Para
         try:
             return select(everything, DEFAULT_KERNELS)
         except SelectionError:
-            pass  # the names say nothing of roles
+            pass  # no name tells a role
     return select(everything, ...)
 
 
-def _counted(p: Parameter, found: Histogram) -> str:
-    lost = f", {found.nonfinite:,} not finite" if found.nonfinite else ""
-    zeros = f", {percent(found.zeros / p.size)} zero" if found.zeros else ""
+def _describe_counts(p: Parameter, counts: Histogram) -> str:
+    lost = f", {counts.nonfinite:,} not finite" if counts.nonfinite else ""
+    zeros = f", {format_percent(counts.zeros / p.size)} zero" if counts.zeros else ""
     return f"{p.size:,} entries{zeros}{lost}"
 
 
-def _spectra(chosen: list[Parameter]) -> Figure:
-    shown, note = largest([p for p in chosen if len(p.shape) > 1], BARS)
+def _plot_spectra(chosen: list[Parameter]) -> Figure:
+    shown, note = select_largest([p for p in chosen if len(p.shape) > 1], BARS)
     spectra = [(p.name, singular_values(p)) for p in shown]
-    found = [(name, values) for name, values in spectra if values is not None]
-    lost = len(shown) - len(found)
-    if not found:
+    decomposed = [(name, values) for name, values in spectra if values is not None]
+    lost = len(shown) - len(decomposed)
+    if not decomposed:
         raise SelectionError(
             "none of these parameters has singular values\n"
             f"got:      {', '.join(f'{p.name!r} {p.shape}' for p in chosen[:6])}\n"
             "expected: finite values, and two axes, or more whose names are known\n"
             "Fix: where= to choose others, or Params(..., axes=...) to name the axes"
         )
-    figure = new_figure(10.0, max(3.4, 1.0 + 0.2 * len(found)))
-    draw_spectra(figure, found)
+    figure = new_figure(10.0, max(3.4, 1.0 + 0.2 * len(decomposed)))
+    draw_spectra(figure, decomposed)
     left_out = f"; {lost} left out, whose axes aren't known or whose values aren't finite" if lost else ""
     figure.suptitle(f"Singular values{note}{left_out}", fontsize=10)
     return figure
 
 
-def _rest(found: Diff) -> str:
-    """Return what can't be drawn: parameters of one side only, or of another shape."""
-    unlike = sum(math.isnan(one.max_abs) for one in found.changes)
+def _describe_rest(differences: Diff) -> str:
+    """Describe the parameters that can't be drawn: on one side only, or of another shape."""
+    unlike = sum(math.isnan(c.max_abs) for c in differences.changes)
     parts = [
-        (len(found.only_a), "only in a"),
-        (len(found.only_b), "only in b"),
+        (len(differences.only_a), "only in a"),
+        (len(differences.only_b), "only in b"),
         (unlike, "of another shape or order"),
     ]
-    return ", ".join(f"{count} {words}" for count, words in parts if count)
+    return ", ".join(f"{count} {text}" for count, text in parts if count)

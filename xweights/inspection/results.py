@@ -1,7 +1,4 @@
-"""What looking closer returns: numbers per parameter, and what differs.
-
-They print as tables, and hold no array.
-"""
+"""Result types of `stats` and `diff`; they print as tables, and hold no arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from xweights.core.tables import render, render_html
 
 @dataclass(frozen=True)
 class ParameterStats:
-    """Numbers of one parameter; NaN entries count in ``nan`` and ``count`` only, infinities in min and max."""
+    """Statistics of one parameter; NaN entries count in ``nan`` and ``count`` only, infinities in min and max."""
 
     name: str
     axes: tuple[str, ...] | None
@@ -37,7 +34,7 @@ class ParameterStats:
 
 
 class Stats(Mapping[str, ParameterStats]):
-    """What :func:`stats` returns: one row per parameter; prints as a table.
+    """The result of :func:`stats`: one row per parameter; prints as a table.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -63,7 +60,7 @@ class Stats(Mapping[str, ParameterStats]):
         return [asdict(row) | {"sparsity": row.sparsity} for row in self.rows]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Return the titles of the columns, and a row of texts for each parameter."""
+        """Return the column titles, and a row of texts for each parameter."""
         head = ["name", "count", "norm", "mean", "std", "min", "max", "sparsity", "NaN"]
         rows = [
             [
@@ -88,7 +85,7 @@ class Stats(Mapping[str, ParameterStats]):
 
 @dataclass(frozen=True)
 class Change:
-    """How one parameter differs: entries that differ in their bits, and by how much."""
+    """The difference of one parameter: how many entries differ in their bits, and by how much."""
 
     name: str
     count: int
@@ -99,7 +96,7 @@ class Change:
 
 
 class Diff:
-    """What :func:`diff` returns: falsy if nothing differs; prints as a table.
+    """The result of :func:`diff`: falsy if nothing differs; prints as a table.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -116,15 +113,15 @@ class Diff:
     @property
     def max_abs(self) -> float:
         """The largest absolute difference of all."""
-        return max((one.max_abs for one in self.changes), default=0.0)
+        return max((change.max_abs for change in self.changes), default=0.0)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything in plain words, for JSON."""
-        changes = [asdict(one) for one in self.changes]
+        """Return everything as plain values, for JSON."""
+        changes = [asdict(change) for change in self.changes]
         return {"changes": changes, "only_a": self.only_a, "only_b": self.only_b, "same": self.same}
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Return the titles of the columns, and a row of texts for each parameter that differs."""
+        """Return the column titles, and a row of texts for each parameter that differs."""
         rows = [
             [c.name, f"{c.changed:,} of {c.count:,}", f"{c.max_abs:.4g}", f"{c.rel:.4g}", c.note] for c in self.changes
         ]

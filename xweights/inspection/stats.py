@@ -1,7 +1,4 @@
-"""Looking closer: numbers per parameter, and what differs between two targets.
-
-One pass, no full-size copies.
-"""
+"""Statistics of each parameter: `stats` and `summary`; in one pass, without full-size copies."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike, select
 from xweights.core.tables import render
 from xweights.core.targets import open_target
-from xweights.edit.read import _opened, neutral_view
+from xweights.edit.read import neutral_view, open_for_reading
 from xweights.inspection.results import ParameterStats, Stats
 
 
@@ -34,7 +31,7 @@ def stats(target: Any, *, where: WhereLike = ...) -> Stats:
         >>> xw.stats({"w": np.array([3.0, 0.0, 4.0])})["w"].norm
         5.0
     """
-    chosen = _opened(target, where)
+    chosen = open_for_reading(target, where)
     return Stats([_stats_of(p) for p in chosen])
 
 
@@ -54,23 +51,23 @@ def _stats_of(p: Parameter) -> ParameterStats:
                 wide = wide[~missing]
             if not wide.size:
                 continue
-            here = float(wide.sum())
+            block_total = float(wide.sum())
             low, high = min(low, float(wide.min())), max(high, float(wide.max()))
             squares += float(np.dot(wide, wide))
-            apart = here / wide.size - (total / seen if seen else here / wide.size)
-            spread += apart * apart * (seen * wide.size / (seen + wide.size))
-            np.subtract(wide, here / wide.size, out=wide)
+            mean_shift = block_total / wide.size - (total / seen if seen else block_total / wide.size)
+            spread += mean_shift * mean_shift * (seen * wide.size / (seen + wide.size))
+            np.subtract(wide, block_total / wide.size, out=wide)
             spread += float(np.dot(wide, wide))
-            total += here
+            total += block_total
             seen += wide.size
-    nothing = math.nan
+    undefined = math.nan
     return ParameterStats(
         p.name, p.axes, p.shape, p.dtype.name, p.trainable, view.size,
         norm=math.sqrt(squares),
-        mean=total / seen if seen else nothing,
-        std=math.sqrt(spread / seen) if seen and math.isfinite(spread) else nothing,
-        min=low if seen else nothing,
-        max=high if seen else nothing,
+        mean=total / seen if seen else undefined,
+        std=math.sqrt(spread / seen) if seen and math.isfinite(spread) else undefined,
+        min=low if seen else undefined,
+        max=high if seen else undefined,
         zeros=zeros,
         nan=nan,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One parameter of the result, and each target's share in it."""
+"""Groups of parameters that are merged into one parameter of the result."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from xweights.core.parameter import Parameter
 
 
 def is_counter(p: Parameter) -> bool:
-    """Return True for what a framework counts beside the weights: the first target's is taken, whatever the others'."""
+    """Return True for a counter of the framework; the first target's is taken, whatever the others' values."""
     return p.role in COUNTERS and not p.floating
 
 
 @dataclass
 class Member:
-    """One target's share in a group.
+    """One target's parameter in a group.
 
     Attributes:
-        parameter: What it has.
-        layout: How its stored array becomes neutral: its own, or, for unknown axes, that of one that knows them.
-        others: Parameters that have to be equal to it, because the first target has them tied.
+        parameter: The target's parameter.
+        layout: The layout of its stored array: its own, or, for unknown axes, that of a member with known ones.
+        others: Parameters that have to be equal to it, because they are tied in the first target.
     """
 
     parameter: Parameter
     layout: Layout
-    others: list[Parameter] = field(default_factory=list)
+    tied: list[Parameter] = field(default_factory=list)
 
-    def neutral(self, group: Group) -> Array:
-        """Return a look at the values, in the order of the group's axes."""
-        return self.turned(self.parameter, group)
+    def read_neutral(self, group: Group) -> Array:
+        """Return a view of the values, in the order of the group's axes."""
+        return self.to_group_axes(self.parameter, group)
 
-    def turned(self, p: Parameter, group: Group) -> Array:
-        """Return a look at the values of a parameter that lies as this one does."""
+    def to_group_axes(self, p: Parameter, group: Group) -> Array:
+        """Return a view of the values of a parameter of the same layout, in the order of the group's axes."""
         array = self.layout.to_neutral(p.read())
         axes = self.layout.axes
         if axes is None or group.axes is None or axes == group.axes:
@@ -46,14 +46,14 @@ class Member:
 
 @dataclass
 class Group:
-    """One parameter of the result, and who has it.
+    """One parameter of the result, and the parameters that it is merged from.
 
     Attributes:
-        first: The first target's, which names the result.
-        members: One for each target.
-        base: The base's, if there is a base.
+        first: The first target's parameter, which names the result.
+        members: One member for each target.
+        base: The member of the base, if there is a base.
         into: The parameter of ``into=`` that is written.
-        key: What its randomness is keyed by.
+        key: The key of its randomness.
         dtype: The dtype of the result.
         axes: The axes of the result.
     """
@@ -78,5 +78,5 @@ class Group:
         return self.members[0].layout.shape
 
     @property
-    def everybody(self) -> list[Member]:
+    def all_members(self) -> list[Member]:
         return self.members if self.base is None else [*self.members, self.base]

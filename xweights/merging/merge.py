@@ -1,4 +1,4 @@
-"""Many targets into one."""
+"""`merge`: merge many targets into one."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from xweights.core.params import LayoutName, Params
-from xweights.core.renaming import Names
+from xweights.core.layout import LayoutName
+from xweights.core.names import Names
+from xweights.core.params import Params
 from xweights.core.selection import WhereLike
 from xweights.core.targets import tracing
 from xweights.edit.write import set_params
 from xweights.errors import ArgumentError, LayoutError, Problems, TraceError
-from xweights.merging.engine import Work, units_of
+from xweights.merging.engine import MergeEngine, find_unit_axes
 from xweights.merging.groups import Group
-from xweights.merging.inputs import settle_names, sides_of
+from xweights.merging.inputs import list_inputs, settle_names
 from xweights.merging.methods import Method
-from xweights.merging.options import Settings, the_method
-from xweights.merging.outputs import in_memory, stream_out
-from xweights.merging.pairing import grouped
+from xweights.merging.options import Settings, find_method
+from xweights.merging.outputs import merge_in_memory, stream_out
+from xweights.merging.pairing import group_parameters
 
 
 def merge(
@@ -39,36 +40,37 @@ def merge(
     """Merge models, checkpoints, paths and mappings, of any framework and mixed, into one.
 
     Args:
-        targets: What is merged: a list of targets. They pair by neutral name, and by axis name inside; the first one's
-            names, axes and dtypes are the result's.
+        targets: A list of the targets to merge. They pair by neutral name, and by axis name within a parameter; the
+            result has the names, axes and dtypes of the first.
         method: "average", "lerp", "slerp", "ema", "model_stock", "task_arithmetic", "ties", "dare_linear", "dare_ties",
             "della", "della_linear", "breadcrumbs" or "breadcrumbs_ties": see docs/merging.md for formulas and sources.
-        base: The target that task vectors begin at, for the methods from "model_stock" on.
-        where: Which parameters of the first target; the others are no part of the result. Default: all.
+        base: The target that task vectors start from, for the methods from "model_stock" on.
+        where: Which parameters of the first target; the others are left out of the result. Default: all.
         names: ``{glob in the first target: glob in the others}`` where names differ, for targets that don't have the
             first one's names; or a list with a mapping or None for each target but the first, then base, then into.
-            Also what randomness is keyed by.
-        layout: How arrays of unknown axes lie beside those that know theirs: "neutral", or "native": as these store it.
-        into: A target to write the result to, in place and all or nothing; holds are re-applied, as by
+            Also the key of randomness.
+        layout: The layout of arrays of unknown axes that meet arrays of known ones: "neutral", or "native": as those
+            are stored.
+        into: A target to write the result to, in place and all or nothing; holds are reapplied, as by
             :func:`xweights.set_params`.
-        out: A path to stream the result to instead, a block at a time; the file there is replaced at the end.
+        out: A path to stream the result to, a block at a time; an existing file is replaced at the end.
         cast: True also merges different dtypes; the result is rounded once to the dtype of ``into``, else of the first.
         allow_nonfinite: True also merges NaN and infinity.
         durable: With ``out``, as for :func:`xweights.save`.
-        **options: The method's: weights=, t=, decay=, scale= (any number), density= and gamma= (0 to 1: shares of
-            entries), epsilon= (0 to 0.5), normalize=, rescale= ("density", "l1" or None), per= (axes that number the
+        **options: Those of the method: weights=, t=, decay=, scale= (any number), density= and gamma= (0 to 1: shares
+            of entries), epsilon= (0 to 0.5), normalize=, rescale= ("density", "l1" or None), per= (axes that number the
             units), seed= (an int). weights, density, gamma and epsilon also take a number for each target, and all
             numbers a mapping of where to these, as in ``weights={"*": (1, 1), "head/*": (0, 1)}``: the last that
             matches counts.
 
     Returns:
-        Params in memory of their own; None with ``into`` or ``out``.
+        Params in new memory; None with ``into`` or ``out``.
 
     Exact across frameworks: computed on the host in float32 (float64 for float64), sums in float64, and rounded once.
-    "average" of equal targets gives their very bits. Integers and bools aren't merged: they have to be equal; counters
-    (``num_batches_tracked``) are the first one's.
+    "average" of equal targets gives exactly the same bits. Integers and bools aren't merged: they have to be equal;
+    counters (``num_batches_tracked``) are the first one's.
     Raises SelectionError, ShapeError, DtypeError, LayoutError, NonfiniteError, ArgumentError, WriteError, TargetError:
-    all that is wrong at once, with nothing changed.
+    everything that is wrong at once, with nothing changed.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -83,26 +85,26 @@ def merge(
         raise ArgumentError(f"into= is a target that is written in place\ngot: the path {os.fspath(into)!r}\nFix: out=")
     if layout not in (None, "neutral", "native"):
         raise ArgumentError(f'layout= is "neutral", "native" or None\ngot: {layout!r}')
-    row = the_method(method)
-    sides = sides_of(targets, base, into, names)
-    if any(tracing(side.target) for side in sides):
+    spec = find_method(method)
+    inputs = list_inputs(targets, base, into, names)
+    if any(tracing(merge_input.target) for merge_input in inputs):
         raise TraceError("merging reads values on the host\nFix: call it before or after the compiled step")
     problems = Problems("these can't be merged, and nothing was changed")
-    for side in sides:
-        side.open(problems)
+    for merge_input in inputs:
+        merge_input.open(problems)
     problems.check()
-    settle_names(sides, problems)
-    _check_counts(row, method, len(targets), base, problems)
-    settings = Settings(row, options, len(targets), sides[0].everything, problems)
-    groups = grouped(sides, len(targets), where, layout, cast, problems)
-    if row.units:
-        _checkunits_of(groups, options.get("per"), problems)
+    settle_names(inputs, problems)
+    _check_counts(spec, method, len(targets), base, problems)
+    settings = Settings(spec, options, len(targets), inputs[0].parameters, problems)
+    groups = group_parameters(inputs, len(targets), where, layout, cast, problems)
+    if spec.units:
+        _check_unit_axes(groups, options.get("per"), problems)
     problems.check()
-    work = Work(row, settings, problems, allow_nonfinite)
+    engine = MergeEngine(spec, settings, problems, allow_nonfinite)
     if out is not None:
-        stream_out(work, groups, sides[0], out, durable)
+        stream_out(engine, groups, inputs[0], out, durable)
         return None
-    result = in_memory(work, groups, named_by_into=into is not None)
+    result = merge_in_memory(engine, groups, named_by_into=into is not None)
     problems.check()
     if into is None:
         return result
@@ -111,8 +113,12 @@ def merge(
 
 
 def _check_counts(method: Method, name: str, count: int, base: Any, problems: Problems) -> None:
-    if count < method.fewest or count > (method.most or count):
-        wanted = f"{method.fewest} targets" if method.most == method.fewest else f"at least {method.fewest} targets"
+    if count < method.min_targets or count > (method.max_targets or count):
+        wanted = (
+            f"{method.min_targets} targets"
+            if method.max_targets == method.min_targets
+            else f"at least {method.min_targets} targets"
+        )
         problems.add(ArgumentError, f"{name!r} merges {wanted}\ngot: {count}")
     if method.base and base is None:
         problems.add(ArgumentError, f"{name!r} needs base=, the target that the others were trained from")
@@ -120,9 +126,9 @@ def _check_counts(method: Method, name: str, count: int, base: Any, problems: Pr
         problems.add(ArgumentError, f"{name!r} has no base", fix="put it among the targets, or choose another method")
 
 
-def _checkunits_of(groups: Sequence[Group], per: Any, problems: Problems) -> None:
+def _check_unit_axes(groups: Sequence[Group], per: Any, problems: Problems) -> None:
     for group in groups:
         try:
-            units_of(group, per)
+            find_unit_axes(group, per)
         except LayoutError as wrong:
             problems.add(LayoutError, str(wrong))

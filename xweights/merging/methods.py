@@ -1,4 +1,4 @@
-"""The methods by name, and the options that each takes."""
+"""Table of the merge methods and their options."""
 
 from __future__ import annotations
 
@@ -15,30 +15,25 @@ REQUIRED: Any = object()
 
 @dataclass(frozen=True)
 class Method:
-    """One way to merge.
+    """One merge method.
 
     Attributes:
-        function: From the inputs of one parameter to its merged blocks.
-        options: What it takes, with the defaults.
+        function: A function of the inputs of one parameter that yields its merged blocks.
+        options: Its options, with their defaults.
         base: True if it needs ``base=``.
         fewest, most: How many targets it takes; None: any number.
-        linear: True if each entry is a sum of those in its place, weighted alike everywhere: arrays may then
-            be walked as they are stored, and what isn't finite shows in the result.
-        units: True if it needs to know which axes number the units of a layer.
+        linear: True if each entry is a sum of the inputs' entries at its position with the same weights everywhere:
+            arrays may then be read as they are stored, and nonfinite entries show in the result.
+        units: True if it needs the axes that number the units of a layer.
     """
 
     function: Callable[[Inputs], Iterator[Array]]
     options: Mapping[str, Any] = field(default_factory=dict)
     base: bool = False
-    fewest: int = 1
-    most: int | None = None
+    min_targets: int = 1
+    max_targets: int | None = None
     linear: bool = False
     units: bool = False
-
-    @property
-    def formula(self) -> str:
-        """What it does, in a sentence."""
-        return (self.function.__doc__ or "").split("\n")[0]
 
 
 _ADDED = {"weights": 1.0, "scale": 1.0}
@@ -51,10 +46,10 @@ _OUTLIERS = {**_DROPPED, **_SUM, **_KEPT_AS_THEY_ARE, "gamma": 0.01}
 
 METHODS: dict[str, Method] = {
     "average": Method(averages.average, {"weights": 1.0, "normalize": True}, linear=True),
-    "lerp": Method(averages.lerp, {"t": REQUIRED}, fewest=2, most=2, linear=True),
-    "slerp": Method(averages.slerp, {"t": REQUIRED}, fewest=2, most=2),
+    "lerp": Method(averages.lerp, {"t": REQUIRED}, min_targets=2, max_targets=2, linear=True),
+    "slerp": Method(averages.slerp, {"t": REQUIRED}, min_targets=2, max_targets=2),
     "ema": Method(averages.ema, {"decay": REQUIRED}, linear=True),
-    "model_stock": Method(averages.model_stock, base=True, fewest=2),
+    "model_stock": Method(averages.model_stock, base=True, min_targets=2),
     "task_arithmetic": Method(task_vectors.task_arithmetic, {**_ADDED, **_SUM}, base=True, linear=True),
     "ties": Method(task_vectors.ties, {**_DROPPED, **_KEPT_AS_THEY_ARE, "normalize": True}, base=True),
     "dare_linear": Method(task_vectors.dare_linear, {**_DROPPED, **_SUM, **_DIVIDED, "seed": REQUIRED}, base=True),

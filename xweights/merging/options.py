@@ -1,7 +1,7 @@
-"""What a caller asks of a method: its options, per parameter.
+"""Check the options of a merge method and resolve them for each parameter.
 
 A number may be given as it is, as one per target, or as a mapping of ``where`` to either; of several that match a
-parameter the last one counts, and where none does, the default.
+parameter the last one counts, and where none matches, the default.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xweights.errors import ArgumentError, Problems, SelectionError, XweightsErr
 from xweights.merging.methods import METHODS, REQUIRED, Method
 from xweights.rules.noise import check_seed
 
-# What a number may be, and how that is said.
+# The allowed values of numbers, and their description in errors.
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "weights": (math.isfinite, "finite"),
     "t": (math.isfinite, "finite"),
@@ -34,22 +34,22 @@ _RESCALE = (None, "density", "l1")
 
 
 class Settings:
-    """The options of one call, checked; :meth:`at` gives those of one parameter."""
+    """The checked options of one call; :meth:`at` returns those of one parameter."""
 
     def __init__(
         self,
         method: Method,
         options: Mapping[str, Any],
         targets: int,
-        everything: Sequence[Parameter],
+        parameters: Sequence[Parameter],
         problems: Problems,
     ) -> None:
         self.method = method
         self._targets = targets
         self._numbers: dict[str, Any] = {}
         self._others: dict[str, Any] = {}
-        self._chosen: dict[str, dict[str, Any]] = {}  # option -> name of a parameter -> value
-        taken: list[str] = []
+        self._by_parameter: dict[str, dict[str, Any]] = {}  # option -> name of a parameter -> value
+        accepted: list[str] = []
         for name in options:
             if name not in self.method.options:
                 problems.add(ArgumentError, f"the method has no option {name!r}\n{near(name, self.method.options)}")
@@ -60,30 +60,32 @@ class Settings:
                 continue
             try:
                 if name in _RANGES:
-                    self._take(name, value, default, everything)
+                    self._take(name, value, default, parameters)
                 else:
-                    self._others[name] = _checked(name, value)
-                taken.append(name)
+                    self._others[name] = _check_option(name, value)
+                accepted.append(name)
             except XweightsError as wrong:
                 problems.add(type(wrong), str(wrong))
-        if len(taken) == len(self.method.options):
-            for text in dict.fromkeys(filter(None, map(self._wrong_together, everything))):
+        if len(accepted) == len(self.method.options):
+            for text in dict.fromkeys(filter(None, map(self._find_contradiction, parameters))):
                 problems.add(ArgumentError, text)
 
     def at(self, parameter: Parameter) -> dict[str, Any]:
         """Return the options for one parameter: numbers, or a tuple of one number per target."""
-        chosen = {name: self._chosen[name].get(parameter.name, default) for name, default in self._numbers.items()}
+        chosen = {
+            name: self._by_parameter[name].get(parameter.name, default) for name, default in self._numbers.items()
+        }
         return {**self._others, **chosen}
 
-    def _take(self, name: str, value: Any, default: Any, everything: Sequence[Parameter]) -> None:
-        self._chosen[name] = {}
+    def _take(self, name: str, value: Any, default: Any, parameters: Sequence[Parameter]) -> None:
+        self._by_parameter[name] = {}
         if not isinstance(value, Mapping):
             self._numbers[name] = self._number(name, value)
             return
-        for where, one in value.items():
-            number = self._number(name, one)
-            self._chosen[name].update({p.name: number for p in select(everything, where)})
-        missing = [p.name for p in everything if p.floating and p.name not in self._chosen[name]]
+        for where, part in value.items():
+            number = self._number(name, part)
+            self._by_parameter[name].update({p.name: number for p in select(parameters, where)})
+        missing = [p.name for p in parameters if p.floating and p.name not in self._by_parameter[name]]
         if default is REQUIRED and missing:
             raise SelectionError(
                 f"{name}= says nothing for {missing[0]!r}{f' and {len(missing) - 1} more' * (len(missing) > 1)}\n"
@@ -92,14 +94,14 @@ class Settings:
         self._numbers[name] = None if default is REQUIRED else self._number(name, default)
 
     def _number(self, name: str, value: Any) -> Any:
-        fits, words = _RANGES[name]
+        fits, range_text = _RANGES[name]
         several = isinstance(value, (list, tuple, np.ndarray)) and name in _PER_TARGET
         numbers = list(value) if several and np.ndim(value) else [value]
-        for one in numbers:
-            if not is_number(one) or not fits(float(one)):
+        for number in numbers:
+            if not is_number(number) or not fits(float(number)):
                 also = ", or one for each target" if name in _PER_TARGET else ""
                 raise ArgumentError(
-                    f"{name}= is a number, {words}{also}, or a mapping of where to these\ngot: {value!r}"
+                    f"{name}= is a number, {range_text}{also}, or a mapping of where to these\ngot: {value!r}"
                 )
         if name not in _PER_TARGET:
             return float(value)
@@ -109,9 +111,9 @@ class Settings:
             raise ArgumentError(
                 f"{name}= has a number for each target\ngot:      {len(numbers)}\nexpected: {self._targets}"
             )
-        return tuple(float(one) for one in numbers)
+        return tuple(float(number) for number in numbers)
 
-    def _wrong_together(self, p: Parameter) -> str | None:
+    def _find_contradiction(self, p: Parameter) -> str | None:
         chosen = self.at(p)
         if chosen.get("normalize") and not math.fsum(chosen["weights"]):
             return f"the weights add up to 0, and are divided by their sum\ngot: {chosen['weights']}"
@@ -124,14 +126,14 @@ class Settings:
         return None
 
 
-def the_method(name: Any) -> Method:
-    """Return the row of a method by its name."""
+def find_method(name: Any) -> Method:
+    """Return a method by its name."""
     if not isinstance(name, str) or name not in METHODS:
         raise ArgumentError(f"there is no method {name!r}\n{near(str(name), METHODS)}")
     return METHODS[name]
 
 
-def _checked(name: str, value: Any) -> Any:
+def _check_option(name: str, value: Any) -> Any:
     if name == "seed":
         check_seed(value)
     elif name == "normalize" and not isinstance(value, bool):
@@ -140,6 +142,6 @@ def _checked(name: str, value: Any) -> Any:
         raise ArgumentError(f'rescale= is "density", "l1" or None\ngot: {value!r}')
     elif name == "per":
         parts = value if isinstance(value, (tuple, list)) else [value]
-        if value is not None and not all(isinstance(one, (str, int)) and not isinstance(one, bool) for one in parts):
+        if value is not None and not all(isinstance(part, (str, int)) and not isinstance(part, bool) for part in parts):
             raise ArgumentError(f"per= is the name or the number of an axis, or a tuple of these\ngot: {value!r}")
     return value

@@ -1,7 +1,7 @@
-"""Which entries of a task vector are dropped.
+"""Drop entries of task vectors.
 
-Each gets a task vector, as a stream that can be walked again, and returns a function that makes a :class:`Cut`: what
-sets the dropped entries of one block after the other to 0, in place, for one walk.
+Each function gets a task vector, as a stream that can be iterated repeatedly, and returns a function that makes a
+:class:`Cut`, which sets the dropped entries of one block after the other to 0, in place, for one pass.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from xweights.merging.streams import Inputs
 from xweights.rules.noise import generator
 
 Cut = Callable[[Array], None]
-# (inputs, number of the target, its task vector) -> what makes a cut
+# (inputs, number of the target, its task vector) -> function that makes a cut
 Drop = Callable[[Inputs, int, Iterable[Array]], Callable[[], Cut]]
 
 
-def largest(one: Inputs, i: int, vector: Iterable[Array]) -> Callable[[], Cut]:
-    """Keep the int(density n) largest magnitudes, at least one if density > 0; ties fall in flat order, first first."""
-    size, density = one.targets[i].size, one.options["density"][i]
+def keep_largest(inputs: Inputs, i: int, vector: Iterable[Array]) -> Callable[[], Cut]:
+    """Keep the int(density n) largest magnitudes, at least one if density > 0; ties are dropped in flat order."""
+    size, density = inputs.targets[i].size, inputs.options["density"][i]
     kept = min(size, max(1, int(density * size))) if density > 0 else 0
-    return _between(vector, size, size - kept, size)
+    return _keep_ranks(vector, size, size - kept, size)
 
 
-def outliers(one: Inputs, i: int, vector: Iterable[Array]) -> Callable[[], Cut]:
+def drop_outliers(inputs: Inputs, i: int, vector: Iterable[Array]) -> Callable[[], Cut]:
     """Drop the int(gamma n) largest magnitudes, and of the smallest as many as leave int(density n).
 
-    Where both can't be, fewer of the largest are dropped. Ties fall in flat order, first first.
+    Where both are impossible, fewer of the largest are dropped. Ties are dropped in flat order.
     """
-    size, density = one.targets[i].size, one.options["density"][i]
-    kept, top = int(density * size), int(one.options["gamma"][i] * size)
+    size, density = inputs.targets[i].size, inputs.options["density"][i]
+    kept, top = int(density * size), int(inputs.options["gamma"][i] * size)
     bottom = size - kept - top if density < 1 else 0
-    return _between(vector, size, max(0, bottom), max(0, bottom) + kept)
+    return _keep_ranks(vector, size, max(0, bottom), max(0, bottom) + kept)
 
 
-def _between(vector: Iterable[Array], size: int, first: int, last: int) -> Callable[[], Cut]:
-    """Keep what has the places first .. last - 1 in ascending order of magnitude; ties are in flat order."""
+def _keep_ranks(vector: Iterable[Array], size: int, first: int, last: int) -> Callable[[], Cut]:
+    """Keep the ranks first .. last - 1 in ascending order of magnitude; ties are ranked in flat order."""
     if first >= last:
         return lambda: lambda block: block.fill(0.0)
     if first == 0 and last >= size:
@@ -48,17 +48,17 @@ def _between(vector: Iterable[Array], size: int, first: int, last: int) -> Calla
     (low, below_low), (high, below_high) = order_statistics(vector, [first + 1, last])
 
     def make() -> Cut:
-        # How many of the entries that equal an edge have been met: their places follow from it.
-        met = {float(low): below_low, float(high): below_high}
+        # The number of entries up to an edge that have been seen, from which the ranks of entries equal to it follow.
+        seen = {float(low): below_low, float(high): below_high}
 
         def cut(block: Array) -> None:
-            size_of = np.abs(block)
-            keep = (size_of > low) & (size_of < high)
-            for edge, before in met.items():
-                equal = np.flatnonzero(size_of == edge)
-                places = np.arange(before, before + equal.size)
-                keep[equal] = (places >= first) & (places < last)
-                met[edge] = before + equal.size
+            magnitudes = np.abs(block)
+            keep = (magnitudes > low) & (magnitudes < high)
+            for edge, before in seen.items():
+                equal = np.flatnonzero(magnitudes == edge)
+                ranks = np.arange(before, before + equal.size)
+                keep[equal] = (ranks >= first) & (ranks < last)
+                seen[edge] = before + equal.size
             np.multiply(block, keep, out=block)
 
         return cut
@@ -66,19 +66,19 @@ def _between(vector: Iterable[Array], size: int, first: int, last: int) -> Calla
     return make
 
 
-def at_random(one: Inputs, i: int, vector: Iterable[Array]) -> Callable[[], Cut]:
-    """Keep each entry with the probability density, by numbers keyed by (seed, name, number of the target)."""
-    density = one.options["density"][i]
+def keep_at_random(inputs: Inputs, i: int, vector: Iterable[Array]) -> Callable[[], Cut]:
+    """Keep each entry with probability density, by random numbers keyed by (seed, name, number of the target)."""
+    density = inputs.options["density"][i]
     if density >= 1:
         return lambda: lambda block: None
 
     def make() -> Cut:
-        source = generator(one.options["seed"], one.name, i)
+        source = generator(inputs.options["seed"], inputs.name, i)
 
         def cut(block: Array) -> None:
             drawn = source.random(block.size, dtype=np.float32)
             np.multiply(block, drawn < density, out=block)
-            if density > 0 and one.options["rescale"] == "density":
+            if density > 0 and inputs.options["rescale"] == "density":
                 np.divide(block, density, out=block)
 
         return cut
@@ -86,46 +86,46 @@ def at_random(one: Inputs, i: int, vector: Iterable[Array]) -> Callable[[], Cut]
     return make
 
 
-def by_rank(one: Inputs, i: int, vector: Iterable[Array]) -> Callable[[], Cut]:
+def keep_by_rank(inputs: Inputs, i: int, vector: Iterable[Array]) -> Callable[[], Cut]:
     """Keep each entry with a probability that grows with its rank by magnitude among those of its unit.
 
-    From density - epsilon, for the smallest, to density + epsilon in even steps; ties rank in flat order. Takes the
-    whole parameter into memory.
+    From density - epsilon, for the smallest, to density + epsilon in even steps; ties are ranked in flat order. Reads
+    the whole parameter into memory.
     """
-    density, epsilon = one.options["density"][i], one.options["epsilon"][i]
+    density, epsilon = inputs.options["density"][i], inputs.options["epsilon"][i]
     if density >= 1:
         return lambda: lambda block: None
-    whole = np.concatenate([np.abs(block) for block in vector])
-    ranks = _ranks(whole.reshape(one.shape), one.outputs)
+    magnitudes = np.concatenate([np.abs(block) for block in vector])
+    ranks = _rank_in_units(magnitudes.reshape(inputs.shape), inputs.outputs)
     chance = ranks.reshape(-1) * (2 * epsilon) + (density - epsilon)
 
     def make() -> Cut:
-        source = generator(one.options["seed"], one.name, i)
+        source = generator(inputs.options["seed"], inputs.name, i)
         start = 0
 
         def cut(block: Array) -> None:
             nonlocal start
-            here = chance[start : start + block.size]
+            chances = chance[start : start + block.size]
             start += block.size
             drawn = source.random(block.size, dtype=np.float32)
-            np.multiply(block, drawn < here, out=block)
-            if one.options["rescale"] == "density":
-                np.divide(block, here, out=block, where=here > 0)
+            np.multiply(block, drawn < chances, out=block)
+            if inputs.options["rescale"] == "density":
+                np.divide(block, chances, out=block, where=chances > 0)
 
         return cut
 
     return make
 
 
-def _ranks(whole: Array, units: Any) -> Array:
+def _rank_in_units(magnitudes: Array, units: Any) -> Array:
     """Return the rank of each entry within its unit, 0 for the smallest to 1; 1/2 where a unit has one entry."""
-    units = () if units is None or len(units) == whole.ndim else tuple(units)
-    rest = tuple(axis for axis in range(whole.ndim) if axis not in units)
-    turned = whole.transpose(*units, *rest)
-    rows = turned.reshape(-1, int(np.prod([whole.shape[axis] for axis in rest], dtype=np.int64)))
+    units = () if units is None or len(units) == magnitudes.ndim else tuple(units)
+    others = tuple(axis for axis in range(magnitudes.ndim) if axis not in units)
+    by_unit = magnitudes.transpose(*units, *others)
+    rows = by_unit.reshape(-1, int(np.prod([magnitudes.shape[axis] for axis in others], dtype=np.int64)))
     if rows.shape[1] == 1:
-        return np.full(whole.shape, 0.5)
+        return np.full(magnitudes.shape, 0.5)
     order = np.argsort(rows, axis=1, kind="stable")
     ranks = np.empty(rows.shape, np.float64)
     np.put_along_axis(ranks, order, np.arange(rows.shape[1]) / max(1, rows.shape[1] - 1), axis=1)
-    return ranks.reshape(turned.shape).transpose(np.argsort((*units, *rest)))
+    return ranks.reshape(by_unit.shape).transpose(np.argsort((*units, *others)))

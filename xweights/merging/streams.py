@@ -1,8 +1,8 @@
-"""The entries of one parameter of one target, block by block.
+"""Streams: the entries of one parameter of one target, block by block.
 
-Methods walk a parameter as often as they like and never hold more of it than a block of each target, so merging takes
-as much memory for a gigabyte as for a megabyte. A block is good until the next one: it may be a look at the weights, or
-a scratch that is used again. Nobody writes into it but where the stream says that it is its own.
+Methods iterate over a parameter repeatedly and never hold more of it than a block of each target, so merging takes as
+much memory for a gigabyte as for a megabyte. A block is valid until the next one: it may be a view of the weights, or a
+scratch array that is reused. It is written to only where the stream is ``writable``.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from xweights.core.blocks import blocks
 from xweights.core.dtypes import Array
 from xweights.core.layout import Axes, Shape
 
-# Entries of a block: those of two targets, and what is made of them, stay in the second-level cache. Where there are
-# many targets, all their blocks together take as much memory as eight.
+# Entries of a block: few enough that those of two targets and of the result stay in the second-level cache. With many
+# targets, all their blocks together take as much memory as eight.
 ENTRIES = 1 << 17
 MANY = 8
 ReadInto = Callable[[Array, int], None]
@@ -40,10 +40,10 @@ def block_entries(streams: int) -> int:
 class Stream:
     """The entries of an array as flat blocks of the working dtype, in C order.
 
-    ``read(cut, start, scratch)`` returns one block, in ``scratch`` or elsewhere; ``start`` is its place in the flat
-    array. What isn't finite is counted in ``nonfinite`` while the entries are walked for the first time, or, with
-    ``looks`` set to False, in a walk of its own when :meth:`look` is called. ``own``: a block is never a look at the
-    weights themselves, so it may be written into.
+    ``read(cut, start, scratch)`` returns one block, in ``scratch`` or elsewhere; ``start`` is its offset in the flat
+    array. Nonfinite entries are counted in ``nonfinite`` during the first pass, or, with ``counts_nonfinite`` False, in
+    a separate pass by :meth:`count_nonfinite`. ``writable``: a block is never a view of the weights themselves, so it
+    may be written to.
 
     Example:
         >>> import numpy as np
@@ -54,15 +54,15 @@ class Stream:
     def __init__(self, shape: Shape, dtype: np.dtype[Any], read: Callable[[Any, int, Array], Array]) -> None:
         self.shape, self.dtype = shape, dtype
         self.nonfinite = 0
-        self.looks = True
-        self.entries = 0  # of a block; 0: as many as is usual
-        self.own = False
+        self.counts_nonfinite = True
+        self.entries = 0  # of a block; 0: the default
+        self.writable = False
         self._read = read
         self._walked = False
 
     @classmethod
     def of(cls, array: Array, dtype: np.dtype[Any] | None = None) -> Stream:
-        """Return the stream of an array, however it lies in memory."""
+        """Return the stream of an array with any memory layout."""
         dtype = working_dtype(array.dtype) if dtype is None else dtype
 
         def read(cut: Any, start: int, scratch: Array) -> Array:
@@ -77,23 +77,23 @@ class Stream:
 
     @classmethod
     def of_parts(cls, shape: Shape, stored: np.dtype[Any], dtype: np.dtype[Any], read_into: ReadInto) -> Stream:
-        """Return the stream of what lies elsewhere: ``read_into(out, start)`` fills a flat array from there on."""
-        room = np.empty(0, stored)
+        """Return a stream of data read by ``read_into(out, start)``, which fills a flat array from ``start`` on."""
+        buffer = np.empty(0, stored)
 
         def read(cut: Any, start: int, scratch: Array) -> Array:
-            nonlocal room
+            nonlocal buffer
             if stored == dtype:
                 read_into(scratch, start)
                 return scratch
-            if room.size < scratch.size:
-                room = np.empty(scratch.size, stored)
-            read_into(room[: scratch.size], start)
+            if buffer.size < scratch.size:
+                buffer = np.empty(scratch.size, stored)
+            read_into(buffer[: scratch.size], start)
             with np.errstate(invalid="ignore"):
-                np.copyto(scratch, room[: scratch.size], casting="unsafe")
+                np.copyto(scratch, buffer[: scratch.size], casting="unsafe")
             return scratch
 
         stream = cls(shape, dtype, read)
-        stream.own = True
+        stream.writable = True
         return stream
 
     @property
@@ -103,63 +103,63 @@ class Stream:
 
     def __iter__(self) -> Iterator[Array]:
         first, self._walked = not self._walked, True
-        cuts = _cuts(self.shape, self.entries or ENTRIES)
-        scratch = room_for(max(size for _, _, size in cuts), self.dtype)
+        cuts = _list_blocks(self.shape, self.entries or ENTRIES)
+        scratch = allocate_scratch(max(size for _, _, size in cuts), self.dtype)
         for cut, start, size in cuts:
             block = self._read(cut, start, scratch[:size])
-            if first and self.looks and not is_finite(block):
+            if first and self.counts_nonfinite and not is_finite(block):
                 self.nonfinite += size - int(np.count_nonzero(np.isfinite(block)))
             yield block
 
-    def look(self) -> None:
-        """Count what isn't finite, if the entries were walked without looking."""
-        if self._walked and not self.looks:
-            self.looks, self._walked = True, False
+    def count_nonfinite(self) -> None:
+        """Count the nonfinite entries, if they weren't counted in the first pass."""
+        if self._walked and not self.counts_nonfinite:
+            self.counts_nonfinite, self._walked = True, False
             for _ in self:
                 pass
 
 
 def is_finite(block: Array) -> bool:
     """Return True if every entry of a flat array is finite."""
-    # The sum of squares: the quickest look at all entries there is. If it overflows, a second one settles it.
+    # The sum of squares is the quickest check of all entries. If it overflows, a second check settles it.
     quick = block.dtype.itemsize >= 4 and math.isfinite(np.dot(block, block))
     return quick or bool(np.isfinite(block).all())
 
 
-def room_for(size: int, dtype: np.dtype[Any]) -> Array:
-    """Return a scratch that doesn't begin at the same place of a page as the last ones did.
+def allocate_scratch(size: int, dtype: np.dtype[Any]) -> Array:
+    """Return a scratch array that doesn't begin at the same offset in a page as the last ones.
 
-    A processor takes two addresses with equal low 12 bits for one: adding two arrays into a third took 41 ms for 50
-    million entries where all began at a page, and 25 ms where they didn't.
+    Processors mistake two addresses with equal low 12 bits for the same one: adding two arrays into a third took 41 ms
+    for 50 million entries where all began at a page, and 25 ms where they didn't.
     """
-    skipped = 1088 * (next(_made) % 3) // dtype.itemsize
+    skipped = 1088 * (next(_allocations) % 3) // dtype.itemsize
     return np.empty(size + skipped, dtype)[skipped:]
 
 
-_made = count()
+_allocations = count()
 
 
 @lru_cache(maxsize=64)
-def _cuts(shape: Shape, entries: int) -> list[tuple[tuple[slice, ...], int, int]]:
-    """Return the blocks of a shape, each with where it starts in the flat array and how many entries it has."""
-    found, start = [], 0
+def _list_blocks(shape: Shape, entries: int) -> list[tuple[tuple[slice, ...], int, int]]:
+    """Return the blocks of a shape, each with its offset in the flat array and its number of entries."""
+    listed, start = [], 0
     for cut in blocks(shape, entries):
-        size = math.prod(one.stop - one.start for one in cut)
-        found.append((cut, start, size))
+        size = math.prod(extent.stop - extent.start for extent in cut)
+        listed.append((cut, start, size))
         start += size
-    return found
+    return listed
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """One parameter of all targets, and what to do with it: the one argument of every method.
+    """One parameter of all targets and its options: the argument of every method.
 
     Attributes:
         targets: A stream for each target, all of one shape and dtype.
         base: The stream of the base, for methods that have one.
         options: The method's options for this parameter; those that may differ between targets as a tuple of numbers.
-        name: What randomness is keyed by.
-        outputs: The axes that number the units of a layer, as positions; None where they aren't known.
+        name: The key of randomness.
+        outputs: The positions of the axes that number the units of a layer; None where they aren't known.
     """
 
     targets: Sequence[Stream]
@@ -170,5 +170,5 @@ class Inputs:
 
     @property
     def shape(self) -> Shape:
-        """The shape of the parameter, in the order in which it is walked."""
+        """The shape of the parameter, in the order in which it is read."""
         return self.targets[0].shape

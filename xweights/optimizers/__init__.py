@@ -1,13 +1,13 @@
-"""Handing a half-trained experiment to another framework: weights, optimizer, schedule, clipping and averages.
+"""Optimizer state, learning-rate schedules, and the hand-off of a half-trained experiment to another framework.
 
-- ``formulas``, ``numbers``: every update rule, written once
-- ``rates``: learning-rate schedules, defined once
-- ``state``: what an optimizer knows, in neutral words; ``specs``: one that begins
-- ``protocol``: what a backend tells and does about its optimizers
-- ``carrying``: a state from one model to its twin; ``variants``: what of a rule is written differently
-- ``access``: ``get_optimizer``, ``set_optimizer``; ``moving``: ``handoff``
-- ``proving``: ``verify_handoff``; ``reports``: what comes back
-- ``data``: equal batches and equal dropout masks in every framework
+- ``rules.updates``, ``rules.scalars``, ``rules.array_math``: every update rule, written once
+- ``lr_schedule``: learning-rate schedules
+- ``state``: the state of an optimizer, free of any framework; ``initial_state``: before its first update
+- ``protocol``: what a backend implements for its optimizers
+- ``remap``: moves a state from one model to its twin; ``biases``: two recurrent biases that become one
+- ``get_set``: ``get_optimizer``, ``set_optimizer``; ``handoff``: ``handoff``
+- ``verify``: ``verify_handoff``; ``reports``: result types
+- ``batches``: equal batches and equal dropout masks in every framework
 
 Names are public through :mod:`xweights.api`.
 """

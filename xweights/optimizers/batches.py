@@ -16,15 +16,15 @@ from xweights.rules.noise import check_seed, generator
 def batches(
     count: int, size: int, *, seed: int, epochs: int | None = None, drop_last: bool = False, skip: int = 0
 ) -> Iterator[Array]:
-    """Yield the rows of each batch as indices, shuffled anew in each epoch: the same in every framework.
+    """Yield the row indices of each batch, reshuffled in each epoch: the same in every framework.
 
     Args:
         count: Number of rows of the data.
         size: Rows in a batch; the last batch of an epoch may have fewer.
         seed: The same seed gives the same batches everywhere.
-        epochs: How many; None: without end.
+        epochs: Number of epochs; None: without end.
         drop_last: Leave out a last batch with fewer rows.
-        skip: Begin after so many batches, as after a hand-off.
+        skip: Number of batches to skip first, as after a hand-off.
 
     Exact: the same integers on every machine. Raises ArgumentError.
 
@@ -34,9 +34,9 @@ def batches(
         [4, 4, 2]
     """
     check_seed(seed)
-    for word, value, least in (("count", count, 1), ("size", size, 1), ("skip", skip, 0)):
+    for name, value, least in (("count", count, 1), ("size", size, 1), ("skip", skip, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ArgumentError(f"{word}= is a whole number >= {least}\ngot: {value!r}")
+            raise ArgumentError(f"{name}= is a whole number >= {least}\ngot: {value!r}")
     if drop_last and size > count:
         raise ArgumentError(f"drop_last=True leaves no batch\ncount: {count}\nsize:  {size}")
     return _batches(count, size, seed, epochs, drop_last, skip)
@@ -46,11 +46,11 @@ def _batches(count: int, size: int, seed: int, epochs: int | None, drop_last: bo
     per_epoch = count // size if drop_last else -(-count // size)
     epoch, first = divmod(skip, per_epoch)
     while epochs is None or epoch < epochs:
-        # Sorted bits: the algorithm behind a library's own shuffling may change between versions.
-        drawn = generator(seed, "batches", epoch).bit_generator.random_raw(count)
-        order = np.argsort(drawn, kind="stable")
-        for place in range(first, per_epoch):
-            yield order[place * size : (place + 1) * size]
+        # Random bits, sorted: the algorithm of a library's own shuffle may change between versions.
+        bits = generator(seed, "batches", epoch).bit_generator.random_raw(count)
+        order = np.argsort(bits, kind="stable")
+        for batch in range(first, per_epoch):
+            yield order[batch * size : (batch + 1) * size]
         epoch, first = epoch + 1, 0
 
 
@@ -58,14 +58,14 @@ def dropout_mask(shape: tuple[int, ...], rate: float, *, seed: int, name: str, s
     """Return a dropout mask: 0 with probability ``rate``, else 1 / (1 - rate); the same in every framework.
 
     Args:
-        shape: Of the activations, channels last, as float32.
+        shape: Shape of the activations, channels last. The mask is float32.
         rate: 0 <= rate < 1.
         seed: The same seed gives the same masks everywhere.
-        name: Of the layer: each has masks of its own.
-        step: Of training: each has masks of its own.
+        name: Name of the layer: each layer has its own masks.
+        step: Training step: each step has its own masks.
 
-    Exact: the same bits everywhere. Multiply the activations by it in a layer of your own: a framework's own dropout
-    draws from a stream that no other framework can follow. Raises ArgumentError.
+    Exact: the same bits everywhere. Multiply the activations by it in a layer of your own: the dropout of a framework
+    draws from a stream that no other framework can reproduce. Raises ArgumentError.
     Source: Srivastava et al. 2014 (inverted form).
 
     Example:
@@ -76,5 +76,5 @@ def dropout_mask(shape: tuple[int, ...], rate: float, *, seed: int, name: str, s
     check_seed(seed)
     if not is_number(rate) or not 0 <= rate < 1:
         raise ArgumentError(f"rate= is a number, 0 <= rate < 1\ngot: {rate!r}")
-    drawn: Any = generator(seed, name, step).random(shape, dtype=np.float32)
-    return np.where(drawn < np.float32(rate), np.float32(0), np.float32(1 / (1 - rate)))
+    draws: Any = generator(seed, name, step).random(shape, dtype=np.float32)
+    return np.where(draws < np.float32(rate), np.float32(0), np.float32(1 / (1 - rate)))

@@ -1,7 +1,7 @@
-"""Two biases that a recurrent layer adds up, where its twin has one.
+"""Two biases that a recurrent layer sums, where its twin has one.
 
 Both get the same gradients (up to rounding), so their slots are equal, and their sum moves twice as fast as each of
-them: the one bias moves so under twice the learning rate. That holds for rules that look at nothing but gradients.
+them: the one bias does so under twice the learning rate. This holds for rules that depend on nothing but gradients.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ GRADIENTS_ALONE = frozenset({"sgd", "adam", "adamax", "nadam", "rmsprop", "adagr
 
 
 @dataclass(frozen=True)
-class Joined:
-    """The twin's bias, and the two of the source."""
+class JoinedBias:
+    """The twin's bias, and the two of the source that it replaces."""
 
     target: ParamSlice
     kept: ParamSlice
@@ -35,39 +35,39 @@ class Joined:
 
     @property
     def source_names(self) -> tuple[str, str]:
-        """The names of the two."""
+        """The names of the source's two biases."""
         return self.kept.parameter.name, self.gone.parameter.name
 
-    def fill(self, slots: Mapping[str, Mapping[str, Array]], slot: str, made: Array) -> None:
-        """Write a slot of both into that of the twin's bias: their mean, and of averages of weights the sum.
+    def fill(self, slots: Mapping[str, Mapping[str, Array]], slot: str, out: Array) -> None:
+        """Write the mean of both biases' slots to the slot of the twin's bias; for averages of weights, the sum.
 
-        The mean, because roundings have set the two apart: what that changes is the square of a rounding.
+        The mean, because rounding has moved the two apart: the error is the square of a rounding.
         """
-        one, two = (piece.read(slots[piece.parameter.name][slot]) for piece in (self.kept, self.gone))
-        both = one + two if slot == "average" else (one + two) / one.dtype.type(2)
-        self.target.write(both.reshape(self.target.shape), made)
+        kept, gone = (piece.read(slots[piece.parameter.name][slot]) for piece in (self.kept, self.gone))
+        joined = kept + gone if slot == "average" else (kept + gone) / kept.dtype.type(2)
+        self.target.write(joined.reshape(self.target.shape), out)
 
 
 def recurrent_biases(pairs: Sequence[Pair]) -> list[Parameter]:
     """Return the second biases of the source that have no place in the target."""
     return [
-        pair.source.pieces["recurrent_bias"].parameter
+        pair.source.slices["recurrent_bias"].parameter
         for pair in pairs
-        if "recurrent_bias" in pair.source.pieces and "recurrent_bias" not in pair.target.pieces
+        if "recurrent_bias" in pair.source.slices and "recurrent_bias" not in pair.target.slices
     ]
 
 
-def joined(state: OptimizerState, pairs: Sequence[Pair], problems: Problems) -> list[Joined]:
-    """Return the biases that become one; what can't is added to ``problems``."""
-    trained, found = set(state.names), []
+def find_joined_biases(state: OptimizerState, pairs: Sequence[Pair], problems: Problems) -> list[JoinedBias]:
+    """Return the pairs of biases that become one; add those that can't to ``problems``."""
+    trained, biases = set(state.names), []
     for pair in pairs:
-        gone, kept = pair.source.pieces.get("recurrent_bias"), pair.source.pieces.get("bias")
-        theirs = pair.target.pieces.get("bias")
-        if gone is None or gone.parameter.name not in trained or "recurrent_bias" in pair.target.pieces:
+        gone, kept = pair.source.slices.get("recurrent_bias"), pair.source.slices.get("bias")
+        target = pair.target.slices.get("bias")
+        if gone is None or gone.parameter.name not in trained or "recurrent_bias" in pair.target.slices:
             continue
         why = _why_not(state, kept, gone)
-        if kept is not None and theirs is not None and not why:
-            found.append(Joined(theirs, kept, gone))
+        if kept is not None and target is not None and not why:
+            biases.append(JoinedBias(target, kept, gone))
             continue
         problems.add(
             HandoffError,
@@ -75,39 +75,39 @@ def joined(state: OptimizerState, pairs: Sequence[Pair], problems: Problems) -> 
             f"are added up move twice as fast as one, and {why or 'there is no bias there'}",
             fix=f"train only one of them: requires_grad_(False) for {gone.parameter.name!r}, and leave it out",
         )
-    return found
+    return biases
 
 
 def _why_not(state: OptimizerState, kept: ParamSlice | None, gone: ParamSlice) -> str:
-    """Return why one bias can't move as the sum of the two does."""
+    """Return why one bias can't move as the sum of the two does; "" if it can."""
     if kept is None or kept.parameter.name not in state.names:
         return "only one of them is trained"
-    one, two = kept.parameter.name, gone.parameter.name
-    group = state.group_of(one)
-    if group is not state.group_of(two):
+    first_name, second_name = kept.parameter.name, gone.parameter.name
+    group = state.group_of(first_name)
+    if group is not state.group_of(second_name):
         return "they are in two parameter groups"
     if group.rule not in GRADIENTS_ALONE:
         return f"{group.rule} looks at the weights as well"
     if group.hyper.get("weight_decay") and group.variant.get("decay") == "coupled":
         return "weight decay acts on their gradients"
-    mine, theirs = state.slots[one], state.slots[two]
-    same = all(distance(mine[slot], theirs[slot]) <= tolerance(mine[slot]) for slot in mine if slot != "average")
+    first, second = state.slots[first_name], state.slots[second_name]
+    same = all(distance(first[slot], second[slot]) <= tolerance(first[slot]) for slot in first if slot != "average")
     return "" if same else "their slots differ, as those of two that were trained otherwise before"
 
 
-def doubled(groups: Sequence[OptimizerGroup], names: Collection[str]) -> tuple[OptimizerGroup, ...]:
+def double_lr(groups: Sequence[OptimizerGroup], names: Collection[str]) -> tuple[OptimizerGroup, ...]:
     """Return the groups with twice the learning rate for these parameters; they decay as before.
 
-    In the norm of all gradients, theirs counts twice.
+    Their gradients count twice in the norm of all gradients.
     """
-    made = []
+    split = []
     for group in groups:
         hyper = {**group.hyper, "learning_rate": 2 * group.hyper["learning_rate"]}
         if hyper.get("weight_decay"):
             hyper["weight_decay"] = hyper["weight_decay"] / 2
-        mine = tuple(name for name in group.names if name in names)
+        doubled = tuple(name for name in group.names if name in names)
         rest = tuple(name for name in group.names if name not in names)
-        made.append(replace(group, names=rest))
+        split.append(replace(group, names=rest))
         variant = {**group.variant, "counts": 2}
-        made.append(replace(group, names=mine, hyper=hyper, variant=variant, factor=2 * group.factor))
-    return tuple(group for group in made if group.names)
+        split.append(replace(group, names=doubled, hyper=hyper, variant=variant, factor=2 * group.factor))
+    return tuple(group for group in split if group.names)

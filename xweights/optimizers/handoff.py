@@ -1,7 +1,7 @@
-"""``handoff``: a half-trained experiment into another framework, as if nothing had happened.
+"""``handoff``: move a half-trained experiment to another framework, where training continues.
 
-The order: the source's optimizer is read; the weights are ported, with proof; the state takes the same way; the
-target's optimizer is built or filled. Whatever goes wrong, both sides are as they were.
+The order: read the source's optimizer; port the weights, with proof; remap the state the same way; build or fill the
+target's optimizer. If anything fails, both sides are as they were.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from xweights.core.names import Names
 from xweights.core.parameter import Parameter
-from xweights.core.renaming import Names
 from xweights.edit.read import parameters
 from xweights.edit.undo import snapshot
 from xweights.errors import ArgumentError, HandoffError, PortError, Problems
-from xweights.optimizers.biases import joined
+from xweights.optimizers.biases import find_joined_biases
 from xweights.optimizers.get_set import check_step
-from xweights.optimizers.protocol import Grade, Optimizing, Part, Training, optimizing_for, side_of
+from xweights.optimizers.protocol import Grade, Optimizing, Part, Training, optimizing_for, to_training
 from xweights.optimizers.remap import remap_state
 from xweights.optimizers.reports import HandoffReport
 from xweights.optimizers.state import OptimizerState
 from xweights.porting.matching.outputs import OutputMap
 from xweights.porting.matching.search import Pair
-from xweights.porting.port import Attributes, ported
+from xweights.porting.port import Attributes, port_models
 from xweights.porting.reports import PortReport
 from xweights.porting.session import Run
 
@@ -44,16 +44,16 @@ def handoff(
     """Hand a half-trained experiment to another framework: weights, optimizer, schedule, clipping and averages.
 
     Args:
-        source: ``(model, optimizer)`` or :class:`Training`, where more belongs to the experiment. It stays as it is.
+        source: ``(model, optimizer)``, or :class:`Training` if more belongs to the experiment. It stays unchanged.
         target: Likewise; with None for the optimizer one is built, which the report has.
         sample: What the source is called with, to prove the port of the weights; see :func:`port`.
-        grade: "exact": training goes on within the rounding floor, by the framework's own class, by one with a hook
-            before its step, or by an optimizer that follows the foreign rule. "stock": by the framework's own class
-            without any help, or HandoffError. "weights": the weights alone, which is said loudly.
+        grade: "exact": training continues within the rounding floor, by the framework's own class, by that class with a
+            hook before its step, or by an optimizer that follows the foreign rule. "stock": by the framework's own
+            class without any help, or HandoffError. "weights": the weights alone, which the report says loudly.
         step: How many updates the source's optimizer has made, where it doesn't count them (PyTorch's SGD and Muon).
         sample_target: As for :func:`port`, and so are the next three.
         names: Known pairs.
-        attributes: What is done where settings that are no weights differ.
+        attributes: "check", "fix" or "ignore" settings that are no weights and differ.
         outputs: Which output is which.
 
     Close (rtol 1e-5 in float32, 1e-12 in float64, after 20 steps): the floor is what the order of additions leaves
@@ -70,31 +70,31 @@ def handoff(
     if grade not in ("stock", "exact", "weights"):
         raise ArgumentError(f'grade= is "stock", "exact" or "weights"\ngot: {grade!r}')
     check_step(step)
-    mine, theirs = side_of(source, "source"), side_of(target, "target")
-    if mine.model is theirs.model:
+    source_side, target_side = to_training(source, "source"), to_training(target, "target")
+    if source_side.model is target_side.model:
         raise HandoffError("source and target are the same model\nFix: xw.set_optimizer exchanges its optimizer")
-    backends = optimizing_for(mine.model, "source"), optimizing_for(theirs.model, "target")
+    backends = optimizing_for(source_side.model, "source"), optimizing_for(target_side.model, "target")
     state = None
     if grade != "weights":
-        state = backends[0].read(mine, parameters(mine.model), step)
-    work = Handing(mine, theirs, backends, grade)
-    before = snapshot(theirs.model)
-    work.undo.append(before.restore)
-    work.undo.append(backends[1].backup(theirs.optimizer))
+        state = backends[0].read(source_side, parameters(source_side.model), step)
+    transfer = StateTransfer(source_side, target_side, backends, grade)
+    before = snapshot(target_side.model)
+    transfer.undo.append(before.restore)
+    transfer.undo.append(backends[1].backup(target_side.optimizer))
     try:
         options = (sample, sample_target, ..., names, attributes, outputs)
-        report, pairs, run = ported(mine.model, theirs.model, *options)
-        work.undo += [partial(run.target.porting.set_attribute, *one) for one in run.undo]
-        return work.finished(state, report, pairs, run)
+        report, pairs, run = port_models(source_side.model, target_side.model, *options)
+        transfer.undo += [partial(run.target.porting.set_attribute, *setting) for setting in run.undo]
+        return transfer.finish(state, report, pairs, run)
     except BaseException:
-        for undo in reversed(work.undo):
+        for undo in reversed(transfer.undo):
             undo()
         raise
 
 
 @dataclass
-class Handing:
-    """One hand-off under way."""
+class StateTransfer:
+    """One hand-off in progress, with what undoes it."""
 
     source: Training
     target: Training
@@ -102,108 +102,124 @@ class Handing:
     grade: Grade
     undo: list[Callable[[], None]] = field(default_factory=list)
 
-    def finished(
+    def finish(
         self, state: OptimizerState | None, report: PortReport, pairs: Sequence[Pair], run: Run
     ) -> HandoffReport:
-        """Do what comes after the weights."""
+        """Transfer everything but the weights, which are ported already, and return the report."""
         training = Training(self.target.model, self.target.optimizer)
-        weights = Part("weights", "exact", _proof(report))
+        weights = Part("weights", "exact", _describe_proof(report))
         if state is None:
-            lost = Part("optimizer", "impossible", "not handed over: its slots, its steps and its schedule begin anew")
+            lost = Part("optimizer", "impossible", "not handed over: its slots, its steps and its schedule start over")
             return HandoffReport(training, "weights", (weights, lost), report)
-        here = remap_state(state, pairs)
+        remapped = remap_state(state, pairs)
         own = parameters(self.target.model)
-        route = self.backends[1].plan(here, own, self.target.optimizer, self.grade)
+        route = self.backends[1].plan(remapped, own, self.target.optimizer, self.grade)
         problems = Problems(f"this experiment can't be handed over with grade={self.grade!r}, and nothing was changed")
         for text in route.refusals:
             first, _, fix = text.partition("\nFix: ")
             problems.add(HandoffError, first, fix=fix or None)
         problems.check()
-        settings = self._settings(report, run)
-        statistics, release = self._statistics(pairs)
-        written = self.backends[1].write(self.target, here, own, route, self.grade)
+        settings = self._copy_settings(report, run)
+        statistics, release = self._match_statistics(pairs)
+        written = self.backends[1].write(self.target, remapped, own, route, self.grade)
         training = replace(
             training, optimizer=written.optimizer, scheduler=written.scheduler, ema=written.ema,
-            micro_steps=here.micro_steps, micro_done=here.micro_done,
+            micro_steps=remapped.micro_steps, micro_done=remapped.micro_done,
         )  # fmt: skip
-        parts = (weights, *route.parts, *_biases(state, pairs), *settings, *statistics, *self._dropouts(run))
-        trained = {p.name for p in own if p.trainable} - set(here.names)
-        left = [f"not updated, because the source doesn't train it: {', '.join(sorted(trained))}"] if trained else []
-        notes = (*route.notes, *left, *self._narrowed(own))
+        parts = (
+            weights,
+            *route.parts,
+            *_report_biases(state, pairs),
+            *settings,
+            *statistics,
+            *self._report_dropouts(run),
+        )
+        untrained = {p.name for p in own if p.trainable} - set(remapped.names)
+        left = (
+            [f"not updated, because the source doesn't train it: {', '.join(sorted(untrained))}"] if untrained else []
+        )
+        notes = (*route.notes, *left, *self._report_reduced_precision(own))
         return HandoffReport(
-            training, self.grade, parts, report, here.updates, notes, (written.release, *release)
+            training, self.grade, parts, report, remapped.updates, notes, (written.release, *release)
         )  # fmt: skip
 
-    def _dropouts(self, run: Run) -> list[Part]:
+    def _report_dropouts(self, run: Run) -> list[Part]:
         sides = zip((run.source, run.target), self.backends, strict=True)
-        drops = [one.path for side, backend in sides for one in side.records if backend.drops(one.layer)]
+        drops = [record.path for side, backend in sides for record in side.records if backend.drops(record.layer)]
         if not drops:
             return []
         streams = f"random streams have no counterpart ({', '.join(dict.fromkeys(drops))})"
         return [Part("dropout", "impossible", f"{streams}: xw.dropout_mask draws equal masks in all frameworks")]
 
-    def _narrowed(self, own: Sequence[Parameter]) -> list[str]:
-        """Say so where a framework computes in less than the dtype of the weights."""
+    def _report_reduced_precision(self, own: Sequence[Parameter]) -> list[str]:
+        """Return a note for each side that computes in a narrower dtype than that of its weights."""
         dtypes = dict.fromkeys(p.dtype.name for p in own if p.floating)
         sides = zip(("source", "target"), self.backends, strict=True)
         return [
-            f"the {side}'s {one.name} computes {dtype} in {one.computed(dtype)} in places: so far the sides agree"
-            for side, one in sides
+            f"the {side}'s {backend.name} computes {dtype} in {backend.compute_dtype(dtype)} in places: "
+            "the sides agree to that precision only"
+            for side, backend in sides
             for dtype in dtypes
-            if one.computed(dtype) != dtype
+            if backend.compute_dtype(dtype) != dtype
         ]
 
-    def _settings(self, report: PortReport, run: Run) -> list[Part]:
-        """Give the target's layers the source's settings that matter in training only."""
+    def _copy_settings(self, report: PortReport, run: Run) -> list[Part]:
+        """Copy the source's settings that matter only in training to the target's layers."""
         records = {record.path: record for record in run.target.records}
         records |= {unit.path: unit.record for unit in run.target.units}
         problems = Problems("this experiment can't be handed over, and nothing was changed")
         parts = []
-        for one in report.differences:
-            if not one.training or one.fixed:
+        for difference in report.differences:
+            if not difference.training or difference.fixed:
                 continue
-            record = records[one.target]
+            record = records[difference.target]
             try:
-                run.target.porting.set_attribute(record, one.name, one.expected)
+                run.target.porting.set_attribute(record, difference.name, difference.expected)
             except (PortError, TypeError):
-                problems.add(HandoffError, f"{one}, and can't be set")
+                problems.add(HandoffError, f"{difference}, and can't be set")
                 continue
-            self.undo.append(partial(run.target.porting.set_attribute, record, one.name, one.got))
-            parts.append(Part(f"{one.name} of {one.target}", "exact", f"set from {one.got} to {one.expected}"))
+            self.undo.append(partial(run.target.porting.set_attribute, record, difference.name, difference.got))
+            parts.append(
+                Part(
+                    f"{difference.name} of {difference.target}",
+                    "exact",
+                    f"set from {difference.got} to {difference.expected}",
+                )
+            )
         problems.check()
         return parts
 
-    def _statistics(self, pairs: Sequence[Pair]) -> tuple[list[Part], list[Callable[[], None]]]:
+    def _match_statistics(self, pairs: Sequence[Pair]) -> tuple[list[Part], list[Callable[[], None]]]:
         """Have batch normalizations of the target collect variances as those of the source do."""
-        found = [(pair.source.record.layer, pair.target.record.layer) for pair in pairs]
+        layer_pairs = [(pair.source.record.layer, pair.target.record.layer) for pair in pairs]
         kinds = [pair.target.kind for pair in pairs]
-        norms = [one for one, kind in zip(found, kinds, strict=True) if kind == "batch_norm"]
+        norms = [layers for layers, kind in zip(layer_pairs, kinds, strict=True) if kind == "batch_norm"]
         if not norms:
             return [], []
-        wanted = self.backends[0].unbiased([one for one, _ in norms])
-        layers = [other for _, other in norms]
-        word = "unbiased" if wanted else "biased"
-        if self.backends[1].unbiased(layers) == wanted:
-            return [Part("moving variances", "stock", f"both sides collect the {word} variance")], []
+        unbiased = self.backends[0].collects_unbiased([source for source, _ in norms])
+        layers = [target for _, target in norms]
+        kind = "unbiased" if unbiased else "biased"
+        if self.backends[1].collects_unbiased(layers) == unbiased:
+            return [Part("moving variances", "stock", f"both sides collect the {kind} variance")], []
         if self.grade == "stock":
             raise HandoffError(
                 f"this experiment can't be handed over with grade='stock', and nothing was changed\n"
-                f"  - the source's batch normalizations collect the {word} variance, the target's the other\n"
+                f"  - the source's batch normalizations collect the {kind} variance, the target's the other\n"
                 "Fix: grade='exact'"
             )
-        release = self.backends[1].statistics(self.target.model, layers, unbiased=wanted)
+        release = self.backends[1].set_statistics(self.target.model, layers, unbiased=unbiased)
         self.undo.append(release)
-        return [Part("moving variances", "exact (hook)", f"collected {word}, as the source does")], [release]
+        return [Part("moving variances", "exact (hook)", f"collected {kind}, as the source does")], [release]
 
 
-def _biases(state: OptimizerState, pairs: Sequence[Pair]) -> list[Part]:
+def _report_biases(state: OptimizerState, pairs: Sequence[Pair]) -> list[Part]:
     return [
-        Part("two biases", "exact", f"{' and '.join(one.source_names)} became {one.name}, which moves twice as fast")
-        for one in joined(state, pairs, Problems(""))
+        Part("two biases", "exact", f"{' and '.join(bias.source_names)} became {bias.name}, which moves twice as fast")
+        for bias in find_joined_biases(state, pairs, Problems(""))
     ]
 
 
-def _proof(report: PortReport) -> str:
+def _describe_proof(report: PortReport) -> str:
     if report.max_error is None:
         return "moved to the bit; pass sample= to have the forwards compared"
     return f"moved to the bit; the forwards differ by {report.max_error:.1e}"

@@ -1,8 +1,8 @@
-"""Learning rates over the steps of an experiment: one definition for every framework.
+"""Learning-rate schedules, defined once for every framework.
 
-Steps count from 0: the rate of the first update is ``at(0)``. The formulas are those of Keras' schedules; their one
-definition, written in functions that NumPy and the frameworks name alike, is evaluated in float32 or float64, as the
-framework that a schedule comes from does.
+Steps count from 0: the learning rate of the first update is ``at(0)``. The formulas are those of Keras' schedules,
+written in functions that have the same names in NumPy and in the frameworks, and evaluated in float32 or float64, as
+the framework that a schedule comes from does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from xweights.core.casting import is_number
 from xweights.core.dtypes import Array
 from xweights.errors import ArgumentError, near
 
-# What each kind must be given, and what it may be given.
+# Required and optional settings of each kind.
 KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "constant": ((), {}),
     "exponential": (("steps", "decay"), {"staircase": False}),
@@ -33,15 +33,15 @@ KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class LRSchedule:
-    """A learning rate as a function of the step, as data: made by :func:`schedule`, or read from an optimizer.
+    """A learning rate as a function of the step, as data, from :func:`schedule` or read from an optimizer.
 
     Attributes:
-        kind: What it is, as for :func:`schedule`.
-        rate: The rate at step 0 (of a warm-up: where it begins).
-        options: What else the kind takes.
+        kind: The kind of schedule, as for :func:`schedule`.
+        rate: The learning rate at step 0 (of a warm-up: where it begins).
+        options: The other settings of the kind.
         precision: "float32" (as Keras evaluates) or "float64".
-        live: Asks the framework that it comes from, where a formula would differ in a last bit; not saved.
-        known: What that framework answered for the steps from ``first_known`` on, where it was saved.
+        live: A function that asks the framework it comes from, where a formula would differ in a last bit; not saved.
+        known: Values of that framework for the steps from ``first_known`` on, recorded when it was saved.
 
     Example:
         >>> import xweights as xw
@@ -58,7 +58,7 @@ class LRSchedule:
     live: Callable[[int], float] | None = field(default=None, repr=False, compare=False)
 
     def at(self, step: int) -> float:
-        """Return the rate of a step, counted from 0.
+        """Return the learning rate of a step, counted from 0.
 
         Example:
             >>> import xweights as xw
@@ -71,12 +71,12 @@ class LRSchedule:
             return float(self.known[step - self.first_known])
         kind = np.dtype(self.precision).type
         with np.errstate(all="ignore"):
-            return float(rate_of(np, self, kind(step), kind))
+            return float(evaluate_schedule(np, self, kind(step), kind))
 
     __call__ = at
 
     def tabulated(self, first: int, count: int = 1000) -> LRSchedule:
-        """Return the same schedule with the next values written down, for where its framework isn't at hand.
+        """Return the same schedule with its next values recorded, for use without its framework.
 
         Example:
             >>> import xweights as xw
@@ -89,7 +89,7 @@ class LRSchedule:
         return replace(self, known=known, first_known=first, live=None)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what :meth:`from_json` reads, without the known values."""
+        """Return the data that :meth:`from_json` reads, without the known values."""
         options = {key: _plain(value) for key, value in self.options.items()}
         return {"kind": self.kind, "rate": self.rate, "options": options, "precision": self.precision,
                 "first_known": self.first_known}  # fmt: skip
@@ -105,10 +105,10 @@ def schedule(kind: str, rate: float = 0.0, **options: Any) -> LRSchedule:
 
     Args:
         kind: "constant"; "exponential" and "inverse_time" (steps, decay, staircase); "piecewise" (boundaries, values:
-            value i up to and with boundary i); "polynomial" (steps, end, power, cycle); "cosine" (steps, alpha,
-            warmup_target, warmup_steps; after the last step it stays, unless climbs=True); "cosine_restarts"
-            (steps, t_mul, m_mul, alpha); "table" (values: one a step, the last one stays).
-        rate: The rate at step 0, >= 0.
+            value i up to and including boundary i); "polynomial" (steps, end, power, cycle); "cosine" (steps, alpha,
+            warmup_target, warmup_steps; constant after the last step, unless climbs=True); "cosine_restarts"
+            (steps, t_mul, m_mul, alpha); "table" (values: one per step, the last one stays).
+        rate: The learning rate at step 0, >= 0.
         options: See ``kind``; steps are optimizer updates (in Keras: calls of the optimizer), counted from 0.
 
     Close (rtol 5e-7): cosines differ in the last bit of float32 between frameworks; the other kinds are equal.
@@ -130,85 +130,85 @@ def schedule(kind: str, rate: float = 0.0, **options: Any) -> LRSchedule:
     for name in needed:
         if name not in options:
             raise ArgumentError(f"a {kind} schedule needs {name}=\nFix: pass {name}=")
-    made = {**optional, **{key: _plain(value) for key, value in options.items()}}
-    if "steps" in made and not (is_number(made["steps"]) and made["steps"] > 0):
-        raise ArgumentError(f"steps= is a number > 0\ngot: {made['steps']!r}")
-    if kind == "piecewise" and len(made["values"]) != len(made["boundaries"]) + 1:
+    settings = {**optional, **{key: _plain(value) for key, value in options.items()}}
+    if "steps" in settings and not (is_number(settings["steps"]) and settings["steps"] > 0):
+        raise ArgumentError(f"steps= is a number > 0\ngot: {settings['steps']!r}")
+    if kind == "piecewise" and len(settings["values"]) != len(settings["boundaries"]) + 1:
         raise ArgumentError(
             "values= has one more entry than boundaries=\n"
-            f"got:      {len(made['values'])}\nexpected: {len(made['boundaries']) + 1}"
+            f"got:      {len(settings['values'])}\nexpected: {len(settings['boundaries']) + 1}"
         )
-    if kind in ("piecewise", "table") and not len(made["values"]):
+    if kind in ("piecewise", "table") and not len(settings["values"]):
         raise ArgumentError("values= is empty")
     if kind in ("piecewise", "table"):
-        rate = made["values"][0]
-    return LRSchedule(kind, float(rate), made)
+        rate = settings["values"][0]
+    return LRSchedule(kind, float(rate), settings)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def rate_of(xp: Any, given: LRSchedule, step: Any, number: Callable[[Any], Any]) -> Any:
-    """Return the rate of a step, in functions of ``xp``; ``number`` makes a scalar of the dtype that is computed in."""
-    o = given.options
-    rate = number(given.rate)
-    if given.kind == "constant":
-        return rate
-    if given.kind in ("exponential", "inverse_time"):
+def evaluate_schedule(xp: Any, schedule: LRSchedule, step: Any, number: Callable[[Any], Any]) -> Any:
+    """Return the learning rate of a step, by functions of ``xp``; ``number`` makes a scalar of the computing dtype."""
+    o = schedule.options
+    lr = number(schedule.rate)
+    if schedule.kind == "constant":
+        return lr
+    if schedule.kind in ("exponential", "inverse_time"):
         past = step / number(o["steps"])
         past = xp.floor(past) if o["staircase"] else past
         decay = number(o["decay"])
-        return rate * xp.power(decay, past) if given.kind == "exponential" else rate / (number(1) + decay * past)
-    if given.kind == "piecewise":
-        made = number(o["values"][-1])
+        return lr * xp.power(decay, past) if schedule.kind == "exponential" else lr / (number(1) + decay * past)
+    if schedule.kind == "piecewise":
+        lr = number(o["values"][-1])
         for boundary, value in zip(reversed(o["boundaries"]), reversed(o["values"][:-1]), strict=True):
-            made = xp.where(step <= number(boundary), number(value), made)
-        return made
-    if given.kind == "polynomial":
-        return _polynomial(xp, o, rate, step, number)
-    if given.kind == "cosine":
-        return _cosine(xp, o, rate, step, number)
-    if given.kind == "cosine_restarts":
-        return _restarts(xp, o, rate, step, number)
+            lr = xp.where(step <= number(boundary), number(value), lr)
+        return lr
+    if schedule.kind == "polynomial":
+        return _polynomial(xp, o, lr, step, number)
+    if schedule.kind == "cosine":
+        return _cosine(xp, o, lr, step, number)
+    if schedule.kind == "cosine_restarts":
+        return _cosine_restarts(xp, o, lr, step, number)
     values = [number(value) for value in o["values"]]
-    place = xp.minimum(step, number(len(values) - 1))
-    return xp.take(xp.stack(values), xp.floor(place).astype("int64") if xp is np else xp.cast(place, "int32"))
+    index = xp.minimum(step, number(len(values) - 1))
+    return xp.take(xp.stack(values), xp.floor(index).astype("int64") if xp is np else xp.cast(index, "int32"))
 
 
-def _polynomial(xp: Any, o: Mapping[str, Any], rate: Any, step: Any, number: Callable[[Any], Any]) -> Any:
+def _polynomial(xp: Any, o: Mapping[str, Any], lr: Any, step: Any, number: Callable[[Any], Any]) -> Any:
     end, steps = number(o["end"]), number(o["steps"])
     if o["cycle"]:
         steps = steps * xp.where(step == 0, number(1), xp.ceil(step / steps))
     else:
         step = xp.minimum(step, steps)
-    return (rate - end) * xp.power(number(1) - step / steps, number(o["power"])) + end
+    return (lr - end) * xp.power(number(1) - step / steps, number(o["power"])) + end
 
 
-def _cosine(xp: Any, o: Mapping[str, Any], rate: Any, step: Any, number: Callable[[Any], Any]) -> Any:
+def _cosine(xp: Any, o: Mapping[str, Any], lr: Any, step: Any, number: Callable[[Any], Any]) -> Any:
     steps, warm = number(o["steps"]), number(o["warmup_steps"])
-    high = rate if o["warmup_target"] is None else number(o["warmup_target"])
-    begun = step if o["warmup_target"] is None else step - warm
+    high = lr if o["warmup_target"] is None else number(o["warmup_target"])
+    elapsed = step if o["warmup_target"] is None else step - warm
     if not o["climbs"]:
-        begun = xp.minimum(begun, steps)
-    wave = number(0.5) * (number(1) + xp.cos(number(math.pi) * (begun / steps)))
-    made = high * (number(1 - o["alpha"]) * wave + number(o["alpha"]))
+        elapsed = xp.minimum(elapsed, steps)
+    wave = number(0.5) * (number(1) + xp.cos(number(math.pi) * (elapsed / steps)))
+    decayed = high * (number(1 - o["alpha"]) * wave + number(o["alpha"]))
     if o["warmup_target"] is None or not o["warmup_steps"]:
-        return made
-    return xp.where(step < warm, (high - rate) * (step / warm) + rate, made)
+        return decayed
+    return xp.where(step < warm, (high - lr) * (step / warm) + lr, decayed)
 
 
-def _restarts(xp: Any, o: Mapping[str, Any], rate: Any, step: Any, number: Callable[[Any], Any]) -> Any:
+def _cosine_restarts(xp: Any, o: Mapping[str, Any], lr: Any, step: Any, number: Callable[[Any], Any]) -> Any:
     past = step / number(o["steps"])
-    grow = number(o["t_mul"])
+    growth = number(o["t_mul"])
     if o["t_mul"] == 1:
-        turns = xp.floor(past)
-        past = past - turns
+        restarts = xp.floor(past)
+        past = past - restarts
     else:
-        turns = xp.floor(xp.log(number(1) - past * (number(1) - grow)) / xp.log(grow))
-        past = (past - (number(1) - xp.power(grow, turns)) / (number(1) - grow)) / xp.power(grow, turns)
-    height = xp.power(number(o["m_mul"]), turns)
+        restarts = xp.floor(xp.log(number(1) - past * (number(1) - growth)) / xp.log(growth))
+        past = (past - (number(1) - xp.power(growth, restarts)) / (number(1) - growth)) / xp.power(growth, restarts)
+    height = xp.power(number(o["m_mul"]), restarts)
     wave = number(0.5) * height * (number(1) + xp.cos(number(math.pi) * past))
-    return rate * (number(1 - o["alpha"]) * wave + number(o["alpha"]))
+    return lr * (number(1 - o["alpha"]) * wave + number(o["alpha"]))

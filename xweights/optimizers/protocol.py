@@ -1,4 +1,4 @@
-"""What a backend tells and does about its optimizers."""
+"""Protocol and data types of a hand-off, implemented by each backend for its optimizers."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Step = Callable[[Any, Any], float]
 
 @dataclass(frozen=True)
 class Training:
-    """One side of a hand-off, where more than an optimizer belongs to it.
+    """One side of a hand-off: a model, its optimizer, and what else belongs to its training.
 
     Attributes:
         model: Module or model.
-        optimizer: Its optimizer; None for the side that is handed to: one is built.
+        optimizer: Its optimizer; None on the target side: one is built.
         scheduler: PyTorch: the learning-rate scheduler that is stepped once after each update.
         clip: How gradients are clipped outside of the optimizer: ``("global_norm", 1.0)``, ``("norm", 1.0)`` or
             ``("value", 1.0)``, as PyTorch's ``clip_grad_norm_`` and ``clip_grad_value_`` do.
         ema: PyTorch: an ``AveragedModel`` that keeps an exponential average with ``ema_momentum``.
-        ema_momentum: 0 <= momentum < 1; an ``AveragedModel`` doesn't tell it.
-        micro_steps, micro_done: Gradients that are summed up for one update, and how many of the next are in ``.grad``.
+        ema_momentum: 0 <= momentum < 1; an ``AveragedModel`` doesn't expose it.
+        micro_steps, micro_done: Gradients summed for one update, and how many of the next update are in ``.grad``.
 
     Example:
         >>> import torch, xweights as xw
@@ -50,7 +50,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of an experiment, how it went over, and why so."""
+    """One part of an experiment, the grade its transfer got, and why."""
 
     name: str
     grade: str
@@ -59,8 +59,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Route:
-    """How a state gets into an optimizer: the framework's own class ("stock"), with a hook before its step ("hook"),
-    or a class of ours that follows the foreign rule ("shim").
+    """How a state gets into an optimizer.
+
+    ``kind``: the framework's own class ("stock"), that class with a hook before its step ("hook"), or a class of ours
+    that follows the foreign rule ("shim").
     """
 
     kind: str
@@ -69,8 +71,8 @@ class Route:
     notes: tuple[str, ...] = ()
 
 
-def rows_part(state: OptimizerState) -> list[Part]:
-    """Return what to say of embeddings whose source squares the gradients of a row before it adds them up."""
+def embedding_gradient_parts(state: OptimizerState) -> list[Part]:
+    """Return the report part on embeddings whose source squares the gradients of a row before it adds them up."""
     names = [name for group in state.groups if group.variant.get("rows") for name in group.names]
     embeddings = ", ".join(name for name in names if name.rpartition("/")[2] == "embeddings")
     if not embeddings:
@@ -82,10 +84,10 @@ def rows_part(state: OptimizerState) -> list[Part]:
     return [Part("embedding gradients", "impossible", why)]
 
 
-def added_up(state: OptimizerState) -> OptimizerState:
-    """Return the state as it is where the gradients of a row are added up first."""
+def drop_rows_variant(state: OptimizerState) -> OptimizerState:
+    """Return the state without the variant that squares the gradients of a row before adding them up."""
     groups = [
-        replace(group, variant={key: word for key, word in group.variant.items() if key != "rows"})
+        replace(group, variant={key: value for key, value in group.variant.items() if key != "rows"})
         for group in state.groups
     ]
     return replace(state, groups=tuple(groups))
@@ -93,7 +95,7 @@ def added_up(state: OptimizerState) -> OptimizerState:
 
 @dataclass(frozen=True, eq=False)
 class WrittenState:
-    """What was built or filled, and how to take off again what was attached to it."""
+    """The optimizer that was built or filled, and the function that detaches everything attached to it."""
 
     optimizer: Any
     scheduler: Any = None
@@ -103,15 +105,15 @@ class WrittenState:
 
 @runtime_checkable
 class Optimizing(Protocol):
-    """What a backend's ``optimizing()`` returns."""
+    """The optimizer support of a backend, returned by its ``optimizing()``."""
 
     name: str
 
     def read(self, side: Training, parameters: Sequence[Parameter], step: int | None) -> OptimizerState:
-        """Return the state of an optimizer; raise HandoffError or NotBuiltError, everything wrong at once."""
+        """Return the state of an optimizer; raise HandoffError or NotBuiltError with every cause at once."""
 
     def plan(self, state: OptimizerState, parameters: Sequence[Parameter], optimizer: Any, grade: str) -> Route:
-        """Return how a state would get into an optimizer (None: a new one) and what stands against it."""
+        """Return how a state would get into an optimizer (None: a new one), with the reasons for refusal."""
 
     def write(
         self, side: Training, state: OptimizerState, parameters: Sequence[Parameter], route: Route, grade: str
@@ -119,49 +121,55 @@ class Optimizing(Protocol):
         """Build or fill an optimizer."""
 
     def backup(self, optimizer: Any) -> Callable[[], None]:
-        """Return what brings an optimizer back to what it is now, to the bit."""
+        """Return a function that restores the optimizer to its present state, to the bit."""
 
-    def unbiased(self, layers: Sequence[Any]) -> bool:
+    def collects_unbiased(self, layers: Sequence[Any]) -> bool:
         """Return whether these batch normalizations collect the unbiased variance."""
 
-    def statistics(self, model: Any, layers: Sequence[Any], *, unbiased: bool) -> Callable[[], None]:
-        """Have batch normalizations collect the other kind of variance; return what takes it off."""
+    def set_statistics(self, model: Any, layers: Sequence[Any], *, unbiased: bool) -> Callable[[], None]:
+        """Have batch normalizations collect the other kind of variance; return a function that undoes it."""
 
     def drops(self, layer: Any) -> bool:
-        """Return whether a layer changes at random in training what goes through it."""
+        """Return whether a layer changes its inputs at random in training."""
 
     def copy(self, model: Any, dtype: np.dtype[Any] | None) -> Any:
-        """Return a copy of a model, of another dtype if one is given; raise PortError where there can be none."""
+        """Return a copy of a model, in ``dtype`` if given; raise PortError where none can be made."""
 
-    def computed(self, dtype: str) -> str:
-        """Return the dtype that a model of a dtype computes in: float64 may be float32 in places."""
+    def compute_dtype(self, dtype: str) -> str:
+        """Return the dtype that a model of this dtype computes in: float64 may be float32 in places."""
 
-    def trainer(self, side: Training, loss: Any, *, compiled: bool) -> Step:
-        """Return a function that makes one training step on (inputs, wanted), host arrays, and returns the loss."""
+    def make_trainer(self, side: Training, loss: Any, *, compiled: bool) -> Step:
+        """Return a function that makes one training step on host arrays (inputs, expected) and returns the loss."""
+
+
+@runtime_checkable
+class Optimizes(Protocol):
+    """A backend whose optimizers can be read, written and handed over."""
+
+    def optimizing(self) -> Optimizing:
+        """Return the optimizer support; its code is loaded only now."""
 
 
 def optimizing_for(model: Any, what: str) -> Optimizing:
-    """Return what knows the optimizers of a model's framework, or raise TargetError."""
-    made = getattr(backend_for(model), "optimizing", None)
-    if made is None:
+    """Return the optimizer support of a model's framework, or raise TargetError."""
+    backend = backend_for(model)
+    if not isinstance(backend, Optimizes):
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
         raise TargetError(
             f"the {what} of a hand-off is a model of a framework that trains\ngot:      {kind}\n"
             "expected: a PyTorch module or a Keras model"
         )
-    found: Optimizing = made()
-    return found
+    return backend.optimizing()
 
 
-def side_of(given: Any, what: str) -> Training:
-    """Return a side as it may be given: ``(model, optimizer)`` or :class:`Training`."""
-    if isinstance(given, Training):
-        return given
-    if isinstance(given, tuple) and len(given) == 2:
-        return Training(*given)
+def to_training(side: Any, what: str) -> Training:
+    """Return a side, given as ``(model, optimizer)`` or :class:`Training`, as a :class:`Training`."""
+    if isinstance(side, Training):
+        return side
+    if isinstance(side, tuple) and len(side) == 2:
+        return Training(*side)
     raise HandoffError(
-        f"the {what} of a hand-off is (model, optimizer) or Training(model, optimizer, ...)\n"
-        f"got: {type(given).__name__}"
+        f"the {what} of a hand-off is (model, optimizer) or Training(model, optimizer, ...)\ngot: {type(side).__name__}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What comes back from a hand-off, and from its proof."""
+"""Result types of `handoff` and `verify_handoff`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from xweights.porting.reports import PortReport
 
 @dataclass(frozen=True, eq=False)
 class HandoffReport:
-    """What a hand-off did, part by part, and what goes on from here.
+    """The result of a hand-off: what it did, part by part, and the side that training continues with.
 
     Attributes:
-        training: The side that was handed to: its model, its optimizer, and what is to be stepped besides
-            (``scheduler``, ``ema``; None where nothing is).
-        grade: What was asked for.
-        parts: Each part of the experiment, the grade that it got, and why: "stock" (the framework's own class goes on
+        training: The target side: its model, its optimizer, and what else is stepped (``scheduler``, ``ema``; None
+            where nothing is).
+        grade: The grade that was requested.
+        parts: Each part of the experiment, the grade that it got, and why: "stock" (the framework's own class continues
             by itself), "exact (hook)", "exact (shim)", "close", or "impossible".
-        port: How the weights went over.
+        port: The report on the port of the weights.
         updates: How many updates the optimizer has made.
-        notes: What else is worth knowing.
+        notes: Further remarks.
 
     Example:
         >>> import torch, xweights as xw
@@ -44,18 +44,18 @@ class HandoffReport:
 
     @property
     def optimizer(self) -> Any:
-        """The optimizer that goes on."""
+        """The optimizer that continues."""
         return self.training.optimizer
 
     @property
     def exact(self) -> bool:
-        """True if every part goes on as if nothing had happened."""
+        """True if every part continues exactly as it would have on the source side."""
         return self.grade != "weights" and all(part.grade not in ("impossible", "close") for part in self.parts)
 
     def release(self) -> None:
-        """Take off everything that was attached: the optimizer and the layers go on in their framework's own way."""
-        for one in self._release:
-            one()
+        """Detach everything that was attached; the optimizer and the layers continue as their framework has them."""
+        for release in self._release:
+            release()
 
     def to_json(self) -> str:
         """Return the report as JSON."""
@@ -88,7 +88,7 @@ class HandoffReport:
     __repr__ = __str__
 
 
-# How many times the difference of two forwards that of the weights may be, where a framework's constants are float32.
+# How many times the forwards' difference the weights may differ by, where a framework keeps constants in float32.
 COARSE = 1_000
 
 
@@ -106,8 +106,8 @@ class Row:
 class Trained:
     """Both sides after some steps in one dtype.
 
-    ``loss``: the largest relative difference of a loss, and its floor; ``forward``: that of the first loss, which comes
-    before any update.
+    ``loss`` is the largest relative difference of a loss, ``loss_floor`` its floor; ``forward`` is the difference of
+    the first loss, which comes before any update.
     """
 
     dtype: str
@@ -118,7 +118,7 @@ class Trained:
 
     @property
     def coarse(self) -> bool:
-        """Whether the two forwards differ in float64 by more than rounding, before anything is trained."""
+        """True if the two forwards differ in float64 by more than rounding, before anything is trained."""
         return self.dtype == "float64" and self.forward > 1e-13
 
     @property
@@ -134,13 +134,13 @@ class Trained:
 
 @dataclass(frozen=True)
 class HandoffProof:
-    """Both sides of a hand-off, trained on from there, against the rounding floor.
+    """The difference of both sides of a hand-off after further training, against the rounding floor.
 
     Attributes:
         steps: How many steps both sides made.
-        trained: For each dtype: every parameter's difference and floor, and the losses'.
+        trained: For each dtype: the difference and floor of every parameter, and of the losses.
         limit: How many times the floor a difference may be.
-        notes: What couldn't be measured, and why.
+        notes: Measurements that couldn't be made, and why.
 
     Example:
         >>> import xweights as xw
@@ -156,16 +156,16 @@ class HandoffProof:
     @property
     def ok(self) -> bool:
         """True if no difference is more than ``limit`` times the floor, nor any in float64 more than 1e-12."""
-        return bool(self.trained) and all(self._holds(one) for one in self.trained)
+        return bool(self.trained) and all(self._holds(trained) for trained in self.trained)
 
-    def _holds(self, one: Trained) -> bool:
-        # A floor of 0 happens where a rule has no use for last bits; two of them are no difference.
-        least = {"float64": 4.4e-16, "float32": 2.4e-7}.get(one.dtype, 1e-2)
-        if one.coarse:
-            return one.difference <= COARSE * one.forward
-        if one.dtype == "float64" and one.difference > 1e-12:
+    def _holds(self, trained: Trained) -> bool:
+        # The floor is 0 where a rule drops the last bits; a difference of two last bits is none.
+        least = {"float64": 4.4e-16, "float32": 2.4e-7}.get(trained.dtype, 1e-2)
+        if trained.coarse:
+            return trained.difference <= COARSE * trained.forward
+        if trained.dtype == "float64" and trained.difference > 1e-12:
             return False
-        return one.difference <= self.limit * max(one.floor, least)
+        return trained.difference <= self.limit * max(trained.floor, least)
 
     def to_json(self) -> str:
         """Return the proof as JSON."""
@@ -180,19 +180,19 @@ class HandoffProof:
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         rows = []
-        for one in self.trained:
-            for row in sorted(one.rows, key=lambda row: -row.difference):
-                apart = "no true gradient: its updates are noise" if row.noise else ""
-                rows.append([one.dtype, row.name, f"{row.difference:.1e}", f"{row.floor:.1e}", apart])
-            rows.append([one.dtype, "(loss)", f"{one.loss:.1e}", f"{one.loss_floor:.1e}", ""])
+        for trained in self.trained:
+            for row in sorted(trained.rows, key=lambda row: -row.difference):
+                remark = "no true gradient: its updates are noise" if row.noise else ""
+                rows.append([trained.dtype, row.name, f"{row.difference:.1e}", f"{row.floor:.1e}", remark])
+            rows.append([trained.dtype, "(loss)", f"{trained.loss:.1e}", f"{trained.loss_floor:.1e}", ""])
         return ["dtype", "parameter", "difference", "floor", "remark"], rows
 
     def __str__(self) -> str:
         coarse = [
-            f"in {one.dtype} the losses differ by {one.forward:.1e} before any update: a framework keeps constants in "
-            f"float32 (a scale of attention, an epsilon); {COARSE:,} times that was allowed"
-            for one in self.trained
-            if one.coarse
+            f"in {trained.dtype} the losses differ by {trained.forward:.1e} before any update: a framework keeps "
+            f"constants in float32 (a scale of attention, an epsilon); {COARSE:,} times that was allowed"
+            for trained in self.trained
+            if trained.coarse
         ]
         notes = (f"  - {note}" for note in (*coarse, *self.notes))
         return "\n".join([render(*self._table()), "", self._headline(), *notes])

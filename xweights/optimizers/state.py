@@ -1,7 +1,6 @@
-"""The state of an optimizer, in neutral words.
+"""The state of an optimizer, free of any framework.
 
-Slots lie in neutral order under the neutral name of their parameter, as the rule keeps them;
-:meth:`OptimizerState.free_slots` gives them free of the learning rate.
+Slots are in neutral order under the neutral name of their parameter, as the rule keeps them.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from xweights.files.save import save
 from xweights.optimizers.lr_schedule import LRSchedule
 
 VERSION = 1
-# The array of a file that has the words of a state: JSON, as bytes, because some formats keep arrays only.
-_WORDS = "optimizer_state"
+# The array of a file that has the settings of a state: JSON, as bytes, because some formats keep arrays only.
+_METADATA = "optimizer_state"
 _SCHEDULE = "schedule"
 Slots = Mapping[str, Mapping[str, Array]]
 
@@ -36,9 +35,9 @@ class OptimizerGroup:
         rule: "sgd", "adam", "adamax", "nadam", "rmsprop", "adagrad", "adadelta", "adafactor", "lion", "ftrl", "lamb" or
             "muon".
         names: Neutral names of the parameters.
-        hyper: Hyperparameters in Keras' words, as they were given; ``learning_rate`` as it was evaluated.
+        hyper: Hyperparameters under Keras' names, as they were given; ``learning_rate`` as it was evaluated.
         variant: How the rule is written where frameworks differ (see the page on hand-offs).
-        factor: What the schedule's rate is multiplied by.
+        factor: Factor on the schedule's learning rate.
         last_rate: The learning rate that is in the momentum, where the variant has it inside.
 
     Example:
@@ -74,19 +73,20 @@ class WeightEMA:
 
 @dataclass(frozen=True, eq=False)
 class OptimizerState:
-    """Everything an optimizer knows, free of any framework: read by :func:`get_optimizer`, written by
-    :func:`set_optimizer`.
+    """The whole state of an optimizer, free of any framework.
+
+    :func:`get_optimizer` reads it, :func:`set_optimizer` writes it.
 
     Attributes:
         groups: Rules, names and numbers.
         slots: By parameter and slot, in neutral order, as the rule keeps them (``average``: of the weights;
             ``accumulated``: the sum of gradients in the middle of an update).
         updates: How many updates were made.
-        micro_steps, micro_done: Gradients that make up one update, and how many of the next one are in.
+        micro_steps, micro_done: Gradients that make up one update, and how many of the next one are counted.
         schedule: The learning rate over the steps; None if it is constant.
         clip, moving: Clipping, and a moving average of the weights.
         dtypes: By parameter.
-        factored: By parameter, the two axes that adafactor keeps rows and columns of.
+        factored: By parameter, the two axes of adafactor's rows and columns.
 
     Example:
         >>> import torch, xweights as xw
@@ -108,7 +108,7 @@ class OptimizerState:
 
     @property
     def rule(self) -> str:
-        """The rule; several are joined by +."""
+        """The rule; several are joined by ``+``."""
         return "+".join(dict.fromkeys(group.rule for group in self.groups))
 
     @property
@@ -118,7 +118,7 @@ class OptimizerState:
 
     @property
     def iterations(self) -> int:
-        """How many gradients came in: the step that a schedule sees."""
+        """The number of gradients so far: the step that a schedule sees."""
         return self.updates * self.micro_steps + self.micro_done
 
     def group_of(self, name: str) -> OptimizerGroup:
@@ -131,21 +131,10 @@ class OptimizerState:
             return float(group.hyper["learning_rate"])
         return self.schedule.at(self.iterations if iterations is None else iterations) * group.factor
 
-    def free_slots(self) -> dict[str, dict[str, Array]]:
-        """Return the slots free of the learning rate, as plain averages of gradients."""
-        made = {}
-        for group in self.groups:
-            for name in group.names:
-                made[name] = {
-                    slot: unscale_momentum_by_lr(group, value) if slot == "momentum" else value
-                    for slot, value in self.slots.get(name, {}).items()
-                }
-        return made
-
     # files
 
     def to_flat(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Return (arrays by ``slot/name``, what can be written as JSON), which :meth:`from_flat` reads."""
+        """Return (arrays by ``slot/name``, JSON metadata), which :meth:`from_flat` reads."""
         if self.schedule is not None and self.schedule.live is not None:
             return replace(self, schedule=self.schedule.tabulated(self.iterations)).to_flat()
         return self._flat()
@@ -167,7 +156,7 @@ class OptimizerState:
 
     @classmethod
     def from_flat(cls, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> OptimizerState:
-        """Return the state that :meth:`to_flat` gave; raise HandoffError for anything else."""
+        """Return the state that :meth:`to_flat` flattened; raise HandoffError for anything else."""
         if meta.get("version") != VERSION:
             raise HandoffError(f"this is no optimizer state\n{got_expected(meta.get('version'), f'version {VERSION}')}")
         try:
@@ -177,7 +166,7 @@ class OptimizerState:
 
     @classmethod
     def _from_flat(cls, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> OptimizerState:
-        groups = [OptimizerGroup(**{**one, "names": tuple(one["names"])}) for one in meta["groups"]]
+        groups = [OptimizerGroup(**{**group, "names": tuple(group["names"])}) for group in meta["groups"]]
         slots: dict[str, dict[str, Array]] = {name: {} for group in groups for name in group.names}
         for key, value in arrays.items():
             slot, _, name = key.partition("/")
@@ -187,19 +176,19 @@ class OptimizerState:
         return cls(
             groups=tuple(groups), slots=slots, updates=meta["updates"], micro_steps=meta["micro_steps"],
             micro_done=meta["micro_done"], dtypes=meta["dtypes"],
-            factored={key: (int(one), int(two)) for key, (one, two) in meta["factored"].items()},
+            factored={key: (int(row), int(column)) for key, (row, column) in meta["factored"].items()},
             schedule=None if meta["schedule"] is None else LRSchedule.from_json(meta["schedule"], known),
             clip=None if meta["clip"] is None else Clipping(**meta["clip"]),
             moving=None if meta["moving"] is None else WeightEMA(**meta["moving"]),
         )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str], *, durable: bool = True) -> None:
-        """Write it into a file of any format that :func:`xweights.save` writes, replaced wholly or not at all.
+        """Write it to a file of any format that :func:`xweights.save` writes, replaced as a whole or not at all.
 
-        The slots are its arrays ("velocity/dense/0/kernel"), so that every verb that reads takes the file.
+        The slots are its arrays ("velocity/dense/0/kernel"), so every verb that reads takes the file.
 
         Args:
-            path: Where to; its ending says the format.
+            path: The file; its suffix sets the format.
             durable: As for :func:`xweights.save`.
 
         Exact: to the bit. Raises FileAccessError, RefusedFileError.
@@ -211,101 +200,101 @@ class OptimizerState:
             >>> xw.OptimizerState.load("adam.safetensors").rule
             'adam'
         """
-        arrays, words = self.to_flat()
-        save({**arrays, _WORDS: np.frombuffer(json.dumps(words).encode(), np.uint8)}, path, durable=durable)
+        arrays, meta = self.to_flat()
+        save({**arrays, _METADATA: np.frombuffer(json.dumps(meta).encode(), np.uint8)}, path, durable=durable)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> OptimizerState:
-        """Read what :meth:`save` wrote; nothing in the file is executed.
+        """Read a file that :meth:`save` wrote; nothing in it is executed.
 
-        Raises HandoffError (there is no such state in it), DamagedFileError, RefusedFileError, FileAccessError.
+        Raises HandoffError (the file has no optimizer state), DamagedFileError, RefusedFileError, FileAccessError.
         """
         with load(path) as opened:
-            if _WORDS not in opened:
+            if _METADATA not in opened:
                 raise HandoffError(f"there is no optimizer state in {os.fspath(path)!r}")
             arrays = {name: opened[name] for name in opened}
         try:
-            return cls.from_flat(arrays, json.loads(arrays.pop(_WORDS).tobytes()))
+            return cls.from_flat(arrays, json.loads(arrays.pop(_METADATA).tobytes()))
         except (ValueError, AttributeError) as wrong:
             raise HandoffError(f"the optimizer state in {os.fspath(path)!r} is damaged: {wrong}") from wrong
 
-    # looking
+    # inspection
 
     def diff(self, other: OptimizerState) -> list[str]:
-        """Return what differs, a sentence each; nothing for two states that are equal to the bit."""
-        mine, theirs = self._flat(), other._flat()
-        found = [
-            f"{key}: {mine[1].get(key)!r} against {theirs[1].get(key)!r}"
-            for key in mine[1]
-            if key != "groups" and mine[1].get(key) != theirs[1].get(key)
+        """Return the differences, a sentence each; an empty list for two states that are equal to the bit."""
+        a, b = self._flat(), other._flat()
+        lines = [
+            f"{key}: {a[1].get(key)!r} against {b[1].get(key)!r}"
+            for key in a[1]
+            if key != "groups" and a[1].get(key) != b[1].get(key)
         ]
-        found += [
-            f"group {place}, {key}: {one[key]!r} against {two[key]!r}"
-            for place, (one, two) in enumerate(zip(mine[1]["groups"], theirs[1]["groups"], strict=False))
-            for key in one
-            if one[key] != two[key]
+        lines += [
+            f"group {index}, {key}: {group[key]!r} against {other_group[key]!r}"
+            for index, (group, other_group) in enumerate(zip(a[1]["groups"], b[1]["groups"], strict=False))
+            for key in group
+            if group[key] != other_group[key]
         ]
         counts = len(self.groups), len(other.groups)
-        found += [f"groups: {counts[0]} against {counts[1]}"] if counts[0] != counts[1] else []
-        keys = dict.fromkeys([*mine[0], *theirs[0]])
-        apart = (_apart(key.replace("/", " of ", 1), mine[0].get(key), theirs[0].get(key)) for key in keys)
-        found += [text for text in apart if text]
-        return found
+        lines += [f"groups: {counts[0]} against {counts[1]}"] if counts[0] != counts[1] else []
+        keys = dict.fromkeys([*a[0], *b[0]])
+        differences = (_describe_difference(key.replace("/", " of ", 1), a[0].get(key), b[0].get(key)) for key in keys)
+        lines += [text for text in differences if text]
+        return lines
 
     def _row(self, group: OptimizerGroup) -> list[str]:
-        shown = ", ".join(f"{key}={_short(value)}" for key, value in group.hyper.items() if value is not None)
-        how = ", ".join(f"{key}: {value}" for key, value in group.variant.items() if value is not None)
-        kept = dict.fromkeys(slot for name in group.names for slot in self.slots.get(name, ()))
-        return [group.rule, str(len(group.names)), ", ".join(kept), shown, how]
+        hyper = ", ".join(f"{key}={_short(value)}" for key, value in group.hyper.items() if value is not None)
+        variant = ", ".join(f"{key}: {value}" for key, value in group.variant.items() if value is not None)
+        slots = dict.fromkeys(slot for name in group.names for slot in self.slots.get(name, ()))
+        return [group.rule, str(len(group.names)), ", ".join(slots), hyper, variant]
 
     def __str__(self) -> str:
         rows = [self._row(group) for group in self.groups]
         lines = [render(["rule", "parameters", "slots", "numbers", "written"], rows), f"updates: {self.updates}"]
         if self.micro_steps > 1:
             lines.append(f"gradients of the next update: {self.micro_done} of {self.micro_steps}")
-        around = {name: getattr(self, name) for name in ("schedule", "clip", "moving")}
-        lines += [f"{name}: {value}" for name, value in around.items() if value is not None]
+        extras = {name: getattr(self, name) for name in ("schedule", "clip", "moving")}
+        lines += [f"{name}: {value}" for name, value in extras.items() if value is not None]
         return "\n".join(lines)
 
     __repr__ = __str__
 
     def with_dtype(self, dtype: str) -> OptimizerState:
         """Return the same state with its slots in another dtype."""
-        slots = {name: {slot: value.astype(dtype) for slot, value in mine.items()} for name, mine in self.slots.items()}
+        slots = {name: {slot: value.astype(dtype) for slot, value in own.items()} for name, own in self.slots.items()}
         return replace(self, slots=slots, dtypes=dict.fromkeys(self.dtypes, dtype))
 
 
 def unscale_momentum_by_lr(group: OptimizerGroup, momentum: Array) -> Array:
-    """Return a momentum free of the learning rate."""
+    """Return a momentum with the learning rate divided out."""
     if not group.variant.get("rate_inside"):
         return momentum
     kind = momentum.dtype.type
-    rate = group.last_rate or 1.0  # with a rate of 0 there is no gradient in it that a division could bring back
-    return np.asarray(momentum / kind(-rate if group.rule == "sgd" else rate))
+    lr = group.last_rate or 1.0  # at a learning rate of 0 it holds no gradient that a division could recover
+    return np.asarray(momentum / kind(-lr if group.rule == "sgd" else lr))
 
 
 def scale_momentum_by_lr(group: OptimizerGroup, momentum: Array) -> Array:
-    """Return a momentum with the learning rate in it."""
+    """Return a momentum multiplied by the learning rate."""
     kind = momentum.dtype.type
-    rate = group.last_rate or 1.0
-    return np.asarray(momentum * kind(-rate if group.rule == "sgd" else rate))
+    lr = group.last_rate or 1.0
+    return np.asarray(momentum * kind(-lr if group.rule == "sgd" else lr))
 
 
-def _apart(name: str, one: Array | None, other: Array | None) -> str:
+def _describe_difference(name: str, a: Array | None, b: Array | None) -> str:
     """Return how two arrays differ; "" if they don't."""
-    if one is None or other is None:
+    if a is None or b is None:
         return f"{name} is missing on one side"
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return f"{name}: {one.dtype.name} {one.shape} against {other.dtype.name} {other.shape}"
-    if one.tobytes() == other.tobytes():
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return f"{name}: {a.dtype.name} {a.shape} against {b.dtype.name} {b.shape}"
+    if a.tobytes() == b.tobytes():
         return ""
-    return f"{name} differs by up to {np.abs(one.astype(np.float64) - other.astype(np.float64)).max(initial=0.0):.1e}"
+    return f"{name} differs by up to {np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0):.1e}"
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _short(value: Any) -> str:

@@ -1,7 +1,7 @@
-"""``port``: the weights of a model into its twin, proved right or refused.
+"""``port``: write the weights of a model to its twin, proved right or refused.
 
-With a sample everything is tried on the target itself, under a snapshot (a second copy of its weights, for as long as
-the port takes) that is restored unless all of it is right.
+With a sample everything is tried on the target itself, under a snapshot (a second copy of its weights during the port)
+that is restored unless everything is right.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Any, Literal
 import numpy as np
 
 from xweights.core import hold_registry
-from xweights.core.renaming import Names
+from xweights.core.names import Names
 from xweights.core.selection import WhereLike
-from xweights.edit.guards import uninterrupted
+from xweights.edit.guards import defer_interrupts
 from xweights.edit.read import neutral_view
 from xweights.edit.undo import Snapshot
 from xweights.errors import ArgumentError, PortError, Problems
-from xweights.porting.attributes import differences, plain_differences
-from xweights.porting.diagnose import finding_of
+from xweights.porting.attributes import compare_plain_layers, compare_settings
+from xweights.porting.diagnose import diagnose
 from xweights.porting.matching.outputs import OutputMap, compare_outputs
-from xweights.porting.matching.samples import Silent
+from xweights.porting.matching.samples import SilentWatcher
 from xweights.porting.matching.search import Attempt, Matching, Pair
 from xweights.porting.matching.transfer import Writer
-from xweights.porting.plan import planned
+from xweights.porting.plan import plan_pairs
 from xweights.porting.reports import Difference, Finding, PortEntry, PortReport
 from xweights.porting.session import Run
-from xweights.porting.units import STRAIGHT
+from xweights.porting.units import UNPERMUTED
 
 Attributes = Literal["check", "fix", "ignore"]
 
@@ -47,20 +47,20 @@ def port(
 
     Args:
         source: Model whose weights are read.
-        target: Model that they go into, in place.
-        sample: What the source is called with (array, tuple or dict). Every layer is paired by what it is given, and
-            has to make of it what its twin makes. Without a sample only a port that leaves no choice is made.
-        sample_target: What the target is called with: likewise, or a function of ``sample``. By default the channels
-            are moved where the two frameworks put them elsewhere.
-        where: Which parameters of the target are ported; the others stay and are listed. Default: all.
+        target: Model that they are written to, in place.
+        sample: Input of the source (array, tuple or dict). Every layer is paired by its input, and its output has to be
+            its twin's. Without a sample, only a port that leaves no choice is made.
+        sample_target: Input of the target: likewise, or a function of ``sample``. By default the channels are moved
+            where the two frameworks have them on different axes.
+        where: Which parameters of the target are ported; the others are kept and listed. Default: all.
         names: ``{"0/*": "dense/0/*"}`` where a pair is known (target glob: source glob).
-        attributes: What is done where settings that are no weights differ (eps, strides, activations): "check" raises,
+        attributes: How to treat settings other than weights that differ (eps, strides, activations): "check" raises,
             "fix" sets them on the target, "ignore" lists them.
-        outputs: Which output of the target is which of the source: ``{target's: source's}``, or a function of the
-            target's output.
+        outputs: Which output of the target corresponds to which of the source: ``{target's: source's}``, or a function
+            of the target's output.
 
-    Exact: the very bits, save that two biases that a framework keeps apart are added where the other keeps one.
-    Raises PortError (and with it the kind of each cause): everything that is wrong; both models are then as they were.
+    Exact: exactly the same bits, except that two biases of one framework are added where the other has only one.
+    Raises PortError (also of the kind of each cause) with everything that is wrong; both models are then unchanged.
 
     Example:
         >>> import keras
@@ -75,10 +75,10 @@ def port(
         True
     """
     options = (sample, sample_target, where, names, attributes, outputs)
-    return ported(source, target, *options)[0]
+    return port_models(source, target, *options)[0]
 
 
-def ported(
+def port_models(
     source: Any,
     target: Any,
     sample: Any,
@@ -88,37 +88,37 @@ def ported(
     attributes: Attributes,
     outputs: OutputMap,
 ) -> tuple[PortReport, list[Pair], Run]:
-    """Port, and return besides which unit went where, for what else has to take the same way."""
+    """Port; return the report, the paired units and the run, so that a caller can remap other state the same way."""
     if attributes not in ("check", "fix", "ignore"):
         raise ArgumentError(f'attributes= is "check", "fix" or "ignore"\ngot: {attributes!r}')
     run = Run(source, target, where, names)
     if source is target:
         raise PortError("source and target are the same object\nFix: port into another model")
     run.check_weights(writing=True)
-    # Without a sample everything is checked before the first write; what can fail after that is kept.
-    changing = [p for p in run.target.parameters if sample is not None or p.storage.fallible or hold_registry.held(p)]
-    kept = Snapshot(changing)
+    # Without a sample everything is checked before the first write; parameters that can fail after that are kept.
+    changing = [p for p in run.target.parameters if sample is not None or p.storage.fallible or hold_registry.find(p)]
+    snapshot = Snapshot(changing)
     try:
         if sample is None:
-            report, pairs = _without_sample(run)
+            report, pairs = _port_without_sample(run)
         else:
-            report, pairs = _with_sample(run, sample, sample_target, attributes, outputs)
-        _obeyed(run)
+            report, pairs = _port_with_sample(run, sample, sample_target, attributes, outputs)
+        _check_holds(run)
     except BaseException:
-        kept.restore()
+        snapshot.restore()
         for record, name, value in run.undo:
             run.target.porting.set_attribute(record, name, value)
         raise
     return report, pairs, run
 
 
-def _without_sample(run: Run) -> tuple[PortReport, list[Pair]]:
-    pairs, plan = planned(run.source, run.target, run.skipped, run.allowed)
+def _port_without_sample(run: Run) -> tuple[PortReport, list[Pair]]:
+    pairs, plan = plan_pairs(run.source, run.target, run.skipped, run.allowed)
     problems = Problems("this port can't be made without a sample, and nothing was changed")
     for text in (*plan.problems, *plan.ambiguous):
         problems.add(PortError, text)
-    found = differences([(pair.source, pair.target) for pair in pairs])
-    _refuse_settings(problems, [one for one in found if not one.training])
+    differing = compare_settings([(pair.source, pair.target) for pair in pairs])
+    _refuse_settings(problems, [difference for difference in differing if not difference.training])
     if problems:
         problems.add(
             PortError, "a sample settles what the structure leaves open", fix="pass sample=, a batch for source"
@@ -126,51 +126,55 @@ def _without_sample(run: Run) -> tuple[PortReport, list[Pair]]:
     problems.check()
     writer = Writer()
     for pair in pairs:
-        for text in writer.checked(pair.source, pair.target, STRAIGHT)[1]:
+        for text in writer.check(pair.source, pair.target, UNPERMUTED)[1]:
             problems.add(PortError, text)
     problems.check()
     writer.start()
-    with uninterrupted():
+    with defer_interrupts():
         for pair in pairs:
-            writer(pair.source, pair.target, STRAIGHT)
+            writer(pair.source, pair.target, UNPERMUTED)
     notes = ("not proved: pass sample= to compare the two forwards",)
-    return _report(run, pairs, found, None, {}, notes=notes), pairs
+    return _make_report(run, pairs, differing, None, {}, notes=notes), pairs
 
 
-def _with_sample(
+def _port_with_sample(
     run: Run, sample: Any, sample_target: Any, attributes: Attributes, outputs: OutputMap
 ) -> tuple[PortReport, list[Pair]]:
-    matching, attempt = run.matching(sample, sample_target, outputs, write=True)
+    matching, attempt = run.match(sample, sample_target, outputs, write=True)
     pairs = list(attempt.pairs.values())
-    found = settings_of(matching, attempt)
+    differing = list_differences(matching, attempt)
     notes: list[str] = []
     if attributes == "fix":
-        found, mended = _fixed(run, matching, found)
-        if mended:
+        differing, any_fixed = _fix_settings(run, matching, differing)
+        if any_fixed:
             attempt = matching.settle()
             pairs = list(attempt.pairs.values())
-    blocking = [one for one in found if not one.training and not one.fixed]
+    blocking = [difference for difference in differing if not difference.training and not difference.fixed]
     problems = Problems("this port is not right, and nothing was changed")
     for text in attempt.lost:
         problems.add(PortError, text)
-    problems.check()  # what couldn't be written would be found again, layer by layer
-    for text in dict.fromkeys(attempt.look.doubts):
+    problems.check()  # otherwise each unwritten layer would be reported again as a divergence
+    for text in dict.fromkeys(attempt.candidates.doubts):
         problems.add(PortError, text, fix="pass a sample of random numbers, which tells everything apart")
-    for text in _unpaired(run, attempt):
+    for text in _list_unpaired(run, attempt):
         problems.add(PortError, text, fix="where= to port a part of the target")
     if attributes != "ignore":
         _refuse_settings(problems, blocking, tried=attributes == "fix")
-    tolerated = {one.target for one in blocking} if attributes == "ignore" else set()
-    findings = [finding_of(one, matching, pairs) for one in attempt.divergences]
-    strange = [one for one in findings if one.layer not in tolerated and not (tolerated and one.place != "output")]
-    for finding in strange:
+    tolerated = {difference.target for difference in blocking} if attributes == "ignore" else set()
+    findings = [diagnose(divergence, matching, pairs) for divergence in attempt.divergences]
+    unexplained = [
+        finding
+        for finding in findings
+        if finding.layer not in tolerated and not (tolerated and finding.place != "output")
+    ]
+    for finding in unexplained:
         problems.add(PortError, str(finding))
     problems.check()
-    made = run.called(run.target, matching.sample, Silent(), "target")
+    got = run.call(run.target, matching.sample, SilentWatcher(), "target")
     errors, ok = {}, True
     if run.whole:
         first = run.target.porting.channels_first
-        for name, (error, limit) in compare_outputs(matching.expected, made, outputs, target_first=first).items():
+        for name, (error, limit) in compare_outputs(matching.expected, got, outputs, target_first=first).items():
             errors[name] = error
             ok &= error <= limit
         if not ok and not tolerated:
@@ -180,56 +184,61 @@ def _with_sample(
     else:
         notes.append("the outputs were not compared, because a part of the target was left out")
     first_found = findings[0] if findings else None
-    return _report(run, pairs, found, ok, errors, notes=tuple(notes), first=first_found), pairs
+    return _make_report(run, pairs, differing, ok, errors, notes=tuple(notes), first=first_found), pairs
 
 
-def settings_of(matching: Matching, attempt: Attempt) -> list[Difference]:
+def list_differences(matching: Matching, attempt: Attempt) -> list[Difference]:
     """Return the settings in which the two models differ."""
     twins = [(pair.source, pair.target) for pair in attempt.pairs.values()]
-    found = differences(twins)
-    for _, _, unequal in plain_differences(matching.events, attempt.events, twins):
-        found += unequal
-    return found
+    differing = compare_settings(twins)
+    for _, _, unequal in compare_plain_layers(matching.events, attempt.events, twins):
+        differing += unequal
+    return differing
 
 
-def _refuse_settings(problems: Problems, found: list[Difference], *, tried: bool = False) -> None:
+def _refuse_settings(problems: Problems, differing: list[Difference], *, tried: bool = False) -> None:
     fix = 'attributes="fix" to set it on the target, or attributes="ignore"'
     if tried:
         fix = 'make the target with it (it can\'t be set on a layer that exists), or attributes="ignore"'
-    for one in found:
-        text = f"{one.name} differs, which is no weight\n{one.target!r}: {one.got}\n{one.source!r}: {one.expected}"
+    for difference in differing:
+        text = (
+            f"{difference.name} differs, which is no weight\n"
+            f"{difference.target!r}: {difference.got}\n{difference.source!r}: {difference.expected}"
+        )
         problems.add(PortError, text, fix=fix)
 
 
-def _fixed(run: Run, matching: Matching, found: list[Difference]) -> tuple[list[Difference], bool]:
-    """Set what differs on the target; what can't be set stays a difference."""
+def _fix_settings(run: Run, matching: Matching, differing: list[Difference]) -> tuple[list[Difference], bool]:
+    """Set the settings that differ on the target; those that can't be set remain differences."""
     records = {record.path: record for record in run.target.records}
     records |= {unit.path: unit.record for unit in run.target.units}
-    made = []
-    for one in found:
+    result = []
+    for difference in differing:
         try:
-            run.target.porting.set_attribute(records[one.target], one.name, one.expected)
-            made.append(replace(one, fixed=True))
+            run.target.porting.set_attribute(records[difference.target], difference.name, difference.expected)
+            result.append(replace(difference, fixed=True))
         except PortError:
-            made.append(one)
-    run.undo = [(records[one.target], one.name, one.got) for one in made if one.fixed]
-    return made, any(one.fixed for one in made)
+            result.append(difference)
+    run.undo = [
+        (records[difference.target], difference.name, difference.got) for difference in result if difference.fixed
+    ]
+    return result, any(difference.fixed for difference in result)
 
 
-def _unpaired(run: Run, attempt: Attempt) -> list[str]:
+def _list_unpaired(run: Run, attempt: Attempt) -> list[str]:
     written = {hold_registry.identity(p) for pair in attempt.pairs.values() for p in pair.target.parameters}
-    found = []
+    texts = []
     for unit in run.target.units:
         known = id(unit) in attempt.pairs or id(unit) in run.skipped
         if known or all(hold_registry.identity(p) in written for p in unit.parameters):
             continue
-        found.append(f"{unit.path!r} of the target has no twin in the source, or isn't called with this sample")
-    return found
+        texts.append(f"{unit.path!r} of the target has no twin in the source, or isn't called with this sample")
+    return texts
 
 
-def _obeyed(run: Run) -> None:
+def _check_holds(run: Run) -> None:
     """Refuse a port that a hold on the target would undo."""
-    held = [p for p in run.target.parameters if hold_registry.held(p) is not None]
+    held = [p for p in run.target.parameters if hold_registry.find(p) is not None]
     if not held:
         return
     before = [neutral_view(p).copy() for p in held]
@@ -242,10 +251,10 @@ def _obeyed(run: Run) -> None:
     problems.check()
 
 
-def _report(
+def _make_report(
     run: Run,
     pairs: list[Pair],
-    found: list[Difference],
+    differing: list[Difference],
     ok: bool | None,
     errors: dict[str, float],
     *,
@@ -256,11 +265,11 @@ def _report(
     if ok is not None and worst is None:
         worst = max((pair.error for pair in pairs if pair.error is not None), default=0.0)
     return PortReport(
-        entries=tuple(entry_of(pair) for pair in pairs if id(pair.target) not in run.skipped),
+        entries=tuple(make_entry(pair) for pair in pairs if id(pair.target) not in run.skipped),
         ok=ok is not False,
         max_error=worst,
         outputs=errors,
-        differences=tuple(found),
+        differences=tuple(differing),
         remains=run.remains,
         ignored=run.ignored,
         notes=notes,
@@ -268,8 +277,8 @@ def _report(
     )
 
 
-def entry_of(pair: Pair) -> PortEntry:
+def make_entry(pair: Pair) -> PortEntry:
     """Return a pair as a row of a report."""
     return PortEntry(
-        pair.source.path, pair.target.path, pair.target.kind, tuple(pair.target.pieces), pair.evidence, pair.error
+        pair.source.path, pair.target.path, pair.target.kind, tuple(pair.target.slices), pair.evidence, pair.error
     )

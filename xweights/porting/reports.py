@@ -1,6 +1,6 @@
-"""What comes back from a port: plans and reports.
+"""Plans and reports of ports: the results of `plan_port`, `port` and `verify`.
 
-A report prints as a table, and goes to JSON and Markdown; it holds no model and no array.
+A report prints as a table and converts to JSON and Markdown; it contains no model and no array.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from xweights.core.tables import render, render_html
 
 @dataclass(frozen=True)
 class PortEntry:
-    """One layer, or part of one, and its twin. ``error``: of its output, relative; None where that can't be seen."""
+    """One layer, or part of one, and its twin. ``error``: the relative error of its output; None if it wasn't seen."""
 
     source: str
     target: str
@@ -27,7 +27,7 @@ class PortEntry:
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting that is no weight and differs. ``fixed``: the target was given the source's."""
+    """A setting other than a weight that differs. ``fixed``: the target was given the source's value."""
 
     source: str
     target: str
@@ -43,7 +43,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Finding:
-    """Where two models part. ``layer`` is the target's, ``twin`` the source's; ``rounding``: gone in float64."""
+    """A divergence of two models. ``layer`` is the target's, ``twin`` the source's; ``rounding``: gone in float64."""
 
     layer: str
     twin: str
@@ -54,17 +54,17 @@ class Finding:
     rounding: bool = False
 
     def __str__(self) -> str:
-        return f"{self.layer!r}: {self.cause} (error {_number(self.error)})"
+        return f"{self.layer!r}: {self.cause} (error {_format_error(self.error)})"
 
 
 @dataclass(frozen=True)
 class PortPlan:
-    """What a port would do. It touches nothing.
+    """The plan of a port, made without changing anything.
 
     Attributes:
-        entries: Which layer goes where, and why.
-        ambiguous: What the structure alone doesn't settle, and what would.
-        problems: What stands against the port.
+        entries: The pairs of layers, with the evidence for each.
+        ambiguous: Questions that the structure alone doesn't settle, and how to settle them.
+        problems: Reasons why the port is impossible.
         remains: Parameters of the target that aren't ported.
 
     Example:
@@ -85,35 +85,36 @@ class PortPlan:
 
     def to_json(self) -> str:
         """Return the plan as JSON."""
-        return _json(self)
+        return _to_json(self)
 
     def to_markdown(self) -> str:
         """Return the plan as Markdown."""
-        return _markdown("Plan of a port", *_entry_table(self.entries, errors=False), _sections(self))
+        return _to_markdown("Plan of a port", *_tabulate(self.entries, errors=False), _list_sections(self))
 
     def _repr_html_(self) -> str:
-        return _html("Plan of a port", *_entry_table(self.entries, errors=False), _sections(self))
+        return _to_html("Plan of a port", *_tabulate(self.entries, errors=False), _list_sections(self))
 
     def __str__(self) -> str:
-        return "\n".join([render(*_entry_table(self.entries, errors=False)), *_lines(_sections(self))])
+        return "\n".join([render(*_tabulate(self.entries, errors=False)), *_format_sections(_list_sections(self))])
 
     __repr__ = __str__
 
 
 @dataclass(frozen=True)
 class PortReport:
-    """What a port did, and what proves it.
+    """The result of a port, and its proof.
 
     Attributes:
-        entries: Which layer went where, why, and the error of its output, computed from the same input.
-        ok: True if the outputs agree; for a port without a sample, that nothing was left to choice.
+        entries: The pairs of layers, with the evidence for each and the error of its output, computed from the same
+            input.
+        ok: True if the outputs agree, or, for a port without a sample, if there was no choice.
         max_error: The largest error of an output, relative to its largest entry; None without a sample.
         outputs: The error of each output.
-        differences: Settings that are no weights and differ.
+        differences: Settings other than weights that differ.
         remains: Parameters of the target that weren't ported.
         ignored: Arrays that have no counterpart by their nature (counters, seeds).
-        notes: What else is worth knowing.
-        first_divergence: Where the models part, if that was to be ignored.
+        notes: Further remarks.
+        first_divergence: The first divergence of the models, with ``attributes="ignore"``.
 
     Example:
         >>> import xweights as xw
@@ -133,38 +134,40 @@ class PortReport:
 
     def to_json(self) -> str:
         """Return the report as JSON."""
-        return _json(self)
+        return _to_json(self)
 
     def to_markdown(self) -> str:
         """Return the report as Markdown."""
-        return _markdown(self._headline(), *_entry_table(self.entries), _sections(self))
+        return _to_markdown(self._headline(), *_tabulate(self.entries), _list_sections(self))
 
     def _repr_html_(self) -> str:
-        return _html(self._headline(), *_entry_table(self.entries), _sections(self))
+        return _to_html(self._headline(), *_tabulate(self.entries), _list_sections(self))
 
     def _headline(self) -> str:
         count = len(self.entries)
-        proof = "without a sample" if self.max_error is None else f"largest error {_number(self.max_error)}"
+        proof = "without a sample" if self.max_error is None else f"largest error {_format_error(self.max_error)}"
         verdict = "ported" if self.ok else "ported, and the outputs differ"
         return f"{verdict}: {count} layer{'s' * (count != 1)}, {proof}"
 
     def __str__(self) -> str:
-        return "\n".join([render(*_entry_table(self.entries)), "", self._headline(), *_lines(_sections(self))])
+        return "\n".join(
+            [render(*_tabulate(self.entries)), "", self._headline(), *_format_sections(_list_sections(self))]
+        )
 
     __repr__ = __str__
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Whether two models are the same function, layer by layer.
+    """The result of comparing two models layer by layer.
 
     Attributes:
-        entries: Each layer and its twin, and the error of its output, computed from the same input.
+        entries: The pairs of layers, with the error of each layer's output, computed from the same input.
         ok: True if all outputs agree within rounding.
         max_error: The largest error of an output of the whole models, relative to its largest entry.
-        max_error_float64: The same, repeated in float64; None where that couldn't be done or wasn't needed.
-        findings: Where the models part, in order of calls; ``first_divergence`` is the first.
-        differences: Settings that are no weights and differ.
+        max_error_float64: The same, repeated in float64; None if that was impossible or not needed.
+        findings: The divergences of the models, in order of calls; ``first_divergence`` is the first.
+        differences: Settings other than weights that differ.
 
     Example:
         >>> import xweights as xw
@@ -183,46 +186,48 @@ class VerifyReport:
 
     @property
     def first_divergence(self) -> Finding | None:
-        """The first layer that parts, and the likely cause; None if none does."""
-        return next((one for one in self.findings if not one.rounding), None)
+        """The first layer that diverges, and the likely cause; None if none does."""
+        return next((finding for finding in self.findings if not finding.rounding), None)
 
     def to_json(self) -> str:
         """Return the report as JSON."""
-        return _json(self, first_divergence=self.first_divergence)
+        return _to_json(self, first_divergence=self.first_divergence)
 
     def to_markdown(self) -> str:
         """Return the report as Markdown."""
-        return _markdown(self._headline(), *_entry_table(self.entries), _sections(self))
+        return _to_markdown(self._headline(), *_tabulate(self.entries), _list_sections(self))
 
     def _repr_html_(self) -> str:
-        return _html(self._headline(), *_entry_table(self.entries), _sections(self))
+        return _to_html(self._headline(), *_tabulate(self.entries), _list_sections(self))
 
     def _headline(self) -> str:
         verdict = "the models agree" if self.ok else "the models differ"
-        again = "" if self.max_error_float64 is None else f", in float64 {_number(self.max_error_float64)}"
-        return f"{verdict}: largest error {_number(self.max_error)}{again}"
+        again = "" if self.max_error_float64 is None else f", in float64 {_format_error(self.max_error_float64)}"
+        return f"{verdict}: largest error {_format_error(self.max_error)}{again}"
 
     def __str__(self) -> str:
-        return "\n".join([render(*_entry_table(self.entries)), "", self._headline(), *_lines(_sections(self))])
+        return "\n".join(
+            [render(*_tabulate(self.entries)), "", self._headline(), *_format_sections(_list_sections(self))]
+        )
 
     __repr__ = __str__
 
 
-def _number(value: float | None) -> str:
+def _format_error(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
 
 
-def _entry_table(entries: Sequence[PortEntry], *, errors: bool = True) -> tuple[list[str], list[list[str]]]:
+def _tabulate(entries: Sequence[PortEntry], *, errors: bool = True) -> tuple[list[str], list[list[str]]]:
     head = ["source", "target", "kind", "arrays", *(["error"] if errors else []), "why"]
     rows = []
-    for one in entries:
-        error = [_number(one.error)] if errors else []
-        rows.append([one.source, one.target, one.kind, ", ".join(one.roles), *error, one.evidence])
+    for entry in entries:
+        error = [_format_error(entry.error)] if errors else []
+        rows.append([entry.source, entry.target, entry.kind, ", ".join(entry.roles), *error, entry.evidence])
     return head, rows
 
 
-def _sections(report: Any) -> dict[str, list[str]]:
-    named = {
+def _list_sections(report: Any) -> dict[str, list[str]]:
+    fields = {
         "Problems": "problems",
         "Ambiguous": "ambiguous",
         "Findings": "findings",
@@ -231,39 +236,39 @@ def _sections(report: Any) -> dict[str, list[str]]:
         "Ignored": "ignored",
         "Notes": "notes",
     }
-    found = {title: [str(one) for one in getattr(report, name, ())] for title, name in named.items()}
-    return {title: lines for title, lines in found.items() if lines}
+    sections = {title: [str(item) for item in getattr(report, name, ())] for title, name in fields.items()}
+    return {title: lines for title, lines in sections.items() if lines}
 
 
-def _lines(sections: dict[str, list[str]]) -> list[str]:
-    return [line for title, lines in sections.items() for line in ("", title, *(f"  - {one}" for one in lines))]
+def _format_sections(sections: dict[str, list[str]]) -> list[str]:
+    return [line for title, lines in sections.items() for line in ("", title, *(f"  - {item}" for item in lines))]
 
 
-def _json(report: Any, **more: Any) -> str:
-    found = asdict(report) | {"ok": report.ok}
-    found |= {name: None if one is None else asdict(one) for name, one in more.items()}
-    return json.dumps(_plain(found), indent=2, ensure_ascii=False, allow_nan=False)
+def _to_json(report: Any, **more: Any) -> str:
+    content = asdict(report) | {"ok": report.ok}
+    content |= {name: None if finding is None else asdict(finding) for name, finding in more.items()}
+    return json.dumps(_to_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_to_plain(item) for item in value]
     if isinstance(value, float):
         # JSON has no infinity.
         return value if value - value == 0 else str(value)
     return value if isinstance(value, (str, int, bool, type(None))) else str(value)
 
 
-def _markdown(title: str, head: list[str], rows: list[list[str]], sections: dict[str, list[str]]) -> str:
+def _to_markdown(title: str, head: list[str], rows: list[list[str]], sections: dict[str, list[str]]) -> str:
     lines = [f"# {title[:1].upper()}{title[1:]}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     lines += [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows]
     for name, items in sections.items():
-        lines += ["", f"## {name}", "", *(f"- {one}" for one in items)]
+        lines += ["", f"## {name}", "", *(f"- {item}" for item in items)]
     return "\n".join(lines) + "\n"
 
 
-def _html(title: str, head: list[str], rows: list[list[str]], sections: dict[str, list[str]]) -> str:
-    notes = [f"{name}: {one}" for name, items in sections.items() for one in items]
+def _to_html(title: str, head: list[str], rows: list[list[str]], sections: dict[str, list[str]]) -> str:
+    notes = [f"{name}: {item}" for name, items in sections.items() for item in items]
     return render_html(head, rows, title=f"{title[:1].upper()}{title[1:]}", notes=notes)

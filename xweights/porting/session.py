@@ -1,4 +1,4 @@
-"""Two models, what is asked of them, and how they are called."""
+"""The shared session of port, plan and verify: two models, the selection, and how the models are called."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from xweights.core.casting import check_finite
-from xweights.core.names import glob_matcher
-from xweights.core.renaming import Names, renamer
+from xweights.core.names import Names, glob_matcher, renamer
 from xweights.core.selection import WhereLike
 from xweights.edit.read import neutral_view, parameters
 from xweights.errors import (
@@ -27,18 +26,18 @@ from xweights.errors import (
 from xweights.porting.matching.outputs import OutputMap
 from xweights.porting.matching.samples import target_samples
 from xweights.porting.matching.search import Attempt, Matching
-from xweights.porting.matching.trace import Recorder, TracedModel, arrays_of, side_of
+from xweights.porting.matching.trace import Recorder, TracedModel, read_arrays, trace_model
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.protocol import LayerRecord
 from xweights.porting.units import LayerUnit
 
 
 class Run:
-    """Two models as units, and what of them is asked for."""
+    """Two models as units, with the selected part of them."""
 
     def __init__(self, source: Any, target: Any, where: WhereLike, names: Names | None) -> None:
-        self.source, self.target = side_of(source, "source"), side_of(target, "target")
-        # The sides have handles of their own; a parameter is known by its name.
+        self.source, self.target = trace_model(source, "source"), trace_model(target, "target")
+        # The traced models have their own handles; parameters are identified by name.
         wanted = {name for p in parameters(target, where=where) for name in (p.name, *p.aliases)}
         problems = Problems("this port can't be made, and nothing was changed")
         skipped = set()
@@ -51,20 +50,20 @@ class Run:
                 problems.add(SelectionError, text, fix="select whole layers")
         self.skipped = frozenset(skipped)
         self.whole = not skipped
-        self.allowed = _pins(self.source, self.target, names, problems)
+        self.allowed = _make_pin_check(self.source, self.target, names, problems)
         if self.whole:
-            for side, what in ((self.source, "source"), (self.target, "target")):
-                for record, why in side.refused:
-                    problems.add(PortError, f"{record.path!r} of the {what} has no counterpart: {why}")
+            for traced, label in ((self.source, "source"), (self.target, "target")):
+                for record, why in traced.refused:
+                    problems.add(PortError, f"{record.path!r} of the {label} has no counterpart: {why}")
         problems.check()
-        self.undo: list[tuple[LayerRecord, str, Any]] = []  # settings that were fixed
-        known = {p.name for p in self.target.parameters}
+        self.undo: list[tuple[LayerRecord, str, Any]] = []  # settings to restore on failure
+        known_names = {p.name for p in self.target.parameters}
         everything = parameters(target)
-        self.remains = tuple(p.name for p in everything if p.name in known and p.name not in wanted)
-        self.ignored = tuple(p.name for p in everything if p.name not in known)
+        self.remains = tuple(p.name for p in everything if p.name in known_names and p.name not in wanted)
+        self.ignored = tuple(p.name for p in everything if p.name not in known_names)
 
     def check_weights(self, *, writing: bool) -> None:
-        """Refuse NaN in the source, and a target that can't be written or holds rules."""
+        """Refuse NaN in the source, and a target that can't be written."""
         problems = Problems("this port can't be made, and nothing was changed")
         for p in self.source.parameters:
             reason = p.refusal(writing=False)
@@ -86,37 +85,37 @@ class Run:
         problems.check()
 
     def _check_dtypes(self, problems: Problems) -> None:
-        """Refuse a target that is wholly of another dtype: a port moves bits, and casts nothing."""
-        kinds = [{p.dtype.name for p in side.parameters if p.floating} for side in (self.source, self.target)]
+        """Refuse a target of entirely different dtypes: a port moves bits and casts nothing."""
+        kinds = [{p.dtype.name for p in traced.parameters if p.floating} for traced in (self.source, self.target)]
         if all(kinds) and not kinds[0] & kinds[1]:
-            expected, got = (", ".join(sorted(one)) for one in kinds)
+            expected, got = (", ".join(sorted(names)) for names in kinds)
             problems.add(
                 DtypeError,
                 f"a port moves bits and casts nothing\n{got_expected(f'a target in {got}', f'a target in {expected}')}",
                 fix=f"make the target in {expected}, port, and cast it afterwards",
             )
 
-    def matching(self, sample: Any, sample_target: Any, outputs: OutputMap, *, write: bool) -> tuple[Matching, Attempt]:
-        """Run the source, then the target with everything it may be called with, until it works."""
+    def match(self, sample: Any, sample_target: Any, outputs: OutputMap, *, write: bool) -> tuple[Matching, Attempt]:
+        """Run the source, then the target with one possible sample after the other, until one works."""
         recorder = Recorder(self.source)
-        expected = self.called(self.source, sample, recorder, "source")
-        calls = recorder.joined()
+        expected = self.call(self.source, sample, recorder, "source")
+        calls = recorder.join_loops()
         best: tuple[Matching, Attempt] | None = None
         latest = best
         failed: PortError | None = None
-        for given in target_samples(self.source, self.target, sample, sample_target):
+        for target_sample in target_samples(self.source, self.target, sample, sample_target):
             matching = Matching(
                 source=self.source,
                 target=self.target,
                 calls=calls,
                 grids=recorder.grids,
                 expected=expected,
-                sample=given,
+                sample=target_sample,
                 outputs=outputs,
                 assign=Writer() if write else None,
                 allowed=self.allowed,
-                prefer=(lambda one, other: 0) if write else _Resemblance(self.target),
-                same=_same_weights,
+                prefer=(lambda one, other: 0) if write else _WeightPreference(self.target),
+                same=_have_same_weights,
                 skipped=self.skipped,
                 whole=self.whole,
                 events=recorder.events,
@@ -125,8 +124,8 @@ class Run:
                 attempt = matching.settle()
             except XweightsError:
                 raise
-            except Exception as wrong:  # noqa: BLE001 - whatever a model says to a sample that it doesn't take
-                failed, latest = failed or _uncallable("target", given, wrong), None
+            except Exception as wrong:  # noqa: BLE001 - any error of a model for a sample that it doesn't take
+                failed, latest = failed or _call_error("target", target_sample, wrong), None
                 continue
             if best is None or attempt.progress > best[1].progress or not attempt.divergences:
                 best = (matching, attempt)
@@ -136,23 +135,23 @@ class Run:
         if best is None:
             raise failed or PortError("the target has nothing to be called with")
         if write and best != latest:
-            # Another sample may have been tried since.
+            # Another sample may have been tried since then.
             matching, attempt = best
             best = (matching, matching.attempt([chosen for chosen, _ in attempt.decisions], lenient=True))
         return best
 
-    def called(self, side: TracedModel, sample: Any, watcher: Any, what: str) -> dict[str, Any]:
-        """Call one of the models; return its outputs, or raise PortError for a sample that it doesn't take."""
+    def call(self, traced: TracedModel, sample: Any, watcher: Any, what: str) -> dict[str, Any]:
+        """Call one of the models and return its outputs; raise PortError for a sample that it doesn't take."""
         try:
-            return side.porting.run(side.model, side.records, sample, watcher)
+            return traced.porting.run(traced.model, traced.records, sample, watcher)
         except XweightsError:
             raise
         except Exception as wrong:
-            raise _uncallable(what, sample, wrong) from wrong
+            raise _call_error(what, sample, wrong) from wrong
 
 
-def _uncallable(what: str, sample: Any, wrong: Exception) -> PortError:
-    shown = _shape_of(sample)
+def _call_error(what: str, sample: Any, wrong: Exception) -> PortError:
+    shown = _describe_shape(sample)
     lines = [line for line in str(wrong).splitlines() if line.strip()]
     return PortError(
         f"the {what} can't be called with this sample, and nothing was changed\nsample: {shown}\n"
@@ -161,48 +160,50 @@ def _uncallable(what: str, sample: Any, wrong: Exception) -> PortError:
     )
 
 
-def _shape_of(sample: Any) -> str:
+def _describe_shape(sample: Any) -> str:
     if isinstance(sample, Mapping):
-        return "{" + ", ".join(f"{name!r}: {_shape_of(one)}" for name, one in sample.items()) + "}"
+        return "{" + ", ".join(f"{name!r}: {_describe_shape(part)}" for name, part in sample.items()) + "}"
     if isinstance(sample, (tuple, list)):
-        return f"({', '.join(_shape_of(one) for one in sample)})"
+        return f"({', '.join(_describe_shape(part) for part in sample)})"
     return f"{getattr(sample, 'dtype', type(sample).__name__)} {tuple(getattr(sample, 'shape', ()))}"
 
 
-class _Resemblance:
-    """Prefers, among units that were given the same, the one whose weights the target has already, in any order."""
+class _WeightPreference:
+    """Preference, among units with the same input, for the one whose weights the target has already, in any order."""
 
     def __init__(self, target: TracedModel) -> None:
         self._target = target
         self._known: dict[int, bytes] = {}
 
     def __call__(self, source: LayerUnit, target: LayerUnit) -> int:
-        mine = self._of(source)
-        if mine == self._of(target):
+        digest = self._of(source)
+        if digest == self._of(target):
             return 0
-        return 2 if any(mine == self._of(one) for one in self._target.units if one.form == source.form) else 1
+        return 2 if any(digest == self._of(unit) for unit in self._target.units if unit.form == source.form) else 1
 
     def _of(self, unit: LayerUnit) -> bytes:
         if id(unit) not in self._known:
-            arrays = arrays_of(unit)
+            arrays = read_arrays(unit)
             main = max(arrays.values(), key=lambda array: array.size)
             self._known[id(unit)] = hashlib.blake2b(np.sort(main, axis=None).tobytes()).digest()
         return self._known[id(unit)]
 
 
-def _same_weights(one: LayerUnit, other: LayerUnit) -> bool:
-    if one is other:
+def _have_same_weights(first: LayerUnit, second: LayerUnit) -> bool:
+    if first is second:
         return True
-    mine, theirs = arrays_of(one), arrays_of(other)
-    return mine.keys() == theirs.keys() and all(np.array_equal(mine[role], theirs[role]) for role in mine)
+    first_arrays, second_arrays = read_arrays(first), read_arrays(second)
+    return first_arrays.keys() == second_arrays.keys() and all(
+        np.array_equal(first_arrays[role], second_arrays[role]) for role in first_arrays
+    )
 
 
-def _pins(
+def _make_pin_check(
     source: TracedModel, target: TracedModel, names: Names | None, problems: Problems
 ) -> Callable[[LayerUnit, LayerUnit], bool]:
-    """Return whether a source unit may be the twin of a target unit, as far as names= says."""
+    """Return a function that returns whether ``names=`` allows a source unit as the twin of a target unit."""
     if not names:
-        return lambda one, other: True
+        return lambda source_unit, target_unit: True
     rename, globs = renamer(names), [glob_matcher(glob) for glob in names]
     known = [name for p in source.parameters for name in (p.name, *p.aliases)]
     pinned: dict[int, set[str]] = {}
@@ -210,23 +211,23 @@ def _pins(
     for unit in target.units:
         for p in unit.parameters:
             for name in (p.name, *p.aliases):
-                hit = next((place for place, glob in enumerate(globs) if glob(name)), None)
+                hit = next((position for position, glob in enumerate(globs) if glob(name)), None)
                 if hit is None:
                     continue
                 used.add(hit)
                 pinned.setdefault(id(unit), set()).add(rename(name))
                 if rename(name) not in known and p.role not in ("recurrent_bias", "bias"):
-                    text = f"names= pins {name!r} to {rename(name)!r}, which the source hasn't got"
+                    text = f"names= pins {name!r} to {rename(name)!r}, which the source doesn't have"
                     problems.add(SelectionError, f"{text}\n{near(rename(name), known)}")
-    for place, glob in enumerate(names):
-        if place not in used:
-            mine = [p.name for p in target.parameters]
+    for position, glob in enumerate(names):
+        if position not in used:
+            target_names = [p.name for p in target.parameters]
             problems.add(
-                SelectionError, f"names= has {glob!r}, which nothing in the target matches\n{near(glob, mine)}"
+                SelectionError, f"names= has {glob!r}, which nothing in the target matches\n{near(glob, target_names)}"
             )
 
-    def allowed(one: LayerUnit, other: LayerUnit) -> bool:
-        wanted = pinned.get(id(other))
-        return wanted is None or any(name in wanted for p in one.parameters for name in (p.name, *p.aliases))
+    def allowed(source_unit: LayerUnit, target_unit: LayerUnit) -> bool:
+        wanted = pinned.get(id(target_unit))
+        return wanted is None or any(name in wanted for p in source_unit.parameters for name in (p.name, *p.aliases))
 
     return allowed

@@ -1,7 +1,7 @@
-"""``skeleton``: the source code of a twin, to edit and to port into.
+"""``skeleton``: write the source code of a twin, to edit and to port into.
 
-A backend reads its models as steps in neutral words and writes steps as code of its framework; so any two of them can
-meet.
+A backend reads its models as neutral steps and writes steps as code of its framework, so that any two backends can be
+combined.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that a model does, in neutral words.
+    """One step of a model, described independently of the framework.
 
-    ``name`` is what its output is called, ``kind`` a word of LAYERS or FUNCTIONS, ``inputs`` the steps whose outputs
-    it takes. ``layer`` is the attribute that a layer is kept under; a layer called twice is two steps of one ``layer``.
+    ``name`` is the name of its output, ``kind`` a key of LAYERS or FUNCTIONS, ``inputs`` the steps whose outputs it
+    takes. ``layer`` is the attribute that a layer is kept under; a layer called twice is two steps of one ``layer``.
     ``fused`` is the activation that is part of a layer. ``shape`` is that of the output, without the batch and with
     channels last, as all shapes and axes in ``options`` are (axis 1 is the first after the batch); None: unknown.
     """
@@ -59,7 +59,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
     "additive_attention": ("width",),
     "conv_lstm": ("channels", "filters", "size", "padding", "bias", "sequences"),
 }
-# What needs no weights.
+# Functions without weights.
 FUNCTIONS: Mapping[str, tuple[str, ...]] = {
     "input": (),
     "output": (),  # what the model returns
@@ -97,31 +97,31 @@ ACTIVATIONS = frozenset(
 )  # fmt: skip
 
 
-def identifier(path: str) -> str:
-    """Return a path as something that an attribute can be called."""
+def to_identifier(path: str) -> str:
+    """Return a path as a valid name of an attribute."""
     name = re.sub(r"\W", "_", path)
     return f"layer_{name}" if name[:1].isdigit() or keyword.iskeyword(name) else name
 
 
 def check_names(paths: Iterable[str]) -> None:
-    """Refuse layers whose twins would be kept under one attribute, where the second would vanish."""
+    """Refuse layers whose twins would be kept under the same attribute, where the second would replace the first."""
     seen: dict[str, str] = {}
     for path in paths:
-        if seen.setdefault(identifier(path), path) != path:
+        if seen.setdefault(to_identifier(path), path) != path:
             raise PortError(
-                f"{seen[identifier(path)]!r} and {path!r} would both be kept as {identifier(path)!r}\n"
+                f"{seen[to_identifier(path)]!r} and {path!r} would both be kept as {to_identifier(path)!r}\n"
                 "Fix: rename one of the two layers"
             )
 
 
 class Describing(Protocol):
-    """Reads the models of one framework as steps, and writes steps as its source code."""
+    """A reader of one framework's models as steps, and writer of steps as its source code."""
 
     def steps(self, model: Any, sample: Any) -> Sequence[Step]:
-        """Return what a model does, in order of calls; a kind that isn't one of KINDS says what it is."""
+        """Return a model's steps in order of calls; a kind that isn't one of KINDS is a description of the step."""
 
     def code(self, steps: Sequence[Step], problems: Problems) -> str:
-        """Return the source code of a model that does this; add what can't be written to ``problems``."""
+        """Return the source code of a model with these steps; add those that can't be written to ``problems``."""
 
 
 @runtime_checkable
@@ -129,10 +129,10 @@ class Describes(Protocol):
     """A backend whose models can be read as steps and written from them."""
 
     def describing(self) -> Describing:
-        """Return what does both; its code is loaded only now."""
+        """Return the reader and writer; its code is loaded only now."""
 
 
-def _described_by(backend: Any, what: str) -> Describing:
+def _find_describer(backend: Any, what: str) -> Describing:
     if not isinstance(backend, Describes):
         raise ArgumentError(f"models of this framework can't be {what} as steps")
     return backend.describing()
@@ -144,9 +144,9 @@ def skeleton(model: Any, framework: str, *, sample: Any = None) -> str:
     Args:
         model: A Sequential or functional model, or a module that can be traced symbolically, made of the layers that
             have recipes.
-        framework: The door of the framework that the code is for, such as "torch" or "keras".
-        sample: What the model is called with (array or tuple). Only needed where the ranks of what goes through a
-            model aren't clear from its layers.
+        framework: The entry point of the framework that the code is for, such as "torch" or "keras".
+        sample: Input of the model (array or tuple). Only needed where the ranks of the arrays in a model aren't clear
+            from its layers.
 
     The code is a class ``Twin``, ready to edit; ``port(model, Twin(), sample=...)`` then moves the weights and proves
     that it is a twin.
@@ -171,11 +171,11 @@ def skeleton(model: Any, framework: str, *, sample: Any = None) -> str:
     """
     if framework not in installed_backends():
         raise ArgumentError(f"no backend is called {framework!r}\ninstalled: {', '.join(sorted(installed_backends()))}")
-    porting_for(model, "model")  # refuses what is no model
+    porting_for(model, "model")  # refuses objects that aren't models
     if backend_for(model) is load(framework):
         raise ArgumentError(f"the model is one of {framework!r} already\nFix: name the other framework")
-    reader = _described_by(backend_for(model), "read")
-    writer = _described_by(load(framework), "written")
+    reader = _find_describer(backend_for(model), "read")
+    writer = _find_describer(load(framework), "written")
     steps = list(reader.steps(model, sample))
     problems = Problems("no twin of this model can be written")
     for step in steps:

@@ -1,10 +1,10 @@
-"""Units: what layers are made of, in one canonical form that is the same in every framework.
+"""Units: the parts of layers, in a canonical form that is the same in every framework.
 
-All of it is pure: it works on arrays in neutral order and writes nothing.
+Everything here is pure: it works on arrays in neutral order and writes nothing.
 
 A dense layer, an einsum that is a matrix product and one projection of an attention layer are the same unit, ``dense``
-with a kernel (in, out). So two frameworks need no recipe for each pair of layers, only the way from each layer to its
-units (``recipes``) and back.
+with a kernel (in, out). So no recipe is needed for each pair of layers, only the way from each layer to its units
+(``recipes``) and back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ Index = tuple[int | slice, ...]
 
 @dataclass(frozen=True, slots=True)
 class ParamSlice:
-    """Where an array of a unit lies: ``neutral[index].reshape(split).transpose(order).take(gates).reshape(shape)``."""
+    """The part of a parameter that is an array of a unit.
+
+    It is ``neutral[index].reshape(split).transpose(order).take(gates).reshape(shape)``.
+    """
 
     parameter: Parameter
     shape: Shape
@@ -46,29 +49,29 @@ class ParamSlice:
         return part.reshape(self.shape)
 
     def write(self, canonical: Array, neutral: Array) -> None:
-        """Put a canonical array into its place in a neutral one."""
-        place = neutral[self.index] if self.index else neutral
-        split = place.shape if self.split is None else self.split
+        """Write a canonical array to its part of a neutral one."""
+        region = neutral[self.index] if self.index else neutral
+        split = region.shape if self.split is None else self.split
         order = tuple(range(len(split))) if self.order is None else self.order
-        turned = canonical.reshape([split[axis] for axis in order])
+        permuted = canonical.reshape([split[axis] for axis in order])
         if self.gates is not None:
-            turned = turned.take(np.argsort(self.gates[1]), axis=self.gates[0])
-        place[...] = turned.transpose(np.argsort(order)).reshape(place.shape)
+            permuted = permuted.take(np.argsort(self.gates[1]), axis=self.gates[0])
+        region[...] = permuted.transpose(np.argsort(order)).reshape(region.shape)
 
 
-# What an array that a layer hasn't got stands for.
+# The value that stands for an array that a layer doesn't have.
 ABSENT = {"bias": 0.0, "recurrent_bias": 0.0, "beta": 0.0, "gamma": 1.0}
-# Kinds whose two biases are only ever added up.
+# Kinds whose two biases are only ever added.
 SUMMED = frozenset({"simple_rnn", "lstm"})
-# Kinds whose arrays lie along the features one by one, so that a permutation of the features permutes them.
+# Kinds whose arrays have one entry per feature, so that a permutation of the features permutes them.
 VECTORS = frozenset({"batch_norm", "layer_norm", "rms_norm", "prelu", "normalization"})
-# The array whose shape says what a unit is, by kind; the first one that it has.
+# The array whose shape is part of a unit's form: the first of these that it has.
 _MAIN = ("kernel", "embeddings", "moving_mean", "gamma", "beta", "scale", "alpha", "mean")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerUnit:
-    """The smallest thing that is ported as one: a layer, or a part of a composite one.
+    """The smallest part that is ported as a whole: a layer, or a part of a composite one.
 
     ``part`` names the part (``query``, ``l0_reverse``) and is "" for a layer that is one unit. ``channels`` are the
     slices of the layer's input and output that belong to this unit, where it has only some.
@@ -76,7 +79,7 @@ class LayerUnit:
 
     kind: str
     record: LayerRecord
-    pieces: Mapping[str, ParamSlice]
+    slices: Mapping[str, ParamSlice]
     part: str = ""
     call: str = ""  # the name of its arrays among the inputs and outputs of the layer
     channels: tuple[slice, slice] | None = None
@@ -84,113 +87,115 @@ class LayerUnit:
 
     @property
     def path(self) -> str:
-        """What it is called in reports; a layer that is a model by itself by its class."""
+        """The name in reports; for a layer that is the whole model, its class."""
         if not self.record.path and not self.part:
             return f"({type(self.record.layer).__name__})"
         return f"{self.record.path}/{self.part}".strip("/") if self.part else self.record.path
 
     @property
     def form(self) -> tuple[Any, ...]:
-        """What two units must have in common to be twins, whatever they are called."""
+        """The properties that two units must have in common to be twins, whatever their names."""
         if self.kind == "other":
-            sizes = sorted(math.prod(piece.shape) for piece in self.pieces.values())
+            sizes = sorted(math.prod(param_slice.shape) for param_slice in self.slices.values())
             return ("other", *sizes)
-        main = next(role for role in _MAIN if role in self.pieces)
-        return (self.kind, self.pieces[main].shape)
+        main = next(role for role in _MAIN if role in self.slices)
+        return (self.kind, self.slices[main].shape)
 
     @property
     def parameters(self) -> list[Parameter]:
-        """The native arrays that it lies in."""
-        return list({id(piece.parameter): piece.parameter for piece in self.pieces.values()}.values())
+        """The parameters that contain its arrays."""
+        return list({id(param_slice.parameter): param_slice.parameter for param_slice in self.slices.values()}.values())
 
 
-def fit(source: LayerUnit, target: LayerUnit) -> bool:
+def can_pair(source: LayerUnit, target: LayerUnit) -> bool:
     """Return True if the two could be twins: equal kinds and shapes."""
     if source.form == target.form:
         return bool(source.attributes.get("groups", 1) == target.attributes.get("groups", 1))
     if "other" in (source.kind, target.kind):
-        # A class of the user's own that stands for a layer the other framework lacks: equal sizes are all there is.
-        mine, theirs = ([math.prod(p.shape) for p in one.pieces.values()] for one in (source, target))
-        return sorted(mine) == sorted(theirs) and _roles(source, target) is not None
+        # A user's class that replaces a layer the other framework lacks: equal sizes are the only evidence.
+        source_sizes, target_sizes = ([math.prod(p.shape) for p in unit.slices.values()] for unit in (source, target))
+        return sorted(source_sizes) == sorted(target_sizes) and _match_roles(source, target) is not None
     return False
 
 
-def _roles(source: LayerUnit, target: LayerUnit) -> dict[str, str] | None:
-    """Return the source's role for each role of the target; None where that isn't clear."""
-    if set(source.pieces) == set(target.pieces):
-        return {role: role for role in target.pieces}
-    sizes = [math.prod(piece.shape) for piece in target.pieces.values()]
-    found = {}
-    for role, piece in target.pieces.items():
-        size = math.prod(piece.shape)
-        equal = [one for one, other in source.pieces.items() if math.prod(other.shape) == size]
+def _match_roles(source: LayerUnit, target: LayerUnit) -> dict[str, str] | None:
+    """Return the source's role for each role of the target; None if it isn't clear."""
+    if set(source.slices) == set(target.slices):
+        return {role: role for role in target.slices}
+    sizes = [math.prod(param_slice.shape) for param_slice in target.slices.values()]
+    matched = {}
+    for role, param_slice in target.slices.items():
+        size = math.prod(param_slice.shape)
+        equal = [
+            source_role for source_role, source_slice in source.slices.items() if math.prod(source_slice.shape) == size
+        ]
         if role in equal:
-            found[role] = role
+            matched[role] = role
         elif len(equal) == 1 and sizes.count(size) == 1:
-            found[role] = equal[0]
+            matched[role] = equal[0]
         else:
             return None
-    return found if len(set(found.values())) == len(found) else None
+    return matched if len(set(matched.values())) == len(matched) else None
 
 
 @dataclass(frozen=True, slots=True)
 class FeaturePermutation:
-    """How the target's features lie: entry j is entry ``rows[j]`` (of what comes in), ``columns[j]`` (goes out)."""
+    """The order of the target's features: entry j is entry ``rows[j]`` (input) or ``columns[j]`` (output)."""
 
     rows: Array | None = None
     columns: Array | None = None
-    # (batch, time): the rows of what comes in run over time first. It is no matter of the weights.
+    # (batch, time): the rows of the input run over time first. This doesn't concern the weights.
     swapped: tuple[int, int] | None = None
 
 
-STRAIGHT = FeaturePermutation()
+UNPERMUTED = FeaturePermutation()
 
 
 def translate(
-    source: LayerUnit, arrays: Mapping[str, Array], target: LayerUnit, turn: FeaturePermutation = STRAIGHT
+    source: LayerUnit, arrays: Mapping[str, Array], target: LayerUnit, permutation: FeaturePermutation = UNPERMUTED
 ) -> tuple[dict[str, Array], list[str]]:
-    """Return the target's canonical arrays by role, and what would be lost (each a sentence)."""
-    given = dict(arrays)
+    """Return the target's canonical arrays by role, and a sentence for each loss."""
+    by_role = dict(arrays)
     lost: list[str] = []
     if "other" in (source.kind, target.kind):
-        roles = _roles(source, target) or {}
-        given = {role: arrays[one] for role, one in roles.items()}
-    if source.kind in SUMMED and "recurrent_bias" in given and "recurrent_bias" not in target.pieces:
-        given["bias"] = _sum(given.get("bias"), given.pop("recurrent_bias"))
-    for role in [role for role in given if role not in target.pieces]:
-        value = given.pop(role)
+        roles = _match_roles(source, target) or {}
+        by_role = {role: arrays[source_role] for role, source_role in roles.items()}
+    if source.kind in SUMMED and "recurrent_bias" in by_role and "recurrent_bias" not in target.slices:
+        by_role["bias"] = _add_biases(by_role.get("bias"), by_role.pop("recurrent_bias"))
+    for role in [role for role in by_role if role not in target.slices]:
+        value = by_role.pop(role)
         if role not in ABSENT or (value != ABSENT[role]).any():
-            lost.append(f"{source.path!r} has {_a(role)} that {target.path!r} has no place for")
-    made = {}
-    for role, piece in target.pieces.items():
-        if role in given:
-            value = given[role]
+            lost.append(f"{source.path!r} has {_with_article(role)} that {target.path!r} has no place for")
+    translated = {}
+    for role, param_slice in target.slices.items():
+        if role in by_role:
+            value = by_role[role]
         elif role in ABSENT:
-            value = np.full(piece.shape, ABSENT[role], next(iter(arrays.values())).dtype)
+            value = np.full(param_slice.shape, ABSENT[role], next(iter(arrays.values())).dtype)
         else:
             lost.append(f"{source.path!r} has no {role} for {target.path!r}")
             continue
-        value = value.reshape(piece.shape) if value.size == math.prod(piece.shape) else value
-        if value.shape != piece.shape:
-            lost.append(f"the {role} of {source.path!r} is {value.shape}, that of {target.path!r} {piece.shape}")
+        value = value.reshape(param_slice.shape) if value.size == math.prod(param_slice.shape) else value
+        if value.shape != param_slice.shape:
+            lost.append(f"the {role} of {source.path!r} is {value.shape}, that of {target.path!r} {param_slice.shape}")
             continue
-        made[role] = permute(role, value, target.kind, turn)
-    return made, lost
+        translated[role] = permute(role, value, target.kind, permutation)
+    return translated, lost
 
 
-def permute(role: str, value: Array, kind: str, turn: FeaturePermutation) -> Array:
-    """Return a canonical array of the source as the target's features lie."""
+def permute(role: str, value: Array, kind: str, permutation: FeaturePermutation) -> Array:
+    """Return a canonical array of the source in the order of the target's features."""
     if kind == "dense":
-        if role == "kernel" and turn.rows is not None:
-            value = value[turn.rows]
-        if turn.columns is not None:
-            value = value[..., turn.columns]
-    elif turn.rows is not None and value.shape == turn.rows.shape:
-        value = value[turn.rows]
+        if role == "kernel" and permutation.rows is not None:
+            value = value[permutation.rows]
+        if permutation.columns is not None:
+            value = value[..., permutation.columns]
+    elif permutation.rows is not None and value.shape == permutation.rows.shape:
+        value = value[permutation.rows]
     return value
 
 
-def _sum(bias: Array | None, recurrent: Array) -> Array:
+def _add_biases(bias: Array | None, recurrent: Array) -> Array:
     if bias is None:
         return recurrent
     # A bias that is all zero adds nothing, and an addition would turn the other's -0.0 into +0.0.
@@ -199,5 +204,5 @@ def _sum(bias: Array | None, recurrent: Array) -> Array:
     return bias + recurrent if recurrent.any() else bias
 
 
-def _a(role: str) -> str:
+def _with_article(role: str) -> str:
     return f"an {role}" if role[0] in "aeiou" else f"a {role}"

@@ -1,7 +1,7 @@
-"""``verify``: whether two models are the same function, and if not, where they part and why.
+"""``verify``: check whether two models are the same function, and if not, where they diverge and why.
 
-It writes nothing: where a layer's output isn't its twin's, the twin's goes on to the next layer, so that every layer
-is judged by itself.
+It writes nothing. Where a layer's output isn't its twin's, the twin's output is passed on to the next layer, so that
+every layer is judged by itself.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from xweights.errors import PortError
-from xweights.porting.diagnose import finding_of
+from xweights.porting.diagnose import diagnose
 from xweights.porting.matching.outputs import OutputMap, compare_outputs
-from xweights.porting.matching.samples import Silent
-from xweights.porting.port import entry_of, settings_of
+from xweights.porting.matching.samples import SilentWatcher
+from xweights.porting.port import list_differences, make_entry
 from xweights.porting.reports import Finding, VerifyReport
 from xweights.porting.session import Run
 
@@ -24,20 +24,20 @@ from xweights.porting.session import Run
 def verify(
     source: Any, target: Any, *, sample: Any, sample_target: Any = None, outputs: OutputMap = None
 ) -> VerifyReport:
-    """Compare two models layer by layer on a sample, in inference mode; both stay as they are.
+    """Compare two models layer by layer on a sample, in inference mode, without changing them.
 
     Args:
-        source: The model that is right.
+        source: The reference model.
         target: Its twin, in any framework.
-        sample: What the source is called with (array, tuple or dict).
-        sample_target: What the target is called with: likewise, or a function of ``sample``.
-        outputs: Which output of the target is which of the source: ``{target's: source's}``, or a function of the
-            target's output.
+        sample: Input of the source (array, tuple or dict).
+        sample_target: Input of the target: likewise, or a function of ``sample``.
+        outputs: Which output of the target corresponds to which of the source: ``{target's: source's}``, or a
+            function of the target's output.
 
-    The report names the first layer that parts and the likely cause. What differs by rounding only is told from an
-    error by repeating the comparison in float64, where the models can be copied.
-    Raises TargetError, NotBuiltError, PortError (a model that can't be called with its sample, or has layers that have
-    no counterpart).
+    The report names the first layer that diverges and the likely cause. Rounding is distinguished from errors by
+    repeating the comparison in float64, where the models can be copied.
+    Raises TargetError, NotBuiltError, PortError (a model that can't be called with its sample, or has layers without a
+    counterpart).
 
     Example:
         >>> import torch
@@ -47,61 +47,59 @@ def verify(
         >>> report.ok, report.first_divergence.layer, report.first_divergence.cause
         (False, '0', 'eps 1e-05 against 0.001')
     """
-    report, sample_target = _compared(source, target, sample, sample_target, outputs)
+    report, sample_target = _compare(source, target, sample, sample_target, outputs)
     if report.ok and report.max_error < 1e-5:
         return report
-    return _repeated(report, source, target, sample, sample_target, outputs)
+    return _repeat_in_float64(report, source, target, sample, sample_target, outputs)
 
 
-def _compared(
-    source: Any, target: Any, sample: Any, sample_target: Any, outputs: OutputMap
-) -> tuple[VerifyReport, Any]:
+def _compare(source: Any, target: Any, sample: Any, sample_target: Any, outputs: OutputMap) -> tuple[VerifyReport, Any]:
     run = Run(source, target, ..., None)
     run.check_weights(writing=False)
-    matching, attempt = run.matching(sample, sample_target, outputs, write=False)
-    made = run.called(run.target, matching.sample, Silent(), "target")
+    matching, attempt = run.match(sample, sample_target, outputs, write=False)
+    got = run.call(run.target, matching.sample, SilentWatcher(), "target")
     first = run.target.porting.channels_first
-    compared = compare_outputs(matching.expected, made, outputs, target_first=first)
+    compared = compare_outputs(matching.expected, got, outputs, target_first=first)
     errors = {name: error for name, (error, _) in compared.items()}
     pairs = list(attempt.pairs.values())
-    findings = [finding_of(one, matching, pairs) for one in attempt.divergences]
+    findings = [diagnose(divergence, matching, pairs) for divergence in attempt.divergences]
     agree = all(error <= limit for error, limit in compared.values())
     report = VerifyReport(
-        entries=tuple(entry_of(pair) for pair in pairs),
+        entries=tuple(make_entry(pair) for pair in pairs),
         ok=agree and not findings,
         max_error=max(errors.values(), default=0.0),
         outputs=errors,
         findings=tuple(findings),
-        differences=tuple(settings_of(matching, attempt)),
-        notes=tuple(dict.fromkeys(attempt.look.doubts)),
+        differences=tuple(list_differences(matching, attempt)),
+        notes=tuple(dict.fromkeys(attempt.candidates.doubts)),
     )
     return report, matching.sample
 
 
-def _repeated(
+def _repeat_in_float64(
     report: VerifyReport, source: Any, target: Any, sample: Any, sample_target: Any, outputs: OutputMap
 ) -> VerifyReport:
-    """Repeat in float64: a wrong layout stays, rounding goes."""
+    """Repeat the comparison in float64: a wrong layout remains wrong, rounding vanishes."""
     run = Run(source, target, ..., None)
     try:
-        doubles = [side.porting.double(side.model) for side in (run.source, run.target)]
-        again, _ = _compared(doubles[0], doubles[1], _wide(sample), _wide(sample_target), outputs)
+        doubles = [traced.porting.double(traced.model) for traced in (run.source, run.target)]
+        again, _ = _compare(doubles[0], doubles[1], _to_float64(sample), _to_float64(sample_target), outputs)
     except PortError as why:
         note = f"not repeated in float64: {str(why).splitlines()[0]}"
         return replace(report, notes=(*report.notes, note))
-    stays = {one.layer for one in again.findings}
-    findings = [one if one.layer in stays else _rounded(one) for one in report.findings]
+    stays = {finding.layer for finding in again.findings}
+    findings = [finding if finding.layer in stays else _mark_as_rounding(finding) for finding in report.findings]
     return replace(report, ok=again.ok, findings=tuple(findings), max_error_float64=again.max_error, notes=report.notes)
 
 
-def _rounded(finding: Finding) -> Finding:
+def _mark_as_rounding(finding: Finding) -> Finding:
     return replace(finding, rounding=True, cause=f"rounding (gone in float64): {finding.cause}", word="rounding")
 
 
-def _wide(sample: Any) -> Any:
+def _to_float64(sample: Any) -> Any:
     if isinstance(sample, Mapping):
-        return {name: _wide(one) for name, one in sample.items()}
+        return {name: _to_float64(part) for name, part in sample.items()}
     if isinstance(sample, (tuple, list)):
-        return type(sample)(_wide(one) for one in sample)
+        return type(sample)(_to_float64(part) for part in sample)
     array = np.asarray(sample)
     return array.astype(np.float64) if array.dtype.kind == "f" else array

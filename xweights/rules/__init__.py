@@ -1,4 +1,4 @@
-"""Rules: small frozen objects, pure functions from weights to weights."""
+"""Rules: small frozen objects, each a pure function from weights to weights."""
 
 from xweights.rules.base import Function, Rule
 from xweights.rules.elementwise import Add, Clip, Fill, Mask, NonNegative, Scale

@@ -1,14 +1,14 @@
 """Rules: small frozen objects, each a pure function ``w -> w'`` written in ``ops.*`` and axis names only.
 
-Rules get traced: no ``.item()``, no data-dependent ``if``, nothing of NumPy on weights. What a rule needs besides the
-weights (numbers, masks, deltas) is prepared on the host by :meth:`Rule.operands`, before anything is written.
+Rules get traced: no ``.item()``, no data-dependent ``if``, nothing of NumPy on weights. Anything else that a rule
+needs (numbers, masks, deltas) is prepared on the host by :meth:`Rule.operands`, before anything is written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from xweights.core.dtypes import Array
 from xweights.core.numpy_backend import NumpyOps
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
+from xweights.core.selection import DEFAULT_EDITED, Where, WhereLike
 from xweights.core.values import operand
 from xweights.errors import ArgumentError, DtypeError, ShapeError
 
@@ -24,7 +25,7 @@ FLOAT64 = np.dtype(np.float64)
 
 
 class Rule:
-    """What becomes of one parameter's weights.
+    """A change of one parameter's weights.
 
     Subclass it to make a rule of your own: define :meth:`__call__`, and :meth:`operands` if it needs more than ``w``.
 
@@ -41,6 +42,8 @@ class Rule:
     """True: bit-identical on every backend. False: equal within the rtol that its docstring states."""
     joint: bool = False
     """True: :meth:`measure` looks at all selected parameters together, before any is changed."""
+    default_where: ClassVar[Where | None] = DEFAULT_EDITED
+    """The selection of its verb and of `edit_file` where no ``where=`` is given; None: ``where=`` is required."""
     random: bool = False
     """True: draws on the host, so a compiled step needs ``bound.draw(step)``; operands can't fail after check."""
 
@@ -50,20 +53,20 @@ class Rule:
         return False
 
     def check(self, parameter: Parameter) -> None:
-        """Raise what :meth:`operands` would not notice."""
+        """Raise the errors that :meth:`operands` doesn't find."""
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
-        """Return the host arrays the rule works with, checked against the parameter; raise what is wrong."""
+        """Return the host arrays that the rule needs, checked against the parameter; raise if one is wrong."""
         return ()
 
     def measure(
         self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter], operands: Sequence[tuple[Any, ...]]
     ) -> Any:
-        """Return what a joint rule has to know of all the weights: for ``shared``, or a list with one for each."""
+        """Return a joint rule's measure of all weights: one value for ``shared``, or a list of one per parameter."""
         return None
 
     def measure_on_host(self, parameters: Sequence[Parameter]) -> Any:
-        """Return the same in eager code; a rule may have a better way there."""
+        """Return the same in eager code, where a rule may have a faster way."""
         views = [p.layout.to_neutral(p.read()) for p in parameters]
         return self.measure(views, NumpyOps(), parameters, [self.operands(p) for p in parameters])
 
@@ -72,18 +75,28 @@ class Rule:
         raise NotImplementedError(f"{type(self).__name__} must define __call__")
 
     def on_host(self, w: Array, parameter: Parameter) -> bool:
-        """Edit a writable host view in place if the rule has a quicker way than ``__call__``; return whether it did."""
+        """Edit a writable host view in place if there is a faster way than ``__call__``; return whether it did."""
         return False
 
     def __repr__(self) -> str:
         if not is_dataclass(self):
             return f"{type(self).__name__}()"
-        # A default is an attribute of the class. (Field.default is a sentinel where there is none, and torch.compile,
-        # in which UseBindError shows a rule, can't trace that.)
+        # A default is an attribute of the class. (Field.default is a sentinel where there is none, which torch.compile,
+        # in which UseBindError shows a rule, can't trace.)
         kind = type(self)
-        names = [one.name for one in fields(self)]
-        given = [n for n in names if not hasattr(kind, n) or getattr(self, n) is not getattr(kind, n)]
-        return f"{kind.__name__}({', '.join(f'{name}={_short(getattr(self, name))}' for name in given)})"
+        names = [field.name for field in fields(self)]
+        changed = [n for n in names if not hasattr(kind, n) or getattr(self, n) is not getattr(kind, n)]
+        return f"{kind.__name__}({', '.join(f'{name}={_short(getattr(self, name))}' for name in changed)})"
+
+
+def where_of(rule: Rule, where: WhereLike | None, call: str, *, default: bool = True) -> WhereLike:
+    """Return ``where``, or the rule's default if that counts; raise ArgumentError where neither says it."""
+    chosen = rule.default_where if where is None and default else where
+    if chosen is None:
+        raise ArgumentError(
+            f"{call} with {rule!r} has no default selection: where= is required\nFix: where='*/kernel', or ... for all"
+        )
+    return chosen
 
 
 def _short(value: Any) -> str:
@@ -105,6 +118,7 @@ def need_floating(parameter: Parameter, what: str) -> None:
 class Function(Rule):
     """A user's function of the native tensor, in neutral axis order. As exact as the function is."""
 
+    default_where = None
     function: Callable[[Any], Any]
     exact = False
 
@@ -113,7 +127,7 @@ class Function(Rule):
         name = getattr(self.function, "__name__", repr(self.function))
         if new is None:
             raise ArgumentError(f"{name} returned None for {parameter.name!r}\nFix: return the new tensor")
-        if isinstance(new, np.generic):  # what NumPy makes of arithmetic on a 0-d array
+        if isinstance(new, np.generic):  # NumPy's result of arithmetic on a 0-d array
             new = np.asarray(new)
         if is_number(new) and not isinstance(new, np.ndarray):
             new = as_number(new, parameter.dtype, what=f"what {name} returned")

@@ -1,4 +1,4 @@
-"""Rules that are made to be held: they say what stays."""
+"""Constraint rules for `hold`: Keep, SumToOne, Symmetric, Pattern."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
+from xweights.core.selection import DEFAULT_KERNELS
 from xweights.core.values import need_axes
 from xweights.errors import SelectionError, ShapeError
 from xweights.rules.base import FLOAT64, Rule, need_floating
-from xweights.rules.entries import entries_index
+from xweights.rules.entries import resolve_index
 from xweights.rules.norms import Per, per_axes
 from xweights.rules.pruning import Prune
 
@@ -35,7 +36,7 @@ class Keep(Rule):
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
         free = np.zeros(parameter.shape, np.bool_) if self.index is None else np.ones(parameter.shape, np.bool_)
         if self.index is not None:
-            free[entries_index(self.index, parameter)] = False
+            free[resolve_index(self.index, parameter)] = False
             if free.all():
                 raise SelectionError(f"Keep selects no entry of {parameter.name!r} {parameter.shape}")
         return (free, parameter.layout.to_neutral(parameter.read()).copy())
@@ -56,6 +57,7 @@ class SumToOne(Rule):
         array([0.25, 0.75])
     """
 
+    default_where = DEFAULT_KERNELS
     per: Per
     exact = False
 
@@ -85,6 +87,7 @@ class Symmetric(Rule):
         [[1.0, 3.0], [3.0, 3.0]]
     """
 
+    default_where = DEFAULT_KERNELS
     axes: tuple[str, str] = ("in", "out")
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
@@ -105,7 +108,7 @@ class Symmetric(Rule):
         first, second = (names.index(axis) for axis in self.axes)
         order[first], order[second] = second, first
         wide = ops.cast(w, FLOAT64)
-        # The minimum of a thing and itself is a copy of it: an edit in place must not read what it has written already.
+        # The minimum of an array and itself is a copy: an edit in place must not read what it has already written.
         total = ops.add(ops.minimum(wide, wide), ops.transpose(wide, tuple(order)))
         mean = ops.multiply(ops.fence(total), operands[0])
         return ops.cast(mean, parameter.dtype)
@@ -113,7 +116,7 @@ class Symmetric(Rule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Pattern(Rule):
-    """Keep the ``n`` largest of every ``m`` entries along an axis, anew at each step. Exact.
+    """Keep the ``n`` largest of every ``m`` entries along an axis, chosen again at each step. Exact.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -122,6 +125,7 @@ class Pattern(Rule):
         array([ 0., -3.,  2.,  0.])
     """
 
+    default_where = DEFAULT_KERNELS
     n: int
     m: int
     axis: str
@@ -131,7 +135,7 @@ class Pattern(Rule):
 
     @property
     def prune(self) -> Prune:
-        """The rule that selects."""
+        """The pruning rule that selects the entries."""
         return Prune(pattern=(self.n, self.m, self.axis))
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:

@@ -1,6 +1,6 @@
-"""Initial weights by their usual names, the same bytes in every framework.
+"""Initializers by their usual names, with the same bytes in every framework.
 
-Fans are counted by axis names, so a kernel means the same however a framework stores it.
+Fans are counted by axis names, however a framework stores a kernel.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.casting import as_number, cast_exactly, check_finite, rounded
+from xweights.core.casting import as_number, cast_exactly, check_finite, round_to
 from xweights.core.dtypes import Array, is_floating
+from xweights.core.names import Names, renamer
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
-from xweights.core.renaming import Names, renamer
+from xweights.core.selection import DEFAULT_KERNELS
 from xweights.core.values import host_array, need_axes, operand
 from xweights.errors import ArgumentError, LayoutError, ShapeError, near
 from xweights.rules.base import Rule, need_floating
 from xweights.rules.noise import check_seed, drawing_dtype, generator
 
-# Standard deviation of a standard normal cut at two standard deviations.
+# Standard deviation of a standard normal truncated at two standard deviations.
 TRUNCATED_STD = 0.87962566103423978
 
-# name: (scale, mode, distribution) of the variance-scaling family, with torch's words beside Keras'.
+# name: (scale, mode, distribution) of the variance-scaling family, under torch's names and Keras'.
 VARIANCE_SCALING: dict[str, tuple[float, str, str]] = {
     "glorot_uniform": (1.0, "fan_avg", "uniform"),
     "glorot_normal": (1.0, "fan_avg", "truncated_normal"),
@@ -58,6 +59,7 @@ class Init(Rule):
         array([1., 1.])
     """
 
+    default_where = DEFAULT_KERNELS
     initializer: Initializer
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -70,31 +72,31 @@ class Init(Rule):
             return
         if not isinstance(self.initializer, str) or self.initializer not in OPTIONS:
             raise ArgumentError(f"no initializer is named {self.initializer!r}\n{near(str(self.initializer), OPTIONS)}")
-        strange = [name for name in self.options if name not in OPTIONS[self.initializer]]
-        if strange:
-            takes = ", ".join(OPTIONS[self.initializer]) or "no options"
-            raise ArgumentError(f"{self.initializer!r} has no option {strange[0]!r}\nit takes: {takes}")
+        unknown = [name for name in self.options if name not in OPTIONS[self.initializer]]
+        if unknown:
+            options = ", ".join(OPTIONS[self.initializer]) or "no options"
+            raise ArgumentError(f"{self.initializer!r} has no option {unknown[0]!r}\nit takes: {options}")
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
         source = generator(self.seed, renamer(self.names)(parameter.name))
-        return (initial(self.initializer, parameter, source, self.options),)
+        return (initial_weights(self.initializer, parameter, source, self.options),)
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
         return ops.fill(w, operands[0])
 
 
-def initial(
+def initial_weights(
     initializer: Initializer, parameter: Parameter, source: np.random.Generator, options: Mapping[str, Any]
 ) -> Array:
     """Return the initial weights of one parameter, in neutral order and its dtype."""
     if callable(initializer):
         name = getattr(initializer, "__name__", repr(initializer))
-        made = initializer(parameter.shape, source, **options)
-        made = host_array(made, what=f"what {name} returned")
-        if is_floating(made.dtype) and parameter.floating:
-            # Initial values are drawn in float64 as a rule; rounding them once is what everybody means.
-            made = cast_exactly(made, parameter.dtype, what=f"what {name} returned", cast=True)
-        value = np.broadcast_to(operand(made, parameter, what=f"what {name} returned"), parameter.shape)
+        returned = initializer(parameter.shape, source, **options)
+        returned = host_array(returned, what=f"what {name} returned")
+        if is_floating(returned.dtype) and parameter.floating:
+            # Initial values are usually drawn in float64; rounding them once is meant.
+            returned = cast_exactly(returned, parameter.dtype, what=f"what {name} returned", cast=True)
+        value = np.broadcast_to(operand(returned, parameter, what=f"what {name} returned"), parameter.shape)
         check_finite(value, f"what {name} returned for {parameter.name!r}")
         return value
     if initializer in ("zeros", "ones", "constant"):
@@ -104,7 +106,7 @@ def initial(
         return np.broadcast_to(as_number(number, parameter.dtype), parameter.shape)
     need_floating(parameter, f"init {initializer!r}")
     drawn = _draw(initializer, parameter, source, options)
-    return rounded(drawn, parameter.dtype)
+    return round_to(drawn, parameter.dtype)
 
 
 def _draw(name: str, parameter: Parameter, source: np.random.Generator, options: Mapping[str, Any]) -> Array:
@@ -112,7 +114,7 @@ def _draw(name: str, parameter: Parameter, source: np.random.Generator, options:
     if name == "uniform":
         return _uniform(source, shape, dtype, options.get("low", -0.05), options.get("high", 0.05))
     if name in ("normal", "truncated_normal"):
-        make = _normal if name == "normal" else _truncated
+        make = _normal if name == "normal" else _truncated_normal
         return make(source, shape, dtype, options.get("mean", 0.0), options.get("std", 0.05))
     if name == "orthogonal":
         return _orthogonal(parameter, source, options.get("gain", 1.0))
@@ -136,7 +138,7 @@ def _draw(name: str, parameter: Parameter, source: np.random.Generator, options:
     if distribution == "normal":
         return _normal(source, shape, dtype, 0.0, math.sqrt(variance))
     if distribution == "truncated_normal":
-        return _truncated(source, shape, dtype, 0.0, math.sqrt(variance) / TRUNCATED_STD)
+        return _truncated_normal(source, shape, dtype, 0.0, math.sqrt(variance) / TRUNCATED_STD)
     raise ArgumentError(f"distribution= is uniform, normal or truncated_normal\ngot: {distribution!r}")
 
 
@@ -152,8 +154,8 @@ def _normal(source: Any, shape: tuple[int, ...], dtype: np.dtype[Any], mean: flo
     return np.asarray(mean + std * np.asarray(source.standard_normal(shape, dtype=dtype.type), np.float64))
 
 
-def _truncated(source: Any, shape: tuple[int, ...], dtype: np.dtype[Any], mean: float, std: float) -> Array:
-    """Normal numbers cut at two standard deviations: what lies outside is drawn again."""
+def _truncated_normal(source: Any, shape: tuple[int, ...], dtype: np.dtype[Any], mean: float, std: float) -> Array:
+    """Return normal numbers truncated at two standard deviations: numbers outside are drawn again."""
     if not std >= 0:
         raise ArgumentError(f"std= must be >= 0\ngot: {std!r}")
     numbers = np.asarray(source.standard_normal(shape, dtype=dtype.type), np.float64).reshape(-1)
@@ -165,7 +167,7 @@ def _truncated(source: Any, shape: tuple[int, ...], dtype: np.dtype[Any], mean: 
 
 
 def _orthogonal(parameter: Parameter, source: Any, gain: float) -> Array:
-    """Saxe et al., arXiv:1312.6120: all axes but the outputs flattened; signs fixed by the diagonal of R."""
+    """Return an orthogonal matrix (Saxe et al., arXiv:1312.6120): inputs flattened, signs from the diagonal of R."""
     shape = parameter.shape
     if len(shape) < 2:
         raise ShapeError(f"'orthogonal' needs at least two axes\n{parameter.name!r} has the shape {shape}")

@@ -1,6 +1,6 @@
-"""Random numbers that are the same bytes in every framework.
+"""Random numbers with the same bytes in every framework.
 
-Numbers come from NumPy's Philox on the host, keyed by (seed, neutral name, step) and drawn in neutral order. So they
+They come from NumPy's Philox on the host, keyed by (seed, neutral name, step) and drawn in neutral order, so they
 don't depend on the framework, on the other parameters, or on the order of calls. float16 and bfloat16 are drawn in
 float32 and rounded. (Framework generators can't do this: a float32 Box-Muller differs between NumPy, torch and
 TensorFlow in 18-25 % of all values, and a scaling that a compiler fuses in 52 %.)
@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.blocks import blocks, turned
-from xweights.core.casting import as_number, is_number, rounded
+from xweights.core.blocks import align_pieces, blocks
+from xweights.core.casting import as_number, is_number, round_to
 from xweights.core.dtypes import Array
+from xweights.core.names import Names, renamer
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
-from xweights.core.renaming import Names, renamer
 from xweights.errors import ArgumentError
 from xweights.rules.base import Rule, need_floating
 
@@ -32,7 +32,7 @@ def generator(seed: int, name: str, step: int = 0) -> np.random.Generator:
         >>> generator(0, "dense/kernel").bit_generator.__class__.__name__
         'Philox'
     """
-    import hashlib  # brings OpenSSL, which takes a tenth of the time of importing NumPy
+    import hashlib  # loads OpenSSL, which takes a tenth of the time of importing NumPy
 
     digest = hashlib.blake2b(f"{seed}\0{step}\0{name}".encode(), digest_size=16).digest()
     key = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
@@ -40,7 +40,7 @@ def generator(seed: int, name: str, step: int = 0) -> np.random.Generator:
 
 
 def drawing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype that numbers for ``dtype`` are drawn in."""
+    """Return the dtype in which numbers for ``dtype`` are drawn."""
     return np.dtype(np.float64) if dtype.name == "float64" else np.dtype(np.float32)
 
 
@@ -98,22 +98,22 @@ class Noise(Rule):
 
     def check(self, parameter: Parameter) -> None:
         need_floating(parameter, "noise")
-        for word in ("std", "low", "high"):
-            if getattr(self, word) is not None:
-                as_number(getattr(self, word), parameter.dtype, what=word)
+        for name in ("std", "low", "high"):
+            if getattr(self, name) is not None:
+                as_number(getattr(self, name), parameter.dtype, what=name)
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
         return (self.delta(parameter),)
 
     def delta(self, parameter: Parameter) -> Array:
-        """Return all the numbers for one parameter, in neutral order and its dtype."""
+        """Return the numbers for one parameter, in neutral order and its dtype."""
         whole = np.empty(parameter.shape, parameter.dtype)
         for block, part in self.parts(parameter):
             whole[block] = part
         return whole
 
     def parts(self, parameter: Parameter) -> Any:
-        """Yield (slices, numbers) in neutral order, through one small scratch array."""
+        """Yield (slices, numbers) in neutral order, block by block."""
         dtype = drawing_dtype(parameter.dtype)
         source = generator(self.seed, renamer(self.names)(parameter.name), self.step)
         factor = None if self.std is None else as_number(self.std, dtype)
@@ -124,15 +124,15 @@ class Noise(Rule):
                 part = np.multiply(part, factor, out=part) if shape else np.asarray(part * factor)
             else:
                 part = np.asarray(source.random(shape, dtype=dtype.type))
-                # In float64, rounded once: a float32 product and sum would be a fused one in some compilers.
-                part = rounded(self.low + (self.high - self.low) * part.astype(np.float64), parameter.dtype)  # type: ignore[operator]
+                # In float64, rounded once: some compilers would fuse a float32 product and sum.
+                part = round_to(self.low + (self.high - self.low) * part.astype(np.float64), parameter.dtype)  # type: ignore[operator]
             yield block, np.asarray(part).astype(parameter.dtype, copy=False)
 
     def on_host(self, w: Array, parameter: Parameter) -> bool:
         for block, part in self.parts(parameter):
             piece = w[block] if block else w
-            for mine, drawn in turned(piece, part):
-                np.add(mine, drawn, out=mine)
+            for weights, numbers in align_pieces(piece, part):
+                np.add(weights, numbers, out=weights)
         return True
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:

@@ -1,7 +1,4 @@
-"""Rules that scale by a norm, which is accumulated in float64.
-
-As in rules.py, only ``ops.*`` touches weights.
-"""
+"""Rules that scale by a norm, which is accumulated in float64."""
 
 from __future__ import annotations
 
@@ -14,9 +11,10 @@ import numpy as np
 
 from xweights.core.casting import is_number
 from xweights.core.dtypes import Array, is_half
-from xweights.core.layout import unpacked
+from xweights.core.layout import unpack_axes
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
+from xweights.core.selection import DEFAULT_KERNELS
 from xweights.core.values import need_axes
 from xweights.errors import ArgumentError, LayoutError, ShapeError
 from xweights.rules.base import FLOAT64, Rule, need_floating
@@ -32,21 +30,21 @@ def per_axes(per: Per, parameter: Parameter) -> tuple[tuple[str, ...], tuple[int
     A packed axis such as ``gate*unit`` may be named whole or by its parts.
     """
     axes, shape = need_axes(parameter, f"per={per!r}"), parameter.shape
-    wanted = (per,) if isinstance(per, str) else tuple(per)
-    if not set(wanted) <= set(axes):
-        axes, shape = unpacked(axes, shape, parameter.gates)
-    missing = [axis for axis in wanted if axis not in axes]
-    if missing or not wanted:
+    names = (per,) if isinstance(per, str) else tuple(per)
+    if not set(names) <= set(axes):
+        axes, shape = unpack_axes(axes, shape, parameter.gates)
+    missing = [axis for axis in names if axis not in axes]
+    if missing or not names:
         raise LayoutError(
             f"{parameter.name!r} has no axis {', '.join(map(repr, missing)) or repr(per)}\n"
             f"axes: ({', '.join(parameter.axes or ())})\n"
             "Fix: per= names axes of every selected parameter; narrow the selection with where="
         )
-    return axes, shape, tuple(i for i, axis in enumerate(axes) if axis not in wanted)
+    return axes, shape, tuple(i for i, axis in enumerate(axes) if axis not in names)
 
 
 def need_matrix(parameter: Parameter, what: str) -> None:
-    """Refuse what :func:`matrix_of` can't make a matrix of."""
+    """Refuse a parameter that :func:`matrix_of` can't make a matrix of."""
     if len(parameter.shape) < 2:
         raise ShapeError(f"{what} needs a matrix\n{parameter.name!r} has the shape {parameter.shape}")
     if len(parameter.shape) > 2:
@@ -56,7 +54,7 @@ def need_matrix(parameter: Parameter, what: str) -> None:
 def matrix_of(parameter: Parameter) -> tuple[tuple[int, ...], tuple[int, int]]:
     """Return the order of axes and the shape that make a matrix (all other axes, ``out``) of a parameter.
 
-    The last axis stands in where there is no ``out``.
+    Where there is no ``out``, the last axis is used.
     """
     axes, shape = parameter.axes or (), parameter.shape
     last = axes.index("out") if "out" in axes else len(shape) - 1
@@ -64,8 +62,8 @@ def matrix_of(parameter: Parameter) -> tuple[tuple[int, ...], tuple[int, int]]:
     return order, (parameter.size // max(shape[last], 1), shape[last])
 
 
-def scaled(w: Any, factor: Any, ops: Ops, parameter: Parameter) -> Any:
-    """Return ``w`` times a float64 factor, in the parameter's dtype; half types by way of float32.
+def scale_by(w: Any, factor: Any, ops: Ops, parameter: Parameter) -> Any:
+    """Return ``w`` times a float64 factor, in the parameter's dtype; half types via float32.
 
     float16 can't hold the reciprocal of a small norm, and rounds a small factor to a few bits.
     """
@@ -74,32 +72,32 @@ def scaled(w: Any, factor: Any, ops: Ops, parameter: Parameter) -> Any:
     return ops.cast(ops.multiply(ops.cast(w, FLOAT32), ops.cast(factor, FLOAT32)), parameter.dtype)
 
 
-def _check_positive(number: Any, word: str) -> None:
+def _check_positive(number: Any, name: str) -> None:
     if not is_number(number) or not float(number) > 0 or math.isinf(number):
-        raise ArgumentError(f"{word} must be a positive number\ngot: {number!r}")
+        raise ArgumentError(f"{name} must be a positive number\ngot: {number!r}")
 
 
 def _check_per(per: Any) -> None:
-    if not (isinstance(per, str) or (isinstance(per, tuple) and per and all(isinstance(one, str) for one in per))):
+    if not (isinstance(per, str) or (isinstance(per, tuple) and per and all(isinstance(axis, str) for axis in per))):
         raise ArgumentError(f"per= takes an axis name or a tuple of them\ngot: {per!r}\nFix: per='out'")
 
 
-class _Scaled(Rule):
-    """A rule that multiplies each group of entries by a factor computed in float64 from its norm."""
+class _ScaleByNorm(Rule):
+    """A rule that multiplies each unit by a factor computed in float64 from its norm."""
 
     def factor(self, norm: Any, ops: Ops, limit: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} must define factor")
 
-    def scaled(self, w: Any, ops: Ops, parameter: Parameter, per: Per, limit: Any) -> Any:
+    def scale_units(self, w: Any, ops: Ops, parameter: Parameter, per: Per, limit: Any) -> Any:
         _, shape, others = per_axes(per, parameter)
         fine = w if shape == parameter.shape else ops.reshape(w, shape)
         norm = ops.sqrt(ops.sum_squares(fine, others))
-        new = scaled(fine, self.factor(norm, ops, limit), ops, parameter)
+        new = scale_by(fine, self.factor(norm, ops, limit), ops, parameter)
         return new if shape == parameter.shape else ops.reshape(new, parameter.shape)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MaxNorm(_Scaled):
+class MaxNorm(_ScaleByNorm):
     """Scale each unit (one per index of the axes ``per``) down to an L2 norm of at most ``max``. Close (rtol 1e-6).
 
     Norms are accumulated in float64. A unit within the bound keeps its bits. Srebro & Shraibman, COLT 2005.
@@ -111,6 +109,7 @@ class MaxNorm(_Scaled):
         array([0.6, 0.8])
     """
 
+    default_where = DEFAULT_KERNELS
     max: float
     per: Per
     exact = False
@@ -125,15 +124,15 @@ class MaxNorm(_Scaled):
         return (np.asarray(self.max, FLOAT64), np.ones((), FLOAT64))
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
-        return self.scaled(w, ops, parameter, self.per, operands)
+        return self.scale_units(w, ops, parameter, self.per, operands)
 
     def factor(self, norm: Any, ops: Ops, limit: Any) -> Any:
-        most, one = limit
-        return ops.where(ops.greater(norm, most), ops.divide(most, norm), one)
+        bound, one = limit
+        return ops.where(ops.greater(norm, bound), ops.divide(bound, norm), one)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class UnitNorm(_Scaled):
+class UnitNorm(_ScaleByNorm):
     """Scale each unit (one per index of the axes ``per``) to an L2 norm of 1; a zero unit stays zero.
 
     Close (rtol 1e-6).
@@ -145,6 +144,7 @@ class UnitNorm(_Scaled):
         array([0.6, 0.8])
     """
 
+    default_where = DEFAULT_KERNELS
     per: Per
     exact = False
 
@@ -157,7 +157,7 @@ class UnitNorm(_Scaled):
         return (np.ones((), FLOAT64), np.zeros((), FLOAT64))
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
-        return self.scaled(w, ops, parameter, self.per, operands)
+        return self.scale_units(w, ops, parameter, self.per, operands)
 
     def factor(self, norm: Any, ops: Ops, limit: Any) -> Any:
         one, zero = limit
@@ -198,17 +198,17 @@ class ClipNorm(Rule):
         self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter], operands: Sequence[tuple[Any, ...]]
     ) -> Any:
         total = None
-        # One after the other: they may be read from a file as they are asked for.
-        for position in sorted(range(len(parameters)), key=lambda one: parameters[one].name):
-            part = ops.sum_squares(ws[position], None)
-            total = part if total is None else ops.add(total, part)
+        # One after the other: they may be read from a file on access.
+        for position in sorted(range(len(parameters)), key=lambda i: parameters[i].name):
+            squares = ops.sum_squares(ws[position], None)
+            total = squares if total is None else ops.add(total, squares)
         return total
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
-        most, one = operands
+        bound, one = operands
         norm = ops.sqrt(ops.sum_squares(w, None) if shared is None else shared)
-        factor = ops.where(ops.greater(norm, most), ops.divide(most, norm), one)
-        return scaled(w, factor, ops, parameter)
+        factor = ops.where(ops.greater(norm, bound), ops.divide(bound, norm), one)
+        return scale_by(w, factor, ops, parameter)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -225,6 +225,7 @@ class SpectralNorm(Rule):
         array([0.6, 0.8])
     """
 
+    default_where = DEFAULT_KERNELS
     max: float
     exact = False
 
@@ -237,8 +238,8 @@ class SpectralNorm(Rule):
         return (np.asarray(self.max, FLOAT64), np.ones((), FLOAT64))
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
-        most, one = operands
+        bound, one = operands
         order, shape = matrix_of(parameter)
         sigma = ops.largest_singular_value(ops.reshape(ops.transpose(w, order), shape))
-        factor = ops.where(ops.greater(sigma, most), ops.divide(most, sigma), one)
-        return scaled(w, factor, ops, parameter)
+        factor = ops.where(ops.greater(sigma, bound), ops.divide(bound, sigma), one)
+        return scale_by(w, factor, ops, parameter)

@@ -1,8 +1,7 @@
-"""Which entries to drop: exact counts, ties broken the same way everywhere.
+"""Prune: choose the entries to drop, in exact counts and with the same ties on every backend.
 
-Everything is decided on score vectors in one flat order: parameters by neutral name (code points), entries by neutral
-flat index. A tie goes to the smaller place in that order, which is dropped first; so the mask is the same on every
-backend.
+Scores are compared in one flat order: parameters by neutral name (code points), entries by neutral flat index. Of tied
+entries the first in that order is dropped first, so the mask is the same on every backend.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from xweights.core.dtypes import Array
 from xweights.core.numpy_backend import NumpyOps
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
+from xweights.core.selection import DEFAULT_KERNELS
 from xweights.core.values import need_axes, operand
 from xweights.errors import ArgumentError, LayoutError, NonfiniteError, ShapeError
 from xweights.rules.base import FLOAT64, Rule, need_floating
@@ -41,6 +41,7 @@ class Prune(Rule):
         array([-2.,  0.])
     """
 
+    default_where = DEFAULT_KERNELS
     fraction: float | None = None
     count: int | None = None
     threshold: float | None = None
@@ -52,11 +53,11 @@ class Prune(Rule):
     joint = True
 
     def __post_init__(self) -> None:
-        given = [word for word in ("fraction", "count", "threshold", "pattern") if getattr(self, word) is not None]
-        if len(given) != 1:
+        passed = [name for name in ("fraction", "count", "threshold", "pattern") if getattr(self, name) is not None]
+        if len(passed) != 1:
             raise ArgumentError(
                 "prune takes exactly one of fraction=, count=, threshold= and pattern=\n"
-                f"got: {', '.join(given) or 'none'}"
+                f"got: {', '.join(passed) or 'none'}"
             )
         if self.fraction is not None:
             if isinstance(self.fraction, (int, np.integer)) or not is_number(self.fraction):
@@ -99,12 +100,12 @@ class Prune(Rule):
                 f"count={self.count} is more than {parameter.name!r} has\n"
                 f"shape: {parameter.shape}, {math.prod(shape)} {'entries' if shape == parameter.shape else 'units'}"
             )
-        # Made here and not while a step is traced, where NumPy may be make-believe.
-        limit = () if self.threshold is None else (self.bound_above(self._compared(parameter)),)
-        return limit if self.score is None or callable(self.score) else (*limit, given_score(self.score, parameter))
+        # Made here, not while a step is traced, where NumPy may be a tracer's stand-in.
+        limit = () if self.threshold is None else (self.bound_above(self._score_dtype(parameter)),)
+        return limit if self.score is None or callable(self.score) else (*limit, read_score(self.score, parameter))
 
-    def _compared(self, parameter: Parameter) -> np.dtype[Any]:
-        """Return the dtype that scores are compared in: the weights' own, unless they are computed."""
+    def _score_dtype(self, parameter: Parameter) -> np.dtype[Any]:
+        """Return the dtype in which scores are compared: the weights' own, unless scores are computed."""
         return parameter.dtype if self.per is None and self.block is None and self.score is None else FLOAT64
 
     def units(self, parameter: Parameter) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -113,7 +114,7 @@ class Prune(Rule):
             _, fine, others = per_axes(self.per, parameter)
             return tuple(1 if i in others else n for i, n in enumerate(fine)), fine, others
         if self.block is not None:
-            return _blocked(self.block, parameter)
+            return _block_units(self.block, parameter)
         if self.pattern is not None:
             n, m, axis = self.pattern
             axes = need_axes(parameter, f"pattern={self.pattern!r}")
@@ -128,7 +129,7 @@ class Prune(Rule):
         return parameter.shape, parameter.shape, ()
 
     def dropped(self, size: int) -> int:
-        """Return how many of ``size`` are dropped: floor(fraction * size + 0.5), or the count."""
+        """Return how many of ``size`` entries to drop: floor(fraction * size + 0.5), or the count."""
         if self.count is not None:
             if self.count > size:
                 raise ArgumentError(f"count={self.count} is more than there are\nselected: {size}")
@@ -137,44 +138,44 @@ class Prune(Rule):
         return math.floor(float(self.fraction) * size + 0.5)
 
     def bound_above(self, dtype: np.dtype[Any]) -> Array:
-        """Return the smallest number above the threshold: ``score < it`` is ``score <= threshold``; False for NaN."""
+        """Return the smallest number above the threshold: ``score < it`` is ``score <= threshold``, False for NaN."""
         exact = abs(float(self.threshold if self.threshold is not None else 0.0))
         dtype = dtype.newbyteorder("=")
-        rounded = as_number(exact, dtype, what="threshold")
-        if float(rounded) > exact:
-            return rounded
-        bits = rounded.view(f"i{dtype.itemsize}")
+        bound = as_number(exact, dtype, what="threshold")
+        if float(bound) > exact:
+            return bound
+        bits = bound.view(f"i{dtype.itemsize}")
         return np.asarray(bits + bits.dtype.type(1), bits.dtype).view(dtype)
 
-    # The traced way: the same selection, made of ops. (Eager code selects on the host: see smallest.py.)
+    # The traced way: the same selection in ops. (Eager code selects on the host: see order_statistics.py.)
 
     def measure(
         self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter], operands: Sequence[tuple[Any, ...]]
     ) -> Any:
         """Return the bool mask of each parameter, True = kept."""
-        scores = [self._score(w, ops, p, some) for w, p, some in zip(ws, parameters, operands, strict=True)]
+        scores = [self._score(w, ops, p, extra) for w, p, extra in zip(ws, parameters, operands, strict=True)]
         if self.threshold is not None:
             kept = [
-                self._over(ops.cast(score, self._compared(p)), ops, some[0])
-                for score, p, some in zip(scores, parameters, operands, strict=True)
+                self._exceeds(ops.cast(score, self._score_dtype(p)), ops, extra[0])
+                for score, p, extra in zip(scores, parameters, operands, strict=True)
             ]
         elif self.scope == "each":
-            kept = [self._kept(score, ops) for score in scores]
+            kept = [self._keep_by_rank(score, ops) for score in scores]
         else:
             order = sorted(range(len(parameters)), key=lambda i: parameters[i].name)
             sizes = [math.prod(self.units(parameters[i])[0]) for i in order]
-            joined = self._kept(ops.concatenate([ops.cast(scores[i], FLOAT64) for i in order]), ops)
+            joined = self._keep_by_rank(ops.concatenate([ops.cast(scores[i], FLOAT64) for i in order]), ops)
             kept, start = [None] * len(order), 0
             for i, size in zip(order, sizes, strict=True):
                 kept[i], start = joined[start : start + size], start + size
-        return [self._spread(one, ops, p) for one, p in zip(kept, parameters, strict=True)]
+        return [self._spread(mask, ops, p) for mask, p in zip(kept, parameters, strict=True)]
 
     def _score(self, w: Any, ops: Ops, p: Parameter, operands: tuple[Any, ...]) -> Any:
         shape, fine, others = self.units(p)
         if self.score is not None:
-            # Scores by name are operands; what a function gives isn't there before the call.
-            given = len(operands) > int(self.threshold is not None)
-            score = operands[-1] if given else self.score(w)  # type: ignore[operator]
+            # Scores by name are operands; a function's scores don't exist before the call.
+            has_scores = len(operands) > int(self.threshold is not None)
+            score = operands[-1] if has_scores else self.score(w)  # type: ignore[operator]
             if shape != fine:
                 score = ops.sum(ops.cast(ops.reshape(score, fine), FLOAT64), others)
         elif shape != fine:
@@ -186,17 +187,17 @@ class Prune(Rule):
         shape, order = self.groups(p)
         return ops.reshape(ops.transpose(score, order), shape)
 
-    def _over(self, score: Any, ops: Ops, limit: Any) -> Any:
+    def _exceeds(self, score: Any, ops: Ops, limit: Any) -> Any:
         no, yes = ops.constant(np.asarray(False), score), ops.constant(np.asarray(True), score)
         return ops.where(ops.greater(limit, score), no, yes)
 
-    def _kept(self, score: Any, ops: Ops) -> Any:
+    def _keep_by_rank(self, score: Any, ops: Ops) -> Any:
         drop = self.dropped(int(score.shape[-1])) if self.pattern is None else self.pattern[1] - self.pattern[0]
         rank = ops.cast(ops.rank(score), np.dtype(np.int32))
         return ops.greater(rank, ops.constant(np.asarray(drop - 1, np.int32), score))
 
     def groups(self, p: Parameter) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return (shape of n:m groups, order that brings the pattern's axis last)."""
+        """Return (shape of n:m groups, order of axes with the pattern's axis last)."""
         assert self.pattern is not None and p.axes is not None
         at = p.axes.index(self.pattern[2])
         order = (*(i for i in range(len(p.shape)) if i != at), at)
@@ -221,17 +222,17 @@ class Prune(Rule):
         return ops.keep(w, shared)
 
 
-def given_score(score: Any, parameter: Parameter) -> Array:
-    """Return the scores a mapping holds for one parameter, in its shape."""
+def read_score(score: Any, parameter: Parameter) -> Array:
+    """Return a mapping's scores for one parameter, in its shape."""
     dtype = np.dtype(np.float64)
     return np.broadcast_to(operand(score, parameter, what="score", dtype=dtype), parameter.shape)
 
 
-def _blocked(block: Mapping[str, int], p: Parameter) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def _block_units(block: Mapping[str, int], p: Parameter) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     axes = need_axes(p, f"block={dict(block)!r}")
-    strange = [axis for axis in block if axis not in axes]
-    if strange or not block:
-        raise LayoutError(f"{p.name!r} has no axis {', '.join(map(repr, strange))}\naxes: ({', '.join(axes)})")
+    unknown = [axis for axis in block if axis not in axes]
+    if unknown or not block:
+        raise LayoutError(f"{p.name!r} has no axis {', '.join(map(repr, unknown))}\naxes: ({', '.join(axes)})")
     shape: list[int] = []
     fine: list[int] = []
     others: list[int] = []
@@ -258,20 +259,20 @@ def host_masks(rule: Prune, parameters: Sequence[Parameter]) -> list[Array]:
     elif rule.scope == "global":
         order = sorted(range(len(parameters)), key=lambda i: parameters[i].name)
         joined = keep_largest(
-            [scores[i] for i in order], rule.dropped(sum(one.size for one in scores)), absolute=absolute
+            [scores[i] for i in order], rule.dropped(sum(score.size for score in scores)), absolute=absolute
         )
         kept = [joined[order.index(i)] for i in range(len(order))]
     else:
-        kept = [keep_largest([one], rule.dropped(one.size), absolute=absolute)[0] for one in scores]
+        kept = [keep_largest([score], rule.dropped(score.size), absolute=absolute)[0] for score in scores]
     return [spread_mask(rule, mask, p) for mask, p in zip(kept, parameters, strict=True)]
 
 
-def streamed_masks(
-    rule: Prune, parameters: Sequence[Parameter], loaded: Callable[[int], Parameter]
+def stream_masks(
+    rule: Prune, parameters: Sequence[Parameter], load: Callable[[int], Parameter]
 ) -> Callable[[int, Parameter], Array]:
-    """Return what makes the mask of one parameter at a time; nothing is kept of those that ``loaded`` returns.
+    """Return a function that computes one parameter's mask, holding one parameter in memory at a time.
 
-    For ``scope="global"`` all of them are looked at first, one by one and several times; the masks are those of
+    For ``scope="global"`` all parameters are loaded first, one by one and several times; the masks are those of
     :func:`host_masks`, bit by bit.
     """
     if rule.scope != "global" or rule.threshold is not None:
@@ -286,18 +287,18 @@ def streamed_masks(
         return score if score.shape else score.reshape(1)
 
     dtypes = [parameters[i].dtype if absolute else FLOAT64 for i in order]
-    scores = LazyArrays(lambda place: score_of(loaded(order[place])), sizes, dtypes)
+    scores = LazyArrays(lambda rank: score_of(load(order[rank])), sizes, dtypes)
     drop, total = rule.dropped(sum(sizes)), sum(sizes)
     if drop <= 0 or drop >= total:
         return lambda position, p: np.full(p.shape, drop <= 0)
     edge, below, equal = order_statistic(scores, drop, absolute=absolute)
     ties = drop - below
-    # How many of the ties each parameter drops: they go in the order of names.
+    # How many ties each parameter drops, in the order of names.
     shares = [0] * len(parameters)
     if ties < equal:
-        for place, i in enumerate(order):
-            shares[i] = int(np.count_nonzero(at_least(scores[place], edge, absolute=absolute)))
-            shares[i] -= int(np.count_nonzero(at_least(scores[place], edge, absolute=absolute, strictly=True)))
+        for rank, i in enumerate(order):
+            shares[i] = int(np.count_nonzero(at_least(scores[rank], edge, absolute=absolute)))
+            shares[i] -= int(np.count_nonzero(at_least(scores[rank], edge, absolute=absolute, strictly=True)))
             shares[i] = min(shares[i], ties)
             ties -= shares[i]
 
@@ -312,11 +313,11 @@ def streamed_masks(
 
 
 def spread_mask(rule: Prune, mask: Array, p: Parameter) -> Array:
-    """Return the mask of units as one of entries."""
+    """Return a mask of units as a mask of entries."""
     _, fine, _ = rule.units(p)
-    spread = mask.shape != p.shape or rule.per is not None
-    # What comes back is an array that its owner may edit.
-    return np.broadcast_to(mask, fine).copy().reshape(p.shape) if spread else mask
+    has_units = mask.shape != p.shape or rule.per is not None
+    # The result is an array that its owner may edit.
+    return np.broadcast_to(mask, fine).copy().reshape(p.shape) if has_units else mask
 
 
 def _refuse_nan(score: Array, p: Parameter) -> None:
@@ -331,13 +332,13 @@ def _host_score(rule: Prune, p: Parameter) -> Array:
     shape, fine, others = rule.units(p)
     if rule.score is not None:
         if callable(rule.score):
-            seen = w.view()
-            seen.flags.writeable = False
-            given = operand(rule.score(seen), p, what="what score returned", dtype=FLOAT64)
+            read_only = w.view()
+            read_only.flags.writeable = False
+            score = operand(rule.score(read_only), p, what="what score returned", dtype=FLOAT64)
         else:
-            given = given_score(rule.score, p)
-        given = np.broadcast_to(given, p.shape)
-        return given if shape == fine else given.reshape(fine).sum(axis=others, keepdims=True)
+            score = read_score(rule.score, p)
+        score = np.broadcast_to(score, p.shape)
+        return score if shape == fine else score.reshape(fine).sum(axis=others, keepdims=True)
     if shape == fine:
         return w
     return np.sqrt(NumpyOps().sum_squares(w.reshape(fine), others))

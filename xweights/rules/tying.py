@@ -1,7 +1,6 @@
-"""Parameters that are kept equal.
+"""Tie parameters: keep separate arrays equal.
 
-One array that two layers share is better where a model can be written that way; this is for models that were built
-with two.
+One array that two layers share is better where a model can be written that way; this is for models built with two.
 """
 
 from __future__ import annotations
@@ -23,9 +22,11 @@ from xweights.rules.base import FLOAT64, Rule, need_floating
 class Tied(Rule):
     """Make the selected parameters equal: each becomes the mean of all. Exact.
 
-    ``transposed``: the neutral names of those that lie the other way round, such as the kernel (in, out) of an output
-    layer that is tied to embeddings (vocab, dim). The mean is the nearest point at which they are equal; held under
-    SGD, it is one shared array that learns from the mean of the gradients.
+    ``transposed``: the neutral names of those that are stored the other way round, such as the kernel (in, out) of an
+    output layer that is tied to embeddings (vocab, dim).
+
+    The mean is the nearest point at which they are equal; held under
+    SGD, they are one shared array that learns from the mean of the gradients.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -37,22 +38,22 @@ class Tied(Rule):
     joint = True
 
     def check_all(self, parameters: Sequence[Parameter]) -> None:
-        """Raise what can be told of the selection before anything is written."""
+        """Raise every problem of the selection before anything is written."""
         problems = Problems("these can't be tied, and nothing was changed")
         if len(parameters) < 2:
             problems.add(SelectionError, f"Tied needs two parameters or more\nselected: {len(parameters)}")
         if isinstance(self.transposed, str):
             problems.add(ArgumentError, f"transposed= is a tuple of names\ngot: {self.transposed!r}")
-        strange = sorted(set(self.transposed) - {p.name for p in parameters})
-        if strange:
-            problems.add(SelectionError, f"transposed= names what isn't selected: {', '.join(map(repr, strange))}")
+        unselected = sorted(set(self.transposed) - {p.name for p in parameters})
+        if unselected:
+            problems.add(SelectionError, f"transposed= names what isn't selected: {', '.join(map(repr, unselected))}")
         for p in parameters[1:]:
             first = parameters[0]
             if self._shape(p) != self._shape(first):
                 problems.add(
                     ShapeError,
                     f"these have different shapes\n{first.name!r}: {self._shape(first)}\n{p.name!r}: {self._shape(p)}",
-                    fix=f"Tied(transposed=({p.name!r},)) if it lies the other way round",
+                    fix=f"Tied(transposed=({p.name!r},)) if it is stored the other way round",
                 )
             if p.dtype != first.dtype:
                 problems.add(
@@ -72,7 +73,7 @@ class Tied(Rule):
     def measure(
         self, ws: Sequence[Any], ops: Ops, parameters: Sequence[Parameter], operands: Sequence[tuple[Any, ...]]
     ) -> list[Any]:
-        """Return the mean of all, for each as it lies."""
+        """Return the mean of all, in the orientation of each parameter."""
         self.check_all(parameters)
         first = ops.cast(self.turned(ws[0], ops, parameters[0]), FLOAT64)
         minus = ops.constant(np.asarray(-1.0, FLOAT64), first)
@@ -80,7 +81,7 @@ class Tied(Rule):
         for w, p in zip(ws[1:], parameters[1:], strict=True):
             # As differences from the first, so that the mean of equal arrays is that array, bit for bit.
             other = ops.cast(self.turned(w, ops, p), FLOAT64)
-            gap = ops.fence(ops.add(ops.fence(ops.multiply(_copied(first, ops), minus)), other))
+            gap = ops.fence(ops.add(ops.fence(ops.multiply(_copy(first, ops), minus)), other))
             total = gap if total is None else ops.fence(ops.add(total, gap))
         count = ops.constant(np.asarray(float(len(parameters)), FLOAT64), first)
         share = ops.fence(ops.divide(total, count))
@@ -91,7 +92,7 @@ class Tied(Rule):
         return shared
 
     def turned(self, w: Any, ops: Ops, parameter: Parameter) -> Any:
-        """Return a parameter as it lies in the mean, or the mean as it lies in a parameter."""
+        """Return ``w`` transposed if the parameter is: from its orientation to the mean's, or back."""
         return ops.transpose(w, (1, 0)) if parameter.name in self.transposed else w
 
     def _shape(self, parameter: Parameter) -> tuple[int, ...]:
@@ -99,7 +100,7 @@ class Tied(Rule):
 
 
 class TiedShare(Rule):
-    """One parameter's part in a tie that is held: the first becomes the mean of all, the others a copy of the first."""
+    """One parameter's part in a held tie: the first becomes the mean of all, the others a copy of the first."""
 
     def __init__(self, tie: Tied, parameters: Sequence[Parameter], position: int) -> None:
         self.tie, self.parameters, self.position = tie, tuple(parameters), position
@@ -114,23 +115,23 @@ class TiedShare(Rule):
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
         if self.position:
-            first = self.tie.turned(_current(self.first, ops), ops, self.first)
-            return _copied(self.tie.turned(first, ops, parameter), ops)
-        ws = [w, *(_current(p, ops) for p in self.parameters[1:])]
+            first = self.tie.turned(_read_current(self.first, ops), ops, self.first)
+            return _copy(self.tie.turned(first, ops, parameter), ops)
+        ws = [w, *(_read_current(p, ops) for p in self.parameters[1:])]
         return self.tie.measure(ws, ops, self.parameters, [()] * len(ws))[0]
 
     def __repr__(self) -> str:
         return repr(self.tie)
 
 
-def _current(p: Parameter, ops: Ops) -> Any:
-    """Return what a parameter is now, also in the middle of a compiled step."""
+def _read_current(p: Parameter, ops: Ops) -> Any:
+    """Return the current weights of a parameter, also inside a compiled step."""
     if isinstance(ops, NumpyOps):
         return p.layout.to_neutral(p.read())
-    leaf = p.native(tensor=True)
-    return leaf if p.layout.is_identity else ops.transpose(ops.reshape(leaf, p.layout.split), p.layout.order)
+    native = p.native(tensor=True)
+    return native if p.layout.is_identity else ops.transpose(ops.reshape(native, p.layout.split), p.layout.order)
 
 
-def _copied(w: Any, ops: Ops) -> Any:
-    # The minimum of a thing and itself is a copy of it, which edits may write to.
+def _copy(w: Any, ops: Ops) -> Any:
+    # The minimum of an array and itself is a copy, which edits may write to.
     return ops.minimum(w, w)

@@ -1,1 +1,1 @@
-"""Rules, freezing, pruning, penalties and averages that apply while a model trains."""
+"""Holds, freezing, scheduled pruning, penalties, learning-rate multipliers and weight averages during training."""

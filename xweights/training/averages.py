@@ -1,6 +1,6 @@
 """Averages of the weights over training: exponential (EMA) or plain (SWA).
 
-The averages live and are computed on the host, by the same code for every framework: equal weights give equal
+The averages are stored and computed on the host, by the same code for every framework: equal weights give equal
 averages.
 """
 
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,27 +17,28 @@ from xweights.core.backend import StepState
 from xweights.core.blocks import blocks
 from xweights.core.casting import cast_exactly, is_number
 from xweights.core.dtypes import Array
+from xweights.core.names import Names
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
-from xweights.core.renaming import Names
 from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
-from xweights.core.targets import open_target, tracing
-from xweights.edit.guards import guarded, uninterrupted
+from xweights.core.targets import open_eagerly, tracing
+from xweights.edit.guards import defer_interrupts, enter_guards
 from xweights.edit.read import check_readable
 from xweights.edit.write import set_params
 from xweights.errors import ArgumentError, DtypeError, HoldError, Problems, TraceError, WriteError
-from xweights.training.hooks import Change, training_for
+from xweights.training.hooks import TrainingChange, training_for
+from xweights.training.releasable import Releasable, count_of
 
 Decay = float | Literal["swa"] | Callable[[int], float]
 
 
-class Averages:
+class Averages(Releasable):
     """Averages of weights, until :meth:`release`; also a context manager.
 
     Attributes:
         parameters: The averaged parameters.
         updates: How many updates went into the averages.
-        manual: True if nothing calls :meth:`update` but you.
+        manual: True if :meth:`update` has to be called by hand.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -59,11 +59,11 @@ class Averages:
         self.manual = True
         self._steps = 0
         self._swapped = False
-        self._changes: list[Change] = []
-        self._averages = [p.read().astype(_wide(p.dtype)) for p in chosen]
+        self._attachments: list[TrainingChange] = []
+        self._averages = [p.read().astype(_accumulator_dtype(p.dtype)) for p in chosen]
 
     def update(self) -> None:
-        """Count one step, and update the averages if it is their turn: where nothing is attached."""
+        """Count one step, and update the averages if they are due; for loops that nothing is attached to."""
         if not self.manual:
             raise HoldError(
                 "these averages follow the optimizer by themselves: an update by hand would count a step twice\n"
@@ -90,55 +90,51 @@ class Averages:
             return 1.0
         if self.decay == "swa":
             return 1.0 / (self.updates + 1)
-        return 1.0 - _checked(self.decay(self.updates) if callable(self.decay) else float(self.decay))
+        return 1.0 - _check_decay(self.decay(self.updates) if callable(self.decay) else float(self.decay))
 
     @property
     def params(self) -> Params:
         """The averages as Params: float32 for narrower dtypes, else of the parameter's dtype."""
         chosen = self.parameters
-        return Params._made(
-            {p.name: p.layout.to_neutral(a.copy()) for p, a in zip(chosen, self._averages, strict=True)},
-            {p.name: p.axes for p in chosen},
-            {p.name: p.role for p in chosen},
-            {p.name: p.gates for p in chosen},
-            "neutral",
-        )
+        averages = {p.name: p.layout.to_neutral(a.copy()) for p, a in zip(chosen, self._averages, strict=True)}
+        return Params.of(chosen, averages)
 
     @contextmanager
     def swapped_in(self) -> Iterator[Averages]:
-        """Put the averages in the weights' place for a block, then the very bits back.
+        """Put the averages in the weights' place for a block, then restore exactly the same bits.
 
-        Each is rounded once to the parameter's dtype; holds apply to them. A training step inside raises HoldError.
+        Each average is rounded once to the parameter's dtype; holds apply to it. A training step inside raises
+        HoldError.
         """
         if self._swapped:
             raise HoldError("the averages are swapped in already")
         chosen = self.parameters
         _check_writable(chosen)
         hold_registry.check(chosen)
-        kept = [(p, p.backup(), _links(p)) for p in chosen]
+        backups = [(p, p.backup(), _rules_on(p)) for p in chosen]
         values = [
             cast_exactly(a, p.dtype, what=repr(p.name), cast=True) for p, a in zip(chosen, self._averages, strict=True)
         ]
         self._swapped = True
         try:
-            with guarded(chosen), uninterrupted():
+            with enter_guards(chosen), defer_interrupts():
                 for p, value in zip(chosen, values, strict=True):
                     p.write(value)
             hold_registry.reapply(chosen)
             yield self
         finally:
-            with guarded(chosen), uninterrupted():
-                for p, backup, _ in kept:
+            with enter_guards(chosen), defer_interrupts():
+                for p, backup, _ in backups:
                     p.restore(backup)
-            # What was held before is true of what was there before; to apply it again could move a last bit.
-            hold_registry.reapply([p for p, _, links in kept if _links(p) != links])
+            # Rules held before are true of the restored weights; applying them again could change a last bit.
+            hold_registry.reapply([p for p, _, rules in backups if _rules_on(p) != rules])
             self._swapped = False
 
     def copy_to(self, target: Any, *, where: WhereLike = ..., names: Names | None = None) -> None:
         """Write the averages into a target, of any framework, rounded once to its dtypes.
 
         Args:
-            target: A twin of what is averaged, or itself.
+            target: The averaged target itself, or a twin of it.
             where: Which of its parameters. Default: all that are averaged.
             names: As for :func:`xweights.set_params`.
         """
@@ -146,28 +142,16 @@ class Averages:
 
     def check(self) -> None:
         """Raise StaleTrainFunctionError if training steps went by unseen."""
-        for change in self._changes:
-            change.check()
+        super().check()
 
     def release(self) -> None:
         """Stop following the optimizer; the averages stay as they are. Calling it twice does nothing."""
-        changes, self._changes = self._changes, []
-        for change in changes:
-            change.detach()
+        super().release()
         self.manual = True
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-
     def __repr__(self) -> str:
-        count = len(self.parameters)
         over = f"{self.updates} update{'s' * (self.updates != 1)}"
-        return f"<Averages of {count} parameter{'s' * (count != 1)} over {over}>"
+        return f"<Averages of {count_of(self.parameters)} over {over}>"
 
 
 def average(
@@ -179,12 +163,12 @@ def average(
     optimizer: Any = None,
     attach: bool = True,
 ) -> Averages:
-    """Average the weights while training goes on: exponentially, or plainly with ``decay="swa"``.
+    """Average the weights during training: exponentially, or plainly with ``decay="swa"``.
 
     Args:
         target: Model, layer, module, variable, mapping of arrays, or a list of these.
         decay: 0 <= decay < 1, as in 0.999; a function of the number of updates so far; or "swa" for the plain mean.
-        every: Update after every so many optimizer steps.
+        every: Number of optimizer steps between updates.
         where: Default: trainable floating-point parameters (moving statistics only if selected).
         optimizer: Whose steps count. Default: in torch any that steps the first of them, in Keras the model's own.
         attach: False: nothing is attached, and you call ``averages.update()`` after each step.
@@ -193,11 +177,11 @@ def average(
         :class:`Averages`, with ``.params``, ``.swapped_in()`` and ``.copy_to(target)``. Its ``manual`` is True where
         there is nothing to attach to (``tf.Module``, arrays, a layer): call ``averages.update()`` there.
 
-    The first update takes the weights as they are; each further one is ``mean += (1 - decay) * (w - mean)``, for the
+    The first update copies the weights; each further one is ``mean += (1 - decay) * (w - mean)``, for the
     plain mean with 1 / (updates + 1); every operation rounded once, in float32 (float64 for float64), on the host.
-    Exact: equal weights give equal bits on every backend. In Keras it sees ``fit`` and ``train_on_batch``, after the
-    holds, and in a loop of your own nothing (``check()`` raises then; use ``attach=False``). A step that only
-    accumulates gradients, or that loss scaling leaves out, doesn't count.
+    Exact: equal weights give equal bits on every backend. In Keras it follows ``fit`` and ``train_on_batch``, after the
+    holds, and no loop of your own (``check()`` raises then; use ``attach=False``). A step that only accumulates
+    gradients, or that loss scaling skips, doesn't count.
     Raises ArgumentError, SelectionError, DtypeError, WriteError, HoldError.
 
     Example:
@@ -207,14 +191,15 @@ def average(
         array([2.])
     """
     if not (decay == "swa" or callable(decay)):
-        _checked(decay)
+        _check_decay(decay)
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ArgumentError(f"every= is a whole number >= 1\ngot: {every!r}")
     if optimizer is not None and not attach:
         raise ArgumentError("optimizer= was given with attach=False, which attaches to none")
-    if tracing(target):
-        raise TraceError("averages can't begin inside a compiled step\nFix: call this before the step")
-    chosen = select(open_target(target), DEFAULT_EDITED if where is None else where)
+    everything = open_eagerly(
+        target, TraceError("averages can't begin inside a compiled step\nFix: call this before the step")
+    )
+    chosen = select(everything, DEFAULT_EDITED if where is None else where)
     problems = Problems("these can't be averaged")
     for p in chosen:
         if not p.floating:
@@ -222,45 +207,45 @@ def average(
     problems.check()
     check_readable(chosen)
     _check_writable(chosen)
-    made = Averages(chosen, decay, every)
+    averages = Averages(chosen, decay, every)
     if attach:
-        training = next((one for one in map(training_for, chosen) if one is not None), None)
+        training = next((hooks for hooks in map(training_for, chosen) if hooks is not None), None)
         change = None
         if training is not None:
-            mine = [p for p in chosen if training_for(p) is training]
-            change = training.follow(mine, made._after_step, target=target, optimizer=optimizer)
+            trained = [p for p in chosen if training_for(p) is training]
+            change = training.follow(trained, averages._after_step, target=target, optimizer=optimizer)
         if change is not None:
-            made._changes.append(change)
-            made.manual = False
+            averages._attachments.append(change)
+            averages.manual = False
         elif optimizer is not None:
             raise HoldError(
                 "optimizer= was given, and nothing here is trained by an optimizer that can be attached to\n"
                 "Fix: attach=False, and call averages.update() after each step"
             )
-    return made
+    return averages
 
 
 def fold(mean: Array, value: Array, rate: float) -> None:
-    """Let ``mean += rate * (value - mean)``, in place, in the dtype of the mean."""
+    """Compute ``mean += rate * (value - mean)``, in place, in the dtype of the mean."""
     if rate == 1.0:
         np.copyto(mean, value, casting="unsafe")
         return
     factor = mean.dtype.type(rate)
     with np.errstate(all="ignore"):
         for block in blocks(mean.shape):
-            here: Any = (*block, ...)  # an array, where a 0-d one would otherwise give a scalar
-            old = mean[here]
-            part = value[here].astype(mean.dtype)
+            index: Any = (*block, ...)  # the ellipsis keeps a 0-d array an array; without it NumPy returns a scalar
+            old = mean[index]
+            part = value[index].astype(mean.dtype)
             part -= old
             part *= factor
             old += part
 
 
-def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def _accumulator_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
 
 
-def _checked(decay: Any) -> float:
+def _check_decay(decay: Any) -> float:
     if not is_number(decay) or not 0.0 <= decay < 1.0:
         raise ArgumentError(f'decay= is a number, 0 <= decay < 1, a function that gives one, or "swa"\ngot: {decay!r}')
     return float(decay)
@@ -275,5 +260,6 @@ def _check_writable(chosen: Sequence[Parameter]) -> None:
     problems.check()
 
 
-def _links(p: Parameter) -> list[Any]:
-    return list(getattr(hold_registry.held(p), "links", ()))
+def _rules_on(p: Parameter) -> list[Any]:
+    entry = hold_registry.find(p)
+    return [] if entry is None else list(entry.rules)

@@ -1,7 +1,7 @@
-"""Parameters, or single entries of them, that stay as they are while the rest is trained.
+"""``freeze`` and ``unfreeze``: parameters, or single entries of them, that stay fixed while the rest is trained.
 
-What stays is a Keep hold, which is exact under every optimizer; what the framework can spare itself (gradients,
-slots, weight decay) is the backend's ``TrainingHooks.freeze``.
+A Keep hold fixes the values, exactly under every optimizer; the backend's ``TrainingHooks.freeze`` saves the work that
+the framework can then skip (gradients, slots, weight decay).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from xweights.core import hold_registry
 from xweights.core.parameter import Parameter
 from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
-from xweights.core.targets import open_target, tracing
+from xweights.core.targets import open_eagerly
 from xweights.errors import ArgumentError, HoldError, SelectionError
 from xweights.rules.constraints import Keep
 from xweights.training.held import Hold, begin
@@ -21,7 +21,7 @@ from xweights.training.hooks import FrozenHandle, TrainingHooks, training_for
 
 
 class Freeze(Hold):
-    """Parameters or entries that stay as they are, until :meth:`release` or :func:`unfreeze`; also a context manager.
+    """Parameters or entries that stay fixed until :meth:`release` or :func:`unfreeze`; also a context manager.
 
     Attributes:
         parameters: The frozen parameters.
@@ -38,7 +38,7 @@ class Freeze(Hold):
     def __init__(self, entries: Any) -> None:
         super().__init__(Keep(entries), [])
         self._statistics: _Statistics | None = None
-        self._resting: list[FrozenHandle] = []
+        self._frozen_handles: list[FrozenHandle] = []
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -46,7 +46,7 @@ class Freeze(Hold):
         return super().parameters + ([] if self._statistics is None else self._statistics.parameters)
 
     def apply(self) -> None:
-        """Put the frozen values back now: after a step that has no optimizer to attach to. Traceable."""
+        """Restore the frozen values now, after a step that has no optimizer to attach to. Traceable."""
         super().apply()
         if self._statistics is not None:
             self._statistics.apply()
@@ -58,21 +58,21 @@ class Freeze(Hold):
             self._statistics.check()
 
     def release(self) -> None:
-        """Let everything be trained again, with the flags that were there before. Calling it twice does nothing."""
+        """Unfreeze everything, with the flags that were set before. Calling it twice does nothing."""
         super().release()
         if self._statistics is not None:
             self._statistics.release()
-        resting, self._resting = self._resting, []
-        for one in resting:
-            one.unfreeze(None)
+        handles, self._frozen_handles = self._frozen_handles, []
+        for handle in handles:
+            handle.unfreeze(None)
 
     def let_go(self, parameters: Sequence[Parameter]) -> None:
-        """Let some of the parameters be trained again."""
+        """Unfreeze some of the parameters."""
         super().let_go(parameters)
         if self._statistics is not None:
             self._statistics.let_go(parameters)
-        for one in self._resting:
-            one.unfreeze(parameters)
+        for handle in self._frozen_handles:
+            handle.unfreeze(parameters)
 
     def __repr__(self) -> str:
         count = len(self.parameters)
@@ -96,24 +96,24 @@ def freeze(
     optimizer: Any = None,
     inference: bool = False,
 ) -> Freeze:
-    """Keep parameters, or single entries of them, bit for bit as they are while the rest is trained.
+    """Keep parameters, or single entries of them, unchanged bit for bit while the rest is trained.
 
     Args:
         target: Model, layer, module, variable, mapping of arrays, or a list of these.
-        where: Default: trainable floating-point parameters. Moving statistics are frozen only if selected: then batch
-            normalization goes on to use the statistics of each batch, and stops to collect them.
+        where: Default: trainable floating-point parameters. Moving statistics are frozen only if selected: batch
+            normalization then still uses the statistics of each batch, and no longer collects them.
         entries: Which entries, in neutral order: a tuple, {"in": 0} by axis names, or a bool array. Default: all.
         optimizer: The optimizer that trains them. Default: in torch any optimizer, in Keras the model's own.
-        inference: True has the batch normalizations among the selected layers run in inference mode, too.
+        inference: True runs the batch normalizations among the selected layers in inference mode, too.
 
     Returns:
         A :class:`Freeze`. Its ``manual`` is True where no optimizer can be attached to: call ``frozen.apply()`` then.
 
     Whole parameters get no update at all: torch's requires_grad becomes False and a stale gradient is dropped; in Keras
-    the optimizer leaves them out, of slots, weight decay and gradient norms as well, in models that were fitted
-    already, with nothing compiled again and ``trainable`` as it was. Entries are put back after each step; their slots
-    go on. Slots are kept in both cases. Exact under every optimizer: the values are put back besides, should anything
-    move them, a write by xweights too.
+    the optimizer skips them, also in slots, weight decay and gradient norms, and in models that were fitted already,
+    with nothing compiled again and ``trainable`` as it was. Entries are restored after each step; their slots are still
+    updated. Slots are kept in both cases. Exact under every optimizer: the values are also restored if anything else
+    changes them, a write by xweights too.
     Raises SelectionError, ShapeError, ArgumentError, HoldError, WriteError; nothing is changed then.
 
     Example:
@@ -121,40 +121,41 @@ def freeze(
         >>> w = {"w": np.ones(2)}; frozen = xw.freeze(w); w["w"] += 1.0; frozen.apply(); w["w"]
         array([1., 1.])
     """
-    if tracing(target):
-        raise ArgumentError("a freeze can't begin inside a compiled step\nFix: freeze before the step is traced")
-    chosen = select(open_target(target), DEFAULT_EDITED if where is None else where)
+    everything = open_eagerly(
+        target, ArgumentError("a freeze can't begin inside a compiled step\nFix: freeze before the step is traced")
+    )
+    chosen = select(everything, DEFAULT_EDITED if where is None else where)
     moved = [p for p in chosen if _is_statistic(p)]
-    trained = [p for p in chosen if not any(p is one for one in moved)]
+    trained = [p for p in chosen if not any(p is statistic for statistic in moved)]
     if moved and entries is not None:
         raise HoldError(
             f"{moved[0].name!r} is changed by the forward pass, not by an optimizer: only all of it can be frozen\n"
             "Fix: leave it out with where=, or leave out entries="
         )
-    made = Freeze(entries)
+    frozen = Freeze(entries)
     try:
-        begin(made, target, trained, optimizer if trained else None)
+        begin(frozen, target, trained, optimizer if trained else None)
         if moved:
-            made._statistics = _Statistics(made)
-            begin(made._statistics, target, moved, None)
+            frozen._statistics = _Statistics(frozen)
+            begin(frozen._statistics, target, moved, None)
         if entries is None or inference:
-            _rest(made, target, chosen, optimizer, whole=entries is None, inference=inference)
+            _freeze_natively(frozen, target, chosen, optimizer, whole=entries is None, inference=inference)
     except BaseException:
-        made.release()
+        frozen.release()
         raise
     if moved and not trained:
-        made.manual = not made._resting
-    return made
+        frozen.manual = not frozen._frozen_handles
+    return frozen
 
 
 def unfreeze(target: Any, *, where: WhereLike | None = None) -> None:
-    """Let frozen parameters be trained again, in the middle of training too.
+    """Let frozen parameters be trained again, also in the middle of training.
 
     Args:
-        target: What holds the weights.
-        where: Which parameters; of a freeze over several, the others stay frozen. Default: all that are frozen.
+        target: Model, layer, module, variable, mapping of arrays, or a list of these.
+        where: Which parameters; the others of the same freeze stay frozen. Default: all that are frozen.
 
-    Undoes every :func:`freeze` of these parameters, of entries as well, and puts the flags back that were there before.
+    Undoes every :func:`freeze` of these parameters, of entries as well, and restores the flags that were set before.
     Values, optimizer slots and other holds stay. Raises SelectionError if nothing selected was frozen by ``freeze``.
 
     Example:
@@ -162,34 +163,37 @@ def unfreeze(target: Any, *, where: WhereLike | None = None) -> None:
         >>> w = {"w": np.ones(1)}; frozen = xw.freeze(w); xw.unfreeze(w); xw.fill(w, 2.0); w["w"]
         array([2.])
     """
-    if tracing(target):
-        raise ArgumentError("a freeze can't end inside a compiled step\nFix: unfreeze between steps")
-    chosen = select(open_target(target), ... if where is None else where)
-    hold_registry.look_again()
-    found: dict[int, tuple[Freeze, list[Parameter]]] = {}
+    everything = open_eagerly(
+        target, ArgumentError("a freeze can't end inside a compiled step\nFix: unfreeze between steps")
+    )
+    chosen = select(everything, ... if where is None else where)
+    hold_registry.refresh()
+    freezes: dict[int, tuple[Freeze, list[Parameter]]] = {}
     for p in chosen:
-        for one in _freezes_of(p):
-            found.setdefault(id(one), (one, []))[1].append(p)
-    if not found:
+        for frozen in _freezes_of(p):
+            freezes.setdefault(id(frozen), (frozen, []))[1].append(p)
+    if not freezes:
         raise SelectionError(
             f"none of the {len(chosen)} selected parameters was frozen by freeze()\n"
             "Fix: what you froze by a flag of the framework, thaw by that flag"
         )
-    for one, parameters in found.values():
-        one.let_go(parameters)
+    for frozen, parameters in freezes.values():
+        frozen.let_go(parameters)
 
 
-def _rest(made: Freeze, target: Any, chosen: list[Parameter], optimizer: Any, *, whole: bool, inference: bool) -> None:
+def _freeze_natively(
+    frozen: Freeze, target: Any, chosen: list[Parameter], optimizer: Any, *, whole: bool, inference: bool
+) -> None:
     groups: dict[int, tuple[TrainingHooks, list[Parameter]]] = {}
     for p in chosen:
         training = training_for(p)
         if training is not None:
             groups.setdefault(id(training), (training, []))[1].append(p)
     for training, parameters in groups.values():
-        resting = training.freeze(
-            parameters, target=target, optimizer=optimizer, whole=whole, inference=inference, owner=made
+        handle = training.freeze(
+            parameters, target=target, optimizer=optimizer, whole=whole, inference=inference, owner=frozen
         )
-        made._resting.append(resting)
+        frozen._frozen_handles.append(handle)
 
 
 def _is_statistic(p: Parameter) -> bool:
@@ -198,7 +202,7 @@ def _is_statistic(p: Parameter) -> bool:
 
 
 def _freezes_of(p: Parameter) -> list[Freeze]:
-    chain = hold_registry.held(p)
-    owners = [link.owner for link in chain.links] if isinstance(chain, HeldRules) else []
-    found = [one.freeze if isinstance(one, _Statistics) else one for one in owners]
-    return [one for one in found if isinstance(one, Freeze)]
+    held_rules = hold_registry.find(p)
+    owners = [held_rule.owner for held_rule in held_rules.rules] if isinstance(held_rules, HeldRules) else []
+    freezes = [owner.freeze if isinstance(owner, _Statistics) else owner for owner in owners]
+    return [frozen for frozen in freezes if isinstance(frozen, Freeze)]

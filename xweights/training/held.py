@@ -1,14 +1,13 @@
-"""Rules that stay true while training goes on.
+"""``Hold``: a rule that is kept true during training, and how it begins.
 
-When a rule is applied is the framework's business: the backend attaches a chain to its own update
-(``Backend.attach``); where there is nothing to attach to, ``held.apply()`` is called by hand.
+The backend attaches the held rules to the framework's own update (``Backend.attach``); where there is nothing to attach
+to, ``held.apply()`` is called by hand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -17,15 +16,16 @@ from xweights.core.backend import Backend, HoldAttachment
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.core.registry import backend_for
-from xweights.edit.guards import guarded
+from xweights.edit.guards import enter_guards
 from xweights.errors import HoldError, Problems, WriteError, XweightsError
 from xweights.rules.base import Rule
 from xweights.rules.tying import TiedShare
-from xweights.training.held_rules import HeldRule, HeldRules, as_stored
+from xweights.training.held_rules import HeldRule, HeldRules, copy_in_stored_order
 from xweights.training.hooks import native_of, training_for
+from xweights.training.releasable import Releasable, count_of
 
 
-class Hold:
+class Hold(Releasable):
     """A rule kept true on some parameters, until :meth:`release`; also a context manager.
 
     Attributes:
@@ -41,81 +41,70 @@ class Hold:
         array([1.])
     """
 
-    def __init__(self, rule: Rule, chains: Sequence[HeldRules]) -> None:
+    def __init__(self, rule: Rule, held: Sequence[HeldRules]) -> None:
         self.rule = rule
-        self._chains = list(chains)
+        self._held = list(held)
         self._attachments: list[HoldAttachment] = []
         self.manual = True
 
     @property
     def parameters(self) -> list[Parameter]:
         """The held parameters."""
-        return [chain.parameter for chain in self._chains]
+        return [held_rules.parameter for held_rules in self._held]
 
     def apply(self) -> None:
-        """Make the rule true now: after the update of a step that has no optimizer to attach to. Traceable."""
-        for chain in self._chains:
-            if chain.backend is not None and chain.backend.tracing() == "refuse":
-                chain.apply_native()
+        """Apply the rule now, after the update of a step that has no optimizer to attach to. Traceable."""
+        for held_rules in self._held:
+            if held_rules.backend is not None and held_rules.backend.tracing() == "refuse":
+                held_rules.apply_native()
             else:
-                chain.apply()
+                held_rules.apply()
 
     def check(self) -> None:
         """Raise StaleTrainFunctionError if a training step went by without the rule, HoldError if it isn't true."""
-        for attachment in self._attachments:
-            attachment.check()
+        super().check()
         problems = Problems("a held rule is not true")
-        for chain in self._chains:
-            if any(link.owner is self for link in chain.links):
-                wrong = chain.violated()
+        for held_rules in self._held:
+            if any(held_rule.owner is self for held_rule in held_rules.rules):
+                wrong = held_rules.find_violation()
                 if wrong is not None:
                     problems.add(
                         HoldError,
-                        f"{chain.parameter.name!r} doesn't obey {wrong}",
+                        f"{held_rules.parameter.name!r} doesn't satisfy {wrong}",
                         fix="call held.apply() after your update",
                     )
         problems.check()
 
     def written(self) -> None:
-        """Know that xweights wrote to a held parameter, not a training step."""
+        """Note that xweights wrote to a held parameter, not a training step."""
 
     def release(self) -> None:
-        """Take this rule off again; the others stay. Calling it twice does nothing."""
-        self._unlink(self._chains)
-        attachments, self._attachments, self._chains = self._attachments, [], []
-        for attachment in attachments:
-            attachment.detach()
+        """Remove this rule; the others stay. Calling it twice does nothing."""
+        self._remove_from(self._held)
+        self._held = []
+        super().release()
 
     def let_go(self, parameters: Sequence[Parameter]) -> None:
-        """Take this rule off some of its parameters."""
-        mine = {hold_registry.identity(p) for p in parameters}
-        leaving = [chain for chain in self._chains if hold_registry.identity(chain.parameter) in mine]
-        self._unlink(leaving)
-        self._chains = [chain for chain in self._chains if chain not in leaving]
+        """Remove this rule from some of its parameters."""
+        released = {hold_registry.identity(p) for p in parameters}
+        leaving = [held_rules for held_rules in self._held if hold_registry.identity(held_rules.parameter) in released]
+        self._remove_from(leaving)
+        self._held = [held_rules for held_rules in self._held if held_rules not in leaving]
         for attachment in self._attachments:
             attachment.let_go(leaving)
 
-    def _unlink(self, chains: Sequence[HeldRules]) -> None:
-        for chain in chains:
-            chain.links = [link for link in chain.links if link.owner is not self]
-            if not chain.links:
-                hold_registry.leave(chain)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
+    def _remove_from(self, held: Sequence[HeldRules]) -> None:
+        for held_rules in held:
+            held_rules.rules = [held_rule for held_rule in held_rules.rules if held_rule.owner is not self]
+            if not held_rules.rules:
+                hold_registry.unregister(held_rules)
 
     def __repr__(self) -> str:
-        count = len(self._chains)
-        return f"<Hold {self.rule!r} on {count} parameter{'s' * (count != 1)}>"
+        return f"<Hold {self.rule!r} on {count_of(self._held)}>"
 
 
 def refuse_statistics(chosen: Sequence[Parameter]) -> None:
-    """Raise for what forward passes change: a rule would be true after a step, and not after the next batch."""
+    """Raise for parameters that forward passes change: a rule would be true after a step, not after the next batch."""
     problems = Problems("these can't be held, and nothing was changed")
     for p in chosen:
         training = training_for(p)
@@ -129,7 +118,7 @@ def refuse_statistics(chosen: Sequence[Parameter]) -> None:
 
 
 def begin(
-    made: Hold,
+    hold: Hold,
     target: Any,
     chosen: Sequence[Parameter],
     optimizer: Any,
@@ -138,14 +127,14 @@ def begin(
     rule_of: Callable[[Parameter], Rule] | None = None,
     after_step: Callable[[Any], None] | None = None,
 ) -> Hold:
-    """Link a hold to its parameters and attach it, or change nothing.
+    """Register a hold on its parameters and attach it, or change nothing.
 
-    ``operands``: instead of the rule's own; they may change with ``after_step``. ``rule_of``: the rule of each
+    ``operands`` replaces the rule's own; they may change with ``after_step``. ``rule_of`` returns the rule of each
     parameter, if they differ.
     """
     problems = Problems("this can't be held, and nothing was changed")
-    made._chains = chains = list[HeldRules]()
-    hold_registry.look_again()
+    hold._held = held = list[HeldRules]()
+    hold_registry.refresh()
     try:
         for p in chosen:
             reason = p.refusal(writing=True)
@@ -157,43 +146,45 @@ def begin(
                     HoldError, f"{p.name!r} is computed from other parameters", fix="remove the parametrization first"
                 )
                 continue
-            rule = made.rule if rule_of is None else rule_of(p)
+            rule = hold.rule if rule_of is None else rule_of(p)
             try:
                 rule.check(p)
-                ready = tuple(as_stored(one, p) for one in (operands or rule.operands)(p))
+                stored = tuple(copy_in_stored_order(operand, p) for operand in (operands or rule.operands)(p))
             except XweightsError as wrong:
                 problems.add(type(wrong), str(wrong))
                 continue
-            known = hold_registry.held(p)
-            chain = known if isinstance(known, HeldRules) else HeldRules(p)
-            _refuse_half_of_a_tie(chain, rule, chosen, problems)
-            chain.add(HeldRule(made, rule, ready, live=after_step is not None))
-            chains.append(chain)
-            wrong_rule = chain.contradiction()
+            known = hold_registry.find(p)
+            held_rules = known if isinstance(known, HeldRules) else HeldRules(p)
+            _refuse_half_of_a_tie(held_rules, rule, chosen, problems)
+            held_rules.add(HeldRule(hold, rule, stored, live=after_step is not None))
+            held.append(held_rules)
+            wrong_rule = held_rules.find_contradiction()
             if wrong_rule is not None:
-                others = ", ".join(repr(link.rule) for link in chain.links if repr(link.rule) != wrong_rule)
+                others = ", ".join(
+                    repr(held_rule.rule) for held_rule in held_rules.rules if repr(held_rule.rule) != wrong_rule
+                )
                 problems.add(HoldError, f"{p.name!r}: {wrong_rule} can't stay true together with {others or 'itself'}")
         problems.check()
-        _attach(made, target, optimizer, after_step)
-        for chain in chains:
-            hold_registry.enter(chain, keep=made.manual)
-        with guarded(chosen):
-            for chain in chains:
-                chain.apply()
-                for link in chain.links:
-                    link.native_operands(chain.parameter)
+        _attach(hold, target, optimizer, after_step)
+        for held_rules in held:
+            hold_registry.register(held_rules, keep=hold.manual)
+        with enter_guards(chosen):
+            for held_rules in held:
+                held_rules.apply()
+                for held_rule in held_rules.rules:
+                    held_rule.native_operands(held_rules.parameter)
     except BaseException:
-        made.release()
+        hold.release()
         raise
-    return made
+    return hold
 
 
-def _refuse_half_of_a_tie(chain: HeldRules, rule: Rule, chosen: Sequence[Parameter], problems: Problems) -> None:
-    """A parameter that copies another can't have a rule that the other one doesn't have."""
-    name, tie = chain.parameter.name, chain.tie
-    if isinstance(rule, TiedShare) and chain.links:
+def _refuse_half_of_a_tie(held_rules: HeldRules, rule: Rule, chosen: Sequence[Parameter], problems: Problems) -> None:
+    """Refuse a rule on a parameter that copies another one without the rule."""
+    name, tie = held_rules.parameter.name, held_rules.tie
+    if isinstance(rule, TiedShare) and held_rules.rules:
         if tie is not None or rule.position:
-            others = ", ".join(repr(link.rule) for link in chain.links)
+            others = ", ".join(repr(held_rule.rule) for held_rule in held_rules.rules)
             problems.add(HoldError, f"{name!r} is held already, by {others}", fix="release that, tie, then hold on all")
     elif tie is not None and all(hold_registry.identity(p) != hold_registry.identity(tie.first) for p in chosen):
         problems.add(
@@ -201,16 +192,16 @@ def _refuse_half_of_a_tie(chain: HeldRules, rule: Rule, chosen: Sequence[Paramet
         )
 
 
-def _attach(made: Hold, target: Any, optimizer: Any, after_step: Callable[[Any], None] | None) -> None:
+def _attach(hold: Hold, target: Any, optimizer: Any, after_step: Callable[[Any], None] | None) -> None:
     groups: dict[str, tuple[Backend, list[HeldRules]]] = {}
-    for chain in made._chains:
-        if chain.backend is not None:
-            groups.setdefault(chain.backend.name, (chain.backend, []))[1].append(chain)
-    for backend, chains in groups.values():
-        attachment = backend.attach(chains, target=target, optimizer=optimizer, after_step=after_step)
+    for held_rules in hold._held:
+        if held_rules.backend is not None:
+            groups.setdefault(held_rules.backend.name, (held_rules.backend, []))[1].append(held_rules)
+    for backend, held in groups.values():
+        attachment = backend.attach(held, target=target, optimizer=optimizer, after_step=after_step)
         if attachment is not None:
-            made._attachments.append(attachment)
+            hold._attachments.append(attachment)
             after_step = None  # one framework counts the steps
-    if optimizer is not None and not made._attachments:
+    if optimizer is not None and not hold._attachments:
         raise HoldError("optimizer= was given, and nothing here is trained by an optimizer that can be attached to")
-    made.manual = not made._attachments
+    hold.manual = not hold._attachments

@@ -1,6 +1,6 @@
-"""The rules held on one parameter, in their order.
+"""The rules held on one parameter, in the order in which they apply.
 
-Backends see a chain as ``backend.HeldChain``.
+Backends see them as ``backend.HeldChain``.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
 from xweights.core.registry import backend_for
-from xweights.edit.execute import edit_one
+from xweights.edit.execute import edit_parameter
 from xweights.rules.base import Function, Rule
 from xweights.rules.constraints import Keep
 from xweights.rules.elementwise import Mask
 from xweights.rules.tying import TiedShare
 from xweights.training.hooks import native_of
 
-LAST = (Mask, Keep)
+APPLIED_LAST = (Mask, Keep)
 
 
 class Owner(Protocol):
-    """The hold that a link belongs to."""
+    """The hold that a held rule belongs to."""
 
     _attachments: list[HoldAttachment]
 
@@ -41,18 +41,18 @@ class HeldRule:
 
     def __init__(self, owner: Owner, rule: Rule, operands: tuple[Array, ...], *, live: bool = False) -> None:
         self.owner, self.rule, self.operands = owner, rule, operands
-        self.live = live  # the operands change while training goes on, and compiled steps must see it
+        self.live = live  # the operands change during training, and compiled steps must see it
         self.native: tuple[Ops, tuple[Any, ...]] | None = None
         self.buffers: tuple[Any, ...] | None = None
 
     def constants(self, ops: Ops, like: Any) -> tuple[Any, ...]:
-        """Return the operands for a compiled step: constants, or what a buffer holds at run time."""
+        """Return the operands for a compiled step: constants, or the values of buffers at run time."""
         if self.buffers is not None:
-            return tuple(ops.current(one) for one in self.buffers)
-        return tuple(ops.constant(one, like) for one in self.operands)
+            return tuple(ops.current(buffer) for buffer in self.buffers)
+        return tuple(ops.constant(operand, like) for operand in self.operands)
 
     def native_operands(self, p: Parameter) -> tuple[Ops, tuple[Any, ...]]:
-        """Return the framework's maths and the operands as its tensors; made when the hold begins, not in a step."""
+        """Return the framework's ops and the operands as its tensors; made when the hold begins, not in a step."""
         if self.native is None:
             native = p.native(tensor=True)
             ops = ops_for(native)
@@ -60,11 +60,11 @@ class HeldRule:
         return self.native
 
     def replace(self, operands: tuple[Array, ...], ops: Ops | None) -> None:
-        """Take other operands from now on, also in steps that are compiled already."""
+        """Replace the operands, also in steps that are compiled already."""
         self.operands, self.native = operands, None
         if self.buffers is not None and ops is not None:
-            for buffer, one in zip(self.buffers, operands, strict=True):
-                ops.refill(buffer, one)
+            for buffer, operand in zip(self.buffers, operands, strict=True):
+                ops.refill(buffer, operand)
 
 
 class HeldRules:
@@ -73,113 +73,115 @@ class HeldRules:
     def __init__(self, parameter: Parameter) -> None:
         self.parameter = parameter
         self.backend = backend_for(native_of(parameter))
-        self.links: list[HeldRule] = []
+        self.rules: list[HeldRule] = []
 
-    def add(self, link: HeldRule) -> None:
-        """Put a link in its place."""
-        self.links.append(link)
-        self.links.sort(key=lambda one: isinstance(one.rule, LAST))
+    def add(self, held_rule: HeldRule) -> None:
+        """Insert a rule in its place in the order."""
+        self.rules.append(held_rule)
+        self.rules.sort(key=lambda member: isinstance(member.rule, APPLIED_LAST))
 
     @property
     def tie(self) -> TiedShare | None:
         """The parameter's part in a tie, if it is tied to others."""
-        return next((link.rule for link in self.links if isinstance(link.rule, TiedShare)), None)
+        return next((held_rule.rule for held_rule in self.rules if isinstance(held_rule.rule, TiedShare)), None)
 
     def apply(self) -> None:
-        """Edit the parameter in place, and those it is tied to: in eager code, or traced where a verb would be."""
-        for one in self._together():
-            one._apply()
+        """Edit the parameter and those it is tied to in place, in eager code or traced where a verb would be."""
+        for tied in self._tied_rules():
+            tied._apply()
 
-    def _together(self) -> list[HeldRules]:
+    def _tied_rules(self) -> list[HeldRules]:
         tie = self.tie
-        found = [self] if tie is None else [hold_registry.held(p) for p in tie.parameters]
-        return [one for one in found if isinstance(one, HeldRules)] or [self]
+        entries = [self] if tie is None else [hold_registry.find(p) for p in tie.parameters]
+        return [entry for entry in entries if isinstance(entry, HeldRules)] or [self]
 
     def _apply(self) -> None:
         p = self.parameter
         with p.storage.guard(), np.errstate(all="ignore"):
-            for link in self.links:
-                edit_one(link.rule, p, link.operands, None)
+            for held_rule in self.rules:
+                edit_parameter(held_rule.rule, p, held_rule.operands, None)
 
     def apply_native(self) -> None:
-        """Edit the framework's own tensor, with nothing but its ops: for steps that can't trace a verb."""
-        for one in self._together():
-            one._apply_native()
+        """Edit the framework's own tensor, by its ops alone, for steps that can't trace a verb."""
+        for tied in self._tied_rules():
+            tied._apply_native()
 
     def _apply_native(self) -> None:
         p = self.parameter
         with p.storage.guard():
-            for link in self.links:
+            for held_rule in self.rules:
                 native = p.native(tensor=True)
-                ops, constants = link.native_operands(p)
+                ops, constants = held_rule.native_operands(p)
                 w = to_neutral(ops, native, p.layout)
-                new = link.rule(w, ops, p, *constants)
+                new = held_rule.rule(w, ops, p, *constants)
                 p.commit(native, native if new is w else to_stored(ops, ops.fence(new), p.layout))
 
     def of(self, value: Any, ops: Ops) -> Any:
-        """Return what becomes of a stored tensor of the framework; pure, so a step can contain it."""
+        """Return a stored tensor of the framework with all rules applied; pure, so a step can contain it."""
         layout = self.parameter.layout
-        for link in self.links:
-            if link.live and link.buffers is None:
+        for held_rule in self.rules:
+            if held_rule.live and held_rule.buffers is None:
                 continue  # the backend has no buffers: its attachment applies these after the step
-            new = link.rule(to_neutral(ops, value, layout), ops, self.parameter, *link.constants(ops, value))
+            new = held_rule.rule(to_neutral(ops, value, layout), ops, self.parameter, *held_rule.constants(ops, value))
             value = to_stored(ops, ops.fence(new), layout)
         return value
 
     def make_live(self) -> None:
-        """Give operands that change while training goes on a buffer that compiled steps read."""
+        """Move operands that change during training into buffers, so that compiled steps see updates."""
         p = self.parameter
-        for link in self.links:
-            if link.live and link.buffers is None:
+        for held_rule in self.rules:
+            if held_rule.live and held_rule.buffers is None:
                 with p.storage.guard():
                     native = p.native(tensor=True)
-                    link.buffers = tuple(ops_for(native).buffer(np.array(one), native) for one in link.operands)
+                    held_rule.buffers = tuple(
+                        ops_for(native).buffer(np.array(operand), native) for operand in held_rule.operands
+                    )
 
     def check(self) -> None:
         """Raise if a training step went by without the rules."""
-        owners = {id(link.owner): link.owner for link in self.links}
+        owners = {id(held_rule.owner): held_rule.owner for held_rule in self.rules}
         for owner in owners.values():
             for attachment in owner._attachments:
                 attachment.check()
 
     def written(self) -> None:
-        """Tell the holds that xweights wrote to the parameter, not a training step."""
-        for link in self.links:
-            link.owner.written()
+        """Notify the holds that xweights wrote to the parameter, not a training step."""
+        for held_rule in self.rules:
+            held_rule.owner.written()
 
-    def violated(self) -> str | None:
-        """Return which rule is not true of the weights now, or None."""
+    def find_violation(self) -> str | None:
+        """Return the first rule that the weights don't satisfy now, or None."""
         p = self.parameter
         value = p.layout.to_neutral(p.read())
-        return next((repr(link.rule) for link in self.links if not _true_of(link, value, p)), None)
+        return next((repr(held_rule.rule) for held_rule in self.rules if not _is_satisfied(held_rule, value, p)), None)
 
-    def contradiction(self) -> str | None:
-        """Return which rule would not be true after all of them were applied, or None."""
+    def find_contradiction(self) -> str | None:
+        """Return the first rule that would not be satisfied after all of them were applied, or None."""
         p = self.parameter
         value = p.layout.to_neutral(p.read()).copy()
-        for link in self.links:
-            value = _on_host(link, value, p)
-        # What a tie makes of it depends on others, which are not written yet.
-        alone = [link for link in self.links if not isinstance(link.rule, TiedShare)]
-        return next((repr(link.rule) for link in alone if not _true_of(link, value, p)), None)
+        for held_rule in self.rules:
+            value = _apply_on_host(held_rule, value, p)
+        # The result of a tie depends on other parameters, which are not written yet.
+        untied = [held_rule for held_rule in self.rules if not isinstance(held_rule.rule, TiedShare)]
+        return next((repr(held_rule.rule) for held_rule in untied if not _is_satisfied(held_rule, value, p)), None)
 
 
-def _on_host(link: HeldRule, value: Array, p: Parameter) -> Array:
-    if isinstance(link.rule, Function):  # which may know nothing but the framework's own tensors
+def _apply_on_host(held_rule: HeldRule, value: Array, p: Parameter) -> Array:
+    if isinstance(held_rule.rule, Function):  # it may accept nothing but the framework's own tensors
         with p.storage.guard():
             native = p.native(tensor=True)
             ops = ops_for(native)
-            new = link.rule(ops.constant(value, native), ops, p)
+            new = held_rule.rule(ops.constant(value, native), ops, p)
         backend = backend_for(new)
         return np.array(new if backend is None else backend.to_host(new))
     with np.errstate(all="ignore"):
-        return np.asarray(link.rule(value, NUMPY_OPS, p, *link.operands))
+        return np.asarray(held_rule.rule(value, NUMPY_OPS, p, *held_rule.operands))
 
 
-def _true_of(link: HeldRule, value: Array, p: Parameter) -> bool:
-    """A rule is true of weights that it leaves as they are: bit for bit, or a close one within its tolerance."""
-    again = _on_host(link, value.copy(), p)
-    if link.rule.exact:
+def _is_satisfied(held_rule: HeldRule, value: Array, p: Parameter) -> bool:
+    """Return True if a rule leaves the weights as they are: bit for bit, or within the tolerance of a close rule."""
+    again = _apply_on_host(held_rule, value.copy(), p)
+    if held_rule.rule.exact:
         bits = np.dtype(f"u{p.dtype.itemsize}")
         return bool(np.array_equal(np.ascontiguousarray(again).view(bits), np.ascontiguousarray(value).view(bits)))
     wide, other = again.astype(np.float64), value.astype(np.float64)
@@ -188,8 +190,8 @@ def _true_of(link: HeldRule, value: Array, p: Parameter) -> bool:
     return not bool(np.any(gap[np.isfinite(gap)] > (1e-2 if p.dtype.itemsize < 4 else 1e-5) * largest))
 
 
-def as_stored(operand: Array, p: Parameter) -> Array:
-    """Return a copy that lies in memory as the weights do: a mask across the grain costs 5 times as much."""
+def copy_in_stored_order(operand: Array, p: Parameter) -> Array:
+    """Return a copy with the memory order of the weights: a mask in the other order costs 5 times as much."""
     if operand.shape != p.shape or p.layout.is_identity:
         return np.array(operand)
     return p.layout.to_neutral(np.ascontiguousarray(p.layout.to_stored(operand)))

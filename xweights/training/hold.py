@@ -1,4 +1,4 @@
-"""The public call that begins a hold, whatever its rule."""
+"""``hold``: begin a hold, whatever its rule."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from xweights.core.registry import backend_for
 from xweights.core.selection import WhereLike, select
-from xweights.core.targets import open_target, tracing
+from xweights.core.targets import open_eagerly
 from xweights.edit.execute import as_rule
 from xweights.errors import ArgumentError
 from xweights.rules.base import Rule
@@ -35,7 +35,7 @@ def hold(
         where: Which parameters; required.
         optimizer: The optimizer that trains them. Default: in torch any optimizer that steps them, in Keras the one the
             model was compiled with.
-        schedule: For ``Prune``: when and how much of it is pruned, as in ``Cubic(begin=0, end=1000, every=50)``.
+        schedule: For ``Prune``: when and how much is pruned, as in ``Cubic(begin=0, end=1000, every=50)``.
 
     Returns:
         A :class:`Hold`. Its ``manual`` is True where there is no optimizer to attach to (``tf.Module``, arrays): call
@@ -58,9 +58,10 @@ def hold(
         )
     if rule.joint and not isinstance(rule, (Tied, Prune)):
         raise ArgumentError(f"{rule!r} looks at several parameters together, and holds work on each by itself")
-    if tracing(target):
-        raise ArgumentError("a hold can't begin inside a compiled step\nFix: hold before the step is traced")
-    chosen = select(open_target(target), where)
+    everything = open_eagerly(
+        target, ArgumentError("a hold can't begin inside a compiled step\nFix: hold before the step is traced")
+    )
+    chosen = select(everything, where)
     if isinstance(rule, Prune):
         return hold_pruned(target, rule, chosen, schedule, optimizer)
     if schedule is not None:

@@ -1,6 +1,6 @@
-"""What a framework's own training offers beyond holds: the protocol, and who keeps it.
+"""Protocol of a backend's hooks into its framework's training, beyond holds.
 
-A backend needn't keep it: freezes and averages then work by hand, and learning rates can't be multiplied.
+It is optional: without it freezes and averages work by hand, and learning rates can't be multiplied.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from xweights.core.parameter import Parameter
 from xweights.core.registry import backend_for
 
 
-class Change(Protocol):
-    """Something attached to a framework's training."""
+class TrainingChange(Protocol):
+    """A change attached to a framework's training."""
 
     def check(self) -> None:
         """Raise StaleTrainFunctionError if a step went by without it."""
@@ -24,7 +24,7 @@ class Change(Protocol):
 
 
 class FrozenHandle(Protocol):
-    """Parameters that a framework leaves alone."""
+    """Parameters that a framework doesn't train."""
 
     def unfreeze(self, parameters: Sequence[Parameter] | None) -> None:
         """Restore the former state of some of them, or (None) of all that are left."""
@@ -32,10 +32,10 @@ class FrozenHandle(Protocol):
 
 @runtime_checkable
 class TrainingHooks(Protocol):
-    """What a backend keeps besides whose framework trains models by optimizers that can be attached to."""
+    """Hooks of a backend whose framework trains models by optimizers that can be attached to."""
 
     def is_statistic(self, parameter: Parameter) -> bool:
-        """Return True for what a forward pass changes, rather than an optimizer."""
+        """Return True for a parameter that a forward pass changes, rather than an optimizer."""
 
     def freeze(
         self,
@@ -47,34 +47,52 @@ class TrainingHooks(Protocol):
         inference: bool,
         owner: object,
     ) -> FrozenHandle:
-        """Spare these parameters all that training does to them, as far as nothing is lost by it.
+        """Exclude these parameters from training, as far as nothing is lost by it.
 
         ``whole``: no gradients, slots or weight decay; forward passes no longer change the statistics among them.
         ``inference``: batch normalizations that own one of them run in inference mode. ``owner`` lives as long.
         Raise HoldError, before anything is changed, for a statistic that can't be stopped.
         """
 
-    def multiply(self, pairs: Sequence[tuple[Parameter, float]], *, target: Any, optimizer: Any) -> Change:
-        """Have each step count ``factor`` times for its parameter, by ``multipliers.blended``, before any hold.
+    def multiply(self, pairs: Sequence[tuple[Parameter, float]], *, target: Any, optimizer: Any) -> TrainingChange:
+        """Have each step count ``factor`` times for its parameter, by ``learning_rates.blend_step``, before any hold.
 
         Raise ArgumentError without an optimizer, HoldError where it doesn't train one of them, or scales it already.
         """
 
     def follow(
         self, parameters: Sequence[Parameter], call: Callable[[StepState | None], None], *, target: Any, optimizer: Any
-    ) -> Change | None:
+    ) -> TrainingChange | None:
         """Have ``call`` called on the host after each step that may change the parameters, after all holds.
 
         Return None where there is nothing to attach to; raise HoldError if ``optimizer`` trains none of them.
         """
 
 
+@runtime_checkable
+class CountsSteps(Protocol):
+    """An attachment that counts the steps of its optimizer."""
+
+    def steps(self) -> int | None:
+        """Return the number of steps, or None if it can't be known."""
+
+
+@runtime_checkable
+class FindsTensor(Protocol):
+    """A handle that finds its native tensor in the place where the framework keeps it."""
+
+    @property
+    def tensor(self) -> Any:
+        """The native tensor."""
+
+
 def native_of(parameter: Parameter) -> Any:
-    """Return the native object of a parameter, by whose type its backend is found."""
-    return getattr(parameter.handle, "tensor", parameter.handle)
+    """Return the native object of a parameter, whose type determines the backend."""
+    handle = parameter.handle
+    return handle.tensor if isinstance(handle, FindsTensor) else handle
 
 
 def training_for(parameter: Parameter) -> TrainingHooks | None:
-    """Return what trains a parameter, or None."""
+    """Return the training hooks of a parameter's backend, or None."""
     backend = backend_for(native_of(parameter))
     return backend if isinstance(backend, TrainingHooks) else None

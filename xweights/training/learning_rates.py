@@ -1,15 +1,14 @@
-"""Learning rates per parameter, as a share of each update.
+"""``multiply_lr``: learning rates per parameter, as a factor on each update.
 
-A scaled gradient would change nothing under Adam and its like, which divide by its size: what is scaled is the step
-itself.
+The step itself is scaled: a scaled gradient would change nothing under Adam and similar rules, which divide by its
+size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -17,13 +16,14 @@ from xweights.core.casting import as_number, is_number
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
 from xweights.core.selection import DEFAULT_EDITED, select
-from xweights.core.targets import open_target, tracing
+from xweights.core.targets import open_eagerly
 from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, WriteError, XweightsError
-from xweights.training.hooks import Change, TrainingHooks, training_for
+from xweights.training.hooks import TrainingChange, TrainingHooks, training_for
+from xweights.training.releasable import Releasable, count_of
 
 
-class Multipliers:
-    """What :func:`multiply_lr` set, until :meth:`release`; also a context manager.
+class Multipliers(Releasable):
+    """The factors that :func:`multiply_lr` set, until :meth:`release`; also a context manager.
 
     Attributes:
         factors: The factor of each parameter, by name.
@@ -36,31 +36,20 @@ class Multipliers:
         <Multipliers of 2 parameters>
     """
 
-    def __init__(self, factors: Mapping[str, float], changes: list[Change]) -> None:
+    def __init__(self, factors: Mapping[str, float], changes: list[TrainingChange]) -> None:
         self.factors = dict(factors)
-        self._changes = changes
+        self._attachments = changes
 
     def check(self) -> None:
         """Raise StaleTrainFunctionError if a training step went by without the factors."""
-        for change in self._changes:
-            change.check()
+        super().check()
 
     def release(self) -> None:
-        """Have all updates count in full again. Calling it twice does nothing."""
-        changes, self._changes = self._changes, []
-        for change in changes:
-            change.detach()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
+        """Stop scaling updates. Calling it twice does nothing."""
+        super().release()
 
     def __repr__(self) -> str:
-        return f"<Multipliers of {len(self.factors)} parameter{'s' * (len(self.factors) != 1)}>"
+        return f"<Multipliers of {count_of(self.factors)}>"
 
 
 def multiply_lr(target: Any, factors: Mapping[Any, float], *, optimizer: Any = None) -> Multipliers:
@@ -69,8 +58,8 @@ def multiply_lr(target: Any, factors: Mapping[Any, float], *, optimizer: Any = N
     Args:
         target: Model, layer, module or variable of a framework that trains it, or a list of these.
         factors: ``{where: factor}``, such as ``{"*": 0.1, "head/*": 1.0}``; of several that match, the last one counts.
-            Each means the trainable floating-point parameters it selects. 0 leaves a parameter as it is, bit for bit;
-            1 leaves its update alone.
+            Each applies to the trainable floating-point parameters it selects. 0 leaves a parameter as it is, bit for
+            bit; 1 leaves its update alone.
         optimizer: The optimizer that trains them. Required in torch; default in Keras: the model's own.
 
     Returns:
@@ -79,8 +68,8 @@ def multiply_lr(target: Any, factors: Mapping[Any, float], *, optimizer: Any = N
     After each step, before any hold, ``new = old + factor * (stepped - old)``, in the parameter's dtype and rounded
     after each of the three operations: the same arithmetic on every backend, and as close to a learning rate ``factor``
     times as large as these roundings. Decoupled weight decay is part of the step and is scaled with it, as a learning
-    rate would; what an optimizer keeps (momentum, second moments) is not, nor is what Keras' own averaging
-    (``use_ema``) writes. A copy of these parameters is made at each step.
+    rate would; the state of the optimizer (momentum, second moments) is not, nor are the averages that Keras writes
+    with ``use_ema``. These parameters are copied at each step.
     Raises ArgumentError, SelectionError, WriteError, HoldError (not trained by this optimizer, multiplied already).
 
     Example:
@@ -91,9 +80,10 @@ def multiply_lr(target: Any, factors: Mapping[Any, float], *, optimizer: Any = N
     """
     if not isinstance(factors, Mapping) or not factors:
         raise ArgumentError(f"factors= is a mapping {{where: factor}}\ngot: {factors!r}")
-    if tracing(target):
-        raise ArgumentError("learning rates can't change inside a compiled step\nFix: call this before the step")
-    chosen = _chosen(open_target(target), factors)
+    everything = open_eagerly(
+        target, ArgumentError("learning rates can't change inside a compiled step\nFix: call this before the step")
+    )
+    chosen = _select_factors(everything, factors)
     groups: dict[int, tuple[TrainingHooks, list[tuple[Parameter, float]]]] = {}
     problems = Problems("these learning rates can't be multiplied, and nothing was changed")
     for p, factor in chosen:
@@ -110,19 +100,19 @@ def multiply_lr(target: Any, factors: Mapping[Any, float], *, optimizer: Any = N
         else:
             groups.setdefault(id(training), (training, []))[1].append((p, factor))
     problems.check()
-    made = Multipliers({p.name: factor for p, factor in chosen}, [])
+    multipliers = Multipliers({p.name: factor for p, factor in chosen}, [])
     try:
         for training, pairs in groups.values():
-            made._changes.append(training.multiply(pairs, target=target, optimizer=optimizer))
+            multipliers._attachments.append(training.multiply(pairs, target=target, optimizer=optimizer))
     except BaseException:
-        made.release()
+        multipliers.release()
         raise
-    return made
+    return multipliers
 
 
-def _chosen(everything: list[Parameter], factors: Mapping[Any, float]) -> list[tuple[Parameter, float]]:
+def _select_factors(everything: list[Parameter], factors: Mapping[Any, float]) -> list[tuple[Parameter, float]]:
     problems = Problems("these learning rates can't be multiplied, and nothing was changed")
-    found: dict[int, float] = {}
+    by_id: dict[int, float] = {}
     for where, factor in factors.items():
         if not is_number(factor) or not math.isfinite(factor) or factor < 0:
             problems.add(ArgumentError, f"a factor is a finite number >= 0\ngot: {factor!r} for {where!r}")
@@ -134,17 +124,17 @@ def _chosen(everything: list[Parameter], factors: Mapping[Any, float]) -> list[t
             continue
         if not picked:
             problems.add(SelectionError, f"{where!r} selects nothing that is trained")
-        found |= {id(p): float(factor) for p in picked}
+        by_id |= {id(p): float(factor) for p in picked}
     problems.check()
-    return [(p, found[id(p)]) for p in everything if id(p) in found]
+    return [(p, by_id[id(p)]) for p in everything if id(p) in by_id]
 
 
-def blended(ops: Ops, stepped: Any, old: Any, factor: float, dtype: np.dtype[Any]) -> Any:
+def blend_step(ops: Ops, stepped: Any, old: Any, factor: float, dtype: np.dtype[Any]) -> Any:
     """Return old + factor * (stepped - old), each operation rounded once; may reuse the memory of ``stepped``."""
     if factor == 0.0:
         return old
     minus = ops.constant(as_number(-1.0, dtype), stepped)
     scale = ops.constant(as_number(-factor, dtype), stepped)
-    # -1 times x is exact, and two signs cancel: this is the formula, by the edits that there are.
+    # Multiplying by -1 is exact, and the two signs cancel: this is the formula in terms of the existing ops.
     shortfall = ops.fence(ops.add(ops.fence(ops.multiply(stepped, minus)), old))
     return ops.fence(ops.add(ops.fence(ops.multiply(shortfall, scale)), old))

@@ -1,7 +1,7 @@
-"""Penalties on weights: numbers that a loss adds, with the gradient that goes with them.
+"""Penalties on weights: numbers that are added to a loss, with their gradients.
 
-Value and gradient are both written here, once, in ``ops.*``: a framework only says where the gradient goes
-(``Ops.differentiable``). So they are the same on every backend. All is computed in float64, and rounded at the end.
+Value and gradient are both written here, once, in ``ops.*``; a framework only receives the gradient
+(``Ops.differentiable``). So they are the same on every backend. Both are computed in float64 and rounded at the end.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -23,15 +22,16 @@ from xweights.core.protocols import Ops
 from xweights.core.registry import backend_for
 from xweights.core.selection import DEFAULT_KERNELS, WhereLike, select
 from xweights.core.targets import open_target
-from xweights.edit.guards import guarded
+from xweights.edit.guards import enter_guards
 from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, WriteError, XweightsError
 from xweights.rules.base import FLOAT64, need_floating
 from xweights.rules.norms import FLOAT32, Per, matrix_of, need_matrix, per_axes
+from xweights.training.releasable import Releasable, count_of
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """What is penalised, and how much. None, the default of each weight, leaves its term out.
+    """The terms of a penalty and their weights. None, the default of each weight, leaves its term out.
 
     Attributes:
         l1: Weight of sum(abs(w)).
@@ -55,14 +55,14 @@ class Penalty:
     orthogonal: float | None = None
 
     def __post_init__(self) -> None:
-        given = {word: getattr(self, word) for word in ("l1", "l2", "group", "orthogonal")}
-        if all(weight is None for weight in given.values()):
+        weights = {name: getattr(self, name) for name in ("l1", "l2", "group", "orthogonal")}
+        if all(weight is None for weight in weights.values()):
             raise ArgumentError(
                 "a penalty without a weight adds nothing\nFix: give l1=, l2=, group= with per=, or orthogonal="
             )
-        for word, weight in given.items():
+        for name, weight in weights.items():
             if weight is not None and (not is_number(weight) or not 0 <= float(weight) < math.inf):
-                raise ArgumentError(f"{word}= must be a number >= 0\ngot: {weight!r}")
+                raise ArgumentError(f"{name}= must be a number >= 0\ngot: {weight!r}")
         if (self.group is None) != (self.per is None):
             raise ArgumentError(
                 "group= and per= belong together: how much, and which axes number the units\n"
@@ -70,7 +70,7 @@ class Penalty:
             )
 
     def operands(self, parameter: Parameter) -> dict[str, Array]:
-        """Return the numbers that the terms need for a parameter, in float64; raise if one makes no sense for it."""
+        """Return the numbers that the terms need for a parameter, in float64; raise if a term can't apply to it."""
         need_floating(parameter, "a penalty")
         numbers: dict[str, Any] = {"zero": 0.0, "one": 1.0}
         if self.l1 is not None:
@@ -84,25 +84,25 @@ class Penalty:
             need_matrix(parameter, "orthogonal")
             side = min(matrix_of(parameter)[1])
             numbers |= {"orthogonal": self.orthogonal, "4 orthogonal": 4 * float(self.orthogonal), "-I": -np.eye(side)}
-        return {word: np.asarray(number, FLOAT64) for word, number in numbers.items()}
+        return {key: np.asarray(number, FLOAT64) for key, number in numbers.items()}
 
     def value(self, w: Any, ops: Ops, parameter: Parameter, given: Mapping[str, Any]) -> Any:
         """Return the penalty of one parameter (neutral order), 0-d in float64. ``given``: the operands as constants."""
         everything = tuple(range(len(parameter.shape)))
         wide = ops.cast(w, FLOAT64)
-        total = _own(ops, given["zero"])
+        total = _copy(ops, given["zero"])
         if self.l1 is not None:
             size = ops.reshape(ops.sum(ops.abs(wide), everything), ())
-            total = ops.add(total, ops.multiply(_own(ops, size), given["l1"]))
+            total = ops.add(total, ops.multiply(_copy(ops, size), given["l1"]))
         if self.l2 is not None:
             total = ops.add(total, ops.multiply(ops.sum_squares(w, None), given["l2"]))
         if self.group is not None:
             fine, others = self._units(wide, ops, parameter)
             norms = ops.sqrt(ops.sum_squares(fine, others))
             size = ops.reshape(ops.sum(norms, tuple(range(len(fine.shape)))), ())
-            total = ops.add(total, ops.multiply(_own(ops, size), given["group"]))
+            total = ops.add(total, ops.multiply(_copy(ops, size), given["group"]))
         if self.orthogonal is not None:
-            _, gram = _excess(wide, ops, parameter, given["-I"])
+            _, gram = _gram_minus_identity(wide, ops, parameter, given["-I"])
             total = ops.add(total, ops.multiply(ops.sum_squares(gram, None), given["orthogonal"]))
         return total
 
@@ -111,22 +111,22 @@ class Penalty:
         wide, upstream, zero = ops.cast(w, FLOAT64), ops.cast(upstream, FLOAT64), given["zero"]
         terms = []
         if self.l1 is not None:
-            up, down = (ops.multiply(_own(ops, upstream), given[word]) for word in ("l1", "-l1"))
+            up, down = (ops.multiply(_copy(ops, upstream), given[key]) for key in ("l1", "-l1"))
             terms.append(ops.where(ops.greater(wide, zero), up, ops.where(ops.greater(zero, wide), down, zero)))
         if self.l2 is not None:
-            terms.append(ops.multiply(_own(ops, wide), ops.multiply(_own(ops, upstream), given["2 l2"])))
+            terms.append(ops.multiply(_copy(ops, wide), ops.multiply(_copy(ops, upstream), given["2 l2"])))
         if self.group is not None:
             fine, others = self._units(wide, ops, parameter)
             norms = ops.sqrt(ops.sum_squares(fine, others))
             # At a unit of zeros the norm has no derivative; 0 is the subgradient that keeps the unit there.
-            some = ops.greater(norms, zero)
-            much = ops.multiply(_own(ops, upstream), given["group"])
-            factor = ops.where(some, ops.divide(much, ops.where(some, norms, given["one"])), zero)
-            terms.append(ops.reshape(ops.multiply(_own(ops, fine), factor), parameter.shape))
+            nonzero = ops.greater(norms, zero)
+            scale = ops.multiply(_copy(ops, upstream), given["group"])
+            factor = ops.where(nonzero, ops.divide(scale, ops.where(nonzero, norms, given["one"])), zero)
+            terms.append(ops.reshape(ops.multiply(_copy(ops, fine), factor), parameter.shape))
         if self.orthogonal is not None:
-            matrix, gram = _excess(wide, ops, parameter, given["-I"])
+            matrix, gram = _gram_minus_identity(wide, ops, parameter, given["-I"])
             product = ops.matmul(matrix, gram) if matrix.shape[0] >= matrix.shape[1] else ops.matmul(gram, matrix)
-            term = ops.multiply(product, ops.multiply(_own(ops, upstream), given["4 orthogonal"]))
+            term = ops.multiply(product, ops.multiply(_copy(ops, upstream), given["4 orthogonal"]))
             order, _ = matrix_of(parameter)
             back = tuple(order.index(axis) for axis in range(len(order)))
             terms.append(ops.transpose(ops.reshape(term, tuple(parameter.shape[i] for i in order)), back))
@@ -136,36 +136,36 @@ class Penalty:
         return ops.cast(total, parameter.dtype)
 
     def _units(self, wide: Any, ops: Ops, parameter: Parameter) -> tuple[Any, tuple[int, ...]]:
-        """Return the weights with packed axes taken apart, and the axes inside a unit."""
+        """Return the weights with packed axes split, and the axes inside a unit."""
         assert self.per is not None
         _, shape, others = per_axes(self.per, parameter)
         return (wide if shape == parameter.shape else ops.reshape(wide, shape)), others
 
     def __repr__(self) -> str:
-        given = {one.name: getattr(self, one.name) for one in fields(self)}
-        shown = ", ".join(f"{word}={value!r}" for word, value in given.items() if value is not None)
-        return f"Penalty({shown})"
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        text = ", ".join(f"{name}={value!r}" for name, value in settings.items() if value is not None)
+        return f"Penalty({text})"
 
 
-def _own(ops: Ops, x: Any) -> Any:
-    """Return a copy that an edit may use up: a cast to float64 leaves a float64 array as it is."""
+def _copy(ops: Ops, x: Any) -> Any:
+    """Return a copy that an op may overwrite: a cast to float64 returns a float64 array itself."""
     return ops.minimum(x, x)
 
 
-def _excess(wide: Any, ops: Ops, parameter: Parameter, less: Any) -> tuple[Any, Any]:
-    """Return the parameter as a matrix, and the smaller of its Gram matrices less the identity."""
+def _gram_minus_identity(wide: Any, ops: Ops, parameter: Parameter, minus_identity: Any) -> tuple[Any, Any]:
+    """Return the parameter as a matrix, and the smaller of its Gram matrices minus the identity."""
     order, shape = matrix_of(parameter)
     matrix = ops.reshape(ops.transpose(wide, order), shape)
-    turned = ops.transpose(matrix, (1, 0))
-    gram = ops.matmul(turned, matrix) if shape[0] >= shape[1] else ops.matmul(matrix, turned)
-    return matrix, ops.add(gram, less)
+    transposed = ops.transpose(matrix, (1, 0))
+    gram = ops.matmul(transposed, matrix) if shape[0] >= shape[1] else ops.matmul(matrix, transposed)
+    return matrix, ops.add(gram, minus_identity)
 
 
 class BoundPenalty:
-    """A penalty with its parameters looked up: calling it gives the number, so a compiled step can contain it.
+    """A penalty bound to its parameters: calling it returns the number, so a compiled step can contain it.
 
     Attributes:
-        parameters: What is penalised.
+        parameters: The penalised parameters.
         rule: The :class:`Penalty`.
 
     Example:
@@ -177,25 +177,25 @@ class BoundPenalty:
     def __init__(self, rule: Penalty, chosen: Sequence[Parameter]) -> None:
         self.rule = rule
         self.parameters = tuple(chosen)
-        # Sums go by name, so that twins which list their parameters in another order have the same bits.
+        # Sums are in the order of names, so that twins with another order of parameters get the same bits.
         self._order = tuple(sorted(range(len(chosen)), key=lambda position: chosen[position].name))
         self._dtype = FLOAT64 if any(p.dtype == FLOAT64 for p in chosen) else FLOAT32
-        with guarded(chosen):
-            leaves = [p.native(tensor=True) for p in chosen]
-            maths = {one.name: one for one in map(ops_for, leaves)}
-        if len(maths) > 1:
+        with enter_guards(chosen):
+            natives = [p.native(tensor=True) for p in chosen]
+            ops_by_name = {ops.name: ops for ops in map(ops_for, natives)}
+        if len(ops_by_name) > 1:
             raise ArgumentError(
-                f"these parameters are of several frameworks: {', '.join(maths)}\n"
+                f"these parameters are of several frameworks: {', '.join(ops_by_name)}\n"
                 "no number has a gradient in all of them\nFix: one penalty for each, converted to numbers"
             )
-        self._ops: Ops = next(iter(maths.values()))
-        self._given = [
-            {word: self._ops.constant(number, leaf) for word, number in rule.operands(p).items()}
-            for p, leaf in zip(chosen, leaves, strict=True)
+        self._ops: Ops = next(iter(ops_by_name.values()))
+        self._operands = [
+            {key: self._ops.constant(number, native) for key, number in rule.operands(p).items()}
+            for p, native in zip(chosen, natives, strict=True)
         ]
 
     def __call__(self) -> Any:
-        """Return the penalty now: a 0-d tensor that is part of whatever computes gradients here."""
+        """Return the penalty now, as a 0-d tensor that takes part in the framework's differentiation."""
         return self.of([p.storage.tracked(p.handle) for p in self.parameters])
 
     def of(self, tensors: Sequence[Any]) -> Any:
@@ -206,15 +206,15 @@ class BoundPenalty:
         ops, total = self._ops, None
         for position in self._order:
             p = self.parameters[position]
-            part = self.rule.value(to_neutral(ops, tensors[position], p.layout), ops, p, self._given[position])
+            part = self.rule.value(to_neutral(ops, tensors[position], p.layout), ops, p, self._operands[position])
             total = part if total is None else ops.add(part, total)
         return ops.cast(total, self._dtype)
 
     def _gradient(self, upstream: Any, *tensors: Any) -> list[Any]:
         ops = self._ops
         return [
-            to_stored(ops, self.rule.gradient(upstream, to_neutral(ops, tensor, p.layout), ops, p, given), p.layout)
-            for tensor, p, given in zip(tensors, self.parameters, self._given, strict=True)
+            to_stored(ops, self.rule.gradient(upstream, to_neutral(ops, tensor, p.layout), ops, p, operands), p.layout)
+            for tensor, p, operands in zip(tensors, self.parameters, self._operands, strict=True)
         ]
 
     def __repr__(self) -> str:
@@ -222,46 +222,34 @@ class BoundPenalty:
         return f"<BoundPenalty {self.rule!r} on {count} parameter{'s' * (count != 1)}>"
 
 
-class AddedPenalty:
+class AddedPenalty(Releasable):
     """A penalty that a model adds to its own loss, until :meth:`release`; also a context manager.
 
     Attributes:
-        parameters: What is penalised.
+        parameters: The penalised parameters.
         rule: The :class:`Penalty`.
 
     Example:
         >>> import xweights as xw
         >>> xw.AddedPenalty.release.__doc__.splitlines()[0]
-        'Take this penalty off again; other regularizers stay. Calling it twice does nothing.'
+        'Remove this penalty; other regularizers stay. Calling it twice does nothing.'
     """
 
     def __init__(self, rule: Penalty, chosen: Sequence[Parameter], attachment: Attachment) -> None:
         self.rule = rule
         self.parameters = tuple(chosen)
-        self._attachment: Attachment | None = attachment
+        self._attachments = [attachment]
 
     def check(self) -> None:
         """Raise StaleTrainFunctionError if a training step went by without the penalty."""
-        if self._attachment is not None:
-            self._attachment.check()
+        super().check()
 
     def release(self) -> None:
-        """Take this penalty off again; other regularizers stay. Calling it twice does nothing."""
-        attachment, self._attachment = self._attachment, None
-        if attachment is not None:
-            attachment.detach()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
+        """Remove this penalty; other regularizers stay. Calling it twice does nothing."""
+        super().release()
 
     def __repr__(self) -> str:
-        count = len(self.parameters)
-        return f"<AddedPenalty {self.rule!r} on {count} parameter{'s' * (count != 1)}>"
+        return f"<AddedPenalty {self.rule!r} on {count_of(self.parameters)}>"
 
 
 def penalty(
@@ -274,7 +262,7 @@ def penalty(
     orthogonal: float | None = None,
     where: WhereLike | None = None,
 ) -> Any:
-    """Return what a loss adds for large weights: a differentiable number of the target's framework.
+    """Return a penalty on large weights to add to a loss: a differentiable number of the target's framework.
 
     Args:
         target: Model, layer, module, variable, mapping of arrays, or a list of these.
@@ -291,7 +279,7 @@ def penalty(
         plain number. A parametrized parameter of torch is penalised by its effective value. First derivatives only.
 
     Close (rtol 1e-6, value and gradients): both are computed in float64 and rounded once. At 0 the derivative of l1,
-    and of ``group`` for a unit of zeros, is 0. A weight that changes while training goes on is a factor:
+    and of ``group`` for a unit of zeros, is 0. For a weight that changes during training, multiply:
     ``t * penalty(model, l2=1.0)``. Raises ArgumentError, LayoutError (no such axis), ShapeError, SelectionError,
     UseBindError (in torch.compile: use :func:`bind_penalty`), TraceError (JAX traces, and the variables have no
     traced values).
@@ -314,9 +302,9 @@ def bind_penalty(
     orthogonal: float | None = None,
     where: WhereLike | None = None,
 ) -> BoundPenalty:
-    """Select now, in plain Python, and return a function that gives the penalty: for ``torch.compile``, or for speed.
+    """Select now, in plain Python, and return a function that computes the penalty: for ``torch.compile`` or speed.
 
-    Takes what :func:`penalty` takes. Close, and raises, as that.
+    Arguments, accuracy and errors are those of :func:`penalty`.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -324,7 +312,7 @@ def bind_penalty(
         100.0
     """
     rule = Penalty(l1, l2, group, per, orthogonal)
-    return BoundPenalty(rule, _chosen(target, rule, where))
+    return BoundPenalty(rule, _select(target, rule, where))
 
 
 def add_penalty(
@@ -349,11 +337,11 @@ def add_penalty(
         where: As for :func:`penalty`.
 
     Returns:
-        An :class:`AddedPenalty`; ``release()`` takes it off again. Regularizers that were there before stay.
+        An :class:`AddedPenalty`; ``release()`` removes it. Regularizers that were there before stay.
 
-    The optimizer keeps its state. Keras leaves frozen weights out of its loss. What is added isn't part of what
-    ``model.save`` writes. Close (rtol 1e-6). Raises as :func:`penalty`, and HoldError for what puts together no loss by
-    itself (torch, ``tf.Module``, arrays): add ``xw.penalty(...)`` to the loss there.
+    The optimizer keeps its state. Keras leaves frozen weights out of its loss. ``model.save`` doesn't save the penalty.
+    Close (rtol 1e-6). Raises as :func:`penalty`, and HoldError for a target that computes no loss by itself (torch,
+    ``tf.Module``, arrays): add ``xw.penalty(...)`` to the loss there.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -367,16 +355,18 @@ def add_penalty(
     if not isinstance(backend, Regularizing):
         raise HoldError(
             f"nothing here puts together a loss by itself: got a {type(model).__name__}\n"
-            f"Fix: in the training step: loss = loss + {_line('penalty', rule, where)}"
+            f"Fix: in the training step: loss = loss + {_call_line('penalty', rule, where)}"
         )
-    chosen = _chosen(model, rule, where)
+    chosen = _select(model, rule, where)
     parts = {id(p): BoundPenalty(rule, [p]) for p in chosen}
     return AddedPenalty(rule, chosen, backend.regularize(chosen, lambda p, x: parts[id(p)].of([x]), target=model))
 
 
-def _chosen(target: Any, rule: Penalty, where: WhereLike | None) -> list[Parameter]:
-    line = _line("bind_penalty", rule, where)
-    chosen = select(open_target(target, bind_line=f"bound = {line}"), DEFAULT_KERNELS if where is None else where)
+def _select(target: Any, rule: Penalty, where: WhereLike | None) -> list[Parameter]:
+    line = _call_line("bind_penalty", rule, where)
+    chosen = select(
+        open_target(target, bind_line=lambda: f"bound = {line}"), DEFAULT_KERNELS if where is None else where
+    )
     problems = Problems("this can't be penalised")
     if not chosen:
         problems.add(SelectionError, "the target has no parameters at all")
@@ -393,6 +383,6 @@ def _chosen(target: Any, rule: Penalty, where: WhereLike | None) -> list[Paramet
     return chosen
 
 
-def _line(call: str, rule: Penalty, where: WhereLike | None) -> str:
-    words = repr(rule).removeprefix("Penalty(").removesuffix(")")
-    return f"xweights.{call}(target, {words}{'' if where is None else f', where={where!r}'})"
+def _call_line(call: str, rule: Penalty, where: WhereLike | None) -> str:
+    arguments = repr(rule).removeprefix("Penalty(").removesuffix(")")
+    return f"xweights.{call}(target, {arguments}{'' if where is None else f', where={where!r}'})"

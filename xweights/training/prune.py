@@ -1,6 +1,6 @@
-"""Pruning while training goes on: masks that grow by a schedule, and hold between its steps.
+"""``prune``, and pruning during training: masks that grow by a schedule and are held between its steps.
 
-Masks are always selected on the host, by the very code that prunes in eager calls: equal weights give equal masks at
+Masks are always selected on the host, by the same code that prunes in eager calls: equal weights give equal masks at
 every step on every backend.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -19,17 +20,19 @@ from xweights.core.dispatch import ops_for
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
-from xweights.core.selection import DEFAULT_KERNELS, WhereLike, select
-from xweights.core.targets import open_target, tracing
+from xweights.core.selection import WhereLike, select
+from xweights.core.targets import open_for_editing, open_target
 from xweights.edit.apply import bind_line, run
 from xweights.edit.execute import execute, prepare
 from xweights.errors import ArgumentError, HoldError, Problems, StaleTrainFunctionError, TraceError
+from xweights.rules.base import where_of
 from xweights.rules.constraints import Keep
 from xweights.rules.elementwise import Mask
 from xweights.rules.norms import Per, Scope
 from xweights.rules.pruning import Pattern, Prune, Score, host_masks
 from xweights.training.held import Hold, begin, refuse_statistics
-from xweights.training.held_rules import HeldRules, as_stored
+from xweights.training.held_rules import HeldRules, copy_in_stored_order
+from xweights.training.hooks import CountsSteps
 from xweights.training.sparsity_schedule import OneShot, SparsitySchedule
 
 
@@ -52,22 +55,22 @@ def prune(
     """Drop the smallest entries, units or blocks, and return the masks (True = kept).
 
     Args:
-        target: What holds the weights.
-        fraction: How much to drop, 0.0 to 1.0 (a float), zeros included: floor(fraction * n + 0.5) of n.
+        target: Model, layer, module, variable, mapping of arrays, or a list of these.
+        fraction: Share to drop, 0.0 to 1.0 (a float), zeros included: floor(fraction * n + 0.5) of n.
         count: How many to drop instead.
-        threshold: Drop what is <= threshold instead.
+        threshold: Drop magnitudes (or scores) <= threshold instead.
         scope: "each" parameter by itself, or "global": the smallest of all selected.
         per: Drop whole units, one per index of these axes, by their L2 norm.
         pattern: (n, m, axis): keep the n largest of every m along an axis, as in (2, 4, "in").
         block: {axis: size}: drop whole blocks, by their L2 norm.
         score: A function of an array (NumPy, neutral order) or a mapping by name, instead of the magnitude.
         where: Default: kernels and embeddings.
-        hold: True keeps what is pruned at zero while training goes on, and returns a Hold with ``.masks``.
-        schedule: When and how much of it is pruned (``Cubic(begin, end)``, ...); implies ``hold``.
+        hold: True keeps pruned entries at zero during training, and returns a Hold with ``.masks``.
+        schedule: When and how much is pruned (``Cubic(begin, end)``, ...); implies ``hold``.
         optimizer: As for :func:`xweights.hold`.
 
-    Exact: counts are exact, and ties fall in the order of (neutral name, neutral flat index), so the masks are the same
-    on every backend. Inside a compiled step nothing is returned. Raises ArgumentError, NonfiniteError (NaN is neither
+    Exact: counts are exact, and ties are broken by (neutral name, neutral flat index), so the masks are the same on
+    every backend. Inside a compiled step nothing is returned. Raises ArgumentError, NonfiniteError (NaN is neither
     small nor large), LayoutError, ShapeError, SelectionError, WriteError.
 
     Example:
@@ -77,11 +80,12 @@ def prune(
         array([ 0., -2.,  0.,  4.])
     """
     rule = Prune(fraction, count, threshold, scope, per, pattern, block, score)
-    if tracing(target):
-        run(target, rule, where=where, call="prune", default=DEFAULT_KERNELS)
+    where = where_of(rule, where, "prune")
+    opened = open_for_editing(target, bind_line=partial(bind_line, rule, where))
+    if opened.tracing:
+        run(target, rule, where=where, call="prune")
         return None
-    where = DEFAULT_KERNELS if where is None else where
-    chosen = select(open_target(target, bind_line=bind_line(rule, where)), where)
+    chosen = select(opened.parameters, where)
     if hold or schedule is not None:
         hold_registry.check(chosen)
         prepare(rule, chosen, "prune")
@@ -91,21 +95,15 @@ def prune(
     masks = dict(zip((p.name for p in chosen), host_masks(rule, chosen), strict=True))
     execute(Mask(masks), chosen, [(masks[p.name],) for p in chosen])
     hold_registry.reapply(chosen)
-    return Params._made(
-        masks,
-        {p.name: p.axes for p in chosen},
-        {p.name: p.role for p in chosen},
-        {p.name: p.gates for p in chosen},
-        "neutral",
-    )
+    return Params.of(chosen, masks)
 
 
 class PruneHold(Hold):
-    """Pruned weights that stay pruned, by a schedule; ``masks`` are today's.
+    """Pruned weights that stay pruned, by a schedule.
 
     Attributes:
-        masks: The masks as Params (True = kept).
-        step: How many optimizer steps were seen since the hold began.
+        masks: The current masks as Params (True = kept).
+        step: Number of optimizer steps counted since the hold began.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -118,7 +116,7 @@ class PruneHold(Hold):
     """
 
     def __init__(self, rule: Prune, schedule: SparsitySchedule, chosen: Sequence[Parameter]) -> None:
-        super().__init__(_Pruned(rule), [])
+        super().__init__(_PrunedMask(rule), [])
         self.prune, self.schedule = rule, schedule
         self.step = 0
         self._chosen = list(chosen)
@@ -127,7 +125,7 @@ class PruneHold(Hold):
 
     @property
     def masks(self) -> Params:
-        """The masks as of now, True = kept."""
+        """The current masks, True = kept."""
         chosen = self._chosen
         return Params(
             {name: mask.copy() for name, mask in self._masks.items()},
@@ -137,9 +135,11 @@ class PruneHold(Hold):
         )
 
     def apply(self) -> None:
-        """Make the masks true now; where nothing counts the steps, this counts as one."""
+        """Apply the masks now; where nothing counts the steps, this counts as one."""
         counts = self.manual and self.schedule != OneShot()
-        if counts and any(chain.backend is not None and chain.backend.tracing() != "no" for chain in self._chains):
+        if counts and any(
+            held_rules.backend is not None and held_rules.backend.tracing() != "no" for held_rules in self._held
+        ):
             raise TraceError(
                 "a schedule counts steps and selects on the host, and a compiled step runs this once, as it is traced\n"
                 "Fix: call held.apply() after the compiled step, in plain Python"
@@ -149,69 +149,69 @@ class PruneHold(Hold):
             self.advance()
 
     def advance(self, state: StepState | None = None) -> None:
-        """Count one step, and make the masks anew if the schedule says so: for steps that nothing is attached to."""
+        """Count one step, and recompute the masks if the schedule says so; for steps that nothing is attached to."""
         self.step += 1
         if self.schedule.due(self.step):
             self.select(state)
         if state is not None:
-            for chain in self._chains:
-                p = chain.parameter
+            for held_rules in self._held:
+                p = held_rules.parameter
                 state.keep(p, p.layout.to_stored(self._masks[p.name]))
         elif self.schedule.due(self.step):
             super().apply()
 
     def select(self, state: StepState | None = None) -> None:
-        """Select the masks of the present step from the weights as they are."""
+        """Select the masks of the current step from the current weights."""
         share = self.schedule.share(self.step)
         if not share:
             return
         for p, mask in zip(self._chosen, self.selected(share, state), strict=True):
-            self._masks[p.name] = as_stored(mask, p)
-        for chain in self._chains:
-            for link in chain.links:
-                if link.owner is self:
-                    p = chain.parameter
-                    ops = None if link.buffers is None else ops_for(p.native(tensor=True))
-                    link.replace((self._masks[p.name],), ops)
+            self._masks[p.name] = copy_in_stored_order(mask, p)
+        for held_rules in self._held:
+            for held_rule in held_rules.rules:
+                if held_rule.owner is self:
+                    p = held_rules.parameter
+                    ops = None if held_rule.buffers is None else ops_for(p.native(tensor=True))
+                    held_rule.replace((self._masks[p.name],), ops)
 
     def selected(self, share: float, state: StepState | None = None) -> list[Array]:
-        """Return the masks for a share of what is pruned in the end. Entries that are frozen count as the largest."""
+        """Return the masks for a share of the final amount. Frozen entries count as the largest."""
         rule = self.prune
         if rule.fraction is not None:
             rule = replace(rule, fraction=float(rule.fraction) * share)
         elif rule.count is not None:
             rule = replace(rule, count=round(rule.count * share))
-        frozen = [_frozen(p) for p in self._chosen]
-        if state is None and all(one is None for one in frozen):
+        frozen = [_frozen_entries(p) for p in self._chosen]
+        if state is None and all(entries is None for entries in frozen):
             return host_masks(rule, self._chosen)
         read = (lambda p: p.read()) if state is None else state.read
         weights = [p.layout.to_neutral(read(p)) for p in self._chosen]
         ranked = [
-            w if one is None else np.where(one, np.asarray(np.inf, w.dtype), w)
-            for w, one in zip(weights, frozen, strict=True)
+            w if entries is None else np.where(entries, np.asarray(np.inf, w.dtype), w)
+            for w, entries in zip(weights, frozen, strict=True)
         ]
-        masks = host_masks(rule, _targets(self._chosen, ranked))
+        masks = host_masks(rule, _with_values(self._chosen, ranked))
         problems = Problems("the schedule wants to prune what is frozen")
-        for p, w, one, mask in zip(self._chosen, weights, frozen, masks, strict=True):
-            lost = 0 if one is None else int((one & ~mask & (w != 0)).sum())
+        for p, w, entries, mask in zip(self._chosen, weights, frozen, masks, strict=True):
+            lost = 0 if entries is None else int((entries & ~mask & (w != 0)).sum())
             if lost:
                 problems.add(HoldError, f"{p.name!r}: {lost} frozen entries", fix="unfreeze them, or prune less")
         problems.check()
         return masks
 
     def written(self) -> None:
-        """Remember the weights as long as no step was counted, to find out that something trains them unseen."""
+        """Record weight digests until the first counted step, so that `check` detects training that isn't counted."""
         if not self.step and self.schedule != OneShot():
             self._untrained = [_digest(p) for p in self._chosen]
 
     def check(self) -> None:
         """Raise StaleTrainFunctionError if steps went by uncounted, HoldError if a pruned entry isn't zero."""
         for attachment in self._attachments:
-            seen = getattr(attachment, "steps", lambda: None)()
-            if seen is not None and seen > self.step:
+            steps = attachment.steps() if isinstance(attachment, CountsSteps) else None
+            if steps is not None and steps > self.step:
                 raise StaleTrainFunctionError(
                     f"the schedule didn't see every training step\n"
-                    f"steps of the optimizer: {seen}\nsteps seen:             {self.step}\n"
+                    f"steps of the optimizer: {steps}\nsteps seen:             {self.step}\n"
                     "Fix: call held.advance() after each step of your own loop"
                 )
         if not self.step and self._untrained is not None and self._untrained != [_digest(p) for p in self._chosen]:
@@ -225,43 +225,43 @@ class PruneHold(Hold):
 def hold_pruned(
     target: Any, rule: Prune, chosen: Sequence[Parameter], schedule: SparsitySchedule | None, optimizer: Any
 ) -> PruneHold:
-    """Begin to hold what a rule prunes."""
+    """Hold the entries that a rule prunes at zero, and return the hold."""
     if schedule is not None and rule.fraction is None and rule.count is None and not isinstance(schedule, OneShot):
         raise ArgumentError("a schedule that grows needs fraction= or count=, of which it takes a share")
     refuse_statistics(chosen)
-    made = PruneHold(rule, schedule or OneShot(), chosen)
+    held = PruneHold(rule, schedule or OneShot(), chosen)
     for p in chosen:
         rule.operands(p)
-    hold_registry.look_again()
-    made.selected(1.0)  # raises what the last step would
-    if made.schedule.due(0):
-        made.select()
+    hold_registry.refresh()
+    held.selected(1.0)  # raises what the last step would
+    if held.schedule.due(0):
+        held.select()
     begin(
-        made,
+        held,
         target,
         chosen,
         optimizer,
-        operands=lambda p: (made._masks[p.name],),
-        after_step=None if made.schedule == OneShot() else made.advance,
+        operands=lambda p: (held._masks[p.name],),
+        after_step=None if held.schedule == OneShot() else held.advance,
     )
-    made.written()
-    return made
+    held.written()
+    return held
 
 
 def _digest(p: Parameter) -> bytes:
     return blake2b(p.read().tobytes(), digest_size=16).digest()
 
 
-def _frozen(p: Parameter) -> Array | None:
-    """Return which entries other holds keep as they are, or None."""
-    chain = hold_registry.held(p)
-    links = chain.links if isinstance(chain, HeldRules) else []
-    kept = [~link.operands[0] for link in links if isinstance(link.rule, Keep)]
+def _frozen_entries(p: Parameter) -> Array | None:
+    """Return a mask of the entries that Keep holds fix, or None."""
+    held_rules = hold_registry.find(p)
+    rules = held_rules.rules if isinstance(held_rules, HeldRules) else []
+    kept = [~held_rule.operands[0] for held_rule in rules if isinstance(held_rule.rule, Keep)]
     return np.logical_or.reduce(kept) if kept else None
 
 
-def _targets(chosen: Sequence[Parameter], weights: Sequence[Array]) -> list[Parameter]:
-    """Return the same parameters over other arrays."""
+def _with_values(chosen: Sequence[Parameter], weights: Sequence[Array]) -> list[Parameter]:
+    """Return the same parameters with other arrays as their values."""
     params = Params(
         {p.name: w for p, w in zip(chosen, weights, strict=True)},
         axes={p.name: p.axes for p in chosen},
@@ -271,8 +271,8 @@ def _targets(chosen: Sequence[Parameter], weights: Sequence[Array]) -> list[Para
     return open_target(params)
 
 
-class _Pruned(Mask):
-    """The mask of a prune that is held, which shows itself as what it was made by."""
+class _PrunedMask(Mask):
+    """The mask of a held prune; its repr is that of the ``Prune`` rule."""
 
     def __init__(self, prune: Prune) -> None:
         super().__init__(None)

@@ -1,4 +1,4 @@
-"""Schedules as data: how much is pruned at which step, the same numbers everywhere.
+"""Sparsity schedules: how much is pruned at which step, the same numbers in every framework.
 
 Steps count from the beginning of the hold: 1 is after the first update. A schedule is plain Python on floats, so it
 can't differ between frameworks.
@@ -13,7 +13,7 @@ from xweights.errors import ArgumentError
 
 
 class SparsitySchedule:
-    """When masks are made anew, and which share of the final fraction is pruned then.
+    """A schedule of when masks are recomputed, and of the share of the final fraction that is pruned then.
 
     Example:
         >>> import xweights as xw
@@ -22,11 +22,11 @@ class SparsitySchedule:
     """
 
     def due(self, step: int) -> bool:
-        """Return whether masks are made anew after this step."""
+        """Return whether masks are recomputed after this step."""
         raise NotImplementedError(f"{type(self).__name__} must define due")
 
     def share(self, step: int) -> float:
-        """Return how much of the final fraction is pruned from this step on, 0.0 to 1.0."""
+        """Return the share of the final fraction that is pruned from this step on, 0.0 to 1.0."""
         raise NotImplementedError(f"{type(self).__name__} must define share")
 
 
@@ -54,7 +54,7 @@ class OneShot(SparsitySchedule):
 
 @dataclass(frozen=True)
 class Constant(SparsitySchedule):
-    """Prune the whole fraction from step ``begin`` on, with masks made anew every ``every`` steps until ``end``.
+    """Prune the whole fraction from step ``begin`` on, with masks recomputed every ``every`` steps until ``end``.
 
     Example:
         >>> import xweights as xw
@@ -113,7 +113,7 @@ class Polynomial(SparsitySchedule):
         return float(1.0 - (1.0 - self.initial) * left**self.power)
 
 
-def Cubic(begin: int, end: int, *, initial: float = 0.0, every: int = 1) -> Polynomial:  # noqa: N802 - a kind of Schedule
+def Cubic(begin: int, end: int, *, initial: float = 0.0, every: int = 1) -> Polynomial:  # noqa: N802 - a kind of schedule
     """Return the usual pruning schedule: a polynomial of power 3.
 
     Example:
@@ -148,9 +148,9 @@ class ByStep(SparsitySchedule):
         return float(share)
 
 
-def _check_step(step: object, word: str) -> None:
+def _check_step(step: object, name: str) -> None:
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-        raise ArgumentError(f"{word}= is a step, a whole number >= 0\ngot: {step!r}")
+        raise ArgumentError(f"{name}= is a step, a whole number >= 0\ngot: {step!r}")
 
 
 def _check_span(begin: int, end: int, every: int) -> None:

@@ -1,7 +1,7 @@
-"""The gradients of embeddings, which Keras on TensorFlow keeps as rows that aren't added up.
+"""Gradients of embeddings, which Keras on TensorFlow keeps as rows that aren't summed.
 
-Where a batch has a word twice, Keras 3.15 squares (or clips) both gradients of its row before it adds them up: Adam's
-velocity gets g1 ** 2 + g2 ** 2, every other backend gives it (g1 + g2) ** 2. Measured on Adam: weights 6e-2 apart
+If an index occurs twice in a batch, Keras 3.15 squares (or clips) both gradients of its row before it sums them: Adam's
+velocity gets g1 ** 2 + g2 ** 2, and (g1 + g2) ** 2 on every other backend. Measured with Adam: weights differ by 6e-2
 after three steps.
 """
 
@@ -15,20 +15,20 @@ import keras
 
 from xweights.optimizers.state import OptimizerGroup, OptimizerState
 
-# Rules that use a gradient as it is: it is added to something dense first.
+# Rules that are linear in the gradient, or add it to something dense first.
 _LINEAR = frozenset({"sgd", "lion"})
 
 
 def rows_of(group: OptimizerGroup, *, clipped: bool, micro_steps: int) -> str | None:
-    """Return how Keras' own optimizer takes the gradients of a group's embeddings: "apart", or None if added up."""
-    if keras.backend.backend() != "tensorflow" or micro_steps > 1:  # what is accumulated is dense
+    """Return how Keras' own optimizer takes the gradients of a group's embeddings: "apart", or None if summed."""
+    if keras.backend.backend() != "tensorflow" or micro_steps > 1:  # accumulated gradients are dense
         return None
     embeds = any(name.rpartition("/")[2] == "embeddings" for name in group.names)
     return "apart" if embeds and (clipped or group.rule not in _LINEAR) else None
 
 
-def marked(state: OptimizerState) -> OptimizerState:
-    """Return the state of an optimizer of Keras' own with a word for how it takes the gradients of embeddings."""
+def add_rows_variant(state: OptimizerState) -> OptimizerState:
+    """Return the state of one of Keras' own optimizers with the variant "rows" where embedding gradients need it."""
     groups = []
     for group in state.groups:
         rows = rows_of(group, clipped=state.clip is not None, micro_steps=state.micro_steps)
@@ -36,12 +36,12 @@ def marked(state: OptimizerState) -> OptimizerState:
     return replace(state, groups=tuple(groups))
 
 
-def dense(gradients: Sequence[Any]) -> list[Any]:
-    """Return gradients with the rows of embeddings added up."""
-    made = list(gradients)
-    for place, one in enumerate(made):
-        if type(one).__name__ == "IndexedSlices":
+def densify(gradients: Sequence[Any]) -> list[Any]:
+    """Return gradients with the rows of embeddings summed."""
+    dense = list(gradients)
+    for position, gradient in enumerate(dense):
+        if type(gradient).__name__ == "IndexedSlices":
             import tensorflow as tf
 
-            made[place] = tf.convert_to_tensor(one)
-    return made
+            dense[position] = tf.convert_to_tensor(gradient)
+    return dense

@@ -1,4 +1,4 @@
-"""Keras' maths for the formulas of optimizers, and an optimizer that follows any of them, on every Keras backend."""
+"""Keras math for optimizer update formulas, and an optimizer that runs any of them on every Keras backend."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from keras import ops
 
 from xweights.optimizers.rules.array_math import Composed
-from xweights.optimizers.rules.updates import updated
-from xweights_keras.optimizers.embedding_gradients import dense
+from xweights.optimizers.rules.updates import apply_update
+from xweights_keras.optimizers.embedding_gradients import densify
 
 
-class KerasMaths(Composed):
-    """The functions that formulas are written in."""
+class KerasMath(Composed):
+    """The functions used by update formulas."""
 
     sqrt = staticmethod(ops.sqrt)
     square = staticmethod(ops.square)
@@ -31,47 +31,47 @@ class KerasMaths(Composed):
     cast = staticmethod(ops.cast)
 
     def mean(self, x: Any, axis: int | None = None) -> Any:
-        """The mean over one axis, which stays, or over all."""
+        """Return the mean over one axis, which is kept, or over all."""
         return ops.mean(x) if axis is None else ops.mean(x, axis=axis, keepdims=True)
 
-    def rounded(self, x: Any) -> Any:
-        """A float32 tensor, rounded to bfloat16."""
+    def round_to_bfloat16(self, x: Any) -> Any:
+        """Return a float32 tensor rounded to bfloat16."""
         return ops.cast(ops.cast(x, "bfloat16"), "float32")
 
     def like(self, x: Any, other: Any) -> Any:
-        """The tensor in the dtype of another."""
+        """Return a tensor in the dtype of another."""
         return ops.cast(x, other.dtype)
 
 
-_MATHS = KerasMaths()
+_MATH = KerasMath()
 
 
 class TracedNumbers:
-    """The numbers of one step, in a graph: ``iterations`` and ``rate`` are tensors.
+    """The numbers of one step, in a graph: ``iterations`` and ``lr`` are tensors.
 
-    1 - beta ** t is taken as -expm1(t * log(beta)): a power would be computed from a rounded beta.
+    1 - beta ** t is computed as -expm1(t * log(beta)): a power would be computed from a rounded beta.
     """
 
     def __init__(
         self,
-        words: Mapping[str, Any],
+        options: Mapping[str, Any],
         iterations: Any,
-        rate: Any,
+        lr: Any,
         dtype: str,
         factored: tuple[int, int] | None,
     ) -> None:
-        self._words, self._dtype, self.factored = words, dtype, factored
+        self._options, self._dtype, self.factored = options, dtype, factored
         self.t = ops.cast(iterations + 1, dtype)
-        self.rate = ops.cast(rate, dtype) * words.get("factor", 1.0)
-        self._single = words.get("cast") == "float32"
-        self._narrow = words.get("powers") == "dtype"
+        self.lr = ops.cast(lr, dtype) * options.get("factor", 1.0)
+        self._single = options.get("cast") == "float32"
+        self._narrow = options.get("powers") == "dtype"
 
     def __getitem__(self, name: str) -> Any:
-        return self._words.get(name)
+        return self._options.get(name)
 
     def cast(self, name: str) -> float:
-        """A hyperparameter, after the framework that it comes from has cast it."""
-        return self._cast(self._words[name])
+        """Return a hyperparameter as the source framework casts it."""
+        return self._cast(self._options[name])
 
     def _cast(self, value: float) -> float:
         return float(np.float32(value)) if self._single else float(value)
@@ -80,57 +80,57 @@ class TracedNumbers:
         return ops.convert_to_tensor(np.asarray(value, self._dtype))
 
     def complement(self, name: str) -> Any:
-        """1 - beta ** t."""
+        """Return 1 - beta ** t."""
         if self._narrow:
             return 1.0 - ops.power(self._number(self.cast(name)), self.t)
-        beta = self._words[name]
+        beta = self._options[name]
         return self._number(1.0) if beta == 0 else -ops.expm1(self.t * math.log(beta))
 
-    def _faded(self, base: float, ahead: int) -> Any:
-        exponent = (self.t + ahead) * self._words["momentum_decay"]
+    def _decay_power(self, base: float, ahead: int) -> Any:
+        exponent = (self.t + ahead) * self._options["momentum_decay"]
         if self._narrow:
             return ops.power(self._number(base), exponent)
         return ops.exp(exponent * math.log(base))
 
-    def later(self, value: float, first: float) -> Any:
-        """``first`` in the first update, ``value`` in all others."""
+    def after_first(self, value: float, first: float) -> Any:
+        """Return ``first`` in the first update, ``value`` in all others."""
         return value + (first - value) * ops.cast(ops.equal(self.t, 1), self._dtype)
 
-    def warmed(self, ahead: int) -> Any:
-        """The momentum of nadam at t + ahead."""
+    def nadam_momentum(self, ahead: int) -> Any:
+        """Return the momentum of nadam at t + ahead."""
         base = self._cast(0.96) if self._narrow else 0.96
-        return self.cast("beta_1") * (1.0 - 0.5 * self._faded(base, ahead))
+        return self.cast("beta_1") * (1.0 - 0.5 * self._decay_power(base, ahead))
 
     def product_factor(self) -> Any:
-        """The same at t, of numbers that weren't cast."""
-        made = self._words["beta_1"] * (1.0 - 0.5 * self._faded(0.96, 0))
-        narrow = self._words.get("product") == "float32"
-        return ops.cast(ops.cast(made, "float32"), self._dtype) if narrow else made
+        """Return the momentum of nadam at t, from numbers that weren't cast."""
+        momentum = self._options["beta_1"] * (1.0 - 0.5 * self._decay_power(0.96, 0))
+        narrow = self._options.get("product") == "float32"
+        return ops.cast(ops.cast(momentum, "float32"), self._dtype) if narrow else momentum
 
     def step_power(self, exponent: float) -> Any:
-        """T ** exponent."""
+        """Return t ** exponent."""
         return ops.power(self.t, self._number(exponent))
 
     def sqrt(self, x: Any) -> Any:
-        """The root of a number."""
+        """Return the square root of a number."""
         return ops.sqrt(x)
 
     def minimum(self, x: Any, y: Any) -> Any:
-        """The smaller of two numbers."""
+        """Return the smaller of two numbers."""
         return ops.minimum(x, y)
 
     def clock(self) -> Any:
-        """T - 1."""
+        """Return t - 1."""
         return self.t - 1
 
 
 @keras.saving.register_keras_serializable(package="xweights")
 class ForeignOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
-    """Follow a rule that no optimizer of Keras' own follows, as its framework does; can be compiled and saved.
+    """An optimizer with another framework's update rule, which Keras lacks; it can be compiled and saved.
 
-    ``groups``: for each a dict of ``rule``, ``hyper``, ``variant``, ``factor`` and ``slots`` (names and what they begin
-    with). ``members``: the group of each variable, in the order of ``build``; ``factored``: which axes adafactor keeps
-    rows and columns of, likewise. ``clip``: (kind, limit, eps).
+    ``groups``: for each group a dict of ``rule``, ``hyper``, ``variant``, ``factor`` and ``slots`` (names and initial
+    values). ``members``: the group of each variable, in the order of ``build``. ``factored``: for each variable the
+    axes of which adafactor keeps rows and columns. ``clip``: (kind, limit, eps).
 
     Example:
         >>> import keras
@@ -143,7 +143,7 @@ class ForeignOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     """
 
     spec: dict[str, Any]
-    _words: list[dict[str, Any]]
+    _options: list[dict[str, Any]]
     _slots: list[dict[str, Any]]
     _times: list[int]
 
@@ -161,12 +161,12 @@ class ForeignOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         spec: dict[str, Any] = {
             "groups": [dict(group) for group in groups],
             "members": list(members),
-            "factored": [None if one is None else tuple(one) for one in factored],
+            "factored": [None if axes is None else tuple(axes) for axes in factored],
             "clip": None if clip is None else tuple(clip),
         }
-        # Past the tracking of attributes, which would wrap every dict and list.
+        # Without the tracking of attributes, which would wrap every dict and list.
         object.__setattr__(self, "spec", spec)
-        object.__setattr__(self, "_words", [
+        object.__setattr__(self, "_options", [
             {**group["hyper"], **group["variant"], "factor": group.get("factor", 1.0)} for group in groups
         ])  # fmt: skip
 
@@ -176,57 +176,61 @@ class ForeignOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             return
         super().build(variables)
         slots: list[dict[str, Any]] = []
-        for place, variable in enumerate(variables):
-            group = self.spec["groups"][self.spec["members"][place]]
-            made = {}
+        for position, variable in enumerate(variables):
+            group = self.spec["groups"][self.spec["members"][position]]
+            own_slots = {}
             for slot, value in group["slots"].items():
-                shape = self._shape(tuple(variable.shape), slot, place, group["variant"].get("eps") == "floor")
+                shape = self._shape(tuple(variable.shape), slot, position, group["variant"].get("eps") == "floor")
                 if shape is None:
                     continue
                 start = keras.initializers.Constant(value)
-                made[slot] = self.add_variable(shape, start, dtype=variable.dtype, name=f"{slot}_{place}")
-            slots.append(made)
+                own_slots[slot] = self.add_variable(shape, start, dtype=variable.dtype, name=f"{slot}_{position}")
+            slots.append(own_slots)
         object.__setattr__(self, "_slots", slots)
 
-    def _shape(self, shape: tuple[int, ...], slot: str, place: int, floor: bool) -> tuple[int, ...] | None:
-        axes = self.spec["factored"][place]
+    def _shape(self, shape: tuple[int, ...], slot: str, position: int, floor: bool) -> tuple[int, ...] | None:
+        axes = self.spec["factored"][position]
         if slot == "product":
             return ()
         if slot not in ("row", "column"):
-            # With a floor under it, the estimate of a matrix isn't kept.
+            # With eps as a floor, the estimate of a matrix isn't kept.
             return None if slot == "velocity" and floor and axes is not None else shape
         if axes is None:
             return None
-        gone = axes[1] if slot == "row" else axes[0]
-        return tuple(1 if axis == gone % len(shape) else length for axis, length in enumerate(shape))
+        dropped = axes[1] if slot == "row" else axes[0]
+        return tuple(1 if axis == dropped % len(shape) else length for axis, length in enumerate(shape))
 
-    def slots_of(self, place: int) -> dict[str, Any]:
+    def slots_of(self, position: int) -> dict[str, Any]:
         """Return the slots of the n-th variable."""
-        return self._slots[place]
+        return self._slots[position]
 
     def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> Any:
         """Make one update of all variables."""
-        return super().apply(dense(grads), trainable_variables)
+        return super().apply(densify(grads), trainable_variables)
 
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
-        """Know which variables the gradients are of, when they are clipped: some count twice in the norm of all."""
-        members = (self.spec["members"][self._get_variable_index(one)] for one in trainable_variables)
+        """Remember the variables of the gradients for clipping: some count twice in the global norm."""
+        members = (self.spec["members"][self._get_variable_index(v)] for v in trainable_variables)
         times = [self.spec["groups"][group]["variant"].get("counts", 1) for group in members]
         object.__setattr__(self, "_times", times)
         super()._backend_apply_gradients(grads, trainable_variables)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Make one update of one variable."""
-        place = self._get_variable_index(variable)
-        group = self.spec["members"][place]
+        position = self._get_variable_index(variable)
+        group = self.spec["members"][position]
         dtype = keras.backend.standardize_dtype(variable.dtype)
-        numbers = TracedNumbers(self._words[group], self.iterations, learning_rate, dtype, self.spec["factored"][place])
-        slots = {name: ops.convert_to_tensor(one) for name, one in self._slots[place].items()}
+        numbers = TracedNumbers(
+            self._options[group], self.iterations, learning_rate, dtype, self.spec["factored"][position]
+        )
+        slots = {name: ops.convert_to_tensor(slot) for name, slot in self._slots[position].items()}
         rule = self.spec["groups"][group]["rule"]
-        new, made = updated(rule, _MATHS, numbers, ops.convert_to_tensor(variable), ops.cast(gradient, dtype), slots)
+        new, new_slots = apply_update(
+            rule, _MATH, numbers, ops.convert_to_tensor(variable), ops.cast(gradient, dtype), slots
+        )
         self.assign(variable, new)
-        for name, value in made.items():
-            self.assign(self._slots[place][name], value)
+        for name, value in new_slots.items():
+            self.assign(self._slots[position][name], value)
 
     def _apply_weight_decay(self, variables: Any) -> None:
         """Do nothing: decay is part of the formulas."""
@@ -240,15 +244,15 @@ class ForeignOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             return [ops.clip(g, -limit, limit) for g in grads]
         squares = [ops.sum(ops.square(g)) for g in grads]
         if kind == "global_norm":
-            counted = [one * many for one, many in zip(squares, self._times, strict=True)]
+            counted = [square * times for square, times in zip(squares, self._times, strict=True)]
             squares = [sum(counted[1:], counted[0])] * len(grads)
-        norms = [ops.sqrt(one) for one in squares]
+        norms = [ops.sqrt(square) for square in squares]
         if eps:
             return [g * ops.minimum(limit / (norm + eps), 1.0) for g, norm in zip(grads, norms, strict=True)]
         return [g * (limit / ops.maximum(norm, limit)) for g, norm in zip(grads, norms, strict=True)]
 
     def get_config(self) -> dict[str, Any]:
-        """What the class is made of."""
+        """Return the config from which the optimizer is made."""
         config = super().get_config()
         unused = ("weight_decay", "clipnorm", "global_clipnorm", "clipvalue")
         return {**{key: value for key, value in config.items() if key not in unused}, **self.spec}

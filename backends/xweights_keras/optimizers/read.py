@@ -1,4 +1,4 @@
-"""Keras' optimizers, read into the neutral record."""
+"""Read Keras optimizers into the neutral state."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, NotBuiltError, Problems, XweightsError, near
 from xweights.optimizers.protocol import Training
+from xweights.optimizers.rules.slots import slots_of
 from xweights.optimizers.state import Clipping, OptimizerGroup, OptimizerState, WeightEMA
-from xweights_keras.optimizers.embedding_gradients import marked
+from xweights_keras.optimizers.embedding_gradients import add_rows_variant
 from xweights_keras.optimizers.foreign import ForeignOptimizer
 from xweights_keras.optimizers.schedules import read_schedule
 from xweights_keras.optimizers.table import CLASSES, OptimizerRow, native_of, variant_of
@@ -23,7 +24,7 @@ _CLIPS = {"clipnorm": "norm", "global_clipnorm": "global_norm", "clipvalue": "va
 
 
 def read_state(side: Training, parameters: Sequence[Parameter], step: int | None) -> OptimizerState:
-    """Return the state of an optimizer of Keras; see ``Optimizing.read``."""
+    """Return the state of a Keras optimizer; see ``Optimizing.read``."""
     optimizer = side.optimizer
     problems = Problems("this optimizer can't be read, and nothing was changed")
     native = native_of(optimizer)
@@ -41,55 +42,59 @@ def read_state(side: Training, parameters: Sequence[Parameter], step: int | None
         problems.add(NotBuiltError, "this optimizer isn't built: it has no slots yet",
                      fix="train a step first, or optimizer.build(model.trainable_variables)")  # fmt: skip
     problems.check()
-    for word in ("scheduler", "clip", "ema"):
-        if getattr(side, word) is not None:
-            problems.add(HandoffError, f"{word}= is outside of Keras' optimizers, which have their own")
+    for option in ("scheduler", "clip", "ema"):
+        if getattr(side, option) is not None:
+            problems.add(HandoffError, f"{option}= is outside of Keras' optimizers, which have their own")
     if optimizer.loss_scale_factor is not None:
         problems.add(HandoffError, "loss_scale_factor has no counterpart", fix="train without it")
-    members = _members(optimizer, parameters, problems)
+    members = _match_parameters(optimizer, parameters, problems)
     problems.check()
-    groups = _foreign_groups(optimizer, members) if foreign else _groups(optimizer, native, members)
+    groups = _read_foreign_groups(optimizer, members) if foreign else _read_groups(optimizer, native, members)
     slots: dict[str, dict[str, Array]] = {}
-    for place, p in members:
-        group = next(one for one in groups if p.name in one.names)
-        found = optimizer.slots_of(place) if foreign else _slots(optimizer, native, place, group, p, problems)
-        slots[p.name] = {slot: _value(p, one, slot) for slot, one in found.items()}
-        for slot, attribute in _extra(optimizer).items():
-            variable = getattr(optimizer, attribute)[place]
-            slots[p.name][slot] = _value(p, variable, slot)
+    for position, p in members:
+        group = next(g for g in groups if p.name in g.names)
+        own_slots = (
+            optimizer.slots_of(position) if foreign else _read_slots(optimizer, native, position, group, p, problems)
+        )
+        slots[p.name] = {slot: _read_value(p, value, slot) for slot, value in own_slots.items()}
+        for slot, attribute in _extra_slots(optimizer).items():
+            variable = getattr(optimizer, attribute)[position]
+            slots[p.name][slot] = _read_value(p, variable, slot)
     problems.check()
-    factored = _factored(optimizer, groups, members, foreign=foreign)
-    made = _surrounded(side.model, optimizer, groups, slots, factored, members)
-    made = made if foreign else marked(made)
-    if step is not None and step != made.updates:
-        raise HandoffError(f"step= isn't what the optimizer counted\ngot:      {step}\nexpected: {made.updates}")
-    return made
+    factored = _factored_axes(optimizer, groups, members, foreign=foreign)
+    state = _build_state(side.model, optimizer, groups, slots, factored, members)
+    state = state if foreign else add_rows_variant(state)
+    if step is not None and step != state.updates:
+        raise HandoffError(f"step= isn't what the optimizer counted\ngot:      {step}\nexpected: {state.updates}")
+    return state
 
 
-def _members(optimizer: Any, parameters: Sequence[Parameter], problems: Problems) -> list[tuple[int, Parameter]]:
-    """Return the place of each trained parameter in the optimizer."""
+def _match_parameters(
+    optimizer: Any, parameters: Sequence[Parameter], problems: Problems
+) -> list[tuple[int, Parameter]]:
+    """Return the trained parameters with their positions in the optimizer."""
     known = {_key(p.handle): p for p in parameters}
-    found, strange = [], 0
-    for place, variable in enumerate(optimizer._trainable_variables):
+    members, unknown = [], 0
+    for position, variable in enumerate(optimizer._trainable_variables):
         p = known.get(_key(variable))
         if p is None:
-            strange += 1
+            unknown += 1
         elif p.trainable:
-            found.append((place, p))
+            members.append((position, p))
             if variable.constraint is not None:
                 problems.add(
                     HandoffError,
                     f"{p.name!r} has a constraint, which acts after each update and has no counterpart",
                     fix="take it off, and hold a rule in both frameworks: xw.hold(model, rule, where=...)",
                 )
-    if strange:
+    if unknown:
         count = len(optimizer._trainable_variables)
         problems.add(
             HandoffError,
-            f"this optimizer is of another model: {strange} of its {count} variables aren't among the model's",
+            f"this optimizer is of another model: {unknown} of its {count} variables aren't among the model's",
             fix="pass the optimizer that was built for this model",
         )
-    return found
+    return members
 
 
 def _key(variable: Any) -> int:
@@ -99,28 +104,28 @@ def _key(variable: Any) -> int:
     return id(native)
 
 
-def _groups(
+def _read_groups(
     optimizer: Any, native: OptimizerRow | None, members: Sequence[tuple[int, Parameter]]
 ) -> list[OptimizerGroup]:
     assert native is not None
-    hyper = {word: getattr(optimizer, word) for word in native.hyper}
-    hyper["learning_rate"] = _rate_of(optimizer)
+    hyper = {name: getattr(optimizer, name) for name in native.hyper}
+    hyper["learning_rate"] = _lr_of(optimizer)
     if native.rule == "muon":
-        return _muon_groups(optimizer, native, hyper, members)
+        return _read_muon_groups(optimizer, native, hyper, members)
     if native.rule == "nadam":
         hyper["momentum_decay"] = 1.0
     decay = float(optimizer.weight_decay or 0.0)
     decaying = [p.name for _, p in members if decay and optimizer._use_weight_decay(p.handle)]
     rest = [p.name for _, p in members if p.name not in set(decaying)]
     variant = variant_of(native)
-    made = [
+    groups = [
         OptimizerGroup(native.rule, tuple(names), {**hyper, "weight_decay": value}, variant)
         for names, value in ((decaying, decay), (rest, 0.0))
     ]
-    return [group for group in made if group.names]
+    return [group for group in groups if group.names]
 
 
-def _muon_groups(
+def _read_muon_groups(
     optimizer: Any, native: OptimizerRow, hyper: Mapping[str, Any], members: Sequence[tuple[int, Parameter]]
 ) -> list[OptimizerGroup]:
     adam = CLASSES["Adam"]
@@ -130,98 +135,82 @@ def _muon_groups(
     for _, p in members:
         key = (bool(optimizer._should_use_adamw(p.handle)), bool(optimizer._use_weight_decay(p.handle)))
         kinds.setdefault(key, []).append(p.name)
-    made = []
+    groups = []
     for (is_adam, decays), names in kinds.items():
         decay = (optimizer.adam_weight_decay if is_adam else optimizer.weight_decay) if decays else 0.0
         numbers = {**(small if is_adam else hyper), "weight_decay": float(decay or 0.0)}
         factor = float(optimizer.adam_lr_ratio) if is_adam else 1.0
         if is_adam and factor != 1.0:
-            # The decay of these isn't scaled by the ratio, only their update.
+            # Only the update of these is scaled by the ratio, not their decay.
             numbers["weight_decay"] /= factor
         numbers["learning_rate"] *= factor
         rule = ("adam", variant_of(adam)) if is_adam else ("muon", variant_of(native))
-        made.append(OptimizerGroup(rule[0], tuple(names), numbers, rule[1], factor))
-    return made
+        groups.append(OptimizerGroup(rule[0], tuple(names), numbers, rule[1], factor))
+    return groups
 
 
-def _foreign_groups(optimizer: ForeignOptimizer, members: Sequence[tuple[int, Parameter]]) -> list[OptimizerGroup]:
-    made = []
-    rate = _rate_of(optimizer)
-    for place, group in enumerate(optimizer.spec["groups"]):
-        names = [p.name for index, p in members if optimizer.spec["members"][index] == place]
+def _read_foreign_groups(optimizer: ForeignOptimizer, members: Sequence[tuple[int, Parameter]]) -> list[OptimizerGroup]:
+    groups = []
+    lr = _lr_of(optimizer)
+    for position, group in enumerate(optimizer.spec["groups"]):
+        names = [p.name for index, p in members if optimizer.spec["members"][index] == position]
         factor = float(group["factor"])
-        hyper = {**group["hyper"], "learning_rate": rate * factor}
-        made.append(OptimizerGroup(group["rule"], tuple(names), hyper, dict(group["variant"]), factor))
-    return made
+        hyper = {**group["hyper"], "learning_rate": lr * factor}
+        groups.append(OptimizerGroup(group["rule"], tuple(names), hyper, dict(group["variant"]), factor))
+    return groups
 
 
-def _rate_of(optimizer: Any) -> float:
+def _lr_of(optimizer: Any) -> float:
     return float(np.asarray(keras.ops.convert_to_numpy(optimizer.learning_rate)))
 
 
-def _slots(
-    optimizer: Any, native: OptimizerRow | None, place: int, group: OptimizerGroup, p: Parameter, problems: Problems
+def _read_slots(
+    optimizer: Any, native: OptimizerRow | None, position: int, group: OptimizerGroup, p: Parameter, problems: Problems
 ) -> dict[str, Any]:
     assert native is not None
-    found = {}
-    for slot in wanted_slots(group, len(p.shape), native, muon=native.rule == "muon"):
+    slots = {}
+    for slot in slots_of(group.rule, group.hyper, len(p.shape), among=native.slots):
         held = getattr(optimizer, native.slots[slot], None)
-        variable = held if slot == "product" else held[place] if held is not None and place < len(held) else None
+        variable = held if slot == "product" else held[position] if held is not None and position < len(held) else None
         if variable is None:
             problems.add(HandoffError, f"{p.name!r} has no {native.slots[slot].strip('_')!r} in the optimizer",
                          fix="load its variables again, all of them")  # fmt: skip
         else:
-            found[slot] = variable
-    return found
+            slots[slot] = variable
+    return slots
 
 
-def wanted_slots(group: OptimizerGroup, rank: int, native: OptimizerRow, *, muon: bool = False) -> list[str]:
-    """Return the slots that a rule with these settings keeps, for an array of so many axes."""
-    unwanted = set()
-    if group.rule in ("sgd", "rmsprop") and not group.hyper.get("momentum"):
-        unwanted.add("momentum")
-    if not group.hyper.get("amsgrad"):
-        unwanted.add("velocity_hat")
-    if not group.hyper.get("centered"):
-        unwanted.add("average_gradient")
-    if rank < 2:
-        unwanted |= {"row", "column"}
-    if muon and group.rule == "muon":
-        unwanted.add("velocity")
-    return [slot for slot in native.slots if slot not in unwanted]
-
-
-def _value(p: Parameter, variable: Any, slot: str) -> Array:
+def _read_value(p: Parameter, variable: Any, slot: str) -> Array:
     array = np.array(keras.ops.convert_to_numpy(variable))
     if slot in ("row", "column"):
-        # Keras drops the axis that was averaged over; here it stays, with length 1.
+        # Keras drops the averaged axis; here it is kept, with length 1.
         if array.ndim < len(p.shape):
             array = np.expand_dims(array, -1 if slot == "row" else -2)
         return array
     return array if array.ndim == 0 else np.ascontiguousarray(p.layout.to_neutral(array))
 
 
-def _extra(optimizer: Any) -> dict[str, str]:
-    found = {}
+def _extra_slots(optimizer: Any) -> dict[str, str]:
+    slots = {}
     if optimizer.use_ema:
-        found["average"] = "_model_variables_moving_average"
+        slots["average"] = "_model_variables_moving_average"
     if optimizer.gradient_accumulation_steps:
-        found["accumulated"] = "_accumulated_gradients"
-    return found
+        slots["accumulated"] = "_accumulated_gradients"
+    return slots
 
 
-def _factored(
+def _factored_axes(
     optimizer: Any, groups: Sequence[OptimizerGroup], members: Sequence[tuple[int, Parameter]], *, foreign: bool
 ) -> dict[str, tuple[int, int]]:
     if foreign:
         axes = optimizer.spec["factored"]
-        return {p.name: tuple(axes[place]) for place, p in members if axes[place] is not None}
+        return {p.name: tuple(axes[position]) for position, p in members if axes[position] is not None}
     if groups[0].rule != "adafactor":
         return {}
     return {p.name: (len(p.shape) - 2, len(p.shape) - 1) for _, p in members if len(p.shape) > 1}
 
 
-def _surrounded(
+def _build_state(
     model: Any,
     optimizer: Any,
     groups: Sequence[OptimizerGroup],
@@ -230,20 +219,22 @@ def _surrounded(
     members: Sequence[tuple[int, Parameter]],
 ) -> OptimizerState:
     iterations = int(np.asarray(keras.ops.convert_to_numpy(optimizer._iterations)))
-    several = int(optimizer.gradient_accumulation_steps or 1)
-    updates, done = divmod(iterations, several)
-    rates = None
-    given = optimizer._learning_rate
-    if callable(given) and not isinstance(given, keras.Variable):
+    micro_steps = int(optimizer.gradient_accumulation_steps or 1)
+    updates, done = divmod(iterations, micro_steps)
+    schedule = None
+    learning_rate = optimizer._learning_rate
+    if callable(learning_rate) and not isinstance(learning_rate, keras.Variable):
         try:
-            rates = read_schedule(given, iterations, model=model, wide=any(p.dtype == np.float64 for _, p in members))
-        except XweightsError as wrong:
-            raise type(wrong)(f"this optimizer can't be read, and nothing was changed\n{wrong}") from wrong
-    last = None if rates is None or updates == 0 else rates.at(updates * several - 1)
-    ready = []
+            schedule = read_schedule(
+                learning_rate, iterations, model=model, wide=any(p.dtype == np.float64 for _, p in members)
+            )
+        except XweightsError as error:
+            raise type(error)(f"this optimizer can't be read, and nothing was changed\n{error}") from error
+    last_lr = None if schedule is None or updates == 0 else schedule.at(updates * micro_steps - 1)
+    complete = []
     for group in groups:
-        rate = group.hyper["learning_rate"] if last is None else last * group.factor
-        ready.append(replace(group, last_rate=rate or 1.0))
+        lr = group.hyper["learning_rate"] if last_lr is None else last_lr * group.factor
+        complete.append(replace(group, last_rate=lr or 1.0))
     clip = None
     if isinstance(optimizer, ForeignOptimizer):
         clip = None if optimizer.spec["clip"] is None else Clipping(*optimizer.spec["clip"])
@@ -255,12 +246,12 @@ def _surrounded(
     if optimizer.use_ema:
         moving = WeightEMA(float(optimizer.ema_momentum), optimizer.ema_overwrite_frequency)
     return OptimizerState(
-        groups=tuple(ready),
+        groups=tuple(complete),
         slots=slots,
         updates=updates,
-        micro_steps=several,
+        micro_steps=micro_steps,
         micro_done=done,
-        schedule=rates,
+        schedule=schedule,
         clip=clip,
         moving=moving,
         dtypes={p.name: p.dtype.name for _, p in members},

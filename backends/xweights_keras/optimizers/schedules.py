@@ -1,4 +1,4 @@
-"""Learning-rate schedules of Keras, read into the neutral definition and made from it."""
+"""Conversion of learning-rate schedules between Keras and the neutral definition."""
 
 from __future__ import annotations
 
@@ -9,54 +9,54 @@ import keras
 import numpy as np
 
 from xweights.errors import HandoffError
-from xweights.optimizers.lr_schedule import LRSchedule, rate_of
+from xweights.optimizers.lr_schedule import LRSchedule, evaluate_schedule
 
 _SCHEDULES = keras.optimizers.schedules
 # Kinds whose last bit differs between implementations of a power.
 _ROUNDED = frozenset({"exponential", "inverse_time", "polynomial"})
 
 
-def read_schedule(given: Any, step: int, *, model: Any = None, wide: bool = False) -> LRSchedule:
-    """Return a schedule of Keras in neutral words, which asks Keras for what only Keras can know.
+def read_schedule(schedule: Any, step: int, *, model: Any = None, wide: bool = False) -> LRSchedule:
+    """Return a Keras schedule as a neutral one, which calls Keras for values that only Keras can compute.
 
-    ``model``: the rates are computed as its training step is compiled, since compilers round otherwise. ``wide``: there
-    are float64 weights, for which a last bit of a float32 rate counts.
+    ``model``: learning rates are computed in the way its training step is compiled, since compilers round differently.
+    ``wide``: there are float64 weights, for which the last bit of a float32 learning rate matters.
     """
-    if isinstance(given, NeutralRate):
-        return given.schedule
-    made = _read(given)
-    if made is None:
-        kind = type(given).__name__
+    if isinstance(schedule, NeutralRate):
+        return schedule.schedule
+    neutral = _read(schedule)
+    if neutral is None:
+        kind = type(schedule).__name__
         raise HandoffError(
             f"the learning rate {kind} can't be handed over: it has no neutral counterpart\n"
             'Fix: xw.schedule(...) says the same in every framework ("table" takes any values); '
             "xweights_keras.optimizers.schedules.make_schedule(schedule) makes a schedule of Keras of it"
         )
-    precision = keras.backend.standardize_dtype(given(step).dtype)
-    made = LRSchedule(made.kind, made.rate, made.options, precision)
-    if made.kind not in ("cosine", "cosine_restarts") and not (wide and made.kind in _ROUNDED):
-        return made
-    rate = _compiled_as(given, model)
+    precision = keras.backend.standardize_dtype(schedule(step).dtype)
+    neutral = LRSchedule(neutral.kind, neutral.rate, neutral.options, precision)
+    if neutral.kind not in ("cosine", "cosine_restarts") and not (wide and neutral.kind in _ROUNDED):
+        return neutral
+    compiled = _compile_like(schedule, model)
 
-    def asked(at: int) -> float:
-        return float(keras.ops.convert_to_numpy(rate(keras.ops.convert_to_tensor(np.int32(at)))))
+    def evaluate(at: int) -> float:
+        return float(keras.ops.convert_to_numpy(compiled(keras.ops.convert_to_tensor(np.int32(at)))))
 
-    return replace(made, live=asked)
+    return replace(neutral, live=evaluate)
 
 
-def _compiled_as(given: Any, model: Any) -> Any:
-    """Return a schedule, compiled as the training step of a model is."""
+def _compile_like(schedule: Any, model: Any) -> Any:
+    """Return a schedule, compiled in the way of a model's training step."""
     if not getattr(model, "compiled", False) or model.run_eagerly:
-        return given
+        return schedule
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(given, jit_compile=bool(model.jit_compile))
+        return tf.function(schedule, jit_compile=bool(model.jit_compile))
     if keras.backend.backend() == "jax" and model.jit_compile:
         import jax
 
-        return jax.jit(given)
-    return given
+        return jax.jit(schedule)
+    return schedule
 
 
 def _read(s: Any) -> LRSchedule | None:
@@ -82,8 +82,8 @@ def _read(s: Any) -> LRSchedule | None:
 _KINDS = {"ExponentialDecay": "exponential", "InverseTimeDecay": "inverse_time"}
 
 
-def make_schedule(given: LRSchedule) -> Any:
-    """Return a schedule of Keras that follows a neutral one: Keras' own class where that computes the same.
+def make_schedule(schedule: LRSchedule) -> Any:
+    """Return a Keras schedule that follows a neutral one: Keras' own class where that computes the same.
 
     Example:
         >>> import keras, xweights as xw
@@ -91,28 +91,34 @@ def make_schedule(given: LRSchedule) -> Any:
         >>> float(make_schedule(xw.schedule("polynomial", 0.5, steps=10))(5))
         0.25
     """
-    o = given.options
-    if given.precision != "float32":
-        return NeutralRate(given)
-    if given.kind == "exponential":
-        return _SCHEDULES.ExponentialDecay(given.rate, o["steps"], o["decay"], o["staircase"])
-    if given.kind == "inverse_time":
-        return _SCHEDULES.InverseTimeDecay(given.rate, o["steps"], o["decay"], o["staircase"])
-    if given.kind == "piecewise":
-        return _SCHEDULES.PiecewiseConstantDecay(list(o["boundaries"]), list(o["values"]))
-    if given.kind == "polynomial":
-        return _SCHEDULES.PolynomialDecay(given.rate, o["steps"], o["end"], o["power"], o["cycle"])
-    if given.kind == "cosine" and not o["climbs"]:
-        warm = {} if o["warmup_target"] is None else {"warmup_target": o["warmup_target"]}
-        return _SCHEDULES.CosineDecay(given.rate, o["steps"], o["alpha"], warmup_steps=o["warmup_steps"], **warm)
-    if given.kind == "cosine_restarts":
-        return _SCHEDULES.CosineDecayRestarts(given.rate, o["steps"], o["t_mul"], o["m_mul"], o["alpha"])
-    return NeutralRate(given)
+    options = schedule.options
+    if schedule.precision != "float32":
+        return NeutralRate(schedule)
+    if schedule.kind == "exponential":
+        return _SCHEDULES.ExponentialDecay(schedule.rate, options["steps"], options["decay"], options["staircase"])
+    if schedule.kind == "inverse_time":
+        return _SCHEDULES.InverseTimeDecay(schedule.rate, options["steps"], options["decay"], options["staircase"])
+    if schedule.kind == "piecewise":
+        return _SCHEDULES.PiecewiseConstantDecay(list(options["boundaries"]), list(options["values"]))
+    if schedule.kind == "polynomial":
+        return _SCHEDULES.PolynomialDecay(
+            schedule.rate, options["steps"], options["end"], options["power"], options["cycle"]
+        )
+    if schedule.kind == "cosine" and not options["climbs"]:
+        warm = {} if options["warmup_target"] is None else {"warmup_target": options["warmup_target"]}
+        return _SCHEDULES.CosineDecay(
+            schedule.rate, options["steps"], options["alpha"], warmup_steps=options["warmup_steps"], **warm
+        )
+    if schedule.kind == "cosine_restarts":
+        return _SCHEDULES.CosineDecayRestarts(
+            schedule.rate, options["steps"], options["t_mul"], options["m_mul"], options["alpha"]
+        )
+    return NeutralRate(schedule)
 
 
 @keras.saving.register_keras_serializable(package="xweights")
 class NeutralRate(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-    """A neutral schedule, for the optimizers of Keras; computed in float64 where Keras' backend has it.
+    """A neutral schedule for Keras optimizers; computed in float64 where Keras' backend has it.
 
     Example:
         >>> import keras, xweights as xw
@@ -123,32 +129,32 @@ class NeutralRate(keras.optimizers.schedules.LearningRateSchedule):  # type: ign
 
     def __init__(self, schedule: LRSchedule) -> None:
         super().__init__()
-        self.schedule = schedule.tabulated(0)  # what is traced can't ask
+        self.schedule = schedule.tabulated(0)  # traced code can't call Keras
 
     def __call__(self, step: Any) -> Any:
-        """Return the rate of a step."""
+        """Return the learning rate of a step."""
         dtype = self.schedule.precision
 
         def number(value: Any) -> Any:
             return keras.ops.convert_to_tensor(np.asarray(value, dtype))
 
-        made = rate_of(keras.ops, self.schedule, keras.ops.cast(step, dtype), number)
+        computed = evaluate_schedule(keras.ops, self.schedule, keras.ops.cast(step, dtype), number)
         known = self.schedule.known
         if known is None:
-            return made
-        place = keras.ops.cast(step, "int32") - self.schedule.first_known
-        inside = keras.ops.logical_and(place >= 0, place < len(known))
-        value = keras.ops.take(number(known), keras.ops.clip(place, 0, len(known) - 1))
-        return keras.ops.where(inside, value, made)
+            return computed
+        position = keras.ops.cast(step, "int32") - self.schedule.first_known
+        inside = keras.ops.logical_and(position >= 0, position < len(known))
+        value = keras.ops.take(number(known), keras.ops.clip(position, 0, len(known) - 1))
+        return keras.ops.where(inside, value, computed)
 
     def get_config(self) -> dict[str, Any]:
-        """What :meth:`from_config` reads."""
+        """Return the config that :meth:`from_config` reads."""
         known = self.schedule.known
         return {"schedule": self.schedule.to_json(), "known": None if known is None else known.tolist()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> NeutralRate:
-        """The schedule that was saved."""
+        """Return the saved schedule."""
         known = config["known"]
-        given = config["schedule"]
-        return cls(LRSchedule.from_json(given, None if known is None else np.array(known, given["precision"])))
+        schedule = config["schedule"]
+        return cls(LRSchedule.from_json(schedule, None if known is None else np.array(known, schedule["precision"])))

@@ -1,4 +1,4 @@
-"""A table: optimizer class of Keras -> the rule it follows, and where it keeps its slots."""
+"""A table of Keras' optimizer classes: the rule that each follows, and the attributes of its slots."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class OptimizerRow:
-    """``hyper``: attributes that are hyperparameters, by the same word; ``slots``: neutral word -> attribute."""
+    """A row of the table. ``hyper``: attributes that are hyperparameters; ``slots``: neutral name -> attribute."""
 
     name: str
     rule: str
@@ -23,9 +23,9 @@ class OptimizerRow:
 
     @property
     def kind(self) -> type[Any]:
-        """The class."""
-        made: type[Any] = getattr(keras.optimizers, self.name)
-        return made
+        """Return the class."""
+        kind: type[Any] = getattr(keras.optimizers, self.name)
+        return kind
 
 
 _MOMENTS = {"momentum": "_momentums", "velocity": "_velocities"}
@@ -62,11 +62,11 @@ _ALL = [
            {"momentum": "momentums", "velocity": "adam_velocities"},
            {**_DECOUPLED, "accumulate": "sum", "adjust": "rms", "narrow": None}),
 ]  # fmt: skip
-CLASSES = {one.name: one for one in _ALL}
+CLASSES = {row.name: row for row in _ALL}
 
 
 def native_of(optimizer: Any) -> OptimizerRow | None:
-    """Return the row of an optimizer; None for a class that isn't known, subclasses of a user included."""
+    """Return the row of an optimizer; None for an unknown class, custom subclasses included."""
     kind = type(optimizer)
     return CLASSES.get(kind.__name__) if kind.__module__.partition(".")[0] == "keras" else None
 
@@ -75,16 +75,16 @@ def class_for(rule: str, *, decays: bool) -> OptimizerRow | None:
     """Return the row that fits a rule; None if Keras has none."""
     if rule == "adam":
         return CLASSES["AdamW" if decays else "Adam"]
-    return next((one for one in _ALL if one.rule == rule), None)
+    return next((row for row in _ALL if row.rule == rule), None)
 
 
-def casts() -> str:
-    """Return what becomes of a number that Keras casts to float64: "float32" if it loses digits on the way."""
-    made = float(np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(0.9, "float64"))))
-    return "exact" if made == 0.9 else "float32"
+def cast_precision() -> str:
+    """Return the precision of a number that Keras casts to float64: "float32" if it loses digits, else "exact"."""
+    value = float(np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(0.9, "float64"))))
+    return "exact" if value == 0.9 else "float32"
 
 
 def variant_of(native: OptimizerRow) -> dict[str, Any]:
-    """Return how this backend of Keras writes a rule."""
+    """Return the variant of a rule on this Keras backend."""
     decays = "factor" if keras.backend.backend() == "torch" and native.rule != "muon" else "difference"
-    return {**native.variant, "cast": casts(), "decays": decays}
+    return {**native.variant, "cast": cast_precision(), "decays": decays}

@@ -1,4 +1,4 @@
-"""Training steps of Keras for proofs, copies of models, and statistics collected as another framework does."""
+"""Keras training steps and model copies for proofs of a hand-off, and unbiased batch statistics."""
 
 from __future__ import annotations
 
@@ -15,48 +15,42 @@ from xweights.errors import HandoffError
 from xweights.optimizers.protocol import Route, Step, Training, WrittenState
 from xweights.optimizers.state import OptimizerState
 from xweights_keras.optimizers.read import read_state
-from xweights_keras.optimizers.write import backup, floats, plan_route, write_state
-from xweights_keras.porting.double import copied
-from xweights_keras.precision import computed
+from xweights_keras.optimizers.write import backup, plan_route, use_floatx, write_state
+from xweights_keras.porting.double import copy_model
+from xweights_keras.precision import compute_dtype
 
 LOSSES: dict[str, Callable[[str], Any]] = {
     "crossentropy": lambda dtype: keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=dtype),
     "mse": lambda dtype: keras.losses.MeanSquaredError(dtype=dtype),
 }
-# How layers call the share of what they drop, or the size of the noise that they add.
+# Attributes of layers with the fraction that they drop, or the size of the noise that they add.
 _RATES = ("rate", "dropout", "_dropout", "recurrent_dropout", "stddev")
 
 
 class KerasOptimizing:
-    """What the hand-off needs of Keras (``xweights.optimizers.protocol.Optimizing``)."""
+    """The Keras side of a hand-off (see ``xweights.optimizers.protocol.Optimizing``)."""
 
     name = "keras"
-
-    def read(self, side: Training, parameters: Sequence[Parameter], step: int | None) -> OptimizerState:
-        return read_state(side, parameters, step)
-
-    def plan(self, state: OptimizerState, parameters: Sequence[Parameter], optimizer: Any, grade: str) -> Route:
-        return plan_route(state, parameters, optimizer, grade)
+    read = staticmethod(read_state)
+    plan = staticmethod(plan_route)
+    backup = staticmethod(backup)
 
     def write(
         self, side: Training, state: OptimizerState, parameters: Sequence[Parameter], route: Route, grade: str
     ) -> WrittenState:
         return write_state(side, state, parameters, route)
 
-    def backup(self, optimizer: Any) -> Callable[[], None]:
-        return backup(optimizer)
-
-    def unbiased(self, layers: Sequence[Any]) -> bool:
+    def collects_unbiased(self, layers: Sequence[Any]) -> bool:
         return bool(layers) and all(hasattr(layer.call, _MARK) for layer in layers)
 
-    def statistics(self, model: Any, layers: Sequence[Any], *, unbiased: bool) -> Callable[[], None]:
+    def set_statistics(self, model: Any, layers: Sequence[Any], *, unbiased: bool) -> Callable[[], None]:
         changing = [layer for layer in layers if hasattr(layer.call, _MARK) != unbiased]
 
         def switch(on: bool) -> None:
             for layer in changing:
                 layer.call = _unbiased(layer, layer.call) if on else getattr(layer.call, _MARK)
             if changing and hasattr(model, "train_function"):
-                model.train_function = None  # a compiled step would go on as before
+                model.train_function = None  # a compiled step would ignore the switch
 
         switch(unbiased)
         return lambda: switch(not unbiased)
@@ -64,29 +58,29 @@ class KerasOptimizing:
     def drops(self, layer: Any) -> bool:
         if type(layer).__module__.startswith("keras.") and type(layer).__name__.startswith("Random"):
             return True
-        rates = (getattr(layer, name, 0.0) for name in _RATES)
-        return any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
+        fractions = (getattr(layer, name, 0.0) for name in _RATES)
+        return any(isinstance(fraction, (int, float)) and fraction > 0 for fraction in fractions)
 
     def copy(self, model: Any, dtype: np.dtype[Any] | None) -> Any:
-        return copied(model, None if dtype is None else dtype.name)
+        return copy_model(model, None if dtype is None else dtype.name)
 
-    def computed(self, dtype: str) -> str:
-        return computed(dtype)
+    def compute_dtype(self, dtype: str) -> str:
+        return compute_dtype(dtype)
 
-    def trainer(self, side: Training, loss: Any, *, compiled: bool) -> Step:
+    def make_trainer(self, side: Training, loss: Any, *, compiled: bool) -> Step:
         model = side.model
         dtype = next(keras.backend.standardize_dtype(v.dtype) for v in model.trainable_variables)
         if isinstance(loss, str):
             if loss not in LOSSES:
                 raise HandoffError(f"there is no such loss\ngot: {loss!r}\nexpected: {', '.join(LOSSES)} or a function")
             loss = LOSSES[loss](dtype)
-        # Metrics, among which the loss is shown, are kept in the dtype of the backend's floats.
-        with floats(dtype):
+        # Metrics, the shown loss among them, have the dtype of Keras' floatx.
+        with use_floatx(dtype):
             jit = compiled and keras.backend.backend() != "torch"
             model.compile(optimizer=side.optimizer, loss=loss, run_eagerly=not compiled, jit_compile=jit)
 
         def step(inputs: Any, wanted: Any) -> float:
-            with floats(dtype):
+            with use_floatx(dtype):
                 model.reset_metrics()
                 return float(np.asarray(model.train_on_batch(_floating(inputs, dtype), wanted)))
 
@@ -98,25 +92,25 @@ def _floating(array: Any, dtype: str) -> Any:
     return array.astype(dtype) if array.dtype.kind == "f" else array
 
 
-# On the method that stands for a batch normalization's own: that one.
+# Attribute of a patched batch normalization call: the layer's own call.
 _MARK = "collects_unbiased_variance_for"
 
 
 def _unbiased(layer: Any, former: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a batch normalization collect the unbiased variance, as others do."""
+    """Return a batch normalization call that collects the unbiased variance, as other frameworks do."""
 
     @functools.wraps(former)
     def call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
         collecting = bool(training) and bool(layer.trainable)
-        # A copy: some backends write into the very memory.
+        # A copy: some backends write into the same memory.
         old: Any = ops.copy(ops.convert_to_tensor(layer.moving_variance)) if collecting else None
-        made = former(inputs, training=training, mask=mask)
+        output = former(inputs, training=training, mask=mask)
         if collecting:
             kept = old * layer.momentum
             count = ops.cast(ops.size(inputs), old.dtype) / int(layer.moving_variance.shape[0])
             collected = ops.convert_to_tensor(layer.moving_variance) - kept
             layer.moving_variance.assign(kept + collected * (count / (count - 1.0)))
-        return made
+        return output
 
     setattr(call, _MARK, former)
     return call

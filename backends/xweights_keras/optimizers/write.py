@@ -1,6 +1,6 @@
-"""The neutral record, written into an optimizer of Keras.
+"""Write the neutral state into Keras optimizers.
 
-Keras has no hooks: what its own classes don't compute, :class:`ForeignOptimizer` does.
+Keras has no hooks: :class:`ForeignOptimizer` computes what Keras' own classes can't.
 """
 
 from __future__ import annotations
@@ -15,11 +15,18 @@ import numpy as np
 
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
-from xweights.optimizers.protocol import Part, Route, Training, WrittenState, added_up, rows_part
+from xweights.optimizers.protocol import (
+    Part,
+    Route,
+    Training,
+    WrittenState,
+    drop_rows_variant,
+    embedding_gradient_parts,
+)
+from xweights.optimizers.rules.slots import slots_of
 from xweights.optimizers.state import OptimizerGroup, OptimizerState, scale_momentum_by_lr
 from xweights_keras.optimizers.embedding_gradients import rows_of
 from xweights_keras.optimizers.foreign import ForeignOptimizer
-from xweights_keras.optimizers.read import wanted_slots
 from xweights_keras.optimizers.schedules import make_schedule
 from xweights_keras.optimizers.table import CLASSES, OptimizerRow, class_for, native_of, variant_of
 
@@ -32,7 +39,7 @@ NARROW = (
 
 
 def shim_reason(state: OptimizerState) -> str:
-    """Return why no class of Keras' own goes on from a state as it was; "" if one does."""
+    """Return why none of Keras' own classes continues from a state exactly; "" if one does."""
     rules = {group.rule for group in state.groups}
     if rules == {"muon", "adam"} and _is_own_muon(state):
         return ""
@@ -44,7 +51,7 @@ def shim_reason(state: OptimizerState) -> str:
         return f"Keras has no {first.rule}"
     wide = "float64" in state.dtypes.values()
     for group in state.groups:
-        reason = _unlike(state, group, native, wide) or _unlike_rows(state, group) or _apart(group, first)
+        reason = _rule_differs(state, group, native, wide) or _rows_differ(state, group) or _groups_differ(group, first)
         if reason:
             return reason
     decays = {group.hyper.get("weight_decay") or 0.0 for group in state.groups}
@@ -57,13 +64,13 @@ def shim_reason(state: OptimizerState) -> str:
 
 def _is_own_muon(state: OptimizerState) -> bool:
     own = {"muon": variant_of(CLASSES["Muon"]), "adam": variant_of(CLASSES["Adam"])}
-    words = [{key: word for key, word in group.variant.items() if key != "rows"} for group in state.groups]
-    alike = all(word == own[group.rule] for word, group in zip(words, state.groups, strict=True))
-    return alike and not any(_unlike_rows(state, group) for group in state.groups)
+    variants = [{key: value for key, value in group.variant.items() if key != "rows"} for group in state.groups]
+    alike = all(variant == own[group.rule] for variant, group in zip(variants, state.groups, strict=True))
+    return alike and not any(_rows_differ(state, group) for group in state.groups)
 
 
-def _unlike_rows(state: OptimizerState, group: OptimizerGroup) -> str:
-    """Say so where Keras' own class would not add up the gradients of embeddings first, and the source does."""
+def _rows_differ(state: OptimizerState, group: OptimizerGroup) -> str:
+    """Return a reason if Keras' own class doesn't sum the gradients of embeddings first, and the source does."""
     own = rows_of(group, clipped=state.clip is not None, micro_steps=state.micro_steps)
     return (
         "Keras' own squares an embedding's gradients before it adds them up"
@@ -72,7 +79,7 @@ def _unlike_rows(state: OptimizerState, group: OptimizerGroup) -> str:
     )
 
 
-def _apart(group: OptimizerGroup, first: OptimizerGroup) -> str:
+def _groups_differ(group: OptimizerGroup, first: OptimizerGroup) -> str:
     ignored = ("weight_decay", "initial_accumulator_value")
     for key in {*group.hyper, *first.hyper} - set(ignored):
         if group.hyper.get(key) != first.hyper.get(key):
@@ -80,7 +87,7 @@ def _apart(group: OptimizerGroup, first: OptimizerGroup) -> str:
     return "its groups differ in the learning rate" if group.factor != first.factor else ""
 
 
-def _unlike(state: OptimizerState, group: OptimizerGroup, native: OptimizerRow, wide: bool) -> str:
+def _rule_differs(state: OptimizerState, group: OptimizerGroup, native: OptimizerRow, wide: bool) -> str:
     v, h = group.variant, group.hyper
     own = variant_of(native)
     momentum = bool(h.get("momentum"))
@@ -88,7 +95,7 @@ def _unlike(state: OptimizerState, group: OptimizerGroup, native: OptimizerRow, 
         return "weight decay acts on the gradients, here on the weights alone"
     for key in ("eps", "scale", "accumulate", "adjust", "narrow"):
         if key == "eps" and group.rule == "adagrad" and not h.get("epsilon"):
-            continue  # it lies in the accumulator
+            continue  # it is in the accumulator
         if key in own and v.get(key) != own[key]:
             return f"its formula is another one ({key}: {v.get(key)}, here {own[key]})"
     inside = group.rule in ("sgd", "rmsprop") and momentum and not v.get("rate_inside")
@@ -107,7 +114,7 @@ def _unlike(state: OptimizerState, group: OptimizerGroup, native: OptimizerRow, 
         return f"momentum_decay is {h.get('momentum_decay')}, here always 1"
     if wide and v.get("cast") != own["cast"] and own["cast"] == "float32":
         numbers = [h["learning_rate"], h.get("weight_decay") or 0.0, *(h[name] for name in native.scaled)]
-        if any(float(np.float32(one)) != one for one in numbers):
+        if any(float(np.float32(number)) != number for number in numbers):
             return "its numbers don't fit into float32, by way of which Keras casts them"
     elif wide and v.get("cast") != own["cast"]:
         return "its numbers went through float32, as on another backend of Keras"
@@ -150,13 +157,13 @@ def plan_route(state: OptimizerState, parameters: Sequence[Parameter], optimizer
     refusals += [
         f"{name!r} is frozen here, and updated on the other side" for name in sorted(set(state.names) - trainable)
     ]
-    turned = {p.name for p in parameters if not p.layout.is_identity}
+    transposed = {p.name for p in parameters if not p.layout.is_identity}
     refusals += [
-        f"{name!r} doesn't lie in neutral order here, and {group.rule} looks at rows and columns"
+        f"{name!r} isn't in neutral order here, and {group.rule} looks at rows and columns"
         for group in state.groups
         if group.rule in ("adafactor", "muon")
         for name in group.names
-        if name in turned
+        if name in transposed
     ]
     kept = all(
         rows_of(g, clipped=state.clip is not None, micro_steps=state.micro_steps)
@@ -164,29 +171,29 @@ def plan_route(state: OptimizerState, parameters: Sequence[Parameter], optimizer
         if g.variant.get("rows")
     )
     if reason or not kept:
-        parts += rows_part(state)
-        refusals += [f"{part.name}: {part.why}" for part in rows_part(state) if grade == "stock"]
+        parts += embedding_gradient_parts(state)
+        refusals += [f"{part.name}: {part.why}" for part in embedding_gradient_parts(state) if grade == "stock"]
     if optimizer is not None and not refusals:
-        refusals += _unfit(optimizer, state, parameters, shim=bool(reason))
+        refusals += _optimizer_differs(optimizer, state, parameters, shim=bool(reason))
     return Route("shim" if reason else "stock", tuple(parts), tuple(refusals))
 
 
-def _unfit(optimizer: Any, state: OptimizerState, parameters: Sequence[Parameter], *, shim: bool) -> list[str]:
-    """Return why a given optimizer can't take the state: what is compiled already can't be changed."""
+def _optimizer_differs(
+    optimizer: Any, state: OptimizerState, parameters: Sequence[Parameter], *, shim: bool
+) -> list[str]:
+    """Return why an existing optimizer can't take the state: a compiled one can't be changed."""
     fix = "\nFix: pass None in its place, and take the one in the report"
-    made = _made(state, shim=shim, wide="float64" in state.dtypes.values(), parameters=parameters)
-    same = type(optimizer) is type(made)
+    needed = _make_optimizer(state, shim=shim, wide="float64" in state.dtypes.values(), parameters=parameters)
+    same = type(optimizer) is type(needed)
     if not same or (native_of(optimizer) is None and not isinstance(optimizer, ForeignOptimizer)):
-        return [f"the optimizer given is {type(optimizer).__name__}, and {type(made).__name__} is needed{fix}"]
-    mine, theirs = made.get_config(), optimizer.get_config()
-    differing = [key for key in mine if key not in ("name", "learning_rate") and mine[key] != theirs.get(key)]
-    rates = mine["learning_rate"], theirs["learning_rate"]
-    if isinstance(rates[0], dict) != isinstance(rates[1], dict) or (
-        isinstance(rates[0], dict) and rates[0] != rates[1]
-    ):
+        return [f"the optimizer given is {type(optimizer).__name__}, and {type(needed).__name__} is needed{fix}"]
+    wanted, config = needed.get_config(), optimizer.get_config()
+    differing = [key for key in wanted if key not in ("name", "learning_rate") and wanted[key] != config.get(key)]
+    lrs = wanted["learning_rate"], config["learning_rate"]
+    if isinstance(lrs[0], dict) != isinstance(lrs[1], dict) or (isinstance(lrs[0], dict) and lrs[0] != lrs[1]):
         differing.append("learning_rate")
     if differing:
-        shown = "; ".join(f"{key} is {theirs.get(key)!r}, not {mine[key]!r}" for key in differing)
+        shown = "; ".join(f"{key} is {config.get(key)!r}, not {wanted[key]!r}" for key in differing)
         return [f"the settings of the optimizer given aren't those of the state: {shown}{fix}"]
     known = {id(p.handle) for p in parameters}
     if optimizer.built and any(id(v) not in known for v in optimizer._trainable_variables):
@@ -197,8 +204,8 @@ def _unfit(optimizer: Any, state: OptimizerState, parameters: Sequence[Parameter
 
 
 @contextmanager
-def floats(dtype: str) -> Iterator[None]:
-    """Have Keras make variables of this dtype."""
+def use_floatx(dtype: str) -> Iterator[None]:
+    """Make Keras use this dtype for new variables."""
     former = keras.config.floatx()
     keras.config.set_floatx(dtype)
     try:
@@ -207,12 +214,12 @@ def floats(dtype: str) -> Iterator[None]:
         keras.config.set_floatx(former)
 
 
-def _made(state: OptimizerState, *, shim: bool, wide: bool, parameters: Sequence[Parameter]) -> Any:
+def _make_optimizer(state: OptimizerState, *, shim: bool, wide: bool, parameters: Sequence[Parameter]) -> Any:
     """Return a new optimizer with the settings of a state; its slots come later."""
     first = state.groups[0]
-    rate: Any = float(first.hyper["learning_rate"]) / first.factor
+    lr: Any = float(first.hyper["learning_rate"]) / first.factor
     if state.schedule is not None:
-        rate = make_schedule(state.schedule)
+        lr = make_schedule(state.schedule)
     options: dict[str, Any] = {}
     if state.moving is not None:
         options |= {"use_ema": True, "ema_momentum": state.moving.momentum,
@@ -220,8 +227,8 @@ def _made(state: OptimizerState, *, shim: bool, wide: bool, parameters: Sequence
     if state.micro_steps > 1:
         options["gradient_accumulation_steps"] = state.micro_steps
     if shim:
-        with floats("float64" if wide else keras.config.floatx()):
-            return _foreign(state, rate, parameters, options)
+        with use_floatx("float64" if wide else keras.config.floatx()):
+            return _make_foreign(state, lr, parameters, options)
     if state.clip is not None:
         options[_CLIPS[state.clip.kind]] = state.clip.limit
     main = next((group for group in state.groups if group.rule == "muon"), first)
@@ -234,10 +241,10 @@ def _made(state: OptimizerState, *, shim: bool, wide: bool, parameters: Sequence
     if main.rule == "muon":
         options |= _muon_options(state, main)
         decays = float(main.hyper.get("weight_decay") or 0.0)
-    if main.hyper.get("dampening") and not callable(rate):
-        rate *= 1.0 - main.hyper["dampening"]
+    if main.hyper.get("dampening") and not callable(lr):
+        lr *= 1.0 - main.hyper["dampening"]
     options["weight_decay"] = decays or None
-    return native.kind(rate, **hyper, **options)
+    return native.kind(lr, **hyper, **options)
 
 
 def _muon_options(state: OptimizerState, main: OptimizerGroup) -> dict[str, Any]:
@@ -249,10 +256,10 @@ def _muon_options(state: OptimizerState, main: OptimizerGroup) -> dict[str, Any]
             "adam_lr_ratio": adam.factor / main.factor}  # fmt: skip
 
 
-def _foreign(state: OptimizerState, rate: Any, parameters: Sequence[Parameter], options: Mapping[str, Any]) -> Any:
+def _make_foreign(state: OptimizerState, lr: Any, parameters: Sequence[Parameter], options: Mapping[str, Any]) -> Any:
     groups = []
     base = state.groups[0]
-    for group in added_up(state).groups:
+    for group in drop_rows_variant(state).groups:
         factor = group.factor
         if state.schedule is None:
             own, first = group.hyper["learning_rate"], base.hyper["learning_rate"]
@@ -262,12 +269,12 @@ def _foreign(state: OptimizerState, rate: Any, parameters: Sequence[Parameter], 
         groups.append({"rule": group.rule, "hyper": hyper, "variant": dict(group.variant),
                        "factor": factor, "slots": slots})  # fmt: skip
     if state.schedule is None:
-        rate = float(base.hyper["learning_rate"])
+        lr = float(base.hyper["learning_rate"])
     names = [p.name for p in _trained(state, parameters)]
     members = [next(i for i, group in enumerate(state.groups) if name in group.names) for name in names]
     clip = None if state.clip is None else (state.clip.kind, state.clip.limit, state.clip.eps)
     factored = [state.factored.get(name) for name in names]
-    return ForeignOptimizer(rate, groups, members, factored, clip, **options)
+    return ForeignOptimizer(lr, groups, members, factored, clip, **options)
 
 
 def _slots_of(state: OptimizerState, group: OptimizerGroup) -> list[str]:
@@ -286,66 +293,64 @@ def write_state(side: Training, state: OptimizerState, parameters: Sequence[Para
     trained = _trained(state, parameters)
     optimizer = side.optimizer
     if optimizer is None:
-        optimizer = _made(state, shim=shim, wide=wide, parameters=parameters)
+        optimizer = _make_optimizer(state, shim=shim, wide=wide, parameters=parameters)
     if not optimizer.built:
         decays = {name for group in state.groups if group.hyper.get("weight_decay") for name in group.names}
-        spared = [p.handle for p in trained if p.name not in decays]
-        if not shim and decays and spared:
-            optimizer.exclude_from_weight_decay(var_list=spared)
+        undecayed = [p.handle for p in trained if p.name not in decays]
+        if not shim and decays and undecayed:
+            optimizer.exclude_from_weight_decay(var_list=undecayed)
         optimizer.build([p.handle for p in trained])
-    places = {id(v): place for place, v in enumerate(optimizer._trainable_variables)}
+    positions = {id(v): position for position, v in enumerate(optimizer._trainable_variables)}
     if not callable(optimizer._learning_rate) or isinstance(optimizer._learning_rate, keras.Variable):
-        rate = float(state.groups[0].hyper["learning_rate"]) / (1.0 if shim else state.groups[0].factor)
+        lr = float(state.groups[0].hyper["learning_rate"]) / (1.0 if shim else state.groups[0].factor)
         damped = not shim and state.groups[0].hyper.get("dampening")
-        optimizer.learning_rate = rate * (1.0 - damped) if damped else rate
+        optimizer.learning_rate = lr * (1.0 - damped) if damped else lr
     optimizer._iterations.assign(state.iterations)
     for p in trained:
-        _fill(optimizer, state, p, places[id(p.handle)], shim=shim)
+        _fill_slots(optimizer, state, p, positions[id(p.handle)], shim=shim)
     return WrittenState(optimizer)
 
 
-def _fill(optimizer: Any, state: OptimizerState, p: Parameter, place: int, *, shim: bool) -> None:
-    group, given = state.group_of(p.name), state.slots[p.name]
+def _fill_slots(optimizer: Any, state: OptimizerState, p: Parameter, position: int, *, shim: bool) -> None:
+    group, values = state.group_of(p.name), state.slots[p.name]
     if optimizer.use_ema:
-        _put(optimizer._model_variables_moving_average[place], p, given["average"])
-    if optimizer.gradient_accumulation_steps and "accumulated" in given:
-        _put(optimizer._accumulated_gradients[place], p, given["accumulated"])
+        _assign_slot(optimizer._model_variables_moving_average[position], p, values["average"])
+    if optimizer.gradient_accumulation_steps and "accumulated" in values:
+        _assign_slot(optimizer._accumulated_gradients[position], p, values["accumulated"])
     if shim:
-        for slot, variable in optimizer.slots_of(place).items():
-            _put(variable, p, given[slot])
+        for slot, variable in optimizer.slots_of(position).items():
+            _assign_slot(variable, p, values[slot])
         return
     native = native_of(optimizer)
     assert native is not None
-    for slot in wanted_slots(group, len(p.shape), native, muon=native.rule == "muon"):
+    for slot in slots_of(group.rule, group.hyper, len(p.shape), among=native.slots):
         held = getattr(optimizer, native.slots[slot])
-        variable = held if slot == "product" else held[place]
-        value = given.get(slot)
+        variable = held if slot == "product" else held[position]
+        value = values.get(slot)
         if value is None:
-            continue  # adafactor's estimate of a matrix, which it makes anew in every step
+            continue  # adafactor's estimate of a matrix, which it computes again in every step
         if slot == "momentum" and group.rule in ("sgd", "rmsprop"):
-            rate = float(group.hyper["learning_rate"])
+            lr = float(group.hyper["learning_rate"])
             value = (
-                value
-                if group.variant.get("rate_inside")
-                else scale_momentum_by_lr(replace(group, last_rate=rate), value)
+                value if group.variant.get("rate_inside") else scale_momentum_by_lr(replace(group, last_rate=lr), value)
             )
-        _put(variable, p, value)
+        _assign_slot(variable, p, value)
 
 
-def _put(variable: Any, p: Parameter, value: Array) -> None:
+def _assign_slot(variable: Any, p: Parameter, value: Array) -> None:
     shape = tuple(variable.shape)
     stored = p.layout.to_stored(value) if value.ndim and value.size == p.size else value
     variable.assign(np.asarray(stored).reshape(shape))
 
 
 def backup(optimizer: Any) -> Callable[[], None]:
-    """Return what brings an optimizer back; see ``Optimizing.backup``."""
+    """Return a function that restores an optimizer; see ``Optimizing.backup``."""
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         return lambda: None
-    values = [(one, np.array(keras.ops.convert_to_numpy(one))) for one in optimizer.variables]
-    extra = getattr(optimizer, "_u_product", None)
-    if extra is not None:
-        values.append((extra, np.array(keras.ops.convert_to_numpy(extra))))
+    values = [(v, np.array(keras.ops.convert_to_numpy(v))) for v in optimizer.variables]
+    product = getattr(optimizer, "_u_product", None)
+    if product is not None:
+        values.append((product, np.array(keras.ops.convert_to_numpy(product))))
 
     def restore() -> None:
         for variable, value in values:

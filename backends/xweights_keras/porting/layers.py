@@ -1,6 +1,6 @@
-"""What each Keras layer is called, set to and given in a port.
+"""Kinds, settings, inputs and outputs of Keras layers, in the neutral terms of a port.
 
-Arrays come out in the neutral form of ``xweights.porting.protocol``: channels last, time second.
+Arrays are returned in the neutral form of ``xweights.porting.protocol``: channels last, time second.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import keras
 import numpy as np
 
 from xweights.core.dtypes import Array
+from xweights_keras.activations import LAYERS, name_of
 from xweights_keras.layers import PACKED
 from xweights_keras.precision import to_effective_dtype
 
-# Found by the names of the classes that a layer inherits from, the nearest first.
+# Looked up by the names of a layer's base classes, the nearest first.
 KINDS = {
     "Dense": "dense",
     "EinsumDense": "einsum",
@@ -42,14 +43,11 @@ KINDS = {
 }
 IMAGES = ("conv", "conv_transpose", "separable", "conv_lstm")
 RECURRENT = ("simple_rnn", "lstm", "gru", "gru_reset_before")
-# Layers whose units are computed inside, by the parts that these have.
+# Layers whose units are computed inside, with the names of their parts.
 UNSEEN = {"conv_lstm": ("input", "state"), "attention_scale": ("",), "additive_attention": ("scores",)}
-# Layers without weights, and the settings that tell two of them apart: Keras' attribute -> the neutral word.
+# Layers without weights, and the settings that distinguish two of them: Keras' attribute -> the neutral name.
 PLAIN = {
-    "ReLU": ("relu", {"negative_slope": "slope"}),
-    "LeakyReLU": ("leaky_relu", {"negative_slope": "slope"}),
-    "ELU": ("elu", {"alpha": "alpha"}),
-    "Softmax": ("softmax", {}),
+    **LAYERS,
     "Flatten": ("flatten", {}),
     "Reshape": ("reshape", {}),
     "Dropout": ("dropout", {}),
@@ -60,7 +58,7 @@ PLAIN = {
 
 
 def is_a(layer: Any, name: str) -> bool:
-    """Return True if a layer inherits from Keras' class of this name."""
+    """Return True if a layer inherits from the Keras class of this name."""
     return name in _bases(layer)
 
 
@@ -69,7 +67,7 @@ def _bases(layer: Any) -> list[str]:
 
 
 def kind_of(layer: Any) -> str:
-    """Return the neutral word for a layer; "other" for one that isn't known."""
+    """Return the neutral kind of a layer; "other" for an unknown one."""
     kind = next((KINDS[name] for name in _bases(layer) if name in KINDS), "other")
     if kind == "rnn":
         cells = getattr(layer.cell, "cells", [layer.cell])
@@ -80,55 +78,48 @@ def kind_of(layer: Any) -> str:
     return kind
 
 
-def word_of(activation: Any) -> str:
-    """Return the name of an activation; "linear" for none."""
-    if activation is None:
-        return "linear"
-    return str(getattr(activation, "__name__", None) or getattr(activation, "name", type(activation).__name__))
-
-
 def attributes_of(layer: Any, kind: str) -> dict[str, Any]:
-    """Return the settings of a layer in neutral words."""
-    found: dict[str, Any] = {}
+    """Return the settings of a layer under their neutral names."""
+    settings: dict[str, Any] = {}
     if kind in ("batch_norm", "layer_norm", "group_norm", "rms_norm"):
-        found["eps"] = float(layer.epsilon)
+        settings["eps"] = float(layer.epsilon)
     if kind == "batch_norm":
-        found["momentum"] = float(layer.momentum)
+        settings["momentum"] = float(layer.momentum)
     if kind == "group_norm":
-        found["groups"] = int(layer.groups) if layer.groups != -1 else int(layer.gamma.shape[0])
+        settings["groups"] = int(layer.groups) if layer.groups != -1 else int(layer.gamma.shape[0])
     if kind == "einsum":
-        found["equation"] = layer.equation
+        settings["equation"] = layer.equation
     if kind in IMAGES and kind != "conv_lstm":
         space = layer.rank
-        found |= {"strides": tuple(layer.strides), "padding": layer.padding, "groups": getattr(layer, "groups", 1)}
+        settings |= {"strides": tuple(layer.strides), "padding": layer.padding, "groups": getattr(layer, "groups", 1)}
         dilation = layer.dilation_rate
-        found["dilation"] = tuple(dilation) if isinstance(dilation, (tuple, list)) else (dilation,) * space
+        settings["dilation"] = tuple(dilation) if isinstance(dilation, (tuple, list)) else (dilation,) * space
         if is_a(layer, "BaseDepthwiseConv"):
-            found["groups"] = int(layer.kernel.shape[-2])
+            settings["groups"] = int(layer.kernel.shape[-2])
         if kind == "conv_transpose" and getattr(layer, "output_padding", None) is not None:
-            found["output_padding"] = layer.output_padding
+            settings["output_padding"] = layer.output_padding
     if kind not in RECURRENT and kind not in ("other", "plain"):
-        found["fused"] = word_of(getattr(layer, "activation", None))
+        settings["fused"] = name_of(getattr(layer, "activation", None))
     if kind in RECURRENT:
         cell = getattr(layer, "cell", layer)
         cell = getattr(cell, "cells", [cell])[0]
-        found["activation"] = word_of(cell.activation)
-        found["cell"] = not hasattr(layer, "cell")
+        settings["activation"] = name_of(cell.activation)
+        settings["cell"] = not hasattr(layer, "cell")
         if kind != "simple_rnn":
-            found["recurrent_activation"] = word_of(cell.recurrent_activation)
-    return found
+            settings["recurrent_activation"] = name_of(cell.recurrent_activation)
+    return settings
 
 
 def plain_of(layer: Any) -> dict[str, Any]:
-    """Return what a layer without weights does."""
+    """Return the operation and the settings of a layer without weights."""
     if is_a(layer, "Activation"):
-        return {"does": word_of(layer.activation)}
+        return {"does": name_of(layer.activation)}
     if is_a(layer, "ReLU") and layer.max_value == 6:
         return {"does": "relu6", "slope": layer.negative_slope}
     for name in _bases(layer):
         if name in PLAIN:
             does, names = PLAIN[name]
-            return {"does": does, **{neutral: getattr(layer, mine) for mine, neutral in names.items()}}
+            return {"does": does, **{neutral: getattr(layer, native) for native, neutral in names.items()}}
     return {"does": type(layer).__name__}
 
 
@@ -152,14 +143,14 @@ def refusal(layer: Any, kind: str) -> str | None:
 # Neutral arrays.
 
 
-def host(value: Any) -> Array | None:
-    """Return what a layer was given or has made on the host; None for a symbolic tensor and for anything else."""
+def to_host(value: Any) -> Array | None:
+    """Return an input or output of a layer on the host; None for a symbolic tensor and for anything else."""
     array = as_array(value)
     return None if array is None else to_effective_dtype(array)
 
 
 def as_array(value: Any) -> Array | None:
-    """Return a tensor on the host as it is; None for a symbolic one and for anything else."""
+    """Return a tensor on the host in its own dtype; None for a symbolic one and for anything else."""
     if isinstance(value, (keras.KerasTensor, str, bool)) or value is None:
         return None
     try:
@@ -174,7 +165,7 @@ def _first(value: Any) -> Any:
 
 
 def channel_axis(layer: Any, array: Array) -> int:
-    """Return where the channels of a layer's input are."""
+    """Return the axis of the channels in a layer's input."""
     if kind_of(layer) in IMAGES:
         return 1 if layer.data_format == "channels_first" else -1
     axis = getattr(layer, "axis", -1)
@@ -187,7 +178,7 @@ def _images(layer: Any, array: Array, rank: int) -> Array:
     return np.moveaxis(array, axis, -1)
 
 
-def neutral(layer: Any, kind: str, array: Array | None) -> Array | None:
+def to_neutral_form(layer: Any, kind: str, array: Array | None) -> Array | None:
     """Return an input or output of a layer in neutral form."""
     if array is None:
         return None
@@ -211,19 +202,19 @@ def neutral(layer: Any, kind: str, array: Array | None) -> Array | None:
             return array
         if tuple(layer.alpha.shape) == array.shape[1:]:
             return array.reshape(array.shape[0], -1)
-        place = next(axis for axis, length in enumerate(layer.alpha.shape, start=1) if length == size)
-        return np.moveaxis(array, place, -1).reshape(-1, size)
+        position = next(axis for axis, length in enumerate(layer.alpha.shape, start=1) if length == size)
+        return np.moveaxis(array, position, -1).reshape(-1, size)
     return array
 
 
-def put_back(layer: Any, kind: str, value: Array, like: Any) -> Any:
-    """Return a neutral output as the layer would have made it; None where that isn't clear."""
+def restore_output(layer: Any, kind: str, value: Array, like: Any) -> Any:
+    """Return a neutral output in the layer's own form; None where that is ambiguous."""
     shape = tuple(like.shape)
     if value.size != math.prod(shape):
         return None
     axis = -1
     if kind == "einsum":
-        return _put_back_einsum(layer, value, shape, like)
+        return _restore_einsum(layer, value, shape, like)
     if kind in ("conv", "conv_transpose", "separable"):
         axis = 1 if layer.data_format == "channels_first" else -1
     elif kind in ("batch_norm", "group_norm"):
@@ -242,7 +233,7 @@ def _tensor(array: Array, like: Any) -> Any:
     return keras.ops.convert_to_tensor(np.ascontiguousarray(array), dtype=keras.backend.standardize_dtype(like.dtype))
 
 
-# An einsum: the letters that it sums over, or makes, come last.
+# An einsum: the letters that it sums over, or adds, come last.
 
 
 def _letters(layer: Any, *, output: bool) -> tuple[str, list[str]]:
@@ -252,7 +243,7 @@ def _letters(layer: Any, *, output: bool) -> tuple[str, list[str]]:
     return operand, [letter for letter in operand if letter in letters and letter not in other]
 
 
-def _places(operand: str, chosen: list[str]) -> list[int]:
+def _positions(operand: str, chosen: list[str]) -> list[int]:
     return [operand.index(letter) - len(operand) for letter in chosen]
 
 
@@ -262,49 +253,49 @@ def _einsum(layer: Any, array: Array | None, *, output: bool) -> Array | None:
     operand, chosen = _letters(layer, output=output)
     if not chosen:
         return None
-    moved = np.moveaxis(array, _places(operand, chosen), range(-len(chosen), 0))
+    moved = np.moveaxis(array, _positions(operand, chosen), range(-len(chosen), 0))
     return moved.reshape(-1, math.prod(moved.shape[-len(chosen) :]))
 
 
-def _put_back_einsum(layer: Any, value: Array, shape: tuple[int, ...], like: Any) -> Any:
+def _restore_einsum(layer: Any, value: Array, shape: tuple[int, ...], like: Any) -> Any:
     operand, chosen = _letters(layer, output=True)
     if not chosen:
         return None
-    places = [place % len(shape) for place in _places(operand, chosen)]
-    rest = [axis for axis in range(len(shape)) if axis not in places]
-    moved = value.reshape([shape[axis] for axis in [*rest, *places]])
-    return _tensor(moved.transpose(np.argsort([*rest, *places])), like)
+    positions = [position % len(shape) for position in _positions(operand, chosen)]
+    rest = [axis for axis in range(len(shape)) if axis not in positions]
+    moved = value.reshape([shape[axis] for axis in [*rest, *positions]])
+    return _tensor(moved.transpose(np.argsort([*rest, *positions])), like)
 
 
 def inputs_of(layer: Any, kind: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Array | None]:
-    """Return what a layer is given, by part."""
+    """Return the inputs of a layer, by part."""
     value = args[0] if args else next(iter(named.values()), None)
     if kind in UNSEEN:
         return dict.fromkeys(UNSEEN[kind])
     if kind in RECURRENT:
-        array = host(_first(value))
+        array = to_host(_first(value))
         sequence = None if array is None else _sequence(layer, array)
-        parts = [f"l{place}" for place in range(len(layer.cell.cells))] if is_stack(layer) else [""]
-        return {part: sequence if place == 0 else None for place, part in enumerate(parts)}
+        parts = [f"l{position}" for position in range(len(layer.cell.cells))] if is_stack(layer) else [""]
+        return {part: sequence if position == 0 else None for position, part in enumerate(parts)}
     if kind == "einsum":
-        return {"": _einsum(layer, host(value), output=False)}
+        return {"": _einsum(layer, to_host(value), output=False)}
     if kind == "reversible_embedding":
-        array = host(value)
+        array = to_host(value)
         if (args[1] if len(args) > 1 else named.get("reverse", False)) and array is not None:
             return {"reverse": array.reshape(-1, array.shape[-1])}
         return {"": None if array is None else array.reshape(-1)}
     if kind == "embedding":
-        array = host(value)
+        array = to_host(value)
         return {"": None if array is None else array.reshape(-1)}
-    array = neutral(layer, kind, host(_first(value)))
+    array = to_neutral_form(layer, kind, to_host(_first(value)))
     return {"depthwise": array, "pointwise": None} if kind == "separable" else {"": array}
 
 
-def outputs_of(layer: Any, kind: str, given: Mapping[str, Array | None], value: Any) -> dict[str, Array | None]:
-    """Return what a layer has made, by part; ``given``: what :func:`inputs_of` returned."""
+def outputs_of(layer: Any, kind: str, inputs: Mapping[str, Array | None], value: Any) -> dict[str, Array | None]:
+    """Return the outputs of a layer, by part; ``inputs`` is the result of :func:`inputs_of`."""
     if kind in UNSEEN:
         return {}
-    array = host(_first(value))
+    array = to_host(_first(value))
     if kind in RECURRENT:
         last = f"l{len(layer.cell.cells) - 1}" if is_stack(layer) else ""
         if array is None:
@@ -313,8 +304,8 @@ def outputs_of(layer: Any, kind: str, given: Mapping[str, Array | None], value: 
     if kind == "einsum":
         return {"": _einsum(layer, array, output=True)}
     if kind in ("embedding", "reversible_embedding"):
-        return {next(iter(given)): None if array is None else array.reshape(-1, array.shape[-1])}
-    array = neutral(layer, kind, array)
+        return {next(iter(inputs)): None if array is None else array.reshape(-1, array.shape[-1])}
+    array = to_neutral_form(layer, kind, array)
     return {"pointwise": array} if kind == "separable" else {"": array}
 
 

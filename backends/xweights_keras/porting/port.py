@@ -1,9 +1,9 @@
-"""Keras models as sides of a port: their layers, and a run of them under watch."""
+"""Read the layers of Keras models for a port, and run models under watch."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -12,23 +12,24 @@ import numpy as np
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.errors import PortError
+from xweights.porting.matching.outputs import named_outputs
 from xweights.porting.protocol import LayerRecord, Watcher
+from xweights_keras.activations import name_of
 from xweights_keras.adapter import KerasAdapter
-from xweights_keras.porting.double import doubled
+from xweights_keras.porting.double import copy_in_float64
 from xweights_keras.porting.layers import (
     RECURRENT,
     as_array,
     attributes_of,
-    host,
     inputs_of,
     is_a,
     is_stack,
     kind_of,
     outputs_of,
     plain_of,
-    put_back,
     refusal,
-    word_of,
+    restore_output,
+    to_host,
 )
 from xweights_keras.walk import is_graph, is_keras
 
@@ -36,22 +37,24 @@ _ADAPTER = KerasAdapter()
 
 
 class KerasPorting:
-    """What ``xweights.porting`` needs to know of Keras."""
+    """The Keras side of ``xweights.porting`` (see ``xweights.porting.protocol.Porting``)."""
 
     name = "keras"
 
     @property
     def channels_first(self) -> bool:
-        """As Keras is configured; a layer may say otherwise, and its arrays come out the same."""
+        """Return Keras' setting; a layer may have another one, and its arrays are returned in the same form."""
         return bool(keras.config.image_data_format() == "channels_first")
 
     def records(self, model: Any) -> list[LayerRecord]:
-        by_variable = {id(one.handle): one for one in _ADAPTER.parameters(model)}
+        by_variable = {id(p.handle): p for p in _ADAPTER.parameters(model)}
         layers = list(model._flatten_layers(include_self=True, recursive=True))
-        # A wrapper may keep the arrays of the layer inside: those belong to the layer that a recipe knows.
-        claimed = {id(one) for layer in layers if kind_of(layer) != "other" for one in _own(layer, kind_of(layer))}
-        found: list[LayerRecord] = []
-        inside: set[int] = set()  # layers that only another one calls, in its own way
+        # A wrapper may hold the arrays of its inner layer: they belong to the layer for which there is a recipe.
+        claimed = {
+            id(v) for layer in layers if kind_of(layer) != "other" for v in _own_variables(layer, kind_of(layer))
+        }
+        records: list[LayerRecord] = []
+        inside: set[int] = set()  # layers that only another layer calls, in its own way
         for layer in layers:
             if id(layer) in inside:
                 continue
@@ -59,44 +62,44 @@ class KerasPorting:
             if is_a(layer, "TimeDistributed"):
                 worker = layer.layer
                 if kind_of(worker) == "other":
-                    continue  # a model inside: its layers are seen step by step
+                    continue  # an inner model: its layers are seen step by step
                 inside.add(id(worker))
             kind = kind_of(worker)
-            own = [one for one in _own(worker, kind) if kind != "other" or id(one) not in claimed]
+            own = [v for v in _own_variables(worker, kind) if kind != "other" or id(v) not in claimed]
             if kind in RECURRENT or is_a(worker, "RNN"):
-                inside.update(id(one) for one in worker._flatten_layers(include_self=False, recursive=True))
-            arrays = _arrays(worker, kind, [by_variable[id(one)] for one in own if id(one) in by_variable])
+                inside.update(id(inner) for inner in worker._flatten_layers(include_self=False, recursive=True))
+            arrays = _arrays(worker, kind, [by_variable[id(v)] for v in own if id(v) in by_variable])
             if arrays:
                 path = _path(next(iter(arrays.items())))
                 settings = attributes_of(worker, kind)
-                found.append(LayerRecord(kind, path, arrays, settings, layer, refusal(worker, kind)))
+                records.append(LayerRecord(kind, path, arrays, settings, layer, refusal(worker, kind)))
             elif is_keras(type(layer)) and not layer._layers and not is_a(layer, "InputLayer"):
-                found.append(LayerRecord("plain", layer.name, {}, plain_of(layer), layer))
-        return found
+                records.append(LayerRecord("plain", layer.name, {}, plain_of(layer), layer))
+        return records
 
     def chain(self, model: Any, records: Sequence[LayerRecord]) -> list[LayerRecord] | None:
         by_layer = {id(record.layer): record for record in records}
-        layers = _chain(model)
-        if layers is None or len({id(one) for one in layers}) != len(layers):
+        layers = _list_chain(model)
+        if layers is None or len({id(layer) for layer in layers}) != len(layers):
             return None
-        known = [by_layer.get(id(one)) for one in layers]
-        found = [one for one in known if one is not None]
-        return found if len(found) == len(layers) else None
+        matches = [by_layer.get(id(layer)) for layer in layers]
+        chained = [record for record in matches if record is not None]
+        return chained if len(chained) == len(layers) else None
 
     def run(self, model: Any, records: Sequence[LayerRecord], sample: Any, watcher: Watcher) -> dict[str, Array]:
         with contextlib.ExitStack() as stack:
             for layer in model._flatten_layers(include_self=True, recursive=True):
                 if is_a(layer, "Bidirectional"):
-                    # A fused kernel computes both directions without calling either layer.
-                    _put(layer, "_can_attempt_fused_lstm", lambda *_: False, stack)
-                    _put(layer, "_can_attempt_fused_gru", lambda *_: False, stack)
+                    # A fused kernel computes both directions without a call of either layer.
+                    _patch_attribute(layer, "_can_attempt_fused_lstm", lambda *_: False, stack)
+                    _patch_attribute(layer, "_can_attempt_fused_gru", lambda *_: False, stack)
             for record in records:
                 _watch(record, watcher, stack)
-            output = _call(model, sample)
-            return {name: np.array(array) for name, array in named_outputs(output)}
+            output = _call_model(model, sample)
+            return {name: np.array(array) for name, array in named_outputs(output, to_host)}
 
     def double(self, model: Any) -> Any:
-        return doubled(model)
+        return copy_in_float64(model)
 
     def set_attribute(self, record: LayerRecord, name: str, value: Any) -> None:
         layer = record.layer
@@ -118,20 +121,20 @@ class KerasPorting:
             raise PortError(f"{name} of {record.path!r} can't be changed on a layer that exists")
 
 
-def _own(layer: Any, kind: str) -> list[Any]:
+def _own_variables(layer: Any, kind: str) -> list[Any]:
     if kind in RECURRENT or kind == "conv_lstm":
         return list(layer.weights)
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
 def _arrays(layer: Any, kind: str, parameters: Sequence[Parameter]) -> dict[str, Parameter]:
-    """Return the arrays by their path inside the layer; counters and the like are no weights."""
+    """Return the arrays by their paths inside the layer, without counters and the like, which are no weights."""
     if not parameters:
         return {}
     if kind in RECURRENT and is_stack(layer):
-        return {"/".join(one.name.split("/")[-2:]): one for one in parameters}
+        return {"/".join(p.name.split("/")[-2:]): p for p in parameters}
     ignored = {"count", "vector_u"}
-    return {one.role: one for one in parameters if one.role not in ignored and one.floating}
+    return {p.role: p for p in parameters if p.role not in ignored and p.floating}
 
 
 def _path(pair: tuple[str, Parameter]) -> str:
@@ -139,8 +142,8 @@ def _path(pair: tuple[str, Parameter]) -> str:
     return parameter.name.removesuffix(inside).rstrip("/")
 
 
-def _chain(model: Any) -> list[Any] | None:
-    """Return the layers if each feeds the next and nothing else."""
+def _list_chain(model: Any) -> list[Any] | None:
+    """Return the layers if each feeds only the next; else None."""
     if not is_graph(model):
         return None if model._layers else [model]
     if type(model).__name__ != "Sequential":
@@ -152,21 +155,21 @@ def _chain(model: Any) -> list[Any] | None:
         layers = [node.operation for _, row in sorted(model._nodes_by_depth.items(), reverse=True) for node in row]
     else:
         layers = list(model.layers)
-    found: list[Any] = []
+    chained: list[Any] = []
     for layer in layers:
         if not isinstance(layer, keras.Layer):
             return None
         if is_a(layer, "InputLayer"):
             continue
-        inner = _chain(layer) if is_graph(layer) else [layer]
+        inner = _list_chain(layer) if is_graph(layer) else [layer]
         if inner is None:
             return None
-        found += inner
-    return found
+        chained += inner
+    return chained
 
 
-def _put(layer: Any, name: str, value: Any, stack: contextlib.ExitStack) -> None:
-    """Set an attribute of a layer behind its tracker's back, until the stack is left."""
+def _patch_attribute(layer: Any, name: str, value: Any, stack: contextlib.ExitStack) -> None:
+    """Set an attribute of a layer without its tracker, until the stack is closed."""
     space = layer.__dict__
     stack.callback(space.__setitem__, name, space[name]) if name in space else stack.callback(space.pop, name, None)
     space[name] = value
@@ -176,40 +179,40 @@ def _watch(record: LayerRecord, watcher: Watcher, stack: contextlib.ExitStack) -
     layer = record.layer
     worker = layer.layer if is_a(layer, "TimeDistributed") else layer
     original = layer.call
-    seen: list[dict[str, Array | None]] = []  # the inputs of calls that are under way and have no output yet
+    seen: list[dict[str, Array | None]] = []  # the inputs of calls that have no output yet
 
     def leave(value: Any) -> Any:
-        given = seen.pop()
-        # What a layer makes before its activation isn't seen from outside of a wrapper that calls it step by step.
-        hidden = worker is not layer and word_of(getattr(worker, "activation", None)) != "linear"
-        made = watcher.leave(record, {} if hidden else outputs_of(worker, record.kind, given, value))
-        if made is None or worker is not layer or isinstance(value, (tuple, list)):
+        inputs = seen.pop()
+        # The output before the activation can't be seen outside a wrapper that calls the layer step by step.
+        hidden = worker is not layer and name_of(getattr(worker, "activation", None)) != "linear"
+        replacement = watcher.leave(record, {} if hidden else outputs_of(worker, record.kind, inputs, value))
+        if replacement is None or worker is not layer or isinstance(value, (tuple, list)):
             return value
-        back = put_back(worker, record.kind, made, value)
+        back = restore_output(worker, record.kind, replacement, value)
         return value if back is None else back
 
     activation: Any = getattr(layer, "activation", None) if worker is layer else None
     fused = activation is not None and record.kind not in ("plain", "other", *RECURRENT)
     if fused:
 
-        def activated(value: Any, *args: Any, **named: Any) -> Any:
+        def activate(value: Any, *args: Any, **named: Any) -> Any:
             return activation(leave(value) if seen else value, *args, **named)
 
-        activated.__name__ = getattr(activation, "__name__", "activation")
-        _put(layer, "activation", activated, stack)
+        activate.__name__ = getattr(activation, "__name__", "activation")
+        _patch_attribute(layer, "activation", activate, stack)
 
     def call(*args: Any, **named: Any) -> Any:
         depth = len(seen)
-        given = inputs_of(worker, record.kind, args, named)
-        watcher.enter(record, given)
-        seen.append(given)
+        inputs = inputs_of(worker, record.kind, args, named)
+        watcher.enter(record, inputs)
+        seen.append(inputs)
         output = original(*args, **named)
         return leave(output) if len(seen) > depth else output
 
-    _put(layer, "call", call, stack)
+    _patch_attribute(layer, "call", call, stack)
 
 
-def _call(model: Any, sample: Any) -> Any:
+def _call_model(model: Any, sample: Any) -> Any:
     policy = getattr(model, "compute_dtype", None) or "float32"
 
     def tensor(value: Any) -> Any:
@@ -221,38 +224,24 @@ def _call(model: Any, sample: Any) -> Any:
         return keras.ops.convert_to_tensor(array, dtype=policy if array.dtype.kind == "f" else None)
 
     if isinstance(sample, Mapping):
-        made = {name: tensor(value) for name, value in sample.items()}
-        if is_graph(model) or _places(model) == 1:
-            return model(made, training=False)
-        return model(**made, training=False)
+        tensors = {name: tensor(value) for name, value in sample.items()}
+        if is_graph(model) or _count_inputs(model) == 1:
+            return model(tensors, training=False)
+        return model(**tensors, training=False)
     if isinstance(sample, (tuple, list)):
-        several = [tensor(one) for one in sample]
+        values = [tensor(value) for value in sample]
         if is_graph(model):
-            return model(several if len(several) > 1 else several[0], training=False)
-        return model(*several, training=False) if _places(model) >= len(several) else model(several, training=False)
+            return model(values if len(values) > 1 else values[0], training=False)
+        return model(*values, training=False) if _count_inputs(model) >= len(values) else model(values, training=False)
     return model(tensor(sample), training=False)
 
 
-def _places(model: Any) -> int:
-    """Return how many inputs the call of a model takes one by one."""
+def _count_inputs(model: Any) -> int:
+    """Return how many positional inputs the call of a model takes."""
     import inspect
 
-    names = inspect.signature(model.call).parameters.values()
+    parameters = inspect.signature(model.call).parameters.values()
     return sum(
-        one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) and one.name not in ("training", "mask")
-        for one in names
+        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in ("training", "mask")
+        for p in parameters
     )
-
-
-def named_outputs(output: Any, name: str = "") -> Iterator[tuple[str, Array]]:
-    """Yield every tensor that a model puts out, with its place."""
-    if isinstance(output, Mapping):
-        for key, one in output.items():
-            yield from named_outputs(one, f"{name}/{key}".strip("/"))
-    elif isinstance(output, (tuple, list)):
-        for key, one in enumerate(output):
-            yield from named_outputs(one, f"{name}/{key}".strip("/"))
-    else:
-        array = host(output)
-        if array is not None:
-            yield name or "output", array

@@ -1,1 +1,1 @@
-"""Keras models as neutral steps, and neutral steps as Keras source code."""
+"""Conversion of Keras models to neutral steps, and of neutral steps to Keras source code."""

@@ -1,4 +1,4 @@
-"""What `xw.skeleton` needs of the framework: models read as neutral steps, and steps written as source code."""
+"""The Keras side of `xw.skeleton`: models read as neutral steps, and steps written as source code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xweights_keras.skeleton.writing import code_of
 
 
 class KerasDescribing:
-    """Reads models as steps, and writes steps as code."""
+    """Reader of models as steps, and writer of steps as code."""
 
     def steps(self, model: Any, sample: Any) -> Sequence[Step]:
         return steps_of(model)

@@ -1,4 +1,4 @@
-"""Steps in neutral words as the source code of a Keras model."""
+"""Write neutral steps as the source code of a Keras model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from xweights.porting.skeleton import Step
 
 
 def code_of(steps: Sequence[Step], problems: Problems) -> str:
-    """Return the source code of a model that does these steps."""
-    made: dict[str, str] = {}
+    """Return the source code of a model with these steps."""
+    all_layers: dict[str, str] = {}
     forward: list[str] = []
     arguments = [step.name for step in steps if step.kind == "input"]
     results: Sequence[str] = ()
@@ -23,66 +23,70 @@ def code_of(steps: Sequence[Step], problems: Problems) -> str:
             results = step.inputs
             continue
         try:
-            layers, call = _written(step, flat=step.name in dense)
-        except PortError as wrong:
-            problems.add(PortError, str(wrong).partition("\nFix:")[0], fix="write the twin by hand, and port into it")
+            layers, call = _write_step(step, flat=step.name in dense)
+        except PortError as error:
+            problems.add(PortError, str(error).partition("\nFix:")[0], fix="write the twin by hand, and port into it")
             continue
         for name, code in layers.items():
-            made.setdefault(name, code)
+            all_layers.setdefault(name, code)
         forward.append(f"{step.name} = {call}")
-    body = "\n".join(f"        self.{name} = {code}" for name, code in made.items()) or "        pass"
+    body = "\n".join(f"        self.{name} = {code}" for name, code in all_layers.items()) or "        pass"
     run = "\n".join(f"        {line}" for line in forward)
     return (
         "import keras\n\nL = keras.layers\n\n\n"
-        # Keras makes a model again, when it is loaded, with options of its own.
+        # Keras passes options of its own when it loads a model.
         "class Twin(keras.Model):\n    def __init__(self, **options):\n        super().__init__(**options)\n"
         f"{body}\n\n    def call(self, inputs):\n        {', '.join(arguments)} = inputs\n{run}\n"
         f"        return {', '.join(results)}\n"
     )
 
 
-def _written(step: Step, *, flat: bool) -> tuple[dict[str, str], str]:
-    """Return the layers of a step, by attribute, and the call."""
-    given = list(step.inputs)
+def _write_step(step: Step, *, flat: bool) -> tuple[dict[str, str], str]:
+    """Return the layers of a step, by attribute name, and the call."""
+    inputs = list(step.inputs)
     layers: dict[str, str] = {}
     if step.kind in ("conv", "conv_transpose"):
-        return _convolution(step)
+        return _write_convolution(step)
     if step.kind == "flatten" and not flat:
-        return {}, f"keras.ops.reshape({given[0]}, (keras.ops.shape({given[0]})[0], -1))"
+        return {}, f"keras.ops.reshape({inputs[0]}, (keras.ops.shape({inputs[0]})[0], -1))"
     if step.kind in _CALLS:
-        return {}, _CALLS[step.kind](step, given)
+        return {}, _CALLS[step.kind](step, inputs)
     if step.kind not in _LAYERS:
         raise PortError(f"{step.name!r} is a step of the kind {step.kind!r}, which has no recipe for Keras code")
     name = step.layer or step.name
     layers[name] = _LAYERS[step.kind](step)
     if step.kind == "attention":
-        query, key, value = given
+        query, key, value = inputs
         causal = ", use_causal_mask=True" if step.options["causal"] else ""
         return layers, f"self.{name}({query}, {value}, {key}{causal})"
-    taken = f"[{', '.join(given)}]" if step.kind in _SEVERAL else given[0]
+    taken = f"[{', '.join(inputs)}]" if step.kind in _SEVERAL else inputs[0]
     return layers, f"self.{name}({taken})"
 
 
 _SEVERAL = ("add", "subtract", "multiply", "average", "maximum", "minimum", "concatenate")
 
 
-def _convolution(step: Step) -> tuple[dict[str, str], str]:
-    """Keras pads with "same" or not at all; any other padding is a layer of its own."""
-    one, name = step.options, step.layer
-    rank = len(one["size"])
+def _write_convolution(step: Step) -> tuple[dict[str, str], str]:
+    """Return the code of a convolution. Keras pads with "same" or not at all; other padding is a layer of its own."""
+    options, name = step.options, step.layer
+    rank = len(options["size"])
     call = step.inputs[0]
     layers: dict[str, str] = {}
     if step.kind == "conv":
-        padding = _same_or_valid(one)
+        padding = _padding_name(options)
         if padding is None:
-            sides = tuple((side, side) for side in one["padding"])
+            sides = tuple((side, side) for side in options["padding"])
             layers[f"{name}_pad"] = f"L.ZeroPadding{rank}D({sides[0] if rank == 1 else sides})"
             call, padding = f"self.{name}_pad({call})", "valid"
         layers[name] = _conv(step, padding)
         return layers, f"self.{name}({call})"
-    common = f"{one['filters']}, {one['size']}, strides={one['strides']}, dilation_rate={one['dilation']}"
-    padding, crop = _cropped(step)
-    layers[name] = f"L.Conv{rank}DTranspose({common}, padding={padding!r}, use_bias={one['bias']}{_fused(step)})"
+    common = (
+        f"{options['filters']}, {options['size']}, strides={options['strides']}, dilation_rate={options['dilation']}"
+    )
+    padding, crop = _split_crop(step)
+    layers[name] = (
+        f"L.Conv{rank}DTranspose({common}, padding={padding!r}, use_bias={options['bias']}{_activation_arg(step)})"
+    )
     call = f"self.{name}({call})"
     if any(side for axis in crop for side in axis):
         layers[f"{name}_crop"] = f"L.Cropping{rank}D({crop[0] if rank == 1 else crop})"
@@ -90,25 +94,25 @@ def _convolution(step: Step) -> tuple[dict[str, str], str]:
     return layers, call
 
 
-def _same_or_valid(one: Mapping[str, Any]) -> str | None:
-    padding = one["padding"]
+def _padding_name(options: Mapping[str, Any]) -> str | None:
+    padding = options["padding"]
     if isinstance(padding, str):
         return padding
     if not any(padding):
         return "valid"
-    plain = all(stride == 1 for stride in one["strides"])
-    reach = [(size - 1) * spread for size, spread in zip(one["size"], one["dilation"], strict=True)]
+    plain = all(stride == 1 for stride in options["strides"])
+    reach = [(size - 1) * spread for size, spread in zip(options["size"], options["dilation"], strict=True)]
     return "same" if plain and all(2 * side == whole for side, whole in zip(padding, reach, strict=True)) else None
 
 
-def _cropped(step: Step) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """Return how a transposed convolution pads in Keras, and what has to be cropped besides."""
-    one = step.options
+def _split_crop(step: Step) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Return the padding of a transposed convolution in Keras, and the sides to crop as well."""
+    options = step.options
     over = [
         (size - 1) * spread + 1 - stride
-        for size, spread, stride in zip(one["size"], one["dilation"], one["strides"], strict=True)
+        for size, spread, stride in zip(options["size"], options["dilation"], options["strides"], strict=True)
     ]
-    crop = tuple(one["crop"])
+    crop = tuple(options["crop"])
     valid = tuple((0, min(extra, 0)) for extra in over)
     if crop == valid:
         return "valid", ((0, 0),) * len(crop)
@@ -116,21 +120,23 @@ def _cropped(step: Step) -> tuple[str, tuple[tuple[int, int], ...]]:
         return "same", ((0, 0),) * len(crop)
     left = tuple((front, behind - most[1]) for (front, behind), most in zip(crop, valid, strict=True))
     if any(behind < 0 for _, behind in left):
-        raise PortError(f"{step.name!r} is a transposed convolution with output_padding, which Keras hasn't got")
+        raise PortError(f"{step.name!r} is a transposed convolution with output_padding, which Keras doesn't have")
     return "valid", left
 
 
 def _conv(step: Step, padding: str) -> str:
-    one = step.options
-    rank, channels = len(one["size"]), one["channels"]
-    common = f"{one['size']}, strides={one['strides']}, padding={padding!r}, dilation_rate={one['dilation']}"
-    more = f"use_bias={one['bias']}{_fused(step)}"
-    if one["groups"] == channels > 1 and rank < 3:
-        return f"L.DepthwiseConv{rank}D({common}, depth_multiplier={one['filters'] // channels}, {more})"
-    return f"L.Conv{rank}D({one['filters']}, {common}, groups={one['groups']}, {more})"
+    options = step.options
+    rank, channels = len(options["size"]), options["channels"]
+    common = (
+        f"{options['size']}, strides={options['strides']}, padding={padding!r}, dilation_rate={options['dilation']}"
+    )
+    more = f"use_bias={options['bias']}{_activation_arg(step)}"
+    if options["groups"] == channels > 1 and rank < 3:
+        return f"L.DepthwiseConv{rank}D({common}, depth_multiplier={options['filters'] // channels}, {more})"
+    return f"L.Conv{rank}D({options['filters']}, {common}, groups={options['groups']}, {more})"
 
 
-def _fused(step: Step) -> str:
+def _activation_arg(step: Step) -> str:
     if step.fused == "linear":
         return ""
     if step.fused == "gelu_tanh":
@@ -139,31 +145,31 @@ def _fused(step: Step) -> str:
 
 
 def _dense(step: Step) -> str:
-    return f"L.Dense({step.options['units']}, use_bias={step.options['bias']}{_fused(step)})"
+    return f"L.Dense({step.options['units']}, use_bias={step.options['bias']}{_activation_arg(step)})"
 
 
 def _recurrent(name: str) -> Callable[[Step], str]:
     def write(step: Step) -> str:
-        one = step.options
-        activation = ', activation="relu"' if one.get("activation") == "relu" else ""
-        backwards = ", go_backwards=True" if one["backwards"] else ""
+        options = step.options
+        activation = ', activation="relu"' if options.get("activation") == "relu" else ""
+        backwards = ", go_backwards=True" if options["backwards"] else ""
         code = (
-            f"L.{name}({one['units']}, use_bias={one['bias']}, return_sequences={one['sequences']}"
+            f"L.{name}({options['units']}, use_bias={options['bias']}, return_sequences={options['sequences']}"
             f"{activation}{backwards})"
         )
-        return f"L.Bidirectional({code})" if one["both"] else code
+        return f"L.Bidirectional({code})" if options["both"] else code
 
     return write
 
 
 def _attention(step: Step) -> str:
-    one = step.options
-    if one["key_heads"] != one["heads"]:
-        common = f"{one['key_size']}, {one['heads']}, {one['key_heads']}"
-        return f"L.GroupQueryAttention({common}, use_bias={one['bias']})"
+    options = step.options
+    if options["key_heads"] != options["heads"]:
+        common = f"{options['key_size']}, {options['heads']}, {options['key_heads']}"
+        return f"L.GroupQueryAttention({common}, use_bias={options['bias']})"
     return (
-        f"L.MultiHeadAttention({one['heads']}, {one['key_size']}, value_dim={one['value_size']}, "
-        f"output_shape={one['outputs']}, use_bias={one['bias']})"
+        f"L.MultiHeadAttention({options['heads']}, {options['key_size']}, value_dim={options['value_size']}, "
+        f"output_shape={options['outputs']}, use_bias={options['bias']})"
     )
 
 
@@ -174,24 +180,32 @@ def _prelu(step: Step) -> str:
 
 
 def _batch_norm(step: Step) -> str:
-    one = step.options
-    momentum = "" if one["momentum"] is None else f"momentum={one['momentum']}, "
-    if one["momentum"] is None:
+    options = step.options
+    momentum = "" if options["momentum"] is None else f"momentum={options['momentum']}, "
+    if options["momentum"] is None:
         raise PortError(f"{step.name!r} averages its statistics over all batches (momentum=None), which Keras can't")
-    return f"L.BatchNormalization({momentum}epsilon={one['eps']}, scale={one['scale']}, center={one['center']})"
+    return (
+        f"L.BatchNormalization({momentum}epsilon={options['eps']}, scale={options['scale']}, "
+        f"center={options['center']})"
+    )
 
 
 def _layer_norm(step: Step) -> str:
-    one = step.options
-    axes = list(range(-len(one["normalized"]), 0))
+    options = step.options
+    axes = list(range(-len(options["normalized"]), 0))
     where = f"axis={axes}, " if len(axes) > 1 else ""
-    return f"L.LayerNormalization({where}epsilon={one['eps']}, scale={one['scale']}, center={one['center']})"
+    return (
+        f"L.LayerNormalization({where}epsilon={options['eps']}, scale={options['scale']}, center={options['center']})"
+    )
 
 
 def _pool(name: str) -> Callable[[Step], str]:
     def write(step: Step) -> str:
-        one = step.options
-        return f"L.{name}{len(one['size'])}D({one['size']}, strides={one['strides']}, padding={one['padding']!r})"
+        options = step.options
+        return (
+            f"L.{name}{len(options['size'])}D({options['size']}, strides={options['strides']}, "
+            f"padding={options['padding']!r})"
+        )
 
     return write
 
@@ -234,29 +248,29 @@ _LAYERS: dict[str, Callable[[Step], str]] = {
 }
 
 
-# What is a function in Keras, too.
+# Steps that are functions in Keras.
 
 
-def _activation(step: Step, given: Sequence[str]) -> str:
-    does, one = step.options["does"], step.options
+def _activation(step: Step, inputs: Sequence[str]) -> str:
+    does, options = step.options["does"], step.options
     if does == "leaky_relu":
-        return f"keras.activations.leaky_relu({given[0]}, negative_slope={one['slope']})"
+        return f"keras.activations.leaky_relu({inputs[0]}, negative_slope={options['slope']})"
     if does == "elu":
-        return f"keras.activations.elu({given[0]}, alpha={one.get('alpha', 1.0)})"
+        return f"keras.activations.elu({inputs[0]}, alpha={options.get('alpha', 1.0)})"
     if does == "gelu_tanh":
-        return f"keras.activations.gelu({given[0]}, approximate=True)"
-    return f"keras.activations.{does}({given[0]})"
+        return f"keras.activations.gelu({inputs[0]}, approximate=True)"
+    return f"keras.activations.{does}({inputs[0]})"
 
 
-def _scale(step: Step, given: Sequence[str]) -> str:
+def _scale(step: Step, inputs: Sequence[str]) -> str:
     factor, offset = step.options["factor"], step.options["offset"]
-    call = given[0] if factor == 1.0 else f"{given[0]} * {factor!r}"
+    call = inputs[0] if factor == 1.0 else f"{inputs[0]} * {factor!r}"
     return call if offset == 0.0 else f"{call} + {offset!r}"
 
 
-def _reduced(name: str) -> Callable[[Step, Sequence[str]], str]:
-    def write(step: Step, given: Sequence[str]) -> str:
-        return f"keras.ops.{name}({given[0]}, axis={step.options['axes']}, keepdims={step.options['keeps']})"
+def _reduce(name: str) -> Callable[[Step, Sequence[str]], str]:
+    def write(step: Step, inputs: Sequence[str]) -> str:
+        return f"keras.ops.{name}({inputs[0]}, axis={step.options['axes']}, keepdims={step.options['keeps']})"
 
     return write
 
@@ -264,7 +278,7 @@ def _reduced(name: str) -> Callable[[Step, Sequence[str]], str]:
 _CALLS: dict[str, Callable[[Step, Sequence[str]], str]] = {
     "activation": _activation,
     "scale": _scale,
-    "global_average": _reduced("mean"),
-    "global_max": _reduced("max"),
-    "select": lambda step, given: f"{given[0]}[:, {step.options['place']}]",
+    "global_average": _reduce("mean"),
+    "global_max": _reduce("max"),
+    "select": lambda step, inputs: f"{inputs[0]}[:, {step.options['place']}]",
 }

@@ -1,1 +1,1 @@
-"""How Keras variables are read and written, on each Keras backend."""
+"""Reading and writing of Keras variables on each Keras backend."""

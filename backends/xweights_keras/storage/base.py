@@ -1,4 +1,4 @@
-"""Reading and writing of Keras variables in general."""
+"""The part of Keras storage that all Keras backends share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from xweights.core.dtypes import is_floating
+from xweights.core.protocols import BaseStorage
 from xweights.core.registry import load
 from xweights.errors import WriteError
 
@@ -18,7 +19,7 @@ NO_SCOPE = object()
 
 
 def raw_value(variable: Any) -> Any:
-    """Return what the variable holds now, never autocast: the scope's value, or the native variable or array."""
+    """Return the current value, never autocast: the scope's value, or the native variable or array."""
     scope = get_stateless_scope()
     if scope is not None:
         value = scope.get_current_value(variable)
@@ -28,7 +29,7 @@ def raw_value(variable: Any) -> Any:
 
 
 def dtype_of(variable: Any) -> np.dtype[Any]:
-    """Return the dtype that is stored. JAX without its 64-bit mode stores less than the variable declares."""
+    """Return the stored dtype. JAX without its 64-bit mode stores a narrower one than the variable declares."""
     value = variable._value
     name = str(variable._dtype if keras.backend.backend() != "jax" or value is None else value.dtype)
     if name not in _dtypes:
@@ -41,13 +42,11 @@ def dtype_of(variable: Any) -> np.dtype[Any]:
 _dtypes: dict[str, np.dtype[Any]] = {}
 
 
-class KerasStorage:
-    """What is the same on every Keras backend: scopes and trainable flags.
+class KerasStorage(BaseStorage):
+    """Base class of the storages of Keras variables: scopes and trainable flags.
 
     ``statistics`` are the ids of variables that were made untrainable (moving statistics): they can't be unfrozen.
     """
-
-    fallible = False
 
     def __init__(self, root: Any, statistics: frozenset[int]) -> None:
         self._root: Callable[[], Any] = (lambda: None) if root is None else weakref.ref(root)
@@ -73,17 +72,17 @@ class KerasStorage:
             raise WriteError(f"{handle.path!r} has the dtype {handle.dtype}, which can't be trained")
         root = self._root()
         if root is not None and not root.trainable:
-            # A frozen model trains nothing, whatever its variables say. The setter would thaw every layer below as well
-            # (and batch norms would update again), so only the model's own flag changes.
-            for other in root.weights:
-                if other.trainable:
-                    other.trainable = False
+            # A frozen model trains nothing, whatever the flags of its variables. The setter would unfreeze every layer
+            # below as well (and batch norms would update again), so only the model's own flag changes.
+            for variable in root.weights:
+                if variable.trainable:
+                    variable.trainable = False
             root._trainable = True
         handle.trainable = True
 
 
 def in_compiled_step() -> bool:
-    """Return True where a write doesn't reach the model now: while a step is traced, and in a StatelessScope."""
+    """Return True where writes don't reach the model at once: while a step is traced, and in a StatelessScope."""
     return get_stateless_scope() is not None or load(keras.backend.backend()).tracing() != "no"
 
 

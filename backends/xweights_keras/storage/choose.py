@@ -1,9 +1,9 @@
-"""How a ``keras.Variable`` is read and lawfully written, on any Keras backend.
+"""Choose the storage that reads and writes ``keras.Variable`` objects on the current Keras backend.
 
 A handle is the ``keras.Variable`` itself.
 
-Inside a ``keras.StatelessScope`` a variable has the scope's value, and only ``assign`` may change that: this is how a
-bound rule becomes part of a ``jax.jit`` step. The raw value is meant everywhere: ``variable.value`` may be autocast.
+Inside a ``keras.StatelessScope`` a variable has the scope's value, and only ``assign`` may change it: this is how a
+bound rule becomes part of a ``jax.jit`` step. Storages use the raw value: ``variable.value`` may be autocast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Storage of Keras variables by the storage of the framework beneath."""
+"""Storage that passes Keras variables on to the storage of the framework below Keras."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from xweights_keras.storage.base import NO_SCOPE, KerasStorage, _scoped, missing
 
 
 class DelegatingStorage(KerasStorage):
-    """TensorFlow and torch: the native variable inside is read and written by its own framework's storage."""
+    """Storage for TensorFlow and torch: their own storage reads and writes the native variable inside."""
 
     def __init__(self, inner: Storage, root: Any, statistics: frozenset[int]) -> None:
         super().__init__(root, statistics)
         self.inner = inner
         self.fallible = inner.fallible
-        self.replaces = bool(getattr(inner, "replaces", False))
+        self.replaces = inner.replaces
 
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
         if handle._value is None:
@@ -44,16 +44,16 @@ class DelegatingStorage(KerasStorage):
         scoped = _scoped(handle)
         if scoped is NO_SCOPE:
             return self.inner.native_array(handle._value, tensor=tensor)
-        # Ops may edit a torch tensor in place, and this one is the caller's.
+        # Ops may edit a torch tensor in place, and this one belongs to the caller.
         return keras.ops.copy(scoped)
 
     def tracked(self, handle: Any) -> Any:
         scoped = _scoped(handle)
         return self.inner.tracked(handle._value) if scoped is NO_SCOPE else scoped
 
-    def commit(self, handle: Any, leaf: Any, value: Any) -> None:
+    def commit(self, handle: Any, native: Any, value: Any) -> None:
         if get_stateless_scope() is None:
-            self.inner.commit(handle._value, leaf, value)
+            self.inner.commit(handle._value, native, value)
         else:
             handle.assign(value)
 

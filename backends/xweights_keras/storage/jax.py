@@ -1,4 +1,4 @@
-"""How a ``keras.Variable`` on JAX is read and written: the array never changes, the variable gets another one."""
+"""Storage of Keras variables on JAX, whose arrays never change: a write gives the variable another array."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from xweights.errors import TraceError
 from xweights_jax.ops import tracing
 from xweights_keras.storage.base import KerasStorage, missing, raw_value
 
-# From this size on a second copy costs more than the calls (measured: device_put takes 0.1 ms longer than jnp.array).
+# From this size on, a second copy costs more than the call (measured: device_put takes 0.1 ms longer than jnp.array).
 _LARGE = 1 << 20
 
 
 class JaxStorage(KerasStorage):
-    """Reads through views, writes through ``assign``.
+    """Storage that reads through views and writes through ``assign``.
 
-    JAX takes over a NumPy array without copying if it is aligned to 64 bytes, so what it gets is always a buffer of our
-    own, whatever the source.
+    JAX takes over a NumPy array without copying if it is aligned to 64 bytes, so it always gets a private buffer,
+    whatever the source.
     """
 
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
@@ -39,8 +39,8 @@ class JaxStorage(KerasStorage):
             return f"it is spread over {len(value.sharding.device_set)} devices, which isn't supported yet"
         declared = str(handle._dtype)
         if declared == "float64" and str(value.dtype) != declared:
-            mend = "call jax.config.update('jax_enable_x64', True) before the model is made"
-            return f"it is declared {declared} and JAX holds {value.dtype}; {mend}"
+            fix = "call jax.config.update('jax_enable_x64', True) before the model is made"
+            return f"it is declared {declared} and JAX holds {value.dtype}; {fix}"
         return None
 
     def read(self, handle: Any) -> Array:
@@ -59,12 +59,12 @@ class JaxStorage(KerasStorage):
         value = raw_value(handle)
         if tensor or get_stateless_scope() is not None or _is_tracer(value) or not _on_host(value):
             return value
-        # A private copy is edited in place and handed over: one pass over fresh memory, nothing compiled for a shape.
+        # A private copy is edited in place and handed over: one pass over fresh memory, and no compilation per shape.
         return _private(np.asarray(value))
 
     def tracked(self, handle: Any) -> Any:
         value = raw_value(handle)
-        # While Keras finds out about shapes nobody asks for a gradient.
+        # While Keras infers shapes, nothing asks for a gradient.
         if not _is_tracer(value) and tracing() and handle.trainable and not in_symbolic_scope():
             raise TraceError(
                 f"the gradient of {handle.path!r} would silently be zero: its own value is used while JAX traces\n"
@@ -115,7 +115,7 @@ class JaxStorage(KerasStorage):
         elif buffer.nbytes < _LARGE:
             new = jnp.array(buffer)
         else:
-            # An array that was put nowhere in particular stays so: committed ones make jitted steps compile again.
+            # An array that is committed to no device stays so: a committed one makes jitted steps compile again.
             new = jax.device_put(buffer)
         handle.assign(new)
 
@@ -133,7 +133,7 @@ def _on_host(value: Any) -> bool:
 
 
 def _private(value: Array) -> Array:
-    """Return a copy that nobody else has; a large one aligned to 64 bytes, so that JAX takes it over as it is."""
+    """Return a private copy; a large one is aligned to 64 bytes, so that JAX takes it over without copying."""
     if value.nbytes < _LARGE:
         return np.array(value, order="C")
     memory = np.empty(value.nbytes + 64, np.uint8)

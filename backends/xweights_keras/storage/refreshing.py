@@ -1,4 +1,4 @@
-"""Storage that refreshes what Keras derives from a variable."""
+"""Storage that refreshes the tensors that Keras derives from a variable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xweights_keras.storage.base import in_compiled_step
 
 
 class Refreshing:
-    """Wrap the storage of a layer that computes with a copy of its weights: it takes a new one after each write."""
+    """Wrapper around the storage of a layer that computes with a copy of its weights: each write renews the copy."""
 
     def __init__(self, inner: Any, layer: Any, refresh: Callable[[Any], None]) -> None:
         self.inner = inner
@@ -28,22 +28,22 @@ class Refreshing:
 
     def write(self, handle: Any, value: Array) -> None:
         self.inner.write(handle, value)
-        self._renew()
+        self._refresh_layer()
 
     def commit(self, handle: Any, native: Any, value: Any) -> None:
         if in_compiled_step():
             raise TraceError(f"{handle.path!r} can't be written here: {self.refusal(handle, writing=True)}")
         self.inner.commit(handle, native, value)
-        self._renew()
+        self._refresh_layer()
 
     def restore(self, handle: Any, kept: Any) -> None:
         self.inner.restore(handle, kept)
-        self._renew()
+        self._refresh_layer()
 
-    def _renew(self) -> None:
+    def _refresh_layer(self) -> None:
         layer = self._layer()
         if layer is not None:
             self._refresh(layer)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)  # everything that writes nothing
+        return getattr(self.inner, name)  # all methods that write nothing

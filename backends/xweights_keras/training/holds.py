@@ -1,8 +1,8 @@
-"""Holds in Keras: chains ride on the optimizer's own update, as a variable's constraint.
+"""Holds in Keras: the rules run in the optimizer's own update, as variable constraints.
 
-A constraint is part of the compiled step and costs nothing measurable there; but one that is set after the first fit
-is ignored on compiled backends until the train function is made anew, and nothing says so: that is done here, and
-undone. Averaging (EMA) overwrites weights behind the constraint when a fit ends: the chains run again then.
+A constraint is part of the compiled step, where its cost can't be measured; but compiled backends silently ignore one
+that is set after the first fit until the train function is made again. Attaching and detaching do that. Averaging (EMA)
+overwrites weights after the constraints when a fit ends, so the held rules run again then.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import keras
 from xweights.core.backend import HeldChain
 from xweights.core.dispatch import ops_for
 from xweights.errors import HoldError, Problems, StaleTrainFunctionError
-from xweights_keras.training.step_counter import counting
+from xweights_keras.training.step_counter import count_steps
 from xweights_keras.training.trainers import Trainers, iterations_of, owning_models, owns
 
 
 class HeldConstraint:
-    """What stands as ``variable.constraint``: the former one, then the chain."""
+    """A ``variable.constraint`` that runs the former constraint, then the held rules."""
 
     def __init__(self, former: Any, chain: HeldChain) -> None:
         self.former = former
@@ -31,8 +31,8 @@ class HeldConstraint:
 
     def __call__(self, value: Any) -> Any:
         self.calls += 1
-        for one in self.attachments:
-            one.renew(traced=True)
+        for attachment in self.attachments:
+            attachment.renew(traced=True)
         if self.former is not None:
             value = self.former(value)
         if isinstance(value, keras.Variable):
@@ -41,7 +41,7 @@ class HeldConstraint:
 
 
 class KerasAttachment:
-    """One hold's constraints, and the models and optimizers that they ride on."""
+    """One hold's constraints, and the models and optimizers that run them."""
 
     def __init__(
         self, chains: Sequence[HeldChain], trainers: Trainers, after_step: Callable[[Any], None] | None
@@ -51,13 +51,13 @@ class KerasAttachment:
         if keras.backend.backend() != "jax":
             for chain in self.chains:
                 chain.make_live()
-        self.counting = [] if after_step is None else [counting(model, after_step) for model in trainers.models]
+        self.subscriptions = [] if after_step is None else [count_steps(model, after_step) for model in trainers.models]
         self.constraints = [self._constrain(chain) for chain in self.chains]
-        self.starts = [(one, iterations_of(one)) for one in trainers.optimizers]
-        self.calls = [one.calls for one in self.constraints]
+        self.starts = [(optimizer, iterations_of(optimizer)) for optimizer in trainers.optimizers]
+        self.calls = [constraint.calls for constraint in self.constraints]
         self.averaged: list[Any] = []
         self.renew()
-        trainers.make_anew()
+        trainers.retrace()
 
     def _constrain(self, chain: HeldChain) -> HeldConstraint:
         variable = chain.parameter.handle
@@ -68,66 +68,66 @@ class KerasAttachment:
         return held
 
     def renew(self, *, traced: bool = False) -> None:
-        """Know the optimizer that a model was compiled with since: its averaging has to be followed, too."""
+        """Add optimizers that a model was compiled with since; the rules have to run after their averaging, too."""
         for model in self.trainers.models:
             optimizer = getattr(model, "optimizer", None)
-            if optimizer is not None and all(optimizer is not one for one, _ in self.starts):
+            if optimizer is not None and all(optimizer is not known for known, _ in self.starts):
                 self.starts.append((optimizer, 0 if traced else iterations_of(optimizer)))
         for optimizer, _ in self.starts[len(self.averaged) :]:
-            _after_averaging(optimizer, self.chains, add=True)
+            _run_after_averaging(optimizer, self.chains, add=True)
             self.averaged.append(optimizer)
 
     def check(self) -> None:
-        """Raise if an optimizer has moved on without the constraints."""
+        """Raise if an optimizer has made steps without the constraints."""
         self.renew()
-        moved = [(one, iterations_of(one) - start) for one, start in self.starts]
-        moved = [(one, steps) for one, steps in moved if steps]
+        moved = [(optimizer, iterations_of(optimizer) - start) for optimizer, start in self.starts]
+        moved = [(optimizer, steps) for optimizer, steps in moved if steps]
         problems = Problems("training went on without a hold")
         for chain, constraint, before in zip(self.chains, self.constraints, self.calls, strict=True):
             variable, name = chain.parameter.handle, chain.parameter.name
-            steps = sum(steps for one, steps in moved if owns(one, variable)) if chain.parameter.trainable else 0
+            steps = sum(n for trainer, n in moved if owns(trainer, variable)) if chain.parameter.trainable else 0
             replaced = variable.constraint is not constraint
             if steps and (replaced or constraint.calls == before):
                 why = "its constraint was replaced" if replaced else "the step was traced before the hold began"
                 problems.add(
                     StaleTrainFunctionError,
                     f"{name!r}: {why}\noptimizer steps since the hold began: {steps}",
-                    fix="hold before your step is traced, or make the step anew (a new tf.function or jax.jit)",
+                    fix="hold before your step is traced, or make the step again (a new tf.function or jax.jit)",
                 )
         problems.check()
 
     def detach(self) -> None:
-        """Take this hold's share off; the former constraint comes back with the last."""
-        for share in self.counting:
-            share.drop()
+        """Remove this hold; removing the last one restores the former constraint."""
+        for subscription in self.subscriptions:
+            subscription.drop()
         self.let_go(self.chains)
 
     def let_go(self, chains: Sequence[HeldChain]) -> None:
-        """Take this hold's share off some of its chains."""
+        """Remove this hold from some of its parameters."""
         leaving = [chain in chains for chain in self.chains]
-        for chain, one, leaves in zip(self.chains, self.constraints, leaving, strict=True):
+        for chain, constraint, leaves in zip(self.chains, self.constraints, leaving, strict=True):
             if leaves:
-                one.attachments.remove(self)
-                if not one.attachments and chain.parameter.handle.constraint is one:
-                    chain.parameter.handle.constraint = one.former
+                constraint.attachments.remove(self)
+                if not constraint.attachments and chain.parameter.handle.constraint is constraint:
+                    chain.parameter.handle.constraint = constraint.former
         gone = [chain for chain, leaves in zip(self.chains, leaving, strict=True) if leaves]
         for optimizer in self.averaged:
-            _after_averaging(optimizer, gone, add=False)
+            _run_after_averaging(optimizer, gone, add=False)
         stays = [not leaves for leaves in leaving]
         self.chains = list(compress(self.chains, stays))
         self.constraints = list(compress(self.constraints, stays))
         self.calls = list(compress(self.calls, stays))
-        self.trainers.make_anew()
+        self.trainers.retrace()
 
     def steps(self) -> int | None:
-        """How many updates there were since the hold began; None where nothing counts them."""
-        return sum(iterations_of(one) - start for one, start in self.starts) if self.counting else None
+        """Return how many updates there were since the hold began; None where nothing counts them."""
+        return sum(iterations_of(optimizer) - start for optimizer, start in self.starts) if self.subscriptions else None
 
 
 def attach(
     chains: Sequence[HeldChain], target: Any, optimizer: Any, after_step: Callable[[Any], None] | None
 ) -> KerasAttachment:
-    """Attach chains as constraints; compiled train functions are made anew, slots and all kept."""
+    """Attach held rules as constraints; compiled train functions are made again, and optimizers keep their state."""
     trainers = owning_models(target, [chain.parameter.handle for chain in chains], optimizer)
     if after_step is not None and not trainers.models:
         raise HoldError(
@@ -137,8 +137,8 @@ def attach(
         )
     problems = Problems("this optimizer can't keep the hold, and nothing was changed")
     for chain in chains:
-        wrong = [one for one in trainers.optimizers if one.built and not owns(one, chain.parameter.handle)]
-        # A layer may be a part of several models; an optimizer that the caller named has to train all.
+        wrong = [known for known in trainers.optimizers if known.built and not owns(known, chain.parameter.handle)]
+        # A layer may be part of several models; an optimizer that the caller named has to train all parameters.
         if chain.parameter.trainable and wrong and (optimizer in wrong or len(wrong) == len(trainers.optimizers)):
             problems.add(
                 HoldError,
@@ -149,8 +149,8 @@ def attach(
     return KerasAttachment(chains, trainers, after_step)
 
 
-class _Averaged:
-    """The optimizer's own end of averaging, and the chains that run after it."""
+class _FinalizeWithHolds:
+    """An optimizer's ``finalize_variable_values`` (end of averaging), followed by the held rules."""
 
     def __init__(self, optimizer: Any) -> None:
         self.former = optimizer.finalize_variable_values
@@ -162,16 +162,16 @@ class _Averaged:
             chain.apply()
 
 
-def _after_averaging(optimizer: Any, chains: Sequence[HeldChain], *, add: bool) -> None:
-    standing = optimizer.__dict__.get("finalize_variable_values")
+def _run_after_averaging(optimizer: Any, chains: Sequence[HeldChain], *, add: bool) -> None:
+    installed = optimizer.__dict__.get("finalize_variable_values")
     if add:
-        if not isinstance(standing, _Averaged):
-            standing = _Averaged(optimizer)
-            object.__setattr__(optimizer, "finalize_variable_values", standing)
-        standing.chains.extend(chains)
+        if not isinstance(installed, _FinalizeWithHolds):
+            installed = _FinalizeWithHolds(optimizer)
+            object.__setattr__(optimizer, "finalize_variable_values", installed)
+        installed.chains.extend(chains)
         return
-    if isinstance(standing, _Averaged):
+    if isinstance(installed, _FinalizeWithHolds):
         for chain in chains:
-            standing.chains.remove(chain)
-        if not standing.chains:
+            installed.chains.remove(chain)
+        if not installed.chains:
             object.__delattr__(optimizer, "finalize_variable_values")

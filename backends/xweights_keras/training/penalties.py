@@ -1,8 +1,8 @@
-"""Penalties in Keras: they ride on ``variable.regularizer``, which a model adds to its loss.
+"""Penalties in Keras: terms of ``variable.regularizer``, which a model adds to its loss.
 
-Keras takes regularizers when a layer is made; but what it adds up is ``variable.regularizer`` of the trainable
-weights, each time the loss is put together. So a part that is added there counts from the next trace on: a compiled
-train function is made anew, and the optimizer keeps its state.
+Keras takes regularizers when a layer is made, but it sums ``variable.regularizer`` of the trainable weights each time
+it computes the loss. So a term that is added there counts from the next trace on: a compiled train function is made
+again, and the optimizer keeps its state.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from xweights.core.parameter import Parameter
 from xweights.errors import HoldError, Problems, StaleTrainFunctionError, TargetError
 
 
-class Regularizer:
-    """What stands as ``variable.regularizer``: the former one, and what was added."""
+class CombinedRegularizer:
+    """Sum of a variable's former regularizer and the added penalties; it replaces ``variable.regularizer``."""
 
     def __init__(self, former: Any) -> None:
         self.former = former
@@ -26,17 +26,17 @@ class Regularizer:
 
     def __call__(self, value: Any) -> Any:
         self.calls += 1
-        found = [] if self.former is None else [self.former(value)]
-        # A model adds up its losses in this dtype, and TensorFlow adds nothing to another.
-        found += [keras.ops.cast(part(value), keras.config.floatx()) for part in self.parts]
-        total = found[0]
-        for one in found[1:]:
-            total = total + one
+        terms = [] if self.former is None else [self.former(value)]
+        # A model sums its losses in this dtype, and TensorFlow doesn't add tensors of different dtypes.
+        terms += [keras.ops.cast(part(value), keras.config.floatx()) for part in self.parts]
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
         return total
 
 
-class Regularized:
-    """One penalty's parts, on the variables of a model."""
+class PenaltyAttachment:
+    """The terms of one penalty, on the variables of a model."""
 
     def __init__(
         self, parameters: Sequence[Parameter], penalty: Callable[[Parameter, Any], Any], model: keras.Model
@@ -46,8 +46,8 @@ class Regularized:
         self.parts = [self._part(p, penalty) for p in self.parameters]
         self.regularizers = [self._add(p, part) for p, part in zip(self.parameters, self.parts, strict=True)]
         self.start = _iterations(model)
-        self.calls = [one.calls for one in self.regularizers]
-        _make_anew(model)
+        self.calls = [regularizer.calls for regularizer in self.regularizers]
+        _retrace(model)
 
     @staticmethod
     def _part(parameter: Parameter, penalty: Callable[[Parameter, Any], Any]) -> Callable[[Any], Any]:
@@ -59,40 +59,42 @@ class Regularized:
         return part
 
     @staticmethod
-    def _add(parameter: Parameter, part: Callable[[Any], Any]) -> Regularizer:
+    def _add(parameter: Parameter, part: Callable[[Any], Any]) -> CombinedRegularizer:
         variable = parameter.handle
-        standing = variable.regularizer
-        if not isinstance(standing, Regularizer):
-            standing = variable.regularizer = Regularizer(standing)
-        standing.parts.append(part)
-        return standing
+        regularizer = variable.regularizer
+        if not isinstance(regularizer, CombinedRegularizer):
+            regularizer = variable.regularizer = CombinedRegularizer(regularizer)
+        regularizer.parts.append(part)
+        return regularizer
 
     def check(self) -> None:
         """Raise if the optimizer has moved on without the penalty."""
         steps = _iterations(self.model) - self.start
         missed = [
             p.name
-            for p, one, before in zip(self.parameters, self.regularizers, self.calls, strict=True)
-            if p.handle.regularizer is not one or (steps and p.trainable and one.calls == before)
+            for p, added, before in zip(self.parameters, self.regularizers, self.calls, strict=True)
+            if p.handle.regularizer is not added or (steps and p.trainable and added.calls == before)
         ]
         if missed:
             raise StaleTrainFunctionError(
                 f"training goes on without the penalty on {', '.join(missed)}\n"
                 f"optimizer steps since it was added: {steps}\n"
                 "the regularizer was replaced meanwhile, or the step adds no model.losses, or it was traced before\n"
-                "Fix: add model.losses to the loss of your step, and make the step anew (a new tf.function or jax.jit)"
+                "Fix: add model.losses to the loss of your step, and make the step again (a new tf.function or jax.jit)"
             )
 
     def detach(self) -> None:
-        """Take these parts off; the former regularizer comes back with the last."""
-        for parameter, one, part in zip(self.parameters, self.regularizers, self.parts, strict=True):
-            one.parts.remove(part)
-            if not one.parts and parameter.handle.regularizer is one:
-                parameter.handle.regularizer = one.former
-        _make_anew(self.model)
+        """Remove these terms; removing the last one of a variable restores its former regularizer."""
+        for parameter, regularizer, part in zip(self.parameters, self.regularizers, self.parts, strict=True):
+            regularizer.parts.remove(part)
+            if not regularizer.parts and parameter.handle.regularizer is regularizer:
+                parameter.handle.regularizer = regularizer.former
+        _retrace(self.model)
 
 
-def regularize(parameters: Sequence[Parameter], penalty: Callable[[Parameter, Any], Any], target: Any) -> Regularized:
+def regularize(
+    parameters: Sequence[Parameter], penalty: Callable[[Parameter, Any], Any], target: Any
+) -> PenaltyAttachment:
     """Add a penalty to the loss of a model."""
     if not isinstance(target, keras.Model):
         raise TargetError(
@@ -108,7 +110,7 @@ def regularize(parameters: Sequence[Parameter], penalty: Callable[[Parameter, An
                 fix="leave it out with where=, and add xweights.penalty(...) in a train_step of your own",
             )
     problems.check()
-    return Regularized(parameters, penalty, target)
+    return PenaltyAttachment(parameters, penalty, target)
 
 
 def _iterations(model: Any) -> int:
@@ -118,8 +120,8 @@ def _iterations(model: Any) -> int:
     return int(keras.ops.convert_to_numpy(optimizer.iterations))
 
 
-def _make_anew(model: Any) -> None:
-    """Have a compiled model trace its functions again: not compile() it, which would lose the optimizer's state."""
+def _retrace(model: Any) -> None:
+    """Make a compiled model trace its functions again; compile() would lose the optimizer's state."""
     if getattr(model, "train_function", None) is not None:
         model.make_train_function(force=True)
     if getattr(model, "test_function", None) is not None:

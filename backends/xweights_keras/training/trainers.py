@@ -1,8 +1,8 @@
-"""Which models and optimizers of Keras train a variable.
+"""Find the Keras models and optimizers that train a variable.
 
-A layer doesn't know the models that it is a part of, so what is changed about a layer of a fitted model would miss
-the model's compiled step (measured: without a word). The garbage collector knows every object there is; asking it
-takes about 0.2 s with 600,000 objects, so it is asked only where the target doesn't say it.
+A layer has no reference to the models that it is a part of, so a change to a layer of a fitted model would miss the
+model's compiled step (measured: no error and no warning). The garbage collector lists every object; searching it takes
+about 0.2 s with 600,000 objects, so that is done only where the target doesn't give the answer.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from xweights.errors import HoldError
 
 @dataclass(frozen=True)
 class Trainers:
-    """The models that a variable is trained in, and the optimizers that do it."""
+    """The models in which a variable is trained, and the optimizers that train it."""
 
     models: tuple[Any, ...]
     optimizers: tuple[Any, ...]
 
-    def make_anew(self) -> None:
-        """Have the compiled models trace their train functions again. (compile() would lose the optimizer's state.)"""
+    def retrace(self) -> None:
+        """Make compiled models trace their train functions again; compile() would lose the optimizer's state."""
         for model in self.models:
             if getattr(model, "train_function", None) is not None:
                 model.make_train_function(force=True)
 
 
 def owning_models(target: Any, variables: Iterable[Any], optimizer: Any = None) -> Trainers:
-    """Return what trains these variables; ``optimizer`` is one that the caller named."""
+    """Return the models and optimizers that train these variables; ``optimizer`` is one that the caller named."""
     if optimizer is not None and not isinstance(optimizer, keras.optimizers.Optimizer):
         raise HoldError(
             f"optimizer= is no Keras optimizer\ngot: {type(optimizer).__module__}.{type(optimizer).__qualname__}"
@@ -41,51 +41,51 @@ def owning_models(target: Any, variables: Iterable[Any], optimizer: Any = None) 
         models = [target]
         optimizers = [] if target.optimizer is None else [target.optimizer]
     else:
-        models, optimizers = _searched({id(one) for one in variables})
+        models, optimizers = _find_trainers({id(variable) for variable in variables})
         if isinstance(target, keras.Model):
             models.insert(0, target)  # it may be compiled later
-    if optimizer is not None and not any(one is optimizer for one in optimizers):
+    if optimizer is not None and not any(known is optimizer for known in optimizers):
         optimizers.append(optimizer)
     return Trainers(tuple(models), tuple(optimizers))
 
 
 def owns(optimizer: Any, variable: Any) -> bool:
-    """Return whether an optimizer that was built updates a variable."""
-    return any(one is variable for one in optimizer._trainable_variables)
+    """Return True if a built optimizer updates a variable."""
+    return any(trained is variable for trained in optimizer._trainable_variables)
 
 
 def innermost(optimizer: Any) -> Any:
-    """Return the optimizer that updates: the one inside of loss scaling."""
+    """Return the optimizer that does the updates: the one inside loss scaling."""
     while isinstance(getattr(optimizer, "inner_optimizer", None), keras.optimizers.Optimizer):
         optimizer = optimizer.inner_optimizer
     return optimizer
 
 
 def iterations_of(optimizer: Any) -> int:
-    """Return how many updates an optimizer has made; gradients that were only collected are not counted."""
+    """Return how many updates an optimizer has made; gradients that were only collected don't count."""
     if optimizer is None or not optimizer.built:
         return 0
     return int(keras.ops.convert_to_numpy(innermost(optimizer).iterations))
 
 
-def _searched(variables: set[int]) -> tuple[list[Any], list[Any]]:
+def _find_trainers(variables: set[int]) -> tuple[list[Any], list[Any]]:
     kinds: dict[type, bool] = {}
     models, optimizers, inner = [], [], set()
-    for one in gc.get_objects():
-        kind = type(one)
+    for item in gc.get_objects():
+        kind = type(item)
         if kind not in kinds:
             kinds[kind] = issubclass(kind, (keras.Model, keras.optimizers.Optimizer))
         if not kinds[kind]:
             continue
-        if isinstance(one, keras.Model):
-            if getattr(one, "compiled", False) and any(id(v) in variables for v in one.variables):
-                models.append(one)
-                if one.optimizer is not None:
-                    optimizers.append(one.optimizer)
-        elif getattr(one, "built", False) and any(id(v) in variables for v in one._trainable_variables):
-            optimizers.append(one)
-    for one in optimizers:
-        if innermost(one) is not one:
-            inner.add(id(innermost(one)))
-    unique = {id(one): one for one in optimizers if id(one) not in inner}
+        if isinstance(item, keras.Model):
+            if getattr(item, "compiled", False) and any(id(v) in variables for v in item.variables):
+                models.append(item)
+                if item.optimizer is not None:
+                    optimizers.append(item.optimizer)
+        elif getattr(item, "built", False) and any(id(v) in variables for v in item._trainable_variables):
+            optimizers.append(item)
+    for optimizer in optimizers:
+        if innermost(optimizer) is not optimizer:
+            inner.add(id(innermost(optimizer)))
+    unique = {id(optimizer): optimizer for optimizer in optimizers if id(optimizer) not in inner}
     return models, list(unique.values())

@@ -1,4 +1,4 @@
-"""PyTorch's optimizers, read into the neutral record."""
+"""PyTorch's optimizers read into the neutral optimizer state."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, Problems, XweightsError, near
 from xweights.optimizers.protocol import Training
+from xweights.optimizers.rules.slots import slots_of
 from xweights.optimizers.state import Clipping, OptimizerGroup, OptimizerState, WeightEMA
 from xweights_torch.dtypes import host_view
 from xweights_torch.optimizers.foreign import ForeignOptimizer
-from xweights_torch.optimizers.hooks import Attached, attached_to
+from xweights_torch.optimizers.hooks import OptimizerHooks, hooks_of
 from xweights_torch.optimizers.schedules import read_scheduler
 from xweights_torch.optimizers.table import CLASSES, OptimizerRow, native_of, value_of
 from xweights_torch.storage import tensor_of
 
-# What was written into an optimizer, where slots had to be changed on the way.
+# States written into optimizers, by optimizer, with a fingerprint: slots may have been converted on the way.
 ORIGINALS: WeakKeyDictionary[Optimizer, tuple[str, OptimizerState]] = WeakKeyDictionary()
-# clip_grad_norm_ divides by the norm and this.
+# clip_grad_norm_ adds this to the norm before it divides.
 CLIP_EPS = 1e-6
 _UNKNOWN = ("maximize", "capturable", "differentiable")
 
 
 @dataclass
-class Reading:
-    """What has been found so far."""
+class StateReading:
+    """Problems, slots, step counts and factored axes collected so far."""
 
     problems: Problems
     slots: dict[str, dict[str, Array]] = field(default_factory=dict)
@@ -58,36 +59,36 @@ def read_state(side: Training, parameters: Sequence[Parameter], step: int | None
             f"{type(optimizer).__name__} is no optimizer whose rule is known\n{near(type(optimizer).__name__, known)}",
         )
         problems.throw()
-    attached = attached_to(optimizer)
-    names = _names(optimizer, parameters, problems)
+    hooks = hooks_of(optimizer)
+    names = _match_parameters(optimizer, parameters, problems)
     problems.check()
-    reading = Reading(problems)
+    reading = StateReading(problems)
     groups = []
-    for place, group in enumerate(optimizer.param_groups):
-        mine = [names[id(p)] for p in group["params"] if p.requires_grad or optimizer.state.get(p)]
+    for index, group in enumerate(optimizer.param_groups):
+        group_parameters = [names[id(p)] for p in group["params"] if p.requires_grad or optimizer.state.get(p)]
         members = [p for p in group["params"] if p.requires_grad or optimizer.state.get(p)]
-        made = _foreign_group(group) if native is None else _group(native, group, reading)
-        for p, parameter in zip(members, mine, strict=True):
-            _read_slots(optimizer, native, made, p, parameter, reading, attached)
-        if native is not None and made.rule == "nadam" and _narrow_product(optimizer, members):
-            made = replace(made, variant={**made.variant, "product": "float32"})
-        groups.append(replace(made, names=tuple(one.name for one in mine)))
+        new_group = _read_foreign_group(group) if native is None else _read_group(native, group, reading)
+        for p, parameter in zip(members, group_parameters, strict=True):
+            _read_slots(optimizer, native, new_group, p, parameter, reading, hooks)
+        if native is not None and new_group.rule == "nadam" and _has_narrow_product(optimizer, members):
+            new_group = replace(new_group, variant={**new_group.variant, "product": "float32"})
+        groups.append(replace(new_group, names=tuple(parameter.name for parameter in group_parameters)))
         if native is None:
-            _foreign_factored(group, names, reading)
-        elif attached is not None and attached.state.factored:
-            reading.factored |= dict(attached.state.factored)
-        groups[-1] = replace(groups[-1], last_rate=1.0 if attached is None else attached.last_rates[place])
+            _read_foreign_factored(group, names, reading)
+        elif hooks is not None and hooks.state.factored:
+            reading.factored |= dict(hooks.state.factored)
+        groups[-1] = replace(groups[-1], last_rate=1.0 if hooks is None else hooks.last_lrs[index])
     reading.problems.check()
     state = OptimizerState(
         groups=tuple(groups), slots=reading.slots, factored=reading.factored,
-        dtypes={one.name: one.dtype.name for one in parameters if one.name in reading.slots},
+        dtypes={p.name: p.dtype.name for p in parameters if p.name in reading.slots},
     )  # fmt: skip
-    state = _with_surroundings(state, side, reading, attached, native, parameters, step)
-    return _original(side) or state
+    state = _build_state(state, side, reading, hooks, native, parameters, step)
+    return _recall_original(side) or state
 
 
-def _original(side: Training) -> OptimizerState | None:
-    """Return the very state that was written into an optimizer, if nothing has happened since."""
+def _recall_original(side: Training) -> OptimizerState | None:
+    """Return the state that was written into an optimizer, if nothing has happened since."""
     mark, state = ORIGINALS.get(side.optimizer, ("", None))
     if state is None or side.clip is not None or side.micro_done or side.micro_steps > 1 or side.ema_momentum:
         return None
@@ -98,7 +99,7 @@ def _original(side: Training) -> OptimizerState | None:
 
 
 def fingerprint(optimizer: Optimizer) -> str:
-    """Return what changes with any bit of an optimizer's slots and numbers."""
+    """Return a digest of an optimizer's slots, gradients and hyperparameters."""
     import hashlib
 
     digest = hashlib.blake2b(digest_size=16)
@@ -112,79 +113,83 @@ def fingerprint(optimizer: Optimizer) -> str:
     return digest.hexdigest()
 
 
-def _names(optimizer: Optimizer, parameters: Sequence[Parameter], problems: Problems) -> dict[int, Parameter]:
+def _match_parameters(
+    optimizer: Optimizer, parameters: Sequence[Parameter], problems: Problems
+) -> dict[int, Parameter]:
     known = {id(tensor_of(p.handle)): p for p in parameters if isinstance(tensor_of(p.handle), nn.Parameter)}
-    strange = 0
+    unknown = 0
     for group in optimizer.param_groups:
         for p in group["params"]:
-            strange += id(p) not in known
-        for word in _UNKNOWN:
-            if group.get(word):
-                problems.add(HandoffError, f"{word}=True has no counterpart", fix=f"make the optimizer without {word}")
-    if strange:
+            unknown += id(p) not in known
+        for option in _UNKNOWN:
+            if group.get(option):
+                problems.add(
+                    HandoffError, f"{option}=True has no counterpart", fix=f"make the optimizer without {option}"
+                )
+    if unknown:
         count = sum(len(group["params"]) for group in optimizer.param_groups)
         problems.add(
             HandoffError,
-            f"this optimizer is of another model: {strange} of its {count} parameters aren't among the model's",
+            f"this optimizer is of another model: {unknown} of its {count} parameters aren't among the model's",
             fix="pass the optimizer that was made from this model's parameters()",
         )
     return known
 
 
-def _group(native: OptimizerRow, group: Mapping[str, Any], reading: Reading) -> OptimizerGroup:
-    hyper = {word: value_of(group, key) for word, key in native.hyper.items()}
+def _read_group(native: OptimizerRow, group: Mapping[str, Any], reading: StateReading) -> OptimizerGroup:
+    hyper = {name: value_of(group, key) for name, key in native.hyper.items()}
     variant = dict(native.variant)
     if group.get("decoupled_weight_decay"):
         variant["decay"] = "decoupled"
     if native.rule == "muon":
-        fits = {None: "original", "original": "original", "match_rms_adamw": "rms"}
-        variant["adjust"] = fits[group["adjust_lr_fn"]]
+        adjustments = {None: "original", "original": "original", "match_rms_adamw": "rms"}
+        variant["adjust"] = adjustments[group["adjust_lr_fn"]]
         hyper["rms_rate"] = 0.2
     if native.rule == "adafactor" and hyper["epsilon_1"] is None:
         hyper["epsilon_1"] = float(torch.finfo(group["params"][0].dtype).eps)
     return OptimizerGroup(native.rule, (), hyper, variant)
 
 
-def _foreign_group(group: Mapping[str, Any]) -> OptimizerGroup:
+def _read_foreign_group(group: Mapping[str, Any]) -> OptimizerGroup:
     hyper = {**group["hyper"], "learning_rate": float(group["lr"]), "weight_decay": group["weight_decay"]}
     return OptimizerGroup(group["rule"], (), hyper, dict(group["variant"]))
 
 
-def _foreign_factored(group: Mapping[str, Any], names: Mapping[int, Parameter], reading: Reading) -> None:
+def _read_foreign_factored(group: Mapping[str, Any], names: Mapping[int, Parameter], reading: StateReading) -> None:
     if group["factored"] is not None:
         for p, axes in zip(group["params"], group["factored"], strict=True):
             if axes is not None:
-                one, two = (names[id(p)].layout.inverse[axis] for axis in axes)
-                reading.factored[names[id(p)].name] = (one, two)
+                row, column = (names[id(p)].layout.inverse[axis] for axis in axes)
+                reading.factored[names[id(p)].name] = (row, column)
 
 
 def _read_slots(
     optimizer: Optimizer, native: OptimizerRow | None, group: OptimizerGroup, p: torch.Tensor, parameter: Parameter,
-    reading: Reading, attached: Attached | None,
+    reading: StateReading, hooks: OptimizerHooks | None,
 ) -> None:  # fmt: skip
     state = optimizer.state.get(p, {})
     table = dict(native.slots) if native is not None else {name: name for name in state if name not in _COUNTS}
-    wanted = wanted_slots(group, p.ndim, table)
+    wanted = slots_of(group.rule, group.hyper, p.ndim, variant=group.variant, among=table)
     slots: dict[str, Array] = {}
-    begun = any(state.get(key) is not None for key in table.values())
+    has_slots = any(state.get(key) is not None for key in table.values())
     for slot in wanted:
         value = state.get(table[slot])
         if value is not None:
-            slots[slot] = _neutral(parameter, value, slot)
-        elif begun:
+            slots[slot] = _read_value(parameter, value, slot)
+        elif has_slots:
             reading.problems.add(HandoffError, f"{parameter.name!r} has no {table[slot]!r}, though it has others",
                                  fix="load the whole state_dict of the optimizer")  # fmt: skip
         else:
-            slots[slot] = _fresh(group, parameter, p, slot)
+            slots[slot] = _initial_slot(group, parameter, p, slot)
     reading.slots[parameter.name] = slots
     if native is not None and group.rule == "adafactor" and p.ndim > 1:
         inverse = parameter.layout.inverse
         reading.factored[parameter.name] = (inverse[p.ndim - 2], inverse[p.ndim - 1])
     if "step" in state or (native is not None and native.counts):
-        reading.steps[parameter.name] = _steps(state)
+        reading.steps[parameter.name] = _step_count(state)
 
 
-def _narrow_product(optimizer: Optimizer, members: Sequence[torch.Tensor]) -> bool:
+def _has_narrow_product(optimizer: Optimizer, members: Sequence[torch.Tensor]) -> bool:
     """Return whether nadam's product is narrower than the weights: it has torch's default dtype."""
     first = next(iter(members), None)
     if first is None or first.dtype != torch.float64:
@@ -196,28 +201,11 @@ def _narrow_product(optimizer: Optimizer, members: Sequence[torch.Tensor]) -> bo
 _COUNTS = frozenset({"step"})
 
 
-def _steps(state: Mapping[str, Any]) -> int:
+def _step_count(state: Mapping[str, Any]) -> int:
     return int(float(state.get("step", 0)))
 
 
-def wanted_slots(group: OptimizerGroup, rank: int, table: Mapping[str, str]) -> list[str]:
-    """Return the slots that a rule with these settings keeps, for an array of so many axes."""
-    hyper = group.hyper
-    unwanted = set()
-    if group.rule in ("sgd", "rmsprop") and not hyper.get("momentum"):
-        unwanted.add("momentum")
-    if not hyper.get("amsgrad"):
-        unwanted.add("velocity_hat")
-    if not hyper.get("centered"):
-        unwanted.add("average_gradient")
-    if group.rule == "adafactor":
-        unwanted |= {"row", "column"} if rank < 2 else set()
-        if rank > 1 and group.variant.get("eps") == "floor":
-            unwanted.add("velocity")
-    return [slot for slot in table if slot not in unwanted]
-
-
-def _neutral(parameter: Parameter, value: torch.Tensor, slot: str) -> Array:
+def _read_value(parameter: Parameter, value: torch.Tensor, slot: str) -> Array:
     array = np.array(host_view(value.detach()))
     if array.ndim == 0 or (slot in ("row", "column") and array.ndim != len(parameter.layout.order)):
         return array
@@ -226,8 +214,8 @@ def _neutral(parameter: Parameter, value: torch.Tensor, slot: str) -> Array:
     return np.ascontiguousarray(parameter.layout.to_neutral(array))
 
 
-def _fresh(group: OptimizerGroup, parameter: Parameter, p: torch.Tensor, slot: str) -> Array:
-    """Return a slot as it is before the first step, which torch makes when it comes."""
+def _initial_slot(group: OptimizerGroup, parameter: Parameter, p: torch.Tensor, slot: str) -> Array:
+    """Return a slot as it is before the first step, at which torch makes it."""
     if slot == "product":
         return np.ones((), parameter.dtype)
     shape = list(parameter.shape)
@@ -238,28 +226,28 @@ def _fresh(group: OptimizerGroup, parameter: Parameter, p: torch.Tensor, slot: s
     return np.full(shape, value, parameter.dtype)
 
 
-def _with_surroundings(
-    state: OptimizerState, side: Training, reading: Reading, attached: Attached | None, native: OptimizerRow | None,
-    parameters: Sequence[Parameter], step: int | None,
+def _build_state(
+    state: OptimizerState, side: Training, reading: StateReading, hooks: OptimizerHooks | None,
+    native: OptimizerRow | None, parameters: Sequence[Parameter], step: int | None,
 ) -> OptimizerState:  # fmt: skip
     problems = reading.problems
-    rates, factors = None, [1.0] * len(state.groups)
+    schedule, factors = None, [1.0] * len(state.groups)
     if side.scheduler is not None:
         try:
-            rates, factors = read_scheduler(side.scheduler, side.optimizer)
-        except XweightsError as wrong:
-            problems.add(type(wrong), str(wrong))
-    if attached is not None:
+            schedule, factors = read_scheduler(side.scheduler, side.optimizer)
+        except XweightsError as error:
+            problems.add(type(error), str(error))
+    if hooks is not None:
         shown = [{"learning_rate": g.hyper["learning_rate"], "weight_decay": g.hyper.get("weight_decay")}
                  for g in state.groups]  # fmt: skip
-        state = attached.current(state.slots, shown)
-        updates = attached.updates
+        state = hooks.current(state.slots, shown)
+        updates = hooks.updates
     else:
-        updates = _updates(state, reading, native, step, side, problems)
+        updates = _count_updates(state, reading, native, step, side, problems)
         state = replace(state, groups=tuple(replace(g, factor=f) for g, f in zip(state.groups, factors, strict=True)))
     if step is not None and step != updates:
         problems.add(HandoffError, f"step= isn't what the optimizer counted\ngot:      {step}\nexpected: {updates}")
-    if rates is not None and side.scheduler.last_epoch != updates:
+    if schedule is not None and side.scheduler.last_epoch != updates:
         problems.add(
             HandoffError,
             f"the scheduler was stepped {side.scheduler.last_epoch} times and the optimizer {updates} times: a rate "
@@ -267,23 +255,23 @@ def _with_surroundings(
             fix="step the scheduler after each update, with its numbers in updates",
         )
     problems.check()
-    state = replace(state, updates=updates, schedule=rates or state.schedule)
+    state = replace(state, updates=updates, schedule=schedule or state.schedule)
     if side.clip is not None:
         kind, limit = side.clip
         state = replace(state, clip=Clipping(kind, float(limit), 0.0 if kind == "value" else CLIP_EPS))
     if side.micro_steps > 1:
         state = replace(state, micro_steps=side.micro_steps)
     if side.micro_done:
-        state = replace(state, micro_done=side.micro_done, slots=_accumulated(state, parameters))
-    ema = side.ema if side.ema is not None else (attached.ema if attached is not None else None)
+        state = replace(state, micro_done=side.micro_done, slots=_add_accumulated(state, parameters))
+    ema = side.ema if side.ema is not None else (hooks.ema if hooks is not None else None)
     if ema is not None:
-        state = _with_average(state, ema, side, parameters)
+        state = _add_average(state, ema, side, parameters)
     return state
 
 
-def _updates(
+def _count_updates(
     state: OptimizerState,
-    reading: Reading,
+    reading: StateReading,
     native: OptimizerRow | None,
     step: int | None,
     side: Training,
@@ -293,8 +281,8 @@ def _updates(
     if len(counts) == 1:
         return counts.pop()
     if counts:
-        few = {name: count for name, count in reading.steps.items() if count != max(counts)}
-        name, count = next(iter(few.items()))
+        lagging = {name: count for name, count in reading.steps.items() if count != max(counts)}
+        name, count = next(iter(lagging.items()))
         problems.add(HandoffError, f"parameters were updated different numbers of times: {name!r} {count} times, "
                      f"others {max(counts)} times", fix="leave what gets no gradient out of the optimizer")  # fmt: skip
         return max(counts)
@@ -309,31 +297,31 @@ def _updates(
     return 0
 
 
-def _accumulated(state: OptimizerState, parameters: Sequence[Parameter]) -> dict[str, dict[str, Array]]:
-    slots = {name: dict(mine) for name, mine in state.slots.items()}
+def _add_accumulated(state: OptimizerState, parameters: Sequence[Parameter]) -> dict[str, dict[str, Array]]:
+    slots = {name: dict(values) for name, values in state.slots.items()}
     for p in parameters:
         if p.name in slots:
             grad = tensor_of(p.handle).grad
-            made = np.zeros(p.shape, p.dtype) if grad is None else _neutral(p, grad, "accumulated")
-            slots[p.name]["accumulated"] = made
+            accumulated = np.zeros(p.shape, p.dtype) if grad is None else _read_value(p, grad, "accumulated")
+            slots[p.name]["accumulated"] = accumulated
     return slots
 
 
-def _with_average(state: OptimizerState, ema: Any, side: Training, parameters: Sequence[Parameter]) -> OptimizerState:
-    moving = state.moving if side.ema_momentum is None else WeightEMA(float(side.ema_momentum))
-    if moving is None:
+def _add_average(state: OptimizerState, ema: Any, side: Training, parameters: Sequence[Parameter]) -> OptimizerState:
+    weight_ema = state.moving if side.ema_momentum is None else WeightEMA(float(side.ema_momentum))
+    if weight_ema is None:
         raise HandoffError("an AveragedModel doesn't tell its momentum\nFix: Training(..., ema_momentum=0.999)")
     means = averaged_pairs(ema, parameters, state.names)
-    slots = {name: dict(mine) for name, mine in state.slots.items()}
+    slots = {name: dict(values) for name, values in state.slots.items()}
     for p, mean, _ in means:
-        slots[p.name]["average"] = _neutral(p, mean, "average")
-    return replace(state, moving=moving, slots=slots)
+        slots[p.name]["average"] = _read_value(p, mean, "average")
+    return replace(state, moving=weight_ema, slots=slots)
 
 
 def averaged_pairs(
     ema: Any, parameters: Sequence[Parameter], names: Sequence[str]
 ) -> list[tuple[Parameter, torch.Tensor, torch.Tensor]]:
-    """Return (parameter, mean, weight) for what an AveragedModel averages."""
+    """Return (parameter, mean, weight) for each parameter that an AveragedModel averages."""
     means = dict(ema.module.named_parameters())
     wanted = set(names)
     return [

@@ -1,6 +1,6 @@
-"""What each ``torch.nn`` layer is called, set to and given in a port.
+"""Kinds, settings, inputs and outputs of ``torch.nn`` layers in a port.
 
-Arrays come out in the neutral form of ``xweights.porting.protocol``: channels last, time second.
+Arrays are in the neutral form of ``xweights.porting.protocol``: channels last, time second.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from xweights.core.dtypes import Array
+from xweights_torch.activations import MODULES
 from xweights_torch.dtypes import host_view
 
-# The nearest base decides.
+# The nearest base in the MRO applies.
 KINDS: dict[type[Any], str] = {
     nn.Linear: "dense",
     _ConvTransposeNd: "conv_transpose",
@@ -41,21 +42,9 @@ KINDS: dict[type[Any], str] = {
 RECURRENT = ("simple_rnn", "lstm", "gru")
 CHANNELS_SECOND = ("conv", "conv_transpose", "batch_norm", "group_norm", "prelu")
 
-# Layers without weights, and what tells two of them apart: torch's attribute -> the neutral word.
-PLAIN: dict[type[nn.Module], tuple[str, dict[str, str]]] = {
-    nn.ReLU: ("relu", {}),
-    nn.ReLU6: ("relu6", {}),
-    nn.GELU: ("gelu", {"approximate": "approximate"}),
-    nn.LeakyReLU: ("leaky_relu", {"negative_slope": "slope"}),
-    nn.ELU: ("elu", {"alpha": "alpha"}),
-    nn.SELU: ("selu", {}),
-    nn.SiLU: ("silu", {}),
-    nn.Sigmoid: ("sigmoid", {}),
-    nn.Tanh: ("tanh", {}),
-    nn.Hardsigmoid: ("hard_sigmoid", {}),
-    nn.Hardswish: ("hard_silu", {}),
-    nn.Softplus: ("softplus", {}),
-    nn.Softmax: ("softmax", {}),
+# Layers without weights, and the settings that distinguish two of them: torch's attribute -> neutral name.
+WEIGHTLESS: dict[type[nn.Module], tuple[str, Mapping[str, str]]] = {
+    **MODULES,
     nn.Flatten: ("flatten", {}),
     nn.Unflatten: ("reshape", {}),
     nn.Dropout: ("dropout", {}),
@@ -70,7 +59,7 @@ PLAIN: dict[type[nn.Module], tuple[str, dict[str, str]]] = {
 
 
 def kind_of(module: nn.Module) -> str:
-    """Return the neutral word for a module; "other" for one that isn't known."""
+    """Return the neutral kind of a module; "other" for an unknown one."""
     for base in type(module).__mro__:
         if base in KINDS:
             return KINDS[base]
@@ -78,47 +67,47 @@ def kind_of(module: nn.Module) -> str:
 
 
 def attributes_of(module: Any, kind: str) -> dict[str, Any]:
-    """Return the settings of a layer in neutral words."""
-    found: dict[str, Any] = {}
+    """Return the settings of a layer by neutral name."""
+    settings: dict[str, Any] = {}
     if kind in ("batch_norm", "group_norm", "layer_norm", "rms_norm"):
         eps = module.eps
         weight = getattr(module, "weight", None)
         if eps is None:
             eps = torch.finfo(torch.float32 if weight is None else weight.dtype).eps
-        found["eps"] = float(eps)
+        settings["eps"] = float(eps)
     if kind == "batch_norm":
-        # torch: how much of the batch is taken; neutral: how much of the past is kept.
-        found["momentum"] = None if module.momentum is None else round(1.0 - module.momentum, 12)
+        # torch: the share of the new batch; neutral: the share of the past.
+        settings["momentum"] = None if module.momentum is None else round(1.0 - module.momentum, 12)
     if kind == "group_norm":
-        found["groups"] = module.num_features if isinstance(module, _InstanceNorm) else module.num_groups
+        settings["groups"] = module.num_features if isinstance(module, _InstanceNorm) else module.num_groups
     if kind in ("conv", "conv_transpose"):
-        found |= {"groups": module.groups, "strides": tuple(module.stride), "dilation": tuple(module.dilation)}
-        found["padding"] = module.padding if isinstance(module.padding, str) else tuple(module.padding)
+        settings |= {"groups": module.groups, "strides": tuple(module.stride), "dilation": tuple(module.dilation)}
+        settings["padding"] = module.padding if isinstance(module.padding, str) else tuple(module.padding)
         if any(getattr(module, "output_padding", ())):
-            found["output_padding"] = tuple(module.output_padding)
+            settings["output_padding"] = tuple(module.output_padding)
         if module.padding_mode != "zeros":
-            found["padding_mode"] = module.padding_mode
+            settings["padding_mode"] = module.padding_mode
     if kind == "simple_rnn":
-        found["activation"] = module.nonlinearity
+        settings["activation"] = module.nonlinearity
     if kind in RECURRENT:
-        found["cell"] = isinstance(module, nn.RNNCellBase)
+        settings["cell"] = isinstance(module, nn.RNNCellBase)
     if kind in ("lstm", "gru"):
-        found |= {"activation": "tanh", "recurrent_activation": "sigmoid"}
+        settings |= {"activation": "tanh", "recurrent_activation": "sigmoid"}
     if kind == "attention":
-        found["heads"] = module.num_heads
-    return found
+        settings["heads"] = module.num_heads
+    return settings
 
 
-def plain_of(module: nn.Module) -> dict[str, Any]:
-    """Return what a layer without weights does."""
+def weightless_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the function of a layer without weights, and its settings."""
     for base in type(module).__mro__:
-        if base in PLAIN:
-            does, names = PLAIN[base]
-            return {"does": does, **{neutral: getattr(module, mine) for mine, neutral in names.items()}}
+        if base in WEIGHTLESS:
+            does, names = WEIGHTLESS[base]
+            return {"does": does, **{neutral: getattr(module, native) for native, neutral in names.items()}}
     return {"does": type(module).__name__}
 
 
-def refusal(module: Any, kind: str) -> str | None:
+def refusal_reason(module: Any, kind: str) -> str | None:
     """Return why a layer has no counterpart in another framework, or None."""
     if kind in RECURRENT and getattr(module, "proj_size", None):
         return "a recurrent layer with proj_size has no counterpart: its state is a projection of its output"
@@ -133,7 +122,7 @@ def refusal(module: Any, kind: str) -> str | None:
     return None
 
 
-# Neutral arrays. A view of a tensor is taken on the host; who keeps it copies it.
+# Neutral arrays: host views of tensors, to be copied by callers that keep them.
 
 
 def host(value: Any) -> Array | None:
@@ -143,11 +132,11 @@ def host(value: Any) -> Array | None:
     return host_view(value.detach())
 
 
-def _argument(args: tuple[Any, ...], named: Mapping[str, Any], place: int, name: str) -> Any:
-    return args[place] if len(args) > place else named.get(name)
+def _argument(args: tuple[Any, ...], named: Mapping[str, Any], index: int, name: str) -> Any:
+    return args[index] if len(args) > index else named.get(name)
 
 
-def neutral(module: Any, kind: str, array: Array | None) -> Array | None:
+def to_neutral(module: Any, kind: str, array: Array | None) -> Array | None:
     """Return an input or output of a layer in neutral form."""
     if array is None:
         return None
@@ -176,30 +165,30 @@ def _vectors(module: Any, array: Array) -> Array:
     return np.moveaxis(array, 1, -1).reshape(-1, array.shape[1])
 
 
-def put_back(module: Any, kind: str, value: Array, like: torch.Tensor) -> torch.Tensor | None:
-    """Return a neutral output as the layer would have made it; None where that isn't clear."""
+def to_native_output(module: Any, kind: str, value: Array, like: torch.Tensor) -> torch.Tensor | None:
+    """Return a neutral output in the layer's own form; None where that is ambiguous."""
     shape = tuple(like.shape)
-    second = kind in ("conv", "conv_transpose", "batch_norm", "group_norm", "prelu") and len(shape) > 1
+    channels_second = kind in ("conv", "conv_transpose", "batch_norm", "group_norm", "prelu") and len(shape) > 1
     if kind == "prelu" and module.num_parameters == 1:
-        second = len(shape) > 3
+        channels_second = len(shape) > 3
     if kind in ("layer_norm", "rms_norm") and len(module.normalized_shape) > 1:
         return None
     if kind in ("conv", "conv_transpose") and len(shape) != len(module.kernel_size) + 2:
         return None
-    moved = (shape[0], *shape[2:], shape[1]) if second else shape
+    neutral_shape = (shape[0], *shape[2:], shape[1]) if channels_second else shape
     if value.size != like.numel():
         return None
-    back = np.moveaxis(value.reshape(moved), -1, 1) if second else value.reshape(moved)
-    plain = back if back.dtype.kind != "V" else back.astype(np.float32)  # torch knows NumPy's own dtypes only
+    native = np.moveaxis(value.reshape(neutral_shape), -1, 1) if channels_second else value.reshape(neutral_shape)
+    plain = native if native.dtype.kind != "V" else native.astype(np.float32)  # torch supports NumPy's own dtypes only
     return torch.from_numpy(np.ascontiguousarray(plain)).to(like.dtype).to(like.device)
 
 
 def inputs_of(module: Any, kind: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Array | None]:
-    """Return what a layer is given, by part."""
+    """Return the inputs of a layer, by part."""
     if kind == "attention":
         parts = {}
-        for place, part in enumerate(("query", "key", "value")):
-            array = host(_argument(args, named, place, part))
+        for index, part in enumerate(("query", "key", "value")):
+            array = host(_argument(args, named, index, part))
             if array is not None and array.ndim == 3 and not module.batch_first:
                 array = array.swapaxes(0, 1)
             parts[part] = None if array is None else array.reshape(-1, array.shape[-1])
@@ -210,11 +199,11 @@ def inputs_of(module: Any, kind: str, args: tuple[Any, ...], named: Mapping[str,
         return _recurrent_inputs(module, array)
     if kind == "embedding":
         return {"": None if array is None else array.reshape(-1)}
-    return {"": neutral(module, kind, array)}
+    return {"": to_neutral(module, kind, array)}
 
 
 def outputs_of(module: Any, kind: str, output: Any) -> dict[str, Array | None]:
-    """Return what a layer has made, by part."""
+    """Return the outputs of a layer, by part."""
     if kind == "attention":
         array = host(output[0])
         if array is not None and array.ndim == 3 and not module.batch_first:
@@ -226,7 +215,7 @@ def outputs_of(module: Any, kind: str, output: Any) -> dict[str, Array | None]:
     array = host(first)
     if kind == "embedding":
         return {"": None if array is None else array.reshape(-1, array.shape[-1])}
-    return {"": neutral(module, kind, array)}
+    return {"": to_neutral(module, kind, array)}
 
 
 def _is_cell(module: Any) -> bool:
@@ -244,16 +233,16 @@ def _sequence(module: Any, array: Array) -> Array:
 def _recurrent_inputs(module: Any, array: Array | None) -> dict[str, Array | None]:
     if _is_cell(module):
         return {"": None if array is None else _sequence(module, array)}
-    found: dict[str, Array | None] = {}
+    inputs: dict[str, Array | None] = {}
     for layer in range(module.num_layers):
-        for turn in ("", "_reverse") if module.bidirectional else ("",):
-            found[f"l{layer}{turn}"] = None
+        for direction in ("", "_reverse") if module.bidirectional else ("",):
+            inputs[f"l{layer}{direction}"] = None
     if array is not None:
         sequence = _sequence(module, array)
-        found["l0"] = sequence
+        inputs["l0"] = sequence
         if module.bidirectional:
-            found["l0_reverse"] = sequence[:, ::-1]
-    return found
+            inputs["l0_reverse"] = sequence[:, ::-1]
+    return inputs
 
 
 def _recurrent_outputs(module: Any, output: Any) -> dict[str, Array | None]:

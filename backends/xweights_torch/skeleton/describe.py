@@ -1,4 +1,4 @@
-"""What `xw.skeleton` needs of the framework: models read as neutral steps, and steps written as source code."""
+"""PyTorch in `xweights.skeleton`: modules read as neutral steps, and steps written as source code."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 from xweights.errors import Problems
 from xweights.porting.skeleton import Step
-from xweights_torch.porting.port import unwrapped
-from xweights_torch.skeleton.reading import steps_of
-from xweights_torch.skeleton.writing import code_of
+from xweights_torch.porting.port import unwrap_module
+from xweights_torch.skeleton.reading import read_steps
+from xweights_torch.skeleton.writing import write_code
 
 
 class TorchDescribing:
-    """Reads models as steps, and writes steps as code."""
+    """Reader and writer of PyTorch skeletons."""
 
     def steps(self, model: Any, sample: Any) -> Sequence[Step]:
-        return steps_of(unwrapped(model), sample)
+        return read_steps(unwrap_module(model), sample)
 
     def code(self, steps: Sequence[Step], problems: Problems) -> str:
-        return code_of(steps, problems)
+        return write_code(steps, problems)

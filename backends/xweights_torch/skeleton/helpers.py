@@ -1,4 +1,4 @@
-"""What ``torch.nn`` lacks, as source code that a skeleton brings along."""
+"""Source code of modules that ``torch.nn`` lacks, included in skeletons that need them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Slopes(nn.Module):
         return torch.relu(x) - self.alpha * torch.relu(-x)''',
     "Standard": '''\
 class Standard(nn.Module):
-    """Subtract a mean and divide by a standard deviation, both of them given once."""
+    """Subtract a mean and divide by a standard deviation, both set once."""
 
     def __init__(self, width):
         super().__init__()
@@ -66,7 +66,7 @@ class Attention(nn.Module):
         return self.attention_output(y.transpose(1, 2).flatten(2))''',
     "ConvLSTM": '''\
 class ConvLSTM(nn.Module):
-    """An LSTM over images: one convolution of what comes in, one of the state. Frames come second, then channels."""
+    """An LSTM over images: one convolution of the input, one of the state. Frames are second, then channels."""
 
     def __init__(self, kind, channels, filters, size, padding, bias, sequences):
         super().__init__()

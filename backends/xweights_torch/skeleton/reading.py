@@ -1,4 +1,4 @@
-"""torch modules as steps in neutral words: the walk through the traced graph."""
+"""Torch modules read as neutral steps, from their traced graph."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from xweights.errors import PortError
-from xweights.porting.skeleton import Step, check_names, identifier
-from xweights_torch.skeleton.calls import call_steps
-from xweights_torch.skeleton.modules import module_steps
-from xweights_torch.skeleton.values import Pending, Reading, Value
+from xweights.porting.skeleton import Step, check_names, to_identifier
+from xweights_torch.skeleton.calls import record_call
+from xweights_torch.skeleton.modules import record_module
+from xweights_torch.skeleton.values import PendingOutput, StepRecorder, TracedValue
 
 
-class _Whole(nn.Module):
-    """A layer that is a model by itself."""
+class _WrappedLayer(nn.Module):
+    """Model that consists of one layer."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -27,54 +27,54 @@ class _Whole(nn.Module):
         return self.layer(x)
 
 
-def steps_of(model: nn.Module, sample: Any) -> list[Step]:
-    """Return what a module does. Raise PortError where it can't be traced symbolically."""
+def read_steps(model: nn.Module, sample: Any) -> list[Step]:
+    """Return the steps of a module; raise PortError where it can't be traced symbolically."""
     if type(model).__module__.startswith("torch.nn.modules") and not isinstance(model, nn.Sequential):
-        model = _Whole(model)
+        model = _WrappedLayer(model)
     try:
         graph = fx.Tracer().trace(model)
-    except Exception as wrong:
+    except Exception as error:
         raise PortError(
-            f"this module can't be traced: {type(wrong).__name__}: {wrong}\n"
+            f"this module can't be traced: {type(error).__name__}: {error}\n"
             "Fix: write the twin by hand, and port into it"
-        ) from wrong
+        ) from error
     _refuse_tied(model)
     ranks = _ranks(model, graph, sample)
     modules = dict(model.named_modules())
     check_names(path for path in modules if path)
-    reading = Reading()
-    values: dict[fx.Node, Value | Pending] = {}
+    recorder = StepRecorder()
+    values: dict[fx.Node, TracedValue | PendingOutput] = {}
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     for node in graph.nodes:
         if node.op == "placeholder":
-            name = identifier("x" if len(inputs) == 1 else str(node.name))
-            reading.steps.append(Step(name, "input"))
-            values[node] = Value(name, ranks.get(node), None)
+            name = to_identifier("x" if len(inputs) == 1 else str(node.name))
+            recorder.steps.append(Step(name, "input"))
+            values[node] = TracedValue(name, ranks.get(node), None)
         elif node.op == "output":
-            made = node.args[0] if isinstance(node.args[0], (tuple, list)) else [node.args[0]]
-            names = [_result(reading, values, one) for one in made]
-            reading.steps.append(Step("results", "output", tuple(names)))
+            outputs = node.args[0] if isinstance(node.args[0], (tuple, list)) else [node.args[0]]
+            names = [_result_name(recorder, values, output) for output in outputs]
+            recorder.steps.append(Step("results", "output", tuple(names)))
         elif node.op == "call_module":
             path = str(node.target)
-            values[node] = module_steps(reading, path, modules[path], _given(values, node), node.kwargs)
+            values[node] = record_module(recorder, path, modules[path], _arguments(values, node), node.kwargs)
         else:
-            values[node] = call_steps(reading, node, values)
+            values[node] = record_call(recorder, node, values)
         value = values.get(node)
-        if isinstance(value, Value) and value.rank is None and node in ranks:
-            values[node] = Value(value.name, ranks[node], value.first, value.time_first)
-    return reading.steps
+        if isinstance(value, TracedValue) and value.rank is None and node in ranks:
+            values[node] = TracedValue(value.name, ranks[node], value.first, value.time_first)
+    return recorder.steps
 
 
-def _given(values: Mapping[Any, Any], node: Any) -> list[Any]:
-    return [values[one] if isinstance(one, fx.Node) else one for one in node.args]
+def _arguments(values: Mapping[Any, Any], node: Any) -> list[Any]:
+    return [values[arg] if isinstance(arg, fx.Node) else arg for arg in node.args]
 
 
-def _result(reading: Reading, values: Mapping[Any, Any], node: Any) -> str:
+def _result_name(recorder: StepRecorder, values: Mapping[Any, Any], node: Any) -> str:
     value = values.get(node)
-    if isinstance(value, Value):
+    if isinstance(value, TracedValue):
         return value.name
-    name = reading.fresh("result")
-    reading.steps.append(Step(name, "a result that is no output of a layer, which has no recipe for code"))
+    name = recorder.unique_name("result")
+    recorder.steps.append(Step(name, "a result that is no output of a layer, which has no recipe for code"))
     return name
 
 
@@ -90,22 +90,22 @@ def _refuse_tied(model: nn.Module) -> None:
 
 
 def _ranks(model: nn.Module, graph: fx.Graph, sample: Any) -> dict[fx.Node, int]:
-    """Return the number of axes after the batch of every value, by running a sample through; empty without one."""
+    """Return each value's number of axes after the batch, by running a sample through; empty without one."""
     if sample is None:
         return {}
-    tensors = [torch.as_tensor(one) for one in (sample if isinstance(sample, (tuple, list)) else (sample,))]
-    was = model.training
+    tensors = [torch.as_tensor(array) for array in (sample if isinstance(sample, (tuple, list)) else (sample,))]
+    training = model.training
     try:
         model.eval()
         with torch.no_grad():
             ShapeProp(fx.GraphModule(model, graph)).propagate(*tensors)
-    except Exception as wrong:
-        raise PortError(f"the module can't be called with this sample: {type(wrong).__name__}: {wrong}") from wrong
+    except Exception as error:
+        raise PortError(f"the module can't be called with this sample: {type(error).__name__}: {error}") from error
     finally:
-        model.train(was)
-    found = {}
+        model.train(training)
+    ranks = {}
     for node in graph.nodes:
         shape = getattr(node.meta.get("tensor_meta"), "shape", None)
         if shape is not None:
-            found[node] = len(shape) - 1
-    return found
+            ranks[node] = len(shape) - 1
+    return ranks

@@ -1,8 +1,8 @@
-"""What goes from step to step while a torch module is read, and how it lies.
+"""Values that pass from step to step while a torch module is read, and where their channels are.
 
-A torch tensor (B, a1, ..., an) is the same as a neutral value in one of two ways: with the channels first, its axes are
-(a2, ..., an, a1) there, otherwise (a1, ..., an). A value keeps the way that costs no turning, and is turned where what
-comes next needs the other.
+A torch tensor (B, a1, ..., an) corresponds to a neutral value in one of two ways: with the channels first, the neutral
+axes are (a2, ..., an, a1), otherwise (a1, ..., an). A value keeps the order that costs no permutation, and is permuted
+where the next step needs the other.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from xweights.porting.skeleton import Step
 
 
 @dataclass(frozen=True)
-class Value:
-    """``rank``: the number of axes after the batch; None: unknown. ``first`` is None for what nothing has used yet."""
+class TracedValue:
+    """Output of a step. ``rank``: the number of axes after the batch, or None; ``first`` is None until it is used."""
 
     name: str
     rank: int | None
@@ -25,18 +25,18 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Pending:
-    """Something that a module returned and that is no array yet: a tuple, or a part of one."""
+class PendingOutput:
+    """Output of a module that is no array yet: a tuple, or a part of one."""
 
     module: Any
     path: str
-    given: tuple[Value, ...]
+    args: tuple[TracedValue, ...]
     part: tuple[Any, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
 
 
-class Reading:
-    """Collects steps, and turns values."""
+class StepRecorder:
+    """Recorder of steps that also permutes values."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -46,38 +46,40 @@ class Reading:
         self,
         name: str,
         kind: str,
-        given: tuple[Value, ...],
+        inputs: tuple[TracedValue, ...],
         options: Mapping[str, Any] | None = None,
         *,
         layer: str = "",
         shape: tuple[int, ...] | None = None,
     ) -> str:
-        """Add a step; return what it is called."""
-        fresh = self.fresh(name)
-        self.steps.append(Step(fresh, kind, tuple(one.name for one in given), options or {}, layer=layer, shape=shape))
-        return fresh
+        """Add a step; return its name."""
+        step_name = self.unique_name(name)
+        self.steps.append(
+            Step(step_name, kind, tuple(value.name for value in inputs), options or {}, layer=layer, shape=shape)
+        )
+        return step_name
 
-    def fresh(self, name: str) -> str:
-        """Return a name that nothing has yet."""
-        found, number = name, 1
-        while found in self.taken:
+    def unique_name(self, name: str) -> str:
+        """Return a name that isn't taken yet."""
+        candidate, number = name, 1
+        while candidate in self.taken:
             number += 1
-            found = f"{name}_{number}"
-        self.taken.add(found)
-        return found
+            candidate = f"{name}_{number}"
+        self.taken.add(candidate)
+        return candidate
 
-    def unknown(self, name: str, what: str) -> Value:
-        """Add what can't be written, to be listed with everything else."""
-        fresh = self.fresh(name)
-        self.steps.append(Step(fresh, f"{what}, which has no recipe for code"))
-        return Value(fresh, None, False)
+    def add_unsupported(self, name: str, what: str) -> TracedValue:
+        """Add a step that can't be written, to be listed with all others."""
+        step_name = self.unique_name(name)
+        self.steps.append(Step(step_name, f"{what}, which has no recipe for code"))
+        return TracedValue(step_name, None, False)
 
-    def laid(self, value: Value, *, first: bool) -> Value:
-        """Return a value with its channels where they are wanted, by a permutation where they aren't."""
+    def with_channels(self, value: TracedValue, *, first: bool) -> TracedValue:
+        """Return a value with its channels first or last, permuted if necessary."""
         if value.first is None or value.rank == 1 or value.first == first:
             return replace(value, first=first)
         if value.rank is None:
-            return replace(self.unknown(value.name, "of a rank that isn't known (pass sample=)"), first=first)
+            return replace(self.add_unsupported(value.name, "of a rank that isn't known (pass sample=)"), first=first)
         axes = tuple(range(1, value.rank + 1))
         order = (*axes[1:], 1) if first else (axes[-1], *axes[:-1])
         return replace(value, name=self.add(f"{value.name}_turned", "permute", (value,), {"order": order}), first=first)

@@ -1,7 +1,7 @@
-"""Steps in neutral words as the source code of a torch module.
+"""Neutral steps written as the source code of a torch module.
 
-Steps have channels last; torch wants them second in images. So each value is known to lie one way or the other, and
-is turned where a layer wants it otherwise.
+Steps have channels last; torch has them second in images. So the order of each value is tracked, and it is permuted
+where a layer needs the other order.
 """
 
 from __future__ import annotations
@@ -11,34 +11,35 @@ from dataclasses import dataclass
 
 from xweights.errors import PortError, Problems
 from xweights.porting.skeleton import Step
-from xweights_torch.skeleton.functions import Written, function_of
+from xweights_torch.activations import code_of as activation_code
+from xweights_torch.skeleton.functions import StepCode
 from xweights_torch.skeleton.helpers import HELPERS
-from xweights_torch.skeleton.layers import BOTH_WAYS, FIRST, LAST, written
+from xweights_torch.skeleton.layers import BOTH_WAYS, FIRST, LAST, write_step
 
 
 @dataclass(frozen=True)
-class Value:
-    """What a step has made: its axes after the batch, and whether the channels come first of them."""
+class WrittenValue:
+    """Output of a step: its axes after the batch, and whether the channels come first among them."""
 
     rank: int
     first: bool
 
 
-def code_of(steps: Sequence[Step], problems: Problems) -> str:
+def write_code(steps: Sequence[Step], problems: Problems) -> str:
     """Return the source code of a module that does these steps."""
     writer = _Writer(steps)
     for step in steps:
         try:
             writer.write(step)
-        except PortError as wrong:
-            problems.add(PortError, str(wrong).partition("\nFix:")[0], fix="write the twin by hand, and port into it")
+        except PortError as error:
+            problems.add(PortError, str(error).partition("\nFix:")[0], fix="write the twin by hand, and port into it")
     return writer.code()
 
 
 class _Writer:
     def __init__(self, steps: Sequence[Step]) -> None:
-        self.values: dict[str, Value] = {}
-        self.made: dict[str, str] = {}
+        self.values: dict[str, WrittenValue] = {}
+        self.layers: dict[str, str] = {}
         self.tied: list[str] = []
         self.forward: list[str] = []
         self.arguments: list[str] = []
@@ -52,13 +53,13 @@ class _Writer:
     def write(self, step: Step) -> None:
         if step.kind == "input":
             self.arguments.append(step.name)
-            self.values[step.name] = Value(self._rank(step), self._image(step))
+            self.values[step.name] = WrittenValue(self._rank(step), self._is_image(step))
             return
         if step.kind == "output":
             self.results = list(step.inputs)
             return
         if any(name not in self.values for name in step.inputs):
-            return  # what makes it couldn't be written, and has been reported
+            return  # the step that produces it couldn't be written, and was reported
         if step.kind == "activation" and step.options["does"] == "linear":
             self.forward.append(f"{step.name} = {step.inputs[0]}")
             self.values[step.name] = self.values[step.inputs[0]]
@@ -66,38 +67,42 @@ class _Writer:
         ranks = {self.values[name].rank for name in step.inputs}
         if len(ranks) > 1 and step.kind in BOTH_WAYS:
             raise PortError(f"{step.name!r} combines values of several ranks, which broadcasting would align otherwise")
-        first = self._first(step)
-        given = [self._turned(name, first) for name in step.inputs]
+        first = self._wants_channels_first(step)
+        inputs = [self._align(name, first) for name in step.inputs]
         vectors = all(self.values[name].rank == 1 for name in step.inputs)
-        one = written(step, given, first=first and not vectors)
-        self._keep(step, one)
-        self.forward.append(f"{step.name} = {one.call}")
+        step_code = write_step(step, inputs, first=first and not vectors)
+        self._collect(step, step_code)
+        self.forward.append(f"{step.name} = {step_code.call}")
         rank = self._rank(step)
-        self.values[step.name] = Value(rank, rank > 1 and (first if one.first is None else one.first))
+        self.values[step.name] = WrittenValue(
+            rank, rank > 1 and (first if step_code.first is None else step_code.first)
+        )
         if step.fused != "linear":
             channel = 1 if self.values[step.name].first else -1
             options = {"slope": 0.2} if step.fused == "leaky_relu" else {}
-            self.forward.append(f"{step.name} = {function_of(step.fused, step.name, channel, options)}")
+            self.forward.append(f"{step.name} = {activation_code(step.fused, step.name, channel, options)}")
 
-    def _keep(self, step: Step, one: Written) -> None:
-        for name, code in one.layers.items():
-            self.made.setdefault(name, code)
-        for line in one.ties:
+    def _collect(self, step: Step, step_code: StepCode) -> None:
+        for name, code in step_code.layers.items():
+            self.layers.setdefault(name, code)
+        for line in step_code.ties:
             if line not in self.tied:
                 self.tied.append(line)
-        self.helpers.update(dict.fromkeys(one.helpers))
+        self.helpers.update(dict.fromkeys(step_code.helpers))
 
     def _rank(self, step: Step) -> int:
         if step.shape is None:
             raise PortError(f"{step.name!r} has a shape that isn't known")
         return len(step.shape)
 
-    def _image(self, step: Step) -> bool:
-        """An input has channels second where it is an image and all that takes it wants them there."""
-        wanted = self.consumers.get(step.name, [])
-        return self._rank(step) > 2 and all(one.kind in FIRST or one.kind in BOTH_WAYS for one in wanted)
+    def _is_image(self, step: Step) -> bool:
+        """Return True for an input with channels second: an image whose consumers all take them there."""
+        consumers = self.consumers.get(step.name, [])
+        return self._rank(step) > 2 and all(
+            consumer.kind in FIRST or consumer.kind in BOTH_WAYS for consumer in consumers
+        )
 
-    def _first(self, step: Step) -> bool:
+    def _wants_channels_first(self, step: Step) -> bool:
         if step.kind in FIRST:
             return True
         if step.kind in LAST:
@@ -111,25 +116,29 @@ class _Writer:
         return False
 
     def _feeds_dense(self, step: Step) -> bool:
-        """Dense layers are ported into either order; anything else behind a flatten has to have Keras'."""
-        after = self.consumers.get(step.name, [])
-        return all(one.kind == "dense" or (one.kind == "dropout" and self._feeds_dense(one)) for one in after)
+        """Return True if only dense layers follow, which are ported in either order; others need Keras' order."""
+        consumers = self.consumers.get(step.name, [])
+        return all(
+            after.kind == "dense" or (after.kind == "dropout" and self._feeds_dense(after)) for after in consumers
+        )
 
-    def _turned(self, name: str, first: bool) -> str:
+    def _align(self, name: str, first: bool) -> str:
         value = self.values[name]
         if value.rank < 2 or value.first == first:
             return name
         return f"{name}.movedim(-1, 1)" if first else f"{name}.movedim(1, -1)"
 
     def code(self) -> str:
-        """Put it together."""
-        made = [f"self.{name} = {code}" for name, code in self.made.items()] + self.tied
-        body = "\n".join(f"        {line}" for line in made) or "        pass"
-        run = "\n".join(f"        {line}" for line in self.forward)
+        """Return the source code."""
+        init_lines = [f"self.{name} = {code}" for name, code in self.layers.items()] + self.tied
+        body = "\n".join(f"        {line}" for line in init_lines) or "        pass"
+        forward_lines = "\n".join(f"        {line}" for line in self.forward)
         parts = [HELPERS[name] for name in self.helpers]
-        own = (
+        module_code = (
             "class Twin(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-            f"{body}\n\n    def forward(self, {', '.join(self.arguments)}):\n{run}\n"
+            f"{body}\n\n    def forward(self, {', '.join(self.arguments)}):\n{forward_lines}\n"
             f"        return {', '.join(self.results)}\n"
         )
-        return "\n\n\n".join(["import torch\nfrom torch import nn\nfrom torch.nn import functional", *parts, own])
+        return "\n\n\n".join(
+            ["import torch\nfrom torch import nn\nfrom torch.nn import functional", *parts, module_code]
+        )

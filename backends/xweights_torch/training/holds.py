@@ -1,8 +1,8 @@
-"""Holds in PyTorch: chains run after each optimizer step.
+"""Holds in PyTorch: held rules run after each optimizer step.
 
-A step post-hook runs whatever the optimizer's rule is (foreach, fused, LBFGS, under a GradScaler or gradient
-accumulation), where masked gradients leak: momentum and weight decay moved a "frozen" entry under each of ten
-optimizers tried, and under none with a post-hook.
+A step post-hook works with every optimizer (foreach, fused, LBFGS, under a GradScaler or gradient accumulation).
+Masked gradients leak: momentum and weight decay moved a "frozen" entry under each of ten optimizers tried, and under
+none with a post-hook.
 """
 
 from __future__ import annotations
@@ -19,46 +19,46 @@ from torch.utils.hooks import RemovableHandle
 from xweights.core.backend import HeldChain
 from xweights.core.parameter import Parameter
 from xweights.errors import HoldError, Problems, StaleTrainFunctionError
-from xweights_torch.storage import Slot, tensor_of
+from xweights_torch.storage import TensorHandle, tensor_of
 
-# Dynamo would trace a hook into a compiled step, and freeze today's chains there. It has no types.
+# Dynamo would trace a hook into a compiled step and fix the current rules there. It is untyped.
 plain_python: Any = torch.compiler.disable
 
 
-class Hooks:
-    """The chains that follow one optimizer, or (``optimizer`` None) any that steps their parameters."""
+class HoldHooks:
+    """Rules held after the steps of one optimizer, or (``optimizer`` None) of any that steps their parameters."""
 
     def __init__(self, optimizer: Optimizer | None) -> None:
         self.chains: dict[int, tuple[HeldChain, int]] = {}  # by tensor, with the number of holds
-        self.after: list[tuple[int, Callable[[Any], None]]] = []  # the tensor whose steps count, and what to call
+        self.after: list[tuple[int, Callable[[Any], None]]] = []  # the tensor whose steps count, and the callback
         self._owned: tuple[tuple[int, ...], list[HeldChain], set[int]] | None = None
         self._hook = plain_python(self._run)
         self.handle = self._register(optimizer)
         self.optimizer = optimizer
-        self.others = Others(optimizer, self.chains.keys) if optimizer is not None else None
+        self.other_optimizers = OtherOptimizers(optimizer, self.chains.keys) if optimizer is not None else None
 
     def _register(self, optimizer: Optimizer | None) -> RemovableHandle:
         if optimizer is None:
             handle = register_optimizer_step_post_hook(self._hook)
-            for again in AFTER_HOLDS:
-                again()
+            for register_again in AFTER_HOLDS:
+                register_again()
             return handle
         return optimizer.register_step_post_hook(self._hook)
 
-    def again(self, optimizer: Optimizer | None) -> None:
-        """Run after every hook that was registered up to now."""
+    def move_last(self, optimizer: Optimizer | None) -> None:
+        """Run after every hook that was registered so far."""
         self.handle.remove()
         self.handle = self._register(optimizer)
 
     def add(self, chains: Sequence[HeldChain]) -> None:
-        """Have these chains follow, once each."""
+        """Run these rules after each step, once each."""
         for chain in chains:
             key = id(tensor_of(chain.parameter.handle))
             self.chains[key] = (chain, self.chains.get(key, (chain, 0))[1] + 1)
         self._owned = None
 
     def drop(self, chains: Sequence[HeldChain]) -> None:
-        """Take one hold off these chains, and the hook off with the last."""
+        """Remove one hold from these rules, and the hook with the last one."""
         for chain in chains:
             key = id(tensor_of(chain.parameter.handle))
             count = self.chains[key][1] - 1
@@ -69,72 +69,72 @@ class Hooks:
         self._owned = None
         if not self.chains:
             self.handle.remove()
-            if self.others is not None:
-                self.others.handle.remove()
+            if self.other_optimizers is not None:
+                self.other_optimizers.handle.remove()
 
     def _run(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        chains, mine = self._stepped(optimizer)
+        chains, stepped = self._chains_of(optimizer)
         for chain in chains:
             chain.apply()
         for counted, call in self.after:
-            if counted in mine:
+            if counted in stepped:
                 call(None)
 
-    def _stepped(self, optimizer: Optimizer) -> tuple[list[HeldChain], set[int]]:
-        # Looked up once for each optimizer and set of parameters: a loop over all of them costs as much as a rule.
+    def _chains_of(self, optimizer: Optimizer) -> tuple[list[HeldChain], set[int]]:
+        # Cached for each optimizer and set of parameters: a loop over all of them costs as much as a rule.
         key = (id(optimizer), *(id(group["params"]) for group in optimizer.param_groups))
         key = (*key, *(len(group["params"]) for group in optimizer.param_groups))
         if self._owned is None or self._owned[0] != key:
-            mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            self._owned = (key, [chain for at, (chain, _) in self.chains.items() if at in mine], mine)
+            stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            self._owned = (key, [chain for tensor, (chain, _) in self.chains.items() if tensor in stepped], stepped)
         return self._owned[1], self._owned[2]
 
 
-class Others:
-    """Finds out that an optimizer other than the one that something was attached to steps the same tensors."""
+class OtherOptimizers:
+    """Detector of steps of the same tensors by an optimizer other than the one that was attached to."""
 
     def __init__(self, optimizer: Optimizer, tensors: Callable[[], Collection[int]]) -> None:
         self.optimizer, self.tensors = optimizer, tensors
-        self.found: str | None = None
-        # Looked up once for each optimizer and number of tensors.
+        self.other_name: str | None = None
+        # Cached for each optimizer and number of tensors.
         self._known: weakref.WeakKeyDictionary[Optimizer, tuple[int, list[Any]]] = weakref.WeakKeyDictionary()
         self.handle = register_optimizer_step_post_hook(plain_python(self._watch))
 
     def _watch(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if optimizer is self.optimizer or self.found is not None:
+        if optimizer is self.optimizer or self.other_name is not None:
             return
         tensors = self.tensors()
         if self._known.get(optimizer, (-1,))[0] != len(tensors):
             shared = [p for group in optimizer.param_groups for p in group["params"] if id(p) in tensors]
             self._known[optimizer] = (len(tensors), shared)
         if any(p.grad is not None for p in self._known[optimizer][1]):
-            self.found = type(optimizer).__name__
+            self.other_name = type(optimizer).__name__
 
     def check(self, what: str) -> None:
-        """Raise if another optimizer was found."""
-        if self.found is not None:
+        """Raise if another optimizer has stepped the tensors."""
+        if self.other_name is not None:
             raise StaleTrainFunctionError(
                 f"the parameters were stepped by another optimizer, without {what}\n"
-                f"got:      {self.found}\n"
+                f"got:      {self.other_name}\n"
                 f"expected: the {type(self.optimizer).__name__} that was given as optimizer=\n"
                 "Fix: release() what was attached, and attach it to the new one"
             )
 
 
-_hooks: dict[int, tuple[Optimizer | None, Hooks]] = {}
+_hooks: dict[int, tuple[Optimizer | None, HoldHooks]] = {}
 
-# Registers hooks again that have to run after those of all holds.
+# Functions that re-register hooks which have to run after those of all holds.
 AFTER_HOLDS: list[Callable[[], None]] = []
 
 
-def holds_last(optimizer: Optimizer) -> None:
-    """Have the holds on an optimizer run after what was registered on it up to now."""
+def run_holds_last(optimizer: Optimizer) -> None:
+    """Make the holds on an optimizer run after every hook that was registered on it so far."""
     if id(optimizer) in _hooks:
-        _hooks[id(optimizer)][1].again(optimizer)
+        _hooks[id(optimizer)][1].move_last(optimizer)
 
 
 class TorchAttachment:
-    """One hold's share in the hooks of an optimizer."""
+    """The rules of one hold, attached to an optimizer."""
 
     def __init__(
         self, optimizer: Optimizer | None, chains: Sequence[HeldChain], after_step: Callable[[Any], None] | None
@@ -142,27 +142,27 @@ class TorchAttachment:
         self.key = id(optimizer)
         self.chains = list(chains)
         if self.key not in _hooks or not _hooks[self.key][1].chains:
-            _hooks[self.key] = (optimizer, Hooks(optimizer))
+            _hooks[self.key] = (optimizer, HoldHooks(optimizer))
         _hooks[self.key][1].add(self.chains)
         self.after = None if after_step is None else (id(tensor_of(self.chains[0].parameter.handle)), after_step)
         if self.after is not None:
             _hooks[self.key][1].after.append(self.after)
 
     def check(self) -> None:
-        """Raise if another object stands in the place of a held parameter: a post-hook can't be passed by else."""
-        others = _hooks[self.key][1].others if self.chains else None
+        """Raise if a held parameter was replaced or stepped by another optimizer: nothing else bypasses a post-hook."""
+        others = _hooks[self.key][1].other_optimizers if self.chains else None
         if others is not None:
             others.check("the hold")
-        check_in_place([chain.parameter for chain in self.chains])
+        check_not_replaced([chain.parameter for chain in self.chains])
 
     def detach(self) -> None:
-        """Take this hold's share off."""
+        """Detach all rules of this hold."""
         if self.after is not None:
             _hooks[self.key][1].after.remove(self.after)
         self.let_go(self.chains)
 
     def let_go(self, chains: Sequence[HeldChain]) -> None:
-        """Take this hold's share off some of its chains."""
+        """Detach some rules of this hold."""
         leaving = [chain for chain in chains if chain in self.chains]
         if not leaving:
             return
@@ -173,14 +173,14 @@ class TorchAttachment:
             del _hooks[self.key]
 
 
-def check_in_place(parameters: Sequence[Parameter]) -> None:
-    """Raise if another object stands where one of these parameters stood when something was attached to it."""
+def check_not_replaced(parameters: Sequence[Parameter]) -> None:
+    """Raise if one of these parameters was replaced in its module since something was attached to it."""
     problems = Problems("a part of the model was replaced")
     for p in parameters:
-        if isinstance(p.handle, Slot) and not p.handle.in_place:
+        if isinstance(p.handle, TensorHandle) and not p.handle.is_registered:
             problems.add(
                 StaleTrainFunctionError,
-                f"{p.name!r} is another object now, which obeys nothing that was attached to the former one",
+                f"{p.name!r} is another object now, to which nothing that was attached to the former one applies",
                 fix="release() what was attached, and attach it again",
             )
     problems.check()
@@ -189,11 +189,11 @@ def check_in_place(parameters: Sequence[Parameter]) -> None:
 def attach(
     chains: Sequence[HeldChain], optimizer: Any, after_step: Callable[[Any], None] | None
 ) -> TorchAttachment | None:
-    """Attach chains to an optimizer, or to whichever steps them."""
+    """Attach held rules to an optimizer, or to any that steps their parameters."""
     trained = [chain for chain in chains if isinstance(tensor_of(chain.parameter.handle), torch.nn.Parameter)]
     if optimizer is None:
         return TorchAttachment(None, trained, after_step) if trained else None
-    plain = unwrapped(optimizer)
+    plain = unwrap_optimizer(optimizer)
     owned = {id(p) for group in plain.param_groups for p in group["params"]}
     problems = Problems("this optimizer can't keep the hold, and nothing was changed")
     for chain in chains:
@@ -207,8 +207,8 @@ def attach(
     return TorchAttachment(plain, chains, after_step)
 
 
-def unwrapped(optimizer: Any) -> Optimizer:
-    """Return the torch optimizer inside of a wrapper (Accelerate, Lightning), on which no hook can be registered."""
+def unwrap_optimizer(optimizer: Any) -> Optimizer:
+    """Return the torch optimizer inside of a wrapper (Accelerate, Lightning) that can't take hooks itself."""
     # Accelerate's wrapper is an Optimizer by class, but was never initialised as one: registering a hook on it raises.
     while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = optimizer.optimizer

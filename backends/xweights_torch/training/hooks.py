@@ -1,6 +1,6 @@
-"""Freezing, scaled updates and averages in PyTorch: what rests, and hooks before and after an optimizer's step.
+"""Freezing, learning-rate factors and weight averages in PyTorch, by hooks around an optimizer's step.
 
-The order after a step is: scaled updates, holds, averages.
+The order after a step is: learning-rate factors, holds, averages.
 """
 
 from __future__ import annotations
@@ -18,23 +18,30 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from xweights.core.backend import StepState
 from xweights.core.parameter import Parameter
 from xweights.errors import ArgumentError, HoldError, Problems
-from xweights.training.learning_rates import blended
+from xweights.training.learning_rates import blend_step
 from xweights_torch.ops import TorchOps
-from xweights_torch.storage import Slot, tensor_of
-from xweights_torch.training.holds import AFTER_HOLDS, Others, check_in_place, holds_last, plain_python, unwrapped
+from xweights_torch.storage import TensorHandle, tensor_of
+from xweights_torch.training.holds import (
+    AFTER_HOLDS,
+    OtherOptimizers,
+    check_not_replaced,
+    plain_python,
+    run_holds_last,
+    unwrap_optimizer,
+)
 
 _OPS = TorchOps()
 
-# What batch normalization changes in each forward pass.
+# Buffers that batch normalization changes in each forward pass.
 _STATISTICS = ("running_mean", "running_var")
 
 
-class TorchTraining:
-    """What torch's own training offers beyond holds (``xweights.training.Training``)."""
+class TorchTrainingHooks:
+    """Hooks into PyTorch's training, beyond holds (``xweights.training.hooks.TrainingHooks``)."""
 
     def is_statistic(self, parameter: Parameter) -> bool:
         handle = parameter.handle
-        return isinstance(handle, Slot) and handle.table == "buffer"
+        return isinstance(handle, TensorHandle) and handle.table == "buffer"
 
     def freeze(
         self,
@@ -45,106 +52,118 @@ class TorchTraining:
         whole: bool,
         inference: bool,
         owner: object,
-    ) -> TorchResting:
+    ) -> FrozenTensors:
         statistics = [p for p in parameters if self.is_statistic(p)]
-        inferring = [one for p in parameters for one in _owners(p) if isinstance(one, _NormBase)] if inference else []
-        _check_stoppable(statistics, inferring)
-        # DDP expects a gradient of everything that had one when it was wrapped: there the Keep hold has to do.
-        spare = whole and not isinstance(target, DistributedDataParallel)
-        spared = [p for p in parameters if p.trainable or id(tensor_of(p.handle)) in _resting] if spare else []
-        switched = [(one, "track_running_stats") for p in statistics for one in _owners(p) if one not in inferring]
-        return TorchResting(spared, [*switched, *((one, "training") for one in inferring)], owner)
+        inference_modules = (
+            [module for p in parameters for module in _owners(p) if isinstance(module, _NormBase)] if inference else []
+        )
+        _check_freezable(statistics, inference_modules)
+        # DDP expects a gradient of everything that had one when it was wrapped; there the Keep hold has to suffice.
+        drop_gradients = whole and not isinstance(target, DistributedDataParallel)
+        without_gradients = (
+            [p for p in parameters if p.trainable or id(tensor_of(p.handle)) in _frozen] if drop_gradients else []
+        )
+        untracked = [(m, "track_running_stats") for p in statistics for m in _owners(p) if m not in inference_modules]
+        return FrozenTensors(
+            without_gradients, [*untracked, *((module, "training") for module in inference_modules)], owner
+        )
 
-    def multiply(self, pairs: Sequence[tuple[Parameter, float]], *, target: Any, optimizer: Any) -> Scaled:
+    def multiply(self, pairs: Sequence[tuple[Parameter, float]], *, target: Any, optimizer: Any) -> LRFactorsHandle:
         if optimizer is None:
             raise ArgumentError("in torch, multiply_lr needs the optimizer\nFix: optimizer=...")
-        plain = unwrapped(optimizer)
-        owned = _owned(plain)
-        standing = _scaling.get(id(plain))
+        unwrapped = unwrap_optimizer(optimizer)
+        owned = _parameter_ids(unwrapped)
+        factors = _lr_factors.get(id(unwrapped))
         problems = Problems("these learning rates can't be multiplied, and nothing was changed")
         for p, _ in pairs:
             if id(tensor_of(p.handle)) not in owned:
                 problems.add(HoldError, f"{p.name!r} is not among the optimizer's parameters", fix="narrow factors=")
-            elif standing is not None and id(tensor_of(p.handle)) in standing.factors:
+            elif factors is not None and id(tensor_of(p.handle)) in factors.factors:
                 problems.add(HoldError, f"{p.name!r} has a factor already", fix="release() the former one")
         problems.check()
-        if standing is None:
-            standing = _scaling[id(plain)] = Scaling(plain)
-        return Scaled(standing, pairs)
+        if factors is None:
+            factors = _lr_factors[id(unwrapped)] = LRFactors(unwrapped)
+        return LRFactorsHandle(factors, pairs)
 
     def follow(
         self, parameters: Sequence[Parameter], call: Callable[[StepState | None], None], *, target: Any, optimizer: Any
-    ) -> Following | None:
+    ) -> StepFollower | None:
         trained = [p for p in parameters if isinstance(tensor_of(p.handle), nn.Parameter)]
         if optimizer is None:
-            return Following(trained[0], None, call) if trained else None
-        plain = unwrapped(optimizer)
-        owned = _owned(plain)
-        mine = [p for p in trained if id(tensor_of(p.handle)) in owned]
-        if not mine:
+            return StepFollower(trained[0], None, call) if trained else None
+        unwrapped = unwrap_optimizer(optimizer)
+        owned = _parameter_ids(unwrapped)
+        owned_parameters = [p for p in trained if id(tensor_of(p.handle)) in owned]
+        if not owned_parameters:
             raise HoldError("this optimizer trains none of these parameters\nFix: pass the one that does")
-        return Following(mine[0], plain, call)
+        return StepFollower(owned_parameters[0], unwrapped, call)
 
 
-class Flags:
-    """Forward hooks that set a flag of a module while it runs, so that nobody sees it changed in between."""
+class FlagHooks:
+    """Forward hooks that clear a flag of a module only while it runs, so that nothing else sees the change."""
 
     def __init__(self, module: nn.Module, flag: str, owner: object) -> None:
         self.flag, self.owner = flag, owner
-        self.former: bool | None = None
+        self.previous: bool | None = None
         self.handles = [
             module.register_forward_pre_hook(self._before, prepend=True),
             module.register_forward_hook(self._after, always_call=True),
         ]
 
     def _before(self, module: nn.Module, args: Any) -> None:
-        self.former = getattr(module, self.flag)
+        self.previous = getattr(module, self.flag)
         setattr(module, self.flag, False)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.former is not None:
-            setattr(module, self.flag, self.former)
-            self.former = None
+        if self.previous is not None:
+            setattr(module, self.flag, self.previous)
+            self.previous = None
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
 
 
-# Tensors that rest: with the number of freezes, and whether they required a gradient before the first.
-_resting: dict[int, tuple[torch.Tensor, int, bool]] = {}
+# Frozen tensors, with the number of freezes, and whether they required a gradient before the first.
+_frozen: dict[int, tuple[torch.Tensor, int, bool]] = {}
 
 
-class TorchResting:
-    """Parameters without gradients, and modules that run with a flag of theirs off."""
+class FrozenTensors:
+    """Parameters without gradients, and modules that run with a flag cleared."""
 
-    def __init__(self, spared: Sequence[Parameter], switched: Sequence[tuple[nn.Module, str]], owner: object) -> None:
-        self.tensors = {id(one): one for p in spared for one in _tensors(p)}
+    def __init__(
+        self, without_gradients: Sequence[Parameter], cleared_flags: Sequence[tuple[nn.Module, str]], owner: object
+    ) -> None:
+        self.tensors = {id(tensor): tensor for p in without_gradients for tensor in _tensors(p)}
         for key, tensor in self.tensors.items():
-            _, count, former = _resting.get(key, (tensor, 0, tensor.requires_grad))
-            _resting[key] = (tensor, count + 1, former)
+            _, count, required_grad = _frozen.get(key, (tensor, 0, tensor.requires_grad))
+            _frozen[key] = (tensor, count + 1, required_grad)
             tensor.requires_grad_(False)
-            tensor.grad = None  # an optimizer would go on to use a stale one
-        self.flags = {(id(one), flag): Flags(one, flag, owner) for one, flag in dict.fromkeys(switched)}
+            tensor.grad = None  # an optimizer would go on using a stale one
+        self.flags = {
+            (id(module), flag): FlagHooks(module, flag, owner) for module, flag in dict.fromkeys(cleared_flags)
+        }
 
     def unfreeze(self, parameters: Sequence[Parameter] | None) -> None:
         """Restore the flags of these parameters, and of the modules that own them."""
-        waking = list(self.tensors) if parameters is None else [id(one) for p in parameters for one in _tensors(p)]
-        for key in waking:
+        unfrozen = (
+            list(self.tensors) if parameters is None else [id(tensor) for p in parameters for tensor in _tensors(p)]
+        )
+        for key in unfrozen:
             if self.tensors.pop(key, None) is not None:
-                tensor, count, former = _resting.pop(key)
+                tensor, count, required_grad = _frozen.pop(key)
                 if count > 1:
-                    _resting[key] = (tensor, count - 1, former)
+                    _frozen[key] = (tensor, count - 1, required_grad)
                 else:
-                    tensor.requires_grad_(former)
-        owners = None if parameters is None else {id(one) for p in parameters for one in _owners(p)}
+                    tensor.requires_grad_(required_grad)
+        owners = None if parameters is None else {id(module) for p in parameters for module in _owners(p)}
         for module, flag in [key for key in self.flags if owners is None or key[0] in owners]:
             self.flags.pop((module, flag)).remove()
 
 
-class Scaling:
-    """The factors of one optimizer, and the hooks that save what was and blend it with what came."""
+class LRFactors:
+    """Learning-rate factors of one optimizer, and the hooks that blend the weights before and after its step."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
@@ -154,95 +173,97 @@ class Scaling:
             optimizer.register_step_pre_hook(plain_python(self._before)),
             optimizer.register_step_post_hook(plain_python(self._after)),
         ]
-        self.others = Others(optimizer, self.factors.keys)
-        holds_last(optimizer)
+        self.other_optimizers = OtherOptimizers(optimizer, self.factors.keys)
+        run_holds_last(optimizer)
 
-    def _scaled(self) -> list[tuple[Parameter, float]]:
+    def _scaled_parameters(self) -> list[tuple[Parameter, float]]:
         return [(p, factor) for p, factor in self.factors.values() if factor != 1.0]
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._saved = [tensor_of(p.handle).detach().clone() for p, _ in self._scaled()]
+        self._saved = [tensor_of(p.handle).detach().clone() for p, _ in self._scaled_parameters()]
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         saved, self._saved = self._saved, []
         with torch.no_grad():
-            for (p, factor), old in zip(self._scaled(), saved, strict=True):
+            for (p, factor), old in zip(self._scaled_parameters(), saved, strict=True):
                 native = tensor_of(p.handle).detach()
-                new = blended(_OPS, native, old, factor, p.dtype)
+                new = blend_step(_OPS, native, old, factor, p.dtype)
                 if new is not native:
                     native.copy_(new)
 
     def drop(self, keys: Sequence[int]) -> None:
-        """Take factors off, and the hooks with the last."""
+        """Remove factors, and the hooks with the last one."""
         for key in keys:
             self.factors.pop(key, None)
         if not self.factors:
             for handle in self.handles:
                 handle.remove()
-            self.others.handle.remove()
-            _scaling.pop(id(self.optimizer), None)
+            self.other_optimizers.handle.remove()
+            _lr_factors.pop(id(self.optimizer), None)
 
 
-_scaling: dict[int, Scaling] = {}
+_lr_factors: dict[int, LRFactors] = {}
 
 
-class Scaled:
-    """One call's share in the factors of an optimizer."""
+class LRFactorsHandle:
+    """The factors of one call, attached to an optimizer."""
 
-    def __init__(self, scaling: Scaling, pairs: Sequence[tuple[Parameter, float]]) -> None:
-        self.scaling = scaling
+    def __init__(self, lr_factors: LRFactors, pairs: Sequence[tuple[Parameter, float]]) -> None:
+        self.lr_factors = lr_factors
         self.parameters = [p for p, _ in pairs]
         self.keys = [id(tensor_of(p.handle)) for p, _ in pairs]
-        scaling.factors |= dict(zip(self.keys, pairs, strict=True))
+        lr_factors.factors |= dict(zip(self.keys, pairs, strict=True))
 
     def check(self) -> None:
-        """Raise if another optimizer stepped the parameters, or another object stands in the place of one."""
-        self.scaling.others.check("the multiplied learning rates")
-        check_in_place(self.parameters)
+        """Raise if another optimizer stepped the parameters, or one of them was replaced."""
+        self.lr_factors.other_optimizers.check("the multiplied learning rates")
+        check_not_replaced(self.parameters)
 
     def detach(self) -> None:
-        """Take this call's factors off."""
-        self.scaling.drop(self.keys)
+        """Remove this call's factors."""
+        self.lr_factors.drop(self.keys)
 
 
-class Following:
-    """A call after each step of one optimizer, or of whichever steps a parameter."""
+class StepFollower:
+    """A callback after each step of one optimizer, or of any that steps a parameter."""
 
     def __init__(
         self, counted: Parameter, optimizer: Optimizer | None, call: Callable[[StepState | None], None]
     ) -> None:
         self.counted = id(tensor_of(counted.handle))
-        self.kept = counted  # so that its id is given to no other
+        self.parameter = counted  # so that its id isn't reused
         self.optimizer, self.call = optimizer, call
         self._hook = plain_python(self._run)
-        # Always on all optimizers: the hooks for one run before those for all, among which there may be holds.
+        # Always on all optimizers: hooks of one optimizer run before those of all, which may include holds.
         self.handle = register_optimizer_step_post_hook(self._hook)
-        AFTER_HOLDS.append(self._again)
+        AFTER_HOLDS.append(self._move_last)
 
-    def _again(self) -> None:
+    def _move_last(self) -> None:
         self.handle.remove()
         self.handle = register_optimizer_step_post_hook(self._hook)
 
     def _run(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        mine = optimizer is self.optimizer if self.optimizer is not None else self.counted in _owned(optimizer)
-        if mine:
+        follows = (
+            optimizer is self.optimizer if self.optimizer is not None else self.counted in _parameter_ids(optimizer)
+        )
+        if follows:
             self.call(None)
 
     def check(self) -> None:
-        """A hook can't be passed by: nothing to find."""
+        """Do nothing: no step bypasses the hook."""
 
     def detach(self) -> None:
-        """Follow no more."""
+        """Remove the hook."""
         self.handle.remove()
-        AFTER_HOLDS.remove(self._again)
+        AFTER_HOLDS.remove(self._move_last)
 
 
-def _check_stoppable(statistics: Sequence[Parameter], inferring: Sequence[nn.Module]) -> None:
+def _check_freezable(statistics: Sequence[Parameter], inference_modules: Sequence[nn.Module]) -> None:
     problems = Problems("these can't be frozen, and nothing was changed")
-    chosen = {id(one) for p in statistics for one in _tensors(p)}
+    selected = {id(tensor) for p in statistics for tensor in _tensors(p)}
     for p in statistics:
         for owner in _owners(p):
-            if owner in inferring:
+            if owner in inference_modules:
                 continue
             if not isinstance(owner, _BatchNorm):
                 problems.add(
@@ -251,7 +272,7 @@ def _check_stoppable(statistics: Sequence[Parameter], inferring: Sequence[nn.Mod
                     fix="leave it out with where=",
                 )
                 continue
-            missing = [name for name in _STATISTICS if id(owner._buffers.get(name)) not in chosen]
+            missing = [name for name in _STATISTICS if id(owner._buffers.get(name)) not in selected]
             if missing:
                 problems.add(
                     HoldError,
@@ -262,12 +283,12 @@ def _check_stoppable(statistics: Sequence[Parameter], inferring: Sequence[nn.Mod
 
 
 def _owners(p: Parameter) -> list[nn.Module]:
-    return [one.owner for one in p.handle.places] if isinstance(p.handle, Slot) else []
+    return [place.owner for place in p.handle.places] if isinstance(p.handle, TensorHandle) else []
 
 
 def _tensors(p: Parameter) -> list[torch.Tensor]:
-    return p.handle.tensors if isinstance(p.handle, Slot) else [tensor_of(p.handle)]
+    return p.handle.tensors if isinstance(p.handle, TensorHandle) else [tensor_of(p.handle)]
 
 
-def _owned(optimizer: Optimizer) -> set[int]:
+def _parameter_ids(optimizer: Optimizer) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}

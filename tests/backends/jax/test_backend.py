@@ -1,4 +1,4 @@
-"""JAX's door: tensors, tracing, constants and buffers; no targets."""
+"""JAX's entry point: tensors, tracing, constants and buffers, but no targets."""
 
 import numpy as np
 import pytest
@@ -52,11 +52,11 @@ def test_an_array_is_a_tensor_and_no_target():
         jax.jit(backend.to_host)(x)
 
 
-def test_arrays_and_tracers_come_by_the_door_of_jax():
+def test_arrays_and_tracers_have_the_entry_point_of_jax():
     from xweights.core.registry import backend_for
 
     assert backend_for(jnp.ones(3)).name == "jax"
-    jax.jit(lambda x: pytest.fail("no door") if backend_for(x) is None else x)(jnp.ones(3))
+    jax.jit(lambda x: pytest.fail("no entry point") if backend_for(x) is None else x)(jnp.ones(3))
 
 
 def test_a_constant_never_shares_memory_with_the_callers_array():

@@ -1,4 +1,4 @@
-"""Keras models that have no weights yet, and what is no target."""
+"""Keras models without weights, and objects that aren't targets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ L = keras.layers
 
 
 class Pair(keras.Model):
-    """Two parts that are called by themselves, as the halves of a GAN are."""
+    """A model of two parts that are called by themselves, as the halves of a GAN are."""
 
     def __init__(self):
         super().__init__()

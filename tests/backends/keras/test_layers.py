@@ -1,4 +1,4 @@
-"""Every Keras layer that has weights: names, roles and axes from the table."""
+"""Names, roles and axes of every Keras layer that has weights, from the table."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ SIZES = {
 }
 
 
-def built(case: str):
+def build_case(case: str):
     make, shapes, rows = ROWS[case]
     layer = make()
     layer.build(*shapes)
@@ -260,14 +260,14 @@ def built(case: str):
 
 @pytest.mark.parametrize("case", ROWS)
 def test_the_names_and_axes_of_a_layer_are_those_of_the_table(case: str) -> None:
-    layer, wanted = built(case)
+    layer, wanted = build_case(case)
     assert {p.name: p.axes for p in xw.parameters(layer)} == wanted
     assert [p.name for p in xw.parameters(layer)] == list(wanted)
 
 
 @pytest.mark.parametrize("case", ROWS)
 def test_the_parameters_of_a_layer_are_all_its_weights_with_their_lengths(case: str) -> None:
-    layer, _ = built(case)
+    layer, _ = build_case(case)
     found = xw.parameters(layer)
     assert {id(p.handle) for p in found} == {id(v) for v in layer.weights}
     for p in found:
@@ -279,7 +279,7 @@ def test_the_parameters_of_a_layer_are_all_its_weights_with_their_lengths(case: 
 
 @pytest.mark.parametrize("case", SIZES)
 def test_the_axes_have_the_lengths_that_their_names_promise(case: str) -> None:
-    layer, _ = built(case)
+    layer, _ = build_case(case)
     first = xw.parameters(layer)[0]
     sizes = dict(zip(first.axes, first.shape, strict=True))
     assert {axis: sizes[axis] for axis in SIZES[case]} == SIZES[case]
@@ -287,7 +287,7 @@ def test_the_axes_have_the_lengths_that_their_names_promise(case: str) -> None:
 
 @pytest.mark.parametrize("case", GATES)
 def test_the_order_of_packed_gates_is_recorded(case: str) -> None:
-    layer, _ = built(case)
+    layer, _ = build_case(case)
     assert {p.gates for p in xw.parameters(layer)} == {GATES[case]}
 
 
@@ -308,7 +308,7 @@ def test_channels_first_changes_no_kernel() -> None:
     assert (kernel.axes, kernel.shape) == (("h", "w", "in", "out"), (2, 2, 4, 3))
 
 
-def test_an_array_per_pixel_is_turned_to_the_neutral_order_where_images_come_channels_first() -> None:
+def test_an_array_per_pixel_is_transposed_to_neutral_order_where_images_have_channels_first() -> None:
     keras.config.set_image_data_format("channels_first")
     try:
         layer = L.LayerNormalization(axis=[1, 2, 3])

@@ -1,4 +1,4 @@
-"""Neutral names of Keras models: equal for two instances, a clone, a reloaded model, and every Keras backend."""
+"""Neutral names of Keras models agree between two instances, a clone, a reloaded model and all Keras backends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sequential():
 
 
 def branching():
-    """Shared layers, a nested functional model, a nested Sequential, two outputs, layers made out of order."""
+    """Build shared layers, a nested functional model, a nested Sequential, two outputs, layers made out of order."""
     tail = L.Dense(2)
     inner_in = keras.Input((4,))
     inner = keras.Model(inner_in, L.Dense(4, name="hidden")(L.Dense(4)(inner_in)))
@@ -222,7 +222,7 @@ def test_seed_states_metrics_and_optimizer_variables_are_no_parameters() -> None
             xw.parameters(other)
 
 
-def test_a_layer_that_refers_to_its_parent_does_not_go_round_in_circles() -> None:
+def test_a_layer_that_refers_to_its_parent_is_walked_once() -> None:
     class Child(L.Layer):
         def build(self, shape):
             self.kernel = self.add_weight(shape=(2,), name="kernel")
@@ -257,7 +257,7 @@ def test_mobilenet_walks_with_all_axes_known() -> None:
     assert names(keras.models.clone_model(model)) == [p.name for p in found]
 
 
-def test_what_changes_in_a_model_is_noticed() -> None:
+def test_every_change_of_a_model_is_noticed() -> None:
     model = sequential()
     before = names(model)
     model.add(L.Dense(1))

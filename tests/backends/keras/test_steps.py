@@ -157,7 +157,7 @@ def test_a_normalization_layer_is_not_written_inside_a_tf_function() -> None:
 
 
 class Clipping(keras.callbacks.Callback):
-    """Clips after every batch, through the model that Keras hands out."""
+    """A callback that clips after every batch, through the model that Keras hands out."""
 
     def on_train_batch_end(self, batch, logs=None):
         xw.clip(self.model, -0.01, 0.01)

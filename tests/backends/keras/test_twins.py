@@ -1,4 +1,4 @@
-"""Twins: a Keras model and a torch module with equal attribute names have equal neutral names and axes."""
+"""A Keras model and its torch twin with equal attribute names have equal neutral names and axes."""
 
 from __future__ import annotations
 

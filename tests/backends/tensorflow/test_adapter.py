@@ -1,4 +1,4 @@
-"""``tf.Module`` as a target: names by attribute path, whatever holds the variables."""
+"""``tf.Module`` as a target: names by attribute path, whatever container holds the variables."""
 
 import collections
 import types
@@ -36,7 +36,7 @@ def parameters(target):
 
 
 def names(target):
-    return [one.name for one in parameters(target)]
+    return [p.name for p in parameters(target)]
 
 
 def test_names_are_attribute_paths_in_definition_order():
@@ -50,9 +50,9 @@ def test_two_instances_have_the_same_names():
     assert names(Net()) == names(Net())
 
 
-def test_a_parameter_says_what_it_is():
+def test_a_parameter_has_role_axes_and_layer():
     net = Net()
-    by_name = {one.name: one for one in parameters(net)}
+    by_name = {p.name: p for p in parameters(net)}
     one = by_name["blocks/1/kernel"]
     assert (one.role, one.layer, one.native_name) == ("kernel", "blocks/1", "blocks[1].kernel")
     assert (one.shape, one.axes, one.dtype, one.trainable, one.aliases) == ((4, 4), None, np.float32, True, ())
@@ -64,8 +64,8 @@ def test_a_parameter_says_what_it_is():
 
 
 def test_a_lone_variable_is_called_parameter():
-    one = parameters(tf.Variable(np.zeros((2, 3)), name="w"))[0]
-    assert (one.name, one.native_name, one.layer, one.shape) == ("parameter", "w", "", (2, 3))
+    p = parameters(tf.Variable(np.zeros((2, 3)), name="w"))[0]
+    assert (p.name, p.native_name, p.layer, p.shape) == ("parameter", "w", "", (2, 3))
 
 
 def test_tied_variables_and_shared_modules_appear_once_with_aliases():
@@ -82,7 +82,7 @@ def test_a_module_that_knows_its_parent_is_walked_once():
     net = Net()
     net.stem.parent = net
     net.blocks[0].siblings = net.blocks
-    found = {one.name: one.aliases for one in parameters(net)}
+    found = {p.name: p.aliases for p in parameters(net)}
     assert "stem/kernel" in found
     assert len(found) == 12
 
@@ -102,12 +102,12 @@ def test_handles_are_kept_until_the_structure_changes():
     net.stem.kernel = tf.Variable(np.zeros((9, 9)))
     net.extra = tf.Variable(1.0)
     del net.scale
-    after = {one.name: one for one in parameters(net)}
+    after = {p.name: p for p in parameters(net)}
     assert after["stem/kernel"].shape == (9, 9)
     assert "extra" in after
     assert "scale" not in after
     net.alias = net.steps
-    assert {one.name: one for one in parameters(net)}["steps"].aliases == ("alias",)
+    assert {p.name: p for p in parameters(net)}["steps"].aliases == ("alias",)
 
 
 def test_a_variable_without_a_static_shape_has_the_shape_it_holds_now():
@@ -122,7 +122,7 @@ def test_a_module_without_variables_has_no_parameters():
     assert names(tf.Module()) == []
 
 
-def test_tensors_are_told_apart_from_targets():
+def test_tensors_are_distinguished_from_targets():
     assert backend.is_tensor(tf.constant(1.0))
     assert not backend.is_tensor(tf.Variable(1.0))
     assert backend.adapter(tf.constant(1.0)) is None
@@ -155,7 +155,7 @@ def test_keras_objects_inside_a_module_are_named_by_their_own_backend(monkeypatc
     net.dense.holds, net.optimizer.holds = True, False
     net.own = tf.Variable(1.0)
     assert names(net) == ["dense/kernel", "dense/bias", "own"]
-    assert [one.layer for one in parameters(net)] == ["dense", "dense", ""]
+    assert [p.layer for p in parameters(net)] == ["dense", "dense", ""]
     net.tied = inner.kernel
     assert parameters(net)[0].aliases == ("tied",)
 

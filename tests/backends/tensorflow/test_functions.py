@@ -1,4 +1,4 @@
-"""Verbs and bound rules in ``tf.function``: with AutoGraph, compiled by XLA, and compiled on our own account."""
+"""Verbs and bound rules in ``tf.function``: under AutoGraph, compiled by XLA, and in steps that compile themselves."""
 
 import inspect
 
@@ -26,7 +26,7 @@ def module(count=3, size=1000, seed=0):
 
 
 def values(net):
-    return {f"w/{i}": one.numpy() for i, one in enumerate(net.w)}
+    return {f"w/{i}": variable.numpy() for i, variable in enumerate(net.w)}
 
 
 def assert_same(net, mapping):
@@ -67,7 +67,9 @@ def test_a_verb_works_in_a_function_that_autograph_converts(jit):
     generated = []
 
     def halve(w):
-        generated.append([one.function for one in inspect.stack() if "__autograph_generated_file" in one.filename])
+        generated.append(
+            [frame.function for frame in inspect.stack() if "__autograph_generated_file" in frame.filename]
+        )
         return w * 0.5
 
     @tf.function(jit_compile=jit)
@@ -97,7 +99,7 @@ def callables(owner):
 def test_autograph_leaves_everything_public_alone():
     # AutoGraph converts whatever a tf.function calls, and what that calls, unless it finds this attribute.
     marked = [*callables(xw), *callables(xw.Bound), *callables(xw.Snapshot), *callables(xw.Parameter)]
-    assert [one.__qualname__ for one in marked if not hasattr(one, "autograph_info__")] == []
+    assert [function.__qualname__ for function in marked if not hasattr(function, "autograph_info__")] == []
     assert hasattr(xw.Bound, "autograph_info__")
 
 
@@ -131,7 +133,7 @@ def test_a_bound_rule_runs_in_a_training_step(jit):
     assert_same(net, mirror)
 
 
-def test_a_bound_rule_is_compiled_once_its_calls_have_cost_as_much(monkeypatch):
+def test_a_bound_rule_is_compiled_once_its_calls_have_taken_as_long(monkeypatch):
     net = module()
     mirror = values(net)
     bound = xw.bind(net, xw.Scale(0.9), where="*")
@@ -175,7 +177,7 @@ def test_a_step_that_xla_cannot_compile_is_compiled_without(monkeypatch):
         assert variable.numpy() == expected
 
 
-def test_tracing_is_told_apart_from_eager_code():
+def test_tracing_is_distinguished_from_eager_code():
     seen = []
     step = tf.function(lambda: seen.append((backend.tracing(), has_outside())), autograph=False)
     step()

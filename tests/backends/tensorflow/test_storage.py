@@ -1,4 +1,4 @@
-"""Reading and writing ``tf.Variable``s: no aliasing, no lost bits, undone whoever wrote."""
+"""Reading and writing ``tf.Variable``s: no aliasing, no lost bits, and undo for writes of any origin."""
 
 import ml_dtypes
 import numpy as np
@@ -43,7 +43,7 @@ def raw(array):
 
 
 def at_offset(array, offset):
-    """The same values at a chosen distance from a 64-byte boundary."""
+    """Copy values to a chosen distance from a 64-byte boundary."""
     room = np.zeros(array.nbytes + 256, np.uint8)
     start = -room.ctypes.data % 64 + offset
     placed = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -53,7 +53,7 @@ def at_offset(array, offset):
 
 @each_dtype
 @pytest.mark.parametrize("shape", [(5, 7), (), (0, 3), (1,)])
-def test_what_was_written_is_read_back_bit_by_bit(name, shape):
+def test_written_values_are_read_back_bit_by_bit(name, shape):
     value = any_bits(name, shape)
     variable = tf.Variable(np.zeros(shape, dtype_of(name)))
     storage = backend.storage(variable)
@@ -133,7 +133,7 @@ def test_a_backup_brings_every_bit_back_whoever_wrote(write):
 
 
 @each_write
-def test_two_variables_that_were_put_the_same_tensor_change_apart(write):
+def test_two_variables_that_were_given_the_same_tensor_change_independently(write):
     one, two = tf.Variable(np.zeros(64, np.float32)), tf.Variable(np.zeros(64, np.float32))
     storage = backend.storage(one)
     tensor = tf.constant(np.linspace(1, 2, 64, dtype=np.float32))
@@ -145,12 +145,12 @@ def test_two_variables_that_were_put_the_same_tensor_change_apart(write):
     assert raw(tensor.numpy()) == raw(before)
 
 
-def test_put_leaves_an_unchanged_leaf_alone():
+def test_commit_leaves_an_unchanged_native_array_alone():
     variable = tf.Variable([1.0, 2.0])
     storage = backend.storage(variable)
-    leaf = storage.native_array(variable)
+    native = storage.native_array(variable)
     before = storage.read(variable)
-    storage.commit(variable, leaf, leaf)
+    storage.commit(variable, native, native)
     assert np.shares_memory(storage.read(variable), before)
 
 
@@ -162,8 +162,8 @@ def test_edits_in_a_tf_function_happen_in_program_order(jit):
     @tf.function(jit_compile=jit, autograph=False)
     def step():
         variable.assign_add([1.0, 0.0])
-        leaf = storage.native_array(variable)
-        storage.commit(variable, leaf, leaf * 10.0)
+        native = storage.native_array(variable)
+        storage.commit(variable, native, native * 10.0)
         variable.assign_add([0.5, 1.0])
         kept = storage.backup(variable)
         storage.write(variable, np.float32([7, 7]))
@@ -186,15 +186,15 @@ def test_a_value_can_not_be_read_while_tracing():
         step()
 
 
-def test_the_native_leaf_is_seen_by_a_gradient_tape():
+def test_the_native_array_is_seen_by_a_gradient_tape():
     variable = tf.Variable([2.0])
     with tf.GradientTape() as tape:
-        leaf = backend.storage(variable).native_array(variable, tensor=True)
-        loss = tf.reduce_sum(leaf * leaf)
+        native = backend.storage(variable).native_array(variable, tensor=True)
+        loss = tf.reduce_sum(native * native)
     assert tape.gradient(loss, variable).numpy().tolist() == [4.0]
 
 
-def test_trainable_is_told_and_can_not_be_changed():
+def test_trainable_is_known_and_can_not_be_changed():
     variable = tf.Variable(1.0, trainable=False)
     storage = backend.storage(variable)
     assert storage.trainable(variable) is False

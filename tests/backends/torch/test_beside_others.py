@@ -1,4 +1,4 @@
-"""torch.compile beside another framework: the other's backend must not get into the way of our refusal."""
+"""The refusal of verbs inside torch.compile works when another framework's backend is loaded too."""
 
 from __future__ import annotations
 

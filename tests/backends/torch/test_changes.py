@@ -1,4 +1,4 @@
-"""That no change of a module goes unnoticed, and that what is remembered of one harms nothing."""
+"""The adapter notices every change of a module, and its cache has no side effects."""
 
 from __future__ import annotations
 
@@ -13,66 +13,12 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 from torch.nn.utils import parametrize  # noqa: E402
+from torch_models import MODEL, Model, by_name, describe, names, parameters_of, uncached  # noqa: E402
 
 from xweights.core.parameter import Parameter  # noqa: E402
 from xweights.errors import TargetError  # noqa: E402
-from xweights_torch import backend  # noqa: E402
 from xweights_torch.adapter import ModuleAdapter  # noqa: E402
 from xweights_torch.walk import walk  # noqa: E402
-
-
-def listed(module):
-    return list(backend.adapter(module).parameters(module))
-
-
-def by_name(module):
-    return {one.name: one for one in listed(module)}
-
-
-def names(module):
-    return [one.name for one in listed(module)]
-
-
-def uncached(module):
-    return [describe(one) for one in ModuleAdapter().parameters(module)]
-
-
-def describe(one):
-    return (
-        one.name, one.native_name, one.role, one.layer, one.gates, one.aliases, one.layout, one.dtype, one.hidden,
-        one.trainable, one.identity(),
-    )  # fmt: skip
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.dense = nn.Linear(3, 3)
-        self.norm = nn.BatchNorm1d(3)
-        self.scale = nn.Parameter(torch.ones(3))
-
-    def forward(self, x):
-        return self.norm(self.dense(x)) * self.scale
-
-
-class Model(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.ModuleList([Block(), Block()])
-        self.head = nn.Linear(3, 2)
-        self.register_buffer("table", torch.zeros(2))
-        self.register_buffer("scratch", torch.zeros(2), persistent=False)
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
-
-
-BLOCK = ["scale", "dense/kernel", "dense/bias", "norm/gamma", "norm/beta", "norm/moving_mean", "norm/moving_variance",
-         "norm/num_batches_tracked"]  # fmt: skip
-MODEL = ["table", "scratch", *[f"blocks/{i}/{name}" for i in range(2) for name in BLOCK], "head/kernel", "head/bias"]
-
 
 # What must be noticed: the adapter remembers a model, and these change it in every way.
 
@@ -172,9 +118,9 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES, ids=lambda one: one.__name__.strip("_"))
 def test_a_change_of_the_model_is_noticed(change):
     model = Model()
-    before = [describe(one) for one in listed(model)]
+    before = [describe(p) for p in parameters_of(model)]
     change(model)
-    after = [describe(one) for one in listed(model)]
+    after = [describe(p) for p in parameters_of(model)]
     assert after == uncached(model)
     assert after != before
 
@@ -193,21 +139,21 @@ def test_removing_a_parametrization_brings_the_plain_parameter_back():
     model = Model()
     before = names(model)
     _parametrize(model)
-    assert [one.name for one in listed(model) if not one.hidden or one.name == "scratch"] == before
+    assert [p.name for p in parameters_of(model) if not p.hidden or p.name == "scratch"] == before
     parametrize.remove_parametrizations(model.head, "weight")
     assert names(model) == before
 
 
 def test_a_parameter_keeps_working_when_its_data_is_swapped():
     layer = nn.Linear(2, 2)
-    one = by_name(layer)["kernel"]
+    p = by_name(layer)["kernel"]
     layer.weight.data = torch.full((2, 2), 5.0)
-    assert (one.read() == 5).all()
+    assert (p.read() == 5).all()
 
 
-def test_what_is_remembered_keeps_no_model_and_no_tensor_alive():
+def test_the_cache_keeps_no_model_and_no_tensor_alive():
     model = Model()
-    listed(model)
+    parameters_of(model)
     old = weakref.ref(model.head.weight)
     model.head.weight = nn.Parameter(torch.ones(2, 3))
     gc.collect()
@@ -221,11 +167,11 @@ def test_what_is_remembered_keeps_no_model_and_no_tensor_alive():
 def test_copies_and_pickles_of_a_model_are_not_affected():
     model = Model()
     before = set(vars(model))
-    listed(model)
+    parameters_of(model)
     assert set(vars(model)) == before
     twin = copy.deepcopy(model)
     assert names(twin) == MODEL
-    assert not {one.identity() for one in listed(twin)} & {one.identity() for one in listed(model)}
+    assert not {p.identity() for p in parameters_of(twin)} & {p.identity() for p in parameters_of(model)}
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
 
@@ -241,10 +187,10 @@ def test_a_module_with_its_own_equality_is_no_obstacle():
 
 
 def names_without_hash(module):
-    return [one.name for one in ModuleAdapter().parameters(module)]
+    return [p.name for p in ModuleAdapter().parameters(module)]
 
 
-def test_facts_hold_no_tensor_so_that_what_follows_from_them_cannot_be_stale():
+def test_cached_facts_contain_no_tensor_and_so_cannot_be_stale():
     def leaves(value):
         if isinstance(value, (tuple, list)):
             for one in value:
@@ -252,12 +198,12 @@ def test_facts_hold_no_tensor_so_that_what_follows_from_them_cannot_be_stale():
         else:
             yield value
 
-    assert not any(isinstance(one, (torch.Tensor, nn.Module)) for one in leaves(walk(Model()).facts))
+    assert not any(isinstance(value, (torch.Tensor, nn.Module)) for value in leaves(walk(Model()).facts))
 
 
-def test_the_quick_way_to_make_a_parameter_fills_every_slot():
-    one = listed(nn.Linear(2, 2))[0]
-    assert all(hasattr(one, slot) for slot in Parameter.__slots__)
+def test_the_fast_construction_of_a_parameter_fills_every_slot():
+    p = parameters_of(nn.Linear(2, 2))[0]
+    assert all(hasattr(p, slot) for slot in Parameter.__slots__)
 
 
 def test_two_parameters_of_one_name_are_refused():
@@ -269,4 +215,4 @@ def test_two_parameters_of_one_name_are_refused():
             self.a.weight = nn.Parameter(torch.zeros(1))
 
     with pytest.raises(TargetError, match=r"two parameters would both be called 'a/weight': a/weight, a\.weight"):
-        listed(Clash())
+        parameters_of(Clash())

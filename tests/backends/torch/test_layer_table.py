@@ -1,4 +1,4 @@
-"""That the layer table is complete, its names stable, and lazy layers refused until they are built."""
+"""The layer table is complete, its names are stable, and lazy layers are refused until they are built."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from xweights_torch.layers import LAYERS  # noqa: E402
 
 
 def parameters(module):
-    return {one.name: one for one in backend.adapter(module).parameters(module)}
+    return {p.name: p for p in backend.adapter(module).parameters(module)}
 
 
 def axes(module):
-    return {name: one.axes for name, one in parameters(module).items()}
+    return {name: p.axes for name, p in parameters(module).items()}
 
 
 MADE = [
@@ -43,7 +43,7 @@ WITHOUT_ROWS = {
 def test_every_layer_of_torch_that_has_weights_is_in_the_table_or_made_of_layers_that_are():
     here = {name: kind for name, kind in vars(nn).items() if isinstance(kind, type) and issubclass(kind, nn.Module)}
     weighty = {name for name, kind in here.items() if _registers_arrays(kind)}
-    made = {type(one).__name__ for one in [*MADE, *LAZY]}
+    made = {type(layer).__name__ for layer in [*MADE, *LAZY]}
     assert weighty - made - WITHOUT_ROWS == set()
     for one in MADE:
         if any(isinstance(one, kind) for kind in LAYERS):
@@ -57,7 +57,7 @@ def _registers_arrays(kind):
     return any(mark in inspect.getsource(kind) for mark in marks)
 
 
-@pytest.mark.parametrize("layer", MADE, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("layer", MADE, ids=lambda layer: type(layer).__name__)
 def test_names_and_roles_are_the_same_for_two_instances(layer):
     import copy
 
@@ -74,7 +74,7 @@ LAZY = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("layer", LAZY, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("layer", LAZY, ids=lambda layer: type(layer).__name__)
 def test_a_lazy_layer_says_how_to_build_it(layer):
     from xweights.errors import NotBuiltError
 

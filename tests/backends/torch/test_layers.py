@@ -1,4 +1,4 @@
-"""Every row of the layer table, by numbers: what a layer computes must follow from its neutral arrays alone."""
+"""Every row of the layer table, by numbers: a layer's output must follow from its neutral arrays alone."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from xweights_torch import backend  # noqa: E402
 
 
 def parameters(module):
-    return {one.name: one for one in backend.adapter(module).parameters(module)}
+    return {p.name: p for p in backend.adapter(module).parameters(module)}
 
 
 def neutral(module):
-    return {name: one.layout.to_neutral(one.read()) for name, one in parameters(module).items()}
+    return {name: p.layout.to_neutral(p.read()) for name, p in parameters(module).items()}
 
 
 def axes(module):
-    return {name: one.axes for name, one in parameters(module).items()}
+    return {name: p.axes for name, p in parameters(module).items()}
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def _seeded():
 
 def run(module, *inputs, **options):
     with torch.no_grad():
-        out = module(*[torch.as_tensor(one) for one in inputs], **options)
+        out = module(*[torch.as_tensor(value) for value in inputs], **options)
     return np.asarray(out[0] if isinstance(out, tuple) else out)
 
 
@@ -63,7 +63,7 @@ def test_bilinear_contracts_in1_and_in2():
 
 
 def convolve(x, kernel):
-    """(channels, *space) with (*space, in, out) -> (out, *space), by the definition."""
+    """Convolve (channels, *space) with (*space, in, out) -> (out, *space), by the definition."""
     size = kernel.shape[:-2]
     space = [n - k + 1 for n, k in zip(x.shape[1:], size, strict=True)]
     out = np.zeros((kernel.shape[-1], *space), np.float32)
@@ -74,7 +74,7 @@ def convolve(x, kernel):
 
 
 def convolve_back(x, kernel):
-    """(in, *space) with (*space, out, in) -> (out, *space), stride 1, by the definition."""
+    """Convolve (in, *space) with (*space, out, in) -> (out, *space), transposed, stride 1, by the definition."""
     size = kernel.shape[:-2]
     out = np.zeros((kernel.shape[-2], *(n + k - 1 for n, k in zip(x.shape[1:], size, strict=True))), np.float32)
     for offset in np.ndindex(*size):
@@ -151,7 +151,7 @@ def test_batch_and_instance_norms_scale_and_shift_by_channel_with_moving_statist
         "gamma": ("channel",), "beta": ("channel",), "moving_mean": ("channel",), "moving_variance": ("channel",),
         "num_batches_tracked": (),
     }  # fmt: skip
-    assert [one.trainable for one in parameters(layer).values()] == [True, True, False, False, False]
+    assert [p.trainable for p in parameters(layer).values()] == [True, True, False, False, False]
     if kind is not nn.SyncBatchNorm:  # which doesn't run on a CPU
         column = {name: value[:, None] for name, value in w.items() if value.shape}
         scaled = (x - column["moving_mean"]) / np.sqrt(column["moving_variance"] + layer.eps)
@@ -172,7 +172,7 @@ def test_layer_norm_over_the_last_axis_has_gamma_and_beta():
     close(run(layer, x), scaled * w["gamma"] + w["beta"])
 
 
-def test_layer_norm_over_an_image_puts_the_channel_last_and_over_two_axes_says_it_does_not_know():
+def test_layer_norm_over_an_image_puts_the_channel_last_and_over_two_axes_has_unknown_axes():
     image = parameters(nn.LayerNorm((3, 4, 5)))["gamma"]
     assert (image.axes, image.shape) == (("h", "w", "channel"), (4, 5, 3))
     volume = parameters(nn.LayerNorm((3, 2, 4, 5)))["gamma"]
@@ -223,7 +223,7 @@ def test_an_lstm_runs_on_its_neutral_arrays_in_both_directions_and_over_layers()
     paths = ["l0", "l0_reverse", "l1", "l1_reverse"]
     assert list(w) == [f"{path}/{name}" for path in paths for name in LAYER_NAMES]
     assert axes(layer) == dict(zip(w, GATED * 4, strict=True))
-    assert {one.gates for one in parameters(layer).values()} == {("i", "f", "c", "o")}
+    assert {p.gates for p in parameters(layer).values()} == {("i", "f", "c", "o")}
     sequence = x
     for level in ("l0", "l1"):
         sides = []
@@ -257,7 +257,7 @@ def test_an_lstm_with_a_projection_feeds_back_the_projection():
 def test_a_gru_runs_on_its_neutral_arrays_with_gates_r_z_h():
     layer = nn.GRU(3, 4)
     w, x = neutral(layer), normal(5, 3)
-    assert {one.gates for one in parameters(layer).values()} == {("r", "z", "h")}
+    assert {p.gates for p in parameters(layer).values()} == {("r", "z", "h")}
     h, steps = np.zeros(4, np.float32), []
     for one in x:
         h = gru_step(one, h, *(w[f"l0/{name}"] for name in LAYER_NAMES))
@@ -268,7 +268,7 @@ def test_a_gru_runs_on_its_neutral_arrays_with_gates_r_z_h():
 def test_a_simple_rnn_has_no_gates():
     layer = nn.RNN(3, 4)
     w, x = neutral(layer), normal(5, 3)
-    assert {one.gates for one in parameters(layer).values()} == {None}
+    assert {p.gates for p in parameters(layer).values()} == {None}
     h, steps = np.zeros(4, np.float32), []
     for one in x:
         h = np.tanh(one @ w["l0/kernel"] + w["l0/bias"] + h @ w["l0/recurrent_kernel"] + w["l0/recurrent_bias"])
@@ -301,7 +301,7 @@ def attend(q, k, v, w, heads, packed):
     return np.einsum("thv,hvo->to", mixed, w["attention_output/kernel"]) + w["attention_output/bias"]
 
 
-def randomised(layer):
+def randomise(layer):
     with torch.no_grad():
         for position, one in enumerate(layer.parameters()):
             one.copy_(torch.as_tensor(np.random.default_rng(position).standard_normal(one.shape).astype(np.float32)))
@@ -309,7 +309,7 @@ def randomised(layer):
 
 
 def test_packed_attention_is_one_layer_and_runs_on_its_neutral_arrays():
-    layer = randomised(nn.MultiheadAttention(6, 2, add_bias_kv=True))
+    layer = randomise(nn.MultiheadAttention(6, 2, add_bias_kv=True))
     named = axes(layer)
     assert named == {
         "qkv/kernel": ("in", "qkv", "head", "key"), "qkv/bias": ("qkv", "head", "key"),
@@ -322,7 +322,7 @@ def test_packed_attention_is_one_layer_and_runs_on_its_neutral_arrays():
 
 
 def test_attention_with_other_widths_keeps_its_kernels_apart_and_its_bias_packed():
-    layer = randomised(nn.MultiheadAttention(6, 2, kdim=3, vdim=5))
+    layer = randomise(nn.MultiheadAttention(6, 2, kdim=3, vdim=5))
     assert list(parameters(layer)) == [
         "query/kernel", "key/kernel", "value/kernel", "qkv/bias", "attention_output/kernel", "attention_output/bias",
     ]  # fmt: skip
@@ -340,7 +340,7 @@ def test_containers_are_named_by_their_parts():
     assert list(parameters(nn.AdaptiveLogSoftmaxWithLoss(4, 9, [3])))[:1] == ["head/kernel"]
 
 
-def test_an_unknown_module_keeps_its_words_and_its_order():
+def test_an_unknown_module_keeps_its_names_and_its_order():
     class Strange(nn.Module):
         def __init__(self):
             super().__init__()
@@ -349,7 +349,7 @@ def test_an_unknown_module_keeps_its_words_and_its_order():
             self.anything = nn.Parameter(torch.zeros(2, 3, 4))
 
     found = parameters(Strange())
-    assert {name: (one.role, one.axes, one.shape) for name, one in found.items()} == {
+    assert {name: (p.role, p.axes, p.shape) for name, p in found.items()} == {
         "weight": ("weight", None, (2, 3)), "bias": ("bias", None, (2,)), "anything": ("anything", None, (2, 3, 4)),
     }  # fmt: skip
 
@@ -371,7 +371,7 @@ def test_a_subclass_that_has_a_kernel_of_its_own_keeps_the_name_for_it():
             super().__init__(3, 5)
             self.kernel = nn.Parameter(torch.zeros(7))
 
-    assert {name: one.shape for name, one in parameters(Mine()).items()} == {
+    assert {name: p.shape for name, p in parameters(Mine()).items()} == {
         "weight": (5, 3),
         "bias": (5,),
         "kernel": (7,),

@@ -1,4 +1,4 @@
-"""What the parameters of a torch module are called, and that no change of its structure goes unnoticed."""
+"""Names of a torch module's parameters: paths, wrappers, tied parameters."""
 
 from __future__ import annotations
 
@@ -8,75 +8,22 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch_models import MODEL, Model, by_name, describe, names, parameters_of  # noqa: E402
 
 from xweights_torch import backend  # noqa: E402
-from xweights_torch.adapter import ModuleAdapter  # noqa: E402
-
-
-def listed(module):
-    return list(backend.adapter(module).parameters(module))
-
-
-def by_name(module):
-    return {one.name: one for one in listed(module)}
-
-
-def names(module):
-    return [one.name for one in listed(module)]
-
-
-def uncached(module):
-    return [describe(one) for one in ModuleAdapter().parameters(module)]
-
-
-def describe(one):
-    return (
-        one.name, one.native_name, one.role, one.layer, one.gates, one.aliases, one.layout, one.dtype, one.hidden,
-        one.trainable, one.identity(),
-    )  # fmt: skip
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.dense = nn.Linear(3, 3)
-        self.norm = nn.BatchNorm1d(3)
-        self.scale = nn.Parameter(torch.ones(3))
-
-    def forward(self, x):
-        return self.norm(self.dense(x)) * self.scale
-
-
-class Model(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.ModuleList([Block(), Block()])
-        self.head = nn.Linear(3, 2)
-        self.register_buffer("table", torch.zeros(2))
-        self.register_buffer("scratch", torch.zeros(2), persistent=False)
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
-
-
-BLOCK = ["scale", "dense/kernel", "dense/bias", "norm/gamma", "norm/beta", "norm/moving_mean", "norm/moving_variance",
-         "norm/num_batches_tracked"]  # fmt: skip
-MODEL = ["table", "scratch", *[f"blocks/{i}/{name}" for i in range(2) for name in BLOCK], "head/kernel", "head/bias"]
 
 
 def test_names_are_attribute_paths_in_the_order_of_state_dict():
     model = Model()
-    found = listed(model)
-    assert [one.name for one in found] == MODEL
-    assert [one.native_name for one in found if not one.hidden] == list(model.state_dict())
+    found = parameters_of(model)
+    assert [p.name for p in found] == MODEL
+    assert [p.native_name for p in found if not p.hidden] == list(model.state_dict())
     assert by_name(model)["blocks/1/dense/kernel"].layer == "blocks/1/dense"
 
 
 def test_a_lone_layer_and_a_lone_parameter_have_no_path():
-    assert [(one.name, one.layer) for one in listed(nn.Linear(2, 2))] == [("kernel", ""), ("bias", "")]
-    (one,) = listed(nn.Parameter(torch.zeros(2, 3)))
+    assert [(p.name, p.layer) for p in parameters_of(nn.Linear(2, 2))] == [("kernel", ""), ("bias", "")]
+    (one,) = parameters_of(nn.Parameter(torch.zeros(2, 3)))
     assert (one.name, one.native_name, one.axes, one.shape) == ("parameter", "parameter", None, (2, 3))
 
 
@@ -84,15 +31,15 @@ def test_buffers_are_not_trainable_and_those_that_are_not_persistent_are_hidden(
     found = by_name(Model())
     assert (found["table"].trainable, found["table"].hidden) == (False, False)
     assert (found["scratch"].trainable, found["scratch"].hidden) == (False, True)
-    assert [one.name for one in found.values() if one.hidden] == ["scratch"]
+    assert [p.name for p in found.values() if p.hidden] == ["scratch"]
 
 
 def test_trainable_is_read_live():
     model = Model()
-    one = by_name(model)["head/bias"]
-    assert one.trainable
+    p = by_name(model)["head/bias"]
+    assert p.trainable
     model.head.bias.requires_grad_(False)
-    assert not one.trainable
+    assert not p.trainable
 
 
 def test_bare_tensors_and_other_objects_are_no_targets():
@@ -147,7 +94,7 @@ def test_ddp_is_seen_through():
 def test_a_scripted_module_has_the_names_and_axes_of_the_module_it_was_made_from():
     plain = nn.Sequential(nn.Conv2d(4, 8, 2, groups=4), nn.BatchNorm2d(8), nn.Linear(3, 3))
     scripted = torch.jit.script(plain)
-    assert [describe(one)[:8] for one in listed(scripted)] == [describe(one)[:8] for one in listed(plain)]
+    assert [describe(p)[:8] for p in parameters_of(scripted)] == [describe(p)[:8] for p in parameters_of(plain)]
     one = by_name(scripted)["2/kernel"]
     one.write(np.ones((3, 3), np.float32))
     assert scripted(torch.zeros(1, 4, 4, 4)).shape[-1] == 3
@@ -167,9 +114,9 @@ class Tied(nn.Module):
         self.head.weight = self.embed.weight
 
 
-def test_a_tied_parameter_appears_once_with_the_role_and_axes_of_its_first_place():
-    (one,) = listed(Tied())
-    assert (one.name, one.role, one.axes, one.aliases) == (
+def test_a_tied_parameter_appears_once_with_the_role_and_axes_of_its_first_path():
+    (p,) = parameters_of(Tied())
+    assert (p.name, p.role, p.axes, p.aliases) == (
         "embed/embeddings",
         "embeddings",
         ("vocab", "dim"),
@@ -180,8 +127,8 @@ def test_a_tied_parameter_appears_once_with_the_role_and_axes_of_its_first_place
 def test_a_shared_module_appears_once():
     layer = nn.Linear(2, 2)
     model = nn.Sequential(layer, nn.Sequential(nn.ReLU(), layer), layer)
-    found = listed(model)
-    assert [one.name for one in found] == ["0/kernel", "0/bias"]
+    found = parameters_of(model)
+    assert [p.name for p in found] == ["0/kernel", "0/bias"]
     assert found[0].aliases == ("1/1/kernel", "2/kernel")
 
 

@@ -1,4 +1,4 @@
-"""The maths of torch against its definitions, bit by bit, and that nothing changes when it is compiled."""
+"""Array math of torch against its definitions, bit by bit, eagerly and compiled."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def bits(tensor):
     return tensor.detach().view(BITS[tensor.itemsize])
 
 
-def same(one, other):
-    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(bits(one), bits(other))
+def same(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
 
 
 def raw(dtype, shape=(64,), seed=0):
-    """Every kind of bit pattern: normals, subnormals, zeros, infinities, NaNs with payloads."""
+    """Draw every kind of bit pattern: normals, subnormals, zeros, infinities, NaNs with payloads."""
     data = np.random.default_rng(seed).integers(0, 256, (*shape, dtype.itemsize), dtype=np.uint8)
     tensor = torch.from_numpy(data).view(dtype).reshape(shape).clone()
     flat = tensor.view(-1)
@@ -57,7 +57,7 @@ def reference_clip(x, low, high):
             new[i] = bits(high)
         if low is not None and value < low.item():
             new[i] = bits(low)
-    return torch.stack([one.reshape(()) for one in new]).view(x.dtype)
+    return torch.stack([entry.reshape(()) for entry in new]).view(x.dtype)
 
 
 @given(
@@ -73,7 +73,7 @@ def test_clip_is_its_definition_for_every_bit_pattern(dtype, low, high, seed):
     assert same(OPS.clip(x.clone(), low, high), expected)
 
 
-def test_torch_s_own_clamp_would_not_do():
+def test_torch_s_own_clamp_gives_other_bits():
     # If this fails, torch has changed, and the quicker clamp may serve.
     x = torch.tensor([-0.0] * 20)
     assert not same(torch.clamp(x, min=torch.tensor(0.0)), OPS.clip(x, torch.tensor(0.0), None))
@@ -100,9 +100,9 @@ def test_multiply_add_and_fill_round_once_and_edit_in_place(dtype):
         (OPS.add, x + y),
         (OPS.fill, y),
     ):
-        given_ = x.clone()
-        new = edit(given_, y)
-        assert new is given_
+        target = x.clone()
+        new = edit(target, y)
+        assert new is target
         assert same(new, expected)
     assert same(OPS.fill(x.clone(), number(0.5, dtype)), torch.full_like(x, 0.5))
 
@@ -119,7 +119,7 @@ def test_a_number_reaches_float16_as_a_float16():
      (slice(2, 2, -1), slice(None)), (slice(None, None, -1), slice(None, None, -3))],
     ids=str,
 )  # fmt: skip
-def test_set_at_means_what_numpy_means(index):
+def test_set_at_sets_the_same_entries_as_numpy(index):
     x = np.arange(30, dtype=np.float32).reshape(5, 6)
     part = x[index]
     for value in (np.float32(-1), -np.arange(part.size, dtype=np.float32).reshape(part.shape)):
@@ -134,9 +134,9 @@ def test_set_at_takes_a_mask_with_one_value_or_one_for_each_true_entry():
     for value in (np.float32(-1), -np.arange(mask.sum(), dtype=np.float32)):
         expected = x.copy()
         expected[mask] = value
-        for given_ in (mask, torch.from_numpy(mask)):
+        for index in (mask, torch.from_numpy(mask)):
             assert np.array_equal(
-                OPS.set_at(torch.from_numpy(x.copy()), (given_,), from_host(np.asarray(value))), expected
+                OPS.set_at(torch.from_numpy(x.copy()), (index,), from_host(np.asarray(value))), expected
             )
     rows = np.array([True, False, True, False, True])
     expected = x.copy()
@@ -170,7 +170,7 @@ def test_the_largest_singular_value_is_in_float64():
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_rank_is_the_place_in_the_stable_order_with_nan_last(dtype):
+def test_rank_is_the_position_in_the_stable_order_with_nan_last(dtype):
     x = torch.tensor([2.0, 0.0, float("nan"), -0.0, 2.0, float("-inf"), 0.0], dtype=dtype)
     assert OPS.rank(x).tolist() == [4, 1, 6, 2, 5, 0, 3]
     assert OPS.rank(x).dtype == torch.int64
@@ -191,7 +191,7 @@ def test_cast_knows_every_dtype():
         assert OPS.cast(torch.ones(1, dtype=torch.int8), other).dtype == dtype
 
 
-def test_constants_and_buffers_never_alias_what_can_not_be_written():
+def test_constants_and_buffers_never_alias_read_only_arrays():
     array = np.ones(3, np.float32)
     array.flags.writeable = False
     OPS.constant(array, torch.zeros(1)).add_(1)
@@ -208,7 +208,7 @@ def test_constants_and_buffers_never_alias_what_can_not_be_written():
 
 
 def edits(dtype):
-    """Chains in which a compiler that fuses, or computes in a wider type, gives other bits."""
+    """Return chains of edits that change bits if a compiler fuses them or computes in a wider type."""
     s, t, b = number(0.9, dtype), number(1.37, dtype), number(0.123, dtype)
     low, high, zero = number(-0.7, dtype), number(0.7, dtype), number(0.0, dtype)
     mask = torch.from_numpy(np.arange(2000).reshape(40, 50) % 3 != 0)
@@ -222,20 +222,20 @@ def edits(dtype):
 
 
 def step_of(model, rules, order=(1, 0)):
-    """What a bound step does: leaf, neutral order, rule, fence, stored order, put; for each rule and parameter."""
-    found = [one for one in backend.adapter(model).parameters(model) if one.shape == (40, 50)]
+    """Return the steps of a bound rule: native, neutral order, rule, fence, stored order, commit."""
+    parameters = [p for p in backend.adapter(model).parameters(model) if p.shape == (40, 50)]
 
     def step():
         for rule in rules:
-            for one in found:
-                with one.storage.guard():
-                    leaf = one.native(tensor=True)
-                    w = OPS.transpose(leaf, order)
+            for p in parameters:
+                with p.storage.guard():
+                    native = p.native(tensor=True)
+                    w = OPS.transpose(native, order)
                     new = rule(w)
                     if new is w:
-                        one.commit(leaf, leaf)
+                        p.commit(native, native)
                     else:
-                        one.commit(leaf, OPS.transpose(OPS.fence(new), order))
+                        p.commit(native, OPS.transpose(OPS.fence(new), order))
 
     return step
 
@@ -262,10 +262,10 @@ def test_a_chain_of_rules_in_one_compiled_step_is_bit_identical_to_eager_code(co
     before = [(id(p), p.data_ptr(), p.requires_grad, p._version) for p in compiled.parameters()]
     step_of(eager, edits(dtype))()
     torch.compile(step_of(compiled, edits(dtype)), fullgraph=True, backend=compiler)()
-    for one, other in zip(eager.parameters(), compiled.parameters(), strict=True):
-        assert same(one, other)
+    for a, b in zip(eager.parameters(), compiled.parameters(), strict=True):
+        assert same(a, b)
     after = [(id(p), p.data_ptr(), p.requires_grad, p._version) for p in compiled.parameters()]
-    assert [one[:3] for one in before] == [one[:3] for one in after]
+    assert [facts[:3] for facts in before] == [facts[:3] for facts in after]
     assert after[0][3] > before[0][3]
 
 
@@ -283,15 +283,15 @@ def test_without_the_fence_inductor_gives_other_bits(dtype):
 @pytest.mark.parametrize("compiler", BACKENDS)
 def test_compiled_code_moves_bits_where_bits_are_moved(compiler, dtype):
     layer = nn.ParameterList([nn.Parameter(raw(dtype))])
-    (one,) = backend.adapter(layer).parameters(layer)
+    (p,) = backend.adapter(layer).parameters(layer)
     mask = torch.arange(64) % 7 != 0
     low, high = number(-1, dtype), number(1, dtype)
     expected = OPS.clip(OPS.keep(layer[0].detach().clone(), mask), low, high)
 
     def step():
-        with one.storage.guard():
-            leaf = one.native(tensor=True)
-            one.commit(leaf, OPS.fence(OPS.clip(OPS.fence(OPS.keep(leaf, mask)), low, high)))
+        with p.storage.guard():
+            native = p.native(tensor=True)
+            p.commit(native, OPS.fence(OPS.clip(OPS.fence(OPS.keep(native, mask)), low, high)))
 
     torch.compile(step, fullgraph=True, backend=compiler)()
     assert same(layer[0], expected)
@@ -323,7 +323,7 @@ def test_measures_can_be_compiled(compiler):
 
 
 @pytest.mark.parametrize("compiler", BACKENDS)
-def test_a_bound_edit_stands_beside_the_model_s_own_forward_pass(compiler):
+def test_a_bound_edit_and_the_model_s_own_forward_pass_share_one_step(compiler):
     torch.manual_seed(0)
     model = nn.Linear(40, 50)
     x = torch.ones(1, 40)

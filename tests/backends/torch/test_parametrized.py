@@ -1,4 +1,4 @@
-"""Parameters that a module computes from others: one parameter, readable, written through right_inverse or refused."""
+"""A parametrized weight is one parameter: readable, and written through right_inverse or refused."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*")
 
 
 def visible(module):
-    return {one.name: one for one in backend.adapter(module).parameters(module) if not one.hidden}
+    return {p.name: p for p in backend.adapter(module).parameters(module) if not p.hidden}
 
 
 def kernel(module):
-    return next(one for name, one in visible(module).items() if name.endswith("kernel"))
+    return next(p for name, p in visible(module).items() if name.endswith("kernel"))
 
 
-def read(one):
-    return np.array(one.read())
+def read(p):
+    return np.array(p.read())
 
 
 def state(module):
@@ -72,7 +72,7 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-def test_it_is_one_parameter_with_the_name_role_and_axes_of_the_plain_one(make):
+def test_a_parametrized_weight_is_one_parameter_with_the_name_role_and_axes_of_the_plain_one(make):
     torch.manual_seed(1)
     layer = nn.Sequential(nn.Linear(4, 3))
     make(layer[0])
@@ -91,14 +91,14 @@ def test_it_is_one_parameter_with_the_name_role_and_axes_of_the_plain_one(make):
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 @pytest.mark.parametrize("training", [True, False])
-def test_reading_gives_what_the_module_computes_with_and_changes_nothing(make, training):
+def test_reading_gives_the_value_that_the_module_uses_and_changes_nothing(make, training):
     torch.manual_seed(1)
     layer = make(nn.Linear(4, 3)) or pytest.skip()
     layer.train(training)
     modes = [m.training for m in layer.modules()]
     before = state(layer)
-    one = kernel(layer)
-    got = read(one)
+    p = kernel(layer)
+    got = read(p)
     assert same_state(layer, before)
     assert [m.training for m in layer.modules()] == modes
     layer.eval()
@@ -127,14 +127,14 @@ def test_writing_goes_through_the_inverse_in_place(name):
 
 def test_the_copy_that_an_old_hook_keeps_is_brought_up_to_date():
     layer = nn.utils.weight_norm(nn.Linear(4, 3))
-    one = kernel(layer)
-    kept = one.backup()
-    former = read(one)
-    one.write(np.ones((3, 4), np.float32))
+    p = kernel(layer)
+    kept = p.backup()
+    former = read(p)
+    p.write(np.ones((3, 4), np.float32))
     np.testing.assert_allclose(layer.weight.detach(), np.ones((3, 4)), atol=1e-6)
-    one.restore(kept)
+    p.restore(kept)
     assert np.array_equal(layer.weight.detach(), former)
-    assert np.array_equal(read(one), former)
+    assert np.array_equal(read(p), former)
 
 
 @pytest.mark.parametrize("name", ["weight_norm", "spectral_norm", "orthogonal", "old weight_norm"])
@@ -142,10 +142,10 @@ def test_a_value_that_can_not_be_represented_is_refused_and_everything_is_put_ba
     torch.manual_seed(1)
     layer = MAKERS[name](nn.Linear(4, 3)).train()
     before = state(layer)
-    one = kernel(layer)
+    p = kernel(layer)
     value = np.zeros((3, 4), np.float32) if "weight" in name else np.full((3, 4), 9, np.float32)
     with pytest.raises(WriteError, match=r"Linear.weight can't take this value|can't be inverted"):
-        one.write(value)
+        p.write(value)
     assert same_state(layer, before)
 
 
@@ -153,31 +153,31 @@ def test_an_orthogonal_matrix_can_be_written_to_an_orthogonal_weight():
     torch.manual_seed(1)
     layer = parametrizations.orthogonal(nn.Linear(4, 4), orthogonal_map="householder")
     q = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0].astype(np.float32)
-    one = kernel(layer)
+    p = kernel(layer)
     before = state(layer)
     try:
-        one.write(q)
+        p.write(q)
     except WriteError:
         assert same_state(layer, before)
     else:
-        np.testing.assert_allclose(read(one), q, atol=1e-5)
+        np.testing.assert_allclose(read(p), q, atol=1e-5)
     matrix = parametrizations.orthogonal(nn.Linear(4, 4))
-    one = kernel(matrix)
-    one.write(q)
-    np.testing.assert_allclose(read(one), q, atol=1e-5)
+    p = kernel(matrix)
+    p.write(q)
+    np.testing.assert_allclose(read(p), q, atol=1e-5)
 
 
 def test_an_error_of_the_user_s_inverse_puts_everything_back():
     layer = nn.Linear(2, 2)
     parametrize.register_parametrization(layer, "weight", Raising())
     before = state(layer)
-    one = kernel(layer)
+    p = kernel(layer)
     with pytest.raises(ZeroDivisionError):
-        one.write(np.zeros((2, 2), np.float32))
+        p.write(np.zeros((2, 2), np.float32))
     assert same_state(layer, before)
 
 
-def test_what_can_not_be_written_says_why_and_what_to_do():
+def test_a_weight_that_can_not_be_written_is_refused_with_reason_and_fix():
     one_way = nn.Linear(2, 2)
     parametrize.register_parametrization(one_way, "weight", Absolute())
     cases = {
@@ -186,39 +186,39 @@ def test_what_can_not_be_written_says_why_and_what_to_do():
         "remove_spectral_norm": nn.utils.spectral_norm(nn.Linear(2, 2)),
     }
     for text, layer in cases.items():
-        one = kernel(layer)
-        assert one.refusal(writing=False) is None
-        assert text in one.refusal(writing=True)
+        p = kernel(layer)
+        assert p.refusal(writing=False) is None
+        assert text in p.refusal(writing=True)
 
 
-def test_backup_and_restore_keep_every_bit_of_what_it_is_computed_from():
+def test_backup_and_restore_keep_every_bit_of_the_original_parameters():
     torch.manual_seed(1)
     layer = parametrizations.spectral_norm(nn.Linear(4, 3)).train()
-    one = kernel(layer)
+    p = kernel(layer)
     before = state(layer)
-    kept = one.backup()
+    kept = p.backup()
     layer(torch.ones(1, 4))  # one power iteration
     with torch.no_grad():
         layer.parametrizations.weight.original.mul_(3)
     assert not same_state(layer, before)
-    one.restore(kept)
+    p.restore(kept)
     assert same_state(layer, before)
 
 
-def test_an_edit_of_a_leaf_is_kept_by_put():
+def test_an_edit_of_the_native_array_is_kept_by_commit():
     layer = parametrizations.weight_norm(nn.Linear(4, 3))
-    one = kernel(layer)
-    expected = read(one) * np.float32(0.5)
+    p = kernel(layer)
+    expected = read(p) * np.float32(0.5)
     for native in (True, False):
-        with one.storage.guard():
-            leaf = one.native(tensor=native)
-            leaf *= 0.5
-            one.commit(leaf, leaf)
-        np.testing.assert_allclose(read(one), expected, atol=1e-6)
+        with p.storage.guard():
+            array = p.native(tensor=native)
+            array *= 0.5
+            p.commit(array, array)
+        np.testing.assert_allclose(read(p), expected, atol=1e-6)
         expected = expected * np.float32(0.5)
 
 
-def test_freezing_it_freezes_what_it_is_computed_from():
+def test_freezing_a_parametrized_weight_freezes_its_original_parameters():
     layer = parametrizations.weight_norm(nn.Linear(4, 3))
     one = kernel(layer)
     one.set_trainable(False)
@@ -233,16 +233,16 @@ def test_a_parametrized_buffer_is_found():
     assert not visible(norm)["moving_mean"].trainable
 
 
-def test_a_pruned_recurrent_weight_has_its_place_in_the_table():
+def test_a_pruned_recurrent_weight_has_its_row_in_the_table():
     layer = prune.random_unstructured(nn.LSTM(2, 3), "weight_hh_l0", 0.5)
     assert list(visible(layer)) == ["l0/kernel", "l0/recurrent_kernel", "l0/bias", "l0/recurrent_bias"]
 
 
 def test_a_weight_tied_before_it_was_parametrized_keeps_its_plain_name():
-    one, two = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
-    two.weight = one.weight
-    parametrize.register_parametrization(one, "weight", Doubled())
-    found = visible(nn.Sequential(one, two))
+    p, two = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    two.weight = p.weight
+    parametrize.register_parametrization(p, "weight", Doubled())
+    found = visible(nn.Sequential(p, two))
     assert list(found) == ["0/kernel", "1/kernel"]
     assert found["1/kernel"].aliases == ("0/parametrizations/weight/original",)
 
@@ -250,6 +250,6 @@ def test_a_weight_tied_before_it_was_parametrized_keeps_its_plain_name():
 def test_a_parametrized_module_on_meta_can_still_be_listed_and_is_refused():
     with torch.device("meta"):
         layer = parametrizations.weight_norm(nn.Linear(4, 3))
-    one = kernel(layer)
-    assert one.shape == (4, 3)
-    assert "meta" in one.refusal(writing=False)
+    p = kernel(layer)
+    assert p.shape == (4, 3)
+    assert "meta" in p.refusal(writing=False)

@@ -1,4 +1,4 @@
-"""Programs of torch.export get their layers back: the layers, parameters and numbers of the module they came from."""
+"""Programs of torch.export are opened with the layers, parameters and numbers of their original modules."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ LAYERS: dict[str, tuple[Callable[[], list[Any]], tuple[int, ...]]] = {
 
 
 def sample(shape: tuple[int, ...]) -> Any:
-    """Words for the shape of words, else numbers."""
+    """Draw token ids for the shape of tokens, else numbers."""
     generator = torch.Generator().manual_seed(0)
     if shape == WORDS:
         return torch.randint(0, 10, shape, generator=generator)
@@ -64,7 +64,7 @@ def test_a_program_gets_the_layers_of_its_module_back(name: str) -> None:
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
     x = sample(shape)
-    rebuilt = opening.with_layers(torch.export.export(module, (x,)).module(check_guards=False)).eval()
+    rebuilt = opening.restore_layers(torch.export.export(module, (x,)).module(check_guards=False)).eval()
     found = {path: repr(layer) for path, layer in rebuilt.named_modules()}
     for path, layer in module.layers.named_children():
         assert found[f"layers.{path}"] == repr(layer)
@@ -74,7 +74,7 @@ def test_a_program_gets_the_layers_of_its_module_back(name: str) -> None:
         assert xw.equal(rebuilt, module)
 
 
-def test_a_layer_that_is_called_twice_is_one_layer_and_what_is_never_called_is_kept() -> None:
+def test_a_layer_called_twice_is_one_layer_and_a_layer_never_called_is_kept() -> None:
     class Net(nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
@@ -85,13 +85,13 @@ def test_a_layer_that_is_called_twice_is_one_layer_and_what_is_never_called_is_k
 
     net = Net().eval()
     x = torch.ones(2, 3)
-    rebuilt = opening.with_layers(torch.export.export(net, (x,)).module(check_guards=False))
-    assert [type(one).__name__ for path, one in rebuilt.named_modules() if path == "shared"] == ["Linear"]
+    rebuilt = opening.restore_layers(torch.export.export(net, (x,)).module(check_guards=False))
+    assert [type(module).__name__ for path, module in rebuilt.named_modules() if path == "shared"] == ["Linear"]
     assert torch.equal(rebuilt(x), net(x))
     assert set(rebuilt.state_dict()) == set(net.state_dict())
 
 
-def test_what_is_no_layer_stays_an_operation() -> None:
+def test_an_operation_that_is_no_layer_stays_an_operation() -> None:
     class Net(nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
@@ -105,12 +105,12 @@ def test_what_is_no_layer_stays_an_operation() -> None:
 
     net = Net().eval()
     x = torch.randn(2, 3, 4)
-    rebuilt = opening.with_layers(torch.export.export(net, (x,)).module(check_guards=False))
+    rebuilt = opening.restore_layers(torch.export.export(net, (x,)).module(check_guards=False))
     assert torch.equal(rebuilt(x), net(x))
     assert set(rebuilt.state_dict()) == set(net.state_dict())
 
 
-def test_states_that_are_handed_in_and_out_stay_where_they_are() -> None:
+def test_states_passed_in_and_out_keep_their_positions() -> None:
     class Net(nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
@@ -123,7 +123,7 @@ def test_states_that_are_handed_in_and_out_stay_where_they_are() -> None:
 
     net = Net().eval()
     x = torch.randn(5, 2, 3)
-    rebuilt = opening.with_layers(torch.export.export(net, (x,)).module(check_guards=False))
-    assert {type(one) for one in rebuilt.modules()} >= {nn.LSTM}
+    rebuilt = opening.restore_layers(torch.export.export(net, (x,)).module(check_guards=False))
+    assert {type(module) for module in rebuilt.modules()} >= {nn.LSTM}
     for got, expected in zip(rebuilt(x), net(x), strict=True):
         assert torch.equal(got, expected)

@@ -1,4 +1,4 @@
-"""Reading, writing and restoring torch tensors: in place, bit by bit, and never behind autograd's back."""
+"""Reading and writing torch tensors: in place, bit by bit, and visible to autograd."""
 
 from __future__ import annotations
 
@@ -11,45 +11,19 @@ torch = pytest.importorskip("torch")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch import nn  # noqa: E402
+from torch_tensors import DTYPES, FLOATS, Holder, bits, parameter_of, special  # noqa: E402
 
 from xweights.errors import TargetError, WriteError  # noqa: E402
 from xweights_torch import backend  # noqa: E402
-from xweights_torch.dtypes import BITS, NUMPY_OF, from_host, host_view  # noqa: E402
-
-DTYPES = sorted(NUMPY_OF, key=str)
-FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-
-
-def one(module, name=None):
-    found = backend.adapter(module).parameters(module)
-    return found[0] if name is None else next(p for p in found if p.name == name)
-
-
-def bits(tensor):
-    tensor = tensor.detach()
-    return tensor.clone() if tensor.is_complex() else tensor.view(BITS[tensor.itemsize]).clone()
-
-
-def special(dtype, shape=(4, 6)):
-    """Zeros of both signs, subnormals, infinities and NaNs with payloads, in the dtype's own bits."""
-    rng = np.random.default_rng(5)
-    raw = rng.integers(0, 256, (*shape, dtype.itemsize), dtype=np.uint8)
-    return torch.from_numpy(raw).view(dtype).reshape(shape)
-
-
-class Holder(nn.Module):
-    def __init__(self, tensor):
-        super().__init__()
-        self.w = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
-
+from xweights_torch.dtypes import NUMPY_OF, from_host, host_view  # noqa: E402
 
 # Reading
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_read_is_a_view_of_the_parameter_s_memory_with_its_very_bits(dtype):
+def test_a_read_is_a_view_of_the_parameter_s_memory_with_exactly_its_bits(dtype):
     tensor = torch.ones(3, 2, dtype=torch.uint8).to(dtype)
-    p = one(Holder(tensor))
+    p = parameter_of(Holder(tensor))
     array = p.read()
     assert array.dtype == p.dtype == NUMPY_OF[dtype]
     assert array.__array_interface__["data"][0] == p.handle.tensor.data_ptr()
@@ -60,7 +34,7 @@ def test_a_read_is_a_view_of_the_parameter_s_memory_with_its_very_bits(dtype):
 def test_views_of_any_strides_are_read_and_written_in_place(dtype):
     base = special(dtype, (6, 8))
     for make in (lambda t: t.T, lambda t: t[::2, 1::3], lambda t: t[2], lambda t: t[1, 1]):
-        p = one(Holder(make(base.clone())))
+        p = parameter_of(Holder(make(base.clone())))
         tensor = p.handle.tensor
         assert p.refusal(writing=True) is None
         array = p.read()
@@ -72,7 +46,7 @@ def test_views_of_any_strides_are_read_and_written_in_place(dtype):
 
 def test_a_lazy_conjugate_or_negative_reads_as_its_values_and_is_written_as_them():
     for tensor in (torch.tensor([1 + 2j, 3 - 4j]).conj(), torch.tensor([1 + 2j, 3 - 4j]).conj().imag):
-        p = one(nn.ParameterList([nn.Parameter(tensor, requires_grad=False)]))
+        p = parameter_of(nn.ParameterList([nn.Parameter(tensor, requires_grad=False)]))
         assert np.array_equal(p.read(), tensor.resolve_conj().resolve_neg().numpy())
         p.write(np.array([5, 6], p.dtype))
         assert tensor.tolist() == [5, 6]
@@ -86,7 +60,7 @@ def test_a_lazy_conjugate_or_negative_reads_as_its_values_and_is_written_as_them
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_a_write_keeps_the_object_its_memory_and_its_gradient_flag_and_moves_every_bit(dtype, shape):
     layer = Holder(torch.zeros(shape, dtype=dtype))
-    p, tensor = one(layer), layer.w
+    p, tensor = parameter_of(layer), layer.w
     before = (id(layer.w), tensor.data_ptr(), tensor.dtype, tensor.requires_grad, tensor.is_leaf)
     value = host_view(special(dtype, shape))
     for source in (value, np.array(value, order="F"), value[..., ::-1] if shape else value):
@@ -99,28 +73,15 @@ def test_a_write_keeps_the_object_its_memory_and_its_gradient_flag_and_moves_eve
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_large_sources_in_any_order_are_written_whole(dtype):
     for shape, order in (((1100, 1999), (1, 0)), ((300, 500, 3, 5), (3, 2, 0, 1)), ((2_200_001,), (0,))):
-        p = one(Holder(torch.zeros(shape, dtype=dtype)))
+        p = parameter_of(Holder(torch.zeros(shape, dtype=dtype)))
         value = host_view(special(dtype, tuple(np.array(shape)[list(order)]))).transpose(np.argsort(order))
         p.write(value)
         assert p.read().tobytes() == value.tobytes()
 
 
-def test_many_are_written_at_once_as_one_by_one():
-    layers = [Holder(special(dtype, shape)) for dtype in FLOATS for shape in ((2, 3), (), (50, 40))]
-    found = [one(layer) for layer in layers]
-    values = [np.array(np.flip(p.read())) for p in found]
-    values[0] = np.array(values[0], order="F")
-    versions = [layer.w._version for layer in layers]
-    found[0].storage.write_all([p.handle for p in found], values)
-    assert [p.read().tobytes() for p in found] == [value.tobytes() for value in values]
-    assert all(layer.w._version > version for layer, version in zip(layers, versions, strict=True))
-    with pytest.raises(WriteError, match="float64"):
-        found[-4].storage.write_all([one(nn.Linear(2, 2)).handle], [np.zeros((2, 2))])
-
-
 def test_a_read_only_source_is_written_without_a_warning(recwarn):
     for shape in ((2, 2), (400, 400)):
-        p = one(Holder(torch.zeros(shape)))
+        p = parameter_of(Holder(torch.zeros(shape)))
         source = np.ones(shape, np.float32)
         source.flags.writeable = False
         p.write(source)
@@ -129,7 +90,7 @@ def test_a_read_only_source_is_written_without_a_warning(recwarn):
 
 @pytest.mark.parametrize("size", [3, 400])
 def test_a_view_of_the_parameter_itself_is_a_lawful_source(size):
-    p = one(Holder(torch.arange(size * size, dtype=torch.float32).reshape(size, size)))
+    p = parameter_of(Holder(torch.arange(size * size, dtype=torch.float32).reshape(size, size)))
     array = p.read()
     expected = array.T.copy()
     p.write(array.T)
@@ -137,28 +98,28 @@ def test_a_view_of_the_parameter_itself_is_a_lawful_source(size):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("how", ["write", "leaf", "native", "result", "restore"])
+@pytest.mark.parametrize("how", ["write", "array", "native", "result", "restore"])
 def test_every_kind_of_write_raises_the_version_counter(how, dtype):
-    p = one(Holder(torch.ones(2, 2, dtype=dtype)))
+    p = parameter_of(Holder(torch.ones(2, 2, dtype=dtype)))
     storage, handle, tensor = p.storage, p.handle, p.handle.tensor
     before = tensor._version
     with storage.guard():
-        leaf = storage.native_array(handle, tensor=how == "native")
+        array = storage.native_array(handle, tensor=how == "native")
         if how == "write":
             storage.write(handle, np.zeros((2, 2), p.dtype))
         elif how == "restore":
             storage.restore(handle, storage.backup(handle))
         elif how == "result":
-            storage.commit(handle, leaf, leaf * leaf)
+            storage.commit(handle, array, array * array)
         else:
-            leaf *= leaf
-            storage.commit(handle, leaf, leaf)
+            array *= array
+            storage.commit(handle, array, array)
     assert tensor._version > before
 
 
 def test_an_edit_between_forward_and_backward_makes_backward_raise():
     layer = nn.Linear(2, 2)
-    p = one(layer)
+    p = parameter_of(layer)
     loss = layer(layer(torch.ones(1, 2))).sum()
     p.write(np.zeros((2, 2), np.float32))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -166,7 +127,7 @@ def test_an_edit_between_forward_and_backward_makes_backward_raise():
 
 
 def test_a_read_leaves_the_version_counter_alone():
-    p = one(nn.Linear(2, 2))
+    p = parameter_of(nn.Linear(2, 2))
     before = p.handle.tensor._version
     p.read()
     p.native()
@@ -175,17 +136,17 @@ def test_a_read_leaves_the_version_counter_alone():
 
 
 def test_a_write_of_another_shape_or_dtype_is_refused():
-    p = one(nn.Linear(2, 3))
+    p = parameter_of(nn.Linear(2, 3))
     for value in (np.zeros((2, 3), np.float32), np.zeros((3, 2)), np.zeros(2, np.float32)):
         with pytest.raises(WriteError, match="expected: float32"):
             p.write(value)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_a_leaf_is_numpy_where_numpy_is_quick_and_a_detached_tensor_otherwise(dtype):
-    p = one(Holder(torch.ones(2, 2, dtype=dtype)))
-    leaf, native = p.native(), p.native(tensor=True)
-    assert isinstance(leaf, np.ndarray) == (dtype in (torch.float32, torch.float64))
+def test_a_native_array_is_numpy_where_numpy_is_quick_and_a_detached_tensor_otherwise(dtype):
+    p = parameter_of(Holder(torch.ones(2, 2, dtype=dtype)))
+    default, native = p.native(), p.native(tensor=True)
+    assert isinstance(default, np.ndarray) == (dtype in (torch.float32, torch.float64))
     assert isinstance(native, torch.Tensor)
     assert not native.requires_grad
     assert native.data_ptr() == p.handle.tensor.data_ptr()
@@ -195,7 +156,7 @@ def test_a_leaf_is_numpy_where_numpy_is_quick_and_a_detached_tensor_otherwise(dt
 
 
 def reasons(tensor, *, writing=True):
-    p = one(nn.ParameterList([nn.Parameter(tensor, requires_grad=False)]))
+    p = parameter_of(nn.ParameterList([nn.Parameter(tensor, requires_grad=False)]))
     return p.refusal(writing=writing)
 
 
@@ -232,7 +193,7 @@ def test_entries_that_share_memory_can_be_read_and_not_written():
 def test_an_inference_tensor_is_written_in_inference_mode_only():
     with torch.inference_mode():
         layer = nn.Linear(2, 2)
-    p = one(layer)
+    p = parameter_of(layer)
     assert p.refusal(writing=False) is None
     assert "inference_mode" in p.refusal(writing=True)
     with torch.inference_mode():
@@ -255,12 +216,12 @@ def test_a_sharded_parameter_is_refused():
         model = nn.Sequential(nn.Linear(2, 2))
         fully_shard(model, mesh=mesh)
         model.unshard()
-        p = one(model)
+        p = parameter_of(model)
         assert type(p.handle.tensor) is nn.Parameter
         assert "FSDP" in p.refusal(writing=False)
         for original in (True, False):
             wrapped = FullyShardedDataParallel(nn.Linear(2, 2), device_id=torch.device("cpu"), use_orig_params=original)
-            p = one(wrapped)
+            p = parameter_of(wrapped)
             assert "FSDP" in p.refusal(writing=True)
     finally:
         dist.destroy_process_group()
@@ -276,7 +237,7 @@ def test_parameters_inside_of_a_function_transform_are_refused():
             self.inner = layer
 
         def forward(self, x):
-            p = one(self)
+            p = parameter_of(self)
             seen.append(p.refusal(writing=True))
             return self.inner(x).sum()
 
@@ -300,7 +261,7 @@ def test_a_harmless_subclass_of_parameter_is_not():
 
     layer = nn.Linear(2, 2)
     layer.weight = Mine(torch.zeros(2, 2))
-    p = one(layer)
+    p = parameter_of(layer)
     assert p.refusal(writing=True) is None
 
 
@@ -309,7 +270,7 @@ def test_a_harmless_subclass_of_parameter_is_not():
 
 def test_trainable_is_requires_grad_and_buffers_can_not_be_trained():
     layer = nn.BatchNorm1d(2)
-    gamma, mean = one(layer), one(layer, "moving_mean")
+    gamma, mean = parameter_of(layer), parameter_of(layer, "moving_mean")
     gamma.set_trainable(False)
     assert not layer.weight.requires_grad
     gamma.set_trainable(True)
@@ -317,7 +278,7 @@ def test_trainable_is_requires_grad_and_buffers_can_not_be_trained():
     mean.set_trainable(False)
     with pytest.raises(WriteError, match=r"no nn\.Parameter"):
         mean.set_trainable(True)
-    whole = one(nn.ParameterList([nn.Parameter(torch.ones(2, dtype=torch.int32), requires_grad=False)]))
+    whole = parameter_of(nn.ParameterList([nn.Parameter(torch.ones(2, dtype=torch.int32), requires_grad=False)]))
     with pytest.raises(WriteError, match=r"can't train torch\.int32"):
         whole.set_trainable(True)
 
@@ -335,10 +296,10 @@ def test_a_bare_tensor_counts_as_trainable_where_it_is_floating():
     st.lists(st.integers(1, 4), min_size=0, max_size=3),
     st.integers(0, 2**32 - 1),
 )
-def test_what_is_written_is_what_is_read_bit_by_bit(dtype, shape, seed):
+def test_written_values_are_read_back_bit_by_bit(dtype, shape, seed):
     raw = np.random.default_rng(seed).integers(0, 256, (*shape, dtype.itemsize), dtype=np.uint8)
     value = raw.view(NUMPY_OF[dtype]).reshape(shape)
-    p = one(Holder(torch.zeros(shape, dtype=dtype)))
+    p = parameter_of(Holder(torch.zeros(shape, dtype=dtype)))
     p.write(value)
     assert p.read().tobytes() == value.tobytes()
 

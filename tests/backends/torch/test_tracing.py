@@ -1,4 +1,4 @@
-"""Inside of torch.compile a verb says that it has to be bound first; it never half works."""
+"""Inside torch.compile a verb raises an error that asks for bind, and never applies half of an edit."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_with_fullgraph_dynamo_s_own_error_carries_the_text(layer, verb):
     assert torch.equal(layer.weight, before)
 
 
-def test_a_frame_that_dynamo_gave_up_on_is_still_part_of_the_compiled_step():
+def test_a_frame_that_dynamo_skipped_is_still_part_of_the_compiled_step():
     seen = []
 
     def note():

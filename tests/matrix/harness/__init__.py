@@ -1,1 +1,1 @@
-"""What the test matrix is made of: columns (targets and modes), twins, rows (verbs), a referee, and the comparison."""
+"""Parts of the test matrix: columns (targets and modes), twins, rows (verbs), a referee, and the comparison."""

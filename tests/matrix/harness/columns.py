@@ -1,4 +1,4 @@
-"""The columns of the matrix: which target, run in which mode, and what keeps a cell from being run."""
+"""Columns of the matrix: a target, the mode it runs in, and whether a cell can run here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KERAS_BACKENDS = ("tensorflow", "jax", "torch")
 
 
 def keras_backend() -> str:
-    """The Keras backend of this process."""
+    """Return the Keras backend of this process."""
     return os.environ.get("KERAS_BACKEND", KERAS_BACKENDS[0])
 
 
@@ -58,23 +58,23 @@ class Column(Enum):
 
     @property
     def id(self) -> str:
-        """As in ``torch-compiled``."""
+        """Return the column's name, as in ``torch-compiled``."""
         return f"{self.twin_name}-{self.mode}"
 
     @property
     def keras(self) -> str | None:
-        """The Keras backend that this column needs, if it needs one."""
+        """Return the Keras backend that this column needs, if it needs one."""
         return self.framework if self.twin_name.startswith("keras") else None
 
     @property
     def here(self) -> bool:
-        """Whether this process runs it: Keras has one backend per process, the first run takes the rest."""
+        """Return whether this process runs it: Keras has one backend per process, the first run takes the rest."""
         return keras_backend() == (self.keras or KERAS_BACKENDS[0])
 
     def obstacle(self) -> str | None:
-        """What this machine lacks, or None."""
+        """Return what this machine lacks, or None."""
         wanted = [self.framework] + (["keras"] if self.keras else [])
-        absent = [one for one in wanted if importlib.util.find_spec(one) is None]
+        absent = [package for package in wanted if importlib.util.find_spec(package) is None]
         if absent:
             return f"{' and '.join(absent)} not installed"
         if self.mode == "compiled" and compiler() is None:
@@ -82,7 +82,7 @@ class Column(Enum):
         return None
 
     def twin(self, dtype: np.dtype[Any]) -> twins.Twin:
-        """A new model."""
+        """Build a new model."""
         trained = twins.FEW if self.mode == "compiled" else twins.TRAINABLE
         if self.keras:
             return twins.KerasTwin(dtype, trained)
@@ -91,12 +91,12 @@ class Column(Enum):
 
 
 def compiler() -> str | None:
-    """The C++ compiler that torch.compile would find."""
+    """Return the C++ compiler that torch.compile would find."""
     return next(
         (path for name in (os.environ.get("CXX"), "g++", "clang++") if name and (path := shutil.which(name))), None
     )
 
 
 def columns_here() -> list[Column]:
-    """The columns that this process runs."""
+    """Return the columns that this process runs."""
     return [column for column in Column if column.here]

@@ -1,4 +1,4 @@
-"""Hands: the verbs, done to a target now, or bound for a compiled step.
+"""Hands: the verbs, called on a target directly, or bound for a compiled step.
 
 The referee, :class:`harness.naive.Naive`, is the third hand.
 """
@@ -9,19 +9,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xweights as xw
-from harness.naive import narrowed
+from harness.naive import narrow
 from harness.twins import KERNELS
+from xweights.core.selection import DEFAULT_KERNELS
 
-RULES: dict[str, Any] = {
-    "fill": xw.Fill, "scale": xw.Scale, "add": xw.Add, "clip": xw.Clip, "clip_norm": xw.ClipNorm, "mask": xw.Mask,
-    "max_norm": xw.MaxNorm, "unit_norm": xw.UnitNorm, "non_negative": xw.NonNegative, "spectral_norm": xw.SpectralNorm,
-    "prune": xw.Prune, "set_entries": xw.SetEntries, "noise": xw.Noise,
-}  # fmt: skip
-ON_KERNELS = ("max_norm", "unit_norm", "spectral_norm", "mask", "prune", "init")
+
+def rule_class(verb: str) -> Any:
+    """Return the rule of a verb, which has its name: `clip_norm` applies `ClipNorm`."""
+    return getattr(xw, "".join(part.title() for part in verb.split("_")))
 
 
 class Now:
-    """Each verb is called as a user calls it."""
+    """A hand that calls each verb as a user calls it."""
 
     def __init__(self, target: Any) -> None:
         self.target = target
@@ -32,10 +31,10 @@ class Now:
 
 
 class Bound:
-    """Each verb becomes a bound rule with the verb's own default selection; ``steps`` are what a compiled step calls.
+    """A hand that binds each verb as a rule with the verb's default selection; a compiled step calls its ``steps``.
 
     A random verb is bound once, however often it is called; ``draws`` are the steps to draw, one for each call.
-    ``few``: a selection keeps only these where it has any of them (see :func:`harness.naive.narrowed`).
+    ``few``: a selection keeps only these where it has any of them (see :func:`harness.naive.narrow`).
     """
 
     def __init__(self, target: Any, trained: Sequence[str], few: Sequence[str] = ()) -> None:
@@ -54,12 +53,18 @@ class Bound:
             seed = kwargs.pop("seed")
             rule = xw.Init(args[0], seed, kwargs)
         else:
-            rule = RULES[verb](*args, **kwargs)
+            rule = rule_class(verb)(*args, **kwargs)
         if where is None:
-            given = args[0] if verb in ("fill", "scale", "add", "mask") else None
-            where = given if isinstance(given, Mapping) else KERNELS if verb in ON_KERNELS else self.trained
+            value = args[0] if verb in ("fill", "scale", "add", "mask") else None
+            where = (
+                value
+                if isinstance(value, Mapping)
+                else KERNELS
+                if rule.default_where is DEFAULT_KERNELS
+                else self.trained
+            )
         if verb == "noise":
             self.draws.append(kwargs.get("step", 0))
             if self.steps:
                 return
-        self.steps.append(xw.bind(self.target, rule, where=narrowed(where, self.few)))
+        self.steps.append(xw.bind(self.target, rule, where=narrow(where, self.few)))

@@ -1,6 +1,6 @@
-"""What is held while the training axis of the matrix trains: one layer for each rule, and how far it is from true.
+"""Rules held by the training axis of the matrix, one layer for each, and the distance of each from being true.
 
-A rule that comes new is one entry in this list.
+A new rule is one new entry in this list.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ NONE = np.zeros((SIZE, SIZE), np.bool_)
 class Held:
     """A rule and the layers whose kernels it is held on.
 
-    ``attach(target, optimizer)`` does it as a user would. ``broken(now, first, update)`` is how far the kernels of now
-    are from obeying it, 0.0 for not at all: ``first`` are those of the moment after it was attached, ``update`` counts
-    the updates since. ``free`` are the entries that have to go on moving; ``rests`` says that a rule may bring some of
-    them to rest, at a bound or at zero.
+    ``attach(target, optimizer)`` attaches it as a user would. ``broken(now, first, update)`` measures how far the
+    current kernels are from satisfying it, 0.0 if they do: ``first`` are those right after it was attached, ``update``
+    counts the updates since. ``free`` are the entries that must continue to move; ``rests``: the rule may stop some of
+    them, at a bound or at zero.
     """
 
     layers: tuple[str, ...]
@@ -45,9 +45,9 @@ class Held:
     rests: bool = False
 
     def moving(self, now: Arrays, before: Arrays) -> Array:
-        """For each free entry, whether it is another number now."""
-        gone = [now[layer] != before[layer] for layer in self.layers]
-        return np.concatenate([one.ravel() if self.free is None else one[self.free] for one in gone])
+        """Return for each free entry whether it is another number now."""
+        moved = [now[layer] != before[layer] for layer in self.layers]
+        return np.concatenate([changes.ravel() if self.free is None else changes[self.free] for changes in moved])
 
 
 def _hold(rule: Any, layer: str) -> Callable[[Any, Any], Any]:
@@ -59,14 +59,14 @@ def _wide(w: Array) -> Array:
 
 
 def _largest(excess: Array) -> float:
-    """The largest entry, and at least 0; NaN breaks any rule."""
+    """Return the largest entry, and at least 0; NaN breaks any rule."""
     return float("inf") if np.isnan(excess).any() else float(np.max(excess, initial=0.0))
 
 
-def _different(one: Array, other: Array) -> float:
-    """Bits count, the sign of a zero too."""
-    gap = _largest(np.abs(_wide(one) - _wide(other)))
-    return gap if gap or one.tobytes() == other.tobytes() else float("inf")
+def _different(a: Array, b: Array) -> float:
+    """Compare bit by bit, the sign of a zero included."""
+    gap = _largest(np.abs(_wide(a) - _wide(b)))
+    return gap if gap or a.tobytes() == b.tobytes() else float("inf")
 
 
 def _norms(w: Array, axis: int) -> Array:
@@ -74,13 +74,13 @@ def _norms(w: Array, axis: int) -> Array:
 
 
 def _out_of_pattern(now: Arrays, first: Arrays, update: int) -> float:
-    """The third largest of every four inputs has to be zero."""
+    """Return the third largest of every four inputs, which has to be zero."""
     groups = np.sort(np.abs(now["pattern"]).reshape(SIZE // 4, 4, SIZE), axis=1)
     return _largest(groups[:, 1])
 
 
 def pruned_after(update: int) -> int:
-    """How many entries the schedule wants to be zero, by the formula of Zhu & Gupta."""
+    """Return how many entries have to be zero by the schedule, with the formula of Zhu & Gupta."""
     due = [step for step in range(BEGIN, END + 1) if (step - BEGIN) % EVERY == 0 or step == END]
     last = max((step for step in due if step <= update), default=None)
     share = 0.0 if last is None else 1.0 - (1.0 - (last - BEGIN) / (END - BEGIN)) ** 3
@@ -88,7 +88,7 @@ def pruned_after(update: int) -> int:
 
 
 def _off_schedule(now: Arrays, first: Arrays, update: int) -> float:
-    """Those that should be zero by now, and aren't; or, one for each, those that are zero too early."""
+    """Return the largest entry that should be zero by now, or the number of those that are zero too early."""
     sizes, wanted = np.sort(np.abs(now["prune"]).ravel()), pruned_after(update)
     return max(_largest(sizes[:wanted]), float(max(0, int((sizes == 0).sum()) - wanted)))
 
@@ -103,7 +103,7 @@ def _freeze(layer: str, entries: Any = None) -> Callable[[Any, Any], Any]:
 
 
 def never_positive(w: Any) -> Any:
-    """A function of a user's own, in whatever framework: what is above zero turns its sign."""
+    """Flip the sign of positive entries: a user's function, in any framework."""
     return -abs(w)
 
 
@@ -173,7 +173,7 @@ RULES = {
     ),
     "SumToOne('out')": Held(
         *(("sum_to_one",), _hold(xw.SumToOne("out"), "sum_to_one")),
-        # A sum is known as well as its terms are: those of both signs may be much larger than it.
+        # A sum is as precise as its terms, which may be much larger than it where both signs occur.
         lambda now, first, update: _largest(
             np.abs(_wide(now["sum_to_one"]).sum(0) - 1) / np.maximum(np.abs(_wide(now["sum_to_one"])).sum(0), 1)
         ),
@@ -191,8 +191,8 @@ LAYERS = (*(layer for rule in RULES.values() for layer in rule.layers), FREE)
 
 
 def start() -> Arrays:
-    """The kernels that every training begins with."""
+    """Return the kernels that every training begins with."""
     source = np.random.Generator(np.random.PCG64(11))
-    made = {layer: source.normal(0.0, 0.3, (SIZE, SIZE)).astype(np.float32) for layer in LAYERS}
-    made["sum_to_one"] = np.abs(made["sum_to_one"]) + np.float32(0.5)
-    return made
+    kernels = {layer: source.normal(0.0, 0.3, (SIZE, SIZE)).astype(np.float32) for layer in LAYERS}
+    kernels["sum_to_one"] = np.abs(kernels["sum_to_one"]) + np.float32(0.5)
+    return kernels

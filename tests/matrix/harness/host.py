@@ -1,4 +1,4 @@
-"""The rows that read or write whole arrays, or undo: each a small script on one twin, measured by hand-made reads.
+"""Rows that read or write whole arrays, or undo: small scripts on one twin, measured by reads by hand.
 
 All of them move bits, so any bit pattern goes in: subnormals, both zeros, NaN of every payload.
 """
@@ -42,18 +42,18 @@ def _get_params_view(twin: Twin, start: Arrays) -> Gap:
 
 def _set_params(twin: Twin, start: Arrays) -> Gap:
     new = values.make("bits", start[NAMES[0]].dtype, seed=2)
-    given = as_params({name: array.copy() for name, array in new.items()})
-    xw.set_params(twin.target, given, allow_nonfinite=True)
-    for array in given.values():
+    params = as_params({name: array.copy() for name, array in new.items()})
+    xw.set_params(twin.target, params, allow_nonfinite=True)
+    for array in params.values():
         array.fill(7)  # the caller's arrays must not have become the target's
     return gap(twin.read(), new, bits=True)
 
 
 def _set_params_subset(twin: Twin, start: Arrays) -> Gap:
     new = values.make("bits", start[NAMES[0]].dtype, seed=3)
-    some = {name: new[name] for name in ("conv/kernel", "cell/kernel", "norm/moving_mean")}
-    xw.set_params(twin.target, some, strict=False, allow_nonfinite=True)
-    return gap(twin.read(), start | some, bits=True)
+    subset = {name: new[name] for name in ("conv/kernel", "cell/kernel", "norm/moving_mean")}
+    xw.set_params(twin.target, subset, strict=False, allow_nonfinite=True)
+    return gap(twin.read(), start | subset, bits=True)
 
 
 def _native(twin: Twin, start: Arrays) -> Gap:
@@ -108,21 +108,21 @@ def _diff(twin: Twin, start: Arrays) -> Gap:
     same = as_params({name: array.copy() for name, array in start.items()})
     other = same.copy()
     other["conv/kernel"][2, 1, 3, 0] = other["conv/kernel"][0, 0, 0, 0]
-    found = xw.diff(twin.target, other)
-    told = [(change.name, change.changed) for change in found.changes]
+    result = xw.diff(twin.target, other)
+    reported = [(change.name, change.changed) for change in result.changes]
     right = (
         not xw.diff(twin.target, twin.target)
         and xw.equal(twin.target, same)
         and not xw.equal(twin.target, other)
-        and told == [("conv/kernel", 1)]
-        and not (found.only_a or found.only_b)
+        and reported == [("conv/kernel", 1)]
+        and not (result.only_a or result.only_b)
     )
-    return Gap() if right else Gap(FAR, float("inf"), 1, f"diff told {told}")
+    return Gap() if right else Gap(FAR, float("inf"), 1, f"diff reported {reported}")
 
 
 def _stats(twin: Twin, start: Arrays) -> Gap:
-    found, want = xw.stats(twin.target, where=NAMES), {}
-    got = {name: np.array([one.norm, one.mean, one.min, one.max]) for name, one in found.items()}
+    result, want = xw.stats(twin.target, where=NAMES), {}
+    got = {name: np.array([row.norm, row.mean, row.min, row.max]) for name, row in result.items()}
     for name, array in start.items():
         wide = array.astype(np.float64)
         want[name] = np.array([np.sqrt((wide**2).sum()), wide.mean(), wide.min(), wide.max()])
@@ -139,11 +139,11 @@ def _merge(twin: Twin, start: Arrays) -> Gap:
 
 
 def _merge_ties(twin: Twin, start: Arrays) -> Gap:
-    """TIES on arrays in which many entries are equal, so that ties at the edge count."""
+    """Merge by TIES arrays in which many entries are equal, so that ties at the edge count."""
     dtype = start[NAMES[0]].dtype
     other, base = (values.make("plain", dtype, seed=seed) for seed in (6, 7))
-    given = [twin.target, as_params(other)]
-    got = xw.merge(given, "ties", base=as_params(base), density=0.3, layout="neutral", where=NAMES)
+    targets = [twin.target, as_params(other)]
+    got = xw.merge(targets, "ties", base=as_params(base), density=0.3, layout="neutral", where=NAMES)
     wide, want = np.dtype(np.float64 if dtype.itemsize == 8 else np.float32), {}
     for name, array in start.items():
         origin, trimmed = base[name].astype(wide), []
@@ -155,8 +155,8 @@ def _merge_ties(twin: Twin, start: Arrays) -> Gap:
             vector[np.unravel_index(dropped, vector.shape)] = 0
             trimmed.append(vector)
         sign = np.where(trimmed[0] + trimmed[1] >= 0, 1, -1)
-        agreeing = [np.where(np.sign(one) == sign, one, 0) for one in trimmed]
-        share = np.maximum(1, sum((one != 0).astype(wide) for one in agreeing))
+        agreeing = [np.where(np.sign(vector) == sign, vector, 0) for vector in trimmed]
+        share = np.maximum(1, sum((vector != 0).astype(wide) for vector in agreeing))
         want[name] = (origin + (agreeing[0] + agreeing[1]) / share).astype(dtype)
     return gap(got, want, bits=True)
 
@@ -188,13 +188,13 @@ def run_host(name: str, column: Column, dtype: str) -> Gap:
         twin, start = eager_twin(column, dtype), values.make(kind, DTYPES[dtype])
         twin.load(start)
         before = twin.identity()
-        found = script(twin, start)
-        assert twin.identity() == before, "another object stands in the place of a parameter"
-    return found
+        distance = script(twin, start)
+        assert twin.identity() == before, "a parameter was replaced by another object"
+    return distance
 
 
 def traceable(name: str, column: Column) -> bool:
-    """Whether the row can be part of a compiled step: only set_params, and only where verbs are traced."""
+    """Return whether the row can be part of a compiled step: only set_params, and only where verbs are traced."""
     return name == "set_params(Params)" and column.framework == "tensorflow" and column.mode != "eager"
 
 
@@ -203,11 +203,11 @@ def why_not_compiled(name: str) -> str:
 
 
 def run_traced(column: Column, dtype: str) -> Gap:
-    """set_params inside a ``tf.function``: the values become constants of the graph."""
+    """Run set_params inside a ``tf.function``: the values become constants of the graph."""
     twin, new = column.twin(DTYPES[dtype]), values.make("bits", DTYPES[dtype], seed=2)
-    given = as_params(new)
+    params = as_params(new)
     step = COMPILERS[column.framework, column.mode](
-        [lambda: xw.set_params(twin.target, given, allow_nonfinite=True)], [twin]
+        [lambda: xw.set_params(twin.target, params, allow_nonfinite=True)], [twin]
     )
     step()
     twin.load(values.make("plain", DTYPES[dtype]))
@@ -225,7 +225,7 @@ HOST_CALLS: dict[str, Callable[[Any], Any]] = {
 
 
 def check_host_refusal(call: str, column: Column) -> None:
-    """Inside a compiled step the call must be refused with an error that says so, and change nothing."""
+    """Check that inside a compiled step the call is refused with a clear error and changes nothing."""
     twin, start = column.twin(DTYPES["float32"]), values.make("plain", DTYPES["float32"])
     twin.load(start)
     raised: list[BaseException] = []
@@ -241,8 +241,8 @@ def check_host_refusal(call: str, column: Column) -> None:
     try:
         step()
     except Exception as error:
-        chain = [error, error.__cause__, error.__context__]
-        if not any(isinstance(one, TraceError) or "UseBindError" in str(one) for one in [*chain, *raised]):
+        causes = [error, error.__cause__, error.__context__]
+        if not any(isinstance(problem, TraceError) or "UseBindError" in str(problem) for problem in [*causes, *raised]):
             raise AssertionError(f"{call} inside {column.id}: {type(error).__name__}: {error}") from error
     else:
         raise AssertionError(f"{call} inside {column.id} was not refused")

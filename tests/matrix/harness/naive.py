@@ -1,4 +1,4 @@
-"""The referee: what each verb means, written as plainly as NumPy allows.
+"""The referee: the meaning of each verb, written as plainly as NumPy allows.
 
 Shares no code with xweights and imports none: loops instead of blocks, a sort instead of a selection, one Philox
 stream instead of parts. ``w`` is a dict of arrays in neutral order, ``axes`` their names.
@@ -17,18 +17,18 @@ Array = np.ndarray[Any, Any]
 
 
 def _times(w: Array, factor: Array) -> Array:
-    """Scaled in the dtype of w; half types in float32, which can hold the factor, and rounded once."""
+    """Scale in the dtype of w; half types in float32, which can hold the factor, and rounded once."""
     wide = np.dtype(np.float32) if w.dtype.itemsize < 4 else w.dtype
     return (w.astype(wide) * factor.astype(wide)).astype(w.dtype)
 
 
-def narrowed(names: Iterable[str], few: Sequence[str]) -> list[str]:
-    """The names that are among the few, or all of them if none is."""
+def narrow(names: Iterable[str], few: Sequence[str]) -> list[str]:
+    """Return the names that are among the few, or all of them if none is."""
     return [name for name in names if name in few] or list(names)
 
 
 class Naive:
-    """The verbs on a dict of arrays; a ``where`` is a list of names. ``few``: as in :func:`narrowed`."""
+    """The verbs on a dict of arrays; a ``where`` is a list of names. ``few``: as in :func:`narrow`."""
 
     def __init__(
         self, w: dict[str, Array], axes: Mapping[str, tuple[str, ...]], trained: Sequence[str], few: Sequence[str] = ()
@@ -37,31 +37,31 @@ class Naive:
         self.kernels = [name for name in w if name.endswith(("kernel", "embeddings"))]
 
     def _each(self, where: Any, default: Sequence[str]) -> list[str]:
-        return narrowed(default if where is None else where, self.few)
+        return narrow(default if where is None else where, self.few)
 
     def _of(self, value: Any, name: str) -> Array:
         value = value[name] if isinstance(value, Mapping) else value
         return np.asarray(value, np.float64).astype(self.w[name].dtype)
 
-    def _edited(self, value: Any, where: Any) -> list[str]:
+    def _edited_names(self, value: Any, where: Any) -> list[str]:
         return self._each(value if where is None and isinstance(value, Mapping) else where, self.trained)
 
     def fill(self, value: Any, where: Any = None) -> None:
-        for name in self._edited(value, where):
+        for name in self._edited_names(value, where):
             self.w[name] = np.broadcast_to(self._of(value, name), self.w[name].shape).copy()
 
     def scale(self, factor: Any, where: Any = None) -> None:
-        for name in self._edited(factor, where):
+        for name in self._edited_names(factor, where):
             self.w[name] = self.w[name] * self._of(factor, name)
 
     def add(self, delta: Any, where: Any = None) -> None:
-        for name in self._edited(delta, where):
+        for name in self._edited_names(delta, where):
             self.w[name] = self.w[name] + self._of(delta, name)
 
     def clip(self, low: Any = None, high: Any = None, where: Any = None) -> None:
         for name in self._each(where, self.trained):
             w = new = self.w[name]
-            with np.errstate(invalid="ignore"):  # ml_dtypes says that it compares a NaN, NumPy doesn't
+            with np.errstate(invalid="ignore"):  # ml_dtypes warns of a comparison with NaN, NumPy doesn't
                 if high is not None:
                     new = np.where(w > self._of(high, name), self._of(high, name), new)
                 if low is not None:
@@ -86,11 +86,11 @@ class Naive:
     def set_entries(self, index: Any, value: Any, where: Any) -> None:
         for name in self._each(where, []):
             if isinstance(index, Mapping):
-                place: Any = tuple(index.get(axis, slice(None)) for axis in self.axes[name])
+                entries: Any = tuple(index.get(axis, slice(None)) for axis in self.axes[name])
             else:
-                place = index
+                entries = index
             self.w[name] = self.w[name].copy()
-            self.w[name][place] = np.asarray(value, np.float64).astype(self.w[name].dtype)
+            self.w[name][entries] = np.asarray(value, np.float64).astype(self.w[name].dtype)
 
     # Norms
 
@@ -163,47 +163,47 @@ class Naive:
     def init(self, initializer: Any, *, seed: int, where: Any = None, **options: Any) -> None:
         for name in self._each(where, self.kernels):
             w, source = self.w[name], self._stream(seed, 0, name)
-            made = (
+            values = (
                 initializer(w.shape, source)
                 if callable(initializer)
                 else self._initial(initializer, name, source, options)
             )
-            self.w[name] = np.asarray(made).astype(w.dtype)
+            self.w[name] = np.asarray(values).astype(w.dtype)
 
-    def _initial(self, kind: str, name: str, source: Any, o: Mapping[str, Any]) -> Array:
+    def _initial(self, kind: str, name: str, source: Any, options: Mapping[str, Any]) -> Array:
         shape = self.w[name].shape
         wide = np.float64 if self.w[name].dtype == np.float64 else np.float32
         if kind in ("zeros", "ones", "constant"):
-            return np.full(shape, {"zeros": 0.0, "ones": 1.0}.get(kind, o.get("value")))
+            return np.full(shape, {"zeros": 0.0, "ones": 1.0}.get(kind, options.get("value")))
         if kind == "identity":
-            return np.eye(*shape) * o.get("gain", 1.0)
+            return np.eye(*shape) * options.get("gain", 1.0)
         if kind == "orthogonal":
             columns = shape[-1]
             rows = math.prod(shape) // columns
             q, r = np.linalg.qr(source.standard_normal((max(rows, columns), min(rows, columns))))
             q = q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
-            return (q if rows >= columns else q.T).reshape(shape) * o.get("gain", 1.0)
+            return (q if rows >= columns else q.T).reshape(shape) * options.get("gain", 1.0)
         if kind in ("uniform", "normal", "truncated_normal"):
             first, second = {"uniform": ("low", "high")}.get(kind, ("mean", "std"))
-            return self._drawn(kind, o[first], o[second], shape, wide, source)
+            return self._draw(kind, options[first], options[second], shape, wide, source)
         scale, mode, law = {
             "glorot_uniform": (1, "fan_avg", "uniform"), "glorot_normal": (1, "fan_avg", "truncated_normal"),
             "xavier_uniform": (1, "fan_avg", "uniform"), "xavier_normal": (1, "fan_avg", "normal"),
             "he_uniform": (2, "fan_in", "uniform"), "he_normal": (2, "fan_in", "truncated_normal"),
             "kaiming_uniform": (2, "fan_in", "uniform"), "kaiming_normal": (2, "fan_in", "normal"),
             "lecun_uniform": (1, "fan_in", "uniform"), "lecun_normal": (1, "fan_in", "truncated_normal"),
-        }.get(kind) or (o["scale"], o["mode"], o["distribution"])  # fmt: skip
+        }.get(kind) or (options["scale"], options["mode"], options["distribution"])  # fmt: skip
         # (fan in, fan out): the two last axes, each times the receptive field.
         field = math.prod(shape[:-2])
         fan_in, fan_out = shape[-2] * field, shape[-1] * field
         variance = scale / {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[mode]
         if law == "uniform":
-            return self._drawn(law, -math.sqrt(3 * variance), math.sqrt(3 * variance), shape, wide, source)
+            return self._draw(law, -math.sqrt(3 * variance), math.sqrt(3 * variance), shape, wide, source)
         std = math.sqrt(variance) / (0.87962566103423978 if law == "truncated_normal" else 1)
-        return self._drawn(law, 0.0, std, shape, wide, source)
+        return self._draw(law, 0.0, std, shape, wide, source)
 
     @staticmethod
-    def _drawn(law: str, first: float, second: float, shape: Any, wide: Any, source: Any) -> Array:
+    def _draw(law: str, first: float, second: float, shape: Any, wide: Any, source: Any) -> Array:
         if law == "uniform":
             return first + (second - first) * source.random(shape, dtype=wide).astype(np.float64)
         numbers = source.standard_normal(shape, dtype=wide).astype(np.float64).reshape(-1)
@@ -212,7 +212,7 @@ class Naive:
             numbers[outside] = source.standard_normal(int(outside.sum()), dtype=wide)
         return first + second * numbers.reshape(shape)
 
-    # Pruning: one list of (score, name, place), sorted.
+    # Pruning: one list of (score, name, unit), sorted.
 
     def prune(
         self, *, fraction: Any = None, count: Any = None, threshold: Any = None, scope: str = "each", per: Any = None,
@@ -223,10 +223,10 @@ class Naive:
         units = {name: self._units(name, per, block) for name in names}
         scored = []
         for name in names:
-            given = score(self.w[name]) if callable(score) else None if score is None else score[name]
-            for place, members in enumerate(units[name]):
-                flat = (self.w[name] if given is None else given).reshape(-1).astype(np.float64)
-                if given is not None:
+            scores = score(self.w[name]) if callable(score) else None if score is None else score[name]
+            for unit, members in enumerate(units[name]):
+                flat = (self.w[name] if scores is None else scores).reshape(-1).astype(np.float64)
+                if scores is not None:
                     value = float(np.sum(flat[members]))
                 else:
                     value = (
@@ -234,8 +234,8 @@ class Naive:
                         if len(members) == 1
                         else math.sqrt(float(np.sum(flat[members] ** 2)))
                     )
-                scored.append((value, name, place))
-        groups: list[list[tuple[float, str, int]]] = [[one for one in scored if one[1] == name] for name in names]
+                scored.append((value, name, unit))
+        groups: list[list[tuple[float, str, int]]] = [[entry for entry in scored if entry[1] == name] for name in names]
         if pattern is not None:
             groups = [
                 group for name in names for group in self._runs(name, pattern, [s for s in scored if s[1] == name])
@@ -245,18 +245,20 @@ class Naive:
         for group in groups:
             drop = pattern[1] - pattern[0] if pattern else count if count is not None else None
             drop = math.floor(fraction * len(group) + 0.5) if drop is None and fraction is not None else drop
-            gone = [one for one in group if one[0] <= threshold] if threshold is not None else sorted(group)[:drop]
-            for _, name, place in gone:
-                keep[name].reshape(-1)[units[name][place]] = False
+            gone = (
+                [entry for entry in group if entry[0] <= threshold] if threshold is not None else sorted(group)[:drop]
+            )
+            for _, name, unit in gone:
+                keep[name].reshape(-1)[units[name][unit]] = False
         self.mask(keep)
         return keep
 
     def _units(self, name: str, per: Any, block: Any) -> list[list[int]]:
-        """The flat indices of each unit, in the order of the units."""
+        """Return the flat indices of each unit, in the order of the units."""
         shape, axes = self.w[name].shape, self.axes[name]
         if per is None and block is None:
             return [[i] for i in range(self.w[name].size)]
-        found: dict[tuple[int, ...], list[int]] = {}
+        members: dict[tuple[int, ...], list[int]] = {}
         if per is not None:
             shape, others = self._fine(name, per)
         for flat, index in enumerate(np.ndindex(*shape)):
@@ -264,12 +266,12 @@ class Naive:
                 key = tuple(0 if i in others else n for i, n in enumerate(index))
             else:
                 key = tuple(n // block.get(axis, 1) for n, axis in zip(index, axes, strict=True))
-            found.setdefault(key, []).append(flat)
-        return [found[key] for key in sorted(found)]
+            members.setdefault(key, []).append(flat)
+        return [members[key] for key in sorted(members)]
 
     def _runs(self, name: str, pattern: Any, scored: list[Any]) -> list[list[Any]]:
         at, m = self.axes[name].index(pattern[2]), pattern[1]
-        found: dict[tuple[int, ...], list[Any]] = {}
-        for index, one in zip(np.ndindex(*self.w[name].shape), scored, strict=True):
-            found.setdefault((*index[:at], index[at] // m, *index[at + 1 :]), []).append(one)
-        return list(found.values())
+        runs: dict[tuple[int, ...], list[Any]] = {}
+        for index, entry in zip(np.ndindex(*self.w[name].shape), scored, strict=True):
+            runs.setdefault((*index[:at], index[at] // m, *index[at + 1 :]), []).append(entry)
+        return list(runs.values())

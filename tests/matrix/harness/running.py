@@ -1,4 +1,4 @@
-"""How a cell is run: the row's body on a twin of the column, and on the referee, and what lies between.
+"""Run a cell: the row's body on a twin of the column and on the referee, and the distance between them.
 
 Steps of one family are compiled together, once per process: compiling is what the matrix spends its time on.
 """
@@ -15,7 +15,7 @@ from harness.columns import DTYPES, Column
 from harness.compare import Gap, gap
 from harness.hands import Bound, Now
 from harness.naive import Naive
-from harness.rows import ROWS, Row
+from harness.rows import FIRST, ROWS, Row
 from harness.twins import AXES, FEW, Arrays, Twin
 from xweights.errors import LayoutError
 
@@ -27,7 +27,7 @@ NO_AXES = "needs axis names, and a tf.Module has none: refused with a LayoutErro
 
 @contextmanager
 def wide_enough(column: Column, dtype: str) -> Iterator[None]:
-    """JAX needs its 64-bit mode for float64, which a user turns on for a whole process."""
+    """Turn on JAX's 64-bit mode, which float64 needs and a user turns on for a whole process."""
     if column.framework != "jax" or dtype != "float64":
         yield
         return
@@ -42,12 +42,12 @@ def wide_enough(column: Column, dtype: str) -> Iterator[None]:
 
 
 def refused(row: Row, column: Column) -> str | None:
-    """Why this column has to refuse the row, or None."""
+    """Return the reason why this column has to refuse the row, or None."""
     return NO_AXES if row.needs == "axes" and not _has_axes(column) else None
 
 
 def unmeasured(row: Row, column: Column, dtype: str) -> str | None:
-    """Why this cell is left out, or None."""
+    """Return the reason why this cell is left out, or None."""
     if column.mode not in row.slow:
         return None
     if column is Column.KERAS_TORCH_COMPILED:
@@ -55,8 +55,24 @@ def unmeasured(row: Row, column: Column, dtype: str) -> str | None:
     return TOO_SLOW if dtype != "float32" else None
 
 
+def later(row: Row, column: Column, dtype: str) -> bool:
+    """Return whether compiling the cell takes so long that CI leaves it to ``nox -s nightly``.
+
+    CI compiles in float32: on torch and by XLA the first rows of each family and the chains, whose fences keep
+    compilers from contracting two rules to one; by tf.function every row. Keras adds nothing to what a tf.Module or a
+    torch module of the same framework was compiled with, so that its columns have the rows which a tf.Module refuses.
+    """
+    if column.mode == "eager":
+        return False
+    if dtype != "float32" or column is Column.KERAS_TORCH_COMPILED:
+        return True
+    if column.keras == "tensorflow" and row.needs != "axes":
+        return True
+    return column.mode != "function" and row.name not in FIRST
+
+
 def few_of(column: Column, dtype: str) -> tuple[str, ...]:
-    """The arrays that a selection is narrowed to, where compiling takes seconds for each."""
+    """Return the arrays that a selection is narrowed to, where compiling takes seconds for each."""
     return () if column.mode != "compiled" else FEW if dtype == "float32" else FEW[:2]
 
 
@@ -66,20 +82,20 @@ def _has_axes(column: Column) -> bool:
 
 @cache
 def eager_twin(column: Column, dtype: str) -> Twin:
-    """One model for all eager cells of a column and dtype: each loads its own values, by hand."""
+    """Return one model for all eager cells of a column and dtype: each loads its own values, by hand."""
     return column.twin(DTYPES[dtype])
 
 
 def check_refusal(row: Row, column: Column, dtype: str) -> None:
-    """The row must be refused, with the target as it was."""
+    """Check that the row is refused and the target unchanged."""
     twin = eager_twin(column, dtype)
     start = values.make(row.values, DTYPES[dtype])
     twin.load(start)
     try:
         row.body(Now(twin.target))
     except LayoutError:
-        left = gap(twin.read(), start, bits=True)
-        assert left.entries == 0, f"a refused call left traces: {left}"
+        change = gap(twin.read(), start, bits=True)
+        assert change.entries == 0, f"a refused call changed something: {change}"
     else:
         raise AssertionError(f"{row.name} was done to a target without axes")
 
@@ -93,22 +109,22 @@ def run(row: Row, column: Column, dtype: str) -> Gap:
 
 
 def run_eager(row: Row, column: Column, dtype: str) -> Gap:
-    """The verbs as they are called in a script. What they return (masks) is compared as well."""
+    """Run the verbs as a script calls them, and compare what they return (masks) as well."""
     twin = eager_twin(column, dtype)
     start = values.make(row.values, DTYPES[dtype])
     twin.load(start)
     before = twin.identity()
     returned = row.body(Now(twin.target))
-    assert twin.identity() == before, "a verb put another object in the place of a parameter"
+    assert twin.identity() == before, "a verb replaced a parameter by another object"
     want, expected = referee(row, start, twin)
-    found = gap(twin.read(), want, bits=row.bits)
-    if found.entries == 0 and isinstance(expected, dict):
-        found = gap(returned, expected, bits=True)
-    return found
+    distance = gap(twin.read(), want, bits=row.bits)
+    if distance.entries == 0 and isinstance(expected, dict):
+        distance = gap(returned, expected, bits=True)
+    return distance
 
 
 def referee(row: Row, start: Arrays, twin: Twin, few: tuple[str, ...] = ()) -> tuple[Arrays, Any]:
-    """What the row has to come to: (arrays, what the verb returns)."""
+    """Return the row's expected result: (arrays, what the verb returns)."""
     naive = Naive({name: array.copy() for name, array in start.items()}, AXES, twin.trained, few)
     expected = row.body(naive)
     return naive.w, expected
@@ -118,10 +134,10 @@ def referee(row: Row, start: Arrays, twin: Twin, few: tuple[str, ...] = ()) -> t
 
 
 def run_compiled(row: Row, column: Column, dtype: str) -> Gap:
-    """The verbs in a compiled step, together with those of the row's family on twins of their own."""
-    finished = family_of(row.family, column, dtype)
+    """Run the verbs in a compiled step, together with those of the row's family on twins of their own."""
+    finished = family_of(row.family, column, dtype, later(row, column, dtype))
     if row.name not in finished:
-        # It couldn't be compiled: now it has to say why.
+        # It couldn't be compiled: run alone it raises the reason.
         finished = run_steps([row], column, dtype)
     twin, start = finished[row.name]
     want, _ = referee(row, start, twin, few_of(column, dtype))
@@ -129,19 +145,23 @@ def run_compiled(row: Row, column: Column, dtype: str) -> Gap:
 
 
 @cache
-def family_of(family: str, column: Column, dtype: str) -> Finished:
-    """Run every row of a family in one compiled step; those that can't be compiled are left out."""
+def family_of(family: str, column: Column, dtype: str, night: bool) -> Finished:
+    """Run every row of a family in one compiled step; those that can't be compiled are left out.
+
+    ``night``: the rows that CI leaves out, or those that it runs.
+    """
     rows = [row for row in ROWS.values() if row.family == family and unmeasured(row, column, dtype) is None]
+    rows = [row for row in rows if later(row, column, dtype) is night]
     return _compilable([row for row in rows if refused(row, column) is None], column, dtype)
 
 
 def _compilable(rows: list[Row], column: Column, dtype: str) -> Finished:
     try:
         return run_steps(rows, column, dtype)
-    except Exception:  # noqa: BLE001 - whatever it is, the row whose fault it is will say it
+    except Exception:  # noqa: BLE001 - whatever it is, the row at fault will raise it again
         half = len(rows) // 2
         parts = [rows[:half], rows[half:]] if half else []
-        return {name: one for part in parts for name, one in _compilable(part, column, dtype).items()}
+        return {name: result for part in parts for name, result in _compilable(part, column, dtype).items()}
 
 
 def run_steps(rows: list[Row], column: Column, dtype: str) -> Finished:
@@ -164,10 +184,10 @@ def run_steps(rows: list[Row], column: Column, dtype: str) -> Finished:
         bodies += hand.steps
         draws.append(hand.draws)
     step = COMPILERS[column.framework, column.mode](bodies, twins)
-    for turn in range(max([1, *map(len, draws)])):
+    for call in range(max([1, *map(len, draws)])):
         for hand, steps in zip(bound, draws, strict=True):
             if steps:
-                hand.steps[0].draw(steps[turn])
+                hand.steps[0].draw(steps[call])
         step()
     return {row.name: (twin, start) for row, twin, start in zip(rows, twins, starts, strict=True)}
 
@@ -194,7 +214,7 @@ def _tf_function(bodies: list[Callable[[], Any]], twins: list[Twin], jit: bool) 
 
 
 def _jax_jitted(bodies: list[Callable[[], Any]], twins: list[Twin]) -> Callable[[], None]:
-    """As Keras trains on JAX: values go in and out of a pure function, through a StatelessScope."""
+    """Compile as Keras trains on JAX: values go in and out of a pure function, through a StatelessScope."""
     import jax
     import keras
 

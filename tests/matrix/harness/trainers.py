@@ -1,4 +1,4 @@
-"""One network with a layer for each rule, and one way to train it, in every framework: by hand, without xweights.
+"""One network with a layer for each rule, trained by hand in every framework, without xweights.
 
 Kernels go in and out by hand, transposed where the framework stores them so. No framework is imported before it is
 needed.
@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.held import LAYERS, SIZE, Array, Arrays
 
-# Several batches, and more of them than the network can learn by heart: there is a gradient at every step.
+# Several batches, and more of them than the network can memorise: there is a gradient at every step.
 _SOURCE = np.random.Generator(np.random.PCG64(12))
 X = _SOURCE.normal(size=(6, 32, SIZE)).astype(np.float32)
 Y = (2 * _SOURCE.normal(size=(6, 32, SIZE))).astype(np.float32)
@@ -31,14 +31,14 @@ class Trainer:
         raise NotImplementedError
 
     def held(self, holds: Sequence[Any]) -> None:
-        """Hear what is held from now on; only a step without an optimizer needs to know."""
+        """Take the holds that apply from now on; only a step without an optimizer uses them."""
 
     def kernel(self, layer: str) -> Any:
-        """The native array of a layer."""
+        """Return the native array of a layer."""
         raise NotImplementedError
 
     def read(self) -> Arrays:
-        """Copies of all kernels, in neutral order."""
+        """Return copies of all kernels, in neutral order."""
         raise NotImplementedError
 
     def load(self, arrays: Arrays) -> None:
@@ -192,12 +192,12 @@ class TfModuleTrainer(Trainer):
         self._momentum = {"SGD": 0.9, "plain SGD": 0.0}[name]
         self._velocity = [tf.Variable(tf.zeros((SIZE, SIZE))) for _ in LAYERS]
         self._holds: list[Any] = []
-        self._step = self._traced()
+        self._step = self._trace()
 
-    def _traced(self) -> Callable[[Array, Array], None]:
+    def _trace(self) -> Callable[[Array, Array], None]:
         import tensorflow as tf
 
-        kernels, rate, decay = [self.kernel(layer) for layer in LAYERS], 0.05, 0.01
+        kernels, lr, decay = [self.kernel(layer) for layer in LAYERS], 0.05, 0.01
         holds = [held for held in self._holds if not hasattr(held, "masks")]
 
         @tf.function
@@ -208,16 +208,16 @@ class TfModuleTrainer(Trainer):
             for kernel, velocity, slope in zip(kernels, self._velocity, tape.gradient(loss, kernels), strict=True):
                 decayed = slope + decay * kernel
                 velocity.assign(self._momentum * velocity + decayed)
-                kernel.assign_sub(rate * (decayed + self._momentum * velocity))
+                kernel.assign_sub(lr * (decayed + self._momentum * velocity))
             for held in holds:
                 held.apply()
 
-        made: Callable[[Array, Array], None] = step
-        return made
+        typed: Callable[[Array, Array], None] = step
+        return typed
 
     def held(self, holds: Sequence[Any]) -> None:
         self._holds = list(holds)
-        self._step = self._traced()
+        self._step = self._trace()
 
     def step(self, number: int) -> None:
         at = number % len(X)

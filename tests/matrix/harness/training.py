@@ -1,7 +1,7 @@
 """The training axis: kinds of training, optimizers, and the run that measures every rule after every step.
 
-One model has a layer for each rule, so that one compiled step measures them all; the tests of one run read what it
-found.
+One model has a layer for each rule, so that one compiled step measures them all; the tests of one run share its
+measurements.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from harness.trainers import Trainer
 
 # There is momentum when the holds begin, and compiled steps have been traced.
 WARM = 2
+# What CI trains for: every rule has been true under momentum by then, and every second update of an accumulating
+# optimizer has come ten times. docs/matrix.md has the longer run.
+FEW_STEPS = 20
 STEPS = 50
 MANY_STEPS = 1000
 
@@ -61,16 +64,16 @@ class Kind(Enum):
 
     @property
     def id(self) -> str:
-        """As in ``torch-compiled``."""
+        """Return the kind's name, as in ``torch-compiled``."""
         return f"{self.column.twin_name}-{self.value[1]}"
 
     @property
     def here(self) -> bool:
-        """Whether this process runs it."""
+        """Return whether this process runs it."""
         return self.column.here
 
     def refused(self, optimizer: str) -> str | None:
-        """Why this kind has no such optimizer, or None."""
+        """Return the reason why this kind has no such optimizer, or None."""
         if self is Kind.TF_MODULE:
             return None if optimizer in ("SGD", "plain SGD") else BY_HAND
         if optimizer == "plain SGD":
@@ -80,11 +83,11 @@ class Kind(Enum):
         return KERAS_ONLY.get(optimizer)
 
     def takes_long(self, optimizer: str) -> bool:
-        """Whether compiling it takes so long that only ``nox -s matrix`` runs it, and ``nox -s tests`` doesn't."""
+        """Return whether compiling it takes so long that only ``nox -s nightly`` runs it, and CI doesn't."""
         return optimizer not in _QUICK.get(self, tuple(OPTIMIZERS))
 
     def trainer(self, optimizer: str) -> Trainer:
-        """A new model in training."""
+        """Build a new model in training."""
         make: dict[Kind, Callable[[str], Trainer]] = {
             Kind.TORCH: trainers.TorchTrainer,
             # Which compiler is behind Dynamo makes no difference to hooks, and this one compiles quicker than inductor.
@@ -109,12 +112,12 @@ _QUICK = {
 
 
 @dataclass
-class Found:
-    """What became of one rule: the worst it was broken after any step, and how often its free entries moved."""
+class Measured:
+    """Measurements of one rule: how far it was broken at worst, and how often its free entries moved."""
 
     broken: float = 0.0
     moves: int = 0
-    stuck: int = 0  # free entries that are at the end what they were at the beginning
+    stuck: int = 0  # free entries that are the same at the end as at the beginning
 
 
 Attach = Callable[[str, Held, Trainer], Any]
@@ -126,24 +129,24 @@ def as_documented(name: str, rule: Held, trainer: Trainer) -> Any:
 
 
 def titled(optimizer: str) -> str:
-    """An optimizer as the table names it."""
+    """Return an optimizer as the table names it."""
     how = OPTIMIZERS[optimizer]
     return f"{optimizer} ({how})" if how else optimizer
 
 
 def why_not(rule: Held, kind: Kind) -> str | None:
-    """Why this kind has to refuse the rule, or None."""
+    """Return the reason why this kind has to refuse the rule, or None."""
     return NO_AXES if rule.needs_axes and kind is Kind.TF_MODULE else None
 
 
 @cache
-def run(kind: Kind, optimizer: str, steps: int) -> dict[str, Found]:
+def run(kind: Kind, optimizer: str, steps: int) -> dict[str, Measured]:
     """Train with every rule held; each is measured after each step. ``free`` is a layer without a hold."""
     return measure(kind, optimizer, steps, as_documented)
 
 
-def measure(kind: Kind, optimizer: str, steps: int, attach: Attach) -> dict[str, Found]:
-    """Train and measure, with the rules attached in whatever way."""
+def measure(kind: Kind, optimizer: str, steps: int, attach: Attach) -> dict[str, Measured]:
+    """Train and measure, with the rules attached by ``attach``."""
     trainer = kind.trainer(optimizer)
     trainer.load(start())
     for number in range(WARM):
@@ -151,25 +154,27 @@ def measure(kind: Kind, optimizer: str, steps: int, attach: Attach) -> dict[str,
     rules = {name: rule for name, rule in RULES.items() if why_not(rule, kind) is None}
     holds = [attach(name, rule, trainer) for name, rule in rules.items()]
     trainer.held([held for held in holds if held is not None])
-    found = {name: Found() for name in (*rules, FREE)}
+    measured = {name: Measured() for name in (*rules, FREE)}
     first = before = trainer.read()
     for number in range(1, steps + 1):
         trainer.step(number)
         now = trainer.read()
         for name, rule in rules.items():
             broken = rule.broken(now, first, number // trainer.steps_per_update)
-            found[name].broken = max(found[name].broken, broken)
-            found[name].moves += bool(rule.moving(now, before).any())
-        found[FREE].moves += bool((now[FREE] != before[FREE]).any())
+            measured[name].broken = max(measured[name].broken, broken)
+            measured[name].moves += bool(rule.moving(now, before).any())
+        measured[FREE].moves += bool((now[FREE] != before[FREE]).any())
         before = now
     for name, rule in rules.items():
-        found[name].stuck = int((~rule.moving(now, first)).sum())
+        measured[name].stuck = int((~rule.moving(now, first)).sum())
     for held in holds:
         if held is not None:
             held.release()
-    return found
+    return measured
 
 
 def every() -> list[tuple[Kind, str]]:
-    """Every run of this process."""
-    return [(kind, one) for kind in Kind if kind.here for one in OPTIMIZERS if kind.refused(one) is None]
+    """Return every run of this process."""
+    return [
+        (kind, optimizer) for kind in Kind if kind.here for optimizer in OPTIMIZERS if kind.refused(optimizer) is None
+    ]

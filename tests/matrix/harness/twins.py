@@ -30,7 +30,7 @@ class Spec:
     gates: tuple[str, ...] | None = None
 
 
-# The dense layer is square, so that nothing but its values betrays a transposed one; nothing else is.
+# Only the dense layer is square, so that a transposed one can be told by its values alone.
 SPECS = (
     Spec("dense/kernel", ("in", "out"), (8, 8)),
     Spec("dense/bias", ("out",), (8,)),
@@ -56,13 +56,13 @@ SHAPES = {spec.name: spec.shape for spec in SPECS}
 
 
 def as_params(arrays: Mapping[str, Array]) -> xw.Params:
-    """The arrays as Params that know axes and gates."""
+    """Return the arrays as Params with axes and gates."""
     gates = {spec.name: spec.gates for spec in SPECS}
     return xw.Params(arrays, axes={n: AXES[n] for n in arrays}, gates={n: gates[n] for n in arrays})
 
 
 class Twin:
-    """A model and the way by hand to its values. ``natives`` finds the native array of a name."""
+    """A model whose values are read and written by hand. ``natives`` maps names to native arrays."""
 
     target: Any
     trained: tuple[str, ...]
@@ -77,12 +77,12 @@ class Twin:
         raise NotImplementedError
 
     def identity(self) -> list[int]:
-        """What must stay the same when a verb works in place."""
+        """Return the ids and addresses that must stay the same when a verb works in place."""
         raise NotImplementedError
 
 
 class NumpyTwin(Twin):
-    """Params: plain arrays that know their axes. Nothing says which of them are trained."""
+    """Params: plain arrays with axes, and without trainable flags."""
 
     def __init__(self, dtype: np.dtype[Any], trained: tuple[str, ...] = TRAINABLE) -> None:
         self.trained = tuple(NAMES)
@@ -169,8 +169,8 @@ class TorchTwin(Twin):
             "cell/kernel": m.cell.weight_ih,
             "cell/recurrent_kernel": m.cell.weight_hh,
         }
-        for name, one in self.natives.items():
-            one.requires_grad_(name in trained)
+        for name, tensor in self.natives.items():
+            tensor.requires_grad_(name in trained)
         self.trained = trained
 
     def load(self, arrays: Mapping[str, Array]) -> None:
@@ -182,7 +182,7 @@ class TorchTwin(Twin):
 
     def identity(self) -> list[int]:
         now = {**dict(self.target.named_parameters()), **dict(self.target.named_buffers())}
-        return [id(one) for one in now.values()] + [one.data_ptr() for one in now.values()]
+        return [id(tensor) for tensor in now.values()] + [tensor.data_ptr() for tensor in now.values()]
 
 
 class TfModuleTwin(Twin):
@@ -214,7 +214,7 @@ class TfModuleTwin(Twin):
         return {name: np.array(variable.numpy()) for name, variable in self.natives.items()}
 
     def identity(self) -> list[int]:
-        return [id(one) for one in self.target.variables]
+        return [id(variable) for variable in self.target.variables]
 
 
 class KerasTwin(Twin):
@@ -266,16 +266,16 @@ class KerasTwin(Twin):
             "cell/kernel": m.cell.kernel,
             "cell/recurrent_kernel": m.cell.recurrent_kernel,
         }
-        for name, one in self.natives.items():
+        for name, variable in self.natives.items():
             if name not in trained:
-                one.trainable = False
+                variable.trainable = False
         self.trained = trained
 
     def load(self, arrays: Mapping[str, Array]) -> None:
         import keras
 
-        for name, given in arrays.items():
-            variable, value = self.natives[name], np.array(given, order="C")
+        for name, array in arrays.items():
+            variable, value = self.natives[name], np.array(array, order="C")
             if keras.backend.backend() == "torch":
                 _torch_copy(variable._value, value)
             elif keras.backend.backend() == "tensorflow":
@@ -299,7 +299,7 @@ class KerasTwin(Twin):
     def identity(self) -> list[int]:
         import keras
 
-        found = [id(variable) for variable in self.target.weights]
-        if keras.backend.backend() != "jax":  # whose arrays are never changed: the variable gets another one
-            found += [id(variable._value) for variable in self.target.weights]
-        return found
+        ids = [id(variable) for variable in self.target.weights]
+        if keras.backend.backend() != "jax":  # whose arrays are immutable: the variable gets another one
+            ids += [id(variable._value) for variable in self.target.weights]
+        return ids

@@ -1,4 +1,4 @@
-"""The numbers that the matrix works on.
+"""Input numbers of the matrix.
 
 ``plain``   normals, magnitudes from 0.05 to 2, many of them equal: ties are what pruning trips over
 ``special`` the same with both zeros, both infinities and NaN among them
@@ -15,7 +15,7 @@ from harness.twins import SPECS, Arrays
 
 
 def make(kind: str, dtype: np.dtype[Any], seed: int = 1) -> Arrays:
-    """Fresh arrays by name, in neutral order."""
+    """Draw arrays by name, in neutral order."""
     return {spec.name: _array(kind, spec.shape, dtype, [seed, i]) for i, spec in enumerate(SPECS)}
 
 
@@ -25,14 +25,14 @@ def _array(kind: str, shape: tuple[int, ...], dtype: np.dtype[Any], seed: list[i
     if kind == "bits":
         raw = source.integers(0, 256, size * dtype.itemsize, dtype=np.uint8).view(dtype)
         small = source.integers(1, 8, size).astype(f"u{dtype.itemsize}").view(dtype)  # the smallest subnormals
-        found = np.where(source.random(size) < 0.3, small, raw)
+        array = np.where(source.random(size) < 0.3, small, raw)
         extra: list[float] = [-0.0, 0.0, np.inf]
     else:
         wide = source.choice([-1, 1], size) * source.uniform(0.05, 2.0, size)
         ties = source.random(size) < 0.3
         wide[ties] = source.choice([-0.25, 0.25, 0.5], int(ties.sum()))
-        found = wide.astype(dtype)
+        array = wide.astype(dtype)
         extra = [] if kind == "plain" else [-0.0, 0.0, np.inf, -np.inf, np.nan]
     places = source.permutation(size)[: len(extra)]
-    found[places] = np.array(extra[: len(places)]).astype(dtype)
-    return found.reshape(shape)
+    array[places] = np.array(extra[: len(places)]).astype(dtype)
+    return array.reshape(shape)

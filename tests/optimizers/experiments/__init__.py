@@ -1,1 +1,1 @@
-"""Half-trained experiments, and what they are compared with."""
+"""Half-trained experiments and their reference runs."""

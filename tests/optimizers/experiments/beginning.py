@@ -1,4 +1,4 @@
-"""What a hand-off begins with: a half-trained Keras model and its twin; and that a refused one changed nothing."""
+"""Starting points of hand-offs: a half-trained Keras model and its twin, and a check that a refusal changed nothing."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from experiments.models import data, twins
 DOUBLE = "float64"
 
 
-def double():
+def widest_dtype():
     """Return the widest dtype that Keras computes in on this backend."""
     return DOUBLE if keras.backend.backend() == "tensorflow" else "float32"
 
 
-def begun(name="mlp", optimizer="adam", steps=3, dtype="float32"):
+def start_training(name="mlp", optimizer="adam", steps=3, dtype="float32"):
     """Return a half-trained Keras model with its optimizer, a torch twin, and a batch."""
     k, t = twins(name, dtype)
     o = running.keras_optimizer(optimizer, k)
@@ -37,8 +37,8 @@ def bits_of(value):
     return np.ascontiguousarray(keras.ops.convert_to_numpy(value)).tobytes()
 
 
-def print_of(model, optimizer):
-    """Return a hash of all weights and of all that an optimizer holds."""
+def fingerprint(model, optimizer):
+    """Return a hash of all weights and of an optimizer's state."""
     digest = hashlib.blake2b(xw.checksum(model).encode())
     if isinstance(optimizer, torch.optim.Optimizer):
         for group in optimizer.param_groups:
@@ -52,9 +52,9 @@ def print_of(model, optimizer):
     return digest.hexdigest()
 
 
-def refused(source, target, text, kind=xw.HandoffError, **options):
+def assert_refused(source, target, text, kind=xw.HandoffError, **options):
     sides = [(side.model, side.optimizer) if isinstance(side, xw.Training) else side for side in (source, target)]
-    before = [print_of(*side) for side in sides]
+    before = [fingerprint(*side) for side in sides]
     with pytest.raises(kind, match=text):
         xw.handoff(source, target, **options)
-    assert [print_of(*side) for side in sides] == before
+    assert [fingerprint(*side) for side in sides] == before

@@ -1,4 +1,4 @@
-"""Twins in Keras and PyTorch, with data: small, and no bias before a batch normalization."""
+"""Twins in Keras and PyTorch, with data: small, and without a bias before a batch normalization."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def lstm():
 
 
 def two_biases():
-    """As PyTorch makes it: both biases are trained, and add up to one."""
+    """Build an LSTM as PyTorch has it: both biases are trained and add up to one."""
     k, t = lstm()
     t.lstm.bias_hh_l0.requires_grad_(True)
     return k, t
 
 
 def matrices():
-    """Weights of two axes only, which PyTorch's Muon asks for."""
+    """Build a model whose weights all have two axes, which PyTorch's Muon asks for."""
     k = _keras((12,), L.Dense(16, activation="tanh", use_bias=False), L.Dense(CLASSES, use_bias=False))
     return k, nn.Sequential(nn.Linear(12, 16, bias=False), nn.Tanh(), nn.Linear(16, CLASSES, bias=False))
 
@@ -79,7 +79,7 @@ class LastOfGru(nn.Module):
 
 
 def gru():
-    """Both frameworks have two biases; the gates lie in another order."""
+    """Build a GRU: both frameworks have two biases; the gates have another order."""
     return _keras((7, 6), L.GRU(8, reset_after=True), L.Dense(CLASSES)), LastOfGru()
 
 
@@ -94,7 +94,7 @@ class Attending(nn.Module):
 
 
 def attention():
-    """Queries, keys and values are one packed array in PyTorch, and three in Keras; a bias of keys has no gradient."""
+    """Build attention, packed in PyTorch and three arrays in Keras; without bias: that of keys has no gradient."""
     inputs = keras.Input((7, 8))
     middle = L.MultiHeadAttention(2, 4, use_bias=False)(inputs, inputs)
     outputs = L.Dense(CLASSES)(L.GlobalAveragePooling1D()(middle))
@@ -125,14 +125,14 @@ def data(name, count=16, steps=40):
     """Return batches as Keras is called with."""
     source = np.random.default_rng(7)
     centres = source.normal(size=(CLASSES, *SHAPES[name]))
-    made = []
+    batches = []
     for _ in range(steps):
-        wanted = source.integers(0, CLASSES, count)
-        inputs = centres[wanted] + source.normal(size=(count, *SHAPES[name]))
+        labels = source.integers(0, CLASSES, count)
+        inputs = centres[labels] + source.normal(size=(count, *SHAPES[name]))
         if name == "embedding":
             inputs = np.floor(np.abs(inputs) * 5) % 20
-        made.append((inputs.astype("float32"), wanted.astype("int32")))
-    return made
+        batches.append((inputs.astype("float32"), labels.astype("int32")))
+    return batches
 
 
 def for_torch(inputs):

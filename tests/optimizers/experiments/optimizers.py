@@ -1,4 +1,4 @@
-"""Optimizers of both frameworks, by the name that they have in the table of results."""
+"""Optimizers of both frameworks, by their names in the table of results."""
 
 from __future__ import annotations
 

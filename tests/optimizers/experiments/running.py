@@ -1,6 +1,6 @@
 """Experiments trained by hand: 20 steps here, a hand-off, 20 steps there, against 40 steps here.
 
-Nothing here uses verify_handoff: it is another way to the same numbers.
+Nothing here uses verify_handoff: this is an independent way to the same numbers.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ def keras_steps(model, optimizer, batches, dtype="float32", compiled=False):
             jit = compiled and keras.backend.backend() != "torch"
             model.compile(optimizer, loss, run_eagerly=not compiled, jit_compile=jit)
         losses = []
-        for inputs, wanted in batches:
+        for inputs, labels in batches:
             model.reset_metrics()
-            losses.append(float(model.train_on_batch(inputs.astype(dtype), wanted)))
+            losses.append(float(model.train_on_batch(inputs.astype(dtype), labels)))
     return losses
 
 
 def torch_steps(model, optimizer, batches, dtype="float32", every=1, done=0, scheduler=None, clip=None, each=None):
     model.train()
     losses = []
-    for inputs, wanted in batches:
+    for inputs, labels in batches:
         x = torch.from_numpy(np.ascontiguousarray(for_torch(inputs))).to(getattr(torch, dtype))
-        loss = torch.nn.functional.cross_entropy(model(x), torch.from_numpy(wanted).long())
+        loss = torch.nn.functional.cross_entropy(model(x), torch.from_numpy(labels).long())
         loss.backward()
         losses.append(float(loss.detach()))
         done += 1
@@ -82,9 +82,9 @@ def torch_optimizer(name, model):
     return (TORCH | MUON)[name]([p for p in model.parameters() if p.requires_grad])
 
 
-def apart(got, expected):
+def distance(got, expected):
     """Return the largest difference of a weight, relative to the largest entry of its array; biases are added up."""
-    got, expected = _added(got), _added(expected)
+    got, expected = _add_biases(got), _add_biases(expected)
     worst = 0.0
     for name, value in expected.items():
         if value.dtype.kind == "f":
@@ -92,13 +92,13 @@ def apart(got, expected):
     return worst
 
 
-def _added(values):
-    """Two biases of a layer are one wherever they were trained as one."""
-    made = dict(values)
+def _add_biases(values):
+    """Add up the two biases of a layer wherever they were trained as one."""
+    sums = dict(values)
     for name in values:
         if name.endswith("recurrent_bias") and "gru" not in name:
-            made[name.replace("recurrent_bias", "bias")] = made[name.replace("recurrent_bias", "bias")] + made.pop(name)
-    return made
+            sums[name.replace("recurrent_bias", "bias")] = sums[name.replace("recurrent_bias", "bias")] + sums.pop(name)
+    return sums
 
 
 def back(model, like, sample):
@@ -107,12 +107,12 @@ def back(model, like, sample):
     return dict(xw.get_params(like))
 
 
-def permuted(batches):
-    made = []
-    for place, (inputs, wanted) in enumerate(batches):
-        order = np.random.default_rng(place).permutation(len(wanted))
-        made.append((inputs[order], wanted[order]))
-    return made
+def shuffle_rows(batches):
+    shuffled = []
+    for index, (inputs, labels) in enumerate(batches):
+        order = np.random.default_rng(index).permutation(len(labels))
+        shuffled.append((inputs[order], labels[order]))
+    return shuffled
 
 
 @dataclass
@@ -129,49 +129,51 @@ class Result:
 
 
 def to_torch(model, optimizer, dtype="float32", compiled=False, steps=(20, 20), grade="exact"):
-    """Half in Keras, half in PyTorch, against all of it in Keras."""
+    """Train half in Keras and half in PyTorch, against all of it in Keras."""
     batches = data(model, steps=sum(steps))
     first, rest = batches[: steps[0]], batches[steps[0] :]
     runs = []
-    for turned in (False, True):
+    for shuffled in (False, True):
         k, t = twins(model, dtype)
         o = keras_optimizer(optimizer, k)
         keras_steps(k, o, first, dtype, compiled)
-        if not turned:
+        if not shuffled:
             report = xw.handoff((k, o), (t, None), sample=batches[0][0].astype(dtype), grade=grade)
             side = report.training
-            mine = torch_steps(t, side.optimizer, rest, dtype, side.micro_steps, side.micro_done)
+            losses = torch_steps(t, side.optimizer, rest, dtype, side.micro_steps, side.micro_done)
             other = twins(model, dtype, seed=5)[0]
             handed = back(t, other, for_torch(batches[0][0]).astype(dtype))
-        runs.append((keras_steps(k, o, permuted(rest) if turned else rest, dtype, compiled), dict(xw.get_params(k))))
-    return _result(handed, mine, runs, report)
+        remaining = shuffle_rows(rest) if shuffled else rest
+        runs.append((keras_steps(k, o, remaining, dtype, compiled), dict(xw.get_params(k))))
+    return _result(handed, losses, runs, report)
 
 
 def to_keras(model, optimizer, dtype="float32", compiled=False, steps=(20, 20), grade="exact"):
-    """Half in PyTorch, half in Keras, against all of it in PyTorch."""
+    """Train half in PyTorch and half in Keras, against all of it in PyTorch."""
     batches = data(model, steps=sum(steps))
     first, rest = batches[: steps[0]], batches[steps[0] :]
     runs = []
-    for turned in (False, True):
+    for shuffled in (False, True):
         k, t = twins(model, dtype)
         o = torch_optimizer(optimizer, t)
         torch_steps(t, o, first, dtype)
-        if not turned:
+        if not shuffled:
             sample = for_torch(batches[0][0]).astype(dtype)
             report = xw.handoff((t, o), (k, None), sample=sample, grade=grade, step=steps[0])
-            mine = keras_steps(k, report.optimizer, rest, dtype, compiled)
+            losses = keras_steps(k, report.optimizer, rest, dtype, compiled)
             handed = back(k, twins(model, dtype, seed=5)[1], batches[0][0].astype(dtype))
-        runs.append((torch_steps(t, o, permuted(rest) if turned else rest, dtype), dict(xw.get_params(t))))
-    return _result(handed, mine, runs, report)
+        remaining = shuffle_rows(rest) if shuffled else rest
+        runs.append((torch_steps(t, o, remaining, dtype), dict(xw.get_params(t))))
+    return _result(handed, losses, runs, report)
 
 
-def _result(handed, mine, runs, report):
+def _result(weights, handed_losses, runs, report):
     (losses, expected), (other_losses, floor) = runs
     base = np.abs(losses)
     return Result(
-        apart(handed, expected),
-        apart(floor, expected),
-        float((np.abs(np.subtract(mine, losses)) / base).max()),
+        distance(weights, expected),
+        distance(floor, expected),
+        float((np.abs(np.subtract(handed_losses, losses)) / base).max()),
         float((np.abs(np.subtract(other_losses, losses)) / base).max()),
         report,
     )

@@ -1,1 +1,1 @@
-"""Twins of the tests' own, one in Keras and one in PyTorch: every recipe and every trap of a port."""
+"""Twins for these tests, one in Keras and one in PyTorch: every recipe and every trap of a port."""

@@ -1,4 +1,4 @@
-"""Attention: packed, split, by dense layers; transformer blocks."""
+"""Attention: packed, split, built from dense layers; transformer blocks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from zoo.making import pair, tokens, vectors
 L = keras.layers
 
 
-def heads(x, count):
+def split_heads(x, count):
     return x.unflatten(-1, (count, -1)).transpose(1, 2)
 
 
-def joined(x):
+def join_heads(x):
     return x.transpose(1, 2).flatten(2)
 
 
@@ -53,22 +53,22 @@ def attention_across_with_other_widths():
 
 def by_dense(count):
     def forward(m, x):
-        q, k, v = heads(m.v(x), count), heads(m.q(x), count), heads(m.k(x), count)
-        return m.out(joined(functional.scaled_dot_product_attention(q, k, v)))
+        q, k, v = split_heads(m.v(x), count), split_heads(m.q(x), count), split_heads(m.k(x), count)
+        return m.out(join_heads(functional.scaled_dot_product_attention(q, k, v)))
 
     return forward
 
 
 @pair(vectors(2, 5, 8))
-def attention_by_dense_layers_with_names_that_lie():
+def attention_by_dense_layers_with_misleading_names():
     x = keras.Input((5, 8))
     k = keras.Model(x, L.MultiHeadAttention(2, 4)(x, x))
     return k, Own(by_dense(2), **{name: nn.Linear(8, 8) for name in ("q", "k", "v", "out")})
 
 
 def other_value(m, x):
-    q, k, v = heads(m.q(x), 2), heads(m.k(x), 2), heads(m.v(x), 2)
-    return m.out(joined(functional.scaled_dot_product_attention(q, k, v)))
+    q, k, v = split_heads(m.q(x), 2), split_heads(m.k(x), 2), split_heads(m.v(x), 2)
+    return m.out(join_heads(functional.scaled_dot_product_attention(q, k, v)))
 
 
 @pair(vectors(2, 5, 8))
@@ -79,8 +79,8 @@ def attention_with_another_value_size():
 
 
 def grouped(m, x):
-    q, k, v = heads(m.q(x), 4), heads(m.k(x), 2), heads(m.v(x), 2)
-    return m.out(joined(functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)))
+    q, k, v = split_heads(m.q(x), 4), split_heads(m.k(x), 2), split_heads(m.v(x), 2)
+    return m.out(join_heads(functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)))
 
 
 @pair(vectors(2, 5, 8))
@@ -143,11 +143,11 @@ class Gpt(nn.Module):
 
     def forward(self, x):
         y = self.wte(x) + self.wpe(torch.arange(x.shape[1]))
-        for place, one in enumerate(self.blocks):
-            z = self.norms[2 * place](y)
-            q, k, v = (heads(one[name](z), 2) for name in ("q", "k", "v"))
-            y = y + one["o"](joined(functional.scaled_dot_product_attention(q, k, v, is_causal=True)))
-            y = y + one["g"](functional.gelu(one["f"](self.norms[2 * place + 1](y)), approximate="tanh"))
+        for i, block in enumerate(self.blocks):
+            z = self.norms[2 * i](y)
+            q, k, v = (split_heads(block[name](z), 2) for name in ("q", "k", "v"))
+            y = y + block["o"](join_heads(functional.scaled_dot_product_attention(q, k, v, is_causal=True)))
+            y = y + block["g"](functional.gelu(block["f"](self.norms[2 * i + 1](y)), approximate="tanh"))
         return self.head(self.norms[-1](y))
 
 
@@ -162,10 +162,10 @@ class KerasGpt(keras.Model):
 
     def call(self, x):
         y = self.table(x) + self.places(keras.ops.arange(x.shape[1]))
-        for place in range(2):
-            z = self.norms[2 * place](y)
-            y = y + self.attention[place](z, z, use_causal_mask=True)
-            y = y + self.narrow[place](self.wide[place](self.norms[2 * place + 1](y)))
+        for i in range(2):
+            z = self.norms[2 * i](y)
+            y = y + self.attention[i](z, z, use_causal_mask=True)
+            y = y + self.narrow[i](self.wide[i](self.norms[2 * i + 1](y)))
         return self.table(self.norms[-1](y), reverse=True)
 
 

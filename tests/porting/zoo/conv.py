@@ -1,4 +1,4 @@
-"""Convolutions of every kind, and images that become vectors and vectors that become images."""
+"""Convolutions of every kind, flattened images, and vectors that become images."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class _Two(nn.Module):
         return self._forward(self, x, y)
 
 
-def Own(forward, **layers):  # noqa: N802 - it is called as the class that it stands for
-    """A torch module with layers by name and a forward given as a function of it."""
+def Own(forward, **layers):  # noqa: N802 - it stands for a class
+    """Build a torch module with layers by name and a forward that is a function of it."""
     module = (_One if forward.__code__.co_argcount == 2 else _Two)()
     module._forward = forward
     for name, layer in layers.items():
@@ -181,14 +181,14 @@ def flattened_sequence():
     return k, nn.Sequential(nn.Conv1d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(42, 4))
 
 
-def _permuting(m, x):
+def _permute(m, x):
     return m.b(m.a(x).permute(0, 2, 3, 1).flatten(1))
 
 
 @pair(images(3))
 def the_twin_permutes_by_itself():
     k = chain((8, 8, 3), L.Conv2D(4, 5), L.Flatten(), L.Dense(5))
-    return k, Own(_permuting, a=nn.Conv2d(3, 4, 5), b=nn.Linear(64, 5))
+    return k, Own(_permute, a=nn.Conv2d(3, 4, 5), b=nn.Linear(64, 5))
 
 
 @pair(images(3))
@@ -197,7 +197,7 @@ def pooled_needs_no_permutation():
     return k, nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
 
 
-def _joined(m, x):
+def _join(m, x):
     y = m.a(x)
     return m.c(torch.cat([m.b(y.mean((2, 3))), y.flatten(1)], 1))
 
@@ -207,17 +207,17 @@ def one_block_of_a_concatenation_is_flattened():
     x = keras.Input((8, 8, 3))
     y = L.Conv2D(4, 5)(x)
     k = keras.Model(x, L.Dense(5)(L.Concatenate()([L.Dense(6)(L.GlobalAveragePooling2D()(y)), L.Flatten()(y)])))
-    return k, Own(_joined, a=nn.Conv2d(3, 4, 5), b=nn.Linear(4, 6), c=nn.Linear(70, 5))
+    return k, Own(_join, a=nn.Conv2d(3, 4, 5), b=nn.Linear(4, 6), c=nn.Linear(70, 5))
 
 
-def _grown(m, x):
+def _grow(m, x):
     return m.c(torch.relu(m.a(x)).reshape(-1, 4, 3, 3))
 
 
 @pair(vectors(3, 5))
 def a_vector_becomes_an_image():
     k = chain((5,), L.Dense(36, activation="relu"), L.Reshape((3, 3, 4)), L.Conv2DTranspose(2, 3))
-    return k, Own(_grown, a=nn.Linear(5, 36), c=nn.ConvTranspose2d(4, 2, 3))
+    return k, Own(_grow, a=nn.Linear(5, 36), c=nn.ConvTranspose2d(4, 2, 3))
 
 
 def _autoencoder(m, x):

@@ -1,4 +1,4 @@
-"""Dense layers, einsums, embeddings; sharing, branches, names and orders that mislead."""
+"""Dense layers, einsums, embeddings, sharing and branches, with misleading names and orders."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def a_layer_called_twice():
 
 
 class TorchBranches(nn.Module):
-    """Defined and called in another order than the Keras twin, with names that lie."""
+    """Branches defined and called in another order than the Keras twin, with misleading names."""
 
     def __init__(self):
         super().__init__()
@@ -248,7 +248,7 @@ def weights_of_the_models_own():
 
 
 class TorchFunctional(nn.Module):
-    """Uses a layer's weight without calling the layer."""
+    """A module that uses a layer's weight without calling the layer."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Faults that a careless port makes, injected into the torch twin of a pair that was ported right."""
+"""Faults of a careless port, injected into the torch twin of a correctly ported pair."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Fault:
-    """``layers``: where it may be said to show first; ``words``: what may be said to be the cause."""
+    """A fault; ``layers`` and ``words`` are the locations and causes that a report may name."""
 
     kind: str
     layers: tuple[str, ...]
@@ -22,24 +22,24 @@ class Fault:
     inject: Callable[[], None]
 
     def shows_at(self, layer: str) -> bool:
-        """Return True if this is one of the layers where it may be said to show."""
-        return any(layer == one or layer.startswith(f"{one}/") or not one for one in self.layers)
+        """Return True if a report may name this layer."""
+        return any(layer == path or layer.startswith(f"{path}/") or not path for path in self.layers)
 
     @contextlib.contextmanager
-    def injected(self, module) -> Iterator[None]:
-        """Have the fault in the module, and afterwards the module as it was."""
-        kept = {name: value.clone() for name, value in module.state_dict().items()}
-        settings = [(one, dict(one.__dict__)) for one in module.modules()]
+    def injecting(self, module) -> Iterator[None]:
+        """Inject the fault into the module, and restore the module afterwards."""
+        state = {name: value.clone() for name, value in module.state_dict().items()}
+        settings = [(part, dict(part.__dict__)) for part in module.modules()]
         try:
             with torch.no_grad():
                 self.inject()
             yield
         finally:
-            for one, former in settings:
+            for part, former in settings:
                 for name in ("eps", "approximate", "negative_slope", "padding", "output_padding", "_forward"):
                     if name in former:
-                        setattr(one, name, former[name])
-            module.load_state_dict(kept)
+                        setattr(part, name, former[name])
+            module.load_state_dict(state)
 
 
 def _set(tensor, value):
@@ -48,40 +48,42 @@ def _set(tensor, value):
 
 def faults_in(module) -> Iterator[Fault]:
     """Yield every fault that can be injected into a module, each at one layer."""
-    named = [(name, one) for name, one in module.named_modules() if not name.endswith(("out_proj", "parametrizations"))]
-    # Reports write paths with slashes, and a tied weight is named after its first place.
+    named = [
+        (name, layer) for name, layer in module.named_modules() if not name.endswith(("out_proj", "parametrizations"))
+    ]
+    # Reports write paths with slashes, and a tied weight is named after its first path.
     tied = {id(p): name.replace(".", "/").rpartition("/")[0] for name, p in module.named_parameters()}
-    named = [(tied.get(id(getattr(one, "weight", None)), name.replace(".", "/")), one) for name, one in named]
-    for name, one in named:
-        yield from _in_layer(name, one)
-    for (first, one), (second, other) in itertools.combinations(named, 2):
-        alike = type(one) is type(other) and type(one) in (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)
-        if alike and one.weight is not other.weight and one.weight.shape == other.weight.shape:
+    named = [(tied.get(id(getattr(layer, "weight", None)), name.replace(".", "/")), layer) for name, layer in named]
+    for name, layer in named:
+        yield from _in_layer(name, layer)
+    for (first, layer), (second, other) in itertools.combinations(named, 2):
+        alike = type(layer) is type(other) and type(layer) in (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)
+        if alike and layer.weight is not other.weight and layer.weight.shape == other.weight.shape:
             both = (first, second)
-            yield Fault("layers of equal shape swapped", both, ("pairing",), lambda a=one, b=other: _swap(a, b))
+            yield Fault("layers of equal shape swapped", both, ("pairing",), lambda a=layer, b=other: _swap(a, b))
     yield from _flattened(named)
     yield from _padding(module, dict(named))
 
 
 def _flattened(named) -> Iterator[Fault]:
-    """The rows of a dense layer behind an image, taken over as they lay."""
+    """Yield the fault of dense rows behind an image that are copied without reordering."""
     channels = 0
-    for name, one in named:
-        if isinstance(one, (nn.Conv1d, nn.Conv2d)):
-            channels = one.out_channels
-        elif isinstance(one, nn.Linear) and channels and one.in_features % channels == 0:
-            positions = one.in_features // channels
+    for name, layer in named:
+        if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+            channels = layer.out_channels
+        elif isinstance(layer, nn.Linear) and channels and layer.in_features % channels == 0:
+            positions = layer.in_features // channels
 
-            def lie(weight=one.weight, channels=channels, positions=positions):
+            def misorder(weight=layer.weight, channels=channels, positions=positions):
                 _set(weight, weight.reshape(-1, channels, positions).transpose(1, 2).reshape(weight.shape))
 
             if positions > 1:
-                yield Fault("flattened the other way", (name,), ("flatten",), lie)
+                yield Fault("flattened the other way", (name,), ("flatten",), misorder)
             channels = 0
 
 
 def _padding(module, named) -> Iterator[Fault]:
-    """A padding of one half on each side, where the other framework pads at the end."""
+    """Yield the fault of half the padding on each side, where the other framework pads at the end."""
     forward = getattr(module, "_forward", None)
     first = named.get("a")
     if forward is None or getattr(first, "stride", None) != (2, 2):
@@ -96,52 +98,52 @@ def _padding(module, named) -> Iterator[Fault]:
     yield Fault("padding symmetric", ("a", "b"), ("padding",), inject)
 
 
-def _swap(one, other):
-    mine, theirs = ({k: v.clone() for k, v in m.state_dict().items()} for m in (one, other))
-    one.load_state_dict(theirs)
-    other.load_state_dict(mine)
+def _swap(a, b):
+    state_a, state_b = ({k: v.clone() for k, v in m.state_dict().items()} for m in (a, b))
+    a.load_state_dict(state_b)
+    b.load_state_dict(state_a)
 
 
-def _in_layer(name, one) -> Iterator[Fault]:
-    weight, bias = getattr(one, "weight", None), getattr(one, "bias", None)
-    here = (name,)
-    if isinstance(one, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)) and isinstance(weight, nn.Parameter):
+def _in_layer(name, layer) -> Iterator[Fault]:
+    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+    where = (name,)
+    if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)) and isinstance(weight, nn.Parameter):
         if bias is not None and bias.any():
-            yield Fault("bias dropped", here, ("bias",), lambda: bias.zero_())
+            yield Fault("bias dropped", where, ("bias",), lambda: bias.zero_())
         if weight.shape[0] == weight.shape[1] and weight.shape[0] > 1:
-            turned = lambda: _set(weight, weight.transpose(0, 1))  # noqa: E731
-            yield Fault("square kernel transposed", here, ("transposed",), turned)
-        yield Fault("kernel scaled by 1.01", here, ("scaled", "weights"), lambda: weight.mul_(1.01))
-    if isinstance(one, (nn.Conv2d, nn.ConvTranspose2d)):
-        high, wide = weight.shape[2:]
-        if high == wide > 1:
-            swapped = lambda: _set(weight, weight.transpose(2, 3))  # noqa: E731
-            yield Fault("height and width exchanged", here, ("transposed",), swapped)
-            yield Fault("kernel flipped", here, ("transposed",), lambda: _set(weight, weight.flip(2, 3)))
-    if isinstance(one, (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)):
-        larger = 1e-3 if one.eps < 1e-4 else 1e-5
-        yield Fault("wrong eps", here, ("eps",), lambda: setattr(one, "eps", larger))
+            transpose = lambda: _set(weight, weight.transpose(0, 1))  # noqa: E731
+            yield Fault("square kernel transposed", where, ("transposed",), transpose)
+        yield Fault("kernel scaled by 1.01", where, ("scaled", "weights"), lambda: weight.mul_(1.01))
+    if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+        height, width = weight.shape[2:]
+        if height == width > 1:
+            exchange = lambda: _set(weight, weight.transpose(2, 3))  # noqa: E731
+            yield Fault("height and width exchanged", where, ("transposed",), exchange)
+            yield Fault("kernel flipped", where, ("transposed",), lambda: _set(weight, weight.flip(2, 3)))
+    if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)):
+        larger = 1e-3 if layer.eps < 1e-4 else 1e-5
+        yield Fault("wrong eps", where, ("eps",), lambda: setattr(layer, "eps", larger))
         if weight is not None:
-            yield Fault("gamma left at one", here, ("weights", "scaled"), lambda: weight.fill_(1.0))
-    if isinstance(one, (nn.BatchNorm1d, nn.BatchNorm2d)):
-        mean, variance = one.running_mean, one.running_var
-        yield Fault("statistics left at their start", here, ("weights",), lambda: (mean.zero_(), variance.fill_(1.0)))
-    if isinstance(one, nn.GELU):
-        other = "tanh" if one.approximate == "none" else "none"
+            yield Fault("gamma left at one", where, ("weights", "scaled"), lambda: weight.fill_(1.0))
+    if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        mean, variance = layer.running_mean, layer.running_var
+        yield Fault("statistics left at their start", where, ("weights",), lambda: (mean.zero_(), variance.fill_(1.0)))
+    if isinstance(layer, nn.GELU):
+        other = "tanh" if layer.approximate == "none" else "none"
         yield Fault(
-            "gelu of the other kind", (name, *_next(name)), ("activation",), lambda: _put(one, "approximate", other)
+            "gelu of the other kind", (name, *_next(name)), ("activation",), lambda: _put(layer, "approximate", other)
         )
-    if isinstance(one, nn.LeakyReLU):
+    if isinstance(layer, nn.LeakyReLU):
         yield Fault(
             "slope of the other framework",
             (name, *_next(name)),
             ("activation",),
-            lambda: _put(one, "negative_slope", 0.01),
+            lambda: _put(layer, "negative_slope", 0.01),
         )
-    if isinstance(one, nn.RNNBase) and one.mode in ("LSTM", "GRU"):
-        yield from _gates(name, one)
-    if isinstance(one, nn.MultiheadAttention) and one.in_proj_weight is not None:
-        yield from _heads(name, one)
+    if isinstance(layer, nn.RNNBase) and layer.mode in ("LSTM", "GRU"):
+        yield from _gates(name, layer)
+    if isinstance(layer, nn.MultiheadAttention) and layer.in_proj_weight is not None:
+        yield from _heads(name, layer)
 
 
 def _put(module, name, value):
@@ -163,9 +165,9 @@ def _gates(name, rnn) -> Iterator[Fault]:
                 for key in (f"weight_ih_{part}", f"weight_hh_{part}", f"bias_ih_{part}", f"bias_hh_{part}"):
                     tensor = getattr(rnn, key, None)
                     if tensor is not None:
-                        _set(tensor, torch.cat([tensor.chunk(count)[place] for place in order]))
+                        _set(tensor, torch.cat([tensor.chunk(count)[gate] for gate in order]))
 
-            # Inside one module that runs several layers only its end can be seen.
+            # Inside one module that runs several layers only its output can be seen.
             yield Fault("gates swapped", (f"{name}/{part}", name), ("gates",), swap)
     if rnn.bias and rnn.mode == "LSTM":
         both = lambda: _set(rnn.bias_hh_l0, rnn.bias_ih_l0)  # noqa: E731
@@ -176,13 +178,13 @@ def _heads(name, attention) -> Iterator[Fault]:
     size, heads = attention.embed_dim, attention.num_heads
     weight = attention.in_proj_weight
 
-    def permuted(part):
+    def permute(part):
         block = weight[part * size : (part + 1) * size]
         _set(block, block.reshape(heads, -1, block.shape[1]).flip(0).reshape(block.shape))
 
-    for part, word in enumerate(("query", "key", "value")):
-        where = (f"{name}/{word}", f"{name}/attention_output", name)
-        yield Fault("heads permuted", where, ("heads", "gates"), lambda part=part: permuted(part))
+    for part, key in enumerate(("query", "key", "value")):
+        where = (f"{name}/{key}", f"{name}/attention_output", name)
+        yield Fault("heads permuted", where, ("heads", "gates"), lambda part=part: permute(part))
     if not attention.batch_first:
         return
     order = [np.arange(size), np.arange(2 * size, 3 * size), np.arange(size, 2 * size)]

@@ -1,4 +1,4 @@
-"""How a pair of twins is declared, filled with random weights and called, independently of what is tested."""
+"""Declare a pair of twins, fill it with random weights and call it, independently of the code under test."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PAIRS: dict[str, Pair] = {}
 
 @dataclass(frozen=True)
 class Pair:
-    """Two twins and what they are called with. ``moved``: the target's sample, if it isn't the default."""
+    """Two twins, the sample that they are called with, and the options of their port."""
 
     name: str
     make: object
     sample: object
-    to_torch: object = None  # the torch sample from Keras'; None: what port takes by itself
+    to_torch: object = None  # the torch sample from Keras'; None: port's default
     to_keras: object = None
     directions: tuple = ("to_torch", "to_keras")
     bitwise: bool = True  # back and forth gives the same bits
@@ -57,7 +57,7 @@ def rng(name):
 
 
 def fill(model, seed):
-    """Give every weight random values that a network could have."""
+    """Give every weight plausible random values."""
     generator = np.random.default_rng(seed)
     for p in xw.parameters(model):
         if not p.floating or p.role == "vector_u":
@@ -91,16 +91,16 @@ def outputs(model, sample, dtype="float32"):
     if isinstance(model, torch.nn.Module) and not isinstance(model, keras.Layer):
         model.eval()
         with torch.no_grad():
-            args = [_tensor(one, dtype) for one in (sample if isinstance(sample, tuple) else (sample,))]
-            made = model(*args)
-        made = made if isinstance(made, (tuple, list)) else [made]
-        arrays = [one.numpy() for one in made]
+            args = [_tensor(item, dtype) for item in (sample if isinstance(sample, tuple) else (sample,))]
+            result = model(*args)
+        result = result if isinstance(result, (tuple, list)) else [result]
+        arrays = [item.numpy() for item in result]
     else:
         several = isinstance(sample, tuple)
-        given = [_cast(one, dtype) for one in sample] if several else _cast(sample, dtype)
-        made = model(given, training=False)
-        made = made if isinstance(made, (tuple, list)) else [made]
-        arrays = [np.asarray(keras.ops.convert_to_numpy(one)) for one in made]
+        inputs = [_cast(item, dtype) for item in sample] if several else _cast(sample, dtype)
+        result = model(inputs, training=False)
+        result = result if isinstance(result, (tuple, list)) else [result]
+        arrays = [np.asarray(keras.ops.convert_to_numpy(item)) for item in result]
     return arrays
 
 
@@ -112,15 +112,15 @@ def _tensor(array, dtype):
     return torch.from_numpy(np.ascontiguousarray(_cast(array, dtype)))
 
 
-def apart(got, expected):
+def distance(got, expected):
     """Return the largest difference relative to the largest entry, over all outputs, channels moved where need be."""
     worst = 0.0
-    for one, other in zip(got, expected, strict=True):
-        shown = one
-        if one.shape != other.shape or one.ndim > 3:
-            turns = [one, np.moveaxis(one, 1, -1), np.moveaxis(one, -1, 1), one.swapaxes(0, 1)]
-            shown = min((t for t in turns if t.shape == other.shape), key=lambda t: np.abs(t - other).max())
-        worst = max(worst, float(np.abs(shown - other).max() / np.abs(other).max()))
+    for a, b in zip(got, expected, strict=True):
+        best = a
+        if a.shape != b.shape or a.ndim > 3:
+            views = [a, np.moveaxis(a, 1, -1), np.moveaxis(a, -1, 1), a.swapaxes(0, 1)]
+            best = min((v for v in views if v.shape == b.shape), key=lambda v: np.abs(v - b).max())
+        worst = max(worst, float(np.abs(best - b).max() / np.abs(b).max()))
     return worst
 
 
@@ -129,24 +129,26 @@ def arrays(model):
     return {p.name: p.numpy().tobytes() for p in xw.parameters(model) if p.floating and p.role != "vector_u"}
 
 
-def sides(pair, way):
-    """Return source, target, what each is called with, and the options of a port, for one direction of a pair."""
-    k, t = pair.make()
-    for seed, model in enumerate((k, t)):
+def sides(pair, direction):
+    """Return source, target, the sample of each, and the options of a port, for one direction of a pair."""
+    keras_model, module = pair.make()
+    for seed, model in enumerate((keras_model, module)):
         fill(model, seed)
-    one = pair.sample()
-    other = pair.to_torch(one) if pair.to_torch else _channels_second(one, t)
+    for_keras = pair.sample()
+    for_torch = pair.to_torch(for_keras) if pair.to_torch else _channels_second(for_keras, module)
     options = {}
     if pair.to_torch is not None:
-        options["sample_target"] = other if way == "to_torch" else one
+        options["sample_target"] = for_torch if direction == "to_torch" else for_keras
     if pair.options.get("outputs") == "frames":
-        options["outputs"] = pair.to_keras if way == "to_torch" else pair.to_torch
-    return (k, t, one, other, options) if way == "to_torch" else (t, k, other, one, options)
+        options["outputs"] = pair.to_keras if direction == "to_torch" else pair.to_torch
+    if direction == "to_torch":
+        return keras_model, module, for_keras, for_torch, options
+    return module, keras_model, for_torch, for_keras, options
 
 
 def _channels_second(sample, module):
     if isinstance(sample, tuple):
-        return tuple(_channels_second(one, module) for one in sample)
-    sequences = any(isinstance(one, (torch.nn.Conv1d, torch.nn.ConvTranspose1d)) for one in module.modules())
+        return tuple(_channels_second(part, module) for part in sample)
+    sequences = any(isinstance(part, (torch.nn.Conv1d, torch.nn.ConvTranspose1d)) for part in module.modules())
     image = sample.dtype.kind == "f" and (sample.ndim > 3 or (sample.ndim == 3 and sequences))
     return np.moveaxis(sample, -1, 1) if image else sample

@@ -49,8 +49,8 @@ class MobileNetV2(nn.Module):
             (6, 320, 1, 1),
         ]
         for growth, width, count, stride in plan:
-            for place in range(count):
-                layers.append(Inverted(channels, width, stride if place == 0 else 1, growth))
+            for index in range(count):
+                layers.append(Inverted(channels, width, stride if index == 0 else 1, growth))
                 channels = width
         self.features = nn.Sequential(*layers, LayerUnit(channels, 1280, 1, act=nn.ReLU6()))
         self.head = nn.Linear(1280, 10)
@@ -60,7 +60,7 @@ class MobileNetV2(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """The shortcut is defined last and called last; Keras' comes first."""
+    """A residual block whose shortcut is defined and called last; Keras' comes first."""
 
     def __init__(self, channels, width, stride, changes):
         super().__init__()
@@ -82,8 +82,8 @@ class ResNet50(nn.Module):
         self.stem = LayerUnit(3, 64, 7, 2, act=nn.ReLU(), eps=1.001e-5, bias=True)
         layers, channels = [], 64
         for width, count, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
-            for place in range(count):
-                layers.append(Bottleneck(channels, width, stride if place == 0 else 1, place == 0))
+            for index in range(count):
+                layers.append(Bottleneck(channels, width, stride if index == 0 else 1, index == 0))
                 channels = 4 * width
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(2048, 10)
@@ -120,7 +120,7 @@ class MBConv(nn.Module):
 
 
 class Standardize(nn.Module):
-    """Keras' EfficientNet begins with this."""
+    """The first layer of Keras' EfficientNet."""
 
     def __init__(self):
         super().__init__()
@@ -139,8 +139,8 @@ class EfficientNetB0(nn.Module):
         layers, channels = [LayerUnit(3, 32, 3, 2, pad=(0, 1, 0, 1), act=nn.SiLU())], 32
         plan = [(1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5)]
         for growth, width, count, stride, size in [*plan, (6, 192, 4, 2, 5), (6, 320, 1, 1, 3)]:
-            for place in range(count):
-                layers.append(MBConv(channels, width, size, stride if place == 0 else 1, growth))
+            for index in range(count):
+                layers.append(MBConv(channels, width, size, stride if index == 0 else 1, growth))
                 channels = width
         self.features = nn.Sequential(*layers, LayerUnit(channels, 1280, 1, act=nn.SiLU()))
         self.head = nn.Linear(1280, 10)

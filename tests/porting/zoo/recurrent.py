@@ -87,7 +87,7 @@ def lstm_with_time_first():
     return k, torch_rnn(nn.LSTM, 4, 6, batch_first=False)
 
 
-def stepped(m, x):
+def run_cell(m, x):
     h = c = torch.zeros(x.shape[0], 6, dtype=x.dtype)
     for step in range(x.shape[1]):
         h, c = m.cell(x[:, step], (h, c))
@@ -97,10 +97,10 @@ def stepped(m, x):
 @pair(vectors(2, 3, 4), bitwise=False)
 def lstm_cell_in_a_loop():
     k = chain((3, 4), L.LSTM(6), L.Dense(3))
-    return k, Own(stepped, cell=nn.LSTMCell(4, 6), head=nn.Linear(6, 3))
+    return k, Own(run_cell, cell=nn.LSTMCell(4, 6), head=nn.Linear(6, 3))
 
 
-def stepped_twice(m, x):
+def run_two_cells(m, x):
     h = g = torch.zeros(x.shape[0], 4, dtype=x.dtype)
     for step in range(x.shape[1]):
         h = m.one(x[:, step], h)
@@ -111,7 +111,7 @@ def stepped_twice(m, x):
 @pair(vectors(2, 3, 4))
 def gru_cells_stacked():
     k = chain((3, 4), L.RNN([L.GRUCell(4), L.GRUCell(4)]), L.Dense(3))
-    return k, Own(stepped_twice, one=nn.GRUCell(4, 4), other=nn.GRUCell(4, 4), head=nn.Linear(4, 3))
+    return k, Own(run_two_cells, one=nn.GRUCell(4, 4), other=nn.GRUCell(4, 4), head=nn.Linear(4, 3))
 
 
 def backwards(m, x):

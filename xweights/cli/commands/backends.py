@@ -1,4 +1,4 @@
-"""``xweights backends``."""
+"""The command ``xweights backends``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from xweights.cli.output import show_json, show_table
 
 
 def backends(json: Json = False) -> None:
-    """Say which backends are installed, and whether each loads.
+    """List the installed backends, and whether each loads.
 
     Loading imports the framework, so this takes a few seconds.
     """
-    from xweights.core.registry import backends as states
+    from xweights.core.registry import backends as list_backends
     from xweights.core.registry import installed_backends
 
-    found = states()
+    states = list_backends()
     if json:
-        show_json(found)
+        show_json(states)
         return
     values = installed_backends()
-    show_table(["framework", "state", "object"], [[name, state, values[name]] for name, state in found.items()])
+    show_table(["framework", "state", "object"], [[name, state, values[name]] for name, state in states.items()])

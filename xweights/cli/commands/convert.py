@@ -1,4 +1,4 @@
-"""``xweights convert``."""
+"""The command ``xweights convert``."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Annotated
 
 import typer
 
-from xweights.cli.options import Where, where_of
-from xweights.cli.output import need_folder, writing
-from xweights.cli.targets import size_of, target_of
+from xweights.cli.options import Where, parse_where
+from xweights.cli.output import file_progress, need_folder
+from xweights.cli.targets import count_bytes, load_target
 
 
 def convert(
     source: Annotated[str, typer.Argument(help="a weight file, or package.module:factory[@weights]")],
-    path: Annotated[Path, typer.Argument(help="the file to write; its ending says the format")],
+    path: Annotated[Path, typer.Argument(help="the file to write; its suffix sets the format")],
     where: Where = None,
 ) -> None:
-    """Write the weights of a file, or of a model, into a file of the format that its ending says."""
+    """Write the weights of a file or model to another file; its suffix sets the format."""
     from xweights.files.save import save
 
     need_folder(path)
-    opened = target_of(source)
-    with writing(path, size_of(opened), f"writing {path}"):
-        save(opened, path, where=where_of(where))
+    opened = load_target(source)
+    with file_progress(path, count_bytes(opened), f"writing {path}"):
+        save(opened, path, where=parse_where(where))
     typer.echo(f"saved: {path}")

@@ -1,4 +1,4 @@
-"""``xweights edit`` and ``xweights prune``."""
+"""The commands ``xweights edit`` and ``xweights prune``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from xweights.cli import option_values
-from xweights.cli.options import Json, Out, Where, where_of
-from xweights.cli.output import need_folder, show_json, show_table, writing
-from xweights.cli.targets import file_of
+from xweights.cli.options import Json, Out, Where, parse_where
+from xweights.cli.output import file_progress, need_folder, show_json, show_table
+from xweights.cli.targets import weight_file
 
 if TYPE_CHECKING:
     from xweights.files.edit.edit import EditReport
@@ -22,18 +22,18 @@ Scope = Annotated[
 _EDITS = "edits"
 
 
-def _noted(ctx: typer.Context, param: Any, value: list[str] | None) -> list[str] | None:
-    """Note an edit when it is met: options are met in the order in which they were typed."""
+def _record_edit(ctx: typer.Context, param: Any, value: list[str] | None) -> list[str] | None:
+    """Record an edit as its option is parsed: options are parsed in the order in which they were typed."""
     if value:
         ctx.meta.setdefault(_EDITS, []).append(
-            (param.name, option_values.once(value, f"--{param.name.replace('_', '-')}"))
+            (param.name, option_values.single_value(value, f"--{param.name.replace('_', '-')}"))
         )
     return value
 
 
 def _edit_option(metavar: str, text: str, name: str = "") -> Any:
     declared = [name] if name else []
-    return typer.Option(*declared, metavar=metavar, help=text, callback=_noted, show_default=False)
+    return typer.Option(*declared, metavar=metavar, help=text, callback=_record_edit, show_default=False)
 
 
 def edit(
@@ -41,7 +41,7 @@ def edit(
     file: File,
     set_to: Annotated[
         list[str] | None,
-        _edit_option("VALUE", "set all entries, or some: [0,:3]=1.5 by place, [in=0,out=:3]=1.5 by axis", "--set"),
+        _edit_option("VALUE", "set all entries, or some: [0,:3]=1.5 by position, [in=0,out=:3]=1.5 by axis", "--set"),
     ] = None,
     scale: Annotated[list[str] | None, _edit_option("FACTOR", "multiply by a number")] = None,
     add: Annotated[list[str] | None, _edit_option("NUMBER", "add a number")] = None,
@@ -58,8 +58,9 @@ def edit(
 ) -> None:
     """Edit the weights in a file, one array in memory at a time; several edits are done in the order given.
 
-    The file itself is replaced, wholly or not at all, unless --out names another. Without --where an edit means what it
-    means in the library: trainable floating-point parameters, and for --prune and --max-norm kernels and embeddings.
+    The file itself is replaced, as a whole or not at all, unless --out names another. Without --where an edit changes
+    what it changes in the library: trainable floating-point parameters, and for --prune and --max-norm kernels and
+    embeddings.
     """
     from xweights.errors import ArgumentError
     from xweights.files.edit.edit import edit_file
@@ -67,28 +68,28 @@ def edit(
     edits = ctx.meta.get(_EDITS, [])
     if not edits:
         raise ArgumentError("nothing is to be done\nFix: --set, --scale, --add, --clip, --max-norm, --noise or --prune")
-    rules = [_rule(name, text, per, seed, scope) for name, text in edits]
-    path = file_of(file)
+    rules = [_make_rule(name, text, per, seed, scope) for name, text in edits]
+    path = weight_file(file)
     need_folder(out)
-    chosen = where_of(where, None)
-    with writing(out or path, path.stat().st_size, f"editing {file}"):
+    chosen = parse_where(where, None)
+    with file_progress(out or path, path.stat().st_size, f"editing {file}"):
         report = edit_file(path, [(rule, chosen) for rule in rules], out=out)
-    _told(report, json)
+    _print_report(report, json)
 
 
-def _rule(name: str, text: str, per: str, seed: int | None, scope: Any) -> Any:
+def _make_rule(name: str, text: str, per: str, seed: int | None, scope: Any) -> Any:
     from xweights import api
     from xweights.errors import ArgumentError
 
     option = f"--{name.replace('_', '-')}"
     if name == "set_to":
-        found = option_values.entries(text, "--set")
-        return api.SetEntries(*found) if isinstance(found, tuple) else api.Fill(found)
+        entries = option_values.parse_entries(text, "--set")
+        return api.SetEntries(*entries) if isinstance(entries, tuple) else api.Fill(entries)
     if name == "clip":
-        return api.Clip(*option_values.bounds(text, option))
-    number = option_values.number(text, option)
+        return api.Clip(*option_values.parse_bounds(text, option))
+    number = option_values.parse_number(text, option)
     if name == "max_norm":
-        return api.MaxNorm(number, per=option_values.axes(per) or "out")
+        return api.MaxNorm(number, per=option_values.parse_axes(per) or "out")
     if name == "noise":
         if seed is None:
             raise ArgumentError("--noise is drawn from a seed\nFix: --seed 0, so that the same is drawn again")
@@ -100,8 +101,8 @@ def _rule(name: str, text: str, per: str, seed: int | None, scope: Any) -> Any:
 
 def prune(
     file: File,
-    fraction: Annotated[float | None, typer.Option(help="which share of the entries is dropped, 0 to 1")] = None,
-    count: Annotated[int | None, typer.Option(help="how many entries are dropped")] = None,
+    fraction: Annotated[float | None, typer.Option(help="the share of entries to drop, 0 to 1")] = None,
+    count: Annotated[int | None, typer.Option(help="how many entries to drop")] = None,
     threshold: Annotated[float | None, typer.Option(help="drop what is not larger than this")] = None,
     pattern: Annotated[str | None, typer.Option(metavar="N:M:AXIS", help="keep N of M along an axis: 2:4:in")] = None,
     per: Annotated[str | None, typer.Option(metavar="AXES", help="drop whole units, one per index of: out")] = None,
@@ -112,23 +113,28 @@ def prune(
 ) -> None:
     """Set the smallest weights in a file to zero: kernels and embeddings, unless --where says otherwise.
 
-    The file itself is replaced, wholly or not at all, unless --out names another.
+    The file itself is replaced, as a whole or not at all, unless --out names another.
     """
     from xweights.files.edit.edit import edit_file
     from xweights.rules.pruning import Prune
 
-    kept = None if pattern is None else option_values.pattern(pattern, "--pattern")
+    parsed = None if pattern is None else option_values.parse_pattern(pattern, "--pattern")
     rule = Prune(
-        fraction=fraction, count=count, threshold=threshold, pattern=kept, per=option_values.axes(per), scope=scope
+        fraction=fraction,
+        count=count,
+        threshold=threshold,
+        pattern=parsed,
+        per=option_values.parse_axes(per),
+        scope=scope,
     )
-    path = file_of(file)
+    path = weight_file(file)
     need_folder(out)
-    with writing(out or path, path.stat().st_size, f"pruning {file}"):
-        report = edit_file(path, rule, where=where_of(where, None), out=out)
-    _told(report, json)
+    with file_progress(out or path, path.stat().st_size, f"pruning {file}"):
+        report = edit_file(path, rule, where=parse_where(where, None), out=out)
+    _print_report(report, json)
 
 
-def _told(report: EditReport, json: bool) -> None:
+def _print_report(report: EditReport, json: bool) -> None:
     if json:
         show_json({"path": report.path, "in_place": report.in_place, "changed": report.changed})
         return

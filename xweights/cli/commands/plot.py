@@ -1,4 +1,4 @@
-"""``xweights plot`` and ``xweights report``."""
+"""The commands ``xweights plot`` and ``xweights report``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from xweights.cli.options import NamePairs, Target, Where, names_of, where_of
-from xweights.cli.output import need_folder, working, write_file
-from xweights.cli.targets import target_of
+from xweights.cli.options import NamePairs, Target, Where, parse_names, parse_where
+from xweights.cli.output import need_folder, progress_bar, write_file
+from xweights.cli.targets import load_target
 
 Second = Annotated[str | None, typer.Argument(help="another one, to compare with", show_default=False)]
 _SUFFIXES = (".png", ".svg", ".pdf")
@@ -30,9 +30,9 @@ def plot(
     import io
 
     from xweights.errors import ArgumentError
-    from xweights.files.io.atomic import replacing
-    from xweights.inspection.drawing import quiet
-    from xweights.inspection.plots import plot as drawn
+    from xweights.files.io.atomic import replace_file
+    from xweights.inspection.drawing import ignore_missing_glyphs
+    from xweights.inspection.plots import plot as draw
     from xweights.inspection.plots import plot_diff
 
     if out.suffix not in _SUFFIXES:
@@ -42,20 +42,20 @@ def plot(
     if second is None and names:
         raise ArgumentError("--names is for two targets\nFix: name another one to compare with")
     need_folder(out)
-    with working(3) as step:
+    with progress_bar(3) as step:
         step("opening")
-        one = target_of(target)
-        other = None if second is None else target_of(second)
+        loaded = load_target(target)
+        other = None if second is None else load_target(second)
         step("drawing")
         if other is None:
-            figure = drawn(one, where=where_of(where, None), kind=kind)
+            figure = draw(loaded, where=parse_where(where, None), kind=kind)
         else:
-            figure = plot_diff(one, other, where=where_of(where), names=names_of(names))
+            figure = plot_diff(loaded, other, where=parse_where(where), names=parse_names(names))
         step(f"saving {out}")
         image = io.BytesIO()
-        with quiet():
+        with ignore_missing_glyphs():
             figure.savefig(image, format=out.suffix[1:], dpi=150)
-        with replacing(str(out)) as file:
+        with replace_file(str(out)) as file:
             file.write(image.getvalue())
     typer.echo(f"saved: {out}")
 
@@ -69,7 +69,7 @@ def report(
 ) -> None:
     """Write a report on a target, or on how two differ, as one HTML file: tables to sort and search, and pictures.
 
-    The file needs nothing else, and asks nothing of the network.
+    The file needs no other files and no network.
     """
     from xweights.errors import ArgumentError
     from xweights.inspection.html_report import page
@@ -77,12 +77,12 @@ def report(
     if out.suffix not in (".html", ".htm"):
         raise ArgumentError(f"a report ends in .html\ngot: {str(out)!r}")
     need_folder(out)
-    with working(6 if second is None else 8) as step:
+    with progress_bar(6 if second is None else 8) as step:
         step("opening")
-        one = target_of(target)
-        other = None if second is None else target_of(second)
+        loaded = load_target(target)
+        other = None if second is None else load_target(second)
         titles = (target, second or "")
-        written = page(one, other, titles=titles, where=where_of(where), names=names_of(names), step=step)
+        html = page(loaded, other, titles=titles, where=parse_where(where), names=parse_names(names), step=step)
         step(f"saving {out}")
-        write_file(out, written)
+        write_file(out, html)
     typer.echo(f"saved: {out}")

@@ -1,4 +1,4 @@
-"""``xweights port`` and ``xweights skeleton``."""
+"""The commands ``xweights port`` and ``xweights skeleton``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from xweights.cli.exit_codes import DIFFERENT
-from xweights.cli.options import NamePairs, Where, names_of, where_of
-from xweights.cli.output import need_folder, show_json, working, write_file
-from xweights.cli.targets import model_of, sample_of
+from xweights.cli.options import NamePairs, Where, parse_names, parse_where
+from xweights.cli.output import need_folder, progress_bar, show_json, write_file
+from xweights.cli.targets import load_model, load_sample
 
 if TYPE_CHECKING:
     from xweights.porting.reports import PortPlan, PortReport
@@ -20,16 +20,16 @@ Model = "package.module:factory[@weights], a .keras file, or a .pt2 program"
 
 def port(
     source: Annotated[str, typer.Argument(help=f"the model whose weights are read: {Model}", show_default=False)],
-    target: Annotated[str, typer.Argument(help="the model that they go into: likewise", show_default=False)],
+    target: Annotated[str, typer.Argument(help="the model that they are written to: likewise", show_default=False)],
     sample: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="what the source is called with: .npy, or .npz for several inputs"),
+        typer.Option(metavar="FILE", help="the input that the source is called with: .npy, or .npz for several inputs"),
     ] = None,
     sample_target: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="what the target is called with, if it isn't the sample, channels moved"),
+        typer.Option(metavar="FILE", help="the target's input, if it isn't the sample with its channels moved"),
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="print what would be done, and touch nothing")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="print what would be done, and change nothing")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="where the target's weights are saved")
     ] = None,
@@ -38,7 +38,7 @@ def port(
     names: NamePairs = None,
     attributes: Annotated[
         Literal["check", "fix", "ignore"],
-        typer.Option(help="where settings that are no weights differ: refuse, set them on the target, or list them"),
+        typer.Option(help="if settings that are no weights differ: refuse, set them on the target, or list them"),
     ] = "check",
     json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
@@ -53,43 +53,43 @@ def port(
     if report is not None and report.suffix not in (".md", ".json"):
         raise ArgumentError(f"--report ends in .md or .json\ngot: {str(report)!r}")
     need_folder(out, report)
-    made: PortPlan | PortReport
-    with working(5 if out is not None else 4) as step:
+    result: PortPlan | PortReport
+    with progress_bar(5 if out is not None else 4) as step:
         step("reading the sample")
-        given = None if sample is None else sample_of(sample)
-        given_target = None if sample_target is None else sample_of(sample_target)
+        source_input = None if sample is None else load_sample(sample)
+        target_input = None if sample_target is None else load_sample(sample_target)
         step(f"building {source}")
-        one = model_of(source)
+        source_model = load_model(source)
         step(f"building {target}")
-        other = model_of(target)
+        target_model = load_model(target)
         if plan:
             from xweights.porting.plan import plan_port
 
             step("planning")
-            made = plan_port(one, other, where=where_of(where), names=names_of(names))
+            result = plan_port(source_model, target_model, where=parse_where(where), names=parse_names(names))
         else:
             from xweights.porting.port import port as move
 
             step("porting and comparing")
-            made = move(
-                one, other, sample=given, sample_target=given_target, where=where_of(where), names=names_of(names),
-                attributes=attributes,
+            result = move(
+                source_model, target_model, sample=source_input, sample_target=target_input,
+                where=parse_where(where), names=parse_names(names), attributes=attributes,
             )  # fmt: skip
             if out is not None:
                 from xweights.files.save import save
 
                 step(f"saving {out}")
-                save(other, out)
+                save(target_model, out)
     if report is not None:
-        write_file(report, {".md": made.to_markdown, ".json": made.to_json}[report.suffix]())
+        write_file(report, {".md": result.to_markdown, ".json": result.to_json}[report.suffix]())
     if json:
-        typer.echo(made.to_json())
+        typer.echo(result.to_json())
     else:
-        typer.echo(str(made))
+        typer.echo(str(result))
         if not plan:
-            kept = f"saved: {out}" if out is not None else "nothing was saved: --out FILE saves the target's weights"
-            typer.echo(f"\n{kept}")
-    if not made.ok:
+            saved = f"saved: {out}" if out is not None else "nothing was saved: --out FILE saves the target's weights"
+            typer.echo(f"\n{saved}")
+    if not result.ok:
         raise typer.Exit(DIFFERENT)
 
 
@@ -102,14 +102,14 @@ def skeleton(
     json: Annotated[bool, typer.Option("--json", help="print JSON, for programs")] = False,
 ) -> None:
     """Print the source code of a twin of a model in another framework, ready to edit and to port into."""
-    from xweights.porting.skeleton import skeleton as written
+    from xweights.porting.skeleton import skeleton as write_skeleton
 
     need_folder(out)
-    with working(2) as step:
+    with progress_bar(2) as step:
         step(f"building {model}")
-        built = model_of(model)
+        built = load_model(model)
         step("writing")
-        code = written(built, to)
+        code = write_skeleton(built, to)
     if out is not None:
         write_file(out, code)
     elif json:

@@ -1,4 +1,4 @@
-"""``xweights show`` and ``xweights stats``."""
+"""The commands ``xweights show`` and ``xweights stats``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xweights.cli.options import Json, Target, Where, where_of
-from xweights.cli.output import show_json, show_table, working
-from xweights.cli.targets import target_of
+from xweights.cli.options import Json, Target, Where, parse_where
+from xweights.cli.output import progress_bar, show_json, show_table
+from xweights.cli.targets import load_target
 
 if TYPE_CHECKING:
     from xweights.core.parameter import Parameter
@@ -23,31 +23,31 @@ def show(
     quick: Annotated[bool, typer.Option("--quick", help=QUICK)] = False,
     json: Json = False,
 ) -> None:
-    """Show the parameters of a target as a tree: axes and shape, dtype, entries, and which share of them is zero."""
+    """Show the parameters of a target as a tree: axes and shape, dtype, entries, and the share of zeros."""
     from xweights.edit.read import check_readable, parameters
     from xweights.inspection.histograms import zeros_in
 
-    chosen = parameters(target_of(target), where=where_of(where))
+    chosen = parameters(load_target(target), where=parse_where(where))
     zeros: list[int | None] = [None] * len(chosen)
     if not quick:
         check_readable(chosen)
-        with working(len(chosen)) as step:
-            for place, p in enumerate(chosen):
+        with progress_bar(len(chosen)) as step:
+            for position, p in enumerate(chosen):
                 step(p.name)
-                zeros[place] = zeros_in(p)
+                zeros[position] = zeros_in(p)
     if json:
-        show_json([_described(p, count) for p, count in zip(chosen, zeros, strict=True)])
+        show_json([_describe(p, count) for p, count in zip(chosen, zeros, strict=True)])
         return
     head = ["name", "axes", "shape", "dtype", "entries", *([] if quick else ["zero"])]
-    show_table(head, list(_tree(chosen, zeros)))
+    show_table(head, list(_tree_rows(chosen, zeros)))
     entries = sum(p.size for p in chosen)
     size = sum(p.size * p.dtype.itemsize for p in chosen)
     known = [count for count in zeros if count is not None]
     share = f", {sum(known) / entries:.1%} zero" if known and entries else ""
-    typer.echo(f"{len(chosen)} parameters, {entries:,} entries, {_bytes(size)}{share}")
+    typer.echo(f"{len(chosen)} parameters, {entries:,} entries, {_format_bytes(size)}{share}")
 
 
-def _bytes(size: int) -> str:
+def _format_bytes(size: int) -> str:
     amount, unit = float(size), "bytes"
     for larger in ("kB", "MB", "GB", "TB"):
         if amount < 1000:
@@ -56,7 +56,7 @@ def _bytes(size: int) -> str:
     return f"{amount:,.1f} {unit}" if unit != "bytes" else f"{size} bytes"
 
 
-def _described(p: Parameter, zeros: int | None) -> dict[str, Any]:
+def _describe(p: Parameter, zeros: int | None) -> dict[str, Any]:
     return {
         "name": p.name,
         "native_name": p.native_name,
@@ -72,13 +72,13 @@ def _described(p: Parameter, zeros: int | None) -> dict[str, Any]:
     }
 
 
-def _tree(chosen: list[Parameter], zeros: list[int | None]) -> list[list[str]]:
-    """Return a row for each parameter, below rows for the folders of its name that the one above hasn't got."""
+def _tree_rows(chosen: list[Parameter], zeros: list[int | None]) -> list[list[str]]:
+    """Return a row for each parameter, below rows for the folders of its name that the row above doesn't have."""
     width = 0 if all(count is None for count in zeros) else 1
     rows = []
     above: list[str] = []
     for p, count in zip(chosen, zeros, strict=True):
-        *folders, leaf = p.name.split("/")
+        *folders, last = p.name.split("/")
         shared = 0
         while shared < min(len(folders), len(above)) and folders[shared] == above[shared]:
             shared += 1
@@ -88,7 +88,7 @@ def _tree(chosen: list[Parameter], zeros: list[int | None]) -> list[list[str]]:
         share = [] if not width else ["" if count is None else f"{count / p.size:.1%}" if p.size else "-"]
         axes = "?" if p.axes is None else ", ".join(p.axes)
         shape = " x ".join(map(str, p.shape)) or "number"
-        rows.append(["  " * len(folders) + leaf, axes, shape, p.dtype.name, f"{p.size:,}", *share])
+        rows.append(["  " * len(folders) + last, axes, shape, p.dtype.name, f"{p.size:,}", *share])
     return rows
 
 
@@ -96,14 +96,14 @@ def stats(target: Target, where: Where = None, json: Json = False) -> None:
     """Show count, norm, mean, standard deviation, extremes, share of zeros and NaN count of each parameter."""
     from xweights.edit.read import parameters
     from xweights.inspection.results import Stats
-    from xweights.inspection.stats import stats as measured
+    from xweights.inspection.stats import stats as compute_stats
 
-    chosen = parameters(target_of(target), where=where_of(where))
+    chosen = parameters(load_target(target), where=parse_where(where))
     rows = []
-    with working(len(chosen)) as step:
+    with progress_bar(len(chosen)) as step:
         for p in chosen:
             step(p.name)
-            rows += measured(p).rows
+            rows += compute_stats(p).rows
     if json:
         show_json([asdict(row) | {"sparsity": row.sparsity} for row in rows])
     else:

@@ -1,7 +1,7 @@
-"""Editing a file: streamed into its own replacement or another file, or a few entries in place.
+"""Edit a file: in place for a few entries, else streamed into its replacement or another file.
 
-Everything that can be refused is refused before the first byte is written. Then, whichever way it is done, the file is
-wholly the old one or wholly the new one at every moment.
+Everything that can be refused is refused before the first byte is written. After that, the file is at every moment
+either completely the old one or completely the new one.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from xweights.core.selection import WhereLike
 from xweights.errors import ArgumentError
 from xweights.files.edit.in_place import set_entries_in_place
 from xweights.files.edit.plan import Edit, Steps
-from xweights.files.edit.rewrite import repackable, repacked, rewritable, rewritten
-from xweights.files.formats.table import format_of, named
-from xweights.files.io.items import ArrayToWrite, item_of
+from xweights.files.edit.rewrite import can_repack, can_rewrite, repack, rewrite
+from xweights.files.formats.table import find_format, format_of
+from xweights.files.io.arrays_to_write import ArrayToWrite, array_to_write
 from xweights.files.io.open_file import refused
 from xweights.files.load import Checkpoint, load
-from xweights.files.save import write_items
+from xweights.files.save import write_arrays
 from xweights.rules.base import Rule
 
 
 @dataclass(frozen=True)
 class EditReport:
-    """What :func:`edit_file` did.
+    """Result of :func:`edit_file`.
 
     Attributes:
-        path: The file that has the result.
-        changed: How many entries of each selected array have other bits than before, by neutral name.
-        in_place: True if single entries were changed in the file itself, False if it was written anew.
+        path: The file with the result.
+        changed: Number of entries of each selected array whose bits have changed, by neutral name.
+        in_place: True if single entries were changed in the file itself, False if it was rewritten.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -58,22 +58,22 @@ def edit_file(
     """Edit the weights in a file with a rule or a function, one array in memory at a time.
 
     Arrays that aren't selected keep every byte, and so does everything else in the file. Setting entries
-    (:class:`xweights.SetEntries`) changes the file itself, under a journal that finishes the work after a crash;
-    everything else streams the file into its replacement.
+    (:class:`xweights.SetEntries`) changes the file itself, with a journal that completes the change after a crash;
+    every other edit streams the file into its replacement.
 
     Args:
         path: A file that :func:`xweights.load` reads.
         rule: A rule such as ``Clip(-1, 1)`` or ``Prune(fraction=0.9, scope="global")``, a function of a NumPy array in
-            neutral order that returns the new one, or a list of these, done one after the other: each a rule or a pair
-            (rule, where).
-        where: Which parameters. Default: the rule's verb's own default; required for functions and ``SetEntries``.
-        out: Where to write the result, in the format of its ending; ``path`` then stays as it is. Default: ``path``.
+            neutral order that returns the new one, or a list of these, applied one after the other: each a rule or a
+            pair (rule, where).
+        where: Which parameters. Default: that of the rule's verb; required for functions and ``SetEntries``.
+        out: Path to write the result to, in the format of its ending; ``path`` is then unchanged. Default: ``path``.
         max_bytes: As for :func:`xweights.load`.
-        durable: True waits until the disk has it.
+        durable: True waits until the data is on disk.
 
-    Exactness: the rule's, with the numbers that its verb gives on a live target.
-    Raises SelectionError, ShapeError, DtypeError, LayoutError, NonfiniteError (what the rule refuses, all of it at
-    once), DamagedFileError, RefusedFileError, FileAccessError: whatever it is, the file is as it was.
+    Exactness: that of the rule, with the same numbers as its verb gives on a live target.
+    Raises SelectionError, ShapeError, DtypeError, LayoutError, NonfiniteError (everything that the rule refuses, at
+    once), DamagedFileError, RefusedFileError, FileAccessError; in every case the file is unchanged.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -85,59 +85,59 @@ def edit_file(
     destination = source if out is None else os.fspath(out)
     if out is not None:
         format_of(destination)
-    with load(source, max_bytes=max_bytes) as opened:
-        kind = named(opened.format)
-        if out is None and not kind.edited:
-            raise refused(source, f"{kind.name} files are only read", fix="out=, in another format")
-        parameters = opened.__xweights_parameters__()
-        steps = Steps(_edits(rule, where), parameters)
+    with load(source, max_bytes=max_bytes) as checkpoint:
+        fmt = find_format(checkpoint.format)
+        if out is None and not fmt.editable:
+            raise refused(source, f"{fmt.name} files are only read", fix="out=, in another format")
+        parameters = checkpoint.__xweights_parameters__()
+        steps = Steps(_list_edits(rule, where), parameters)
         if out is None:
             counts = set_entries_in_place(source, steps, durable=durable)
             if counts is not None:
                 return EditReport(source, counts, in_place=True)
         steps.measure()
         changed: dict[str, int] = {}
-        edit = _counting(steps, changed)
-        same = out is None or (kind.edited and format_of(destination) is kind)
-        if same and rewritable(opened, steps):
-            rewritten(opened, steps, edit, destination, durable=durable)
-        elif same and repackable(opened):
-            repacked(opened, steps, edit, destination, durable=durable)
+        edit = _count_while_editing(steps, changed)
+        same_format = out is None or (fmt.editable and format_of(destination) is fmt)
+        if same_format and can_rewrite(checkpoint, steps):
+            rewrite(checkpoint, steps, edit, destination, durable=durable)
+        elif same_format and can_repack(checkpoint):
+            repack(checkpoint, steps, edit, destination, durable=durable)
         else:
-            _written(opened, steps, edit, destination, durable=durable)
+            _write_all(checkpoint, steps, edit, destination, durable=durable)
     return EditReport(destination, changed, in_place=False)
 
 
-def _edits(rule: Any, where: WhereLike | None) -> list[tuple[Any, WhereLike | None]]:
+def _list_edits(rule: Any, where: WhereLike | None) -> list[tuple[Any, WhereLike | None]]:
     if not isinstance(rule, (list, tuple)):
         return [(rule, where)]
     if not rule:
         raise ArgumentError("an empty list of rules does nothing")
     edits: list[tuple[Any, WhereLike | None]] = []
-    for one in rule:
-        if isinstance(one, tuple):
-            if len(one) != 2:
-                raise ArgumentError(f"an edit is a rule, or a pair (rule, where)\ngot: {one!r}")
-            edits.append(one)
+    for edit in rule:
+        if isinstance(edit, tuple):
+            if len(edit) != 2:
+                raise ArgumentError(f"an edit is a rule, or a pair (rule, where)\ngot: {edit!r}")
+            edits.append(edit)
         else:
-            edits.append((one, where))
+            edits.append((edit, where))
     return edits
 
 
-def _counting(steps: Steps, changed: dict[str, int]) -> Callable[[int], Array]:
-    """Return what edits the array at a position, and counts how many of its entries became other bits."""
+def _count_while_editing(steps: Steps, changed: dict[str, int]) -> Callable[[int], Array]:
+    """Return a function that edits the array at a position and counts the entries whose bits have changed."""
 
     def edit(position: int) -> Array:
         p = steps.parameters[position]
-        array = steps.edited(position)
-        changed[p.name] = _differing(p, array)
+        array = steps.apply(position)
+        changed[p.name] = _count_changed(p, array)
         return array
 
     return edit
 
 
-def _differing(p: Parameter, array: Array) -> int:
-    flat = array.reshape(-1)  # a copy where it lies in another order
+def _count_changed(p: Parameter, array: Array) -> int:
+    flat = array.reshape(-1)  # a copy if it is in another order
     count = start = 0
     width = f"u{array.dtype.itemsize}"
     for part in p.handle.pieces():
@@ -146,19 +146,19 @@ def _differing(p: Parameter, array: Array) -> int:
     return count
 
 
-def _written(
-    opened: Checkpoint, steps: Steps, edit: Callable[[int], Array], destination: str, *, durable: bool
+def _write_all(
+    checkpoint: Checkpoint, steps: Steps, edit: Callable[[int], Array], destination: str, *, durable: bool
 ) -> None:
-    """Write all arrays anew, in any format."""
-    items: list[ArrayToWrite] = []
+    """Write all arrays to a new file, in any format."""
+    arrays: list[ArrayToWrite] = []
     for position, p in enumerate(steps.parameters):
-        item = item_of(p, key=p.handle.key)
+        array = array_to_write(p, key=p.handle.key)
         if position in steps.touched:
-            item = item_of(p, key=p.handle.key, pieces=_later(edit, position))
-        items.append(item)
-    texts = opened.metadata if format_of(destination).keeps_metadata else {}
-    write_items(items, destination, metadata=texts, durable=durable)
+            array = array_to_write(p, key=p.handle.key, pieces=_defer(edit, position))
+        arrays.append(array)
+    texts = checkpoint.metadata if format_of(destination).keeps_metadata else {}
+    write_arrays(arrays, destination, metadata=texts, durable=durable)
 
 
-def _later(edit: Callable[[int], Array], position: int) -> Callable[[], Iterable[Array]]:
+def _defer(edit: Callable[[int], Array], position: int) -> Callable[[], Iterable[Array]]:
     return lambda: [edit(position)]

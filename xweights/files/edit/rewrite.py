@@ -1,6 +1,6 @@
-"""Streaming a file into its replacement, with other bytes where arrays were edited.
+"""Stream a file into its replacement, with new bytes where arrays were edited.
 
-No array changes its size, so everything keeps its place: what wasn't edited is copied as it is, whatever it means.
+No array changes its size, so everything keeps its offset, and unedited bytes are copied as they are.
 """
 
 from __future__ import annotations
@@ -13,62 +13,62 @@ from typing import Any
 import numpy as np
 
 from xweights.core.dtypes import Array
-from xweights.files.edit.in_place import overlapping
+from xweights.files.edit.in_place import find_overlap
 from xweights.files.edit.plan import Steps
 from xweights.files.formats.h5 import need_h5py
-from xweights.files.io.atomic import Replacement, replacing
+from xweights.files.io.atomic import Replacement, replace_file
 from xweights.files.io.open_file import PIECE, OpenFile, refused
-from xweights.files.io.records import ByteRange, Record, bytes_of
+from xweights.files.io.records import ByteRange, Record, little_endian_bytes
 from xweights.files.load import Checkpoint
 
 
-def rewritable(opened: Checkpoint, steps: Steps) -> bool:
+def can_rewrite(checkpoint: Checkpoint, steps: Steps) -> bool:
     """Return whether the edited arrays are plain bytes of one file."""
     touched = [steps.parameters[position].handle for position in steps.touched]
-    if not all(isinstance(record.place, ByteRange) for record in touched):
+    if not all(isinstance(record.location, ByteRange) for record in touched):
         return False
-    files = {p.handle.place.file for p in steps.parameters if isinstance(p.handle.place, ByteRange)}
-    return len(files) <= 1 and len(opened.files) == 1
+    files = {p.handle.location.file for p in steps.parameters if isinstance(p.handle.location, ByteRange)}
+    return len(files) <= 1 and len(checkpoint.files) == 1
 
 
-def rewritten(
-    opened: Checkpoint, steps: Steps, edit: Callable[[int], Array], destination: str, *, durable: bool
+def rewrite(
+    checkpoint: Checkpoint, steps: Steps, edit: Callable[[int], Array], destination: str, *, durable: bool
 ) -> None:
-    """Write the file anew, arrays in the order in which they lie in it."""
+    """Rewrite the file, edited arrays in the order of their offsets."""
     records = [p.handle for p in steps.parameters]
-    both = overlapping(records, {records[position].key for position in steps.touched})
-    if both:
-        reason = f"it shares its bytes with {both[1]!r}, which would change too"
-        raise refused(opened.path, reason, key=both[0], fix="convert the file to .safetensors first")
-    (file,) = opened.files
-    with replacing(destination, durable=durable) as sink:
+    overlap = find_overlap(records, {records[position].key for position in steps.touched})
+    if overlap:
+        reason = f"it shares its bytes with {overlap[1]!r}, which would change too"
+        raise refused(checkpoint.path, reason, key=overlap[0], fix="convert the file to .safetensors first")
+    (file,) = checkpoint.files
+    with replace_file(destination, durable=durable) as sink:
         at = 0
-        for position in sorted(steps.touched, key=lambda one: records[one].place.offset):
+        for position in sorted(steps.touched, key=lambda touched: records[touched].location.offset):
             record = records[position]
-            span: Any = record.place
+            location: Any = record.location
             if not record.size:
                 edit(position)
                 continue
-            _copy(file, sink, at, span.offset)
-            sink.write(_encoded(record, edit(position)))
-            at = span.offset + span.extent(record)
+            _copy(file, sink, at, location.offset)
+            sink.write(_encode(record, edit(position)))
+            at = location.offset + location.extent(record)
         _copy(file, sink, at, file.size)
         sink.file.flush()
         _renew_sums(sink, [records[position] for position in steps.touched])
 
 
-def repackable(opened: Checkpoint) -> bool:
-    """Return whether packed arrays can be replaced inside of a copy of the file: in HDF5."""
-    return opened.format == "h5" and len(opened.files) == 1
+def can_repack(checkpoint: Checkpoint) -> bool:
+    """Return whether compressed arrays can be replaced in a copy of the file, as in HDF5."""
+    return checkpoint.format == "h5" and len(checkpoint.files) == 1
 
 
-def repacked(
-    opened: Checkpoint, steps: Steps, edit: Callable[[int], Array], destination: str, *, durable: bool
+def repack(
+    checkpoint: Checkpoint, steps: Steps, edit: Callable[[int], Array], destination: str, *, durable: bool
 ) -> None:
-    """Copy the file and have h5py replace the edited arrays in the copy, so that all else in it stays."""
-    h5py = need_h5py(opened.path)
-    (file,) = opened.files
-    with replacing(destination, durable=durable) as sink:
+    """Copy the file and have h5py replace the edited arrays in the copy, leaving everything else as it is."""
+    h5py = need_h5py(checkpoint.path)
+    (file,) = checkpoint.files
+    with replace_file(destination, durable=durable) as sink:
         _copy(file, sink, 0, file.size)
         sink.file.flush()
         with h5py.File(sink.temporary, "r+", locking=False) as copy:  # we have locked it ourselves
@@ -94,28 +94,28 @@ def _copy(file: OpenFile, sink: Replacement, start: int, end: int) -> None:
         start += done
 
 
-def _encoded(record: Record, array: Array) -> Any:
-    """Return an array as the bytes that lie in the file."""
-    span: Any = record.place
-    if span.strides is not None:
-        # What lies between its entries stays as it is.
-        flat = np.frombuffer(bytearray(span.file.read(span.offset, span.extent(record))), record.dtype)
-        strides = [step * record.dtype.itemsize for step in span.strides]
-        into = np.lib.stride_tricks.as_strided(flat, record.shape, strides)
-        into[...] = array.byteswap() if span.swapped else array
+def _encode(record: Record, array: Array) -> Any:
+    """Return an array as its bytes in the file."""
+    location: Any = record.location
+    if location.strides is not None:
+        # The bytes between its entries are kept.
+        flat = np.frombuffer(bytearray(location.file.read(location.offset, location.extent(record))), record.dtype)
+        strides = [step * record.dtype.itemsize for step in location.strides]
+        entries = np.lib.stride_tricks.as_strided(flat, record.shape, strides)
+        entries[...] = array.byteswap() if location.swapped else array
         return flat.view(np.uint8).data
-    return bytes_of(array.byteswap()) if span.swapped else bytes_of(array)
+    return little_endian_bytes(array.byteswap()) if location.swapped else little_endian_bytes(array)
 
 
 def _renew_sums(sink: Replacement, records: list[Record]) -> None:
     descriptor = sink.file.fileno()
     for first, last, checks in {
-        (record.place.check_from, record.place.check_to, record.place.checks)
+        (record.location.check_from, record.location.check_to, record.location.checks)
         for record in records
-        if isinstance(record.place, ByteRange) and record.place.checks
+        if isinstance(record.location, ByteRange) and record.location.checks
     }:
         crc = 0
         for start in range(first, last, PIECE):
             crc = zlib.crc32(os.pread(descriptor, min(PIECE, last - start), start), crc)
-        for place in checks:
-            os.pwrite(descriptor, crc.to_bytes(4, "little"), place)
+        for offset in checks:
+            os.pwrite(descriptor, crc.to_bytes(4, "little"), offset)

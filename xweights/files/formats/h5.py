@@ -1,8 +1,8 @@
-"""HDF5 files, as Keras writes its weights.
+"""The HDF5 format, in which Keras writes its weights.
 
-h5py reads the structure through our descriptor. Nothing is followed that leads out of the file (external links,
-external storage, virtual datasets), no filter is used that isn't built in, and plain arrays are read without h5py. When
-writing, h5py makes the structure in memory, and the arrays go past it straight into the file.
+h5py reads the structure through our descriptor. Nothing that leads out of the file is followed (external links,
+external storage, virtual datasets), only built-in filters are used, and plain arrays are read without h5py. When
+writing, h5py creates the structure in memory, and the arrays are written straight to the file.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import numpy as np
 
 from xweights.core.dtypes import Array
 from xweights.errors import BackendMissingError, CheckpointError
-from xweights.files.formats.safetensors import read_note
-from xweights.files.io.dtypes import dtype_named, is_special, native
-from xweights.files.io.items import ArrayToWrite, Sink
+from xweights.files.formats.safetensors import parse_metadata
+from xweights.files.io.arrays_to_write import ArrayToWrite, Sink
+from xweights.files.io.dtypes import dtype_from_name, is_special, to_native_byteorder
 from xweights.files.io.limits import Limits
-from xweights.files.io.notes import NOTE, packed
-from xweights.files.io.open_file import OpenFile, Window, damaged, refused, shortened
-from xweights.files.io.records import ByteRange, Index, Record, bytes_of
+from xweights.files.io.metadata import METADATA_KEY, compact_json
+from xweights.files.io.open_file import OpenFile, Window, damaged, refused, shorten
+from xweights.files.io.records import ByteRange, Index, Record, little_endian_bytes
 
 ENDINGS = (".weights.h5", ".h5", ".hdf5")
-# gzip, shuffle, fletcher32 and scale-offset come with HDF5, lzf with h5py; any other would be code loaded from a disk.
+# gzip, shuffle, fletcher32 and scale-offset come with HDF5, lzf with h5py; any other is code loaded from disk.
 _FILTERS = frozenset({1, 2, 3, 6, 32000})
 _DEPTH = 64
 _CONTIGUOUS, _CHUNKED = 1, 2
 
 
 def need_h5py(path: str) -> Any:
-    """Return h5py, or say how to get it."""
+    """Return h5py; raise BackendMissingError if it isn't installed."""
     try:
         import h5py
     except ImportError:
@@ -45,17 +45,17 @@ def need_h5py(path: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Dataset:
-    """Entries that only h5py can unpack: chunked, compressed, or inside of the structure."""
+class PackedDataset:
+    """Location of entries that only h5py can unpack: chunked, compressed, or inside the structure."""
 
     dataset: Any
     path: str
 
     def read(self, record: Record) -> Array:
-        whole = np.empty(record.shape, record.dtype)
+        array = np.empty(record.shape, record.dtype)
         if record.size:
-            self._fill(whole, (), record)
-        return whole
+            self._fill(array, (), record)
+        return array
 
     def read_into(self, record: Record, out: Array, start: int) -> None:
         shape = record.shape
@@ -85,25 +85,25 @@ def read(file: OpenFile, limits: Limits) -> Index:
 
 
 def read_at(file: OpenFile, limits: Limits, start: int, size: int) -> Index:
-    """Return the index of an HDF5 file that lies inside of another file."""
-    return indexed(file, Window(file, start, size), limits, start)
+    """Return the index of an HDF5 file inside another file."""
+    return index_file(file, Window(file, start, size), limits, start)
 
 
-def indexed(file: OpenFile, window: io.IOBase, limits: Limits, start: int | None) -> Index:
-    """Return the index of an HDF5 file; ``start`` is where it begins in ``file``, None if it isn't there plainly."""
+def index_file(file: OpenFile, window: io.IOBase, limits: Limits, start: int | None) -> Index:
+    """Return the index of an HDF5 file; ``start`` is its offset in ``file``, None if it is compressed there."""
     h5py = need_h5py(file.path)
     records: list[Record] = []
     ignored: list[str] = []
     try:
-        opened = h5py.File(window, "r")
+        structure = h5py.File(window, "r")
         reader = _Reader(h5py, file, limits, start)
-        for key, dataset in reader.walk(opened, "", []):
-            if _is_no_weight(key):
+        for key, dataset in reader.walk(structure, "", []):
+            if _is_other_state(key):
                 ignored.append(key)
             else:
-                records.append(reader.record(key, dataset))
+                records.append(reader.make_record(key, dataset))
         names = reader.names
-        records.sort(key=lambda record: reader.places.get(record.key, len(records)))
+        records.sort(key=lambda record: reader.positions.get(record.key, len(records)))
     except CheckpointError:
         raise
     except Exception as wrong:  # noqa: BLE001 - whatever h5py makes of a damaged file
@@ -111,18 +111,18 @@ def indexed(file: OpenFile, window: io.IOBase, limits: Limits, start: int | None
     return Index(file.path, "h5", records, [file], {f"name:{key}": name for key, name in names.items()}, ignored)
 
 
-def _is_no_weight(key: str) -> bool:
-    """Return whether a key of Keras' is an optimizer's variable or the state of a random generator."""
+def _is_other_state(key: str) -> bool:
+    """Return whether Keras has an optimizer variable or the state of a random generator under this key."""
     return key.startswith("optimizer/vars/") or ("seed_generator" in key and "/vars/" in key)
 
 
 class _Reader:
-    """Walks the groups of one file."""
+    """Reader of the groups and datasets of one file."""
 
     def __init__(self, h5py: Any, file: OpenFile, limits: Limits, start: int | None) -> None:
         self.h5py, self.file, self.limits, self.start = h5py, file, limits, start
         self.names: dict[str, str] = {}
-        self.places: dict[str, int] = {}
+        self.positions: dict[str, int] = {}
         self.seen: set[int] = set()
         self.room = limits.index_room
 
@@ -134,74 +134,76 @@ class _Reader:
                 raise refused(self.file.path, "it has more or deeper groups than allowed", key=key)
             link = group.get(name, getlink=True)
             if not isinstance(link, self.h5py.HardLink):
-                where = getattr(link, "filename", None)
-                what = "a link into another file" if where is not None else "a soft link"
-                raise refused(self.file.path, f"it is {what}, which is never followed", key=key)
-            found = group[name]
-            address = self.h5py.h5o.get_info(found.id).addr
+                filename = getattr(link, "filename", None)
+                kind_of_link = "a link into another file" if filename is not None else "a soft link"
+                raise refused(self.file.path, f"it is {kind_of_link}, which is never followed", key=key)
+            member = group[name]
+            address = self.h5py.h5o.get_info(member.id).addr
             if address in self.seen:
                 raise refused(self.file.path, "it is a second name of something that came before", key=key)
             self.seen.add(address)
-            if isinstance(found, self.h5py.Group):
-                label = found.attrs.get("name") if name == "vars" else None
+            if isinstance(member, self.h5py.Group):
+                label = member.attrs.get("name") if name == "vars" else None
                 if isinstance(label, str):
                     self.names[key] = label
-                yield from self.walk(found, f"{key}/", [*above, address])
-            elif isinstance(found, self.h5py.Dataset):
-                yield key, found
+                yield from self.walk(member, f"{key}/", [*above, address])
+            elif isinstance(member, self.h5py.Dataset):
+                yield key, member
             else:
                 raise refused(self.file.path, "it is neither a group nor an array", key=key)
 
-    def record(self, key: str, dataset: Any) -> Record:
+    def make_record(self, key: str, dataset: Any) -> Record:
         path = self.file.path
         shape, stored = dataset.shape, dataset.dtype
         if shape is None:
             raise refused(path, "it has no shape at all", key=key)
-        note = self._note(key, dataset)
-        if isinstance(note, dict) and type(note.get("at")) is int:
-            self.places[key] = note["at"]
-        dtype = native(stored)
+        fields = self._read_metadata(key, dataset)
+        if isinstance(fields, dict) and type(fields.get("at")) is int:
+            self.positions[key] = fields["at"]
+        dtype = to_native_byteorder(stored)
         if stored.kind == "V" and stored.names is None:
-            dtype = self._named(key, dataset, stored)
+            dtype = self._find_dtype(key, dataset, stored)
         if (
             dtype.kind not in "biufV"
             or dtype.names
             or dtype.itemsize > 8
             or (dtype.kind == "V" and dtype.isbuiltin != 2)
         ):
-            raise refused(path, f"its dtype is {shortened(stored.str)}, and weights are real numbers", key=key)
+            raise refused(path, f"its dtype is {shorten(stored.str)}, and weights are real numbers", key=key)
         properties = dataset.id.get_create_plist()
         if dataset.is_virtual or properties.get_external_count():
             raise refused(path, "its data lies in other files, which are never opened", key=key)
-        filters = {properties.get_filter(place)[0] for place in range(properties.get_nfilters())}
+        filters = {properties.get_filter(position)[0] for position in range(properties.get_nfilters())}
         if filters - _FILTERS:
             reason = f"it is packed by the filter {min(filters - _FILTERS)}, which isn't built into HDF5"
             raise refused(path, reason, key=key)
-        record = Record(key, dtype, shape, read_note(path, note, key, shape, dtype), Dataset(dataset, path))
+        record = Record(
+            key, dtype, shape, parse_metadata(path, fields, key, shape, dtype), PackedDataset(dataset, path)
+        )
         self.limits.check(path, record)
-        return self._placed(record, dataset, properties, stored)
+        return self._locate(record, dataset, properties, stored)
 
-    def _placed(self, record: Record, dataset: Any, properties: Any, stored: np.dtype[Any]) -> Record:
-        """Return the record with a place that is quicker to read, where its bytes lie plainly in the file."""
+    def _locate(self, record: Record, dataset: Any, properties: Any, stored: np.dtype[Any]) -> Record:
+        """Return the record with a location that is quicker to read, if its bytes are plain in the file."""
         path, key = self.file.path, record.key
         layout = properties.get_layout()
-        held = dataset.id.get_storage_size()
+        stored_bytes = dataset.id.get_storage_size()
         if layout == _CHUNKED:
-            self.limits.check_growth(path, key, held, record.nbytes)
+            self.limits.check_growth(path, key, stored_bytes, record.nbytes)
             chunk = math.prod(dataset.chunks) * record.dtype.itemsize
-            self.limits.check_growth(path, key, held, chunk)
-        elif record.nbytes != held:
-            reason = f"its data isn't all there\ngot:      {held:,} bytes\nexpected: {record.nbytes:,} bytes"
+            self.limits.check_growth(path, key, stored_bytes, chunk)
+        elif record.nbytes != stored_bytes:
+            reason = f"its data isn't all there\ngot:      {stored_bytes:,} bytes\nexpected: {record.nbytes:,} bytes"
             raise damaged(path, reason, key=key)
         if layout != _CONTIGUOUS or self.start is None or not record.size:
             return record
         offset = self.start + dataset.id.get_offset()
         self.file.check_inside(offset, record.nbytes, key)
-        span = ByteRange(self.file, offset, record.dtype.itemsize > 1 and not stored.isnative)
-        return Record(key, record.dtype, record.shape, record.note, span)
+        location = ByteRange(self.file, offset, record.dtype.itemsize > 1 and not stored.isnative)
+        return Record(key, record.dtype, record.shape, record.metadata, location)
 
-    def _note(self, key: str, dataset: Any) -> Any:
-        text = dataset.attrs.get(NOTE)
+    def _read_metadata(self, key: str, dataset: Any) -> Any:
+        text = dataset.attrs.get(METADATA_KEY)
         if text is None:
             return None
         try:
@@ -209,20 +211,20 @@ class _Reader:
         except (TypeError, ValueError, RecursionError):
             raise damaged(self.file.path, "its note is no JSON", key=key) from None
 
-    def _named(self, key: str, dataset: Any, stored: np.dtype[Any]) -> np.dtype[Any]:
+    def _find_dtype(self, key: str, dataset: Any, stored: np.dtype[Any]) -> np.dtype[Any]:
         name = dataset.attrs.get("dtype")
         try:
-            dtype = dtype_named(name) if isinstance(name, str) else None
+            dtype = dtype_from_name(name) if isinstance(name, str) else None
         except (AttributeError, TypeError):
             dtype = None
         if dtype is None or dtype.itemsize != stored.itemsize:
-            reason = f"its dtype is {shortened(stored.str)}, bytes without a meaning"
+            reason = f"its dtype is {shorten(stored.str)}, bytes without a meaning"
             raise refused(self.file.path, reason, key=key)
         return dtype
 
 
-class _Sparse(io.RawIOBase):
-    """A file in memory that takes no room where nothing was written."""
+class _SparseFile(io.RawIOBase):
+    """A file in memory that takes no memory where nothing was written."""
 
     PAGE = 1 << 16
 
@@ -256,10 +258,10 @@ class _Sparse(io.RawIOBase):
         count = max(0, min(len(view), self.size - self._at))
         done = 0
         while done < count:
-            page, place = divmod(self._at + done, self.PAGE)
-            step = min(self.PAGE - place, count - done)
-            held = self.pages.get(page)
-            view[done : done + step] = bytes(step) if held is None else held[place : place + step]
+            page, start = divmod(self._at + done, self.PAGE)
+            step = min(self.PAGE - start, count - done)
+            content = self.pages.get(page)
+            view[done : done + step] = bytes(step) if content is None else content[start : start + step]
             done += step
         self._at += count
         return count
@@ -268,62 +270,62 @@ class _Sparse(io.RawIOBase):
         view = memoryview(data).cast("B")
         done = 0
         while done < len(view):
-            page, place = divmod(self._at + done, self.PAGE)
-            step = min(self.PAGE - place, len(view) - done)
-            held = self.pages.setdefault(page, bytearray(self.PAGE))
-            held[place : place + step] = view[done : done + step]
+            page, start = divmod(self._at + done, self.PAGE)
+            step = min(self.PAGE - start, len(view) - done)
+            content = self.pages.setdefault(page, bytearray(self.PAGE))
+            content[start : start + step] = view[done : done + step]
             done += step
         self._at += done
         self.size = max(self.size, self._at)
         return done
 
 
-def write(sink: Sink, items: Sequence[ArrayToWrite], metadata: dict[str, str]) -> None:
-    """Write items as an HDF5 file: a dataset for each, in the groups that its key names."""
+def write(sink: Sink, arrays: Sequence[ArrayToWrite], metadata: dict[str, str]) -> None:
+    """Write arrays as an HDF5 file: a dataset for each, in the groups that its key names."""
     if metadata:
         raise sink.cannot(None, "a .h5 file has no place for metadata")
     h5py = need_h5py(sink.path)
-    skeleton = _Sparse()
-    with h5py.File(skeleton, "w") as opened:
-        offsets = [_create(h5py, opened, sink, item, place) for place, item in enumerate(items)]
+    skeleton = _SparseFile()
+    with h5py.File(skeleton, "w") as structure:
+        offsets = [_create_dataset(h5py, structure, sink, array, position) for position, array in enumerate(arrays)]
     base = sink.file.tell()
-    for page, held in sorted(skeleton.pages.items()):
+    for page, content in sorted(skeleton.pages.items()):
         sink.file.seek(base + page * skeleton.PAGE)
-        sink.write(held[: max(0, skeleton.size - page * skeleton.PAGE)])
-    for item, offset in zip(items, offsets, strict=True):
+        sink.write(content[: max(0, skeleton.size - page * skeleton.PAGE)])
+    for array, offset in zip(arrays, offsets, strict=True):
         if offset is None:
             continue
         sink.file.seek(base + offset)
-        for part in item.checked():
-            sink.write(bytes_of(part))
+        for part in array.iter_checked():
+            sink.write(little_endian_bytes(part))
     sink.file.flush()
     sink.file.truncate(base + skeleton.size)
     sink.file.seek(base + skeleton.size)
 
 
-def _create(h5py: Any, opened: Any, sink: Sink, item: ArrayToWrite, place: int) -> int | None:
-    """Make a dataset and return where in the file its entries go."""
-    special = is_special(item.dtype)
-    stored = np.dtype(f"V{item.dtype.itemsize}") if special else item.dtype.newbyteorder("<")
+def _create_dataset(h5py: Any, structure: Any, sink: Sink, array: ArrayToWrite, position: int) -> int | None:
+    """Create a dataset and return the offset of its entries in the file."""
+    special = is_special(array.dtype)
+    stored = np.dtype(f"V{array.dtype.itemsize}") if special else array.dtype.newbyteorder("<")
     plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plan.set_layout(h5py.h5d.CONTIGUOUS)
     plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    parts = item.key.split("/")
+    parts = array.key.split("/")
     if not all(parts) or "." in parts or len(parts) > _DEPTH:
-        raise sink.cannot(item, "its key is no path of HDF5")
+        raise sink.cannot(array, "its key is no path of HDF5")
     try:
-        group = opened.require_group("/".join(parts[:-1])) if parts[:-1] else opened
+        group = structure.require_group("/".join(parts[:-1])) if parts[:-1] else structure
         kind = h5py.h5t.py_create(stored, logical=True)
-        space = h5py.h5s.create_simple(item.shape) if item.shape else h5py.h5s.create(h5py.h5s.SCALAR)
-        made = h5py.h5d.create(group.id, parts[-1].encode(), kind, space, dcpl=plan)
+        space = h5py.h5s.create_simple(array.shape) if array.shape else h5py.h5s.create(h5py.h5s.SCALAR)
+        identifier = h5py.h5d.create(group.id, parts[-1].encode(), kind, space, dcpl=plan)
     except (ValueError, TypeError, OSError, RuntimeError) as wrong:
-        raise sink.cannot(item, f"HDF5 can't hold it: {str(wrong)[:120]}") from None
-    dataset = h5py.Dataset(made)
+        raise sink.cannot(array, f"HDF5 can't hold it: {str(wrong)[:120]}") from None
+    dataset = h5py.Dataset(identifier)
     if special:
-        dataset.attrs["dtype"] = item.dtype.name
-    if item.note is not None:
-        # HDF5 keeps no order of its own.
-        dataset.attrs[NOTE] = packed({**item.note.as_json(item.key, item.dtype), "at": place})
-    offset: int | None = made.get_offset() if item.nbytes else None
+        dataset.attrs["dtype"] = array.dtype.name
+    if array.metadata is not None:
+        # HDF5 doesn't keep the order of datasets.
+        dataset.attrs[METADATA_KEY] = compact_json({**array.metadata.as_json(array.key, array.dtype), "at": position})
+    offset: int | None = identifier.get_offset() if array.nbytes else None
     return offset

@@ -1,7 +1,7 @@
 """The .npz format: a zip file of .npy files.
 
-Written after NumPy's description of the format (numpy.lib.format). Objects, which NumPy would unpickle, are refused.
-A note is kept as an extra field of its member, where nobody else looks.
+Implemented after NumPy's description of the format (numpy.lib.format). Objects, which NumPy would unpickle, are
+refused. Metadata of an array is stored in an extra field of its member, which other readers ignore.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from typing import Any
 import numpy as np
 
 from xweights.core.dtypes import Array
-from xweights.files.formats.safetensors import read_note
-from xweights.files.formats.zip_archive import Archive, Member, noted
-from xweights.files.io.dtypes import dtype_named, is_special, native
-from xweights.files.io.items import ArrayToWrite, Sink
+from xweights.files.formats.safetensors import parse_metadata
+from xweights.files.formats.zip_archive import Archive, Member, pack_extra
+from xweights.files.io.arrays_to_write import ArrayToWrite, Sink
+from xweights.files.io.dtypes import dtype_from_name, is_special, to_native_byteorder
 from xweights.files.io.limits import Limits
-from xweights.files.io.notes import packed
-from xweights.files.io.open_file import OpenFile, damaged, raw, refused, shortened
-from xweights.files.io.records import ByteRange, Index, Record, bytes_of
+from xweights.files.io.metadata import compact_json
+from xweights.files.io.open_file import OpenFile, byte_view, damaged, refused, shorten
+from xweights.files.io.records import ByteRange, Index, Record, little_endian_bytes
 
 ENDING = ".npz"
 _MAGIC = b"\x93NUMPY"
-_HEADER_MOST = 1 << 16
+_MAX_HEADER = 1 << 16
 _DESCRIPTION = re.compile(r"([<>|=]?)([biufcV])(\d{1,3})|\|?b1|\?")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Packed:
-    """Entries of a compressed member, after its header."""
+class CompressedEntries:
+    """Location of entries in a compressed member, after its header."""
 
     archive: Archive
     member: Member
@@ -44,17 +44,17 @@ class Packed:
     fortran: bool
 
     def read(self, record: Record) -> Array:
-        whole = np.empty(record.shape[::-1] if self.fortran else record.shape, record.dtype)
-        room = raw(whole) if whole.size else np.empty(0, np.uint8)
+        array = np.empty(record.shape[::-1] if self.fortran else record.shape, record.dtype)
+        buffer = byte_view(array) if array.size else np.empty(0, np.uint8)
         at = -self.header
         for part in self.archive.stream(self.member):
             first = max(0, -at)
             if first < len(part):
-                room[at + first : at + len(part)] = np.frombuffer(part, np.uint8)[first:]
+                buffer[at + first : at + len(part)] = np.frombuffer(part, np.uint8)[first:]
             at += len(part)
         if self.stored.byteorder not in "=|" and not self.stored.isnative:
-            whole.byteswap(inplace=True)
-        return whole.transpose() if self.fortran else whole
+            array.byteswap(inplace=True)
+        return array.transpose() if self.fortran else array
 
     def read_into(self, record: Record, out: Array, start: int) -> None:
         out[...] = self.read(record).reshape(-1)[start : start + out.size]
@@ -63,36 +63,38 @@ class Packed:
 def read(file: OpenFile, limits: Limits) -> Index:
     """Return the index of an .npz file."""
     archive = Archive(file, limits)
-    records = [_record(archive, member) for member in archive.members.values()]
+    records = [_make_record(archive, member) for member in archive.members.values()]
     return Index(file.path, "npz", records, [file])
 
 
-def _record(archive: Archive, member: Member) -> Record:
+def _make_record(archive: Archive, member: Member) -> Record:
     path, key = archive.file.path, member.name.removesuffix(".npy")
     if key == member.name:
         raise refused(path, "it is no .npy file: an .npz has nothing else", key=key)
-    stored, fortran, shape, header = _header(archive, member, key)
-    note = _note(path, key, member)
-    dtype = native(stored)
-    if note is not None and isinstance(note.get("dtype"), str):
-        dtype = _named(path, key, note["dtype"], stored)
+    stored, fortran, shape, header = _read_header(archive, member, key)
+    metadata = _read_metadata(path, key, member)
+    dtype = to_native_byteorder(stored)
+    if metadata is not None and isinstance(metadata.get("dtype"), str):
+        dtype = _find_dtype(path, key, metadata["dtype"], stored)
     if dtype.kind == "V" and dtype.isbuiltin != 2:
         reason = f"its dtype {stored.str!r} is bytes without a meaning, as bfloat16 becomes where NumPy saves it"
         raise refused(path, reason, key=key, fix="save it with xweights, or as float32")
     if dtype.kind not in "biufV" or dtype.itemsize > 8:
         raise refused(path, f"its dtype is {stored.str!r}, and weights are real numbers of up to 64 bits", key=key)
-    wanted = header + math.prod(shape) * dtype.itemsize
-    if member.size != wanted:
-        reason = f"its size doesn't fit its shape {shape}\ngot:      {member.size:,} bytes\nexpected: {wanted:,} bytes"
+    expected = header + math.prod(shape) * dtype.itemsize
+    if member.size != expected:
+        reason = (
+            f"its size doesn't fit its shape {shape}\ngot:      {member.size:,} bytes\nexpected: {expected:,} bytes"
+        )
         raise damaged(path, reason, key=key)
-    place: Any
+    location: Any
     if member.deflated:
-        place = Packed(archive, member, header, stored, fortran and len(shape) > 1)
+        location = CompressedEntries(archive, member, header, stored, fortran and len(shape) > 1)
     else:
-        strides = _fortran(shape) if fortran and len(shape) > 1 else None
+        strides = _fortran_strides(shape) if fortran and len(shape) > 1 else None
         end = member.offset + member.size
         swapped = dtype.itemsize > 1 and not stored.isnative
-        place = ByteRange(
+        location = ByteRange(
             archive.file,
             member.offset + header,
             swapped,
@@ -100,43 +102,43 @@ def _record(archive: Archive, member: Member) -> Record:
             member.checks,
             member.offset,
             end,
-            archive.sum_check(member),
+            archive.make_crc_check(member),
         )
-    record = Record(key, dtype, shape, read_note(path, note, key, shape, dtype), place)
+    record = Record(key, dtype, shape, parse_metadata(path, metadata, key, shape, dtype), location)
     archive.limits.check(path, record)
     return record
 
 
-def _note(path: str, key: str, member: Member) -> dict[str, Any] | None:
-    if member.note is None:
+def _read_metadata(path: str, key: str, member: Member) -> dict[str, Any] | None:
+    if member.metadata is None:
         return None
     try:
-        found = json.loads(member.note)
+        parsed = json.loads(member.metadata)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        parsed = None
+    if not isinstance(parsed, dict):
         raise damaged(path, "its note is no object of JSON", key=key)
-    return found
+    return parsed
 
 
-def _named(path: str, key: str, name: str, stored: np.dtype[Any]) -> np.dtype[Any]:
+def _find_dtype(path: str, key: str, name: str, stored: np.dtype[Any]) -> np.dtype[Any]:
     try:
-        dtype = dtype_named(name)
+        dtype = dtype_from_name(name)
     except (AttributeError, TypeError):
         dtype = None
     if dtype is None or dtype.itemsize != stored.itemsize or stored.kind != "V":
-        raise damaged(path, f"its note says {shortened(name)}, its bytes are {stored.str!r}", key=key)
+        raise damaged(path, f"its note says {shorten(name)}, its bytes are {stored.str!r}", key=key)
     return dtype
 
 
-def _fortran(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _fortran_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     steps = [1]
     for length in shape[:-1]:
         steps.append(steps[-1] * length)
     return tuple(steps)
 
 
-def _header(archive: Archive, member: Member, key: str) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
+def _read_header(archive: Archive, member: Member, key: str) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
     """Return (dtype as stored, Fortran order, shape, length of the header)."""
     path = archive.file.path
     start = archive.read(member, 12)
@@ -146,19 +148,19 @@ def _header(archive: Archive, member: Member, key: str) -> tuple[np.dtype[Any], 
         length, begin = struct.unpack_from("<H", start, 8)[0], 10
     else:
         length, begin = struct.unpack_from("<L", start, 8)[0], 12
-    if length > _HEADER_MOST or begin + length > member.size:
+    if length > _MAX_HEADER or begin + length > member.size:
         raise damaged(path, f"its header claims {length:,} bytes", key=key)
     text = archive.read(member, begin + length)[begin:].decode("utf-8" if start[6] == 3 else "latin1", "replace")
-    header = _words(text)
+    header = _parse_header(text)
     if header is None or header.keys() != {"descr", "fortran_order", "shape"}:
         raise damaged(path, "its header isn't made of descr, fortran_order and shape", key=key)
     numbers = header["shape"]
     if not re.fullmatch(r"\((\d{1,18}\s*(,\s*\d{1,18}\s*)*,?\s*)?\)", numbers):
-        raise damaged(path, f"its shape is {shortened(numbers)}", key=key)
-    shape = tuple(int(one) for one in re.findall(r"\d+", numbers))
+        raise damaged(path, f"its shape is {shorten(numbers)}", key=key)
+    shape = tuple(int(length) for length in re.findall(r"\d+", numbers))
     if len(shape) > 64 or header["fortran_order"] not in ("True", "False"):
         raise damaged(path, "its header has a wrong shape or order", key=key)
-    return _dtype(path, key, header["descr"]), header["fortran_order"] == "True", shape, begin + length
+    return _parse_dtype(path, key, header["descr"]), header["fortran_order"] == "True", shape, begin + length
 
 
 _PAIR = re.compile(
@@ -166,51 +168,51 @@ _PAIR = re.compile(
 )
 
 
-def _words(text: str) -> dict[str, str] | None:
-    """Return the words of a header, which is written as a dict of Python; nothing of it is evaluated."""
+def _parse_header(text: str) -> dict[str, str] | None:
+    """Return the fields of a header, which is written as a Python dict, without evaluating it."""
     text = text.strip()
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     at = 1
     while text.startswith("{") and (pair := _PAIR.match(text, at)):
-        found[pair[2]] = pair[3]
+        fields[pair[2]] = pair[3]
         at = pair.end()
-    return found if text[at:].strip() == "}" and text.startswith("{") else None
+    return fields if text[at:].strip() == "}" and text.startswith("{") else None
 
 
-def _dtype(path: str, key: str, description: str) -> np.dtype[Any]:
-    word = description[1:-1]
-    if description[0] in "\"'" and "O" in word:
+def _parse_dtype(path: str, key: str, description: str) -> np.dtype[Any]:
+    name = description[1:-1]
+    if description[0] in "\"'" and "O" in name:
         raise refused(path, "it holds pickled objects, which are never loaded", key=key, fix="save arrays of numbers")
-    if description[0] not in "\"'" or not _DESCRIPTION.fullmatch(word):
-        raise refused(path, f"its dtype is {shortened(description)}, and weights are real numbers", key=key)
+    if description[0] not in "\"'" or not _DESCRIPTION.fullmatch(name):
+        raise refused(path, f"its dtype is {shorten(description)}, and weights are real numbers", key=key)
     try:
-        return np.dtype(word)
+        return np.dtype(name)
     except (TypeError, ValueError):
-        raise damaged(path, f"its dtype is {shortened(description)}", key=key) from None
+        raise damaged(path, f"its dtype is {shorten(description)}", key=key) from None
 
 
-def write(sink: Sink, items: Sequence[ArrayToWrite], metadata: dict[str, str]) -> None:
-    """Write items as an .npz file: stored, not compressed, so that single entries can be read and edited."""
+def write(sink: Sink, arrays: Sequence[ArrayToWrite], metadata: dict[str, str]) -> None:
+    """Write arrays as an .npz file: stored, not compressed, so that single entries can be read and edited."""
     if metadata:
         raise sink.cannot(None, "an .npz has no place for metadata")
     with zipfile.ZipFile(sink.file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for item in items:
-            info = zipfile.ZipInfo(f"{item.key}.npy")  # dated 1980, so that equal weights make equal files
-            note = {} if item.note is None else item.note.as_json(item.key, item.dtype)
-            if is_special(item.dtype):
-                note["dtype"] = item.dtype.name
-            info.extra = noted(packed(note).encode()) if note else b""
-            if note and not info.extra:
-                raise sink.cannot(item, "its names and axes take more than 32 KiB")
-            with archive.open(info, "w", force_zip64=item.nbytes >= 1 << 31) as member:
-                member.write(_npy_header(item))
-                for part in item.checked():
-                    member.write(bytes_of(part))
+        for array in arrays:
+            info = zipfile.ZipInfo(f"{array.key}.npy")  # dated 1980, so that equal weights make equal files
+            fields = {} if array.metadata is None else array.metadata.as_json(array.key, array.dtype)
+            if is_special(array.dtype):
+                fields["dtype"] = array.dtype.name
+            info.extra = pack_extra(compact_json(fields).encode()) if fields else b""
+            if fields and not info.extra:
+                raise sink.cannot(array, "its names and axes take more than 32 KiB")
+            with archive.open(info, "w", force_zip64=array.nbytes >= 1 << 31) as member:
+                member.write(_npy_header(array))
+                for part in array.iter_checked():
+                    member.write(little_endian_bytes(part))
 
 
-def _npy_header(item: ArrayToWrite) -> bytes:
-    dtype = np.dtype(f"V{item.dtype.itemsize}") if is_special(item.dtype) else item.dtype
+def _npy_header(array: ArrayToWrite) -> bytes:
+    dtype = np.dtype(f"V{array.dtype.itemsize}") if is_special(array.dtype) else array.dtype
     description = dtype.newbyteorder("<").str
-    text = repr({"descr": description, "fortran_order": False, "shape": tuple(item.shape)}).encode("latin1")
+    text = repr({"descr": description, "fortran_order": False, "shape": tuple(array.shape)}).encode("latin1")
     text += b" " * (-(len(text) + 11) % 64) + b"\n"
     return _MAGIC + b"\x01\x00" + struct.pack("<H", len(text)) + text

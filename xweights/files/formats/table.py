@@ -1,4 +1,4 @@
-"""Which format a path is of, and who reads and writes it."""
+"""Table of the formats: file name endings, readers and writers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from xweights.errors import near
 from xweights.files.formats import h5, keras_archive, npz, pt, safetensors, sharded, tf_checkpoint
-from xweights.files.io.items import ArrayToWrite, Sink
-from xweights.files.io.journal import opened
+from xweights.files.io.arrays_to_write import ArrayToWrite, Sink
+from xweights.files.io.journal import open_recovered
 from xweights.files.io.limits import Limits
 from xweights.files.io.open_file import OpenFile, refused
 from xweights.files.io.records import Index
@@ -21,9 +21,9 @@ FolderWriter = Callable[[str, Sequence[ArrayToWrite], dict[str, str], bool, int]
 
 @dataclass(frozen=True)
 class Format:
-    """One format: the endings of its files, and how they are read and written (None: only read).
+    """One format: the endings of its files, its reader and its writer (None: only read).
 
-    ``write_shards`` instead of ``write`` where a checkpoint is several files.
+    ``write_shards`` replaces ``write`` where a checkpoint consists of several files.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Format:
     write: Writer | None = None
     write_shards: FolderWriter | None = None
     keeps_metadata: bool = False
-    edited: bool = True
+    editable: bool = True
 
 
 FORMATS = (
@@ -42,7 +42,7 @@ FORMATS = (
     Format("npz", (npz.ENDING,), npz.read, npz.write),
     Format("keras", (keras_archive.ENDING,), keras_archive.read),
     Format("h5", h5.ENDINGS, h5.read, h5.write),
-    Format("tensorflow", (tf_checkpoint.ENDING,), tf_checkpoint.read, edited=False),
+    Format("tensorflow", (tf_checkpoint.ENDING,), tf_checkpoint.read, editable=False),
     Format("pt", pt.ENDINGS, pt.read, pt.write),
 )
 
@@ -50,24 +50,24 @@ FORMATS = (
 def format_of(path: str) -> Format:
     """Return the format that a path's ending names."""
     name = os.path.basename(path).lower()
-    for one in FORMATS:
-        if name.endswith(one.endings):
-            return one
-    endings = [ending for one in FORMATS for ending in one.endings]
+    for fmt in FORMATS:
+        if name.endswith(fmt.endings):
+            return fmt
+    endings = [ending for fmt in FORMATS for ending in fmt.endings]
     reason = f"its ending names no format of weights\n{near(os.path.splitext(name)[1], endings)}"
     raise refused(path, reason, fix=f"use one of {', '.join(endings)}")
 
 
-def named(name: str) -> Format:
+def find_format(name: str) -> Format:
     """Return the format of this name."""
-    return next(one for one in FORMATS if one.name == name)
+    return next(fmt for fmt in FORMATS if fmt.name == name)
 
 
 def read(path: str, limits: Limits) -> Index:
     """Return the index of a file of any format."""
     # TensorFlow names its checkpoints without an ending.
-    if not any(path.lower().endswith(one.endings) for one in FORMATS) and os.path.isfile(path + tf_checkpoint.ENDING):
+    if not any(path.lower().endswith(fmt.endings) for fmt in FORMATS) and os.path.isfile(path + tf_checkpoint.ENDING):
         path += tf_checkpoint.ENDING
-    kind, file = format_of(path), opened(path)
-    with file.steady():  # sums and sizes are looked at in several places, which change one after the other
-        return kind.read(file, limits)
+    fmt, file = format_of(path), open_recovered(path)
+    with file.lock_shared():  # checksums and sizes are read in several places, which are changed one after the other
+        return fmt.read(file, limits)

@@ -1,7 +1,7 @@
-"""Zip files: which members they have, and where their bytes are.
+"""Zip archives: their members, and the location of each member's bytes.
 
-``zipfile`` reads the directory; what it lets pass is refused here: a name twice, members that overlap, encryption,
-a local header that says something else than the directory, data before the first member.
+``zipfile`` reads the directory. Faults that it doesn't check are refused here: a repeated name, overlapping members,
+encryption, a local header that contradicts the directory, data before the first member.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from xweights.files.io.open_file import PIECE, OpenFile, Window, damaged, refuse
 
 LOCAL = struct.Struct("<4s5HLLL2H")
 _ENCRYPTED = 0x1
-_LATER = 0x8  # sizes and sum follow the data
-EXTRA = 0x5877  # "wX": where a member's note is kept, in the directory
+_LATER = 0x8  # sizes and checksum follow the data
+EXTRA = 0x5877  # "wX": the extra field with a member's metadata, in the directory
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file in the archive. ``checks`` are the positions of its CRC-32 in the archive."""
+    """One file in the archive. ``checks`` are the offsets of its CRC-32 in the archive."""
 
     name: str
     size: int
@@ -32,7 +32,7 @@ class Member:
     deflated: bool
     crc: int
     checks: tuple[int, ...]
-    note: bytes | None
+    metadata: bytes | None
 
 
 class Archive:
@@ -42,35 +42,35 @@ class Archive:
         self.file, self.limits = file, limits
         self.members: dict[str, Member] = {}
         try:
-            with zipfile.ZipFile(Window(file)) as opened:
-                infos = opened.infolist()
-                self.start_of_directory = opened.start_dir
+            with zipfile.ZipFile(Window(file)) as archive:
+                infos = archive.infolist()
+                self.start_of_directory = archive.start_dir
         except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, EOFError, OverflowError) as wrong:
             raise damaged(file.path, f"it is no sound zip file: {str(wrong)[:120]}") from None
         limits.check_index(file.path, file.size - self.start_of_directory)
-        where = self._positions(infos)
+        entries = self._find_entries(infos)
         ends = []
         for info in infos:
-            member = self._member(info, where[info.filename])
+            member = self._member(info, entries[info.filename])
             self.members[member.name] = member
             ends.append((info.header_offset, member.offset + member.stored_size, member.name))
         self._check_apart(ends)
 
-    def _positions(self, infos: list[zipfile.ZipInfo]) -> dict[str, int]:
-        """Return where in the archive each member's entry in the directory begins."""
-        found: dict[str, int] = {}
+    def _find_entries(self, infos: list[zipfile.ZipInfo]) -> dict[str, int]:
+        """Return the offset in the archive of each member's directory entry."""
+        entries: dict[str, int] = {}
         at = self.start_of_directory
         directory = self.file.read(at, self.file.size - at)
-        place = 0
+        position = 0
         for info in infos:
-            if directory[place : place + 4] != b"PK\x01\x02":
+            if directory[position : position + 4] != b"PK\x01\x02":
                 raise damaged(self.file.path, "its directory isn't where its end says")
-            name, extra, comment = struct.unpack_from("<3H", directory, place + 28)
-            if info.filename in found:
+            name, extra, comment = struct.unpack_from("<3H", directory, position + 28)
+            if info.filename in entries:
                 raise damaged(self.file.path, "it has two members of one name", key=info.filename)
-            found[info.filename] = at + place
-            place += 46 + name + extra + comment
-        return found
+            entries[info.filename] = at + position
+            position += 46 + name + extra + comment
+        return entries
 
     def _member(self, info: zipfile.ZipInfo, directory_entry: int) -> Member:
         path, name = self.file.path, info.filename
@@ -82,11 +82,11 @@ class Archive:
         magic, _, flags, method, _, _, crc, stored, size, name_length, extra_length = LOCAL.unpack(header)
         start = info.header_offset + LOCAL.size
         local_name = self.file.read(start, name_length, key=name)
-        if magic != b"PK\x03\x04" or method != info.compress_type or local_name != _encoded(info):
+        if magic != b"PK\x03\x04" or method != info.compress_type or local_name != _encode_name(info):
             raise damaged(path, "its own header and the archive's directory contradict each other", key=name)
         if not flags & _LATER:
             sizes = ((crc, info.CRC), (stored, info.compress_size), (size, info.file_size))
-            if any(one not in (other, 0xFFFFFFFF) for one, other in sizes):
+            if any(local not in (listed, 0xFFFFFFFF) for local, listed in sizes):
                 raise damaged(path, "its own header and the archive's directory contradict each other", key=name)
         offset = start + name_length + extra_length
         self.file.check_inside(offset, info.compress_size, name)
@@ -102,8 +102,8 @@ class Archive:
             end = offset + info.compress_size
             signed = self.file.read(end, 4, key=name) == b"PK\x07\x08"
             checks.append(end + 4 * signed)
-        note = _extra(info.extra)
-        return Member(name, info.file_size, info.compress_size, offset, deflated, info.CRC, tuple(checks), note)
+        metadata = _find_extra(info.extra)
+        return Member(name, info.file_size, info.compress_size, offset, deflated, info.CRC, tuple(checks), metadata)
 
     def _check_apart(self, ends: list[tuple[int, int, str]]) -> None:
         at = 0
@@ -117,16 +117,16 @@ class Archive:
             raise damaged(self.file.path, "its members run into its directory")
 
     def read(self, member: Member, most: int | None = None) -> bytes:
-        """Return a member's bytes, or the first so many of them."""
-        wanted = member.size if most is None else min(most, member.size)
-        return b"".join(self.stream(member, wanted))
+        """Return a member's bytes, or the first ``most`` of them."""
+        count = member.size if most is None else min(most, member.size)
+        return b"".join(self.stream(member, count))
 
     def stream(self, member: Member, most: int | None = None) -> Iterator[bytes]:
-        """Yield a member's bytes in parts; all of them are held against its CRC-32."""
+        """Yield a member's bytes in parts; check all of them against its CRC-32."""
         wanted = member.size if most is None else most
         done, crc = 0, 0
         step = min(PIECE, max(wanted, 64))
-        for part in self._deflated(member, step) if member.deflated else self._plain(member, step):
+        for part in self._inflate(member, step) if member.deflated else self._read_stored(member, step):
             cut = part[: wanted - done]
             done += len(cut)
             crc = zlib.crc32(cut, crc)
@@ -140,11 +140,11 @@ class Archive:
         if crc != member.crc:
             raise damaged(self.file.path, "its CRC-32 is wrong: its bytes have changed", key=member.name)
 
-    def sum_check(self, member: Member) -> Callable[[int, memoryview | None], bool]:
-        """Return what holds a plain member against its CRC-32, once, at the first look at its bytes.
+    def make_crc_check(self, member: Member) -> Callable[[int, memoryview | None], bool]:
+        """Return a function that checks a stored member against its CRC-32 once, at the first read.
 
-        It is given where in the file those begin, and the bytes if they are the rest of the member, else None. It
-        returns True if they have to be read again, because an entry was set in place just then.
+        Its arguments are the offset of the bytes in the file, and the bytes if they are the rest of the member, else
+        None. It returns True if they have to be read again, because an entry was set in place just then.
         """
         sound = False
 
@@ -152,7 +152,7 @@ class Archive:
             crc = 0
             for part in parts:
                 crc = zlib.crc32(part, crc)
-            # An entry may have been set in place since the file was opened, and the sums with it.
+            # An entry may have been set in place since the file was opened, and the checksums updated.
             return crc in {member.crc, *(int.from_bytes(self.file.read(at, 4), "little") for at in member.checks)}
 
         def check(start: int, rest: memoryview | None) -> bool:
@@ -162,20 +162,20 @@ class Archive:
             if rest is not None and fits((self.file.read(member.offset, start - member.offset, key=member.name), rest)):
                 sound = True
                 return False
-            with self.file.steady():
-                sound = fits(self._plain(member, PIECE))
+            with self.file.lock_shared():
+                sound = fits(self._read_stored(member, PIECE))
             if not sound:
                 raise damaged(self.file.path, "its CRC-32 is wrong: its bytes have changed", key=member.name)
             return rest is not None
 
         return check
 
-    def _plain(self, member: Member, step: int) -> Iterator[bytes]:
+    def _read_stored(self, member: Member, step: int) -> Iterator[bytes]:
         for start in range(0, member.size, step):
             count = min(step, member.size - start)
             yield self.file.read(member.offset + start, count, key=member.name)
 
-    def _deflated(self, member: Member, step: int) -> Iterator[bytes]:
+    def _inflate(self, member: Member, step: int) -> Iterator[bytes]:
         inflate = zlib.decompressobj(-15)
         try:
             for start in range(0, member.stored_size, step):
@@ -189,11 +189,11 @@ class Archive:
             raise damaged(self.file.path, f"its data can't be unpacked: {wrong}", key=member.name) from None
 
 
-def _encoded(info: zipfile.ZipInfo) -> bytes:
+def _encode_name(info: zipfile.ZipInfo) -> bytes:
     return info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
 
 
-def _extra(extra: bytes) -> bytes | None:
+def _find_extra(extra: bytes) -> bytes | None:
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, at)
@@ -203,6 +203,6 @@ def _extra(extra: bytes) -> bytes | None:
     return None
 
 
-def noted(extra: bytes) -> bytes:
-    """Return a note as an extra field of a member."""
+def pack_extra(extra: bytes) -> bytes:
+    """Return metadata as an extra field of a member."""
     return struct.pack("<HH", EXTRA, len(extra)) + extra if 0 < len(extra) < 1 << 15 else b""

@@ -1,8 +1,8 @@
-"""Replacing a file: wholly, or not at all.
+"""Replace a file atomically: completely or not at all.
 
-The new file is written beside the old one, brought to the disk, and put in its place by one rename, which is then
-brought to the disk as well. Whoever reads meanwhile has the old file open and goes on reading that. Temporary files are
-locked by the process that writes them, so one without a lock was left by a process that is gone.
+The new file is written next to the old one, synced to disk, and moved into its place by one rename, which is then
+synced as well. A reader that has the old file open goes on reading that. Temporary files are locked by the process that
+writes them, so one without a lock was left behind by a process that has ended.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from xweights.errors import CheckpointError
-from xweights.files.io.items import ArrayToWrite
+from xweights.files.io.arrays_to_write import ArrayToWrite
 from xweights.files.io.open_file import inaccessible, refused
 
 # .NAME.PID-TOKEN.xweights-tmp
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.xweights-tmp")
-# Between making a temporary file and locking it, in seconds, and then some.
+_TEMPORARY_NAME = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.xweights-tmp")
+# Seconds that certainly suffice between creating a temporary file and locking it.
 _GRACE = 60.0
 
 
 class Replacement:
-    """The file that will take the old one's place, for a format to write into."""
+    """The temporary file that will replace the old one; formats write into it."""
 
     def __init__(self, path: str, file: BinaryIO, temporary: str) -> None:
         self.path, self.file, self.temporary = path, file, temporary
@@ -37,20 +37,20 @@ class Replacement:
         """Write all of these bytes."""
         return self.file.write(data)
 
-    def cannot(self, item: ArrayToWrite | None, reason: str) -> CheckpointError:
+    def cannot(self, array: ArrayToWrite | None, reason: str) -> CheckpointError:
         """Return the error to raise for an array that this format can't hold."""
         fix = "choose another format by the ending of the path, or leave it out with where="
-        return refused(self.path, reason, key=None if item is None else item.key, fix=fix)
+        return refused(self.path, reason, key=None if array is None else array.key, fix=fix)
 
 
 @contextlib.contextmanager
-def replacing(path: str, *, durable: bool = True) -> Iterator[Replacement]:
-    """Yield a file to write into; it takes the place of ``path`` if the block ends well, and is removed if not."""
+def replace_file(path: str, *, durable: bool = True) -> Iterator[Replacement]:
+    """Yield a file to write into; it replaces ``path`` if the block succeeds, and is removed otherwise."""
     path = os.path.realpath(path)
     temporary = ""
     try:
         sweep(path)
-        temporary, descriptor = _temporary(path)
+        temporary, descriptor = _create_temporary(path)
         with open(descriptor, "w+b", buffering=1 << 16) as file:
             yield Replacement(path, file, temporary)
             file.flush()
@@ -70,19 +70,19 @@ def replacing(path: str, *, durable: bool = True) -> Iterator[Replacement]:
                 os.unlink(temporary)
 
 
-def written_so_far(path: str) -> int:
-    """Return how many bytes this process has written of what will take the place of ``path``."""
+def count_written_bytes(path: str) -> int:
+    """Return how many bytes this process has written so far of the file that will replace ``path``."""
     folder, name = os.path.split(os.path.realpath(path))
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for one in entries:
-            found = _TEMPORARY.fullmatch(one.name)
-            if found is not None and found["name"] == name and int(found["pid"]) == os.getpid():
-                return one.stat().st_size
+        for entry in entries:
+            match = _TEMPORARY_NAME.fullmatch(entry.name)
+            if match is not None and match["name"] == name and int(match["pid"]) == os.getpid():
+                return entry.stat().st_size
     return 0
 
 
 def sync_folder(path: str) -> None:
-    """Bring a rename to the disk: it is kept in the folder, not in the file."""
+    """Sync a rename to disk; it is recorded in the folder, not in the file."""
     if os.name != "posix":
         return
     descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
@@ -92,17 +92,21 @@ def sync_folder(path: str) -> None:
         os.close(descriptor)
 
 
-def _temporary(path: str) -> tuple[str, int]:
+def _create_temporary(path: str) -> tuple[str, int]:
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{os.getpid()}-{secrets.token_hex(4)}.xweights-tmp")
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), _mode(path))
+    descriptor = os.open(
+        temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), _permissions_of(path)
+    )
     lock(descriptor, wait=False)
     with contextlib.suppress(OSError, AttributeError):
-        os.fchmod(descriptor, _mode(path) if os.path.exists(path) else stat.S_IMODE(os.fstat(descriptor).st_mode))
+        os.fchmod(
+            descriptor, _permissions_of(path) if os.path.exists(path) else stat.S_IMODE(os.fstat(descriptor).st_mode)
+        )
     return temporary, descriptor
 
 
-def _mode(path: str) -> int:
+def _permissions_of(path: str) -> int:
     try:
         return stat.S_IMODE(os.stat(path).st_mode)
     except OSError:
@@ -110,7 +114,7 @@ def _mode(path: str) -> int:
 
 
 def lock(descriptor: int, *, wait: bool) -> bool:
-    """Lock an open file for this process; return whether that was done. It ends with the process at the latest."""
+    """Lock an open file for this process; return whether that succeeded. The lock ends with the process."""
     try:
         import fcntl
     except ImportError:  # not POSIX
@@ -123,29 +127,29 @@ def lock(descriptor: int, *, wait: bool) -> bool:
 
 
 def sweep(path: str, names: re.Pattern[str] | None = None) -> None:
-    """Remove temporary files for ``path``, or for all ``names`` beside it, whose process is gone."""
+    """Remove temporary files of ``path``, or of all ``names`` in its folder, whose process has ended."""
     folder, name = os.path.split(path)
-    for one in os.scandir(folder or "."):
-        found = _TEMPORARY.fullmatch(one.name)
-        if found is None or not (found["name"] == name or (names is not None and names.fullmatch(found["name"]))):
+    for entry in os.scandir(folder or "."):
+        match = _TEMPORARY_NAME.fullmatch(entry.name)
+        if match is None or not (match["name"] == name or (names is not None and names.fullmatch(match["name"]))):
             continue
         with contextlib.suppress(OSError):
-            if _abandoned(one.path, int(found["pid"])):
-                Path(one.path).unlink()
+            if _is_abandoned(entry.path, int(match["pid"])):
+                Path(entry.path).unlink()
 
 
-def _abandoned(temporary: str, pid: int) -> bool:
+def _is_abandoned(temporary: str, pid: int) -> bool:
     descriptor = os.open(temporary, os.O_RDWR)
     try:
         if not lock(descriptor, wait=False):
             return False
-        # Not locked: its process is gone, or has just made it.
-        return not _alive(pid) or time.time() - os.fstat(descriptor).st_mtime > _GRACE
+        # Not locked: its process has ended, or has only just created it.
+        return not _is_alive(pid) or time.time() - os.fstat(descriptor).st_mtime > _GRACE
     finally:
         os.close(descriptor)
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""The dtypes that files hold, by their names."""
+"""Dtypes by name, and their byte order."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ PLAIN = frozenset(
 )
 
 
-def dtype_named(name: str) -> np.dtype[Any]:
-    """Return a dtype of NumPy or ml_dtypes."""
+def dtype_from_name(name: str) -> np.dtype[Any]:
+    """Return a dtype of NumPy or ml_dtypes by its name."""
     if name in PLAIN:
         return np.dtype(name)
     import ml_dtypes
 
-    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-    return found
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return dtype
 
 
-def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def to_native_byteorder(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype in this machine's byte order."""
     return np.dtype(dtype.name) if dtype.name in PLAIN else dtype
 
 
 def is_special(dtype: np.dtype[Any]) -> bool:
-    """Return whether only ml_dtypes knows it, so that other readers of NumPy's formats see bare bytes."""
+    """Return whether the dtype is one of ml_dtypes; other readers of NumPy's formats see bare bytes."""
     return dtype.name not in PLAIN

@@ -1,4 +1,4 @@
-"""How much memory a file may ask for."""
+"""Limits on the memory that reading a file may take."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from xweights.files.io.open_file import refused
 from xweights.files.io.records import Record
 
 MIB = 1 << 20
-# What an index may take on top of max_bytes, and how many times its length in a file a parsed one takes in memory.
+# Memory that an index may take on top of max_bytes, and the ratio of its parsed size to its size in the file.
 _INDEX_ROOM = 48 * MIB
 _PARSED = 12
-# Without max_bytes: compressed data may grow so many times, or up to so many bytes, whichever is more.
+# Without max_bytes: compressed data may grow by this factor, or up to this many bytes, whichever is more.
 _GROWTH = 64
 _ALWAYS = 256 * MIB
 
 
 @dataclass(frozen=True)
 class Limits:
-    """``max_bytes``: how large one array may be in memory. None: what is stored plainly may be as large as the file."""
+    """Limits for one file; ``max_bytes`` is the largest size of one array in memory, None for the file's own size."""
 
     max_bytes: int | None = None
 
     def check(self, path: str, record: Record) -> None:
-        """Refuse an array that is larger than allowed."""
+        """Refuse an array that is larger than ``max_bytes``."""
         if self.max_bytes is not None and record.nbytes > self.max_bytes:
             reason = (
                 f"it is larger than max_bytes\ngot:      {record.nbytes:,} bytes\nexpected: {self.max_bytes:,} bytes"
@@ -31,7 +31,7 @@ class Limits:
             raise refused(path, reason, key=record.key, fix="give a larger max_bytes= if you trust the file")
 
     def check_growth(self, path: str, key: str, stored: int, unpacked: int) -> None:
-        """Refuse compressed data that would grow beyond what was allowed."""
+        """Refuse compressed data that would grow beyond the limit."""
         most = max(_ALWAYS, _GROWTH * stored) if self.max_bytes is None else self.max_bytes
         if unpacked > most:
             reason = f"{stored:,} compressed bytes would become {unpacked:,}, and {most:,} are allowed"

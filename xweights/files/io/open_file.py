@@ -1,7 +1,7 @@
-"""A file opened once and read by position.
+"""Files that are opened once and read by position.
 
-All reading of a checkpoint goes through one descriptor: who replaces the file meanwhile replaces its name, and what is
-read stays wholly the old one.
+All reads of a checkpoint go through one descriptor: replacing the file meanwhile replaces its name only, and the old
+file is read to the end.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import numpy as np
 from xweights.core.dtypes import Array
 from xweights.errors import CheckpointError, DamagedFileError, FileAccessError, RefusedFileError
 
-# Bytes looked at in one go where data only passes through: few enough for the second-level cache.
+# Bytes per step where data only passes through: few enough for the second-level cache.
 PIECE = 1 << 20
 # Linux reads and writes at most 2 GiB less a page at once.
-_MOST = 1 << 30
+_MAX_READ = 1 << 30
 
-_READING = os.O_RDONLY
-for _word in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY"):  # as far as the system knows them
-    _READING |= getattr(os, _word, 0)
+_READ_FLAGS = os.O_RDONLY
+for _flag in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY"):  # those that the system has
+    _READ_FLAGS |= getattr(os, _flag, 0)
 
 _Error = TypeVar("_Error", bound=CheckpointError)
 _FIXES = {
@@ -43,33 +43,33 @@ _FIXES = {
 
 
 def damaged(path: str, reason: str, *, key: str | None = None, fix: str | None = None) -> DamagedFileError:
-    """Return the error about a file that breaks the rules of its format."""
-    return _about(DamagedFileError, path, reason, key, fix or "get the file again: this one can't be trusted")
+    """Return the error for a file that breaks the rules of its format."""
+    return _make_error(DamagedFileError, path, reason, key, fix or "get the file again: this one can't be trusted")
 
 
 def refused(path: str, reason: str, *, key: str | None = None, fix: str | None = None) -> RefusedFileError:
-    """Return the error about a file with something that is never loaded."""
-    return _about(RefusedFileError, path, reason, key, fix)
+    """Return the error for a file with contents that are never loaded."""
+    return _make_error(RefusedFileError, path, reason, key, fix)
 
 
 def inaccessible(path: str, cause: OSError, doing: str) -> FileAccessError:
-    """Return the error about a file that the system keeps from us."""
+    """Return the error for a file that the system doesn't let us use."""
     reason = f"the system doesn't let us {doing}: {cause.strerror or cause}"
-    error = _about(FileAccessError, path, reason, None, _FIXES.get(cause.errno or 0))
+    error = _make_error(FileAccessError, path, reason, None, _FIXES.get(cause.errno or 0))
     error.errno = cause.errno
     return error
 
 
-def _about(kind: type[_Error], path: str, reason: str, key: str | None, fix: str | None) -> _Error:
-    inside = "" if key is None else f", {shortened(key)}"
+def _make_error(kind: type[_Error], path: str, reason: str, key: str | None, fix: str | None) -> _Error:
+    inside = "" if key is None else f", {shorten(key)}"
     text = f"{os.path.basename(path)!r}{inside}: {reason}\nfile: {path}"
     error = kind(text if fix is None else f"{text}\nFix: {fix}")
     error.path, error.key, error.reason = path, key, reason
     return error
 
 
-def shortened(text: object, limit: int = 120) -> str:
-    """Return the repr of something from a file, cut where it would flood a message."""
+def shorten(text: object, limit: int = 120) -> str:
+    """Return the repr of a value from a file, cut to a length that fits in a message."""
     shown = repr(text[: 2 * limit] if isinstance(text, (str, bytes)) else text)
     return shown if len(shown) <= limit else f"{shown[:limit]}..."
 
@@ -80,23 +80,23 @@ class OpenFile:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            # Not to wait for somebody to write into a pipe, if it is one.
-            self.descriptor = os.open(path, _READING)
+            # O_NONBLOCK: if it is a pipe, don't wait for a writer.
+            self.descriptor = os.open(path, _READ_FLAGS)
         except OSError as cause:
             raise inaccessible(path, cause, "open it") from None
         except ValueError as cause:  # a null character in the path
             raise refused(path, f"this is no path: {cause}") from None
         self._close = weakref.finalize(self, os.close, self.descriptor)
-        found = os.fstat(self.descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(self.descriptor)
+        if not stat.S_ISREG(status.st_mode):
             self._close()
             raise refused(path, "it is no regular file", fix="name a file")
-        self.size = found.st_size
+        self.size = status.st_size
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def steady(self) -> Iterator[None]:
-        """Keep out whoever would change the file in place meanwhile, as far as the file system knows locks."""
+    def lock_shared(self) -> Iterator[None]:
+        """Hold a shared lock, so that nobody changes the file in place, where the file system supports locks."""
         try:
             import fcntl
 
@@ -114,16 +114,16 @@ class OpenFile:
         self._close()
 
     def read(self, offset: int, count: int, *, key: str | None = None) -> bytes:
-        """Return exactly so many bytes; raise DamagedFileError where the file ends before."""
+        """Return exactly ``count`` bytes; raise DamagedFileError if the file ends before."""
         self.check_inside(offset, count, key)
-        room = bytearray(count)
-        self._fill(offset, memoryview(room), key)
-        return bytes(room)
+        buffer = bytearray(count)
+        self._fill(offset, memoryview(buffer), key)
+        return bytes(buffer)
 
     def read_into(self, offset: int, out: Array, *, key: str | None = None) -> None:
-        """Fill a C-contiguous array with the bytes that lie from ``offset`` on."""
+        """Fill a C-contiguous array with the bytes from ``offset`` on."""
         if out.size:
-            self._fill(offset, raw(out).data, key)
+            self._fill(offset, byte_view(out).data, key)
 
     def check_inside(self, offset: int, count: int, key: str | None = None) -> None:
         """Raise DamagedFileError unless the file has all of these bytes."""
@@ -135,14 +135,14 @@ class OpenFile:
         done = 0
         try:
             while done < len(out):
-                got = self._some(offset + done, out[done : done + _MOST])
+                got = self._read_some(offset + done, out[done : done + _MAX_READ])
                 if not got:
                     raise damaged(self.path, "it became shorter while it was read", key=key)
                 done += got
         except OSError as cause:
             raise inaccessible(self.path, cause, "read it") from None
 
-    def _some(self, offset: int, out: memoryview) -> int:
+    def _read_some(self, offset: int, out: memoryview) -> int:
         if not self._close.alive:
             raise refused(self.path, "it has been closed", fix="load it again")
         if hasattr(os, "preadv"):
@@ -188,6 +188,6 @@ class Window(io.RawIOBase):
         return count
 
 
-def raw(array: Array) -> Array:
-    """Return the bytes of a C-contiguous array as a flat array of them, sharing its memory."""
+def byte_view(array: Array) -> Array:
+    """Return the bytes of a C-contiguous array as a flat array that shares its memory."""
     return array.reshape(-1).view(np.uint8)

@@ -1,4 +1,4 @@
-"""An array in a file: its key, dtype, shape, and where its bytes are."""
+"""Records of the arrays in a file: key, dtype, shape, and the location of the data."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 
 from xweights.core.dtypes import Array
 from xweights.core.layout import Shape
-from xweights.files.io.notes import ArrayMetadata
-from xweights.files.io.open_file import PIECE, OpenFile, raw
+from xweights.files.io.metadata import ArrayMetadata
+from xweights.files.io.open_file import PIECE, OpenFile, byte_view
 
 
 class DataLocation(Protocol):
-    """Where the entries of one array come from."""
+    """The source of one array's entries."""
 
     def read(self, record: Record) -> Array:
-        """Return all entries in the stored shape, in memory that is nobody else's."""
+        """Return all entries in the stored shape, in new memory."""
 
     def read_into(self, record: Record, out: Array, start: int) -> None:
         """Fill a flat array with the entries from ``start`` on, counted in C order."""
@@ -27,13 +27,13 @@ class DataLocation(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """An array in a file. ``dtype`` is in this machine's byte order; ``place`` knows the file's."""
+    """An array in a file. ``dtype`` has this machine's byte order; ``location`` has the file's."""
 
     key: str
     dtype: np.dtype[Any]
     shape: Shape
-    note: ArrayMetadata
-    place: DataLocation
+    metadata: ArrayMetadata
+    location: DataLocation
 
     @property
     def size(self) -> int:
@@ -46,20 +46,20 @@ class Record:
         return self.size * self.dtype.itemsize
 
     def read(self) -> Array:
-        """Return the array in the stored shape: a fresh one at each call."""
-        return self.place.read(self)
+        """Return the array in the stored shape, a new one at each call."""
+        return self.location.read(self)
 
     def read_into(self, out: Array, start: int = 0) -> None:
         """Fill a flat, contiguous array of the same dtype with the entries from ``start`` on, in C order."""
         if out.size:
-            self.place.read_into(self, out, start)
+            self.location.read_into(self, out, start)
 
     def pieces(self, entries: int | None = None) -> Iterator[Array]:
-        """Yield all entries in C order as flat arrays that are good until the next one (they share one buffer)."""
+        """Yield all entries in C order as flat arrays that are valid until the next one (they share one buffer)."""
         step = entries or max(1, PIECE // self.dtype.itemsize)
-        room = np.empty(min(step, self.size), self.dtype)
+        buffer = np.empty(min(step, self.size), self.dtype)
         for start in range(0, self.size, step):
-            part = room[: min(step, self.size - start)]
+            part = buffer[: min(step, self.size - start)]
             self.read_into(part, start)
             yield part
 
@@ -68,9 +68,9 @@ class Record:
 class ByteRange:
     """Plain bytes in a file, one entry after the other.
 
-    ``strides`` (in entries) if they don't lie in C order. ``checks``: positions in the file of CRC-32 sums over
-    ``check_from`` to ``check_to``, which have to follow when the bytes change. ``verify`` holds the bytes against them
-    before they are first looked at, where the format's other readers do so.
+    ``strides`` (in entries) if they aren't in C order. ``checks``: offsets in the file of CRC-32 checksums over
+    ``check_from`` to ``check_to``, which have to be updated when the bytes change. ``verify`` checks the bytes against
+    them before the first read, where the format's other readers do so.
     """
 
     file: OpenFile
@@ -83,7 +83,7 @@ class ByteRange:
     verify: Callable[[int, memoryview | None], bool] | None = None
 
     def extent(self, record: Record) -> int:
-        """Return how many bytes lie between the first and the last entry."""
+        """Return the number of bytes from the first entry to the end of the last."""
         if not record.size:
             return 0
         if self.strides is None:
@@ -93,14 +93,14 @@ class ByteRange:
 
     def read(self, record: Record) -> Array:
         if self.strides is None:
-            whole = np.empty(record.shape, record.dtype)
-            self._read(self.offset, whole, record)
-            return whole
+            array = np.empty(record.shape, record.dtype)
+            self._read(self.offset, array, record)
+            return array
         flat = np.empty(self.extent(record) // record.dtype.itemsize, record.dtype)
         self._read(self.offset, flat, record)
         strides = [step * record.dtype.itemsize for step in self.strides]
-        seen: Array = np.lib.stride_tricks.as_strided(flat, record.shape, strides)
-        return seen if flat.size <= record.size else seen.copy()
+        view: Array = np.lib.stride_tricks.as_strided(flat, record.shape, strides)
+        return view if flat.size <= record.size else view.copy()
 
     def read_into(self, record: Record, out: Array, start: int) -> None:
         if self.strides is None:
@@ -111,11 +111,11 @@ class ByteRange:
     def _read(self, offset: int, out: Array, record: Record) -> None:
         if not out.size:
             return
-        rest = self.verify is not None and offset + out.nbytes == self.check_to
-        if self.verify is not None and not rest:
+        reads_to_end = self.verify is not None and offset + out.nbytes == self.check_to
+        if self.verify is not None and not reads_to_end:
             self.verify(offset, None)
         self.file.read_into(offset, out, key=record.key)
-        if self.verify is not None and rest and self.verify(offset, raw(out).data):
+        if self.verify is not None and reads_to_end and self.verify(offset, byte_view(out).data):
             self.file.read_into(offset, out, key=record.key)
         if self.swapped:
             out.byteswap(inplace=True)
@@ -123,7 +123,7 @@ class ByteRange:
 
 @dataclass(eq=False)
 class Index:
-    """What one reader found in a file: its arrays, and what else is worth knowing."""
+    """The contents of a file: its arrays, its metadata, and the keys that were ignored."""
 
     path: str
     format: str
@@ -134,12 +134,12 @@ class Index:
 
     def close(self) -> None:
         """Close the files."""
-        for one in self.files:
-            one.close()
+        for file in self.files:
+            file.close()
 
 
-def bytes_of(part: Array) -> memoryview:
-    """Return the bytes of an array in C order and little-endian, without a copy where it lies so already."""
+def little_endian_bytes(part: Array) -> memoryview:
+    """Return the bytes of an array in C order and little-endian, without a copy where they are so already."""
     if part.dtype.byteorder == ">" or (part.dtype.byteorder == "=" and not np.little_endian):
         part = part.astype(part.dtype.newbyteorder("<"))
-    return raw(np.ascontiguousarray(part)).data if part.size else memoryview(b"")
+    return byte_view(np.ascontiguousarray(part)).data if part.size else memoryview(b"")

@@ -1,9 +1,9 @@
-"""Numbers on the host for the formulas.
+"""Scalars of the update formulas, computed on the host.
 
-Two words of a variant say how a number reaches the weights, because that is part of a rule, bit for bit:
+Two keys of a variant say how a number reaches the weights, because that is part of a rule, bit for bit:
 
-    cast    "float32": what the framework casts to the dtype of the weights goes through float32 first, so that 0.9
-            becomes 0.8999999761581421 for float64 weights too; "exact": it doesn't
+    cast    "float32": numbers that the framework casts to the dtype of the weights go through float32 first, so that
+            0.9 becomes 0.8999999761581421 for float64 weights too; "exact": they don't
     powers  "dtype": beta ** t is computed in the dtype of the weights; "double": in float64, whatever they are
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 
 class HostNumbers:
-    """The numbers of update ``t`` as floats. ``rate``: the learning rate, by default that of the hyperparameters."""
+    """The scalars of update ``t`` as floats. ``lr``: the learning rate, by default that of the hyperparameters."""
 
     def __init__(
         self,
@@ -25,31 +25,31 @@ class HostNumbers:
         variant: Mapping[str, Any],
         *,
         t: int,
-        rate: float | None = None,
+        lr: float | None = None,
         dtype: Any = np.float64,
         factored: tuple[int, int] | None = None,
     ) -> None:
-        self._words = {**hyper, **variant}
+        self._settings = {**hyper, **variant}
         self.t = t
         self.factored = factored
-        self._rate = float(hyper["learning_rate"] if rate is None else rate)
+        self._lr = float(hyper["learning_rate"] if lr is None else lr)
         self._dtype = np.dtype(dtype)
         self._single = variant.get("cast") == "float32"
         self._narrow = variant.get("powers") == "dtype"
-        # A power costs more than some arrays take, and formulas ask again for each array.
+        # A power can cost more than updating a small array, and formulas ask for it again for each array.
         self._powers: dict[tuple[object, float], float] = {}
 
     @property
-    def rate(self) -> float:
+    def lr(self) -> float:
         """The learning rate."""
-        return self._rate
+        return self._lr
 
     def __getitem__(self, name: str) -> Any:
-        return self._words.get(name)
+        return self._settings.get(name)
 
     def cast(self, name: str) -> float:
-        """A hyperparameter, after the framework has cast it."""
-        return self._cast(self._words[name])
+        """Return a hyperparameter as the framework casts it."""
+        return self._cast(self._settings[name])
 
     def _cast(self, value: float) -> float:
         return float(np.float32(value)) if self._single else float(value)
@@ -62,38 +62,42 @@ class HostNumbers:
         return self._powers[key]
 
     def complement(self, name: str) -> float:
-        """1 - beta ** t."""
+        """Return 1 - beta ** t."""
         if not self._narrow:
-            return 1.0 - self._power(float(self._words[name]), self.t)
+            return 1.0 - self._power(float(self._settings[name]), self.t)
         kind = self._dtype.type
         return float(kind(1) - kind(self._power(self.cast(name), self.t)))
 
-    def later(self, value: float, first: float) -> float:
-        """``first`` in the first update, ``value`` in all others."""
+    def after_first(self, value: float, first: float) -> float:
+        """Return ``first`` in the first update, ``value`` in all others."""
         return first if self.t == 1 else value
 
-    def warmed(self, ahead: int) -> float:
-        """The momentum of nadam at t + ahead."""
+    def nadam_momentum(self, ahead: int) -> float:
+        """Return the momentum of nadam at t + ahead."""
         base = self._cast(0.96) if self._narrow else 0.96
-        return self.cast("beta_1") * (1.0 - 0.5 * self._power(base, (self.t + ahead) * self._words["momentum_decay"]))
+        return self.cast("beta_1") * (
+            1.0 - 0.5 * self._power(base, (self.t + ahead) * self._settings["momentum_decay"])
+        )
 
     def product_factor(self) -> float:
-        """The same at t, of numbers that weren't cast."""
-        made = float(self._words["beta_1"] * (1.0 - 0.5 * self._power(0.96, self.t * self._words["momentum_decay"])))
-        return float(np.float32(made)) if self._words.get("product") == "float32" else made
+        """Return the momentum of nadam at t, of numbers that weren't cast."""
+        factor = float(
+            self._settings["beta_1"] * (1.0 - 0.5 * self._power(0.96, self.t * self._settings["momentum_decay"]))
+        )
+        return float(np.float32(factor)) if self._settings.get("product") == "float32" else factor
 
     def step_power(self, exponent: float) -> float:
-        """T ** exponent."""
+        """Return t ** exponent."""
         return self._power(float(self.t), exponent)
 
     def sqrt(self, x: float) -> float:
-        """The root of a number."""
+        """Return the square root of a number."""
         return math.sqrt(x)
 
     def minimum(self, x: float, y: float) -> float:
-        """The smaller of two numbers."""
+        """Return the smaller of two numbers."""
         return min(x, y)
 
     def clock(self) -> int:
-        """T - 1."""
+        """Return t - 1."""
         return self.t - 1

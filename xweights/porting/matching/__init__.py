@@ -1,1 +1,1 @@
-"""Find out which layer of the source is which layer of the target."""
+"""Find out which layer of the source corresponds to which layer of the target."""

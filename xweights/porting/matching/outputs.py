@@ -1,4 +1,4 @@
-"""Comparing what two models put out."""
+"""Compare the outputs of two models."""
 
 from __future__ import annotations
 
@@ -18,60 +18,76 @@ DEPTH = 16
 
 
 def compare_outputs(
-    expected: Mapping[str, Array], made: Mapping[str, Array], outputs: OutputMap, *, target_first: bool
+    expected: Mapping[str, Array], got: Mapping[str, Array], outputs: OutputMap, *, target_first: bool
 ) -> dict[str, tuple[float, float]]:
-    """Return the error of each output of the target, and what is rounding; raise ArgumentError if none corresponds."""
-    found = {}
-    for name, got, want in _paired(expected, made, outputs):
-        limit = input_tolerance(got, want) * DEPTH
-        found[name] = (min(distance(one, want) for one in _layouts(got, want, target_first)), limit)
-    return found
+    """Return (error, limit of rounding) for each output of the target; raise ArgumentError if none corresponds."""
+    errors = {}
+    for name, array, wanted in _pair_outputs(expected, got, outputs):
+        limit = input_tolerance(array, wanted) * DEPTH
+        errors[name] = (min(distance(layout, wanted) for layout in _iter_layouts(array, wanted, target_first)), limit)
+    return errors
 
 
-def _paired(
-    expected: Mapping[str, Array], made: Mapping[str, Array], outputs: OutputMap
+def _pair_outputs(
+    expected: Mapping[str, Array], got: Mapping[str, Array], outputs: OutputMap
 ) -> Iterator[tuple[str, Array, Array]]:
     if callable(outputs):
-        given = next(iter(made.values())) if len(made) == 1 else dict(made)
-        made = _named(outputs(given))
+        returned = next(iter(got.values())) if len(got) == 1 else dict(got)
+        got = _name_outputs(outputs(returned))
     elif outputs is not None:
-        chosen = {_key(target): _key(source) for target, source in outputs.items()}
-        wrong = [one for one in chosen if one not in made] + [one for one in chosen.values() if one not in expected]
-        if wrong:
+        chosen = {_to_name(target): _to_name(source) for target, source in outputs.items()}
+        unknown = [name for name in chosen if name not in got] + [
+            name for name in chosen.values() if name not in expected
+        ]
+        if unknown:
             raise ArgumentError(
-                f"outputs= names outputs that there aren't: {', '.join(map(repr, wrong))}\n"
-                f"target's outputs: {', '.join(made)}\nsource's outputs: {', '.join(expected)}"
+                f"outputs= names outputs that there aren't: {', '.join(map(repr, unknown))}\n"
+                f"target's outputs: {', '.join(got)}\nsource's outputs: {', '.join(expected)}"
             )
-        yield from ((target, made[target], expected[source]) for target, source in chosen.items())
+        yield from ((target, got[target], expected[source]) for target, source in chosen.items())
         return
-    if made.keys() == expected.keys():
-        yield from ((name, made[name], expected[name]) for name in made)
-    elif len(made) == len(expected):
-        for (name, got), want in zip(made.items(), expected.values(), strict=True):
-            yield name, got, want
+    if got.keys() == expected.keys():
+        yield from ((name, got[name], expected[name]) for name in got)
+    elif len(got) == len(expected):
+        for (name, array), wanted in zip(got.items(), expected.values(), strict=True):
+            yield name, array, wanted
     else:
         raise ArgumentError(
             "the two models put out unequal numbers of arrays\n"
-            f"{got_expected(', '.join(made) or 'none', ', '.join(expected) or 'none')}\n"
+            f"{got_expected(', '.join(got) or 'none', ', '.join(expected) or 'none')}\n"
             "Fix: outputs={target's output: source's output} for those that correspond"
         )
 
 
-def _key(name: Any) -> str:
+def _to_name(name: Any) -> str:
     return str(name)
 
 
-def _named(value: Any) -> dict[str, Array]:
+def _name_outputs(value: Any) -> dict[str, Array]:
     if isinstance(value, Mapping):
-        return {str(name): np.asarray(one) for name, one in value.items()}
+        return {str(name): np.asarray(part) for name, part in value.items()}
     if isinstance(value, (tuple, list)):
-        return {str(name): np.asarray(one) for name, one in enumerate(value)}
+        return {str(name): np.asarray(part) for name, part in enumerate(value)}
     return {"output": np.asarray(value)}
 
 
-def _layouts(got: Array, want: Array, target_first: bool) -> Iterator[Array]:
-    """Yield the output as it is, and as the other framework would have it."""
+def _iter_layouts(got: Array, want: Array, target_first: bool) -> Iterator[Array]:
+    """Yield the output as it is, and in the layouts of the other framework."""
     yield got
     if got.ndim > 2:
         yield np.moveaxis(got, 1, -1) if target_first else np.moveaxis(got, -1, 1)
         yield got.swapaxes(0, 1)
+
+
+def named_outputs(output: Any, host: Callable[[Any], Array | None], name: str = "") -> Iterator[tuple[str, Array]]:
+    """Yield every tensor that a model returns as a host array with its place; ``host`` returns None for others."""
+    if isinstance(output, Mapping):
+        for key, part in output.items():
+            yield from named_outputs(part, host, f"{name}/{key}".strip("/"))
+    elif isinstance(output, (tuple, list)):
+        for position, part in enumerate(output):
+            yield from named_outputs(part, host, f"{name}/{position}".strip("/"))
+    else:
+        array = host(output)
+        if array is not None:
+            yield name or "output", array

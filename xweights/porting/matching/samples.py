@@ -1,4 +1,4 @@
-"""What the two models are called with."""
+"""Samples with which the target may be called."""
 
 from __future__ import annotations
 
@@ -13,73 +13,76 @@ from xweights.porting.protocol import Arrays, LayerRecord
 Sample = Any
 
 
-class Silent:
+class SilentWatcher:
     """A watcher that does nothing."""
 
     def enter(self, record: LayerRecord, inputs: Arrays) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def leave(self, record: LayerRecord, outputs: Arrays) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
-def target_samples(source: TracedModel, target: TracedModel, sample: Sample, given: Any) -> Iterator[Sample]:
-    """Yield what the target may be called with, the likeliest first.
+def target_samples(source: TracedModel, target: TracedModel, sample: Sample, sample_target: Any) -> Iterator[Sample]:
+    """Yield the samples that the target may take, the likeliest first.
 
-    Where the two frameworks put channels elsewhere, an image has them moved; whether a sequence is one, and whether
-    a recurrent layer wants time first, is found out by trying.
+    Where the two frameworks have channels on different axes, those of images are moved; whether an array is a sequence,
+    and whether a recurrent layer takes time first, is found out by trying.
     """
-    if given is not None:
-        yield given(sample) if callable(given) else given
+    if sample_target is not None:
+        yield sample_target(sample) if callable(sample_target) else sample_target
         return
     moves: list[Callable[[Any], Any]] = [lambda array: array]
     if source.porting.channels_first != target.porting.channels_first:
         first = target.porting.channels_first
         if _largest_rank(sample) > 2:
-            moves.insert(0, lambda array: _moved(array, first, 4))
+            moves.insert(0, lambda array: _move_channels(array, first, 4))
         if _has_rank(sample, 3):
-            moves.append(lambda array: _moved(array, first, 3))
+            moves.append(lambda array: _move_channels(array, first, 3))
     if _has_rank(sample, 3):
         moves.append(lambda array: array.swapaxes(0, 1) if array.ndim == 3 else array)
     seen: list[Sample] = []
     for move in moves:
-        made = _each(sample, move)
-        if not any(_equal(made, one) for one in seen):
-            seen.append(made)
-            yield made
+        moved = _map_arrays(sample, move)
+        if not any(_are_equal(moved, earlier) for earlier in seen):
+            seen.append(moved)
+            yield moved
 
 
-def _arrays(sample: Sample) -> list[Any]:
+def _list_arrays(sample: Sample) -> list[Any]:
     if isinstance(sample, Mapping):
-        return [one for value in sample.values() for one in _arrays(value)]
+        return [array for value in sample.values() for array in _list_arrays(value)]
     if isinstance(sample, (tuple, list)):
-        return [one for value in sample for one in _arrays(value)]
+        return [array for value in sample for array in _list_arrays(value)]
     return [sample] if hasattr(sample, "ndim") else []
 
 
 def _largest_rank(sample: Sample) -> int:
-    return max((one.ndim for one in _arrays(sample)), default=0)
+    return max((array.ndim for array in _list_arrays(sample)), default=0)
 
 
 def _has_rank(sample: Sample, rank: int) -> bool:
-    return any(one.ndim == rank for one in _arrays(sample))
+    return any(array.ndim == rank for array in _list_arrays(sample))
 
 
-def _each(sample: Sample, move: Callable[[Any], Any]) -> Sample:
+def _map_arrays(sample: Sample, move: Callable[[Any], Any]) -> Sample:
     if isinstance(sample, Mapping):
-        return {name: _each(value, move) for name, value in sample.items()}
+        return {name: _map_arrays(value, move) for name, value in sample.items()}
     if isinstance(sample, (tuple, list)):
-        return type(sample)(_each(value, move) for value in sample)
+        return type(sample)(_map_arrays(value, move) for value in sample)
     return move(sample) if hasattr(sample, "ndim") else sample
 
 
-def _moved(array: Any, first: bool, rank: int) -> Any:
+def _move_channels(array: Any, first: bool, rank: int) -> Any:
     if array.ndim < rank:
         return array
     host = np.asarray(array)
     return np.moveaxis(host, -1, 1) if first else np.moveaxis(host, 1, -1)
 
 
-def _equal(one: Sample, other: Sample) -> bool:
-    mine, theirs = _arrays(one), _arrays(other)
-    return all(a is b or (a.shape == b.shape and np.array_equal(a, b)) for a, b in zip(mine, theirs, strict=True))
+def _are_equal(first: Sample, second: Sample) -> bool:
+    first_arrays, second_arrays = _list_arrays(first), _list_arrays(second)
+    return all(
+        a is b or (a.shape == b.shape and np.array_equal(a, b))
+        for a, b in zip(first_arrays, second_arrays, strict=True)
+    )

@@ -1,10 +1,10 @@
-"""Which unit of the target belongs to which of the source, settled by running the target on the sample.
+"""Pair the units of the target with those of the source by running the target on the sample.
 
-Every unit of the target is paired as it is called, with a unit of the source that was given the same numbers: neither
-names nor shapes nor the order of definition can mislead that. Then the source's weights go into it, it computes, and
-its output has to be the source's. Whatever it made, the source's output goes on to the next layer: so an error stays
-where it is made, and no rounding adds up. Where several units of the source were given the same (query, key and value),
-one is tried, and if the forward can't be finished that way, the next.
+Every unit of the target is paired when it is called, with a unit of the source that had the same input: neither names
+nor shapes nor the order of definition can mislead that. Then the source's weights are written to it, it computes, and
+its output has to be the source's. In any case, the source's output is passed on to the next layer, so that errors stay
+where they are made, and rounding doesn't accumulate. Where several units of the source had the same input (query, key
+and value), one is tried, and if the forward can't be finished that way, the next.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from xweights.porting.matching.candidates import (
     Candidate,
     Candidates,
     Prefer,
+    find_nearest,
     input_error,
-    nearest,
-    turned_output,
+    permute_output,
 )
 from xweights.porting.matching.outputs import OutputMap, compare_outputs
-from xweights.porting.matching.similarity import Grid, cropped, distance, tolerance
-from xweights.porting.matching.trace import TracedModel, UnitCall, grids_in, seen_by
+from xweights.porting.matching.similarity import Grid, cropped_distance, distance, tolerance
+from xweights.porting.matching.trace import TracedModel, UnitCall, find_grids, select_array
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.protocol import Arrays, LayerRecord
-from xweights.porting.units import STRAIGHT, FeaturePermutation, LayerUnit, fit
+from xweights.porting.units import UNPERMUTED, FeaturePermutation, LayerUnit, can_pair
 
-# How many ways of pairing are tried before the port is given up.
+# Number of pairings that are tried before the port is given up.
 BUDGET = 96
-# How much larger a layer may make a difference in what it is given.
+# Factor by which a layer may enlarge a difference in its input.
 _GROWTH = 16
 
 
 class _Stop(BaseException):
-    """Ends a forward in the middle. No Exception, because frameworks catch those to write another message into them."""
+    """Stop a forward in the middle. It is no Exception, because frameworks catch those to change their message."""
 
 
 @dataclass(eq=False)
 class Divergence:
-    """Where the two models part: at a unit's ``output``, or before it (its ``input``), or at the end of both."""
+    """A divergence of the two models: in a unit's ``output``, before it (its ``input``), or at the ``end`` of both."""
 
-    place: str
+    location: str
     target: LayerUnit | None
     call: UnitCall | None
     error: float
@@ -59,11 +59,11 @@ class Divergence:
 
 @dataclass(eq=False)
 class Pair:
-    """Two units that belong together, and what shows it."""
+    """Two units that belong together, and the evidence."""
 
     source: LayerUnit
     target: LayerUnit
-    turn: FeaturePermutation = STRAIGHT
+    permutation: FeaturePermutation = UNPERMUTED
     evidence: str = ""
     error: float | None = None
     rivals: int = 0
@@ -72,10 +72,10 @@ class Pair:
 
 @dataclass(eq=False)
 class Matching:
-    """What all attempts have in common.
+    """The shared state of all attempts.
 
-    ``assign`` puts the weights of a source unit into a target unit (None: compare only). ``allowed`` says which source
-    units a target unit was pinned to, ``skipped`` which target units are not part of the port.
+    ``assign`` writes the weights of a source unit to a target unit (None: compare only). ``allowed`` returns whether a
+    target unit may be paired with a source unit, ``skipped`` are the target units that aren't part of the port.
     """
 
     source: TracedModel
@@ -102,23 +102,23 @@ class Matching:
         self._fitting: dict[int, list[UnitCall]] = {}
         self.channels_differ = self.source.porting.channels_first != self.target.porting.channels_first
 
-    def fitting(self, unit: LayerUnit) -> list[UnitCall]:
+    def list_fitting(self, unit: LayerUnit) -> list[UnitCall]:
         """Return the calls of source units that a target unit could be the twin of, by kind and shape."""
         if id(unit) not in self._fitting:
-            self._fitting[id(unit)] = [one for one in self.calls if fit(one.unit, unit)]
-        return [one for one in self._fitting[id(unit)] if self.allowed(one.unit, unit)]
+            self._fitting[id(unit)] = [call for call in self.calls if can_pair(call.unit, unit)]
+        return [call for call in self._fitting[id(unit)] if self.allowed(call.unit, unit)]
 
     def settle(self) -> Attempt:
-        """Try one way of pairing after another; return the first that works, or the one that gets furthest."""
+        """Try one pairing after another; return the first that works, or the one that gets furthest."""
         decisions: list[int] = []
         best: Attempt | None = None
         for _ in range(BUDGET):
             attempt = self.attempt(decisions)
             if not attempt.may_be_mispaired:
-                return attempt  # whole, and what differs in it no other pairing would mend
+                return attempt  # complete, and no other pairing would remove its divergences
             if best is None or attempt.progress > best.progress:
                 best = attempt
-            after = _next(attempt.decisions)
+            after = _next_decisions(attempt.decisions)
             if after is None:
                 break
             decisions = after
@@ -126,12 +126,12 @@ class Matching:
         return self.attempt([chosen for chosen, _ in best.decisions], lenient=True)
 
     def attempt(self, decisions: list[int], *, lenient: bool = False) -> Attempt:
-        """Run the target once, taking these decisions where there is a choice."""
+        """Run the target once, with these decisions where there is a choice."""
         while True:
             attempt = Attempt(self, decisions, lenient)
             try:
-                made = self.target.porting.run(self.target.model, self.target.records, self.sample, attempt)
-                attempt.finish(made)
+                got = self.target.porting.run(self.target.model, self.target.records, self.sample, attempt)
+                attempt.finish(got)
             except _Stop:
                 pass
             if not attempt.restart:
@@ -139,31 +139,31 @@ class Matching:
                 return attempt
 
 
-def _next(decisions: list[tuple[int, int]]) -> list[int] | None:
-    for place in range(len(decisions) - 1, -1, -1):
-        chosen, count = decisions[place]
+def _next_decisions(decisions: list[tuple[int, int]]) -> list[int] | None:
+    for position in range(len(decisions) - 1, -1, -1):
+        chosen, count = decisions[position]
         if chosen + 1 < count:
-            return [one for one, _ in decisions[:place]] + [chosen + 1]
+            return [earlier for earlier, _ in decisions[:position]] + [chosen + 1]
     return None
 
 
 @dataclass(eq=False)
-class _Begun:
-    """A unit of the target that is computing. ``sound``: it was given what its twin was given, up to ``error``."""
+class _OpenUnit:
+    """A unit of the target that is computing. ``sound``: its input is its twin's, up to ``error``."""
 
     unit: LayerUnit
     call: UnitCall | None = None
-    turn: FeaturePermutation = STRAIGHT
+    permutation: FeaturePermutation = UNPERMUTED
     sound: bool = True
     error: float = 0.0
 
 
 class Attempt:
-    """One forward of the target, pairing as it goes. A watcher."""
+    """One forward of the target that pairs units as they are called. A watcher."""
 
     def __init__(self, matching: Matching, decisions: list[int], lenient: bool) -> None:
         self.matching = matching
-        self.given = decisions
+        self.choices = decisions
         self.lenient = lenient
         self.decisions: list[tuple[int, int]] = []
         self.pairs: dict[int, Pair] = {}
@@ -175,125 +175,125 @@ class Attempt:
         self.restart = False
         self.may_be_mispaired = False
         first = matching.target.porting.channels_first
-        self.look = Candidates(set(matching.grids), matching.prefer, first=first, differ=matching.channels_differ)
-        self.grids = self.look.grids
+        self.candidates = Candidates(set(matching.grids), matching.prefer, first=first, differ=matching.channels_differ)
+        self.grids = self.candidates.grids
         self._used: set[int] = set()
-        self._next = 0
-        self._open: dict[int, list[list[_Begun]]] = {}
-        self._vectors: list[LayerUnit] = []  # dense units in the order in which they were called
+        self._following = 0
+        self._open: dict[int, list[list[_OpenUnit]]] = {}
+        self._dense_units: list[LayerUnit] = []  # dense units in the order in which they were called
         if matching.assign is not None:
             matching.assign.start()
         by_id = {id(unit): unit for unit in matching.target.units}
         for key, source in matching.unseen.items():
             self.pairs[key] = Pair(source, by_id[key], evidence="the only one left of its kind and shape", seen=False)
             if matching.assign is not None:
-                self.lost += matching.assign(source, by_id[key], STRAIGHT)
+                self.lost += matching.assign(source, by_id[key], UNPERMUTED)
 
     # While the target runs
 
     def enter(self, record: LayerRecord, inputs: Arrays) -> None:
         self.events.append(record)
         first = record.kind in ("plain", "other") and self.matching.target.porting.channels_first
-        self.grids |= grids_in(inputs.values(), channels_first=first)
+        self.grids |= find_grids(inputs.values(), channels_first=first)
         units = [unit for unit in self.matching.target.by_record.get(id(record), ()) if unit.call in inputs]
-        made = [self._pair(unit, seen_by(unit, inputs, 0)) for unit in units]
-        self._open.setdefault(id(record), []).append(made)
+        open_units = [self._pair(unit, select_array(unit, inputs, 0)) for unit in units]
+        self._open.setdefault(id(record), []).append(open_units)
 
     def leave(self, record: LayerRecord, outputs: Arrays) -> Array | None:
         first = record.kind in ("plain", "other") and self.matching.target.porting.channels_first
-        self.grids |= grids_in(outputs.values(), channels_first=first)
-        pairs = self._open[id(record)].pop()
-        made = None
-        for one in pairs:
-            if one.call is not None:
-                made = self._compare(one, one.call, seen_by(one.unit, outputs, 1))
-        return made if len(pairs) == 1 else None
+        self.grids |= find_grids(outputs.values(), channels_first=first)
+        open_units = self._open[id(record)].pop()
+        replacement = None
+        for open_unit in open_units:
+            if open_unit.call is not None:
+                replacement = self._compare(open_unit, open_unit.call, select_array(open_unit.unit, outputs, 1))
+        return replacement if len(open_units) == 1 else None
 
-    def _pair(self, unit: LayerUnit, array: Array | None) -> _Begun:
+    def _pair(self, unit: LayerUnit, array: Array | None) -> _OpenUnit:
         matching = self.matching
         former = self.pairs.get(id(unit))
-        unused = [one for one in matching.fitting(unit) if one.number not in self._used]
+        unused = [call for call in matching.list_fitting(unit) if call.number not in self._used]
         if former is not None:
-            again = [one for one in unused if matching.same(one.unit, former.source)]
-            if not again and (former.source.kind in RECURRENT or not former.seen):
-                return _Begun(unit)  # one step of a loop that the other side runs inside
-            unused = again
-        found = self.look.among(unit, array, unused, self._next)
-        if not found and array is not None and unit.kind in IMAGES:
-            self._reshaped(array, unused)
-        if not found and id(unit) in matching.skipped:
-            return _Begun(unit)
-        sound = bool(found)
-        if not found:
-            likeliest = nearest(unit, array, unused, self._next)
-            self._diverged(Divergence("input", unit, likeliest, input_error(likeliest, array), output=array))
+            same_source = [call for call in unused if matching.same(call.unit, former.source)]
+            if not same_source and (former.source.kind in RECURRENT or not former.seen):
+                return _OpenUnit(unit)  # one step of a loop that the other model runs inside a layer
+            unused = same_source
+        candidates = self.candidates.find(unit, array, unused, self._following)
+        if not candidates and array is not None and unit.kind in IMAGES:
+            self._restart_if_reshaped(array, unused)
+        if not candidates and id(unit) in matching.skipped:
+            return _OpenUnit(unit)
+        sound = bool(candidates)
+        if not candidates:
+            likeliest = find_nearest(unit, array, unused, self._following)
+            self._add_divergence(Divergence("input", unit, likeliest, input_error(likeliest, array), output=array))
             if likeliest is None:
-                return _Begun(unit)
-            found = [Candidate(likeliest, STRAIGHT, None)]
-        chosen = found[self._decide(len(found))]
-        self._doubt(unit, chosen, found)
-        self._take(unit, chosen, len(found) - 1)
-        return _Begun(unit, chosen.call, self._turn_of(unit, chosen.turn), sound, chosen.error or 0.0)
+                return _OpenUnit(unit)
+            candidates = [Candidate(likeliest, UNPERMUTED, None)]
+        chosen = candidates[self._decide(len(candidates))]
+        self._note_doubts(unit, chosen, candidates)
+        self._take(unit, chosen, len(candidates) - 1)
+        return _OpenUnit(unit, chosen.call, self._permutation_of(unit, chosen.permutation), sound, chosen.error or 0.0)
 
-    def _turn_of(self, unit: LayerUnit, turn: FeaturePermutation) -> FeaturePermutation:
+    def _permutation_of(self, unit: LayerUnit, permutation: FeaturePermutation) -> FeaturePermutation:
         columns = self.matching.columns.get(id(unit))
-        return turn if columns is None else replace(turn, columns=columns)
+        return permutation if columns is None else replace(permutation, columns=columns)
 
     def _decide(self, count: int) -> int:
         if count == 1:
             return 0
-        place = len(self.decisions)
-        chosen = min(self.given[place], count - 1) if place < len(self.given) else 0
+        position = len(self.decisions)
+        chosen = min(self.choices[position], count - 1) if position < len(self.choices) else 0
         self.decisions.append((chosen, count))
         return chosen
 
-    def _doubt(self, unit: LayerUnit, chosen: Candidate, found: Sequence[Candidate]) -> None:
-        """Note rivals that put out the same as the chosen one although their weights differ."""
+    def _note_doubts(self, unit: LayerUnit, chosen: Candidate, candidates: Sequence[Candidate]) -> None:
+        """Note rivals that have the same output as the chosen candidate although their weights differ."""
         output = chosen.call.output
-        for rival in found:
+        for rival in candidates:
             other = rival.call.output
             alike = output is not None and other is not None and distance(other, output) <= tolerance(output)
             if rival is not chosen and alike and not self.matching.same(rival.call.unit, chosen.call.unit):
                 paths = f"{chosen.call.unit.path!r} and {rival.call.unit.path!r}"
-                self.look.doubts.append(f"at {unit.path!r} the sample makes {paths} put out the same")
+                self.candidates.doubts.append(f"at {unit.path!r} the sample makes {paths} put out the same")
 
     def _take(self, unit: LayerUnit, chosen: Candidate, rivals: int) -> None:
         call, matching = chosen.call, self.matching
         self._used.add(call.number)
-        self._next = call.number + 1
+        self._following = call.number + 1
         self.progress += 1
-        turn = self._turn_of(unit, chosen.turn)
+        permutation = self._permutation_of(unit, chosen.permutation)
         if unit.kind == "dense":
-            self._vectors.append(unit)
+            self._dense_units.append(unit)
         former = self.pairs.get(id(unit))
         if former is not None:
-            if not _same_turn(former.turn, turn):
-                self._diverged(
+            if not _are_same(former.permutation, permutation):
+                self._add_divergence(
                     Divergence("input", unit, call, float("inf"), "it is called with features in two orders")
                 )
             return
-        pair = self.pairs[id(unit)] = Pair(call.unit, unit, turn, rivals=rivals, seen=chosen.error is not None)
-        pair.evidence = chosen.evidence(turn, rivals)
+        pair = self.pairs[id(unit)] = Pair(call.unit, unit, permutation, rivals=rivals, seen=chosen.error is not None)
+        pair.evidence = chosen.evidence(permutation, rivals)
         if matching.assign is not None and id(unit) not in matching.skipped:
-            self.lost += matching.assign(call.unit, unit, turn)
+            self.lost += matching.assign(call.unit, unit, permutation)
 
-    def _compare(self, begun: _Begun, call: UnitCall, got: Array | None) -> Array | None:
-        unit, expected = begun.unit, call.output
+    def _compare(self, open_unit: _OpenUnit, call: UnitCall, got: Array | None) -> Array | None:
+        unit, expected = open_unit.unit, call.output
         if got is None or expected is None:
             return None
-        expected = turned_output(unit, expected, begun.turn)
-        limit = max(tolerance(got, expected), _GROWTH * begun.error)
+        expected = permute_output(unit, expected, open_unit.permutation)
+        limit = max(tolerance(got, expected), _GROWTH * open_unit.error)
         if unit.kind in RECURRENT:
             steps = got.shape[1]
             if unit.record.attributes.get("cell"):
                 if call.input is None or expected.shape[1] != call.input.shape[1]:
-                    return None  # a first step, and only the last one of the twin was seen
+                    return None  # a first step, and only the twin's last one was seen
                 expected = expected[:, :steps]
             if steps != expected.shape[1]:
                 got, expected = got[:, -1:], expected[:, -1:]
             error = distance(got, expected)
         elif unit.kind in IMAGES:
-            error = cropped(got, expected, limit)
+            error = cropped_distance(got, expected, limit)
         else:
             if got.shape != expected.shape and got.size == expected.size:
                 expected = expected.reshape(got.shape)
@@ -301,22 +301,22 @@ class Attempt:
         pair = self.pairs.get(id(unit))
         if pair is not None:
             pair.error = max(error, pair.error or 0.0)
-        if error > limit and begun.sound and id(unit) not in self.matching.skipped:
-            # The numbers that came in were the same, so another pairing wouldn't mend it, unless they weren't seen.
-            blind = pair is not None and not pair.seen
-            self._diverged(Divergence("output", unit, call, error, output=np.array(got)), mispaired=blind)
+        if error > limit and open_unit.sound and id(unit) not in self.matching.skipped:
+            # The input was the same, so another pairing wouldn't help, unless the input wasn't seen.
+            unseen_input = pair is not None and not pair.seen
+            self._add_divergence(Divergence("output", unit, call, error, output=np.array(got)), mispaired=unseen_input)
         return expected if got.shape == expected.shape and unit.kind not in RECURRENT else None
 
-    def _diverged(self, divergence: Divergence, *, mispaired: bool = True) -> None:
+    def _add_divergence(self, divergence: Divergence, *, mispaired: bool = True) -> None:
         self.divergences.append(divergence)
         self.may_be_mispaired |= mispaired
         if mispaired and not self.lenient:
             raise _Stop
 
-    def _reshaped(self, array: Array, calls: Sequence[UnitCall]) -> None:
-        """If a vector became this image in the framework's own order, start again with its maker's columns turned."""
-        columns = self.look.reshaped(array, calls)
-        makers = [] if columns is None else [one for one in self._vectors if one.form[1][1] == columns.size]
+    def _restart_if_reshaped(self, array: Array, calls: Sequence[UnitCall]) -> None:
+        """Restart with the maker's columns permuted if a vector was reshaped to this image in the framework's order."""
+        columns = self.candidates.find_column_order(array, calls)
+        makers = [] if columns is None else [unit for unit in self._dense_units if unit.form[1][1] == columns.size]
         if columns is not None and makers and id(makers[-1]) not in self.matching.columns:
             self.matching.columns[id(makers[-1])] = columns
             self.restart = True
@@ -324,10 +324,10 @@ class Attempt:
 
     # After it has run
 
-    def finish(self, made: Mapping[str, Array]) -> None:
-        """Compare what the two models put out, and see whether everything has found its twin."""
+    def finish(self, got: Mapping[str, Array]) -> None:
+        """Compare the outputs of the two models, and check that every unit has a twin."""
         matching = self.matching
-        if self._left_over():
+        if self._pair_uncalled():
             self.restart = True
             return
         ported = {identity(p) for pair in self.pairs.values() for p in pair.source.parameters}
@@ -339,46 +339,46 @@ class Attempt:
                     if id(unit) in paired or all(identity(p) in ported for p in unit.parameters):
                         continue
                     text = f"{unit.path!r} of the source has no twin in the target"
-                    if not any(text == one.text for one in self.divergences):
-                        self._diverged(Divergence("pairing", None, call, float("inf"), text))
+                    if not any(text == divergence.text for divergence in self.divergences):
+                        self._add_divergence(Divergence("pairing", None, call, float("inf"), text))
                 first = matching.target.porting.channels_first
                 try:
-                    found = compare_outputs(matching.expected, made, matching.outputs, target_first=first)
+                    compared = compare_outputs(matching.expected, got, matching.outputs, target_first=first)
                 except ArgumentError:
                     if not self.divergences:
                         raise
-                    return  # models that are no twins needn't have outputs that correspond
-                for name, (error, limit) in found.items():
+                    return  # models that aren't twins needn't have corresponding outputs
+                for name, (error, limit) in compared.items():
                     self.outputs[name] = error
                     if error > limit:
-                        self._diverged(Divergence("end", None, None, error, self._unequal(name, made)))
+                        self._add_divergence(Divergence("end", None, None, error, self._describe_unequal(name, got)))
         except _Stop:
             pass
 
-    def _unequal(self, name: str, made: Mapping[str, Array]) -> str:
-        got, expected = made.get(name), self.matching.expected.get(name)
+    def _describe_unequal(self, name: str, outputs: Mapping[str, Array]) -> str:
+        got, expected = outputs.get(name), self.matching.expected.get(name)
         if got is None or expected is None or got.size == expected.size:
             return f"the output {name!r} differs"
         return f"the output {name!r} has the shape {got.shape}, its twin {expected.shape}"
 
-    def _left_over(self) -> bool:
-        """Pair what wasn't called on either side, where there is one way only; the outputs will have to show it."""
+    def _pair_uncalled(self) -> bool:
+        """Pair units that weren't called in either model, if there is only one way; the outputs have to prove it."""
         matching = self.matching
         paired = {id(pair.source) for pair in self.pairs.values()}
-        mine = [unit for unit in matching.source.units if id(unit) not in paired]
-        theirs = [
+        source_units = [unit for unit in matching.source.units if id(unit) not in paired]
+        target_units = [
             unit for unit in matching.target.units if id(unit) not in self.pairs and id(unit) not in matching.skipped
         ]
-        found = {}
-        for unit in theirs:
-            fitting = [one for one in mine if fit(one, unit)]
-            rivals = [one for one in theirs if fitting and fit(fitting[0], one)]
+        forced = {}
+        for unit in target_units:
+            fitting = [source for source in source_units if can_pair(source, unit)]
+            rivals = [target for target in target_units if fitting and can_pair(fitting[0], target)]
             if len(fitting) == 1 and len(rivals) == 1 and matching.allowed(fitting[0], unit):
-                found[id(unit)] = fitting[0]
-        matching.unseen.update(found)
-        return bool(found)
+                forced[id(unit)] = fitting[0]
+        matching.unseen.update(forced)
+        return bool(forced)
 
 
-def _same_turn(one: FeaturePermutation, other: FeaturePermutation) -> bool:
-    pairs = ((one.rows, other.rows), (one.columns, other.columns))
+def _are_same(first: FeaturePermutation, second: FeaturePermutation) -> bool:
+    pairs = ((first.rows, second.rows), (first.columns, second.columns))
     return all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs)

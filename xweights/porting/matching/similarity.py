@@ -1,6 +1,6 @@
-"""When two arrays are the same numbers: up to rounding, layout, zero padding and a permutation of the features.
+"""Compare arrays up to rounding, layout, zero padding and a permutation of the features.
 
-Errors are relative to the largest entry of what is expected, because that is what a layer's rounding goes by.
+Errors are relative to the largest expected entry, to which a layer's rounding is proportional.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import numpy as np
 
 from xweights.core.dtypes import Array
 
-# How far one layer may be off: some hundred units in the last place for a sum of thousands of products, in both
+# Allowed error of one layer, in units in the last place: some hundreds for sums of thousands of products, in both
 # frameworks. Measured on convolutions of 4,608 products: below 20.
 _UNITS = {2: 8, 4: 256, 8: 4096}
-# What comes in was computed in between by layers without weights, in two frameworks.
+# Inputs were computed in between by layers without weights, in two frameworks.
 _SLACK = 4
 Grid = tuple[int, int]  # (positions, channels) of an image that was flattened
 
 
 def tolerance(*arrays: Array) -> float:
-    """Return the relative error that is rounding in the coarsest dtype of these arrays."""
+    """Return the relative error that counts as rounding in the coarsest dtype of these arrays."""
     return max(_tolerance(array) for array in arrays)
 
 
@@ -32,40 +32,40 @@ def _tolerance(array: Array) -> float:
 
 
 def input_tolerance(*arrays: Array) -> float:
-    """Return the relative error that layers without weights may make, and whole models.
+    """Return the relative error that layers without weights, and whole models, may make.
 
-    In float64 that is no rounding of float64: frameworks keep some constants (in gelu, in the scale of attention) in
-    float32, which leaves 1e-8.
+    In float64 it is larger than the rounding of float64: frameworks keep some constants (in gelu, in the scale of
+    attention) in float32, which leaves 1e-8.
     """
     return max(1e-7 if array.dtype == np.float64 else _SLACK * tolerance(array) for array in arrays)
 
 
 def distance(got: Array, expected: Array) -> float:
-    """Return the largest difference, relative to the largest entry expected; infinity for unequal shapes or NaN."""
+    """Return the largest difference, relative to the largest expected entry; infinity for unequal shapes or NaN."""
     if got.shape != expected.shape:
         return float("inf")
     if not got.size:
         return 0.0
     if got.dtype.kind not in "fV" and expected.dtype.kind not in "fV":
         return 0.0 if np.array_equal(got, expected) else float("inf")
-    one, other = _wide(got), _wide(expected)
+    got_wide, expected_wide = _widen(got), _widen(expected)
     with np.errstate(invalid="ignore"):
-        # Attention masks bring minus infinity; inf - inf would be NaN.
-        difference = np.where(one == other, 0, one - other)
+        # Attention masks contain minus infinity; inf - inf would be NaN.
+        difference = np.where(got_wide == expected_wide, 0, got_wide - expected_wide)
         worst = float(np.abs(difference).max())
-        finite = np.abs(other[np.isfinite(other)])
+        finite = np.abs(expected_wide[np.isfinite(expected_wide)])
     scale = float(finite.max()) if finite.size else 1.0
     if np.isnan(worst):
         return float("inf")
     return worst / (scale or 1.0)
 
 
-def _wide(array: Array) -> Array:
+def _widen(array: Array) -> Array:
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
 
 
-def same_input(got: Array, expected: Array, limit: float) -> float | None:
-    """Return the error of two inputs that may differ by zero padding around images; None if they aren't the same."""
+def input_distance(got: Array, expected: Array, limit: float) -> float | None:
+    """Return the error of two inputs that may differ by zero padding around images; None if they differ."""
     error = distance(got, expected)
     if error <= limit:
         return error
@@ -73,23 +73,23 @@ def same_input(got: Array, expected: Array, limit: float) -> float | None:
         return None
     if got.shape == expected.shape or got.shape[-1] != expected.shape[-1]:
         return None
-    inner, outer = (_trimmed(one) for one in (got, expected))
+    inner, outer = (_trim(image) for image in (got, expected))
     error = distance(inner, outer)
     return error if error <= limit else None
 
 
-def _trimmed(image: Array) -> Array:
+def _trim(image: Array) -> Array:
     """Return an image without the zeros around it."""
     cuts: list[slice] = [slice(None)]
     for axis in range(1, image.ndim - 1):
-        others = tuple(one for one in range(image.ndim) if one != axis)
-        alive = np.flatnonzero((image != 0).any(axis=others))
-        cuts.append(slice(int(alive[0]), int(alive[-1]) + 1) if alive.size else slice(0, 0))
+        others = tuple(other_axis for other_axis in range(image.ndim) if other_axis != axis)
+        nonzero = np.flatnonzero((image != 0).any(axis=others))
+        cuts.append(slice(int(nonzero[0]), int(nonzero[-1]) + 1) if nonzero.size else slice(0, 0))
     return image[tuple(cuts)]
 
 
-def cropped(got: Array, expected: Array, limit: float) -> float:
-    """Return the error of two outputs, one of which may still have a border that its model cuts off afterwards."""
+def cropped_distance(got: Array, expected: Array, limit: float) -> float:
+    """Return the error of two outputs, one of which may still have a border that its model crops later."""
     if got.shape == expected.shape or got.ndim != expected.ndim or got.ndim < 3:
         return distance(got, expected)
     if got.shape[0] != expected.shape[0] or got.shape[-1] != expected.shape[-1]:
@@ -99,7 +99,7 @@ def cropped(got: Array, expected: Array, limit: float) -> float:
     if min(spare) < 0 or max(spare) > 8:
         return float("inf")
     best = float("inf")
-    for start in np.ndindex(*(one + 1 for one in spare)):
+    for start in np.ndindex(*(margin + 1 for margin in spare)):
         cut = tuple(slice(at, at + length) for at, length in zip(start, smaller.shape[1:-1], strict=True))
         error = distance(larger[(slice(None), *cut)], smaller)
         if error <= limit:
@@ -108,11 +108,11 @@ def cropped(got: Array, expected: Array, limit: float) -> float:
     return best
 
 
-@lru_cache(maxsize=256)  # asked for again at every pair of layers that are compared
+@lru_cache(maxsize=256)  # it is needed again for every compared pair of layers
 def grid_order(grid: Grid, *, channels_first: bool) -> Array:
-    """Return for each entry of a flattened image where it lies in the other framework's flattened image; read only.
+    """Return the index of each entry of a flattened image in the other framework's flattened image, read-only.
 
-    ``channels_first``: the one asked for has its channels first.
+    ``channels_first``: the former image has its channels first.
     """
     positions, channels = grid
     at = np.arange(positions * channels)
@@ -122,28 +122,28 @@ def grid_order(grid: Grid, *, channels_first: bool) -> Array:
     return order
 
 
-def permutation(
+def find_permutation(
     got: Array, expected: Array, grids: Iterable[Grid], *, channels_first: bool, limit: float
 ) -> Array | None:
     """Return the order in which the features of ``expected`` make up ``got``, both (batch, features), or None.
 
-    Blocks of the features may be flattened images of one of the ``grids``, the rest lies as it is.
+    Blocks of the features may be flattened images of one of the ``grids``; the rest is in the same order.
     """
-    found = _orders(got, expected, sorted(set(grids), reverse=True), channels_first, limit, first=True)
-    return found[0] if found else None
+    orders = _find_orders(got, expected, sorted(set(grids), reverse=True), channels_first, limit, first=True)
+    return orders[0] if orders else None
 
 
-def ambiguous(order: Array, expected: Array, grids: Iterable[Grid], *, channels_first: bool, limit: float) -> bool:
-    """Return True if the numbers would look the same in another order of a flattened image."""
+def is_ambiguous(order: Array, expected: Array, grids: Iterable[Grid], *, channels_first: bool, limit: float) -> bool:
+    """Return True if the numbers are the same in another order of a flattened image."""
     features = expected.shape[-1]
-    straight = np.arange(features)
-    others = [straight]
-    others += [grid_order(one, channels_first=channels_first) for one in set(grids) if one[0] * one[1] == features]
+    unpermuted = np.arange(features)
+    others = [unpermuted]
+    others += [grid_order(grid, channels_first=channels_first) for grid in set(grids) if grid[0] * grid[1] == features]
     seen = expected[:, order]
-    return any(not np.array_equal(one, order) and distance(expected[:, one], seen) <= limit for one in others)
+    return any(not np.array_equal(other, order) and distance(expected[:, other], seen) <= limit for other in others)
 
 
-def _orders(
+def _find_orders(
     got: Array, expected: Array, grids: list[Grid], channels_first: bool, limit: float, *, first: bool
 ) -> list[Array]:
     features = expected.shape[-1]
@@ -161,28 +161,28 @@ def _orders(
         wrong = np.flatnonzero((np.abs(got[:, at:] - expected[:, order[at:]]) > limit * scale).any(axis=0))
         if not wrong.size:
             return [order]
-        block = _block(got, expected, grids, channels_first, limit * scale, at, at + int(wrong[0]))
+        block = _find_block(got, expected, grids, channels_first, limit * scale, at, at + int(wrong[0]))
         if block is None:
             return []
-        start, turned = block
-        order[start : start + turned.size] = turned + start
-        at = start + turned.size
+        start, block_order = block
+        order[start : start + block_order.size] = block_order + start
+        at = start + block_order.size
     return [order]
 
 
-def _block(
+def _find_block(
     got: Array, expected: Array, grids: list[Grid], channels_first: bool, limit: float, low: int, wrong: int
 ) -> tuple[int, Array] | None:
-    """Return where a flattened image begins, at or before the first wrong feature, and its order."""
+    """Return the start of a flattened image, at or before the first wrong feature, and its order."""
     for positions, channels in grids:
         size = positions * channels
         if min(positions, channels) < 2 or size > expected.shape[-1] - low:
             continue
-        turned = grid_order((positions, channels), channels_first=channels_first)
-        # The first entry of an image stays where it is, so it begins at the latest one before the first wrong one.
+        block_order = grid_order((positions, channels), channels_first=channels_first)
+        # The first entry of an image keeps its index, so the image begins before the first wrong feature.
         for start in range(wrong - 1, max(low, wrong - size) - 1, -1):
             if start + size <= expected.shape[-1]:
-                part = expected[:, start : start + size][:, turned]
+                part = expected[:, start : start + size][:, block_order]
                 if (np.abs(got[:, start : start + size] - part) <= limit).all():
-                    return start, turned
+                    return start, block_order
     return None

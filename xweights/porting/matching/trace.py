@@ -1,4 +1,4 @@
-"""What a model does with a sample, layer by layer."""
+"""Trace a model on a sample: record the inputs and outputs of every unit."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from xweights.core.parameter import Parameter
 from xweights.edit.read import neutral_view
 from xweights.porting.matching.similarity import Grid
 from xweights.porting.protocol import Arrays, LayerRecord, Porting, porting_for
-from xweights.porting.recipes import NoCounterpartError, units_of
+from xweights.porting.recipes import NoCounterpartError, make_units
 from xweights.porting.units import LayerUnit
 
 
 @dataclass(eq=False)
 class TracedModel:
-    """One of the two models, seen as units. ``refused``: the layers that have no counterpart, and why."""
+    """One of the two models as units. ``refused``: the layers without a counterpart, and why."""
 
     model: Any
     porting: Porting
@@ -32,38 +32,38 @@ class TracedModel:
     def __post_init__(self) -> None:
         for record in self.records:
             try:
-                self.units += units_of(record)
+                self.units += make_units(record)
             except NoCounterpartError as why:
                 self.refused.append((record, str(why)))
 
     @cached_property
     def by_record(self) -> Mapping[int, list[LayerUnit]]:
         """The units of each layer."""
-        found: dict[int, list[LayerUnit]] = {}
+        units: dict[int, list[LayerUnit]] = {}
         for unit in self.units:
-            found.setdefault(id(unit.record), []).append(unit)
-        return found
+            units.setdefault(id(unit.record), []).append(unit)
+        return units
 
     @cached_property
     def parameters(self) -> list[Parameter]:
-        """Every parameter that some unit lies in."""
+        """Every parameter that contains a unit's arrays."""
         return list({id(p): p for unit in self.units for p in unit.parameters}.values())
 
 
-def side_of(model: Any, what: str) -> TracedModel:
-    """Return a model as units. Raise TargetError or NotBuiltError."""
+def trace_model(model: Any, what: str) -> TracedModel:
+    """Return a model as units; raise TargetError or NotBuiltError."""
     porting = porting_for(model, what)
     return TracedModel(model, porting, porting.records(model))
 
 
-def arrays_of(unit: LayerUnit) -> dict[str, Array]:
-    """Return the canonical arrays of a unit as they are now; views where strides allow."""
-    return {role: piece.read(neutral_view(piece.parameter)) for role, piece in unit.pieces.items()}
+def read_arrays(unit: LayerUnit) -> dict[str, Array]:
+    """Return the present canonical arrays of a unit; views where strides allow."""
+    return {role: param_slice.read(neutral_view(param_slice.parameter)) for role, param_slice in unit.slices.items()}
 
 
 @dataclass(eq=False)
 class UnitCall:
-    """One call of a unit: its place in the order of calls, what it was given and what it made, if that was seen."""
+    """One call of a unit: its number in the order of calls, its input and its output, if they were seen."""
 
     unit: LayerUnit
     number: int
@@ -71,76 +71,76 @@ class UnitCall:
     output: Array | None = None
 
 
-def seen_by(unit: LayerUnit, arrays: Arrays, end: int) -> Array | None:
-    """Return what of a layer's inputs (``end`` 0) or outputs (1) belongs to one of its units."""
+def select_array(unit: LayerUnit, arrays: Arrays, end: int) -> Array | None:
+    """Return the part of a layer's inputs (``end`` 0) or outputs (1) that belongs to one of its units."""
     array = arrays.get(unit.call)
     if array is not None and unit.channels is not None:
         return array[..., unit.channels[end]]
     return array
 
 
-def grids_in(arrays: Iterable[Array | None], *, channels_first: bool) -> set[Grid]:
-    """Return the images among these: how many positions, how many channels."""
-    found = set()
+def find_grids(arrays: Iterable[Array | None], *, channels_first: bool) -> set[Grid]:
+    """Return the images among the arrays, as (number of positions, number of channels)."""
+    grids = set()
     for array in arrays:
         if array is not None and array.ndim > 2:
             channels = array.shape[1 if channels_first else -1]
-            found.add((math.prod(array.shape[1:]) // max(channels, 1), channels))
-    return found
+            grids.add((math.prod(array.shape[1:]) // max(channels, 1), channels))
+    return grids
 
 
 class Recorder:
-    """Keeps what every unit is given and makes. A watcher of the source."""
+    """Recorder of the inputs and outputs of every unit. A watcher of the source."""
 
-    def __init__(self, side: TracedModel) -> None:
-        self.side = side
+    def __init__(self, traced: TracedModel) -> None:
+        self.traced = traced
         self.calls: list[UnitCall] = []
-        self.events: list[LayerRecord] = []  # every layer in call order, those without weights too
+        self.events: list[LayerRecord] = []  # every layer in call order, including those without weights
         self.grids: set[Grid] = set()
         self._open: dict[int, list[list[UnitCall]]] = {}
 
     def enter(self, record: LayerRecord, inputs: Arrays) -> None:
         self.events.append(record)
-        self._note(record, inputs)
-        made = []
-        for unit in self.side.by_record.get(id(record), ()):
+        self._add_grids(record, inputs)
+        calls = []
+        for unit in self.traced.by_record.get(id(record), ()):
             if unit.call in inputs:
-                call = UnitCall(unit, len(self.calls), _kept(seen_by(unit, inputs, 0)))
+                call = UnitCall(unit, len(self.calls), _copy(select_array(unit, inputs, 0)))
                 self.calls.append(call)
-                made.append(call)
-        self._open.setdefault(id(record), []).append(made)
+                calls.append(call)
+        self._open.setdefault(id(record), []).append(calls)
 
     def leave(self, record: LayerRecord, outputs: Arrays) -> None:
-        self._note(record, outputs)
+        self._add_grids(record, outputs)
         for call in self._open[id(record)].pop():
-            call.output = _kept(seen_by(call.unit, outputs, 1))
+            call.output = _copy(select_array(call.unit, outputs, 1))
 
-    def joined(self) -> list[UnitCall]:
-        """Return the calls, those of a recurrent cell in a loop as one call on the whole sequence."""
-        found: list[UnitCall] = []
+    def join_loops(self) -> list[UnitCall]:
+        """Return the calls, with those of a recurrent cell in a loop as one call on the whole sequence."""
+        joined: list[UnitCall] = []
         loops: dict[int, UnitCall] = {}
         for call in self.calls:
             if not call.unit.record.attributes.get("cell"):
-                found.append(call)
+                joined.append(call)
             elif id(call.unit) not in loops:
                 loops[id(call.unit)] = call
-                found.append(call)
+                joined.append(call)
             else:
-                whole = loops[id(call.unit)]
-                whole.input, whole.output = _after(whole.input, call.input), _after(whole.output, call.output)
-        return found
+                loop = loops[id(call.unit)]
+                loop.input, loop.output = _append(loop.input, call.input), _append(loop.output, call.output)
+        return joined
 
-    def _note(self, record: LayerRecord, arrays: Arrays) -> None:
-        # What has weights comes in neutral form; what hasn't, as its framework has it.
-        self.grids |= grids_in(
-            arrays.values(), channels_first=record.kind in ("plain", "other") and self.side.porting.channels_first
+    def _add_grids(self, record: LayerRecord, arrays: Arrays) -> None:
+        # Arrays of layers with weights are in neutral form, the others in their framework's.
+        self.grids |= find_grids(
+            arrays.values(), channels_first=record.kind in ("plain", "other") and self.traced.porting.channels_first
         )
 
 
-def _after(array: Array | None, step: Array | None) -> Array | None:
+def _append(array: Array | None, step: Array | None) -> Array | None:
     return None if array is None or step is None else np.concatenate([array, step], axis=1)
 
 
-def _kept(array: Array | None) -> Array | None:
-    # The framework may write into it at its next layer.
+def _copy(array: Array | None) -> Array | None:
+    # The framework may write to it at its next layer.
     return None if array is None else np.array(array)

@@ -1,7 +1,7 @@
-"""A Keras optimizer's own update with something around it: variables left out, and steps that count in part.
+"""Patch a Keras optimizer's update: leave variables out, and scale the updates of some.
 
-Keras traces these methods into every train step, on each backend, with gradient accumulation and loss scaling;
-constraints, and averages (EMA) of the optimizer's own, come after them, as they should.
+Keras traces the patched methods into every train step, on each backend, with gradient accumulation and loss scaling;
+constraints and the optimizer's own averages (EMA) run after them, as they should.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import keras
 
 from xweights.core.dispatch import ops_for
 from xweights.core.parameter import Parameter
-from xweights.training.learning_rates import blended
+from xweights.training.learning_rates import blend_step
 
 
 class OptimizerPatch:
-    """What stands in the place of three methods of an optimizer, for as long as there is need."""
+    """Patch three methods of a Keras optimizer; `drop` restores them."""
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
@@ -31,20 +31,20 @@ class OptimizerPatch:
             object.__setattr__(optimizer, name, method)
 
     def drop(self) -> None:
-        """Put the optimizer's own methods back if there is nothing left to do."""
+        """Restore the optimizer's own methods if no freeze and no factor is left."""
         if not +self.left_out and not self.factors:
             for name in _METHODS:
                 vars(self.optimizer).pop(name, None)
 
     def _all(self, grads: Any, variables: Any) -> None:
-        """Stand for ``_backend_apply_gradients``: everything between the gradients and the constraints."""
+        """Replace ``_backend_apply_gradients``: everything between the gradients and the constraints."""
         self.traced += 1
         pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if not self.left_out[_key(v)]]
         if pairs or not grads:
             self.former["_backend_apply_gradients"]([g for g, _ in pairs], [v for _, v in pairs])
 
     def _first(self, variables: Any) -> None:
-        """Stand for ``_apply_weight_decay``, the first thing of a step that changes a weight."""
+        """Replace ``_apply_weight_decay``, the first part of a step that changes a weight."""
         self._saved = {}
         for variable in variables:
             p, factor = self.factors.get(_key(variable), (None, 1.0))
@@ -54,37 +54,37 @@ class OptimizerPatch:
         self.former["_apply_weight_decay"](variables)
 
     def _last(self, grads: Any, variables: Any, learning_rate: Any) -> None:
-        """Stand for ``_backend_update_step``, the last."""
+        """Replace ``_backend_update_step``, the last part."""
         self.former["_backend_update_step"](grads, variables, learning_rate)
         saved, self._saved = self._saved, {}
         for key, old in saved.items():
             p, factor = self.factors[key]
             with p.storage.guard():
-                leaf = p.native(tensor=True)
-                p.commit(leaf, blended(ops_for(leaf), keras.ops.copy(leaf), old, factor, p.dtype))
+                native = p.native(tensor=True)
+                p.commit(native, blend_step(ops_for(native), keras.ops.copy(native), old, factor, p.dtype))
 
 
 _METHODS = ("_backend_apply_gradients", "_apply_weight_decay", "_backend_update_step")
 
 
-def active_patch(optimizer: Any) -> OptimizerPatch | None:
-    """Return what stands on an (innermost) optimizer already."""
+def find_patch(optimizer: Any) -> OptimizerPatch | None:
+    """Return the patch that an (innermost) optimizer has already, or None."""
     method: Callable[..., Any] | None = vars(optimizer).get(_METHODS[0])
     owner = getattr(method, "__self__", None)
     return owner if isinstance(owner, OptimizerPatch) else None
 
 
-def update_of(optimizer: Any) -> OptimizerPatch:
-    """Return what stands on an (innermost) optimizer, now at the latest."""
-    return active_patch(optimizer) or OptimizerPatch(optimizer)
+def ensure_patch(optimizer: Any) -> OptimizerPatch:
+    """Return the patch of an (innermost) optimizer; add one if it has none."""
+    return find_patch(optimizer) or OptimizerPatch(optimizer)
 
 
 def keys_of(parameters: Sequence[Parameter]) -> list[int]:
-    """Return what an update knows the variables of these parameters by."""
+    """Return the keys by which a patch finds the variables of these parameters."""
     return [_key(p.handle) for p in parameters]
 
 
 def _key(variable: Any) -> int:
-    # A step of the user's own may hand over the native variable.
+    # A custom train step may pass the native variable.
     native = isinstance(variable, keras.Variable) and keras.backend.backend() != "jax"
     return id(variable._value if native else variable)

@@ -1,4 +1,4 @@
-"""An array to be written, whatever the format."""
+"""Arrays to be written, independent of the format."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from xweights.core.dtypes import Array
 from xweights.core.layout import Shape
 from xweights.core.parameter import Parameter
 from xweights.errors import CheckpointError, ShapeError
-from xweights.files.io.dtypes import native
-from xweights.files.io.notes import ArrayMetadata
+from xweights.files.io.dtypes import to_native_byteorder
+from xweights.files.io.metadata import ArrayMetadata
 from xweights.files.io.records import Record
 
 
@@ -22,14 +22,14 @@ from xweights.files.io.records import Record
 class ArrayToWrite:
     """One array to be written.
 
-    ``pieces()`` is called once, when it is this array's turn, and yields consecutive parts of it in C order: whole, or
-    in as many parts as there are, so that nothing larger than a part need be in memory.
+    ``pieces()`` is called once, when it is this array's turn, and yields consecutive parts in C order, one or many, so
+    that nothing larger than a part need be in memory.
     """
 
     key: str
     dtype: np.dtype[Any]
     shape: Shape
-    note: ArrayMetadata | None
+    metadata: ArrayMetadata | None
     pieces: Callable[[], Iterable[Array]]
 
     @property
@@ -37,8 +37,8 @@ class ArrayToWrite:
         """Number of bytes in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def checked(self) -> Iterator[Array]:
-        """Yield the pieces, and raise if they aren't what was announced: a file would be damaged by it."""
+    def iter_checked(self) -> Iterator[Array]:
+        """Yield the pieces; raise if they differ from the announced dtype or shape, which would damage the file."""
         entries = 0
         for part in self.pieces():
             if part.dtype != self.dtype:
@@ -54,7 +54,7 @@ class ArrayToWrite:
 
 
 class Sink(Protocol):
-    """Where a format writes: the file that will take the old one's place."""
+    """The file that a format writes into; it will replace the old one."""
 
     path: str
     file: BinaryIO
@@ -62,28 +62,28 @@ class Sink(Protocol):
     def write(self, data: Any) -> int:
         """Write all of these bytes."""
 
-    def cannot(self, item: ArrayToWrite | None, reason: str) -> CheckpointError:
+    def cannot(self, array: ArrayToWrite | None, reason: str) -> CheckpointError:
         """Return the error to raise for an array that this format can't hold."""
 
 
-def item_of(
+def array_to_write(
     p: Parameter, *, key: str | None = None, pieces: Callable[[], Iterable[Array]] | None = None
 ) -> ArrayToWrite:
-    """Return a parameter of any target as an item: in its stored order, with everything known of it as its note.
+    """Return a parameter of any target as an array to write, in its stored order and with its metadata.
 
-    ``pieces`` if something else than its present values is to be written under its name.
+    ``pieces`` yields other values to write under its name. Default: its present ones.
     """
-    dtype = native(p.dtype)
+    dtype = to_native_byteorder(p.dtype)
     return ArrayToWrite(
         p.name if key is None else key,
         dtype,
         p.layout.stored,
         ArrayMetadata.of(p),
-        pieces or (lambda: _values(p, dtype)),
+        pieces or (lambda: _iter_values(p, dtype)),
     )
 
 
-def _values(p: Parameter, dtype: np.dtype[Any]) -> Iterator[Array]:
+def _iter_values(p: Parameter, dtype: np.dtype[Any]) -> Iterator[Array]:
     if isinstance(p.handle, Record):
         yield from p.handle.pieces()
         return
