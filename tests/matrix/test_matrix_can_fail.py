@@ -209,7 +209,7 @@ def test_a_compiled_step_without_fences_turns_red(monkeypatch: pytest.MonkeyPatc
     backend = backend_for(tf.constant(0.0))
     assert backend is not None
     monkeypatch.setattr(type(backend.ops(tf.constant(0.0))), "fence", lambda self, x: x)
-    monkeypatch.setattr("harness.running.family_of", lambda *cell: run_steps([chain], *cell[1:]))
+    monkeypatch.setattr("harness.running.family_of", lambda *cell: run_steps([chain], *cell[1:3]))
     assert red(chain.name, Column.TF_MODULE_JIT, "float32")
     family_of.cache_clear()
 
