@@ -41,7 +41,7 @@ IN_ONE_PROCESS = (
 AT_NIGHT = re.compile(
     r"""tests/backends/torch/test_ops\.py::test_a_chain_of_rules_.*\[inductor-torch\.(float64|float16|bfloat16)\]
     |tests/backends/torch/test_ops\.py::test_without_the_fence_.*\[torch\.float16\]
-    |tests/porting/test_faults\.py::test_some_of_each_kind_.*
+    |tests/porting/test_faults\.py::test_some_faults_of_each_kind_.*
     |tests/porting/test_networks\.py::test_a_(pretrained_speaker_encoder|resnet_with_two_blocks)_.*
     |tests/porting/test_networks\.py::test_an_application_of_keras_.*\[ResNet50.*
     |tests/training/test_averages\.py::test_averages_follow_training_.*\[(jit-adamw|keras-ema)-swa-.*

@@ -133,8 +133,8 @@ A rule may be held, a parameter frozen and a learning rate multiplied at any tim
 - **{DETECTED}**: it can't take effect; `held.check()` raises after the next step.
 - **{FREE}**: a copy of a model is trained freely; on the model itself it stays in effect.
 
-*Then ...* stands for what happens to the model or its optimizer after it came.
-None is ignored.
+A row that begins with *then* is about something that happens to the model or its optimizer afterwards.
+A late attachment is never ignored.
 These tables are written from the list that `tests/training/test_late_attachments.py` runs.
 """
 
