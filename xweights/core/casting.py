@@ -9,12 +9,7 @@ import numpy as np
 
 from xweights.core.blocks import blocks, quick_sum
 from xweights.core.dtypes import Array, is_floating, is_half
-from xweights.errors import (
-    ArgumentError,
-    DtypeError,
-    NonfiniteError,
-    got_expected,
-)
+from xweights.errors import ArgumentError, DtypeError, NonfiniteError, got_expected
 
 Number = int | float
 

@@ -10,9 +10,7 @@ from xweights.core.layout import Layout
 from xweights.core.numpy_backend import NumpyOps
 from xweights.core.protocols import Ops
 from xweights.core.registry import backend_for
-from xweights.errors import (
-    TraceError,
-)
+from xweights.errors import TraceError
 
 NUMPY_OPS = NumpyOps()
 

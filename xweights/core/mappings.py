@@ -13,10 +13,7 @@ from xweights.core.numpy_backend import NumpyStorage
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Storage
 from xweights.core.registry import backend_for
-from xweights.errors import (
-    ArgumentError,
-    TargetError,
-)
+from xweights.errors import ArgumentError, TargetError
 
 
 @runtime_checkable

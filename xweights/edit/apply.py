@@ -11,9 +11,7 @@ from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_for_editing
 from xweights.edit.bind import Bound
 from xweights.edit.execute import as_rule, execute, prepare
-from xweights.errors import (
-    UseBindError,
-)
+from xweights.errors import UseBindError
 from xweights.rules.base import Rule, where_of
 
 

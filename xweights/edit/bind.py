@@ -15,10 +15,7 @@ from xweights.core.registry import backend_for
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_target
 from xweights.edit.execute import as_rule, is_foreign, prepare
-from xweights.errors import (
-    ArgumentError,
-    StaleDrawError,
-)
+from xweights.errors import ArgumentError, StaleDrawError
 from xweights.rules.base import Rule
 
 

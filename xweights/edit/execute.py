@@ -15,13 +15,7 @@ from xweights.core.dispatch import ops_for, to_neutral, to_stored
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.edit.guards import copy_aliased, defer_interrupts, enter_guards, order_fallible_first, undo_on_error
-from xweights.errors import (
-    ArgumentError,
-    Problems,
-    SelectionError,
-    WriteError,
-    XweightsError,
-)
+from xweights.errors import ArgumentError, Problems, SelectionError, WriteError, XweightsError
 from xweights.rules.base import Function, Rule
 
 
