@@ -68,7 +68,7 @@ ONLY = {
     "torch": ["tests/packaging/test_packaging.py", "tests/backends/test_conformance.py"]
     + [f"tests/edit/test_{name}.py" for name in ("set_params", "undo")]
     + [f"tests/backends/torch/test_{name}.py" for name in ("names", "storage")],
-    "tensorflow": ["tests/packaging/test_packaging.py", "tests/backends/test_conformance.py"]
+    "tensorflow": ["tests/packaging/test_public_names.py", "tests/backends/test_conformance.py"]
     + [f"tests/edit/test_{name}.py" for name in ("set_params", "undo")]
     + ["tests/backends/tensorflow/test_storage.py"]
     + [f"tests/backends/keras/test_{name}.py" for name in ("names", "storage")],
