@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from xweights.core import former_paths
 from xweights.core.backend import Adapter, Attachment, HeldChain, HoldAttachment, Tracing
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
     from xweights_keras.skeleton.describe import KerasDescribing
 
 __all__ = ["EntriesInitializer", "KerasBackend", "SetEntries", "backend"]
+
+# Saved models name the modules of their optimizers and schedules.
+former_paths.register("xweights_keras.optimizers_maths", "xweights_keras.optimizers.foreign")
+former_paths.register("xweights_keras.optimizers_rates", "xweights_keras.optimizers.schedules")
 
 
 class KerasBackend(KerasTraining):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from xweights.core import former_paths
 from xweights.core.backend import Adapter, HeldChain, HoldAttachment, Tracing
 from xweights.core.dtypes import Array
 from xweights.core.protocols import Ops, Storage
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from xweights_torch.skeleton.describe import TorchDescribing
 
 __all__ = ["SetEntries", "TorchBackend", "backend", "init_entries_"]
+
+# A pickled LambdaLR names the module of its factors.
+former_paths.register("xweights_torch.optimizers_rates", "xweights_torch.optimizers.schedules", Share="ScheduleFactor")
 
 _MODULES = ModuleAdapter()
 _TENSORS = TensorAdapter()

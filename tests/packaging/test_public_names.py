@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import importlib.util
 import json
 import os
@@ -78,3 +79,24 @@ def test_a_path_is_a_target_before_anything_else_was_used(tmp_path: Path) -> Non
     code = f"import xweights; print(xweights.parameters({str(tmp_path / 'w.npz')!r})[0].name)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout.split() == ["a/kernel"], run.stderr
+
+
+@pytest.mark.parametrize(
+    ("former", "today", "name"),
+    [
+        ("xweights_keras.optimizers_maths", "xweights_keras.optimizers.foreign", "ForeignOptimizer"),
+        ("xweights_keras.optimizers_rates", "xweights_keras.optimizers.schedules", "NeutralRate"),
+        ("xweights_torch.optimizers_rates", "xweights_torch.optimizers.schedules", "Share"),
+    ],
+)
+def test_saved_models_and_schedules_find_their_classes_under_the_former_path(
+    former: str, today: str, name: str
+) -> None:
+    """Keras writes the module of a class into a saved model, and imports it if nothing else has."""
+    framework = former.partition(".")[0].removeprefix("xweights_")
+    if importlib.util.find_spec(framework) is None:
+        pytest.skip(f"{framework} is not installed")
+    importlib.import_module(former.partition(".")[0])
+    found = getattr(importlib.import_module(former), name)
+    assert found.__module__ == today
+    assert getattr(importlib.import_module(today), found.__name__) is found

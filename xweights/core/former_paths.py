@@ -50,26 +50,35 @@ _RENAMED = {
 }
 
 
+_BY_NAME: dict[str, tuple[str, dict[str, str]]] = {
+    f"xweights.{former}": (f"xweights.{today}", _RENAMED.get(former, {})) for former, today in _FORMER.items()
+}
+
+
+def register(former: str, today: str, **renamed: str) -> None:
+    """Let a module be found under its former path, too; ``renamed`` maps former names in it to today's."""
+    _BY_NAME[former] = (today, renamed)
+
+
 class _FormerPaths:
     """Finds a module under its former path, and loads it as a copy of the names of today's."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        former = fullname.removeprefix("xweights.")
-        if former == fullname or former not in _FORMER:
+        if fullname not in _BY_NAME:
             return None
         loader: Any = self  # not a Loader by inheritance: importlib.abc takes a third of NumPy's import
-        return ModuleSpec(fullname, loader, is_package=former == "handing")
+        return ModuleSpec(fullname, loader, is_package=fullname == "xweights.handing")
 
     def create_module(self, spec: ModuleSpec) -> None:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        former = module.__name__.removeprefix("xweights.")
-        today = vars(import_module(f"xweights.{_FORMER[former]}"))
-        names = {name: value for name, value in today.items() if not name.startswith("__")}
-        names |= {name: today[new] for name, new in _RENAMED.get(former, {}).items()}
+        today, renamed = _BY_NAME[module.__name__]
+        defined = vars(import_module(today))
+        names = {name: value for name, value in defined.items() if not name.startswith("__")}
+        names |= {former: defined[name] for former, name in renamed.items()}
         vars(module).update(names)
 
 
