@@ -17,6 +17,10 @@ from xweights.core.layout import Layout, layout_of, plain_layout
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import BaseStorage, Ops, Storage, StreamingStorage
 from xweights.core.registry import backend_for, installed_backends, load, loaded, register, roots
+from xweights.edit import connect_parameters
+
+# A plugin that takes parameters from its own adapter, and nothing else from xweights, can read and write them, too.
+connect_parameters()
 
 __all__ = [
     "NUMPY_OPS",

@@ -100,3 +100,12 @@ def test_saved_models_and_schedules_find_their_classes_under_the_former_path(
     found = getattr(importlib.import_module(former), name)
     assert found.__module__ == today
     assert getattr(importlib.import_module(today), found.__name__) is found
+
+
+def test_a_plugin_that_imports_only_the_protocols_can_read_a_parameter() -> None:
+    code = (
+        "import numpy as np, xweights.backend; from xweights.core.mappings import mapping_parameters; "
+        "p = mapping_parameters({'a': np.zeros(2)})[0]; p.assign([1.0, 2.0]); print(*p.numpy())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.split() == ["1.0", "2.0"], run.stderr

@@ -18,4 +18,9 @@ def _write(parameter: Parameter, value: Any) -> None:
     set_params(parameter, {parameter.name: value}, where=parameter)
 
 
-register_io(_read, _write)
+def connect_parameters() -> None:
+    """Let `Parameter.numpy` and `Parameter.assign` read and write."""
+    register_io(_read, _write)
+
+
+connect_parameters()
