@@ -1,15 +1,18 @@
 """Read pickles that describe tensors, without running them.
 
 A pickle is a program for a small stack machine. The machine here has no instruction that imports, calls or builds
-anything but dicts, lists, tuples, texts, numbers and the descriptions of tensors below; a name in the program is looked
-up in :data:`CALLS` and :data:`TYPES` and nowhere else. Python's ``pickle`` isn't used.
+anything but dicts, lists, sets, tuples, texts, numbers and the descriptions below; a name in the program is looked up
+in :data:`CALLS` and :data:`TYPES` and nowhere else. Python's ``pickle`` isn't used.
+
+An object of any other class (the settings of a training run, a whole module) is *described*, never made: its class's
+name, its arguments and its attributes are data like all else in the file. A name that only an attack needs is refused.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from xweights.files.io.limits import Limits
@@ -58,6 +61,31 @@ class Tensor:
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class OpaqueObject:
+    """An object of a class that isn't known here: its class's name, and whatever it was made of.
+
+    ``state`` holds its attributes, ``entries`` what was put into it if its class is a kind of dict, ``items`` if it is
+    a kind of list or set.
+    """
+
+    type: str
+    arguments: tuple[Any, ...]
+    state: Any = None
+    entries: dict[Any, Any] = field(default_factory=dict)
+    items: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PickledArray:
+    """A NumPy array inside the pickle itself."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    fortran: bool
+    data: bytes
 
 
 def _is_count(value: Any) -> bool:
@@ -120,15 +148,50 @@ def _describe_mapping(*args: Any) -> dict[Any, Any]:
     return {_check_key(key): value for key, value in args[0]}
 
 
+def _describe_default_dict(*args: Any) -> dict[Any, Any]:
+    return _describe_mapping(*args[1:])
+
+
+def _describe_counter(*args: Any) -> dict[Any, Any]:
+    return dict(args[0]) if args and isinstance(args[0], dict) else _describe_mapping(*args)
+
+
+def _describe_array(data: Any, dtype: Any, shape: Any, fortran: bool) -> PickledArray | None:
+    code = dtype.arguments[0] if isinstance(dtype, OpaqueObject) and dtype.arguments else None
+    order = dtype.state[1] if isinstance(dtype, OpaqueObject) and isinstance(dtype.state, tuple) else "|"
+    if not _are_counts(shape) or not isinstance(code, str) or not isinstance(data, bytes) or order not in tuple("<>|="):
+        return None
+    return PickledArray(f"{order}{code}", shape, fortran, data)
+
+
+def _describe_array_of_buffer(*args: Any) -> PickledArray:
+    """Describe ``_frombuffer``, by which protocol 5 makes an array: bytes, dtype, shape, order."""
+    array = _describe_array(args[0], args[1], args[2], args[3] == "F") if len(args) > 3 else None
+    if array is None:
+        raise ValueError("an array isn't described by bytes, a dtype, a shape and an order")
+    return array
+
+
+def _describe_bytes(*args: Any) -> bytes:
+    """Describe the bytes that protocol 2 writes as a text."""
+    if len(args) != 2 or not isinstance(args[0], str) or args[1] != "latin1":
+        raise ValueError("it encodes something else than bytes")
+    return args[0].encode("latin1")
+
+
 def _check_key(key: Any) -> Any:
-    if type(key) not in (str, int):
-        raise ValueError(f"a dict has the key {shorten(key)}, and names are texts or whole numbers")
-    return key
+    if type(key) in (str, int, bool, float, bytes, type(None), Name, OpaqueObject):
+        return key
+    if type(key) is tuple:
+        return tuple(map(_check_key, key))
+    raise ValueError(f"a dict has the key {shorten(key)}, which is no name of anything")
 
 
 # Names that the program may call; all of these functions are ours.
 CALLS: Mapping[str, Callable[..., Any]] = {
     "collections.OrderedDict": _describe_mapping,
+    "collections.defaultdict": _describe_default_dict,
+    "collections.Counter": _describe_counter,
     "torch._utils._rebuild_tensor": _describe_tensor,
     "torch._utils._rebuild_tensor_v2": _describe_tensor,
     "torch._utils._rebuild_tensor_v3": _describe_tensor_of_dtype,
@@ -136,12 +199,36 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": _describe_parameter,
     "torch._tensor._rebuild_from_type_v2": _describe_from_type,
     "torch.Size": tuple,
+    "_codecs.encode": _describe_bytes,
+    "numpy.core.numeric._frombuffer": _describe_array_of_buffer,
+    "numpy._core.numeric._frombuffer": _describe_array_of_buffer,
 }
 # Names that the program may use without calling them.
 TYPES = frozenset(
     {f"torch.{name}" for name in (*STORAGES, *DTYPES, "Tensor")}
     | {"torch.storage.UntypedStorage", "torch.nn.parameter.Parameter"}
 )
+
+
+# Modules whose functions run code, reach other files or undo what this machine promises; no weights need their names.
+_NEVER = frozenset(
+    {"os", "nt", "posix", "posixpath", "ntpath", "subprocess", "sys", "shutil", "socket", "ssl", "importlib", "runpy"}
+    | {"code", "codeop", "pty", "ctypes", "cffi", "pickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal"}
+    | {"types", "inspect", "operator", "_operator", "functools", "_functools", "webbrowser", "multiprocessing"}
+    | {"threading", "_thread", "asyncio", "signal", "platform", "pip", "ensurepip", "venv", "site", "pkgutil", "pdb"}
+    | {"bdb", "trace", "timeit", "cProfile", "profile", "doctest", "http", "urllib", "ftplib", "smtplib", "telnetlib"}
+    | {"requests", "httpx", "aiohttp", "tempfile", "io", "_io", "builtins", "__builtin__", "__main__.__builtins__"}
+    | {"linecache", "zipimport", "imp", "commands", "fileinput", "atexit", "gc", "tarfile", "zipfile", "sqlite3"}
+)
+# Of those, what holds data and does nothing.
+_HARMLESS = frozenset(
+    {f"{module}.{name}" for module in ("builtins", "__builtin__") for name in
+     ("set", "frozenset", "list", "dict", "tuple", "int", "long", "float", "complex", "bool", "str", "unicode", "bytes",
+      "bytearray", "slice", "range", "xrange", "object")}
+    | {"types.SimpleNamespace", "functools.partial", "operator.attrgetter", "operator.itemgetter"}
+)  # fmt: skip
+# Tensors that only torch can rebuild come by names of these modules: leaving them out would lose weights.
+_TENSORS = ("torch._utils.", "torch._tensor.", "torch.storage.", "torch._C.", "torch.jit.", "torch._weights_only_unpickler.")
 
 
 class _TooShortError(ValueError):
@@ -213,11 +300,22 @@ class _Machine:
             raise ValueError(f"its stack has no {kind.__name__} where one is wanted")
         return self.stack[-1]
 
+    def top_of(self, kind: type, attribute: str) -> Any:
+        """Return the dict or list on the stack, or that of a described object, whose class is a kind of it."""
+        if self.stack and isinstance(self.stack[-1], OpaqueObject):
+            return getattr(self.stack[-1], attribute)
+        return self.top(kind)
+
     def text(self, count: int) -> None:
         self.push(self._take(count).decode("utf-8", "surrogatepass"), 64 + 2 * count)
 
+    def old_text(self, count: int) -> None:
+        # What Python 2 wrote: texts, or bytes in texts' place.
+        data = self._take(count)
+        self.push(data.decode("ascii") if data.isascii() else data, 64 + 2 * count)
+
     def long(self, count: int) -> None:
-        if count > 16:
+        if not 0 <= count <= 64:
             raise ValueError(f"it has a whole number of {count} bytes")
         self.push(int.from_bytes(self._take(count), "little", signed=True), 40)
 
@@ -230,12 +328,12 @@ class _Machine:
 
     def name(self, module: str, name: str) -> None:
         text = f"{module}.{name}"
-        if text not in CALLS and text not in TYPES:
+        if text not in CALLS and text not in TYPES and _is_refused(text):
             why = next((why for part, why in _WHY if part in name.lower()), None)
             reason = f"it names {shorten(text)}"
             raise refused(self.path, f"{reason}, {why}" if why else f"{reason}, which is no part of weights: "
                           "nothing of it was imported or run", fix="save a state dict of plain tensors")  # fmt: skip
-        self.push(Name(text), 64)
+        self.push(Name(text), 64 + 2 * len(text))
 
     def remember(self, index: int) -> None:
         self.room -= 100
@@ -260,21 +358,58 @@ class _Machine:
 
     def call(self) -> None:
         args, name = self.pop(), self.pop()
-        if not isinstance(name, Name) or name.text not in CALLS or not isinstance(args, tuple):
+        if not isinstance(name, Name) or not isinstance(args, tuple):
             raise ValueError(f"it calls {shorten(getattr(name, 'text', name))}")
+        if name.text not in CALLS:
+            if not _names_a_class(name.text):
+                reason = f"it calls {shorten(name.text)}, which is no part of weights: nothing of it was imported or run"
+                raise refused(self.path, reason, fix="save a state dict of plain tensors")
+            self.describe_object(name, args)
+            return
         try:
             self.push(CALLS[name.text](*args), 200)
         except (TypeError, IndexError):
             raise ValueError(f"it calls {name.text} with wrong arguments") from None
 
+    def describe_object(self, name: Any, args: Any) -> None:
+        """Push the description of an object of a class, or of what a function returns: neither is made or called."""
+        if not isinstance(name, Name) or not isinstance(args, tuple):
+            raise ValueError(f"it makes an object of {shorten(getattr(name, 'text', name))}")
+        text = name.text
+        if text in ("copyreg._reconstructor", "copy_reg._reconstructor", "copyreg.__newobj__") and args:
+            text, args = args[0].text if isinstance(args[0], Name) else text, args[1:]
+        if text in TYPES or text in CALLS:
+            raise ValueError(f"it calls {shorten(text)} as a class")
+        self.push(OpaqueObject(text, args), 200)
+
+    def describe_object_with_keywords(self) -> None:
+        keywords, args, name = self.pop(), self.pop(), self.pop()
+        self.describe_object(name, (*args, keywords) if isinstance(args, tuple) else args)
+
     def build(self) -> None:
-        # The metadata of a state dict, and attributes of tensors: neither is weights.
-        self.pop()
-        if not self.stack or not isinstance(self.stack[-1], (dict, Tensor)):
+        state = self.pop()
+        if not self.stack or not isinstance(self.stack[-1], (dict, Tensor, OpaqueObject)):
             raise ValueError("it sets attributes of what has none")
+        # The metadata of a state dict, and attributes of tensors: neither is weights.
+        top = self.stack[-1]
+        if isinstance(top, OpaqueObject):
+            top.state = state
+            if top.type in _NUMPY_ARRAY:
+                self.fill_numpy_array(top, state)
+
+    def fill_numpy_array(self, described: OpaqueObject, state: Any) -> None:
+        """Note the contents of a NumPy array, whose state is (version, shape, dtype, order, bytes)."""
+        if not isinstance(state, tuple) or len(state) != 5:
+            return
+        _, shape, dtype, fortran, data = state
+        described.state = _describe_array(data, dtype, shape, fortran is True)
 
     def persistent(self) -> None:
         reference = self.pop()
+        if isinstance(reference, tuple) and len(reference) == 4 and reference[0] == "module":
+            # A class beside its source code, which the older format keeps for a module that is saved as a whole.
+            self.push(reference[1] if isinstance(reference[1], Name) else Name("?"))
+            return
         # Before PyTorch 1.6 a sixth item named a part of a shared storage.
         if not isinstance(reference, tuple) or len(reference) not in (5, 6) or reference[0] != "storage":
             raise ValueError("it refers to something else than a storage")
@@ -290,7 +425,7 @@ class _Machine:
             raise ValueError(f"it describes the storage {shorten(key)} in two ways")
 
     def set_items(self, items: list[Any]) -> None:
-        target = self.top(dict)
+        target = self.top_of(dict, "entries")
         if len(items) % 2:
             raise ValueError("a dict gets a key without a value")
         self.room -= 100 * len(items)
@@ -300,7 +435,49 @@ class _Machine:
             target[key] = value
 
     def append(self, items: list[Any]) -> None:
-        self.top(list).extend(items)
+        self.top_of(list, "items").extend(items)
+
+    def add(self, items: list[Any]) -> None:
+        self.top_of(list, "items").extend(items)
+
+    def drop_to_mark(self) -> None:
+        self.pop_to_mark()
+
+    def repeat(self) -> None:
+        value = self.pop()
+        self.stack.append(value)
+        self.push(value)
+
+
+_NUMPY_ARRAY = frozenset({"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"})
+
+
+def _is_refused(text: str) -> bool:
+    """Return whether a name is one that no weights need, or one of a tensor that would be lost."""
+    module = text.rpartition(".")[0]
+    if text in _HARMLESS:
+        return False
+    if text.startswith("torch.") and text.endswith("Storage"):
+        return True
+    return text.startswith(_TENSORS) or not text.isprintable() or bool({module, text.partition(".")[0]} & _NEVER)
+
+
+# Functions in the place of classes; a class's name begins with a capital letter.
+_MAKERS = frozenset(
+    {f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
+    | {"numpy.ndarray", "numpy.dtype", "torch.device", "torch.dtype", "torch.layout", "torch.memory_format"}
+    | {"torch._utils._get_restore_location", "collections.deque", "copyreg._reconstructor", "copy_reg._reconstructor"}
+    | {"copyreg.__newobj__", "datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta"}
+    | {"datetime.timezone", "functools.partial", "operator.attrgetter", "operator.itemgetter"}
+)  # fmt: skip
+
+
+def _names_a_class(text: str) -> bool:
+    module, _, name = text.rpartition(".")
+    if text in _MAKERS or text in _HARMLESS or name.startswith("__pyx_unpickle_"):
+        return True
+    random_state = module in ("numpy.random", "numpy.random._pickle") and name.endswith("_ctor")
+    return random_state or name.lstrip("_")[:1].isupper()
 
 
 _Step = Callable[[_Machine], Any]
@@ -320,11 +497,22 @@ _STEPS: Mapping[int, _Step] = {
     ord("K"): lambda m: m.push(m.take_number("<B")),
     ord("M"): lambda m: m.push(m.take_number("<H"), 36),
     0x8A: lambda m: m.long(m.take_number("<B")),
+    0x8B: lambda m: m.long(m.take_number("<i")),
     ord("G"): lambda m: m.push(struct.unpack(">d", m._take(8))[0], 32),
     ord("X"): lambda m: m.text(m.take_number("<I")),
     0x8C: lambda m: m.text(m.take_number("<B")),
+    0x8D: lambda m: m.text(m.take_number("<Q")),
+    ord("U"): lambda m: m.old_text(m.take_number("<B")),
+    ord("T"): lambda m: m.old_text(m.take_number("<i")),
     ord("B"): lambda m: m.push(m._take(m.take_number("<I")), 40),
     ord("C"): lambda m: m.push(m._take(m.take_number("<B")), 40),
+    0x8E: lambda m: m.push(m._take(m.take_number("<Q")), 40),
+    0x96: lambda m: m.push(m._take(m.take_number("<Q")), 40),
+    0x8F: lambda m: m.push([], 64),  # a set: only its items matter here
+    0x90: lambda m: m.add(m.pop_to_mark()),
+    0x91: lambda m: m.tuple(None),  # a frozen set
+    ord("1"): lambda m: m.drop_to_mark(),
+    ord("2"): lambda m: m.repeat(),
     ord("c"): lambda m: m.name(m.take_line(), m.take_line()),
     0x93: lambda m: m.name_from_stack(),
     ord("q"): lambda m: m.remember(m.take_number("<B")),
@@ -333,6 +521,8 @@ _STEPS: Mapping[int, _Step] = {
     ord("h"): lambda m: m.recall(m.take_number("<B")),
     ord("j"): lambda m: m.recall(m.take_number("<I")),
     ord("R"): lambda m: m.call(),
+    0x81: lambda m: m.describe_object(*[m.pop(), m.pop()][::-1]),
+    0x92: lambda m: m.describe_object_with_keywords(),
     ord("b"): lambda m: m.build(),
     ord("Q"): lambda m: m.persistent(),
     ord("s"): lambda m: m.set_items([m.pop(), m.pop()][::-1]),

@@ -1,20 +1,24 @@
 """Turn the tensors that a pickle describes into records, and check that each is within its storage.
 
-Nested dicts and lists are flattened with ``/``; values in them that are no tensors (an epoch, a setting) are listed as
-ignored. Every tensor is checked against its storage, and every storage against the file, before anything is read.
+The names of tensors in nested dicts and lists are joined with ``/``; values in them that are no tensors (an epoch, a
+setting) are listed as ignored. A module that was pickled as a whole is read as its state dict. Every tensor is checked against its storage, and every storage against the file, before anything is read.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-from xweights.files.formats.pt_pickle import PickledStorage, Tensor
+import numpy as np
+
+from xweights.core.dtypes import Array
+from xweights.files.formats.pt_pickle import OpaqueObject, PickledArray, PickledStorage, Tensor
 from xweights.files.formats.safetensors import parse_metadata
 from xweights.files.io.dtypes import dtype_from_name
 from xweights.files.io.limits import Limits
+from xweights.files.io.metadata import ArrayMetadata
 from xweights.files.io.open_file import OpenFile, damaged, refused, shorten
 from xweights.files.io.records import ByteRange, Index, Record
 
@@ -38,55 +42,161 @@ def build_index(
     file: OpenFile, tree: Any, locate: Locate, *, swapped: bool, metadata_by_key: Mapping[str, Any], limits: Limits
 ) -> Index:
     """Return the index of a file whose pickle describes ``tree``."""
-    records: dict[Any, Record] = {}
-    ignored: list[str] = []
-    for key, value in _iter_values(tree, file.path):
-        if not isinstance(value, Tensor):
-            ignored.append(key)
-            continue
-        seen = (value.storage.key, value.dtype, value.offset, value.shape, value.strides)
-        if seen in records and value.shape and 0 not in value.shape:
-            # Two names of one tensor: tied.
-            first = records[seen]
-            metadata = replace(first.metadata, aliases=tuple(dict.fromkeys((*first.metadata.aliases, key))))
-            records[seen] = replace(first, metadata=metadata)
-            continue
-        record = _make_record(file, locate(value.storage, key), key, value, swapped, metadata_by_key.get(key))
-        limits.check(file.path, record)
-        records[seen if seen not in records else (*seen, key)] = record
-    if not records and not (isinstance(tree, dict) and not tree):
-        raise refused(file.path, "it holds no tensor", fix="save a state dict")
-    return Index(file.path, "pt", list(records.values()), [file], ignored=ignored)
+    if not isinstance(tree, (dict, Tensor, list, tuple, OpaqueObject)):
+        raise refused(file.path, f"it holds a {type(tree).__name__}, and no dict of tensors", fix="save a state dict")
+    builder = _TreeBuilder(file, locate, swapped, metadata_by_key, limits)
+    built = builder.build(tree, "", [])
+    if not builder.records and not (isinstance(tree, dict) and not tree):
+        kinds = ", ".join(sorted(builder.kinds)[:5])
+        but = f", but objects of {kinds}, of which nothing was imported or run" if kinds else ""
+        raise refused(file.path, f"it holds no tensor{but}", fix="save a state dict")
+    return Index(file.path, "pt", merge_aliases(builder.records), [file], ignored=builder.ignored, tree=built)
 
 
-def _iter_values(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield (name, value) for everything in nested containers, each name once."""
-    if not isinstance(tree, (dict, Tensor, list, tuple)):
-        raise refused(path, f"it holds a {type(tree).__name__}, and no dict of tensors", fix="save a state dict")
-    seen: set[str] = set()
-    for name, value in _walk(tree, "", path, []):
-        if name in seen:
-            raise damaged(path, "two of its tensors have one name", key=name)
-        if len(seen) > 10_000_000 or len(name) > 10_000:
-            raise refused(path, "it has more names, or longer ones, than weights have")
-        seen.add(name)
-        yield name, value
+def merge_aliases(records: Iterable[Record]) -> list[Record]:
+    """Return the records, one for all names of a tensor: names that share their bytes are tied."""
+    merged: dict[Any, Record] = {}
+    for record in records:
+        where = record.location
+        seen: Any = record.key
+        if isinstance(where, ByteRange) and record.shape and 0 not in record.shape:
+            seen = (id(where.file), where.offset, where.strides, record.dtype, record.shape)
+        first = merged.get(seen)
+        if first is not None:
+            record = replace(first, metadata=first.metadata.with_alias(record.key))
+        merged[seen] = record
+    return list(merged.values())
 
 
-def _walk(value: Any, name: str, path: str, above: list[int], seen: dict[int, int] | None = None) -> Iterator[Any]:
-    seen = {} if seen is None else seen
-    if not isinstance(value, (dict, list, tuple)):
-        yield name or "tensor", value
-        return
-    if id(value) in above or len(above) > _DEPTH:
-        raise damaged(path, "its dicts contain themselves, or are nested too deeply", key=name)
-    seen[id(value)] = seen.get(id(value), 0) + 1
-    if value and seen[id(value)] > 100:
-        raise refused(path, "one of its dicts is used over and over, which would make endless names", key=name)
-    above.append(id(value))
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from _walk(item, f"{name}/{key}" if name else str(key), path, above, seen)
-    above.pop()
+class _TreeBuilder:
+    """Builds the tree of a file: the pickle's containers, with a record in the place of each tensor."""
+
+    def __init__(
+        self, file: OpenFile, locate: Locate, swapped: bool, metadata_by_key: Mapping[str, Any], limits: Limits
+    ) -> None:
+        self.file, self.locate, self.swapped, self.limits = file, locate, swapped, limits
+        self.metadata_by_key = metadata_by_key
+        self.records: list[Record] = []
+        self.ignored: list[str] = []
+        self.kinds: set[str] = set()
+        self.names: set[str] = set()
+        self.uses: dict[int, int] = {}
+
+    def build(self, value: Any, name: str, above: list[int]) -> Any:
+        """Return the tree of a value of the pickle."""
+        value = _contents_of(value)
+        if isinstance(value, (Tensor, PickledArray)):
+            return self.add_record(value, name or "tensor")
+        if not isinstance(value, (dict, list, tuple)):
+            self.take_name(name)
+            self.ignored.append(name)
+            if isinstance(value, OpaqueObject):
+                self.kinds.add(value.type[:200])
+            return value
+        path = self.file.path
+        if id(value) in above or len(above) > _DEPTH:
+            raise damaged(path, "its dicts contain themselves, or are nested too deeply", key=name)
+        self.uses[id(value)] = self.uses.get(id(value), 0) + 1
+        if value and self.uses[id(value)] > 100:
+            raise refused(path, "one of its dicts is used over and over, which would make endless names", key=name)
+        found, left_out = len(self.records), len(self.ignored)
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        inner = {
+            key: self.build(item, f"{name}/{_show_key(key)}" if name else _show_key(key), [*above, id(value)])
+            for key, item in pairs
+        }
+        if name and value and len(self.records) == found:
+            self.ignored[left_out:] = [name]  # as a whole: a random state is a list of 600 numbers
+        return inner if isinstance(value, dict) else list(inner.values())
+
+    def take_name(self, name: str) -> None:
+        if name in self.names:
+            raise damaged(self.file.path, "two of its tensors have one name", key=name)
+        if len(self.names) > 10_000_000 or len(name) > 10_000:
+            raise refused(self.file.path, "it has more names, or longer ones, than weights have")
+        self.names.add(name)
+
+    def add_record(self, value: Tensor | PickledArray, name: str) -> Any:
+        self.take_name(name)
+        metadata = self.metadata_by_key.get(name)
+        if isinstance(value, PickledArray):
+            record = _make_array_record(self.file, name, value)
+        else:
+            record = _make_record(self.file, self.locate(value.storage, name), name, value, self.swapped, metadata)
+        self.limits.check(self.file.path, record)
+        self.records.append(record)
+        return record
+
+
+def _show_key(key: Any) -> str:
+    return key if isinstance(key, str) else getattr(key, "text", str(key)[:200])
+
+
+def _contents_of(value: Any) -> Any:
+    """Return what an object of an unknown class holds: a module's state dict, or the dict or list that it is."""
+    if not isinstance(value, OpaqueObject):
+        return value
+    if isinstance(value.state, PickledArray):
+        return value.state
+    if _is_module(value):
+        return dict(_iter_state(value, "", 0))
+    if value.entries or value.items:
+        return value.entries or value.items
+    return value.state if isinstance(value.state, dict) and _holds_tensors(value.state, 4) else value
+
+
+def _is_module(value: Any) -> bool:
+    state = value.state if isinstance(value, OpaqueObject) else None
+    return isinstance(state, dict) and all(isinstance(state.get(name), dict) for name in ("_parameters", "_modules"))
+
+
+def _iter_state(module: OpaqueObject, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """Yield the (key, tensor) pairs of the state dict that a pickled module would have."""
+    passing = module.state.get("_non_persistent_buffers_set")
+    for table, left_out in (("_parameters", ()), ("_buffers", passing if isinstance(passing, list) else ())):
+        tensors = module.state.get(table)
+        for key, tensor in tensors.items() if isinstance(tensors, dict) else ():
+            if tensor is not None and key not in left_out:
+                yield f"{prefix}{key}", tensor
+    for key, child in module.state["_modules"].items():
+        if _is_module(child) and depth < _DEPTH:
+            yield from _iter_state(child, f"{prefix}{key}.", depth + 1)
+
+
+def _holds_tensors(value: Any, depth: int) -> bool:
+    if isinstance(value, (Tensor, PickledArray)) or _is_module(value):
+        return True
+    if isinstance(value, OpaqueObject):
+        return isinstance(value.state, PickledArray)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return depth > 0 and any(_holds_tensors(item, depth - 1) for item in inner)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _PickledEntries:
+    """Location of an array whose bytes are inside the pickle."""
+
+    array: Array
+
+    def read(self, record: Record) -> Array:
+        return self.array.copy()
+
+    def read_into(self, record: Record, out: Array, start: int) -> None:
+        out[...] = self.array.reshape(-1)[start : start + out.size]
+
+
+def _make_array_record(file: OpenFile, key: str, described: PickledArray) -> Record:
+    try:
+        stored = np.dtype(described.dtype)
+        if stored.kind not in "biufc" or stored.itemsize * math.prod(described.shape) != len(described.data):
+            raise ValueError("its bytes don't fit its shape")  # noqa: TRY301
+        order: Literal["F", "C"] = "F" if described.fortran else "C"
+        array = np.frombuffer(described.data, stored).reshape(described.shape, order=order)
+        array = np.ascontiguousarray(array.astype(stored.newbyteorder("="))).reshape(described.shape)
+    except (ValueError, TypeError) as wrong:
+        raise refused(file.path, f"it is a NumPy array that can't be read: {wrong}", key=key) from None
+    metadata = ArrayMetadata.plain(key, array.shape, array.dtype)
+    return Record(key, array.dtype, array.shape, metadata, _PickledEntries(array))
 
 
 def _make_record(

@@ -123,7 +123,11 @@ class ByteRange:
 
 @dataclass(eq=False)
 class Index:
-    """The contents of a file: its arrays, its metadata, and the keys that were ignored."""
+    """The contents of a file: its arrays, its metadata, and the keys that were ignored.
+
+    ``tree`` has the records where they are in the file's nested dicts and lists, beside all other values; None if the
+    file isn't nested.
+    """
 
     path: str
     format: str
@@ -131,6 +135,7 @@ class Index:
     files: Sequence[OpenFile]
     metadata: dict[str, str] = field(default_factory=dict)
     ignored: Sequence[str] = ()
+    tree: Any = None
 
     def close(self) -> None:
         """Close the files."""
