@@ -86,7 +86,7 @@ def test_shards_are_as_large_as_asked_and_the_old_ones_go_after_the_index(tmp_pa
     path = tmp_path / "m.safetensors.index.json"
     xw.save(ARRAYS, path, shard_bytes=90_000, metadata={"made by": "us"})
     index = json.loads(path.read_text())
-    assert sorted(set(index["weight_map"].values())) == sorted(path.name for path in tmp_path.glob("m-*.safetensors"))
+    assert sorted(set(index["weight_map"].values())) == [f"m-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
     assert len(set(index["weight_map"].values())) == 3
     assert index["metadata"] == {"made by": "us", "total_size": 200_000}
     opened = xw.load(path)
@@ -98,12 +98,13 @@ def test_shards_are_as_large_as_asked_and_the_old_ones_go_after_the_index(tmp_pa
 
 
 def test_shards_that_are_not_in_the_index_are_left_alone(tmp_path) -> None:
-    xw.save({"w": np.ones(3)}, tmp_path / "model-00001-of-00001.safetensors")
-    index = {"weight_map": {"w": "model-00001-of-00001.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in ("a", "b"):
+        xw.save({name: np.ones(3)}, tmp_path / f"{name}.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "a.safetensors"}}))
     xw.save({"v": np.ones(3)}, tmp_path / "model.safetensors.index.json")
-    assert (tmp_path / "model-00001-of-00001.safetensors").exists()
     assert xw.equal(tmp_path / "model.safetensors.index.json", {"v": np.ones(3)})
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["b.safetensors", "model-00001-of-00001.safetensors", "model.safetensors.index.json"]
 
 
 def test_a_folder_of_links_as_caches_make_them_is_read(tmp_path) -> None:

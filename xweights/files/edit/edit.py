@@ -17,7 +17,14 @@ from xweights.core.selection import WhereLike
 from xweights.errors import ArgumentError
 from xweights.files.edit.in_place import set_entries_in_place
 from xweights.files.edit.plan import Edit, Steps
-from xweights.files.edit.rewrite import can_repack, can_rewrite, repack, rewrite
+from xweights.files.edit.rewrite import (
+    can_repack,
+    can_rewrite,
+    can_rewrite_shards,
+    repack,
+    rewrite,
+    rewrite_shards,
+)
 from xweights.files.formats.table import find_format, format_of
 from xweights.files.io.arrays_to_write import ArrayToWrite, array_to_write
 from xweights.files.io.open_file import refused
@@ -59,7 +66,8 @@ def edit_file(
 
     Arrays that aren't selected keep every byte, and so does everything else in the file. Setting entries
     (:class:`xweights.SetEntries`) changes the file itself, with a journal that completes the change after a crash;
-    every other edit streams the file into its replacement.
+    every other edit streams the file into its replacement. Of a sharded checkpoint, the shards that hold something that
+    changes are replaced under their own names, all of them or none; the others and the index aren't touched.
 
     Args:
         path: A file that :func:`xweights.load` reads.
@@ -103,6 +111,8 @@ def edit_file(
             rewrite(checkpoint, steps, edit, destination, durable=durable)
         elif same_format and can_repack(checkpoint):
             repack(checkpoint, steps, edit, destination, durable=durable)
+        elif out is None and can_rewrite_shards(checkpoint, steps):
+            rewrite_shards(checkpoint, steps, edit, changed, durable=durable)
         else:
             _write_all(checkpoint, steps, edit, destination, durable=durable)
     return EditReport(destination, changed, in_place=False)
@@ -152,9 +162,9 @@ def _write_all(
     """Write all arrays to a new file, in any format."""
     arrays: list[ArrayToWrite] = []
     for position, p in enumerate(steps.parameters):
-        array = array_to_write(p, key=p.handle.key)
+        array = array_to_write(p, key=p.handle.key_in_part)
         if position in steps.touched:
-            array = array_to_write(p, key=p.handle.key, pieces=_defer(edit, position))
+            array = array_to_write(p, key=p.handle.key_in_part, pieces=_defer(edit, position))
         arrays.append(array)
     texts = checkpoint.metadata if format_of(destination).keeps_metadata else {}
     write_arrays(arrays, destination, metadata=texts, durable=durable)

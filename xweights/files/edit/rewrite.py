@@ -1,6 +1,7 @@
 """Stream a file into its replacement, with new bytes where arrays were edited.
 
-No array changes its size, so everything keeps its offset, and unedited bytes are copied as they are.
+No array changes its size, so everything keeps its offset, and unedited bytes are copied as they are. Of a checkpoint of
+several files, those are replaced that hold something that changes; its index says the same as before.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from typing import Any
 import numpy as np
 
 from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
 from xweights.files.edit.in_place import find_overlap
 from xweights.files.edit.plan import Steps
-from xweights.files.formats.h5 import need_h5py
+from xweights.files.formats import h5
+from xweights.files.formats.sharded import list_places
 from xweights.files.io.atomic import Replacement, replace_file
 from xweights.files.io.open_file import PIECE, OpenFile, refused
 from xweights.files.io.records import ByteRange, Record, little_endian_bytes
+from xweights.files.io.transaction import transaction
 from xweights.files.load import Checkpoint
 
 
@@ -35,26 +39,10 @@ def rewrite(
     checkpoint: Checkpoint, steps: Steps, edit: Callable[[int], Array], destination: str, *, durable: bool
 ) -> None:
     """Rewrite the file, edited arrays in the order of their offsets."""
-    records = [p.handle for p in steps.parameters]
-    overlap = find_overlap(records, {records[position].key for position in steps.touched})
-    if overlap:
-        reason = f"it shares its bytes with {overlap[1]!r}, which would change too"
-        raise refused(checkpoint.path, reason, key=overlap[0], fix="convert the file to .safetensors first")
+    _refuse_overlap(checkpoint, steps)
     (file,) = checkpoint.files
     with replace_file(destination, durable=durable) as sink:
-        at = 0
-        for position in sorted(steps.touched, key=lambda touched: records[touched].location.offset):
-            record = records[position]
-            location: Any = record.location
-            if not record.size:
-                edit(position)
-                continue
-            _copy(file, sink, at, location.offset)
-            sink.write(_encode(record, edit(position)))
-            at = location.offset + location.extent(record)
-        _copy(file, sink, at, file.size)
-        sink.file.flush()
-        _renew_sums(sink, [records[position] for position in steps.touched])
+        _rewrite_into(sink, file, steps, sorted(steps.touched), edit)
 
 
 def can_repack(checkpoint: Checkpoint) -> bool:
@@ -66,16 +54,89 @@ def repack(
     checkpoint: Checkpoint, steps: Steps, edit: Callable[[int], Array], destination: str, *, durable: bool
 ) -> None:
     """Copy the file and have h5py replace the edited arrays in the copy, leaving everything else as it is."""
-    h5py = need_h5py(checkpoint.path)
     (file,) = checkpoint.files
     with replace_file(destination, durable=durable) as sink:
-        _copy(file, sink, 0, file.size)
-        sink.file.flush()
-        with h5py.File(sink.temporary, "r+", locking=False) as copy:  # we have locked it ourselves
-            for position in sorted(steps.touched):
-                record = steps.parameters[position].handle
-                array, dataset = edit(position), copy[record.key]
-                dataset[...] = array.view(dataset.dtype) if dataset.dtype.kind == "V" else array
+        _repack_into(sink, file, steps, sorted(steps.touched), edit)
+
+
+def can_rewrite_shards(checkpoint: Checkpoint, steps: Steps) -> bool:
+    """Return whether the checkpoint has shards, each of which can be rewritten or repacked."""
+    shards = {file.path for file in checkpoint.files[1:]}
+    return bool(shards) and all(_find_path(steps.parameters[position]) in shards for position in steps.touched)
+
+
+def rewrite_shards(
+    checkpoint: Checkpoint, steps: Steps, edit: Callable[[int], Array], changed: dict[str, int], *, durable: bool
+) -> None:
+    """Replace the shards in which ``edit`` changes something, as it counts in ``changed``: all of them or none."""
+    _refuse_overlap(checkpoint, steps)
+    positions_in: dict[str, list[int]] = {}
+    for position in sorted(steps.touched):
+        positions_in.setdefault(_find_path(steps.parameters[position]) or "", []).append(position)
+    folders = {os.path.dirname(path) for path in positions_in}
+    places = list_places(checkpoint.path)
+    beside = next((place for place in places if os.path.dirname(place) in folders), places[0])
+    with transaction(beside, durable=durable) as changes:
+        touched = [file for file in checkpoint.files[1:] if file.path in positions_in]
+        for file in touched:
+            changes.expect(file, os.fstat(file.descriptor))
+        for file in touched:
+            positions = positions_in[file.path]
+            plain = all(isinstance(steps.parameters[at].handle.location, ByteRange) for at in positions)
+            with changes.replace(file.path) as sink:
+                (_rewrite_into if plain else _repack_into)(sink, file, steps, positions, edit)
+            if not any(changed[steps.parameters[at].name] for at in positions):
+                changes.discard(file.path)
+
+
+def _find_path(p: Parameter) -> str | None:
+    """Return the path of the file that holds an array which can be replaced there."""
+    location = p.handle.location
+    if isinstance(location, ByteRange):
+        return location.file.path
+    return location.path if isinstance(location, h5.PackedDataset) else None
+
+
+def _refuse_overlap(checkpoint: Checkpoint, steps: Steps) -> None:
+    records = [p.handle for p in steps.parameters]
+    overlap = find_overlap(records, {records[position].key for position in steps.touched})
+    if overlap:
+        reason = f"it shares its bytes with {overlap[1]!r}, which would change too"
+        raise refused(checkpoint.path, reason, key=overlap[0], fix="convert the file to .safetensors first")
+
+
+def _rewrite_into(
+    sink: Replacement, file: OpenFile, steps: Steps, positions: list[int], edit: Callable[[int], Array]
+) -> None:
+    """Copy a file, with new bytes at the edited arrays, in the order of their offsets."""
+    records = [p.handle for p in steps.parameters]
+    at = 0
+    for position in sorted(positions, key=lambda touched: records[touched].location.offset):
+        record = records[position]
+        location: Any = record.location
+        if not record.size:
+            edit(position)
+            continue
+        _copy(file, sink, at, location.offset)
+        sink.write(_encode(record, edit(position)))
+        at = location.offset + location.extent(record)
+    _copy(file, sink, at, file.size)
+    sink.file.flush()
+    _renew_sums(sink, [records[position] for position in positions])
+
+
+def _repack_into(
+    sink: Replacement, file: OpenFile, steps: Steps, positions: list[int], edit: Callable[[int], Array]
+) -> None:
+    """Copy an HDF5 file, and have h5py replace the edited arrays in the copy."""
+    h5py = h5.need_h5py(file.path)
+    _copy(file, sink, 0, file.size)
+    sink.file.flush()
+    with h5py.File(sink.temporary, "r+", locking=False) as copy:  # we have locked it ourselves
+        for position in positions:
+            record = steps.parameters[position].handle
+            array, dataset = edit(position), copy[record.key]
+            dataset[...] = array.view(dataset.dtype) if dataset.dtype.kind == "V" else array
 
 
 def _copy(file: OpenFile, sink: Replacement, start: int, end: int) -> None:

@@ -1,29 +1,27 @@
 """Checkpoints of several files: an index in JSON, and the shards next to it.
 
-A shard is a plain file name in the index's folder, and its real path is in the folder of the index's real path. When
-written, shards get names that no earlier save has used, the index is written last, and the old shards are removed after
-that: a reader has either the old index and its shards, or the new one.
+A shard is a plain file name in the index's folder, and its real path is in the folder of the index's real path. Index
+and shards are written together (`io/transaction.py`), and the shards that only the old index names are removed with it:
+a reader has either the old index and its shards, or the new one and its own.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import re
-import secrets
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from xweights.errors import FileAccessError
+from xweights.errors import DamagedFileError, FileAccessError, RefusedFileError
 from xweights.files.formats import h5, safetensors
 from xweights.files.io import journal
 from xweights.files.io.arrays_to_write import ArrayToWrite
-from xweights.files.io.atomic import lock, replace_file, sweep, sync_folder
 from xweights.files.io.limits import Limits
 from xweights.files.io.metadata import compact_json
 from xweights.files.io.open_file import OpenFile, damaged, refused, shorten
 from xweights.files.io.records import Index, Record
+from xweights.files.io.transaction import has_litter, in_transaction, remove_litter, settle, transaction
 
 ENDING = ".safetensors.index.json"
 H5_ENDING = ".weights.json"
@@ -50,23 +48,29 @@ def _read(
     check: Callable[[str, Mapping[str, Any], str, Index], None],
 ) -> Index:
     for _ in range(_TRIES):
+        for place in list_places(file.path):
+            settle(place)
         weight_map, metadata = _read_index(file, limits)
         shards = list(dict.fromkeys(shard for value in weight_map.values() for shard in _check_names(file.path, value)))
         if len(shards) > _MAX_SHARDS:
             raise refused(file.path, f"it names {len(shards):,} shards")
+        missing: FileAccessError | None = None
+        opened: list[OpenFile] = []
         try:
             opened = [journal.open_recovered(resolve_shard(file.path, shard)) for shard in shards]
+        except FileAccessError as error:
+            missing = error
+        if _are_current(file.path, [file, *opened]):
             break
-        except FileAccessError as missing:
-            # The checkpoint may have been replaced meanwhile: then there is another index by now.
-            reopened = journal.open_recovered(file.path)
-            if os.path.sameopenfile(reopened.descriptor, file.descriptor):
-                reason = f"its shard can't be opened: {missing.reason}"
-                raise damaged(file.path, reason, key=os.path.basename(missing.path)) from None
-            file.close()
-            file = reopened
+        file = journal.open_recovered(file.path)
     else:
         raise damaged(file.path, "it was replaced again and again while it was being opened")
+    if missing is not None and missing.errno != errno.ENOENT:
+        raise missing
+    if missing is not None:
+        reason = f"its shard can't be opened: {missing.reason}"
+        raise damaged(file.path, reason, key=os.path.basename(missing.path))
+    _remove_litter(file.path, shards)
     records: dict[str, Record] = {}
     ignored: list[str] = []
     texts: dict[str, str] = {}
@@ -86,6 +90,37 @@ def _read(
         records = {key: records[key] for key in weight_map}
         texts = metadata
     return Index(file.path, name, list(records.values()), [file, *opened], texts, ignored)
+
+
+def _are_current(path: str, files: Iterable[OpenFile]) -> bool:
+    """Return whether files that were opened one after the other are of one state of the checkpoint.
+
+    This order tells it without a lock: if one was opened after a replacement had begun and another before it, the
+    journal was there from the first until the second had been replaced too, which is seen here or there.
+    """
+    if any(map(in_transaction, list_places(path))):
+        return False
+    try:
+        return all(os.path.samestat(os.fstat(file.descriptor), os.stat(file.path)) for file in files)
+    except FileNotFoundError:
+        return False
+
+
+def list_places(path: str) -> list[str]:
+    """Return the paths beside which there may be a journal: that of a link to an index, and that of the index."""
+    shown = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    return list(dict.fromkeys([shown, os.path.realpath(path)]))
+
+
+def _remove_litter(path: str, shards: Iterable[str]) -> None:
+    """Remove what was left behind beside an index by processes that have ended."""
+    for place in list_places(path):
+        if not has_litter(os.path.dirname(place)):
+            continue
+        name = os.path.basename(place)
+        numbered = re.escape(name.removesuffix(ENDING)) + r"-\d{5,}-of-\d{5,}\.safetensors"
+        ours = re.compile("|".join([numbered, *map(re.escape, {name, *shards})]))
+        remove_litter(place, ours)
 
 
 def _read_index(file: OpenFile, limits: Limits) -> tuple[dict[str, Any], dict[str, str]]:
@@ -134,56 +169,47 @@ def write(
     path: str, arrays: Sequence[ArrayToWrite], metadata: dict[str, str], durable: bool, shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Write arrays as a sharded safetensors checkpoint whose index is ``path``."""
-    path = os.path.realpath(path)
+    path = _find_place(path)
     folder, stem = os.path.dirname(path), os.path.basename(path).removesuffix(ENDING)
-    groups = _group_by_size(arrays, shard_bytes)
-    token = secrets.token_hex(4)
-    names = [f"{stem}-{token}-{n + 1:05}-of-{len(groups):05}.safetensors" for n in range(len(groups))]
-    with ExitStack() as stack:
-        # Each stays open, and so locked, until the index names it; shards of a killed process aren't locked.
-        done = stack.enter_context(_remove_unless_done([os.path.join(folder, name) for name in names]))
+    groups = _group_by_size(arrays, shard_bytes) if arrays else []
+    # The names that others give to shards, so that those who look for them by name find what the index says.
+    names = [f"{stem}-{n + 1:05}-of-{len(groups):05}.safetensors" for n in range(len(groups))]
+    _remove_litter(path, _list_shards(path))
+    with transaction(path, durable=durable) as changes:
         for name, group in zip(names, groups, strict=True):
-            shard = os.path.join(folder, name)
-            with replace_file(shard, durable=durable) as sink:
-                safetensors.write(sink, group, {})
-                stack.callback(os.close, os.dup(sink.file.fileno()))
+            with changes.replace(os.path.join(folder, name)) as sink:
+                # transformers 4 looks for "format" in each shard.
+                safetensors.write(sink, group, {key: metadata[key] for key in ("format",) if key in metadata})
         weight_map = {array.key: name for name, group in zip(names, groups, strict=True) for array in group}
         total = sum(array.nbytes for array in arrays)
         index = compact_json({"metadata": {**metadata, "total_size": total}, "weight_map": weight_map})
-        with replace_file(path, durable=durable) as sink:
+        with changes.replace(path) as sink:
             sink.write(index.encode())
-        done.append(True)
-    remove_orphans(path, keep=set(names))
-    if durable:
-        sync_folder(path)
+        changes.remove(lambda: _list_shards(path))
 
 
-@contextlib.contextmanager
-def _remove_unless_done(paths: list[str]) -> Any:
-    done: list[bool] = []
+def _find_place(path: str) -> str:
+    """Return the path of the file to replace, beside which the shards are.
+
+    A link into another folder is replaced itself: caches of model hubs link to files that others link to as well.
+    """
+    real_path = os.path.realpath(path)
+    folder = os.path.realpath(os.path.dirname(path) or ".")
+    return real_path if os.path.dirname(real_path) == folder else os.path.join(folder, os.path.basename(path))
+
+
+def _list_shards(path: str) -> list[str]:
+    """Return the names of the shards of an index; none if there is none, or none that is sound."""
     try:
-        yield done
-    finally:
-        for path in [] if done else paths:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-
-
-def remove_orphans(path: str, keep: set[str]) -> None:
-    """Remove shards of earlier saves of ``path`` that no index names, unless they are being written."""
-    folder, stem = os.path.dirname(path), os.path.basename(path).removesuffix(ENDING)
-    ours = re.compile(re.escape(stem) + r"-[0-9a-f]{8}-\d{5,}-of-\d{5,}\.safetensors")
-    sweep(path, ours)
-    for entry in list(os.scandir(folder or ".")):
-        if entry.name in keep or not ours.fullmatch(entry.name):
-            continue
-        with contextlib.suppress(OSError):
-            descriptor = os.open(entry.path, os.O_RDONLY)
-            try:
-                if lock(descriptor, wait=False):
-                    os.unlink(entry.path)
-            finally:
-                os.close(descriptor)
+        weight_map, _ = _read_index(OpenFile(path), Limits())
+        names = {name for value in weight_map.values() for name in _check_names(path, value)}
+    except (DamagedFileError, RefusedFileError):
+        return []
+    except FileAccessError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return []
+    return sorted(name for name in names if name.endswith(safetensors.ENDING))
 
 
 def _group_by_size(arrays: Sequence[ArrayToWrite], shard_bytes: int) -> list[list[ArrayToWrite]]:

@@ -24,7 +24,7 @@ from xweights.files.io.open_file import inaccessible, refused
 # .NAME.PID-TOKEN.xweights-tmp
 _TEMPORARY_NAME = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.xweights-tmp")
 # Seconds that certainly suffice between creating a temporary file and locking it.
-_GRACE = 60.0
+GRACE = 60.0
 
 
 class Replacement:
@@ -50,7 +50,7 @@ def replace_file(path: str, *, durable: bool = True) -> Iterator[Replacement]:
     temporary = ""
     try:
         sweep(path)
-        temporary, descriptor = _create_temporary(path)
+        temporary, descriptor = create_temporary(path)
         with open(descriptor, "w+b", buffering=1 << 16) as file:
             yield Replacement(path, file, temporary)
             file.flush()
@@ -92,21 +92,23 @@ def sync_folder(path: str) -> None:
         os.close(descriptor)
 
 
-def _create_temporary(path: str) -> tuple[str, int]:
+def create_temporary(path: str) -> tuple[str, int]:
+    """Create a locked temporary file with the permissions of ``path``; return its path and descriptor."""
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{os.getpid()}-{secrets.token_hex(4)}.xweights-tmp")
     descriptor = os.open(
-        temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), _permissions_of(path)
+        temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), permissions_of(path)
     )
     lock(descriptor, wait=False)
     with contextlib.suppress(OSError, AttributeError):
         os.fchmod(
-            descriptor, _permissions_of(path) if os.path.exists(path) else stat.S_IMODE(os.fstat(descriptor).st_mode)
+            descriptor, permissions_of(path) if os.path.exists(path) else stat.S_IMODE(os.fstat(descriptor).st_mode)
         )
     return temporary, descriptor
 
 
-def _permissions_of(path: str) -> int:
+def permissions_of(path: str) -> int:
+    """Return the permissions of a file, or those of a new one."""
     try:
         return stat.S_IMODE(os.stat(path).st_mode)
     except OSError:
@@ -144,7 +146,7 @@ def _is_abandoned(temporary: str, pid: int) -> bool:
         if not lock(descriptor, wait=False):
             return False
         # Not locked: its process has ended, or has only just created it.
-        return not _is_alive(pid) or time.time() - os.fstat(descriptor).st_mtime > _GRACE
+        return not _is_alive(pid) or time.time() - os.fstat(descriptor).st_mtime > GRACE
     finally:
         os.close(descriptor)
 

@@ -51,16 +51,29 @@ def open_recovered(path: str) -> OpenFile:
 def open_locked(path: str) -> Iterator[int]:
     """Open a file for changing it, under an exclusive lock."""
     try:
-        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+        descriptor = _open_and_lock(path)
     except OSError as cause:
         raise inaccessible(path, cause, "change it") from None
     try:
-        lock(descriptor, wait=True)
         yield descriptor
     except OSError as cause:
         raise inaccessible(path, cause, "change it") from cause
     finally:
         os.close(descriptor)
+
+
+def _open_and_lock(path: str) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+        try:
+            lock(descriptor, wait=True)
+            is_current = os.path.samestat(os.fstat(descriptor), os.stat(path))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if is_current:
+            return descriptor
+        os.close(descriptor)  # it was replaced while we waited
 
 
 def patch(path: str, descriptor: int, patches: Sequence[Patch], *, durable: bool = True) -> None:
