@@ -65,7 +65,7 @@ def test_a_state_dict_is_a_source_when_a_factory_is_named(run: Run, suffix: str)
 
 
 def test_a_plan_is_printed_and_touches_nothing(run: Run, place: Path) -> None:
-    before = sorted(path.name for path in place.iterdir())
+    before = sorted(path.name for path in place.iterdir() if path.name != "__pycache__")
     ran = run("port", "nets:in_keras", "nets:in_torch", "--plan", "--json")
     plan = json.loads(ran.stdout)
     assert [entry["target"] for entry in plan["entries"]] == ["conv", "dense"]

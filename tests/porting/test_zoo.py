@@ -63,7 +63,14 @@ def test_a_pair_is_ported_right(name, way):
             assert check(source, back, source_sample, source_sample, {}, "float32") <= CLOSE["float32"]
 
 
-@pytest.mark.parametrize(("name", "way"), [(name, pair.directions[0]) for name, pair in PAIRS.items()])
+# Every second pair in CI: that one percent shows is no matter of layers, and that layers agree is seen in float32.
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        pytest.param(name, pair.directions[0], marks=[pytest.mark.thorough] if number % 2 else [])
+        for number, (name, pair) in enumerate(PAIRS.items())
+    ],
+)
 def test_a_pair_agrees_in_float64_and_one_percent_shows(name, way):
     pair = PAIRS[name]
     with floats("float64"):

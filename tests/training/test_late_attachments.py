@@ -13,7 +13,22 @@ from typing import Any
 import late_keras
 import late_torch
 import pytest
-from late import APPLIED, DETECTED, FREE, HOLD, IGNORED, RAISES, THINGS, Nothing, Thing, Way, outcome
+from late import (
+    APPLIED,
+    DETECTED,
+    FREE,
+    FREEZE,
+    HOLD,
+    IGNORED,
+    RAISES,
+    RATE,
+    SCHEDULE,
+    THINGS,
+    Nothing,
+    Thing,
+    Way,
+    outcome,
+)
 from learners import KERAS_BACKEND
 
 import xweights as xw
@@ -23,8 +38,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "holds.md"
 NEEDS = {"Keras": "keras", "PyTorch": "torch", "tf.Module": "tensorflow"}
 
 
-# The ways in Keras whose mechanism no other has: a hold alone comes in all of them in CI, the rest of what can be
-# attached in these. On the other Keras backends CI has the holds of these, because only compiled training differs.
+# What CI runs of Keras, of which each cell traces a train function or two. Holds come in every way in which something
+# else may lose them, the rest of what can be attached in one way to each outcome that it has: applied, detected,
+# refused, and free on a copy. On the other Keras backends CI has the holds of MECHANISMS, because only compiled
+# training differs.
 MECHANISMS = (
     "before `compile`",
     "in a callback, when a batch ends",
@@ -32,6 +49,31 @@ MECHANISMS = (
     "then a constraint of your own is put in its place",
     "then `clone_model`",
     "after a `tf.function` or `jax.jit` step of your own was traced",
+    "between gradients that are accumulated",
+)
+HOLDS = (
+    *MECHANISMS,
+    "before the model is built",
+    "after a `fit`",
+    "after training with averages (`use_ema`)",
+    "then `compile` again, with `steps_per_execution=2`",
+    "then `load_weights`",
+    "before a step of your own is traced",
+)
+OTHERS = {
+    "before the model is built": (SCHEDULE, FREEZE, RATE),
+    "before `compile`": (RATE,),
+    "in a callback, when a batch ends": (SCHEDULE, FREEZE, RATE),
+    "then `compile` again, with a new optimizer": (FREEZE, RATE),
+    "then a constraint of your own is put in its place": (SCHEDULE, FREEZE),
+    "then `clone_model`": (FREEZE,),
+    "after a `tf.function` or `jax.jit` step of your own was traced": (FREEZE, RATE),
+    "between gradients that are accumulated": (SCHEDULE, RATE),
+}
+# Nothing is attached there, and that is seen: one of each kind of scene, as CI has them.
+CONTROLS = (
+    "in a callback, when a batch ends",
+    "then `clone_model`",
     "between gradients that are accumulated",
 )
 # What torch.compile takes seconds for, three times over: the whole step has the other two in it.
@@ -42,23 +84,29 @@ COMPILED = (
 )
 
 
-assert {*MECHANISMS, *COMPILED} <= {way.moment for way in WAYS}
+assert {*HOLDS, *OTHERS, *CONTROLS, *COMPILED} <= {way.moment for way in WAYS}
 
 
 def marks(way: Way, thing: str) -> list[Any]:
-    first, own = KERAS_BACKEND == "tensorflow", way.moment in MECHANISMS
     made = [pytest.mark.keras_backend] if way.framework == "Keras" else []
-    if way.framework == "Keras" and not (any if thing == HOLD else all)((first, own)):
-        made.append(pytest.mark.thorough)
+    if way.framework == "Keras":
+        first = KERAS_BACKEND == "tensorflow"
+        here = way.moment in (HOLDS if first else MECHANISMS) if thing == HOLD else first and thing in others(way)
+        made += [] if here else [pytest.mark.thorough]
     if way.moment in COMPILED and thing != HOLD:
         made.append(pytest.mark.thorough)
     return made
 
 
+def others(way: Way) -> tuple[str, ...]:
+    """Return what else than a hold comes in this way in CI."""
+    return OTHERS.get(way.moment, ())
+
+
 def marks_of_the_control(way: Way) -> list[Any]:
     """Return the marks of the control: one way of each kind of training shows a missing hold, and CI runs that one."""
     made = [pytest.mark.keras_backend] if way.framework == "Keras" else []
-    if way.framework == "Keras" and not (KERAS_BACKEND == "tensorflow" and way.moment in MECHANISMS):
+    if way.framework == "Keras" and not (KERAS_BACKEND == "tensorflow" and way.moment in CONTROLS):
         made.append(pytest.mark.thorough)
     return [*made, pytest.mark.thorough] if way.moment in COMPILED else made
 
