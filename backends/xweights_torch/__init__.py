@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,12 +13,15 @@ from xweights.core import former_paths
 from xweights.core.backend import Adapter, HeldChain, HoldAttachment, Tracing
 from xweights.core.dtypes import Array
 from xweights.core.protocols import Ops, Storage
+from xweights.core.state import State, StateMatch
 from xweights.errors import TargetError
 from xweights_torch.adapter import ModuleAdapter, TensorAdapter
 from xweights_torch.checks import refusal_reason
 from xweights_torch.dtypes import host_view
 from xweights_torch.entries import SetEntries, init_entries_
 from xweights_torch.ops import TorchOps
+from xweights_torch.spellings import respell
+from xweights_torch.state_dict import match_state, read_state
 from xweights_torch.storage import storage_of
 from xweights_torch.training.holds import attach
 from xweights_torch.training.hooks import TorchTrainingHooks
@@ -48,6 +52,8 @@ class TorchBackend(TorchTrainingHooks):
 
     name = "torch"
     file_names = "native"  # so that load_state_dict accepts a saved file
+    # from_pretrained of transformers 4 refuses a .safetensors that doesn't say this.
+    file_texts = MappingProxyType({"format": "pt"})
 
     def adapter(self, target: Any) -> Adapter | None:
         if isinstance(target, nn.Module):
@@ -58,6 +64,15 @@ class TorchBackend(TorchTrainingHooks):
 
     def is_tensor(self, value: Any) -> bool:
         return isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter)
+
+    def state(self, target: Any) -> State | None:
+        return read_state(target, _MODULES) if isinstance(target, nn.Module) else None
+
+    def match_state(self, file_keys: Iterable[str], target: Any) -> StateMatch | None:
+        return match_state(file_keys, target, _MODULES) if isinstance(target, nn.Module) else None
+
+    def respell(self, keys: Iterable[str], wanted: Iterable[str]) -> Mapping[str, str]:
+        return respell(keys, wanted)
 
     def storage(self, variable: Any) -> Storage:
         return storage_of(variable)

@@ -13,12 +13,13 @@ Four small protocols, because they change for different reasons:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops, Storage
+from xweights.core.state import State, StateMatch
 
 
 class Adapter(Protocol):
@@ -99,6 +100,26 @@ class FileLayout(Protocol):
 
     def file_layout(self, target: Any) -> Sequence[tuple[str, Parameter | Array]]:
         """Return a (key, parameter or array) pair for everything that the framework expects in the file."""
+
+
+@runtime_checkable
+class HasState(Protocol):
+    """A backend whose framework saves more of a model than its parameters (PyTorch's ``state_dict``)."""
+
+    file_texts: Mapping[str, str]
+    """Texts that readers of the framework expect in a file, where the format has a place for them."""
+
+    def state(self, target: Any) -> State | None:
+        """Return what the framework itself would save of a target; None for a target without a state."""
+
+    def match_state(self, file_keys: Iterable[str], target: Any) -> StateMatch | None:
+        """Return where the arrays with these keys go in the state of a target; None for one without a state."""
+
+    def respell(self, keys: Iterable[str], wanted: Iterable[str]) -> Mapping[str, str]:
+        """Return ``{wanted key: key}`` for keys that are spellings of wanted ones in another version.
+
+        A function of the names alone.
+        """
 
 
 @runtime_checkable

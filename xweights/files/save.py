@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from xweights.core.backend import FileLayout, NamesFiles
+from xweights.core.backend import FileLayout, HasState, NamesFiles
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.core.registry import backend_for
@@ -16,7 +16,7 @@ from xweights.edit.read import check_readable
 from xweights.errors import ArgumentError
 from xweights.files.formats.sharded import SHARD_BYTES
 from xweights.files.formats.table import format_of
-from xweights.files.io.arrays_to_write import ArrayToWrite, array_to_write
+from xweights.files.io.arrays_to_write import ArrayToWrite, StateValues, array_to_write
 from xweights.files.io.atomic import replace_file
 from xweights.files.io.open_file import refused
 from xweights.files.io.records import Record
@@ -63,6 +63,14 @@ def save(
         raise ArgumentError(f'names= is "neutral" or "native"\ngot: {names!r}')
     chosen = select(open_target(target), where)
     check_readable(chosen)
+    if where is ... and names != "neutral":
+        state = _read_state(target)
+        if state is not None:
+            texts = {**state.texts, **(metadata or {})} if format_of(os.fspath(path)).keeps_metadata else metadata
+            write_arrays(
+                state.arrays, path, metadata=texts, shard_bytes=shard_bytes, durable=durable, state=state.values
+            )
+            return
     arrays = _lay_out(target, chosen, path) if names is None else None
     if arrays is None:
         keys = keys_of(target, chosen, names)
@@ -99,6 +107,7 @@ def write_arrays(
     metadata: Mapping[str, str] | None = None,
     shard_bytes: int = SHARD_BYTES,
     durable: bool = True,
+    state: StateValues | None = None,
 ) -> None:
     """Write arrays to a file one after the other.
 
@@ -108,6 +117,7 @@ def write_arrays(
         metadata: Further texts to keep in the file.
         shard_bytes: The largest size of a shard, if ``path`` is an index.
         durable: As for :func:`xweights.save`.
+        state: What else a framework's own file of these arrays would hold.
     """
     file = os.fspath(path)
     fmt = format_of(file)
@@ -116,11 +126,44 @@ def write_arrays(
     repeated = next((key for key, count in _count_keys(arrays).items() if count > 1), None)
     if repeated is not None:
         raise refused(file, "two arrays would have this key", key=repeated, fix='names="neutral"')
+    if state is not None and fmt.write_state is None and state.values:
+        raise refused(
+            file,
+            f"the model's state holds a value that is no array, and {fmt.name} has no place for it",
+            key=next(iter(state.values)),
+            fix='save as .pt, or names="neutral", which writes the parameters alone',
+        )
     if fmt.write_shards is not None:
         fmt.write_shards(file, arrays, dict(metadata or {}), durable, shard_bytes)
+    elif fmt.write_state is not None and state is not None and not metadata:
+        with replace_file(file, durable=durable) as sink:
+            fmt.write_state(sink, arrays, state)
     elif fmt.write is not None:
         with replace_file(file, durable=durable) as sink:
             fmt.write(sink, arrays, dict(metadata or {}))
+
+
+class _StateToWrite(NamedTuple):
+    """A framework's state of a model, ready to be written."""
+
+    arrays: list[ArrayToWrite]
+    values: StateValues
+    texts: Mapping[str, str]
+
+
+def _read_state(target: Any) -> _StateToWrite | None:
+    """Return what a framework's own saver would write of a target; None where it has none."""
+    if isinstance(target, (Mapping, list, tuple, Parameter)) or is_path(target):
+        return None
+    backend = None if hasattr(type(target), "__xweights_parameters__") else backend_for(target)
+    state = backend.state(target) if isinstance(backend, HasState) else None
+    if state is None or not isinstance(backend, HasState):
+        return None
+    entries = [(entry, entry.parameter) for entry in state.entries if entry.parameter is not None]
+    check_readable([p for _, p in entries])
+    arrays = [array_to_write(p, key=entry.keys[0], aliases=entry.keys[1:]) for entry, p in entries]
+    values = {key: entry.value for entry in state.entries if entry.parameter is None for key in entry.keys}
+    return _StateToWrite(arrays, StateValues(values, state.order, state.attributes), backend.file_texts)
 
 
 def _lay_out(target: Any, chosen: Sequence[Parameter], path: str | os.PathLike[str]) -> list[ArrayToWrite] | None:
@@ -153,7 +196,8 @@ def _plain_array(key: str, array: Array) -> ArrayToWrite:
 def _count_keys(arrays: Sequence[ArrayToWrite]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for array in arrays:
-        counts[array.key] = counts.get(array.key, 0) + 1
+        for key in (array.key, *array.aliases):
+            counts[key] = counts.get(key, 0) + 1
     return counts
 
 

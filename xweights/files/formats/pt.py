@@ -8,17 +8,19 @@ from __future__ import annotations
 import math
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from xweights.core.parameter import Parameter
 from xweights.files.formats import pt_legacy
 from xweights.files.formats.pt_pickle import STORAGES, PickledStorage, describe
 from xweights.files.formats.pt_tensors import StorageLocation, build_index, c_strides
 from xweights.files.formats.safetensors import json_object
 from xweights.files.formats.zip_archive import Archive
-from xweights.files.io.arrays_to_write import ArrayToWrite, Sink
+from xweights.files.io.arrays_to_write import ArrayToWrite, Sink, StateValues, array_to_write
 from xweights.files.io.limits import Limits
 from xweights.files.io.metadata import compact_json
 from xweights.files.io.open_file import OpenFile, damaged, refused, shorten
@@ -87,16 +89,23 @@ def write(sink: Sink, arrays: Sequence[ArrayToWrite], metadata: dict[str, str]) 
     """Write arrays as a state dict that ``torch.load(path, weights_only=True)`` reads."""
     if metadata:
         raise sink.cannot(None, "a .pt has no place for metadata")
+    write_state(sink, arrays, StateValues())
+
+
+def write_state(sink: Sink, arrays: Sequence[ArrayToWrite], state: StateValues) -> None:
+    """Write arrays and other values as a state dict that ``torch.load(path, weights_only=True)`` reads."""
     metadata_by_key = {
         array.key: array.metadata.as_json(array.key, array.dtype) for array in arrays if array.metadata is not None
     }
+    pickler = _StatePickler(sink)
+    pickled = pickler.pickle(arrays, state)
     with zipfile.ZipFile(sink.file, "w", zipfile.ZIP_STORED) as archive:
-        _write_member(archive, "data.pkl", _pickle_state_dict(sink, arrays))
+        _write_member(archive, "data.pkl", pickled)
         _write_member(archive, "byteorder", b"little")
         _write_member(archive, "version", b"3\n")
         if metadata_by_key := {key: fields for key, fields in metadata_by_key.items() if fields}:
             _write_member(archive, _METADATA_MEMBER, compact_json(metadata_by_key).encode())
-        for position, array in enumerate(arrays):
+        for position, array in enumerate(pickler.arrays):
             info = zipfile.ZipInfo(f"archive/data/{position}")
             wide = array.nbytes >= 1 << 31
             begin = sink.file.tell() + 30 + len(info.filename) + _PAD.size + 20 * wide
@@ -114,23 +123,42 @@ def _write_member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
 _TYPED = {dtype: name for name, dtype in STORAGES.items() if name != "UntypedStorage"}
 
 
-def _pickle_state_dict(sink: Sink, arrays: Sequence[ArrayToWrite]) -> bytes:
-    out = [b"\x80\x02ccollections\nOrderedDict\n)R("]
-    for position, array in enumerate(arrays):
+class _StatePickler:
+    """Writes the pickle of a state dict; ``arrays`` are its storages, by number."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.sink = sink
+        self.arrays: list[ArrayToWrite] = []
+
+    def pickle(self, arrays: Sequence[ArrayToWrite], state: StateValues) -> bytes:
+        """Return the pickle. Keys of one array share its storage, as those of tied tensors do."""
+        tensors: dict[str, bytes] = {}
+        for array in arrays:
+            tensors.update(dict.fromkeys((array.key, *array.aliases), self.tensor(array)))
+        pickled = tensors | {key: self.value(value, key, 0) for key, value in state.values.items()}
+        order = [key for key in state.order if key in pickled]
+        out = [b"\x80\x02ccollections\nOrderedDict\n)R("]
+        for key in dict.fromkeys((*order, *pickled)):
+            out += [_pickle_text(key), pickled[key]]
+        out.append(b"u")
+        if state.attributes:
+            out += [self.value(dict(state.attributes), "its attributes", 0), b"b"]
+        return b"".join([*out, b"."])
+
+    def tensor(self, array: ArrayToWrite) -> bytes:
+        """Return the pickle of a tensor, and take its array among the storages."""
         shape, dtype = tuple(array.shape), array.dtype.name
         typed = dtype in _TYPED
         if not typed and f"{dtype}" not in _UNTYPED:
-            raise sink.cannot(array, f"PyTorch has no dtype {dtype}")
-        size = math.prod(shape)
-        out.append(_pickle_text(array.key))
-        out.append(b"ctorch._utils\n_rebuild_tensor_v2\n(" if typed else b"ctorch._utils\n_rebuild_tensor_v3\n(")
+            raise self.sink.cannot(array, f"PyTorch has no dtype {dtype}")
+        out = [b"ctorch._utils\n_rebuild_tensor_v2\n(" if typed else b"ctorch._utils\n_rebuild_tensor_v3\n("]
         kind = f"ctorch\n{_TYPED[dtype]}\n" if typed else "ctorch.storage\nUntypedStorage\n"
-        count = size if typed else array.nbytes
+        count = math.prod(shape) if typed else array.nbytes
         out += [
             b"(",
             _pickle_text("storage"),
             kind.encode(),
-            _pickle_text(str(position)),
+            _pickle_text(str(len(self.arrays))),
             _pickle_text("cpu"),
             _pickle_integer(count),
             b"tQ",
@@ -142,7 +170,49 @@ def _pickle_state_dict(sink: Sink, arrays: Sequence[ArrayToWrite]) -> bytes:
             b"\x89ccollections\nOrderedDict\n)R",
         ]
         out.append(b"tR" if typed else f"ctorch\n{dtype}\ntR".encode())
-    return b"".join([*out, b"u."])
+        self.arrays.append(array)
+        return b"".join(out)
+
+    def value(self, value: Any, key: str, depth: int) -> bytes:
+        """Return the pickle of a value of the types that ``weights_only=True`` reads; refuse any other."""
+        if isinstance(value, Parameter):
+            why = value.refusal(writing=False)
+            if why is not None:
+                raise refused(self.sink.path, f"a tensor of it can't be read: {why}", key=key)
+            return self.tensor(array_to_write(value, key=key))
+        kind = type(value)
+        if kind in _CONTAINERS and depth < _DEPTH:
+            if kind in (list, tuple):
+                items = b"".join(self.value(item, key, depth + 1) for item in value)
+                return b"](" + items + b"e" if kind is list else b"(" + items + b"t"
+            items = b"".join(self.value(part, key, depth + 1) for pair in value.items() for part in pair)
+            return (b"}(" if kind is dict else b"ccollections\nOrderedDict\n)R(") + items + b"u"
+        if value is None or kind is bool:
+            return b"N" if value is None else b"\x88" if value else b"\x89"
+        if kind is int and value.bit_length() < 2000:  # the longest integer of protocol 2 that torch reads
+            return _pickle_integer(value)
+        if kind is float:
+            return b"G" + struct.pack(">d", value)
+        if kind is str:
+            return _pickle_text(value)
+        if kind in (bytes, bytearray):
+            # Protocol 2 has no bytes.
+            code = b"c_codecs\nencode\n(" + _pickle_text(value.decode("latin1")) + _pickle_text("latin1") + b"tR"
+            return code if kind is bytes else b"cbuiltins\nbytearray\n(" + code + b"tR"
+        if kind in _CONTAINERS:
+            what = "values that contain themselves, or are nested too deeply"
+        else:
+            what = "a number of too many digits" if kind is int else f"a {kind.__name__}"
+        raise refused(
+            self.sink.path,
+            f"it holds {what}, and a .pt that is read without running code holds plain values and arrays",
+            key=key,
+            fix='names="neutral" writes the parameters alone',
+        )
+
+
+_CONTAINERS = (dict, OrderedDict, list, tuple)
+_DEPTH = 100
 
 
 _UNTYPED = frozenset(
@@ -157,9 +227,9 @@ def _pickle_text(text: str) -> bytes:
 
 
 def _pickle_integer(number: int) -> bytes:
-    if number < 1 << 31:
+    if -(1 << 31) <= number < 1 << 31:
         return b"J" + struct.pack("<i", number)
-    data = number.to_bytes(9, "little", signed=True)
+    data = number.to_bytes(max(number.bit_length() // 8 + 1, 9), "little", signed=True)
     return b"\x8a" + bytes([len(data)]) + data
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,13 @@ def read(file: OpenFile, limits: Limits) -> Index:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise damaged(file.path, "its __metadata__ is no mapping of texts to texts")
     metadata_by_key = _read_array_metadata(file, metadata)
+    aliases = _read_aliases(metadata, header)
     records: list[Record] = []
     ranges: list[tuple[int, int, str]] = []
     for key, entry in header.items():
         record, first, last = _make_record(file, key, entry, start, metadata_by_key.pop(key, None))
+        for alias in aliases.get(key, ()):
+            record = replace(record, metadata=record.metadata.with_alias(alias))
         limits.check(file.path, record)
         records.append(record)
         ranges.append((first, last, key))
@@ -100,6 +104,15 @@ def _read_array_metadata(file: OpenFile, metadata: dict[str, str]) -> dict[str, 
     if METADATA_KEY not in metadata:
         return {}
     return json_object(file.path, metadata[METADATA_KEY].encode(), f"its note {METADATA_KEY!r}")
+
+
+def _read_aliases(metadata: dict[str, str], header: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the further keys of tied arrays: ``safetensors.torch.save_model`` notes ``{dropped key: kept key}``."""
+    aliases: dict[str, list[str]] = {}
+    for dropped, kept in metadata.items():
+        if kept in header and dropped not in header:
+            aliases.setdefault(kept, []).append(dropped)
+    return aliases
 
 
 def _make_record(file: OpenFile, key: str, entry: Any, start: int, metadata: Any) -> tuple[Record, int, int]:
@@ -162,6 +175,9 @@ def write(sink: Sink, arrays: Sequence[ArrayToWrite], metadata: dict[str, str]) 
     texts = dict(metadata)
     if metadata_by_key:
         texts[METADATA_KEY] = compact_json({key: fields for key, fields in metadata_by_key.items() if fields})
+    for array in arrays:
+        for alias in array.aliases:
+            texts.setdefault(alias, array.key)
     if texts:
         header["__metadata__"] = texts
     first: dict[str, int] = {}

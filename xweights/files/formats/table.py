@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from xweights.errors import near
 from xweights.files.formats import h5, keras_archive, npz, pt, safetensors, sharded, tf_checkpoint
-from xweights.files.io.arrays_to_write import ArrayToWrite, Sink
+from xweights.files.io.arrays_to_write import ArrayToWrite, Sink, StateValues
 from xweights.files.io.journal import open_recovered
 from xweights.files.io.limits import Limits
 from xweights.files.io.open_file import OpenFile, refused
@@ -16,6 +16,7 @@ from xweights.files.io.records import Index
 
 Reader = Callable[[OpenFile, Limits], Index]
 Writer = Callable[[Sink, Sequence[ArrayToWrite], dict[str, str]], None]
+StateWriter = Callable[[Sink, Sequence[ArrayToWrite], StateValues], None]
 FolderWriter = Callable[[str, Sequence[ArrayToWrite], dict[str, str], bool, int], None]
 
 
@@ -23,7 +24,8 @@ FolderWriter = Callable[[str, Sequence[ArrayToWrite], dict[str, str], bool, int]
 class Format:
     """One format: the endings of its files, its reader and its writer (None: only read).
 
-    ``write_shards`` replaces ``write`` where a checkpoint consists of several files.
+    ``write_shards`` replaces ``write`` where a checkpoint consists of several files. ``write_state`` is the writer of a
+    format that also holds values that are no arrays.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Format:
     read: Reader
     write: Writer | None = None
     write_shards: FolderWriter | None = None
+    write_state: StateWriter | None = None
     keeps_metadata: bool = False
     editable: bool = True
 
@@ -43,7 +46,7 @@ FORMATS = (
     Format("keras", (keras_archive.ENDING,), keras_archive.read),
     Format("h5", h5.ENDINGS, h5.read, h5.write),
     Format("tensorflow", (tf_checkpoint.ENDING,), tf_checkpoint.read, editable=False),
-    Format("pt", pt.ENDINGS, pt.read, pt.write),
+    Format("pt", pt.ENDINGS, pt.read, pt.write, write_state=pt.write_state),
 )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -23,7 +23,8 @@ class ArrayToWrite:
     """One array to be written.
 
     ``pieces()`` is called once, when it is this array's turn, and yields consecutive parts in C order, one or many, so
-    that nothing larger than a part need be in memory.
+    that nothing larger than a part need be in memory. ``aliases`` are further keys of the array (tied weights), for
+    the formats that can say so.
     """
 
     key: str
@@ -31,6 +32,7 @@ class ArrayToWrite:
     shape: Shape
     metadata: ArrayMetadata | None
     pieces: Callable[[], Iterable[Array]]
+    aliases: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -53,6 +55,21 @@ class ArrayToWrite:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class StateValues:
+    """What a framework's own file of a model holds besides arrays.
+
+    Attributes:
+        values: Trees of dicts, lists and tuples, by key, whose leaves are plain values or Parameters.
+        order: The keys of arrays, their aliases and values in the framework's order.
+        attributes: What the framework keeps beside all keys, such as versions of modules.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    order: Sequence[str] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Sink(Protocol):
     """The file that a format writes into; it will replace the old one."""
 
@@ -67,19 +84,27 @@ class Sink(Protocol):
 
 
 def array_to_write(
-    p: Parameter, *, key: str | None = None, pieces: Callable[[], Iterable[Array]] | None = None
+    p: Parameter,
+    *,
+    key: str | None = None,
+    pieces: Callable[[], Iterable[Array]] | None = None,
+    aliases: tuple[str, ...] = (),
 ) -> ArrayToWrite:
     """Return a parameter of any target as an array to write, in its stored order and with its metadata.
 
-    ``pieces`` yields other values to write under its name. Default: its present ones.
+    ``pieces`` yields other values to write under its name. Default: its present ones. ``aliases``: its further keys; an
+    array of a file that keeps its key keeps those that it has there.
     """
     dtype = to_native_byteorder(p.dtype)
+    if isinstance(p.handle, Record) and key == p.handle.key:
+        aliases = p.handle.metadata.native_aliases
     return ArrayToWrite(
         p.name if key is None else key,
         dtype,
         p.layout.stored,
         ArrayMetadata.of(p),
         pieces or (lambda: _iter_values(p, dtype)),
+        aliases,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,10 @@ METADATA_KEY = "xweights"
 
 @dataclass(frozen=True)
 class ArrayMetadata:
-    """The neutral description of one array: everything that a Parameter has apart from its storage."""
+    """The neutral description of one array: everything that a Parameter has apart from its storage.
+
+    ``native_aliases`` are the array's other keys in the file; the file itself tells them, so they aren't in the JSON.
+    """
 
     name: str
     role: str
@@ -35,6 +38,7 @@ class ArrayMetadata:
     gates: tuple[str, ...] | None = None
     aliases: tuple[str, ...] = ()
     native: str | None = None
+    native_aliases: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, p: Parameter) -> ArrayMetadata:
@@ -47,6 +51,13 @@ class ArrayMetadata:
         role = last_part(key)
         layer = key[: len(key) - len(role)].rstrip("/.")
         return cls(key, role, layer, plain_layout(shape), is_floating(dtype), native=key)
+
+    def with_alias(self, key: str) -> ArrayMetadata:
+        """Return the metadata of an array that the file has under one key more."""
+        # Where the file's note names the array, it names its aliases, too; otherwise the keys are its names.
+        described = self.name != self.native or self.aliases != self.native_aliases
+        native = tuple(dict.fromkeys((*self.native_aliases, key)))
+        return replace(self, aliases=self.aliases if described else native, native_aliases=native)
 
     def as_json(self, key: str, dtype: np.dtype[Any]) -> dict[str, Any]:
         """Return the fields that don't follow from the file's key, shape and dtype, ready for JSON."""
