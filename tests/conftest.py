@@ -82,7 +82,7 @@ ALIKE_ON_JAX = (
     "tests/porting/",
 )
 # Training goes on in both directions, and in a step that JAX compiles.
-YET_ON_JAX = ("goes_on_in_float32_there_and_back", "goes_on_in_a_compiled_keras_step")
+YET_ON_JAX = ("goes_on_in_float32_there_and_back[adam", "goes_on_in_a_compiled_keras_step")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
