@@ -50,7 +50,12 @@ KEPT = {"PYTHONDONTWRITEBYTECODE": ""}
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", **KEPT}
 # Every core has a test process of its own: more threads in each wait for one another (138 s of processor time in the
 # place of 179, for the same 299 tests of ports and averages).
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+}
 WHEEL_IS_TESTED = {**QUIET, **ONE_THREAD, "PYTHONSAFEPATH": "1", "XWEIGHTS_TEST_WHEEL": "1"}
 NIGHTLY = {"XWEIGHTS_HYPOTHESIS": "nightly"}
 CORES = min(4, os.cpu_count() or 1)
