@@ -39,9 +39,9 @@ NEEDS = {"Keras": "keras", "PyTorch": "torch", "tf.Module": "tensorflow"}
 
 
 # What CI runs of Keras, of which each cell traces a train function or two. Holds come in every way in which something
-# else may lose them, the rest of what can be attached in one way to each outcome that it has: applied, detected,
-# refused, and free on a copy. On the other Keras backends CI has the holds of MECHANISMS, because only compiled
-# training differs.
+# else may lose them, the rest of what can be attached in one way to each outcome that it has: applied, detected and
+# refused (a freeze stands for what isn't on a copy). On the other Keras backends CI has the holds of MECHANISMS,
+# because only compiled training differs.
 MECHANISMS = (
     "before `compile`",
     "in a callback, when a batch ends",
