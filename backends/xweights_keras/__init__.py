@@ -10,14 +10,14 @@ Importing it imports Keras, and with it only the framework that Keras runs on.
 - ``training``: holds, freezing and penalties in a model's own training
 - ``optimizers``: optimizers and LR schedules, read and written
 - ``porting``, ``skeleton``: ports, and source code of twins
-- ``h5_layout``, ``open``: the places of weights in HDF5 files, and opening of ``.keras`` files
+- ``h5_layout``, ``archive``, ``open``: the places of weights in HDF5 files, writing and opening of ``.keras`` files
 - ``entries``: :class:`SetEntries` and :class:`EntriesInitializer`, for models that are saved with them
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import keras
 import numpy as np
@@ -108,6 +108,12 @@ class KerasBackend(KerasTraining):
         from xweights_keras.h5_layout import file_layout
 
         return file_layout(target, list(self._adapter.parameters(target)))
+
+    def save_model(self, target: Any, file: BinaryIO) -> None:
+        """Write a model to a ``.keras`` archive with Keras' own saver."""
+        from xweights_keras.archive import save_model
+
+        save_model(target, file)
 
     def describing(self) -> KerasDescribing:
         from xweights_keras.skeleton.describe import KerasDescribing

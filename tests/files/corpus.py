@@ -573,6 +573,72 @@ def hdf5() -> None:
         arrays={"layers/dense/vars/0": [[1.0] * 3] * 2})  # fmt: skip
 
 
+def keras2() -> None:
+    import h5py
+
+    texts = h5py.string_dtype()
+
+    def listed(layers: Any = (b"a",), weights: Any = (b"a/w:0",), **attributes: Any) -> Callable[[Any], None]:
+        def make(file: Any) -> None:
+            home = file.create_group("model_weights") if "model_config" in attributes else file
+            home.attrs["layer_names"] = layers
+            home.create_group("a").create_dataset("a/w:0", data=np.ones((2, 3), "f4"))
+            home["a"].attrs["weight_names"] = weights
+            file.attrs.update(attributes)
+
+        return make
+
+    def in_a_circle(file: Any) -> None:
+        listed([b"a", b"a/back"])(file)
+        file["a/back"] = file["a"]
+
+    def to_itself(file: Any) -> None:
+        listed()(file)
+        file.attrs.create("layer_names", np.array([file.ref], object), dtype=h5py.ref_dtype)
+
+    def split_with_a_gap(file: Any) -> None:
+        listed()(file)
+        del file.attrs["layer_names"]
+        file.attrs["layer_names0"], file.attrs["layer_names1"] = [b"a"], [b"b"]
+
+    def cudnn(kernel: Any, recurrent: Any) -> Callable[[Any], None]:
+        def make(file: Any) -> None:
+            shapes = {"kernel:0": kernel, "recurrent_kernel:0": recurrent, "bias:0": (2 * recurrent[1],)}
+            file.attrs["layer_names"] = [b"a"]
+            file.create_group("a").attrs["weight_names"] = [name.encode() for name in shapes]
+            for name, shape in shapes.items():
+                file["a"].create_dataset(name, data=np.ones(shape, "f4"))
+
+        return make
+
+    wrong: dict[str, tuple[Callable[[Any], None], str, str | None, str]] = {
+        "no-group": (listed([b"b"]), DAMAGED, "b", "no such group"),
+        "no-array": (listed(weights=[b"a/v:0"]), DAMAGED, "a/a/v:0", "no such array"),
+        "outside": (listed(weights=[b"../../etc/passwd"]), DAMAGED, "a/../../etc/passwd", "no such array"),
+        "twice": (listed([b"a", b"a"]), DAMAGED, "/", "twice"),
+        "circle": (in_a_circle, REFUSED, None, "second name"),
+        "gap": (split_with_a_gap, DAMAGED, "b", "no such group"),
+        "numbers": (listed(np.arange(9)), DAMAGED, "/", "no text"),
+        "reference": (to_itself, DAMAGED, "/", "no text"),
+        "empty": (listed(h5py.Empty("S3")), DAMAGED, "/", "no text"),
+        "long": (listed([b"a" * 20_000]), DAMAGED, "/", "no name"),
+        "config": (listed(model_config="{"), DAMAGED, None, "no JSON"),
+        "deep-config": (listed(model_config='{"a":' * 100_000), DAMAGED, None, "nested"),
+        "keras1": (listed(keras_version="1.2.2"), REFUSED, None, "other orders"),
+        "cudnn-gates": (cudnn((2, 15), (3, 15)), DAMAGED, "a/bias:0", "CuDNN"),
+        "cudnn-kernel": (cudnn((12,), (3, 12)), DAMAGED, "a/bias:0", "CuDNN"),
+    }
+    for name, (make, expect, key, reason) in wrong.items():
+        put(f"keras2-{name}.h5", h5(make), expect, key, reason)
+    put("ok-keras2.h5", h5(listed()), "valid", arrays={"a/w": [[1.0] * 3] * 2})
+    # A list of 4,000 texts, each of them the same megabyte.
+    many = np.array(["x" * (1 << 20)] + ["y"] * 3999, object)
+    data = h5(lambda f: (listed()(f), f["a"].attrs.create("weight_names", many, dtype=texts)))
+    length, first = (1 << 20).to_bytes(4, "little"), (1).to_bytes(4, "little")
+    at = next(at for at in range(len(data)) if data.startswith(length, at) and data[at + 12 : at + 16] == first)
+    put("keras2-heap.h5", data[:at] + data[at : at + 16] * 4000 + data[at + 64_000 :], REFUSED, None, "max_bytes")
+
+
 # Several files
 
 
@@ -608,6 +674,7 @@ def sharded() -> None:
         "nowhere": ({"w": "shard-w.safetensors", "x": "shard-w.safetensors"}, DAMAGED, "x", "none of the shards"),
         "not-listed": ({"x": "shard-w.safetensors"}, DAMAGED, "w", "not there by the index"),
         "list": (["shard-w.safetensors"], DAMAGED, None, "no weight_map"),
+        "nothing": ({}, DAMAGED, None, "lists nothing"),
     }
     for name, (weight_map, expect, key, reason) in maps.items():
         index = json.dumps({"metadata": {}, "weight_map": weight_map}).encode()
@@ -639,7 +706,7 @@ def write_corpus(folder: Path) -> None:
     global FOLDER
     FOLDER = folder
     (folder / "secret").mkdir()
-    for make in (safetensors, npz, programs, legacies, hdf5, sharded, others):
+    for make in (safetensors, npz, programs, legacies, hdf5, keras2, sharded, others):
         make()
     (folder / "manifest.json").write_text(json.dumps(MANIFEST, indent=1, ensure_ascii=True))
 

@@ -11,7 +11,17 @@ import pytest
 
 import xweights as xw
 
-FORMATS = ("safetensors", "safetensors.index.json", "npz", "pt", "weights.h5", "keras", "packed.npz", "index")
+FORMATS = (
+    "safetensors",
+    "safetensors.index.json",
+    "npz",
+    "pt",
+    "weights.h5",
+    "keras2.h5",
+    "keras",
+    "packed.npz",
+    "index",
+)
 
 
 def valid(folder: Path, name: str) -> Path:
@@ -27,6 +37,18 @@ def valid(folder: Path, name: str) -> Path:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("config.json", json.dumps({"class_name": "Sequential", "config": {"layers": [layer]}}))
             archive.write(folder / "model.weights.h5", "model.weights.h5")
+    elif name == "keras2.h5":
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(path, "w") as file:
+            whole = file.create_group("model_weights")
+            whole.attrs["layer_names"] = [b"lstm"]
+            layer = {"class_name": "LSTM", "config": {"name": "lstm", "use_bias": True}}
+            file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": {"layers": [layer]}})
+            group = whole.create_group("lstm")
+            shapes = {"lstm/kernel:0": (2, 8), "lstm/recurrent_kernel:0": (2, 8), "lstm/bias:0": (16,)}
+            group.attrs["weight_names"] = [key.encode() for key in shapes]
+            for key, shape in shapes.items():
+                group.create_dataset(key, data=np.ones(shape, "f4"))
     elif name == "index":
         tf = pytest.importorskip("tensorflow")
         return Path(tf.train.Checkpoint(a=tf.Variable(arrays["a/kernel"])).save(str(folder / "w")) + ".index")

@@ -14,7 +14,7 @@ Four small protocols, because they change for different reasons:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
@@ -100,6 +100,14 @@ class FileLayout(Protocol):
 
     def file_layout(self, target: Any) -> Sequence[tuple[str, Parameter | Array]]:
         """Return a (key, parameter or array) pair for everything that the framework expects in the file."""
+
+
+@runtime_checkable
+class SavesModels(Protocol):
+    """A backend whose framework saves whole models in one file: their configuration with their weights."""
+
+    def save_model(self, target: Any, file: BinaryIO) -> None:
+        """Write a model with the framework's own saver; raise ArgumentError for what it can't save."""
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ from xweights.files.io.atomic import replace_file
 from xweights.files.io.open_file import refused
 from xweights.files.io.records import Record
 from xweights.files.load import load
+from xweights.files.whole_model import save_model
 
 Names = Literal["neutral", "native"]
 
@@ -63,6 +64,9 @@ def save(
         raise ArgumentError(f'names= is "neutral" or "native"\ngot: {names!r}')
     chosen = select(open_target(target), where)
     check_readable(chosen)
+    if format_of(os.fspath(path)).name == "keras":
+        save_model(target, path, where=where, names=names, metadata=metadata, durable=durable)
+        return
     if where is ... and names != "neutral":
         state = _read_state(target)
         if state is not None:
@@ -122,7 +126,9 @@ def write_arrays(
     file = os.fspath(path)
     fmt = format_of(file)
     if fmt.write is None and fmt.write_shards is None:
-        raise refused(file, f"{fmt.name} files are only read", fix="save as .safetensors, .npz, .pt or .weights.h5")
+        whole = "a .keras file is a whole model, and these are arrays alone"
+        reason = whole if fmt.name == "keras" else f"{fmt.name} files are only read"
+        raise refused(file, reason, fix="save as .safetensors, .npz, .pt or .weights.h5")
     repeated = next((key for key, count in _count_keys(arrays).items() if count > 1), None)
     if repeated is not None:
         raise refused(file, "two arrays would have this key", key=repeated, fix='names="neutral"')

@@ -17,6 +17,7 @@ from xweights.core.selection import WhereLike
 from xweights.errors import ArgumentError
 from xweights.files.edit.in_place import set_entries_in_place
 from xweights.files.edit.plan import Edit, Steps
+from xweights.files.edit.archive import can_repack_archive, repack_archive
 from xweights.files.edit.rewrite import (
     can_repack,
     can_rewrite,
@@ -113,6 +114,8 @@ def edit_file(
             repack(checkpoint, steps, edit, destination, durable=durable)
         elif out is None and can_rewrite_shards(checkpoint, steps):
             rewrite_shards(checkpoint, steps, edit, changed, durable=durable)
+        elif same_format and can_repack_archive(checkpoint):
+            repack_archive(checkpoint, steps, edit, destination, durable=durable)
         else:
             _write_all(checkpoint, steps, edit, destination, durable=durable)
     return EditReport(destination, changed, in_place=False)

@@ -133,10 +133,20 @@ def _repack_into(
     _copy(file, sink, 0, file.size)
     sink.file.flush()
     with h5py.File(sink.temporary, "r+", locking=False) as copy:  # we have locked it ourselves
-        for position in positions:
-            record = steps.parameters[position].handle
-            array, dataset = edit(position), copy[record.key]
-            dataset[...] = array.view(dataset.dtype) if dataset.dtype.kind == "V" else array
+        replace_datasets(file.path, copy, steps, positions, edit)
+
+
+def replace_datasets(
+    path: str, structure: Any, steps: Steps, positions: list[int], edit: Callable[[int], Array]
+) -> None:
+    """Replace the edited arrays in an HDF5 file that h5py has opened for writing."""
+    for position in positions:
+        record = steps.parameters[position].handle
+        if not isinstance(record.location, (ByteRange, h5.PackedDataset)):
+            reason = "it is computed from what the file holds, the arrays of a CuDNN layer in their own order"
+            raise refused(path, reason, key=record.key, fix="out=, in another format")
+        array, dataset = edit(position), structure[record.key]
+        dataset[...] = array.view(dataset.dtype) if dataset.dtype.kind == "V" else array
 
 
 def _copy(file: OpenFile, sink: Replacement, start: int, end: int) -> None:

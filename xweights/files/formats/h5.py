@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from xweights.core.dtypes import Array
 from xweights.errors import BackendMissingError, CheckpointError
+from xweights.files.formats import keras2_h5
 from xweights.files.formats.safetensors import parse_metadata
 from xweights.files.io.arrays_to_write import ArrayToWrite, Sink
 from xweights.files.io.dtypes import dtype_from_name, is_special, to_native_byteorder
@@ -30,6 +31,8 @@ ENDINGS = (".weights.h5", ".h5", ".hdf5")
 # gzip, shuffle, fletcher32 and scale-offset come with HDF5, lzf with h5py; any other is code loaded from disk.
 _FILTERS = frozenset({1, 2, 3, 6, 32000})
 _DEPTH = 64
+# Where Keras 3 keeps the variables of an optimizer.
+_OPTIMIZER = "optimizer/vars/"
 _CONTIGUOUS, _CHUNKED = 1, 2
 
 
@@ -46,10 +49,14 @@ def need_h5py(path: str) -> Any:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedDataset:
-    """Location of entries that only h5py can unpack: chunked, compressed, or inside the structure."""
+    """Location of entries that only h5py can unpack: chunked, compressed, or inside the structure.
+
+    ``verify`` checks the bytes of the whole HDF5 file before the first read, where it is in an archive with checksums.
+    """
 
     dataset: Any
     path: str
+    verify: Callable[[], object] | None = None
 
     def read(self, record: Record) -> Array:
         array = np.empty(record.shape, record.dtype)
@@ -69,6 +76,8 @@ class PackedDataset:
         out[...] = rows.reshape(-1)[start - first * row : start - first * row + out.size]
 
     def _fill(self, out: Array, cut: tuple[slice, ...], record: Record) -> None:
+        if self.verify is not None:
+            self.verify()
         try:
             stored = self.dataset[cut] if cut else self.dataset[()]
         except CheckpointError:
@@ -94,26 +103,34 @@ def index_file(file: OpenFile, window: io.IOBase, limits: Limits, start: int | N
     h5py = need_h5py(file.path)
     records: list[Record] = []
     ignored: list[str] = []
+    optimizer: dict[str, Record] = {}
     try:
         structure = h5py.File(window, "r")
         reader = _Reader(h5py, file, limits, start)
         for key, dataset in reader.walk(structure, "", []):
-            if _is_other_state(key):
-                ignored.append(key)
-            else:
-                records.append(reader.make_record(key, dataset))
+            record = reader.make_record(key, dataset)
+            if not _is_other_state(key):
+                records.append(record)
+                continue
+            ignored.append(key)
+            if key.startswith(_OPTIMIZER):
+                optimizer[key.removeprefix(_OPTIMIZER)] = record
+        if keras2_h5.is_keras2(structure):
+            return keras2_h5.arrange(file, window, limits, structure, reader.groups, {r.key: r for r in records})
         names = reader.names
         records.sort(key=lambda record: reader.positions.get(record.key, len(records)))
     except CheckpointError:
         raise
     except Exception as wrong:  # noqa: BLE001 - whatever h5py makes of a damaged file
         raise damaged(file.path, f"it is no sound HDF5 file: {str(wrong)[:120]}") from None
-    return Index(file.path, "h5", records, [file], {f"name:{key}": name for key, name in names.items()}, ignored)
+    tree = {"model_weights": {record.key: record for record in records}, "optimizer_weights": optimizer}
+    labels = {f"name:{key}": name for key, name in names.items()}
+    return Index(file.path, "h5", records, [file], labels, ignored, tree if optimizer else None)
 
 
 def _is_other_state(key: str) -> bool:
     """Return whether Keras has an optimizer variable or the state of a random generator under this key."""
-    return key.startswith("optimizer/vars/") or ("seed_generator" in key and "/vars/" in key)
+    return key.startswith(_OPTIMIZER) or ("seed_generator" in key and "/vars/" in key)
 
 
 class _Reader:
@@ -122,6 +139,7 @@ class _Reader:
     def __init__(self, h5py: Any, file: OpenFile, limits: Limits, start: int | None) -> None:
         self.h5py, self.file, self.limits, self.start = h5py, file, limits, start
         self.names: dict[str, str] = {}
+        self.groups: dict[str, Any] = {}
         self.positions: dict[str, int] = {}
         self.seen: set[int] = set()
         self.room = limits.index_room
@@ -146,6 +164,7 @@ class _Reader:
                 label = member.attrs.get("name") if name == "vars" else None
                 if isinstance(label, str):
                     self.names[key] = label
+                self.groups[key] = member
                 yield from self.walk(member, f"{key}/", [*above, address])
             elif isinstance(member, self.h5py.Dataset):
                 yield key, member

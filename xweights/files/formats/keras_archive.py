@@ -1,6 +1,7 @@
 """The .keras format: a zip file of a model's configuration and its weights in HDF5.
 
-The configuration is read for names and axes; no object is ever created from it.
+The configuration is read for names and axes; no object is ever created from it. A whole model can only be written by
+its framework: see ``xweights.core.backend.SavesModels``.
 """
 
 from __future__ import annotations
@@ -15,18 +16,25 @@ from xweights.files.formats.safetensors import json_object
 from xweights.files.formats.zip_archive import Archive
 from xweights.files.io.limits import Limits
 from xweights.files.io.metadata import ArrayMetadata
-from xweights.files.io.open_file import OpenFile, damaged
+from xweights.files.io.open_file import OpenFile, damaged, refused
 from xweights.files.io.records import ByteRange, Index, Record
 
 ENDING = ".keras"
-_WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
+WEIGHTS = "model.weights.h5"
+_CONFIG = "config.json"
+# Where Keras may keep weights in other ways, which we don't read.
+_OTHER_WEIGHTS = ("model.weights.npz", "model.weights.json")
 _MAX_CONFIG = 64 << 20
 
 
 def read(file: OpenFile, limits: Limits) -> Index:
     """Return the index of a .keras file."""
     archive = Archive(file, limits)
-    for name in (_WEIGHTS, _CONFIG):
+    other = next((name for name in _OTHER_WEIGHTS if name in archive.members), None)
+    if other is not None and WEIGHTS not in archive.members:
+        reason = f"its weights are in another form than {WEIGHTS!r}, which alone is read"
+        raise refused(file.path, reason, key=other, fix="load it with Keras and save it again")
+    for name in (WEIGHTS, _CONFIG):
         if name not in archive.members:
             raise damaged(file.path, "it has no such member", key=name)
     config = archive.members[_CONFIG]
@@ -34,20 +42,40 @@ def read(file: OpenFile, limits: Limits) -> Index:
         raise damaged(file.path, f"it claims {config.size:,} bytes", key=_CONFIG)
     limits.check_index(file.path, config.size)
     descriptions = describe_weights(json_object(file.path, archive.read(config), _CONFIG))
-    weights = archive.members[_WEIGHTS]
-    if weights.deflated:
-        unpacked = io.BytesIO(archive.read(weights))
-        index = h5.index_file(file, unpacked, limits, None)
-    else:
-        index = h5.read_at(file, limits, weights.offset, weights.size)
-    end = weights.offset + weights.size
-    records = []
-    for record in index.records:
+    index = _read_weights(archive, limits)
+    records = [replace(record, metadata=_metadata_of(record, descriptions.get(record.key))) for record in index.records]
+    records = _sort_by_layer(records, descriptions)
+    tree = index.tree
+    if tree is not None:
+        tree = {**tree, "model_weights": {record.key: record for record in records}}
+    return Index(file.path, "keras", records, [file], ignored=index.ignored, tree=tree)
+
+
+def _read_weights(archive: Archive, limits: Limits) -> Index:
+    """Return the index of the weights, whose bytes are checked against the archive's CRC-32 before the first is used.
+
+    A compressed member is unpacked, and so checked, as a whole.
+    """
+    file, member = archive.file, archive.members[WEIGHTS]
+    if member.deflated:
+        return h5.index_file(file, io.BytesIO(archive.read(member)), limits, None)
+    index = h5.read_at(file, limits, member.offset, member.size)
+    verify = archive.make_crc_check(member)
+    end = member.offset + member.size
+
+    def check(record: Record) -> Record:
         location = record.location
         if isinstance(location, ByteRange):
-            location = replace(location, checks=weights.checks, check_from=weights.offset, check_to=end)
-        records.append(replace(record, location=location, metadata=_metadata_of(record, descriptions.get(record.key))))
-    return Index(file.path, "keras", _sort_by_layer(records, descriptions), [file], ignored=index.ignored)
+            location = replace(location, checks=member.checks, check_from=member.offset, check_to=end, verify=verify)
+        elif isinstance(location, h5.PackedDataset):
+            location = replace(location, verify=lambda: verify(member.offset, None))
+        return replace(record, location=location)
+
+    index.records = [check(record) for record in index.records]
+    if index.tree is not None:
+        optimizer = {key: check(record) for key, record in index.tree["optimizer_weights"].items()}
+        index.tree = {**index.tree, "optimizer_weights": optimizer}
+    return index
 
 
 def _metadata_of(record: Record, description: WeightDescription | None) -> ArrayMetadata:

@@ -19,7 +19,7 @@ from xweights.core.layer_table import Entry
 _SPACE = {"1": "t", "2": "h w", "3": "d h w"}
 _LSTM = ("i", "f", "c", "o")
 _GRU = ("z", "r", "h")
-_STATISTICS = frozenset({"moving_mean", "moving_variance", "mean", "variance", "count"})
+STATISTICS = frozenset({"moving_mean", "moving_variance", "mean", "variance", "count"})
 
 # (path inside the layer's group, neutral path inside the layer, its arrays in order)
 Part = tuple[str, str, list[Entry]]
@@ -80,7 +80,7 @@ def _describe_model(
             variables = f"{group}/{inside}vars"
             for position, entry in enumerate(rows):
                 row = f"{name_path}/{part}{entry.name}"
-                trains = trains_here and entry.name not in _STATISTICS
+                trains = trains_here and entry.name not in STATISTICS
                 descriptions[f"{variables}/{position}"] = WeightDescription(row, name_path, entry, trains)
 
 

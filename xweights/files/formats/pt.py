@@ -5,11 +5,12 @@ The pickle is described, never run (see ``pt_pickle``). Files of the older forma
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def read(file: OpenFile, limits: Limits) -> Index:
     """Return the index of a .pt file, of this format or the older one."""
     if file.read(0, min(file.size, 2)) != b"PK":
         return pt_legacy.read(file, limits)
-    archive = Archive(file, limits)
+    archive = Archive(file, limits, may_lack_sums=True)
     root = _find_root(archive)
     members = archive.members
     if f"{root}constants.pkl" in members or any(name.startswith(f"{root}code/") for name in members):
@@ -46,13 +47,18 @@ def read(file: OpenFile, limits: Limits) -> Index:
     tree = describe(archive.read(members[f"{root}data.pkl"]), file.path, limits)
     swapped = _read_byte_order(archive, root) != ("little" if np.little_endian else "big")
 
+    @functools.cache  # tensors that share a storage share its check, which is made once
+    def make_check(name: str) -> Callable[[int, memoryview | None], bool] | None:
+        member = members[name]
+        return archive.make_crc_check(member) if member.checks else None
+
     def locate(storage: PickledStorage, key: str) -> StorageLocation:
         member = members.get(f"{root}data/{storage.key}")
         if member is None:
             raise damaged(file.path, f"its storage {shorten(storage.key)} isn't in the archive", key=key)
         if member.deflated:
             raise refused(file.path, "its storage is compressed, as PyTorch never does", key=key)
-        return StorageLocation(member.offset, member.size, member.checks)
+        return StorageLocation(member.offset, member.size, member.checks, make_check(member.name))
 
     return build_index(
         file, tree, locate, swapped=swapped, metadata_by_key=_read_metadata(archive, root), limits=limits

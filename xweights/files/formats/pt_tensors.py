@@ -27,11 +27,15 @@ _DEPTH = 100
 
 @dataclass(frozen=True, slots=True)
 class StorageLocation:
-    """The location of a storage's bytes in a file. ``checks`` are the offsets of CRC-32 checksums over them."""
+    """The location of a storage's bytes in a file.
+
+    ``checks`` are the offsets of CRC-32 checksums over them, ``verify`` checks the bytes before the first is used.
+    """
 
     offset: int
     size: int
     checks: tuple[int, ...] = ()
+    verify: Callable[[int, memoryview | None], bool] | None = None
 
 
 # (storage, name of the tensor that refers to it) -> its location; raises if there is none.
@@ -217,7 +221,8 @@ def _make_record(
     offset = location.offset + tensor.offset * dtype.itemsize
     strides = None if plain else tensor.strides
     end = location.offset + location.size
-    data = ByteRange(file, offset, swapped and dtype.itemsize > 1, strides, location.checks, location.offset, end)
+    swapped = swapped and dtype.itemsize > 1
+    data = ByteRange(file, offset, swapped, strides, location.checks, location.offset, end, location.verify)
     return Record(key, dtype, tensor.shape, parse_metadata(path, metadata, key, tensor.shape, dtype), data)
 
 

@@ -129,6 +129,8 @@ def _read_index(file: OpenFile, limits: Limits) -> tuple[dict[str, Any], dict[st
     weight_map = parsed.get("weight_map")
     if not isinstance(weight_map, dict):
         raise damaged(file.path, "its index has no weight_map")
+    if not weight_map:
+        raise damaged(file.path, "its index lists nothing: its weight_map is empty")
     metadata = parsed.get("metadata", {})
     texts = metadata if isinstance(metadata, dict) else {}
     return weight_map, {key: value for key, value in texts.items() if isinstance(value, str)}
@@ -171,7 +173,9 @@ def write(
     """Write arrays as a sharded safetensors checkpoint whose index is ``path``."""
     path = _find_place(path)
     folder, stem = os.path.dirname(path), os.path.basename(path).removesuffix(ENDING)
-    groups = _group_by_size(arrays, shard_bytes) if arrays else []
+    if not arrays:
+        raise refused(path, "there is nothing to save, and an index lists at least one array", fix="use .safetensors")
+    groups = _group_by_size(arrays, shard_bytes)
     # The names that others give to shards, so that those who look for them by name find what the index says.
     names = [f"{stem}-{n + 1:05}-of-{len(groups):05}.safetensors" for n in range(len(groups))]
     _remove_litter(path, _list_shards(path))

@@ -36,10 +36,13 @@ class Member:
 
 
 class Archive:
-    """An open zip file."""
+    """An open zip file.
 
-    def __init__(self, file: OpenFile, limits: Limits) -> None:
-        self.file, self.limits = file, limits
+    ``may_lack_sums``: a CRC-32 of 0 says nothing, as in files of ``torch.serialization.set_crc32_options(False)``.
+    """
+
+    def __init__(self, file: OpenFile, limits: Limits, *, may_lack_sums: bool = False) -> None:
+        self.file, self.limits, self.may_lack_sums = file, limits, may_lack_sums
         self.members: dict[str, Member] = {}
         try:
             with zipfile.ZipFile(Window(file)) as archive:
@@ -102,6 +105,8 @@ class Archive:
             end = offset + info.compress_size
             signed = self.file.read(end, 4, key=name) == b"PK\x07\x08"
             checks.append(end + 4 * signed)
+        if self.may_lack_sums and not info.CRC:
+            checks = []  # and it stays so when the member is edited
         metadata = _find_extra(info.extra)
         return Member(name, info.file_size, info.compress_size, offset, deflated, info.CRC, tuple(checks), metadata)
 
@@ -137,7 +142,7 @@ class Archive:
                 raise damaged(self.file.path, f"it has more than the {member.size:,} bytes it claims", key=member.name)
         if done < wanted:
             raise damaged(self.file.path, f"it has {done:,} of the {member.size:,} bytes it claims", key=member.name)
-        if crc != member.crc:
+        if crc != member.crc and member.checks:
             raise damaged(self.file.path, "its CRC-32 is wrong: its bytes have changed", key=member.name)
 
     def make_crc_check(self, member: Member) -> Callable[[int, memoryview | None], bool]:
