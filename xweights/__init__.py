@@ -19,10 +19,12 @@ __version__ = "0.1.0"
 _TABLE = {
     "core.parameter": "Parameter",
     "core.params": "Params",
+    "core.parts": "Part",
     "core.registry": "backends",
     "core.selection": "layer native role trainable Where",
     "edit.apply": "apply",
     "edit.bind": "bind Bound",
+    "edit.load_report": "LoadReport",
     "edit.read": "get_params parameters",
     "edit.undo": "Snapshot snapshot transaction",
     "edit.verbs": (
@@ -36,7 +38,7 @@ _TABLE = {
         "UseBindError WriteError XweightsError"
     ),
     "files.edit.edit": "edit_file EditReport",
-    "files.load": "Checkpoint load",
+    "files.load": "Checkpoint load parts",
     "files.save": "convert save",
     "inspection.checksum": "checksum",
     "inspection.diff": "diff equal",
@@ -85,7 +87,7 @@ _HOME = {
 __all__ = sorted(_HOME)  # noqa: PLE0605 - a list, made of the table
 
 former_paths.install()
-openers.register_opener(lambda path: import_module("xweights.files.load").open_path(path))
+openers.register_opener(lambda path, **options: import_module("xweights.files.load").load(path, **options))
 
 
 def __getattr__(name: str) -> Any:

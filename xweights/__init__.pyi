@@ -2,6 +2,7 @@
 
 from xweights.core.parameter import Parameter as Parameter
 from xweights.core.params import Params as Params
+from xweights.core.parts import Part as Part
 from xweights.core.registry import backends as backends
 from xweights.core.selection import Where as Where
 from xweights.core.selection import layer as layer
@@ -11,6 +12,7 @@ from xweights.core.selection import trainable as trainable
 from xweights.edit.apply import apply as apply
 from xweights.edit.bind import Bound as Bound
 from xweights.edit.bind import bind as bind
+from xweights.edit.load_report import LoadReport as LoadReport
 from xweights.edit.read import get_params as get_params
 from xweights.edit.read import parameters as parameters
 from xweights.edit.undo import Snapshot as Snapshot
@@ -57,6 +59,7 @@ from xweights.files.edit.edit import EditReport as EditReport
 from xweights.files.edit.edit import edit_file as edit_file
 from xweights.files.load import Checkpoint as Checkpoint
 from xweights.files.load import load as load
+from xweights.files.load import parts as parts
 from xweights.files.save import convert as convert
 from xweights.files.save import save as save
 from xweights.inspection.checksum import checksum as checksum
@@ -167,6 +170,7 @@ __all__ = [
     "Init",
     "Keep",
     "LayoutError",
+    "LoadReport",
     "Mask",
     "MaxNorm",
     "Multipliers",
@@ -179,6 +183,7 @@ __all__ = [
     "OptimizerState",
     "Parameter",
     "Params",
+    "Part",
     "Pattern",
     "Penalty",
     "Polynomial",
@@ -246,6 +251,7 @@ __all__ = [
     "non_negative",
     "optimizer_state",
     "parameters",
+    "parts",
     "penalty",
     "plan_port",
     "plot",

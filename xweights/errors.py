@@ -147,6 +147,10 @@ class BackendBrokenError(BackendMissingError):
 _combined: dict[tuple[type[XweightsError], ...], type[XweightsError]] = {}
 
 
+# An error is read at a terminal, above a traceback that has pushed everything else out of sight.
+_MOST_LINES, _MOST_FIXES = 40, 6
+
+
 class Problems:
     """A collection of everything wrong with a call, to be raised as one error.
 
@@ -168,6 +172,11 @@ class Problems:
         if fix is not None and fix not in self._fixes:
             self._fixes.append(fix)
 
+    def extend(self, others: Problems) -> None:
+        """Add the problems of another collection."""
+        self._found += others._found
+        self._fixes += [fix for fix in others._fixes if fix not in self._fixes]
+
     def check(self) -> None:
         """Raise everything found so far, or do nothing."""
         if self._found:
@@ -175,16 +184,29 @@ class Problems:
 
     def throw(self) -> NoReturn:
         """Raise everything found so far as one error: equal problems once, every fix once and last."""
-        lines, fixes = [self.headline], list(self._fixes)
+        fixes, shown = list(self._fixes), list[list[str]]()
         for text, count in Counter(text for _, text in self._found).items():
             first, *rest = text.splitlines()
-            lines.append(f"  - {first}" + (f" ({count} times)" if count > 1 else ""))
+            lines = [f"  - {first}" + (f" ({count} times)" if count > 1 else "")]
             for line in rest:
                 if line.startswith("Fix: "):
                     fixes.append(line.removeprefix("Fix: "))
                 else:
                     lines.append(f"    {line}")
-        lines.extend(f"Fix: {fix}" for fix in dict.fromkeys(fixes))
+            shown.append(lines)
+        fixes = [f"Fix: {fix}" for fix in dict.fromkeys(fixes)][:_MOST_FIXES]
+        lines = [*self.headline.splitlines()]
+        room = _MOST_LINES - len(lines) - sum(len(fix.splitlines()) for fix in fixes) - 1
+        listed = 0
+        for problem in shown:
+            if listed and len(problem) > room - (listed + 1 < len(shown)):
+                break
+            room -= len(problem)
+            lines += problem
+            listed += 1
+        if listed < len(shown):
+            lines.append(f"  ... and {len(shown) - listed:,} more")
+        lines += fixes
         raise combine_kinds(tuple(dict.fromkeys(kind for kind, _ in self._found)))("\n".join(lines))
 
 

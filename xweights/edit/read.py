@@ -87,7 +87,15 @@ def neutral_view(parameter: Parameter) -> Array:
 
 def open_for_reading(target: Any, where: WhereLike, *, fix: str = "look before or after the step") -> list[Parameter]:
     """Return the selected parameters, whose values can be read; raise TraceError inside a compiled step."""
+    return select_for_reading(target, where, fix=fix)[0]
+
+
+def select_for_reading(
+    target: Any, where: WhereLike, *, fix: str = "look before or after the step"
+) -> tuple[list[Parameter], list[Parameter]]:
+    """Return the selected parameters as :func:`open_for_reading` does, and all of them."""
     refused = TraceError(f"values can't be read on the host inside a compiled step\nFix: {fix}")
-    chosen = select(open_eagerly(target, refused), where)
+    everything = open_eagerly(target, refused)
+    chosen = select(everything, where)
     check_readable(chosen)
-    return chosen
+    return chosen, everything

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, ValuesView
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from xweights.core import hold_registry
-from xweights.core.backend import FileLayout
 from xweights.core.casting import cast_exactly, check_finite
-from xweights.core.dtypes import COUNTERS, Array
+from xweights.core.dtypes import Array
 from xweights.core.layout import LayoutName
-from xweights.core.mappings import flatten_mapping, last_part
-from xweights.core.names import NameIndex, Names, find_named, renamer
+from xweights.core.names import Names
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
-from xweights.core.registry import backend_for
 from xweights.core.selection import WhereLike, select
-from xweights.core.targets import is_path, open_target
+from xweights.core.targets import open_target
 from xweights.core.values import fit_value, host_array
+from xweights.edit.find_values import check_tied, find_values
 from xweights.edit.guards import copy_aliased, defer_interrupts, enter_guards, order_fallible_first, undo_on_error
+from xweights.edit.load_report import LoadReport
+from xweights.edit.pairing import Pair
 from xweights.edit.stream import StreamedValue
-from xweights.errors import (
-    ArgumentError,
-    Problems,
-    SelectionError,
-    ShapeError,
-    WriteError,
-    XweightsError,
-    got_expected,
-    near,
-)
+from xweights.errors import ArgumentError, LayoutError, Problems, ShapeError, WriteError, XweightsError
 
 
 def set_params(
@@ -44,8 +34,13 @@ def set_params(
     cast: bool = False,
     allow_nonfinite: bool = False,
     names: Names | None = None,
-) -> None:
+    part: str | None = None,
+    mismatched: Literal["error", "skip"] = "error",
+) -> LoadReport:
     """Write values into a target in place; everything is checked first, and nothing is written unless all of it fits.
+
+    A file may be whatever a training script saved: a state dict beside an optimizer, under the prefixes of wrappers, of
+    the model that the target is a part of, or of a part of the target. Names decide; shapes are checked.
 
     Args:
         target: Model, layer, module, variable, mapping of arrays, or a list of these.
@@ -55,50 +50,67 @@ def set_params(
         where: Which parameters are meant. Default: all.
         layout: The axis order of values without axis names: "neutral" or "native". Default: neutral; a file without
             axis names has no default where the order matters.
-        strict: True wants a value for each selected parameter; False takes a subset. An unknown key is always an error.
+        strict: True wants a value for each selected parameter; False takes a subset. An unknown key of a mapping is
+            always an error; what a file has beyond the target is listed in the report.
         cast: True rounds to the parameter's dtype; False accepts another dtype only if no value changes.
         allow_nonfinite: True accepts NaN and infinity.
         names: ``{"0/*": "dense/0/*"}`` where the names of target and values differ (target glob: values' glob).
+        part: Which part of a training run's file (``"model"``, ``"ema"``). Default: the one whose names fit.
+        mismatched: "skip" leaves out values of another shape, and lists them in the report.
+
+    Returns:
+        What was taken, and what was left in the file and in the model.
 
     Exact: the same bits. The caller's arrays are never aliased; optimizer state is not touched.
-    Raises SelectionError (missing, unknown), ShapeError, DtypeError, NonfiniteError, LayoutError, WriteError: all that
-    is wrong at once, as one error that is of each of these kinds.
+    Raises SelectionError (missing, unknown, two parts or prefixes that fit), ShapeError, DtypeError, NonfiniteError,
+    LayoutError, WriteError: all that is wrong at once, as one error that is of each of these kinds.
 
     Example:
         >>> import numpy as np, xweights as xw
-        >>> w = {"b": np.zeros(2)}; xw.set_params(w, {"b": [1.0, 2.0]}); w["b"]
+        >>> w = {"b": np.zeros(2)}; report = xw.set_params(w, {"b": [1.0, 2.0]}); w["b"]
         array([1., 2.])
     """
     if layout not in (None, "neutral", "native"):
         raise ArgumentError(f'layout= is "neutral" or "native"\ngot: {layout!r}')
+    if mismatched not in ("error", "skip"):
+        raise ArgumentError(f'mismatched= is "error" or "skip"\ngot: {mismatched!r}')
     everything = open_target(target)
     chosen = select(everything, where)
     hold_registry.check(chosen)
     problems = Problems("set_params can't write these values, and nothing was changed")
-    opened = _open_values(values, target)
-    pairs = _match(opened, chosen, everything, strict, renamer(names), problems)
-    order = values.layout if isinstance(values, Params) else layout or "neutral"
+    found = find_values(target, values, chosen, everything, strict=strict, names=names, part=part, problems=problems)
+    order = values.layout if isinstance(values, Params) else layout
+    by_identity = {p.identity(): p for p in chosen}
     writes: list[tuple[Parameter, Array]] = []
     sources: list[StreamedValue] = []
-    axes = values.axes if isinstance(values, Params) else {}
-    gates = values.gates if isinstance(values, Params) else {}
-    for p, key, value in pairs:
+    skipped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    taken: dict[str, tuple[str, ...]] = {}
+    for pair in found.pairs:
+        p = by_identity.get(pair.parameter.identity(), pair.parameter)
         reason = p.refusal(writing=True)
         if reason is not None:
             problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
             continue
         try:
-            if isinstance(value, Parameter):
-                source = StreamedValue(value, p, layout)
+            value = pair.values[0]
+            if isinstance(value, Parameter) and pair.combine is None:
+                source = StreamedValue(value, p, order)
                 source.check(cast=cast, allow_nonfinite=allow_nonfinite)
                 sources.append(source)
-                continue
-            array = fit_value(value, p, order, axes=axes.get(key or ""), gates=gates.get(key or ""))
-            if array.dtype != p.dtype:
-                array = cast_exactly(array, p.dtype, what=repr(p.name), cast=cast)
-            if not allow_nonfinite:
-                check_finite(array, repr(p.name))
-            writes.append((p, array))
+            else:
+                array = _fit(pair, p, order, values)
+                if array.dtype != p.dtype:
+                    array = cast_exactly(array, p.dtype, what=repr(p.name), cast=cast)
+                if not allow_nonfinite:
+                    check_finite(array, repr(p.name))
+                writes.append((p, array))
+            check_tied(pair, problems)
+            taken[p.name] = pair.keys
+        except ShapeError as wrong:
+            if mismatched == "skip":
+                skipped[p.name] = (_shape_of(pair.values[0]), p.shape if order != "native" else p.layout.stored)
+            else:
+                problems.add(ShapeError, str(wrong), fix='mismatched="skip" to leave them out')
         except XweightsError as wrong:
             problems.add(type(wrong), str(wrong))
     problems.check()
@@ -106,108 +118,37 @@ def set_params(
     arrays = copy_aliased(written, [(array,) for _, array in writes])
     # A source that may still fail makes all writes fallible: it would fail between them.
     unsure = any(source.fallible for source in sources)
-    risky = [p for p in [*written, *(source.p for source in sources)] if unsure or p.storage.fallible]
-    with defer_interrupts(), enter_guards(chosen), undo_on_error(risky):
+    targets = [*written, *(source.p for source in sources)]
+    risky = [p for p in targets if unsure or p.storage.fallible]
+    with defer_interrupts(), enter_guards([*chosen, *targets]), undo_on_error(risky):
         for position in order_fallible_first(written):
             written[position].write(arrays[position][0])
         for source in sorted(sources, key=lambda source: not source.p.storage.fallible):
             source.write(cast)
     hold_registry.reapply(chosen)
+    return found.report(taken, skipped)
 
 
-class _Lazy(dict[str, Parameter]):
-    """The parameters of a file by name, to be read one at a time."""
-
-
-def _open_values(values: Any, target: Any) -> Any:
-    """Return the values of a file as its parameters, by every name that the target may use for them."""
-    if not is_path(values) and not hasattr(type(values), "__xweights_parameters__"):
-        return values
-    by_name = _Lazy()
-    layout = None if isinstance(target, (Mapping, list, tuple, Parameter)) else backend_for(target)
-    homes: dict[str, Any] = dict(layout.file_layout(target)) if isinstance(layout, FileLayout) else {}
-    for p in open_target(values):
-        home = homes.get(p.name)
-        if isinstance(home, Parameter):
-            # The framework itself keeps this parameter here, so it is stored in the framework's layout.
-            same = p.layout.stored == home.layout.stored
-            by_name[home.name] = p.replace(layout=home.layout) if same else p
-            continue
-        for name in (p.name, *p.aliases):
-            by_name[name] = p
-    return by_name
-
-
-def _match(
-    values: Any,
-    chosen: Sequence[Parameter],
-    everything: Sequence[Parameter],
-    strict: bool,
-    rename: Any,
-    problems: Problems,
-) -> list[tuple[Parameter, str | None, Any]]:
-    if not isinstance(values, (Mapping, list, tuple, ValuesView, Iterator)):
-        raise ArgumentError(f"values= is a mapping by name, Params, a list or a file\ngot: {type(values).__name__}")
-    if not isinstance(values, Mapping):
-        listed = list(values)
-        if len(listed) != len(chosen):
-            problems.add(
-                ShapeError,
-                "a list of values goes by position\n"
-                + got_expected(f"{len(listed)} values", f"{len(chosen)} parameters"),
-                fix="use names, which can't shift",
+def _fit(pair: Pair, p: Parameter, order: LayoutName | None, values: Any) -> Array:
+    """Return the value of a pair in the stored order of its parameter."""
+    if pair.combine is not None:
+        if order != "native" and not p.layout.is_identity:
+            raise LayoutError(
+                f"{p.name!r} is computed from {', '.join(map(repr, pair.keys))}, which are in the framework's own order\n"
+                'Fix: layout="native"'
             )
-            return []
-        return [(p, None, value) for p, value in zip(chosen, listed, strict=True)]
-    flat: Mapping[str, Any] = values if isinstance(values, (Params, _Lazy)) else flatten_mapping(values)
-    by_key: dict[str, Parameter] = {}
-    chosen_ids = {id(p) for p in chosen}
-    by_twin_name: dict[str, list[Parameter]] = {}
-    for p in everything:
-        for name in (p.name, *p.aliases):
-            by_twin_name.setdefault(rename(name), []).append(p)
-    by_native = {} if isinstance(values, Params) else {p.native_name: p for p in everything}
-    index = NameIndex(everything)
-    for key in flat:
-        matches = by_twin_name.get(key, [])
-        try:
-            matches = matches or find_named(key, index)
-        except SelectionError as wrong:
-            problems.add(SelectionError, str(wrong))
-            continue
-        if key in by_native and not any(p is by_native[key] for p in matches):
-            matches = [*matches, by_native[key]]
-        if len(matches) > 1:
-            meant = ", ".join(f"{p.name!r} (native {p.native_name!r})" for p in matches)
-            problems.add(
-                SelectionError, f"{key!r} could mean {len(matches)} parameters\n{meant}", fix="pass Params, or names="
-            )
-        elif not matches:
-            if last_part(key) not in COUNTERS:
-                problems.add(
-                    SelectionError, f"{key!r} is no parameter of the target\n{near(key, [p.name for p in everything])}"
-                )
-        elif id(matches[0]) not in chosen_ids:
-            if strict:
-                problems.add(SelectionError, f"{key!r} is not selected by where=", fix="leave it out, or widen where=")
-        else:
-            by_key[key] = matches[0]
-    pairs: dict[int, tuple[Parameter, str | None, Any]] = {}
-    for key, p in by_key.items():
-        if id(p) in pairs:
-            first = pairs[id(p)][1]
-            if flat[str(first)] is flat[key]:
-                continue
-            if not np.array_equal(host_array(flat[str(first)]), host_array(flat[key]), equal_nan=True):
-                problems.add(SelectionError, f"{first!r} and {key!r} are one tied parameter, and their values differ")
-        else:
-            pairs[id(p)] = (p, key, flat[key])
-    if strict:
-        for p in chosen:
-            if id(p) not in pairs and p.role not in COUNTERS:
-                problems.add(
-                    SelectionError,
-                    f"there is no value for {p.name!r} {p.shape}\n{near(p.name, flat)}",
-                    fix="strict=False to write a subset",
-                )
-    return [pairs[id(p)] for p in chosen if id(p) in pairs]
+        arrays = [v.read() if isinstance(v, Parameter) else host_array(v, what=repr(p.name)) for v in pair.values]
+        return fit_value(pair.combine(arrays), p, "native", axes=None, gates=None)
+    if order is None and pair.native and not p.layout.is_identity:
+        raise LayoutError(
+            f"{pair.keys[0]!r} is a name of the framework's own, and {p.name!r} isn't stored in neutral order\n"
+            'Fix: layout="native" for values of the framework\'s own, layout="neutral" for Keras\' order'
+        )
+    axes = values.axes if isinstance(values, Params) else {}
+    gates = values.gates if isinstance(values, Params) else {}
+    key = pair.keys[0] if pair.keys else ""
+    return fit_value(pair.values[0], p, order or "neutral", axes=axes.get(key), gates=gates.get(key))
+
+
+def _shape_of(value: Any) -> tuple[int, ...]:
+    return value.shape if isinstance(value, Parameter) else tuple(np.shape(value))

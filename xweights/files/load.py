@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Self
 
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
+from xweights.core.parts import Part, find_parts, show_parts
 from xweights.core.protocols import BaseStorage
-from xweights.errors import ArgumentError, SelectionError, WriteError, near
+from xweights.errors import (
+    ArgumentError,
+    RefusedFileError,
+    SelectionError,
+    WriteError,
+    XweightsError,
+    combine_kinds,
+    near,
+)
 from xweights.files.formats import table
+from xweights.files.formats.pt_tensors import merge_aliases
 from xweights.files.io.limits import Limits
-from xweights.files.io.open_file import OpenFile
+from xweights.files.io.metadata import ArrayMetadata
+from xweights.files.io.open_file import OpenFile, damaged, refused
 from xweights.files.io.records import ByteRange, Index, Record
 
 _READ_ONLY = "it is in a file\nFix: xweights.edit_file(path, rule, where=...), or get_params and save"
@@ -83,11 +95,15 @@ class Checkpoint:
     Only the index has been read; each array is read when it is asked for, and not kept. The file stays open, so it may
     be replaced meanwhile and is still read as it was. Close it with :meth:`close`, or use it as a context manager.
 
+    The file of a training run has several parts (a model, its average, an optimizer's state). It stands for the one
+    that holds weights; if there are several, for the one that ``load(path, part=...)`` names.
+
     Attributes:
         path: Where the file is.
         format: "safetensors", "npz", ...
+        part: The part that was asked for, or None.
         metadata: Other texts in the file, by name.
-        ignored: Keys of its contents that are no weights and were left out.
+        ignored: Keys of its contents that are no arrays and were left out.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -95,20 +111,49 @@ class Checkpoint:
         <Checkpoint 'w.safetensors' (safetensors): 1 array, 48 bytes>
     """
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, part: str | None = None) -> None:
         self._index = index
-        self.path, self.format = index.path, index.format
+        self.path, self.format, self.part = index.path, index.format, part
         self.metadata, self.ignored = dict(index.metadata), tuple(index.ignored)
-        self._parameters = [_make_parameter(record) for record in _check_names(index)]
+        self._parts = [_make_part(index, found) for found in _find_parts(index)]
+        if part is not None:
+            self._chosen()
 
     def __xweights_parameters__(self) -> list[Parameter]:
         """Return the parameters; any object with this method is a target."""
         return list(self._parameters)
 
+    def __xweights_parts__(self) -> list[Part]:
+        """Return all parts; their arrays are Parameters."""
+        return list(self._parts)
+
+    @property
+    def parts(self) -> list[Part]:
+        """All parts of the file: see :func:`xweights.parts`."""
+        return list(self._parts)
+
+    def _chosen(self) -> Part:
+        if self.part is None:
+            candidates = [found for found in self._parts if found.kind == "weights"]
+        else:
+            candidates = [found for found in self._parts if found.name == self.part]
+            candidates = candidates or [
+                found for found in self._parts if self.part in (*_ends_of(found.name.split("/")),)
+            ]
+        if len(candidates) == 1:
+            return candidates[0]
+        if not self._parts:
+            return Part("", "weights", {})
+        raise _part_error(self, candidates)
+
+    @property
+    def _parameters(self) -> list[Parameter]:
+        return list(dict.fromkeys(self._chosen().arrays.values()))
+
     def __getitem__(self, name: str) -> Array:
         """Return one array in neutral order, by its neutral name or by its key in the file."""
         for p in self._parameters:
-            if name in (p.name, p.native_name, p.handle.key, *p.aliases):
+            if name in (p.name, p.native_name, p.handle.key, *p.aliases, *p.handle.metadata.native_aliases):
                 return p.layout.to_neutral(p.handle.read())
         names = [p.name for p in self._parameters]
         raise SelectionError(f"{self.path!r} has no array {name!r}\n{near(name, names)}")
@@ -129,6 +174,11 @@ class Checkpoint:
         """The open files: one, or an index and its shards."""
         return list(self._index.files)
 
+    @property
+    def records(self) -> list[Record]:
+        """The records of all arrays in the file, those of other parts included."""
+        return list(self._index.records)
+
     def close(self) -> None:
         """Close the file; its arrays can't be read afterwards."""
         self._index.close()
@@ -140,19 +190,29 @@ class Checkpoint:
         self.close()
 
     def __repr__(self) -> str:
-        count = len(self)
-        left_out = f", {len(self.ignored)} other things left out" if self.ignored else ""
         name = os.path.basename(self.path)
+        left_out = f", {len(self.ignored)} other things left out" if self.ignored else ""
+        try:
+            chosen = self._chosen()
+        except SelectionError:
+            count = len(self._parts)
+            return f"<Checkpoint {name!r} ({self.format}): {count} parts, none chosen{left_out}>\n{show_parts(self._parts)}"
+        count = len(self)
+        of_part = f"{chosen.name}: " if chosen.name else ""
+        others = f", {len(self._parts) - 1} other parts" if len(self._parts) > 1 else ""
         return (
-            f"<Checkpoint {name!r} ({self.format}): {count} array{'s' * (count != 1)}, {self.nbytes:,} bytes{left_out}>"
+            f"<Checkpoint {name!r} ({self.format}): {of_part}{count} array{'s' * (count != 1)}, {self.nbytes:,} bytes"
+            f"{others}{left_out}>"
         )
 
 
-def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Checkpoint:
+def load(path: str | os.PathLike[str], *, part: str | None = None, max_bytes: int | None = None) -> Checkpoint:
     """Open a file of weights as a target. Nothing but its index is read, and nothing in it is ever executed.
 
     Args:
         path: A file; its ending determines the format.
+        part: Which part of a training run's file is meant (``"model"``, ``"ema"``): see :func:`xweights.parts`.
+            Default: the one that holds weights; if there are several, whoever reads it asks for one.
         max_bytes: The largest size of one array in memory, and of compressed data when unpacked. Default: plain data
             may be as large as the file, compressed data 64 times as large as it is in the file (or 256 MiB).
 
@@ -160,6 +220,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Check
         DamagedFileError: the file breaks the rules of its format.
         RefusedFileError: it contains data that is never loaded, or more than ``max_bytes``.
         FileAccessError: it can't be opened.
+        SelectionError: it has no part of that name.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -168,23 +229,87 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Check
     """
     if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 0):
         raise ArgumentError(f"max_bytes= is a whole number >= 0\ngot: {max_bytes!r}")
-    return Checkpoint(table.read(os.fspath(path), Limits(max_bytes)))
+    return Checkpoint(table.read(os.fspath(path), Limits(max_bytes)), part)
 
 
-def open_path(path: Any) -> list[Parameter]:
-    """Return the parameters of a file: what `xweights.core.openers` is told to call."""
-    return load(path).__xweights_parameters__()
+def parts(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> list[Part]:
+    """Return the parts of a file: a model, its average, an optimizer's state, random states.
+
+    They are told apart by what they contain: dotted names and the names that layers give their arrays for weights,
+    slots for each parameter for an optimizer.
+
+    Args:
+        path: A file that :func:`xweights.load` reads.
+        max_bytes: As for :func:`xweights.load`.
+
+    Raises the errors of :func:`xweights.load`.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> xw.save({"b": np.ones(2)}, "w.npz"); xw.parts("w.npz")
+        [<Part '': weights, 1 array, 2 entries>]
+    """
+    return load(path, max_bytes=max_bytes).parts
 
 
-def _check_names(index: Index) -> Iterator[Record]:
+def _ends_of(words: list[str]) -> Iterator[str]:
+    """Yield the shorter names of a part: its beginning or its end, as far as one word."""
+    for cut in range(1, len(words)):
+        yield "/".join(words[:cut])
+        yield "/".join(words[cut:])
+
+
+def _part_error(checkpoint: Checkpoint, candidates: list[Part]) -> XweightsError:
+    """Return the error for a file in which no part, or more than one, is meant."""
+    weights = [found for found in checkpoint.parts if found.kind == "weights"]
+    if checkpoint.part is None:
+        reason = f"it has {len(weights)} parts that hold weights" if weights else "it has no part that holds weights"
+        fix = f"part={weights[0].name!r}, or xweights.load(path, part={weights[0].name!r})" if weights else None
+    else:
+        many = "no part" if not candidates else f"{len(candidates)} parts"
+        reason = f"it has {many} of the name {checkpoint.part!r}"
+        fix = f"part={weights[0].name!r}" if weights else None
+    shown = "\n".join(f"  {line}" for line in show_parts(checkpoint.parts).splitlines())
+    error = refused(checkpoint.path, f"{reason}\n{shown}", fix=fix)
+    kind = combine_kinds((RefusedFileError, SelectionError))
+    both: Any = kind(str(error))
+    both.path, both.key, both.reason = error.path, error.key, error.reason
+    return both  # type: ignore[no-any-return]
+
+
+def _find_parts(index: Index) -> list[Part]:
+    if index.tree is None:
+        return [Part("", "weights", {record.key: record for record in index.records})]
+    return find_parts(index.tree)
+
+
+def _make_part(index: Index, part: Part) -> Part:
+    """Return a part with Parameters in the place of records, under their names inside of it."""
+    records = list(part.arrays.values())
+    if index.tree is not None:
+        renamed = [record if record.key == name else _rename(record, name) for name, record in part.arrays.items()]
+        records = merge_aliases(renamed)
+    arrays: dict[str, Any] = {}
+    for record in _check_names(index.path, records):
+        parameter = _make_parameter(record)
+        for name in dict.fromkeys((record.key_in_part, *record.metadata.aliases, *record.metadata.native_aliases)):
+            arrays.setdefault(name, parameter)
+    return Part(part.name, part.kind, arrays)
+
+
+def _rename(record: Record, name: str) -> Record:
+    """Return a record under its name inside of a part."""
+    plain = ArrayMetadata.plain(name, record.shape, record.dtype)
+    return replace(record, inner=name, metadata=plain if record.metadata.name == record.key else record.metadata)
+
+
+def _check_names(path: str, records: Iterable[Record]) -> Iterator[Record]:
     """Yield the records; raise if two of them have the same neutral name."""
     seen: dict[str, str] = {}
-    for record in index.records:
+    for record in records:
         for name in (record.metadata.name, *record.metadata.aliases):
             if name in seen:
-                from xweights.files.io.open_file import damaged
-
-                raise damaged(index.path, f"it has the name {name!r}, as has {seen[name]!r}", key=record.key)
+                raise damaged(path, f"it has the name {name!r}, as has {seen[name]!r}", key=record.key)
             seen[name] = record.key
         yield record
 
@@ -193,7 +318,7 @@ def _make_parameter(record: Record) -> Parameter:
     metadata = record.metadata
     return Parameter(
         name=metadata.name,
-        native_name=metadata.native or record.key,
+        native_name=metadata.native or record.key_in_part,
         role=metadata.role,
         layer=metadata.layer,
         layout=metadata.layout,

@@ -96,7 +96,7 @@ def array_to_write(
     array of a file that keeps its key keeps those that it has there.
     """
     dtype = to_native_byteorder(p.dtype)
-    if isinstance(p.handle, Record) and key == p.handle.key:
+    if isinstance(p.handle, Record) and key == p.handle.key_in_part:
         aliases = p.handle.metadata.native_aliases
     return ArrayToWrite(
         p.name if key is None else key,

@@ -27,13 +27,22 @@ class DataLocation(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """An array in a file. ``dtype`` has this machine's byte order; ``location`` has the file's."""
+    """An array in a file. ``dtype`` has this machine's byte order; ``location`` has the file's.
+
+    ``inner`` is its key inside of the part of the file that it belongs to, if that isn't the whole file.
+    """
 
     key: str
     dtype: np.dtype[Any]
     shape: Shape
     metadata: ArrayMetadata
     location: DataLocation
+    inner: str | None = None
+
+    @property
+    def key_in_part(self) -> str:
+        """Its key, as a file of this part alone would have it."""
+        return self.key if self.inner is None else self.inner
 
     @property
     def size(self) -> int:

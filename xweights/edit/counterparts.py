@@ -1,0 +1,102 @@
+"""Find the counterparts of a target's parameters in a file or a state dict, as parameters of the same layout."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xweights.core.dtypes import COUNTERS, Array
+from xweights.core.mappings import last_part
+from xweights.core.numpy_backend import NumpyStorage
+from xweights.core.openers import HasParts
+from xweights.core.parameter import Parameter
+from xweights.core.params import Params
+from xweights.core.parts import Part
+from xweights.core.targets import is_path, open_target
+from xweights.edit.find_values import Candidate, left_over, missing, open_name, open_sources, source_of_part, try_part
+from xweights.edit.pairing import Pair, nothing_fits, refuse_foreign
+
+
+@dataclass(frozen=True, eq=False)
+class Counterparts:
+    """The parameters of a target with their counterparts in a source, and what only one side has.
+
+    ``pairs`` are in the target's order; a parametrization's inputs stand for the parameter that is computed from them.
+    """
+
+    pairs: list[tuple[Parameter, Parameter]]
+    only_target: list[Parameter]
+    only_source: dict[str, Parameter]
+
+
+def is_source(target: Any) -> bool:
+    """Return whether a target is a file or a plain mapping, whose names may be a framework's own."""
+    if isinstance(target, Params):
+        return False
+    return is_path(target) or isinstance(target, (Mapping, HasParts))
+
+
+def find_counterparts(target: Any, source: Any, everything: Sequence[Parameter]) -> Counterparts | None:
+    """Return the counterparts of a target's parameters in a source, by neutral names or a framework's own.
+
+    Returns None for a source that has the names of another model. Raises SelectionError if two parts of the source, or
+    two prefixes, fit.
+    """
+    opened = open_sources(source, target, None)
+    candidates: list[Candidate]
+    others: list[Part]
+    if opened is None or isinstance(source, Mapping):
+        arrays = {name: p for p in open_target(source) for name in (p.name, *p.aliases)}
+        part = Part("", "weights", arrays)
+        candidates, others = [(part, source_of_part(part, target, source))], []
+    else:
+        candidates, others = opened
+    pairings, _, values = try_part(candidates, others, target, everything, None, open_name(source))
+    if is_source(target):
+        # Of two files, a prefix that one of them has is a difference: no model says which names are meant.
+        pairings = [found for found in pairings if not found.reading.source and not found.reading.target]
+    if nothing_fits(values, everything, pairings):
+        return None
+    refuse_foreign(values, everything, pairings)
+    pairing = pairings[0]
+    covered = pairing.covered()
+    only_source = {
+        key: values.native.get(key, values.neutral.get(key))
+        for key, reason in left_over(pairing, values).items()
+        if reason is None and last_part(key) not in COUNTERS
+    }
+    names = missing(pairing, [p for p in everything if not p.hidden])
+    return Counterparts(
+        [(found.parameter, _as_parameter(found)) for found in pairing.pairs],
+        [p for p in everything if p.identity() not in covered and names.get(p.name, "") is None],
+        only_source,
+    )
+
+
+def _as_parameter(pair: Pair) -> Parameter:
+    """Return the value of a pair as a parameter, in the layout of the target's one if it is stored alike."""
+    p, value = pair.parameter, pair.values[0]
+    if pair.combine is not None:
+        return p.replace(storage=_Combined(), handle=pair, dtype=value.dtype, aliases=())
+    if pair.native and value.axes is None and value.layout.stored == p.layout.stored:
+        same: Parameter = value.replace(layout=p.layout, gates=p.gates)
+        return same
+    found: Parameter = value
+    return found
+
+
+class _Combined(NumpyStorage):
+    """Storage of an array that is computed from several of a file, at each read."""
+
+    fresh = True
+
+    def identity(self, handle: Pair) -> Hashable:
+        return id(handle)
+
+    def refusal(self, handle: Pair, *, writing: bool) -> str | None:
+        return "it is computed from arrays of a file" if writing else None
+
+    def read(self, handle: Pair) -> Array:
+        assert handle.combine is not None
+        return handle.combine([value.read() for value in handle.values])

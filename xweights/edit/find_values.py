@@ -1,0 +1,396 @@
+"""Find the values for a target's parameters in whatever a user passes: a list, a mapping, a file of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, ValuesView
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from xweights.core.backend import FileLayout
+from xweights.core.dtypes import COUNTERS
+from xweights.core.mappings import flatten_mapping, last_part
+from xweights.core.names import NameIndex, Names, find_named, renamer
+from xweights.core.openers import HasParts, open_file
+from xweights.core.parameter import Parameter
+from xweights.core.params import Params
+from xweights.core.parts import Part, find_parts, is_run, show_parts
+from xweights.core.readings import Reading
+from xweights.core.registry import backend_for
+from xweights.core.targets import is_path, open_target
+from xweights.core.values import host_array
+from xweights.edit.load_report import LoadReport
+from xweights.edit.pairing import Pair, Pairing, Source, pair, refuse_foreign
+from xweights.errors import ArgumentError, Problems, SelectionError, ShapeError, got_expected, near
+
+_PLAIN = Reading((), (), {})
+_SHOWN = 8
+
+
+@dataclass
+class FoundValues:
+    """The values for the selected parameters, and what was left over."""
+
+    pairs: list[Pair]
+    source: str = "values"
+    part: str = ""
+    reading: Reading = _PLAIN
+    left: dict[str, str | None] = field(default_factory=dict)
+    missing: dict[str, str | None] = field(default_factory=dict)
+    other_parts: dict[str, str] = field(default_factory=dict)
+
+    def report(
+        self, taken: dict[str, tuple[str, ...]], skipped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    ) -> LoadReport:
+        """Return the report of what was written."""
+        plain = not self.reading.source and not self.reading.target
+        return LoadReport(
+            self.source,
+            self.part,
+            "" if plain else str(self.reading),
+            taken,
+            self.left,
+            self.missing,
+            skipped,
+            self.other_parts,
+        )
+
+
+def find_values(
+    target: Any,
+    values: Any,
+    chosen: Sequence[Parameter],
+    everything: Sequence[Parameter],
+    *,
+    strict: bool,
+    names: Names | None,
+    part: str | None,
+    problems: Problems,
+) -> FoundValues:
+    """Return the values for the selected parameters; add to ``problems`` what is missing, unknown or ambiguous."""
+    candidates = open_sources(values, target, part)
+    if candidates is None:
+        if part is not None:
+            raise ArgumentError("part= names a part of a file, or of a training run's nested mapping")
+        unknown: list[str] = []
+        scratch = Problems(problems.headline)
+        pairs = _match(values, chosen, everything, strict, renamer(names), scratch, unknown)
+        if unknown and not names and not isinstance(values, Params):
+            # Names of wrappers, of tied arrays, or of what a parametrization computes from?
+            flat = flatten_mapping(values)
+            found = _find_in_mapping(Source(flat, flat), target, chosen, everything, strict)
+            if found is not None:
+                return found
+        problems.extend(scratch)
+        return FoundValues(pairs)
+    source = open_name(values)
+    weights, others = candidates
+    pairing, taken_part, values_of_part = choose_part(weights, others, target, everything, names, source)
+    found = FoundValues(
+        _selected(pairing, chosen),
+        source,
+        taken_part,
+        pairing.reading,
+        left_over(pairing, values_of_part),
+        other_parts={p.name: p.kind for p in [*(p for p, _ in weights), *others] if p.name != taken_part},
+    )
+    found.missing = missing(pairing, chosen)
+    unexcused = [name for name, reason in found.missing.items() if reason is None]
+    if strict and unexcused:
+        shown = ", ".join(map(repr, unexcused[:_SHOWN])) + (", ..." if len(unexcused) > _SHOWN else "")
+        reading = f"{pairing.reading}, " if pairing.reading.source or pairing.reading.target else ""
+        problems.add(
+            SelectionError,
+            f"{source} has no value for {len(unexcused):,} of {len(chosen):,} parameters: {shown}\n"
+            f"read:     {reading}{len(pairing.pairs):,} names agree"
+            + (f"\n{near(unexcused[0], found.left)}" if found.left else ""),
+            fix="strict=False to write those that are there, where= to select them, or names= for other names",
+        )
+    return found
+
+
+def check_tied(pair: Pair, problems: Problems) -> None:
+    """Add a problem if two values for one tied parameter differ."""
+    for key, value in pair.same:
+        if value is not pair.values[0] and not _are_equal(pair.values[0], value):
+            problems.add(
+                SelectionError, f"{pair.keys[0]!r} and {key!r} are one tied parameter, and their values differ"
+            )
+
+
+def _are_equal(a: Any, b: Any) -> bool:
+    first, second = (value.read() if isinstance(value, Parameter) else host_array(value) for value in (a, b))
+    return bool(first.shape == second.shape and np.array_equal(first, second, equal_nan=first.dtype.kind in "fc"))
+
+
+def open_name(values: Any) -> str:
+    """Return what messages call the source."""
+    if is_path(values):
+        return repr(str(values))
+    return repr(values.path) if isinstance(values, HasParts) else "values"
+
+
+# A part, and its values by their keys and by neutral name.
+Candidate = tuple[Part, Source]
+
+
+def open_sources(values: Any, target: Any, part: str | None) -> tuple[list[Candidate], list[Part]] | None:
+    """Return the parts that may be meant, and all others; None for values that have no parts."""
+    if is_path(values):
+        values = open_file(values, part=part)
+    if isinstance(values, HasParts):
+        parts = [_as_named(values, part)] if part or values.part else list(values.__xweights_parts__())
+        others = [p for p in values.__xweights_parts__() if p not in parts]
+        candidates = [p for p in parts if p.kind == "weights"] or parts[: 1 if part or values.part else 0]
+        if not candidates:
+            values.__xweights_parameters__()  # raises: there is none
+        whole = [_whole(parts, values)] if len(candidates) > 1 else []
+        return (
+            [(p, source_of_part(p, target, values)) for p in (*candidates, *whole)],
+            [p for p in [*parts, *others] if p not in candidates],
+        )
+    if hasattr(type(values), "__xweights_parameters__"):
+        only = Part("", "weights", {p.name: p for p in open_target(values)})
+        return [(only, source_of_part(only, target, values))], []
+    if not isinstance(values, Mapping) or isinstance(values, Params) or not is_run(values):
+        return None
+    parts = find_parts(values)
+    weights = [p for p in parts if (p.name == part if part else p.kind == "weights")]
+    if not weights:
+        raise SelectionError(f"these values have no part {part or 'that holds weights'!r}\n{show_parts(parts)}")
+    return (
+        [(p, Source(p.arrays, p.arrays, f"values, part {p.name!r}")) for p in weights],
+        [p for p in parts if p not in weights],
+    )
+
+
+def _as_named(values: HasParts, part: str | None) -> Part:
+    """Return the part of a file that was asked for, whose parameters the file hands out."""
+    opened = values.__xweights_parameters__() if part is None or values.part else None
+    if opened is None:
+        values = open_file(values.path, part=part)
+        opened = values.__xweights_parameters__()
+    first = {id(p) for p in opened}
+    return next(p for p in values.__xweights_parts__() if {id(q) for q in p.arrays.values()} == first)
+
+
+def _whole(parts: Sequence[Part], values: HasParts) -> Part:
+    """Return all parts of weights as one: separate state dicts of a model's own parts."""
+    arrays = {f"{p.name}/{key}": array for p in parts if p.kind == "weights" for key, array in p.arrays.items()}
+    return Part("*", "weights", arrays)
+
+
+def source_of_part(part: Part, target: Any, values: Any) -> Source:
+    """Return the values of a part of a file, by every name that the target may use for them."""
+    backend = None if isinstance(target, (Mapping, list, tuple, Parameter)) else backend_for(target)
+    homes: dict[str, Any] = dict(backend.file_layout(target)) if isinstance(backend, FileLayout) else {}
+    native: dict[str, Any] = {}
+    neutral: dict[str, Any] = {}
+    for key, p in part.arrays.items():
+        if part.name == "*":
+            native[key] = neutral[key] = p
+            continue
+        aliases = getattr(p.handle.metadata, "native_aliases", ()) if hasattr(p.handle, "metadata") else ()
+        for name in (p.native_name, *aliases, *(p.aliases if p.name == p.native_name else ())):
+            native[name] = p
+        home = homes.get(p.name)
+        if isinstance(home, Parameter):
+            # The framework itself keeps this parameter here, so it is stored in the framework's layout.
+            same = p.layout.stored == home.layout.stored
+            neutral[home.name] = p.replace(layout=home.layout) if same else p
+            continue
+        for name in (p.name, *p.aliases):
+            neutral[name] = p
+    label = open_name(values) + (f", part {part.name!r}" if part.name not in ("", "*") else "")
+    return Source(native, neutral, label)
+
+
+def choose_part(
+    weights: Sequence[Candidate],
+    others: Sequence[Part],
+    target: Any,
+    everything: Sequence[Parameter],
+    names: Names | None,
+    source: str = "the file",
+) -> tuple[Pairing, str, Source]:
+    """Return the pairing of the part whose names fit the target, the part's name and values.
+
+    Raises SelectionError if none fits, or several do.
+    """
+    pairings, part, values = try_part(weights, others, target, everything, names, source)
+    refuse_foreign(values, everything, pairings)
+    return pairings[0], part, values
+
+
+def try_part(
+    weights: Sequence[Candidate],
+    others: Sequence[Part],
+    target: Any,
+    everything: Sequence[Parameter],
+    names: Names | None,
+    source: str = "the file",
+) -> tuple[list[Pairing], str, Source]:
+    """Return the pairings of the part whose names fit best, which may be none; raise if two parts fit."""
+    wanted = {p.identity() for p in everything if not p.hidden and p.role not in COUNTERS}
+    paired = [(part, values, pair(values, target, everything, names)) for part, values in weights]
+    found = [max((len(p.covered() & wanted) for p in pairings), default=0) for _, _, pairings in paired]
+    best = [item for item, number in zip(paired, found, strict=True) if number == max(found)]
+    if len(best) > 1:
+        # Of all parts together no more than one of them alone says nothing new.
+        best = [item for item in best if item[0].name != "*"]
+    if len(best) > 1 and max(found):
+        parts = [part for part, _, _ in best]
+        raise SelectionError(
+            f"{source} has {len(parts)} parts whose names fit the target\n{show_parts(parts)}\n"
+            f"Fix: part={parts[0].name!r}"
+        )
+    if len(best) > 1:
+        every = [part for part, _, _ in paired if part.name != "*"]
+        first = best[0][1]
+        raise SelectionError(
+            f"{source} has {len(every)} parts that hold weights, and the names of none of them fit the target\n"
+            f"{show_parts([*every, *others])}\n{near(everything[0].native_name, first.native)}\n"
+            'Fix: part=, and names={"glob of the target": "glob in the file"}'
+        )
+    part, values, pairings = best[0]
+    return pairings, part.name, values
+
+
+def left_over(pairing: Pairing, source: Source) -> dict[str, str | None]:
+    """Return the keys that nothing was taken from, each array once and none by a further name of a taken one."""
+    used = {id(value) for found in pairing.pairs for value in (*found.values, *(value for _, value in found.same))}
+    left: dict[str, str | None] = {}
+    for key, reason in pairing.left.items():
+        value = source.native.get(key, source.neutral.get(key))
+        if not isinstance(value, Parameter) or id(value) not in used:
+            used.add(id(value))
+            left[key] = reason
+    return left
+
+
+def _selected(pairing: Pairing, chosen: Sequence[Parameter]) -> list[Pair]:
+    """Return the pairs of the selected parameters, in the target's order."""
+    position_of = {p.identity(): position for position, p in enumerate(chosen)}
+    positions = []
+    for found in pairing.pairs:
+        of = found.parameter if found.of is None else found.of
+        position = position_of.get(found.parameter.identity(), position_of.get(of.identity(), -1))
+        if position >= 0:
+            positions.append((position, found))
+    return [found for _, found in sorted(positions, key=lambda pair: pair[0])]
+
+
+def missing(pairing: Pairing, chosen: Sequence[Parameter]) -> dict[str, str | None]:
+    """Return the parameters that get no value, by name, each with the reason why that is no fault, or None."""
+    covered = pairing.covered()
+    return {
+        p.name: pairing.excused.get(p.identity())
+        for p in chosen
+        if p.identity() not in covered and (p.role not in COUNTERS or p.identity() in pairing.excused)
+    }
+
+
+def _find_in_mapping(
+    source: Source,
+    target: Any,
+    chosen: Sequence[Parameter],
+    everything: Sequence[Parameter],
+    strict: bool,
+) -> FoundValues | None:
+    """Return what a framework's own state, or one behind a prefix, has for the target; None for any other mapping.
+
+    A key that nothing is known of may be a mistake in a mapping that was written by hand.
+    """
+    pairings = pair(source, target, everything, None)
+    if len(pairings) != 1:
+        return None
+    (pairing,) = pairings
+    behind = pairing.reading.source or pairing.reading.target
+    unknown = [
+        key
+        for key, reason in pairing.left.items()
+        if reason is None and last_part(key) not in COUNTERS and pairing.reading.rename(key) is not None
+    ]
+    left_in_model = missing(pairing, chosen)
+    if unknown or not pairing.pairs or (strict and None in left_in_model.values()):
+        return None
+    if behind and 2 * len(pairing.pairs) < min(len(everything), len(source.native)):
+        return None
+    return FoundValues(_selected(pairing, chosen), reading=pairing.reading, left=pairing.left, missing=left_in_model)
+
+
+def _match(
+    values: Any,
+    chosen: Sequence[Parameter],
+    everything: Sequence[Parameter],
+    strict: bool,
+    rename: Any,
+    problems: Problems,
+    unknown: list[str],
+) -> list[Pair]:
+    """Return the pairs of a list by position, of a mapping by full names; list the names that nothing has."""
+    if not isinstance(values, (Mapping, list, tuple, ValuesView, Iterator)):
+        raise ArgumentError(f"values= is a mapping by name, Params, a list or a file\ngot: {type(values).__name__}")
+    if not isinstance(values, Mapping):
+        listed = list(values)
+        if len(listed) != len(chosen):
+            problems.add(
+                ShapeError,
+                "a list of values goes by position\n"
+                + got_expected(f"{len(listed)} values", f"{len(chosen)} parameters"),
+                fix="use names, which can't shift",
+            )
+            return []
+        return [Pair(p, (), (value,)) for p, value in zip(chosen, listed, strict=True)]
+    flat: Mapping[str, Any] = values if isinstance(values, Params) else flatten_mapping(values)
+    by_key: dict[str, Parameter] = {}
+    chosen_ids = {id(p) for p in chosen}
+    by_twin_name: dict[str, list[Parameter]] = {}
+    for p in everything:
+        for name in (p.name, *p.aliases):
+            by_twin_name.setdefault(rename(name), []).append(p)
+    by_native = {} if isinstance(values, Params) else {p.native_name: p for p in everything}
+    index = NameIndex(everything)
+    for key in flat:
+        matches = by_twin_name.get(key, [])
+        try:
+            matches = matches or find_named(key, index)
+        except SelectionError as wrong:
+            problems.add(SelectionError, str(wrong))
+            continue
+        if key in by_native and not any(p is by_native[key] for p in matches):
+            matches = [*matches, by_native[key]]
+        if len(matches) > 1:
+            meant = ", ".join(f"{p.name!r} (native {p.native_name!r})" for p in matches)
+            problems.add(
+                SelectionError, f"{key!r} could mean {len(matches)} parameters\n{meant}", fix="pass Params, or names="
+            )
+        elif not matches:
+            if last_part(key) not in COUNTERS:
+                unknown.append(key)
+                problems.add(
+                    SelectionError, f"{key!r} is no parameter of the target\n{near(key, [p.name for p in everything])}"
+                )
+        elif id(matches[0]) not in chosen_ids:
+            if strict:
+                problems.add(SelectionError, f"{key!r} is not selected by where=", fix="leave it out, or widen where=")
+        else:
+            by_key[key] = matches[0]
+    pairs: dict[int, Pair] = {}
+    for key, p in by_key.items():
+        if id(p) in pairs:
+            first = pairs[id(p)]
+            if first.values[0] is not flat[key]:
+                pairs[id(p)] = Pair(p, first.keys, first.values, same=(*first.same, (key, flat[key])))
+        else:
+            pairs[id(p)] = Pair(p, (key,), (flat[key],))
+    if strict:
+        for p in chosen:
+            if id(p) not in pairs and p.role not in COUNTERS:
+                problems.add(
+                    SelectionError,
+                    f"there is no value for {p.name!r} {p.shape}\n{near(p.name, flat)}",
+                    fix="strict=False to write a subset",
+                )
+    return [pairs[id(p)] for p in chosen if id(p) in pairs]
