@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from xweights.files.io.limits import Limits
@@ -131,7 +131,7 @@ class Archive:
         wanted = member.size if most is None else most
         done, crc = 0, 0
         step = min(PIECE, max(wanted, 64))
-        for part in self._inflate(member, step) if member.deflated else self._read_stored(member, step):
+        for part in self._inflate(member, step) if member.deflated else self.read_stored(member, step):
             cut = part[: wanted - done]
             done += len(cut)
             crc = zlib.crc32(cut, crc)
@@ -145,37 +145,11 @@ class Archive:
         if crc != member.crc and member.checks:
             raise damaged(self.file.path, "its CRC-32 is wrong: its bytes have changed", key=member.name)
 
-    def make_crc_check(self, member: Member) -> Callable[[int, memoryview | None], bool]:
-        """Return a function that checks a stored member against its CRC-32 once, at the first read.
+    def make_crc_check(self, member: Member) -> CrcCheck:
+        """Return the check of a stored member against its CRC-32, which is made at the first read."""
+        return CrcCheck(self, member)
 
-        Its arguments are the offset of the bytes in the file, and the bytes if they are the rest of the member, else
-        None. It returns True if they have to be read again, because an entry was set in place just then.
-        """
-        sound = False
-
-        def fits(parts: Iterable[bytes | memoryview]) -> bool:
-            crc = 0
-            for part in parts:
-                crc = zlib.crc32(part, crc)
-            # An entry may have been set in place since the file was opened, and the checksums updated.
-            return crc in {member.crc, *(int.from_bytes(self.file.read(at, 4), "little") for at in member.checks)}
-
-        def check(start: int, rest: memoryview | None) -> bool:
-            nonlocal sound
-            if sound:
-                return False
-            if rest is not None and fits((self.file.read(member.offset, start - member.offset, key=member.name), rest)):
-                sound = True
-                return False
-            with self.file.lock_shared():
-                sound = fits(self._read_stored(member, PIECE))
-            if not sound:
-                raise damaged(self.file.path, "its CRC-32 is wrong: its bytes have changed", key=member.name)
-            return rest is not None
-
-        return check
-
-    def _read_stored(self, member: Member, step: int) -> Iterator[bytes]:
+    def read_stored(self, member: Member, step: int) -> Iterator[bytes]:
         for start in range(0, member.size, step):
             count = min(step, member.size - start)
             yield self.file.read(member.offset + start, count, key=member.name)
@@ -192,6 +166,40 @@ class Archive:
             yield inflate.flush()
         except zlib.error as wrong:
             raise damaged(self.file.path, f"its data can't be unpacked: {wrong}", key=member.name) from None
+
+
+class CrcCheck:
+    """The check of a stored member against its CRC-32. ``sound``: it was made, and the member is what it was."""
+
+    def __init__(self, archive: Archive, member: Member) -> None:
+        self.archive, self.member, self.sound = archive, member, False
+
+    def __call__(self, start: int, rest: memoryview | None) -> bool:
+        """Check the member once; raise DamagedFileError if its bytes have changed.
+
+        ``start`` is the offset of the bytes in the file, ``rest`` these bytes if they are the rest of the member, else
+        None. Returns True if they have to be read again, because an entry was set in place just then.
+        """
+        if self.sound:
+            return False
+        file, member = self.archive.file, self.member
+        before = start - member.offset
+        if rest is not None and self._fits((file.read(member.offset, before, key=member.name), rest)):
+            self.sound = True
+            return False
+        with file.lock_shared():
+            self.sound = self._fits(self.archive.read_stored(member, PIECE))
+        if not self.sound:
+            raise damaged(file.path, "its CRC-32 is wrong: its bytes have changed", key=member.name)
+        return rest is not None
+
+    def _fits(self, parts: Iterable[bytes | memoryview]) -> bool:
+        crc = 0
+        for part in parts:
+            crc = zlib.crc32(part, crc)
+        # An entry may have been set in place since the file was opened, and the checksums updated.
+        file = self.archive.file
+        return crc in {self.member.crc, *(int.from_bytes(file.read(at, 4), "little") for at in self.member.checks)}
 
 
 def _encode_name(info: zipfile.ZipInfo) -> bytes:
