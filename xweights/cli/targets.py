@@ -70,26 +70,34 @@ def load_sample(path: Path) -> Any:
 
 
 def load_file(path: Path) -> Any:
-    """Return a weight file as a target; only its index is read."""
+    """Return a weight file as a target (``FILE#PART`` for one of several parts); only its index is read."""
     from xweights.files.load import load
 
-    # A checkpoint may be several files whose names begin with its path.
-    if not path.exists() and not any(path.parent.glob(f"{escape(path.name)}.*")):
+    path, part = split_part(path)
+    # A checkpoint may be several files whose names begin with its path, or match it as a glob.
+    if not path.exists() and not any(path.parent.glob(f"{escape(path.name)}.*")) and not any(path.parent.glob(path.name)):
         raise missing_file_error(path)
-    return load(path)
+    return load(path, part=part)
 
 
-def weight_file(text: str) -> Path:
-    """Return the path of a weight file to edit."""
+def split_part(path: Path) -> tuple[Path, str | None]:
+    """Return the path of a file and the part that is named behind it, as in ``run.ckpt#ema``."""
+    before, mark, part = str(path).rpartition("#")
+    return (Path(before), part) if mark and before and part and not path.exists() else (path, None)
+
+
+def weight_file(text: str) -> tuple[Path, str | None]:
+    """Return the path of a weight file to edit, and the part that is meant."""
     from xweights.errors import ArgumentError
 
     path = Path(text)
     if _match_factory(text) is not None:
         fix = f"xweights convert {text} w.safetensors, and edit that"
         raise ArgumentError(f"what is edited is a file\ngot: {text!r}, a model in Python code\nFix: {fix}")
+    path, part = split_part(path)
     if not path.exists():
         raise missing_file_error(path)
-    return path
+    return path, part
 
 
 def count_bytes(target: Any) -> int:
@@ -192,12 +200,10 @@ def _openers() -> dict[str, Any]:
 
 
 def _set_weights(model: Any, path: Path) -> None:
-    from xweights.edit.read import parameters
+    from xweights.edit.counterparts import has_native_names
     from xweights.edit.write import set_params
 
     opened = load_file(path)
-    own = {p.native_name for p in parameters(model)}
     # Arrays under the framework's own names are in its own layout: a state dict. The layout of other arrays without
     # axes is unknown, and set_params refuses them where it matters.
-    is_state_dict = any(p.axes is None and p.name in own for p in parameters(opened))
-    set_params(model, opened, layout="native" if is_state_dict else None)
+    set_params(model, opened, layout="native" if has_native_names(model, opened) else None)

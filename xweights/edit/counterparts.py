@@ -18,6 +18,10 @@ from xweights.edit.find_values import Candidate, left_over, missing, open_name, 
 from xweights.edit.pairing import Pair, nothing_fits, refuse_foreign
 
 
+# Counters of one side that are no difference, also that of PyTorch's AveragedModel.
+_BESIDE_WEIGHTS = COUNTERS | {"n_averaged"}
+
+
 @dataclass(frozen=True, eq=False)
 class Counterparts:
     """The parameters of a target with their counterparts in a source, and what only one side has.
@@ -35,6 +39,15 @@ def is_source(target: Any) -> bool:
     if isinstance(target, Params):
         return False
     return is_path(target) or isinstance(target, (Mapping, HasParts))
+
+
+def has_native_names(target: Any, source: Any) -> bool:
+    """Return whether a file without axes has the names that the target's own framework gives."""
+    opened = open_sources(source, target, None)
+    if opened is None:
+        return False
+    pairings = try_part(*opened, target, open_target(target), None, open_name(source))[0]
+    return bool(pairings) and any(found.native and found.values[0].axes is None for found in pairings[0].pairs)
 
 
 def find_counterparts(target: Any, source: Any, everything: Sequence[Parameter]) -> Counterparts | None:
@@ -64,7 +77,7 @@ def find_counterparts(target: Any, source: Any, everything: Sequence[Parameter])
     only_source = {
         key: values.native.get(key, values.neutral.get(key))
         for key, reason in left_over(pairing, values).items()
-        if reason is None and last_part(key) not in COUNTERS
+        if reason is None and last_part(key) not in _BESIDE_WEIGHTS
     }
     names = missing(pairing, [p for p in everything if not p.hidden])
     return Counterparts(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xweights.core.backend import FileLayout
-from xweights.core.dtypes import COUNTERS
+from xweights.core.dtypes import COUNTERS, is_never_trained
 from xweights.core.mappings import flatten_mapping, last_part
 from xweights.core.names import NameIndex, Names, find_named, renamer
 from xweights.core.openers import HasParts, open_file
@@ -93,7 +93,7 @@ def find_values(
         taken_part,
         pairing.reading,
         left_over(pairing, values_of_part),
-        other_parts={p.name: p.kind for p in [*(p for p, _ in weights), *others] if p.name != taken_part},
+        other_parts={p.name: p.kind for p in [*(p for p, _ in weights), *others] if p.name not in (taken_part, "*")},
     )
     found.missing = missing(pairing, chosen)
     unexcused = [name for name, reason in found.missing.items() if reason is None]
@@ -310,7 +310,10 @@ def _find_in_mapping(
     unknown = [
         key
         for key, reason in pairing.left.items()
-        if reason is None and last_part(key) not in COUNTERS and pairing.reading.rename(key) is not None
+        if reason is None
+        and not is_never_trained(last_part(key))
+        and pairing.reading.rename(key) is not None
+        and not _is_beside_weights(key, source.native[key])
     ]
     left_in_model = missing(pairing, chosen)
     if unknown or not pairing.pairs or (strict and None in left_in_model.values()):
@@ -318,6 +321,11 @@ def _find_in_mapping(
     if behind and 2 * len(pairing.pairs) < min(len(everything), len(source.native)):
         return None
     return FoundValues(_selected(pairing, chosen), reading=pairing.reading, left=pairing.left, missing=left_in_model)
+
+
+def _is_beside_weights(key: str, value: Any) -> bool:
+    """Return whether a value is what a training script puts flat beside a state dict: an epoch, a name, None."""
+    return isinstance(value, (int, float, str, type(None))) and not {".", "/"} & set(key)
 
 
 def _match(

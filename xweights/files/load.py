@@ -77,7 +77,9 @@ class FileStorage(BaseStorage):
 
     def may_fail(self, handle: Record) -> bool:
         """Return whether reading may find damage that opening didn't: a wrong checksum or bad compressed data."""
-        return not isinstance(handle.location, ByteRange) or handle.location.verify is not None
+        location = handle.location
+        verify = location.verify if isinstance(location, ByteRange) else None
+        return not isinstance(location, ByteRange) or (verify is not None and not getattr(verify, "sound", False))
 
     def trainable(self, handle: Record) -> bool:
         return handle.metadata.trainable
@@ -177,7 +179,7 @@ class Checkpoint:
     @property
     def records(self) -> list[Record]:
         """The records of all arrays in the file, those of other parts included."""
-        return list(self._index.records)
+        return [p.handle for part in self._parts for p in dict.fromkeys(part.arrays.values())]
 
     def close(self) -> None:
         """Close the file; its arrays can't be read afterwards."""
@@ -264,7 +266,9 @@ def _part_error(checkpoint: Checkpoint, candidates: list[Part]) -> XweightsError
     weights = [found for found in checkpoint.parts if found.kind == "weights"]
     if checkpoint.part is None:
         reason = f"it has {len(weights)} parts that hold weights" if weights else "it has no part that holds weights"
-        fix = f"part={weights[0].name!r}, or xweights.load(path, part={weights[0].name!r})" if weights else None
+        first = weights[0].name if weights else ""
+        typed = f"{os.path.basename(checkpoint.path)}#{first}"
+        fix = f"part={first!r}, or xweights.load(path, part={first!r}) ({typed} on the command line)" if weights else None
     else:
         many = "no part" if not candidates else f"{len(candidates)} parts"
         reason = f"it has {many} of the name {checkpoint.part!r}"

@@ -15,7 +15,9 @@ from xweights.cli.targets import weight_file
 if TYPE_CHECKING:
     from xweights.files.edit.edit import EditReport
 
-File = Annotated[str, typer.Argument(help="a weight file", show_default=False)]
+File = Annotated[
+    str, typer.Argument(help="a weight file; FILE#PART is a part of a training run's file", show_default=False)
+]
 Scope = Annotated[
     Literal["each", "global"], typer.Option(help="of each parameter by itself, or of all selected ones together")
 ]
@@ -69,11 +71,11 @@ def edit(
     if not edits:
         raise ArgumentError("nothing is to be done\nFix: --set, --scale, --add, --clip, --max-norm, --noise or --prune")
     rules = [_make_rule(name, text, per, seed, scope) for name, text in edits]
-    path = weight_file(file)
+    path, part = weight_file(file)
     need_folder(out)
     chosen = parse_where(where, None)
     with file_progress(out or path, path.stat().st_size, f"editing {file}"):
-        report = edit_file(path, [(rule, chosen) for rule in rules], out=out)
+        report = edit_file(path, [(rule, chosen) for rule in rules], out=out, part=part)
     _print_report(report, json)
 
 
@@ -127,10 +129,10 @@ def prune(
         per=option_values.parse_axes(per),
         scope=scope,
     )
-    path = weight_file(file)
+    path, part = weight_file(file)
     need_folder(out)
     with file_progress(out or path, path.stat().st_size, f"pruning {file}"):
-        report = edit_file(path, rule, where=parse_where(where, None), out=out)
+        report = edit_file(path, rule, where=parse_where(where, None), out=out, part=part)
     _print_report(report, json)
 
 

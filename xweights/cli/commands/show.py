@@ -27,7 +27,22 @@ def show(
     from xweights.edit.read import check_readable, parameters
     from xweights.inspection.histograms import zeros_in
 
-    chosen = parameters(load_target(target), where=parse_where(where))
+    opened = load_target(target)
+    parts = getattr(opened, "parts", [])
+    if len(parts) > 1:
+        rows = [[p.name, p.kind, f"{len(p.arrays):,}", f"{p.entries:,}"] for p in parts]
+        weights = sum(p.kind == "weights" for p in parts)
+        if opened.part is None and weights != 1:
+            if json:
+                show_json([dict(zip(("part", "kind", "arrays", "entries"), row, strict=True)) for row in rows])
+                return
+            show_table(["part", "kind", "arrays", "entries"], rows)
+            typer.echo(f"{len(parts)} parts, {weights} of them with weights\nFix: {target}#{parts[0].name}")
+            return
+        if not json:
+            show_table(["part", "kind", "arrays", "entries"], rows)
+            typer.echo("")
+    chosen = parameters(opened, where=parse_where(where))
     zeros: list[int | None] = [None] * len(chosen)
     if not quick:
         check_readable(chosen)

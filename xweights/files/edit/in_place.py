@@ -21,8 +21,8 @@ from xweights.rules.entries import SetEntries, value_at
 MAX_BYTES = 1 << 20
 
 
-def set_entries_in_place(path: str, steps: Steps, *, durable: bool) -> dict[str, int] | None:
-    """Set entries in the file itself; return how many changed, by name, or None if these edits need a new file."""
+def set_entries_in_place(path: str, steps: Steps, records: list[Record], *, durable: bool) -> dict[str, int] | None:
+    """Set entries in the file itself (all of it is in ``records``); return how many changed, by name, or None if these edits need a new file."""
     if not all(isinstance(step.rule, SetEntries) for step in steps.steps) or os.name != "posix":
         return None
     touched = [steps.parameters[position] for position in sorted(steps.touched)]
@@ -31,7 +31,7 @@ def set_entries_in_place(path: str, steps: Steps, *, durable: bool) -> dict[str,
     files = {p.handle.location.file.path for p in touched}
     if len(files) > 1:
         return None  # two shards can't change at once
-    overlap = _find_overlap(steps, touched)
+    overlap = find_overlap(records, {p.handle.key for p in touched})
     if overlap:
         reason = f"it shares its bytes with {overlap[1]!r}, which would change too"
         raise refused(path, reason, key=overlap[0], fix="write a new file with out=, or edit the model")
@@ -58,10 +58,6 @@ def set_entries_in_place(path: str, steps: Steps, *, durable: bool) -> dict[str,
         if patches:
             patch(real_path, descriptor, patches, durable=durable)
     return changed
-
-
-def _find_overlap(steps: Steps, touched: list[Parameter]) -> tuple[str, str] | None:
-    return find_overlap([p.handle for p in steps.parameters], {p.handle.key for p in touched})
 
 
 def find_overlap(records: list[Record], touched: set[str]) -> tuple[str, str] | None:
