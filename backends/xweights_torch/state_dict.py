@@ -184,7 +184,9 @@ class _Known:
         return value
 
 
-def match_state(file_keys: Iterable[str], module: nn.Module, adapter: ModuleAdapter) -> StateMatch:
+def match_state(
+    file_keys: Iterable[str], module: nn.Module, adapter: ModuleAdapter, state: State | None = None
+) -> StateMatch:
     """Return where the arrays of a file with these keys go in a module.
 
     The keys may have the module's own wrappers in them or not; those of other wrappers are the caller's to remove. What
@@ -195,6 +197,7 @@ def match_state(file_keys: Iterable[str], module: nn.Module, adapter: ModuleAdap
         file_keys: Keys of the arrays, each name of a tied one.
         module: The module.
         adapter: The adapter of modules.
+        state: What :func:`read_state` returned for the module just now, to spare reading it again.
 
     Example:
         >>> from torch import nn
@@ -204,7 +207,7 @@ def match_state(file_keys: Iterable[str], module: nn.Module, adapter: ModuleAdap
     """
     file = FileKeys(file_keys)
     parameters, plain_key = adapter.parameters(module), _key_without_wrappers(module)
-    state = _read(module, parameters, plain_key)
+    state = _read(module, parameters, plain_key) if state is None else state
     sources = _find_sources(file, state.entries)
     writes: dict[int, StateWrite] = {}
     left: list[StateEntry] = []

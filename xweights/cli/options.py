@@ -8,7 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-Target = Annotated[str, typer.Argument(help="a weight file (FILE#PART: a part of it), or package.module:factory[@weights]", show_default=False)]
+Target = Annotated[
+    str,
+    typer.Argument(
+        help="a weight file (FILE#PART: a part of it), or package.module:factory[@weights]", show_default=False
+    ),
+]
 Where = Annotated[
     list[str] | None,
     typer.Option(

@@ -75,7 +75,11 @@ def load_file(path: Path) -> Any:
 
     path, part = split_part(path)
     # A checkpoint may be several files whose names begin with its path, or match it as a glob.
-    if not path.exists() and not any(path.parent.glob(f"{escape(path.name)}.*")) and not any(path.parent.glob(path.name)):
+    if (
+        not path.exists()
+        and not any(path.parent.glob(f"{escape(path.name)}.*"))
+        and not any(path.parent.glob(path.name))
+    ):
         raise missing_file_error(path)
     return load(path, part=part)
 

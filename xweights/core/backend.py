@@ -120,8 +120,11 @@ class HasState(Protocol):
     def state(self, target: Any) -> State | None:
         """Return what the framework itself would save of a target; None for a target without a state."""
 
-    def match_state(self, file_keys: Iterable[str], target: Any) -> StateMatch | None:
-        """Return where the arrays with these keys go in the state of a target; None for one without a state."""
+    def match_state(self, file_keys: Iterable[str], target: Any, *, state: State | None = None) -> StateMatch | None:
+        """Return where the arrays with these keys go in the state of a target; None for one without a state.
+
+        ``state`` is what :meth:`state` returned just now.
+        """
 
     def respell(self, keys: Iterable[str], wanted: Iterable[str]) -> Mapping[str, str]:
         """Return ``{wanted key: key}`` for keys that are spellings of wanted ones in another version.

@@ -1,7 +1,7 @@
 """Find the parts of a training run's checkpoint: which of its trees hold weights, and which hold anything else.
 
-A file of a training run is nested: a state dict beside its average, an optimizer's state, random states, an epoch. Parts
-are told apart by what they contain; names decide only between trees that could be either.
+A file of a training run is nested: a state dict beside its average, an optimizer's state, random states, an epoch.
+Parts are told apart by what they contain; names decide only between trees that could be either.
 
 The functions here are pure: a tree is nested dicts and lists, and an array is whatever has a ``shape`` and a ``dtype``.
 """

@@ -120,8 +120,9 @@ def find_readings(sources: Sequence[str], targets: Mapping[str, Any]) -> list[Re
         count((), (), name)
     for words in by_source:
         for cut in range(1, len(words)):
-            if (name := by_target.get(words[cut:])) is not None:
-                count(words[:cut], (), name)
+            meant = by_target.get(words[cut:])
+            if meant is not None:
+                count(words[:cut], (), meant)
     for words, name in by_target.items():
         for cut in range(1, len(words)):
             if words[cut:] in by_source:
@@ -151,10 +152,11 @@ def _index(names: Iterable[str]) -> dict[Words, str]:
         words = words_of(name)
         if index.setdefault(words, name) != name:
             twice.add(words)
+    for words in twice:
+        del index[words]
     if twice:
         for name in names:
             if words_of(name) in twice:
-                index.pop(words_of(name), None)
                 index[tuple(name.replace("/", ".").split("."))] = name
     return index
 

@@ -17,7 +17,6 @@ from xweights.core.targets import is_path, open_target
 from xweights.edit.find_values import Candidate, left_over, missing, open_name, open_sources, source_of_part, try_part
 from xweights.edit.pairing import Pair, nothing_fits, refuse_foreign
 
-
 # Counters of one side that are no difference, also that of PyTorch's AveragedModel.
 _BESIDE_WEIGHTS = COUNTERS | {"n_averaged"}
 
@@ -73,7 +72,7 @@ def find_counterparts(target: Any, source: Any, everything: Sequence[Parameter])
         return None
     refuse_foreign(values, everything, pairings)
     pairing = pairings[0]
-    covered = pairing.covered()
+    covered = pairing.covered
     only_source = {
         key: values.native.get(key, values.neutral.get(key))
         for key, reason in left_over(pairing, values).items()
@@ -104,12 +103,12 @@ class _Combined(NumpyStorage):
 
     fresh = True
 
-    def identity(self, handle: Pair) -> Hashable:
+    def identity(self, handle: Any) -> Hashable:
         return id(handle)
 
-    def refusal(self, handle: Pair, *, writing: bool) -> str | None:
+    def refusal(self, handle: Any, *, writing: bool) -> str | None:
         return "it is computed from arrays of a file" if writing else None
 
-    def read(self, handle: Pair) -> Array:
+    def read(self, handle: Any) -> Array:
         assert handle.combine is not None
         return handle.combine([value.read() for value in handle.values])

@@ -233,8 +233,8 @@ def try_part(
 ) -> tuple[list[Pairing], str, Source]:
     """Return the pairings of the part whose names fit best, which may be none; raise if two parts fit."""
     wanted = {p.identity() for p in everything if not p.hidden and p.role not in COUNTERS}
-    paired = [(part, values, pair(values, target, everything, names)) for part, values in weights]
-    found = [max((len(p.covered() & wanted) for p in pairings), default=0) for _, _, pairings in paired]
+    paired = [(part, values, pair(values, target, everything, names, wanted)) for part, values in weights]
+    found = [max((len(p.covered & wanted) for p in pairings), default=0) for _, _, pairings in paired]
     best = [item for item, number in zip(paired, found, strict=True) if number == max(found)]
     if len(best) > 1:
         # Of all parts together no more than one of them alone says nothing new.
@@ -283,7 +283,7 @@ def _selected(pairing: Pairing, chosen: Sequence[Parameter]) -> list[Pair]:
 
 def missing(pairing: Pairing, chosen: Sequence[Parameter]) -> dict[str, str | None]:
     """Return the parameters that get no value, by name, each with the reason why that is no fault, or None."""
-    covered = pairing.covered()
+    covered = pairing.covered
     return {
         p.name: pairing.excused.get(p.identity())
         for p in chosen
@@ -302,7 +302,8 @@ def _find_in_mapping(
 
     A key that nothing is known of may be a mistake in a mapping that was written by hand.
     """
-    pairings = pair(source, target, everything, None)
+    wanted = {p.identity() for p in everything if not p.hidden and p.role not in COUNTERS}
+    pairings = pair(source, target, everything, None, wanted)
     if len(pairings) != 1:
         return None
     (pairing,) = pairings

@@ -1,18 +1,18 @@
 """Pair the values of a source (a file, a state dict) with the parameters of a target, by names.
 
-The names of a source are neutral or a framework's own. Wrappers' prefixes are seen through, and the target may be a part
-of what was saved, or contain it; see :mod:`xweights.core.readings`. What a framework itself would save of the target
-(its *state*: aliases, the arrays that a parametrization computes from) is matched by the backend.
+The names of a source are neutral or a framework's own. Wrappers' prefixes are seen through, and the target may be a
+part of what was saved, or contain it; see :mod:`xweights.core.readings`. What a framework itself would save of the
+target (its *state*: aliases, the arrays that a parametrization computes from) is matched by the backend.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from xweights.core.backend import HasState
-from xweights.core.dtypes import COUNTERS
 from xweights.core.names import Names, renamer
 from xweights.core.parameter import Parameter
 from xweights.core.readings import Reading, find_readings
@@ -41,7 +41,7 @@ class Pair:
     """A parameter of the target, and where its value is in the source.
 
     ``keys`` are those of ``values``; ``combine`` computes the stored array from them, None if it is the only one.
-    ``same`` are further values that have to be the same (``same_keys``). ``native``: found by the framework's own names.
+    ``same`` are further keys with values that have to be the same. ``native``: found by the framework's own names.
     ``of``: the parameter that is computed from this one.
     """
 
@@ -70,27 +70,43 @@ class Pairing:
     left: dict[str, str | None]
     excused: dict[Any, str] = field(default_factory=dict)
 
+    @cached_property
     def covered(self) -> set[Any]:
-        """Return the identities of the parameters that get a value, computed ones included."""
+        """The identities of the parameters that get a value, computed ones included."""
         return {p.identity() for pair in self.pairs for p in (pair.parameter, pair.of) if p is not None}
 
 
-def pair(source: Source, target: Any, parameters: Sequence[Parameter], names: Names | None) -> list[Pairing]:
-    """Return the pairings that find most of the parameters: one, or several if they find equally many; maybe none."""
-    wanted = {p.identity() for p in parameters if not p.hidden and p.role not in COUNTERS}
+def pair(
+    source: Source, target: Any, parameters: Sequence[Parameter], names: Names | None, wanted: set[Any]
+) -> list[Pairing]:
+    """Return the pairings that find most of the parameters: one, or several if they find equally many; maybe none.
+
+    ``wanted`` are the identities of the parameters that count.
+    """
 
     def found(pairing: Pairing) -> int:
-        return len(pairing.covered() & wanted)
+        return len(pairing.covered & wanted)
 
-    by_neutral = _pair_by_name(source.neutral, parameters, names, native=False)
-    if by_neutral and len(by_neutral) == 1 and found(by_neutral[0]) == len(wanted):
-        return by_neutral
+    def is_complete(pairings: list[Pairing]) -> bool:
+        return len(pairings) == 1 and found(pairings[0]) == len(wanted)
+
+    # Where a source knows neutral names, they go between frameworks; plain keys are a framework's own more often.
+    has_neutral_names = source.neutral.keys() != source.native.keys()
+    by_neutral: list[Pairing] = []
+    if has_neutral_names or names:
+        by_neutral = _pair_by_name(source.neutral, parameters, names, native=False)
+        if is_complete(by_neutral):
+            return by_neutral
     backend = None if isinstance(target, (Mapping, list, tuple, Parameter)) else backend_for(target)
     state = backend.state(target) if isinstance(backend, HasState) else None
     if state is not None and isinstance(backend, HasState):
         by_native = _pair_by_state(source.native, target, backend, state, names)
     else:
         by_native = _pair_by_name(source.native, parameters, names, native=True)
+    if is_complete(by_native):
+        return by_native
+    if not has_neutral_names and not names:
+        by_neutral = _pair_by_name(source.neutral, parameters, names, native=False)
     every = [pairing for pairing in (*by_native, *by_neutral) if pairing.pairs]
     most = max(map(found, every), default=0)
     best = [pairing for pairing in every if found(pairing) == most]
@@ -138,7 +154,7 @@ def _pair_by_state(
             name = renamed.get(key) or reading.rename(key)
             if name is not None:
                 originals.setdefault(name, key)
-        match = backend.match_state(list(originals), target)
+        match = backend.match_state(list(originals), target, state=state)
         if match is None:
             continue
         pairs = [

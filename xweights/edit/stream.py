@@ -7,11 +7,12 @@ that is visible and both have the same order.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from xweights.core.casting import cast_exactly, check_finite
-from xweights.core.dtypes import Array, is_floating, is_half
+from xweights.core.dtypes import Array, is_complex, is_floating, is_half
 from xweights.core.layout import LayoutName
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import StreamingStorage
@@ -43,7 +44,7 @@ class StreamedValue:
             array = cast_exactly(self._read(), self.p.dtype, what=repr(self.p.name), cast=cast)
             if not allow_nonfinite:
                 check_finite(array, repr(self.p.name))
-        elif not allow_nonfinite and is_floating(value.dtype) and not all(map(_is_finite, self._pieces())):
+        elif not allow_nonfinite and _may_be_nonfinite(value.dtype) and not all(map(_is_finite, self._pieces())):
             check_finite(self._read(), repr(self.p.name))
 
     def _pieces(self) -> Iterable[Array]:
@@ -85,6 +86,10 @@ class StreamedValue:
         """True if reading can still fail after the check: the parameters are then backed up."""
         storage = self.value.storage
         return isinstance(storage, StreamingStorage) and storage.may_fail(self.value.handle)
+
+
+def _may_be_nonfinite(dtype: np.dtype[Any]) -> bool:
+    return is_floating(dtype) or is_complex(dtype)
 
 
 def _is_finite(part: Array) -> bool:

@@ -134,7 +134,7 @@ def _fit(pair: Pair, p: Parameter, order: LayoutName | None, values: Any) -> Arr
     if pair.combine is not None:
         if order != "native" and not p.layout.is_identity:
             raise LayoutError(
-                f"{p.name!r} is computed from {', '.join(map(repr, pair.keys))}, which are in the framework's own order\n"
+                f"{p.name!r} is computed from {', '.join(map(repr, pair.keys))}, in the framework's own order\n"
                 'Fix: layout="native"'
             )
         arrays = [v.read() if isinstance(v, Parameter) else host_array(v, what=repr(p.name)) for v in pair.values]

@@ -197,8 +197,8 @@ class Checkpoint:
         try:
             chosen = self._chosen()
         except SelectionError:
-            count = len(self._parts)
-            return f"<Checkpoint {name!r} ({self.format}): {count} parts, none chosen{left_out}>\n{show_parts(self._parts)}"
+            title = f"<Checkpoint {name!r} ({self.format}): {len(self._parts)} parts, none chosen{left_out}>"
+            return f"{title}\n{show_parts(self._parts)}"
         count = len(self)
         of_part = f"{chosen.name}: " if chosen.name else ""
         others = f", {len(self._parts) - 1} other parts" if len(self._parts) > 1 else ""
@@ -268,7 +268,9 @@ def _part_error(checkpoint: Checkpoint, candidates: list[Part]) -> XweightsError
         reason = f"it has {len(weights)} parts that hold weights" if weights else "it has no part that holds weights"
         first = weights[0].name if weights else ""
         typed = f"{os.path.basename(checkpoint.path)}#{first}"
-        fix = f"part={first!r}, or xweights.load(path, part={first!r}) ({typed} on the command line)" if weights else None
+        fix = (
+            f"part={first!r}, or xweights.load(path, part={first!r}) ({typed} on the command line)" if weights else None
+        )
     else:
         many = "no part" if not candidates else f"{len(candidates)} parts"
         reason = f"it has {many} of the name {checkpoint.part!r}"

@@ -1,7 +1,9 @@
 """Turn the tensors that a pickle describes into records, and check that each is within its storage.
 
 The names of tensors in nested dicts and lists are joined with ``/``; values in them that are no tensors (an epoch, a
-setting) are listed as ignored. A module that was pickled as a whole is read as its state dict. Every tensor is checked against its storage, and every storage against the file, before anything is read.
+setting) are listed as ignored. A module that was pickled as a whole is read as its state dict.
+
+Every tensor is checked against its storage, and every storage against the file, before anything is read.
 """
 
 from __future__ import annotations
@@ -66,9 +68,8 @@ def merge_aliases(records: Iterable[Record]) -> list[Record]:
         if isinstance(where, ByteRange) and record.shape and 0 not in record.shape:
             seen = (id(where.file), where.offset, where.strides, record.dtype, record.shape)
         first = merged.get(seen)
-        if first is not None:
-            record = replace(first, metadata=first.metadata.with_alias(record.key))
-        merged[seen] = record
+        alias = None if first is None else first.metadata.with_alias(record.key_in_part)
+        merged[seen] = record if first is None or alias is None else replace(first, metadata=alias)
     return list(merged.values())
 
 
