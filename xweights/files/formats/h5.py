@@ -10,8 +10,9 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from xweights.errors import BackendMissingError, CheckpointError
 from xweights.files.formats import keras2_h5
 from xweights.files.formats.safetensors import parse_metadata
 from xweights.files.io.arrays_to_write import ArrayToWrite, Sink
-from xweights.files.io.dtypes import dtype_from_name, is_special, to_native_byteorder
+from xweights.files.io.dtypes import dtype_from_name, is_number, is_special, to_native_byteorder
 from xweights.files.io.limits import Limits
 from xweights.files.io.metadata import METADATA_KEY, compact_json
 from xweights.files.io.open_file import OpenFile, Window, damaged, refused, shorten
@@ -31,6 +32,7 @@ ENDINGS = (".weights.h5", ".h5", ".hdf5")
 # gzip, shuffle, fletcher32 and scale-offset come with HDF5, lzf with h5py; any other is code loaded from disk.
 _FILTERS = frozenset({1, 2, 3, 6, 32000})
 _DEPTH = 64
+_HAS_STATISTICS = re.compile(r"(sync_)?batch_normalization(_\d+)?")
 # Where Keras 3 keeps the variables of an optimizer.
 _OPTIMIZER = "optimizer/vars/"
 _CONTIGUOUS, _CHUNKED = 1, 2
@@ -118,6 +120,7 @@ def index_file(file: OpenFile, window: io.IOBase, limits: Limits, start: int | N
         if keras2_h5.is_keras2(structure):
             return keras2_h5.arrange(file, window, limits, structure, reader.groups, {r.key: r for r in records})
         names = reader.names
+        records = _mark_statistics(records, names)
         records.sort(key=lambda record: reader.positions.get(record.key, len(records)))
     except CheckpointError:
         raise
@@ -126,6 +129,27 @@ def index_file(file: OpenFile, window: io.IOBase, limits: Limits, start: int | N
     tree = {"model_weights": {record.key: record for record in records}, "optimizer_weights": optimizer}
     labels = {f"name:{key}": name for key, name in names.items()}
     return Index(file.path, "h5", records, [file], labels, ignored, tree if optimizer else None)
+
+
+def _mark_statistics(records: list[Record], names: Mapping[str, str]) -> list[Record]:
+    """Return the records, those of moving statistics marked as not trained.
+
+    Keras names a layer's group after its class (or after its attribute, with the layer's own name beside), and keeps
+    statistics last, as ``vars/2`` and ``vars/3``.
+    """
+    of_group: dict[str, list[str]] = {}
+    for record in records:
+        group = record.key.rpartition("/")[0]
+        layer = group.removesuffix("/vars").rpartition("/")[2]
+        if group.endswith("/vars") and (
+            _HAS_STATISTICS.fullmatch(layer) or _HAS_STATISTICS.fullmatch(names.get(group, ""))
+        ):
+            of_group.setdefault(group, []).append(record.key)
+    last = {key for keys in of_group.values() for key in sorted(keys)[-2:]}
+    return [
+        replace(record, metadata=replace(record.metadata, trainable=False)) if record.key in last else record
+        for record in records
+    ]
 
 
 def _is_other_state(key: str) -> bool:
@@ -182,13 +206,8 @@ class _Reader:
         dtype = to_native_byteorder(stored)
         if stored.kind == "V" and stored.names is None:
             dtype = self._find_dtype(key, dataset, stored)
-        if (
-            dtype.kind not in "biufV"
-            or dtype.names
-            or dtype.itemsize > 8
-            or (dtype.kind == "V" and dtype.isbuiltin != 2)
-        ):
-            raise refused(path, f"its dtype is {shorten(stored.str)}, and weights are real numbers", key=key)
+        if not is_number(dtype):
+            raise refused(path, f"its dtype is {shorten(stored.str)}, and weights are numbers", key=key)
         properties = dataset.id.get_create_plist()
         if dataset.is_virtual or properties.get_external_count():
             raise refused(path, "its data lies in other files, which are never opened", key=key)
