@@ -41,6 +41,8 @@ def refusal_reason(tensor: torch.Tensor, *, writing: bool) -> str | None:
             "it is on the meta device: it has a shape and no values\n"
             "Fix: model.to_empty(device='cpu'), then load its weights"
         )
+    if tensor.dtype not in NUMPY_OF and not tensor.is_quantized:
+        return f"it has the dtype {tensor.dtype}, which NumPy doesn't have\nFix: leave it out with where="
     if tensor.is_quantized:
         return f"it is quantized ({tensor.dtype})\nFix: edit the floating-point model and quantize it again"
     if tensor.is_nested:

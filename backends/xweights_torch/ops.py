@@ -54,12 +54,11 @@ class TorchOps:
         return new.view(x.dtype)
 
     def keep(self, x: Tensor, mask: Tensor) -> Tensor:
-        bits = BITS[x.element_size()]
-        return torch.where(mask, x.view(bits), torch.zeros((), dtype=bits, device=x.device)).view(x.dtype)
+        bits = _as_bits(x)
+        return torch.where(mask, bits, torch.zeros((), dtype=bits.dtype, device=x.device)).view(x.dtype)
 
     def choose(self, x: Tensor, mask: Tensor, y: Tensor) -> Tensor:
-        bits = BITS[x.element_size()]
-        return torch.where(mask, x.view(bits), y.view(bits)).view(x.dtype)
+        return torch.where(mask, _as_bits(x), _as_bits(y)).view(x.dtype)
 
     def fill(self, x: Tensor, value: Tensor) -> Tensor:
         x.copy_(value)
@@ -76,14 +75,14 @@ class TorchOps:
 
     def _set_where(self, x: Tensor, mask: Array | Tensor, value: Tensor) -> Tensor:
         where = torch.as_tensor(mask, device=x.device)
-        bits = BITS[x.element_size()]
         if value.numel() == 1:
-            return torch.where(where, value.reshape(()).view(bits), x.view(bits)).view(x.dtype)
+            return torch.where(where, _as_bits(value.reshape(())), _as_bits(x)).view(x.dtype)
         # As many values as there are True entries, in C order: no shape depends on the mask, so it can be traced.
-        return x.view(bits).masked_scatter(where, value.contiguous().view(bits)).view(x.dtype)
+        return _as_bits(x).masked_scatter(where, _as_bits(value.contiguous())).view(x.dtype)
 
     def fence(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
+        # Of complex numbers compilers generate no code: they call torch's own kernels.
+        if not torch.compiler.is_compiling() or x.is_complex():
             return x
         # A compiler that computes in a wider type, or fuses a multiply with an add, has to round before it can take the
         # bits. It stays one kernel; a custom op would also work, but splits it in two.
@@ -166,6 +165,11 @@ class TorchOps:
 
     def current(self, buffer: Tensor) -> Tensor:
         return buffer
+
+
+def _as_bits(x: Tensor) -> Tensor:
+    """Return the bits of real numbers as integers, and complex numbers, which nothing computes with, as they are."""
+    return x if x.is_complex() else x.view(BITS[x.element_size()])
 
 
 class _Differentiable(torch.autograd.Function):

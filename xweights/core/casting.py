@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from xweights.core.blocks import blocks, quick_sum
-from xweights.core.dtypes import Array, is_floating, is_half
+from xweights.core.dtypes import Array, is_complex, is_floating, is_half, part_dtype
 from xweights.errors import ArgumentError, DtypeError, NonfiniteError, got_expected
 
 Number = int | float
@@ -25,6 +25,13 @@ def is_number(value: Any) -> bool:
     return value.dtype.kind in "iuf" or is_floating(value.dtype)
 
 
+def is_complex_number(value: Any) -> bool:
+    """Return True for a Python or NumPy complex number (0-d arrays of NumPy included)."""
+    if isinstance(value, (complex, np.complexfloating)):
+        return True
+    return isinstance(value, np.ndarray) and not value.shape and value.dtype.kind == "c"
+
+
 def as_number(value: Any, dtype: np.dtype[Any], *, what: str = "the value") -> Array:
     """Return a number rounded once (nearest even) to ``dtype`` as a 0-d array; refuse one that doesn't fit.
 
@@ -33,6 +40,13 @@ def as_number(value: Any, dtype: np.dtype[Any], *, what: str = "the value") -> A
     """
     if dtype.kind == "b" and isinstance(value, (bool, np.bool_)):
         return np.asarray(value, dtype)
+    if is_complex(dtype) and (is_complex_number(value) or is_number(value)):
+        parts = (value.real, value.imag) if is_complex_number(value) else (value, 0)
+        number = np.empty((), dtype)
+        number.real, number.imag = (as_number(part, part_dtype(dtype), what=what) for part in parts)
+        return number
+    if is_complex_number(value):
+        raise DtypeError(f"{what} is a complex number, and this can only store {dtype.name}\ngot: {value!r}")
     if not is_number(value):
         raise ArgumentError(f"{what} must be a number\ngot: {value!r} ({type(value).__name__})")
     exact = _exact(value)
@@ -103,6 +117,8 @@ def cast_exactly(array: Array, dtype: np.dtype[Any], *, what: str, cast: bool = 
         return array
     if (dtype.kind == "b") != (array.dtype.kind == "b") and not cast:
         raise DtypeError(f"{what} has the wrong dtype\n{got_expected(array.dtype.name, dtype.name)}")
+    if is_complex(array.dtype) or is_complex(dtype):
+        return _cast_complex(array, dtype, what=what, cast=cast)
     with np.errstate(over="ignore", invalid="ignore"):
         converted = round_to(array, dtype) if is_floating(array.dtype) and is_floating(dtype) else array.astype(dtype)
         if cast:
@@ -119,9 +135,28 @@ def cast_exactly(array: Array, dtype: np.dtype[Any], *, what: str, cast: bool = 
     return converted
 
 
+def _cast_complex(array: Array, dtype: np.dtype[Any], *, what: str, cast: bool) -> Array:
+    """Cast both parts; dropping an imaginary part is no rounding, so no ``cast`` allows it."""
+    if not is_complex(dtype):
+        lost = int(np.count_nonzero(array.imag != 0))
+        if lost:
+            raise DtypeError(
+                f"{what} has an imaginary part in {lost:,} of {array.size:,} entries\n"
+                f"{got_expected(array.dtype.name, dtype.name)}\n"
+                "Fix: decide what becomes of it, as in array.real or abs(array)"
+            )
+        return cast_exactly(np.ascontiguousarray(array.real).reshape(array.shape), dtype, what=what, cast=cast)
+    converted = np.empty_like(array, dtype=dtype)
+    converted.real = cast_exactly(array.real, part_dtype(dtype), what=what, cast=cast)
+    converted.imag = cast_exactly(array.imag, part_dtype(dtype), what=what, cast=cast)
+    return converted
+
+
 def check_finite(array: Array, what: str) -> None:
     """Refuse NaN and infinity; in one pass without a temporary where the sum is finite, the common case."""
-    if not is_floating(array.dtype) or (not is_half(array.dtype) and np.isfinite(quick_sum(array))):
+    if not (is_floating(array.dtype) or is_complex(array.dtype)) or (
+        not is_half(array.dtype) and np.isfinite(quick_sum(array))
+    ):
         return
     cuts = blocks(array.shape)
     with np.errstate(invalid="ignore"):  # a signalling NaN of a half type

@@ -7,13 +7,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from xweights.core.dtypes import Array
+from xweights.core.dtypes import Array, is_complex
 from xweights.core.layout import plain_layout
 from xweights.core.numpy_backend import NumpyStorage
 from xweights.core.parameter import Parameter
+from xweights.core.parts import find_parts, is_run, show_parts
 from xweights.core.protocols import Storage
 from xweights.core.registry import backend_for
-from xweights.errors import ArgumentError, TargetError
+from xweights.errors import ArgumentError, SelectionError, TargetError
 
 
 @runtime_checkable
@@ -82,7 +83,7 @@ def mapping_parameters(target: Mapping[str, Any]) -> list[Parameter]:
     """Return the arrays of a mapping as parameters; an array that it holds twice comes once."""
     by_identity: dict[Hashable, Parameter] = {}
     annotated: Any = target if isinstance(target, HasAxes) else None
-    flat = flatten_mapping(target)
+    flat = flatten_mapping(target) if annotated is not None or not is_run(target) else _weights_of_run(target)
     is_stable = isinstance(target, (dict, HasAxes)) or all(
         target[k] is v for k, v in list(flat.items())[:1] if k in target
     )
@@ -109,10 +110,21 @@ def mapping_parameters(target: Mapping[str, Any]) -> list[Parameter]:
     return list(by_identity.values())
 
 
+def _weights_of_run(target: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the arrays of the one part that holds weights of what a training run saved."""
+    parts = find_parts(target)
+    weights = [part for part in parts if part.kind == "weights"]
+    if len(weights) != 1:
+        shown = "\n".join(f"  {line}" for line in show_parts(parts).splitlines())
+        fix = f"\nFix: pass the one that is meant: target[{weights[0].name!r}]" if weights else ""
+        raise SelectionError(f"this mapping has {len(weights)} parts that hold weights\n{shown}{fix}")
+    return weights[0].arrays
+
+
 def _storage_of(name: str, value: Any) -> tuple[Storage, Array]:
     if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "biufV" or value.dtype.names:
-            raise TargetError(f"{name!r} holds no real numbers\ngot: an array of {value.dtype}")
+        if (value.dtype.kind not in "biufV" and not is_complex(value.dtype)) or value.dtype.names:
+            raise TargetError(f"{name!r} holds no numbers of a kind that weights have\ngot: an array of {value.dtype}")
         return NUMPY, value
     backend = backend_for(value)
     if backend is None or isinstance(value, np.generic):

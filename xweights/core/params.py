@@ -191,7 +191,7 @@ class Params(Mapping[str, Array]):
 
     def _combine(self, other: Any, function: Callable[..., Array], sign: str, *, swapped: bool = False) -> Params:
         self._check_dtypes(function, sign)
-        if isinstance(other, (int, float, np.number)):
+        if isinstance(other, (int, float, complex, np.number)):
             arrays = {}
             for name, array in self._arrays.items():
                 number = as_number(other, array.dtype, what=f"the number beside {name!r}")

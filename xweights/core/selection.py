@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
+from xweights.core.dtypes import is_complex
 from xweights.core.names import NameIndex, find_named, glob_matcher, is_glob
 from xweights.core.parameter import Parameter
 from xweights.errors import ArgumentError, Problems, SelectionError, near
@@ -141,14 +142,11 @@ class Trainable(Where):
 
 
 @dataclass(frozen=True)
-class Floating(Where):
-    """Floating-point parameters."""
+class Inexact(Where):
+    """Floating-point and complex parameters: what training changes by small steps."""
 
     def matches(self, parameter: Parameter) -> bool:
-        return not parameter.hidden and parameter.floating
-
-    def __repr__(self) -> str:
-        return "floating()"
+        return not parameter.hidden and (parameter.floating or is_complex(parameter.dtype))
 
 
 @dataclass(frozen=True)
@@ -301,8 +299,8 @@ class Default(Both):
         return self.words
 
 
-DEFAULT_EDITED: Where = Default(Trainable(), Floating(), "xweights.trainable()")
-DEFAULT_KERNELS: Where = Default(Role(("*kernel", "embeddings")), Floating(), "xweights.role('*kernel', 'embeddings')")
+DEFAULT_EDITED: Where = Default(Trainable(), Inexact(), "xweights.trainable()")
+DEFAULT_KERNELS: Where = Default(Role(("*kernel", "embeddings")), Inexact(), "xweights.role('*kernel', 'embeddings')")
 
 
 def select(everything: Sequence[Parameter], where: WhereLike) -> list[Parameter]:

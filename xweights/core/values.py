@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.casting import as_number, cast_exactly, is_number, largest, round_to
-from xweights.core.dtypes import Array, is_floating
+from xweights.core.casting import as_number, cast_exactly, is_complex_number, is_number, largest, round_to
+from xweights.core.dtypes import Array, is_complex, is_floating
 from xweights.core.layout import LayoutName, reorder
 from xweights.core.parameter import Parameter
 from xweights.core.registry import backend_for
@@ -20,15 +20,16 @@ def host_array(value: Any, *, what: str = "the value", dtype: np.dtype[Any] | No
 
     A list of Python numbers is rounded to ``dtype``, as a single number is.
     """
-    if isinstance(value, (np.ndarray, np.generic, int, float)):
+    if isinstance(value, (np.ndarray, np.generic, int, float, complex)):
         array = np.asarray(value)
     elif isinstance(value, (list, tuple)):
         try:
             array = np.asarray(value)
         except ValueError as cause:
             raise ShapeError(f"{what} is a ragged list: {cause}") from None
-        if dtype is not None and is_floating(dtype) and array.dtype.kind in "iuf" and _all_numbers(value):
-            wide, array = array, round_to(array, dtype)
+        rounded = dtype is not None and (is_floating(dtype) or (is_complex(dtype) and array.dtype.kind == "c"))
+        if dtype is not None and rounded and array.dtype.kind in "iufc" and _all_numbers(value):
+            wide, array = array, _round(array, dtype, what)
             if bool(np.any(np.isfinite(wide) & ~np.isfinite(array))):
                 raise DtypeError(f"{what} overflows {dtype.name}\nlargest: {largest(dtype)}")
     else:
@@ -38,16 +39,22 @@ def host_array(value: Any, *, what: str = "the value", dtype: np.dtype[Any] | No
         if not hasattr(value, "__array__"):
             raise ArgumentError(f"{what} is no array\ngot: {type(value).__module__}.{type(value).__qualname__}")
         array = np.asarray(value)
-    if array.dtype.kind not in "biufV" or array.dtype.names:
-        raise DtypeError(f"{what} holds no real numbers\ngot: an array of {array.dtype}")
+    if (array.dtype.kind not in "biufV" and not is_complex(array.dtype)) or array.dtype.names:
+        raise DtypeError(f"{what} holds no numbers of a kind that weights have\ngot: an array of {array.dtype}")
     return array
+
+
+def _round(array: Array, dtype: np.dtype[Any], what: str) -> Array:
+    if is_floating(dtype) and array.dtype.kind != "c":
+        return round_to(array, dtype)
+    return cast_exactly(array, dtype, what=what, cast=True)
 
 
 def _all_numbers(values: Sequence[Any]) -> bool:
     return all(
         _all_numbers(value)
         if isinstance(value, (list, tuple))
-        else isinstance(value, (int, float)) and not isinstance(value, bool)
+        else isinstance(value, (int, float, complex)) and not isinstance(value, bool)
         for value in values
     )
 
@@ -68,7 +75,9 @@ def operand(value: Any, parameter: Parameter, *, what: str, dtype: np.dtype[Any]
         value = value[key]
         if named_axes is not None and parameter.axes is not None and named_axes != parameter.axes:
             value = reorder(host_array(value), named_axes, parameter.axes, what=f"{what}[{key!r}]")
-    if is_number(value) and not (isinstance(value, np.ndarray) and target_dtype.kind == "b"):
+    if (is_number(value) or is_complex_number(value)) and not (
+        isinstance(value, np.ndarray) and target_dtype.kind == "b"
+    ):
         return as_number(value, target_dtype, what=what)
     array = host_array(value, what=what, dtype=target_dtype)
     try:

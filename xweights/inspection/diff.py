@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from xweights.core.blocks import blocks
-from xweights.core.dtypes import COUNTERS, Array
+from xweights.core.dtypes import COUNTERS, Array, bits_differ, widen
 from xweights.core.layout import reorder
 from xweights.core.names import Names, renamer
 from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike
-from xweights.edit.read import neutral_view, open_for_reading
+from xweights.edit.counterparts import find_counterparts, is_source
+from xweights.edit.read import neutral_view, open_for_reading, select_for_reading
 from xweights.errors import ArgumentError, LayoutError
 from xweights.inspection.results import Change, Diff
 
@@ -87,6 +88,12 @@ def equal(a: Any, b: Any, *, rtol: float = 0, where: WhereLike = ..., names: Nam
 def _match(
     a: Any, b: Any, where: WhereLike, names: Names | None
 ) -> Iterator[tuple[str, Parameter | None, Parameter | None]]:
+    if names is None and (is_source(a) or is_source(b)):
+        # A file or a state dict has names of a framework's own, prefixes of wrappers, several parts.
+        swapped = is_source(a) and not is_source(b)
+        found = _match_source(b, a, where) if swapped else _match_source(a, b, where)
+        yield from ((name, q, p) if swapped else (name, p, q) for name, p, q in found)
+        return
     parameters, others, rename = (
         open_for_reading(a, where),
         open_for_reading(b, where if names is None else ...),
@@ -104,6 +111,24 @@ def _match(
     for p in others:
         if id(p) not in matched and p.role not in COUNTERS and (names is None or where is ...):
             yield p.name, None, p
+
+
+def _match_source(a: Any, b: Any, where: WhereLike) -> Iterator[tuple[str, Parameter | None, Parameter | None]]:
+    """Match the parameters of a target with those of a file or a mapping."""
+    chosen, everything = select_for_reading(a, where)
+    selected = {p.identity() for p in chosen}
+    found = find_counterparts(a, b, everything)
+    if found is None:
+        yield from ((p.name, p, None) for p in chosen)
+        if where is ...:
+            yield from ((p.name, None, p) for p in open_for_reading(b, ...))
+        return
+    for p, match in found.pairs:
+        if p.identity() in selected or (p.hidden and where is ...):
+            yield p.name, p, match
+    yield from ((p.name, p, None) for p in found.only_target if p.identity() in selected)
+    if where is ...:
+        yield from ((name, None, p) for name, p in found.only_source.items())
 
 
 # Casting a signalling NaN warns; here it is a value like any other.
@@ -126,10 +151,9 @@ def _change(name: str, a: Parameter, b: Parameter) -> Change | None:
         if x.dtype == y.dtype and part.tobytes() == other.tobytes():
             largest = max(largest, _largest(part))
             continue
-        wide, wide_other = part.astype(np.float64), other.astype(np.float64)
+        wide, wide_other = widen(part), widen(other)
         if x.dtype == y.dtype:
-            width = np.dtype(f"u{x.dtype.itemsize}")
-            unequal = part.view(width) != other.view(width)
+            unequal = bits_differ(part, other)
         else:
             unequal = ~((wide == wide_other) | (np.isnan(wide) & np.isnan(wide_other)))
         changed += int(np.count_nonzero(unequal))
@@ -144,5 +168,5 @@ def _change(name: str, a: Parameter, b: Parameter) -> Change | None:
 
 
 def _largest(part: Array) -> float:
-    wide = np.abs(part.astype(np.float64))
+    wide = np.abs(widen(part))
     return float(np.max(np.where(np.isfinite(wide), wide, 0.0), initial=0.0))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xweights.core.blocks import as_stored, blocks
-from xweights.core.dtypes import Array
+from xweights.core.dtypes import Array, widen
 from xweights.core.layout import reorder
 from xweights.core.names import Names, renamer
 from xweights.core.parameter import Parameter
@@ -34,7 +34,10 @@ class Histogram:
 
 @np.errstate(all="ignore")
 def histogram(p: Parameter, *, minus: Parameter | None = None) -> Histogram:
-    """Return the histogram of a parameter, or of its differences from another of its shape."""
+    """Return the histogram of a parameter, or of its differences from another of its shape.
+
+    Complex numbers count by their magnitudes.
+    """
     bins = min(60, max(10, 2 * math.isqrt(p.size)))
     view = neutral_view(p)
     other = None if minus is None else align_axes(p, minus)
@@ -72,8 +75,10 @@ def _edges(low: float, high: float, bins: int) -> Array:
 
 
 def _wide(view: Array, other: Array | None, cut: Any) -> Array:
-    wide = np.ravel(view[cut]).astype(np.float64)
-    return wide if other is None else wide - np.ravel(other[cut]).astype(np.float64)
+    wide = widen(np.ravel(view[cut]))
+    if other is not None:
+        wide = wide - widen(np.ravel(other[cut]))
+    return np.abs(wide) if wide.dtype.kind == "c" else wide
 
 
 def align_axes(p: Parameter, other: Parameter) -> Array:
@@ -105,7 +110,7 @@ def singular_values(p: Parameter) -> Array | None:
     flat = as_matrix(p)
     if flat is None:
         return None
-    wide = flat.astype(np.float64)
+    wide = widen(flat)
     if not np.isfinite(wide).all():
         return None
     values: Array = np.linalg.svd(wide, compute_uv=False)
@@ -138,8 +143,8 @@ class TopEntry:
 
     name: str
     index: tuple[int, ...]
-    a: float
-    b: float
+    a: float | complex
+    b: float | complex
 
     @property
     def gap(self) -> float:
@@ -156,7 +161,7 @@ def top_entries(differences: Diff, a: Any, b: Any, count: int, *, names: Names |
     for name, p, counterpart in pairs:
         x, y = neutral_view(p), align_axes(p, counterpart)
         for cut in blocks(x.shape):
-            first, second = x[cut].astype(np.float64), y[cut].astype(np.float64)
+            first, second = widen(x[cut]), widen(y[cut])
             gap = np.abs(first - second)
             same = (first == second) | (np.isnan(first) & np.isnan(second))
             gap = np.where(np.isnan(gap) & ~same, np.inf, np.where(same, 0.0, gap))
@@ -165,7 +170,7 @@ def top_entries(differences: Diff, a: Any, b: Any, count: int, *, names: Names |
             for position in best[flat[best] > 0]:
                 inside = np.unravel_index(int(position), gap.shape)
                 at = tuple(int(i) + (part.start or 0) for i, part in zip(inside, cut, strict=True))
-                top.append(TopEntry(name, at, float(first[inside]), float(second[inside])))
+                top.append(TopEntry(name, at, first[inside].item(), second[inside].item()))
         top = sorted(top, key=lambda entry: (-entry.gap, entry.name, entry.index))[:count]
     return top
 

@@ -81,7 +81,7 @@ def _numbers(target: Any, title: str, where: WhereLike) -> str:
     for row in target_stats.rows:
         axes = "?" if row.axes is None else ", ".join(row.axes)
         shape = ", ".join(map(str, row.shape))
-        numbers = [Cell(f"{x:.4g}", x) for x in (row.norm, row.mean, row.std, row.min, row.max)]
+        numbers = [_cell(x, 4) for x in (row.norm, row.mean, row.std, row.min, row.max)]
         rows.append(
             [
                 *(Cell(text) for text in (row.name, axes, shape, row.dtype)),
@@ -98,6 +98,11 @@ def _numbers(target: Any, title: str, where: WhereLike) -> str:
     share = f"{zeros / entries:.1%}" if entries else "0 %"
     facts = f"{len(rows)} parameters, {entries:,} entries, {share} of them zero" + (f", {lost:,} NaN" if lost else "")
     return f"<h2>Numbers of {escape(title)}</h2>\n<p>{facts}.</p>\n{table(head, rows)}"
+
+
+def _cell(number: complex, digits: int) -> Cell:
+    """Return a number as a cell; complex ones are sorted by their magnitude."""
+    return Cell(f"{number:.{digits}g}", abs(number) if isinstance(number, complex) else number)
 
 
 def _differences(a: Any, b: Any, where: WhereLike, names: Names | None) -> str:
@@ -121,9 +126,7 @@ def _differences(a: Any, b: Any, where: WhereLike, names: Names | None) -> str:
     top = top_entries(differences, a, b, TOP, names=names)
     if top:
         parts.append("<h3>Entries that differ most</h3>")
-        cells = [
-            [Cell(e.name), Cell(str(list(e.index))), *(Cell(f"{x:.6g}", x) for x in (e.a, e.b, e.gap))] for e in top
-        ]
+        cells = [[Cell(e.name), Cell(str(list(e.index))), *(_cell(x, 6) for x in (e.a, e.b, e.gap))] for e in top]
         parts.append(table(["name", "entry", "a", "b", "|a - b|"], cells))
     parts.append(_picture("", "differing", plot_diff(a, b, where=where, names=names)))
     return "\n".join(parts)

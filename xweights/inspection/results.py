@@ -11,7 +11,10 @@ from xweights.core.tables import render, render_html
 
 @dataclass(frozen=True)
 class ParameterStats:
-    """Statistics of one parameter; NaN entries count in ``nan`` and ``count`` only, infinities in min and max."""
+    """Statistics of one parameter; NaN entries count in ``nan`` and ``count`` only, infinities in min and max.
+
+    Of complex numbers, ``min`` and ``max`` are those of the magnitudes, and ``mean`` is complex.
+    """
 
     name: str
     axes: tuple[str, ...] | None
@@ -20,7 +23,7 @@ class ParameterStats:
     trainable: bool
     count: int
     norm: float
-    mean: float
+    mean: float | complex
     std: float
     min: float
     max: float
@@ -31,6 +34,10 @@ class ParameterStats:
     def sparsity(self) -> float:
         """Share of entries that are zero (of either sign)."""
         return self.zeros / self.count if self.count else 0.0
+
+
+def _as_json(number: complex) -> Any:
+    return [number.real, number.imag] if isinstance(number, complex) else number
 
 
 class Stats(Mapping[str, ParameterStats]):
@@ -56,8 +63,8 @@ class Stats(Mapping[str, ParameterStats]):
         return len(self.rows)
 
     def as_dicts(self) -> list[dict[str, Any]]:
-        """Return plain rows, for JSON."""
-        return [asdict(row) | {"sparsity": row.sparsity} for row in self.rows]
+        """Return plain rows, for JSON; a complex mean is its two parts."""
+        return [asdict(row) | {"mean": _as_json(row.mean), "sparsity": row.sparsity} for row in self.rows]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return the column titles, and a row of texts for each parameter."""

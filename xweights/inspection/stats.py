@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xweights.core.blocks import as_stored, blocks
+from xweights.core.dtypes import Array, widen
 from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike, select
 from xweights.core.tables import render
@@ -23,7 +24,9 @@ def stats(target: Any, *, where: WhereLike = ...) -> Stats:
         target: Model, layer, module, variable, mapping of arrays, or a list of these.
         where: Default: all.
 
-    Close (rtol 1e-12): accumulated in float64, one pass, no full-size copy. ``std`` is of the population.
+    Close (rtol 1e-12): accumulated in float64, one pass, no full-size copy. ``std`` is of the population. Of complex
+    numbers, min and max are those of the magnitudes, the mean is complex, std is the distance to it (root of the mean
+    square), and zero is what has both parts zero.
     Raises TargetError, SelectionError, TraceError.
 
     Example:
@@ -39,38 +42,52 @@ def stats(target: Any, *, where: WhereLike = ...) -> Stats:
 def _stats_of(p: Parameter) -> ParameterStats:
     view = as_stored(neutral_view(p))
     zeros = nan = seen = 0
-    total = squares = spread = 0.0  # spread: of the squared distances to the mean, merged block by block
+    total: Any = 0.0
+    squares = spread = 0.0  # spread: of the squared distances to the mean, merged block by block
     low, high = math.inf, -math.inf
     with np.errstate(all="ignore"):
         for cut in blocks(view.shape):
-            wide = np.ravel(view[cut]).astype(np.float64)
+            wide = widen(np.ravel(view[cut]))
             zeros += int(np.count_nonzero(wide == 0))
-            if not math.isfinite(float(wide.sum())):
+            if not np.isfinite(wide.sum()):
                 missing = np.isnan(wide)
                 nan += int(np.count_nonzero(missing))
                 wide = wide[~missing]
             if not wide.size:
                 continue
-            block_total = float(wide.sum())
-            low, high = min(low, float(wide.min())), max(high, float(wide.max()))
-            squares += float(np.dot(wide, wide))
+            block_total = wide.sum().item()
+            sizes = np.abs(wide) if wide.dtype.kind == "c" else wide
+            low, high = min(low, float(sizes.min())), max(high, float(sizes.max()))
+            squares += _sum_squares(wide)
             mean_shift = block_total / wide.size - (total / seen if seen else block_total / wide.size)
-            spread += mean_shift * mean_shift * (seen * wide.size / (seen + wide.size))
+            spread += abs(mean_shift) * abs(mean_shift) * (seen * wide.size / (seen + wide.size))
             np.subtract(wide, block_total / wide.size, out=wide)
-            spread += float(np.dot(wide, wide))
+            spread += _sum_squares(wide)
             total += block_total
             seen += wide.size
     undefined = math.nan
     return ParameterStats(
         p.name, p.axes, p.shape, p.dtype.name, p.trainable, view.size,
         norm=math.sqrt(squares),
-        mean=total / seen if seen else undefined,
+        mean=_divide(total, seen) if seen else undefined,
         std=math.sqrt(spread / seen) if seen and math.isfinite(spread) else undefined,
         min=low if seen else undefined,
         max=high if seen else undefined,
         zeros=zeros,
         nan=nan,
     )  # fmt: skip
+
+
+def _divide(total: complex, count: int) -> float | complex:
+    if isinstance(total, complex):
+        return complex(total.real / count, total.imag / count)
+    return total / count
+
+
+def _sum_squares(wide: Array) -> float:
+    # The parts one by one: as complex numbers, infinities would give NaN.
+    parts = wide.view(np.float64) if wide.dtype.kind == "c" else wide
+    return float(np.dot(parts, parts))
 
 
 def summary(target: Any, *, where: WhereLike = ...) -> str:

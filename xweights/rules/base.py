@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xweights.core.casting import as_number, is_number
-from xweights.core.dtypes import Array
+from xweights.core.dtypes import Array, is_complex
 from xweights.core.numpy_backend import NumpyOps
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
@@ -108,8 +108,18 @@ def _short(value: Any) -> str:
     return repr(value)
 
 
+def need_real(parameter: Parameter, what: str) -> None:
+    """Refuse a complex parameter."""
+    if is_complex(parameter.dtype):
+        raise DtypeError(
+            f"{what} is for real numbers, and {parameter.name!r} is {parameter.dtype.name}\n"
+            "Fix: leave it out with where=, or say what becomes of both parts: apply(target, function, where=...)"
+        )
+
+
 def need_floating(parameter: Parameter, what: str) -> None:
-    """Refuse an integer or bool parameter."""
+    """Refuse a complex, integer or bool parameter."""
+    need_real(parameter, what)
     if not parameter.floating:
         raise DtypeError(f"{what} is for floating-point parameters\n{parameter.name!r} is {parameter.dtype.name}")
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from xweights.core.casting import is_number
-from xweights.core.dtypes import Array
+from xweights.core.dtypes import Array, is_complex
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
 from xweights.core.selection import DEFAULT_KERNELS
 from xweights.core.values import operand
-from xweights.errors import ArgumentError
-from xweights.rules.base import Rule
+from xweights.errors import ArgumentError, DtypeError
+from xweights.rules.base import Rule, need_real
 
 
 class _Elementwise(Rule):
@@ -48,7 +48,7 @@ class Fill(_Elementwise):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Scale(_Elementwise):
-    """Multiply by ``factor``. Exact.
+    """Multiply by ``factor``, which is real also for complex weights. Exact.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -59,7 +59,23 @@ class Scale(_Elementwise):
     factor: Any
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
-        return (operand(self.factor, parameter, what="factor"),)
+        factor = operand(self.factor, parameter, what="factor")
+        if is_complex(parameter.dtype) and bool(np.any(factor.imag != 0)):
+            # Processors round products of complex numbers in different ways.
+            raise DtypeError(
+                f"factor is complex, and the product with {parameter.name!r} has other bits on other backends\n"
+                "Fix: apply(target, lambda w: w * factor, where=...)"
+            )
+        return (factor,)
+
+    def on_host(self, w: Array, parameter: Parameter) -> bool:
+        if not is_complex(parameter.dtype):
+            return False
+        # Each part alone: as complex numbers, infinity times 2 is infinity and NaN.
+        (factor,) = self.operands(parameter)
+        w.real *= factor.real
+        w.imag *= factor.real
+        return True
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
         return ops.multiply(w, operands[0])
@@ -103,6 +119,9 @@ class Clip(_Elementwise):
         if is_number(self.low) and is_number(self.high) and self.low > self.high:
             raise ArgumentError(f"low is greater than high\nlow:  {self.low!r}\nhigh: {self.high!r}\nFix: swap them")
 
+    def check(self, parameter: Parameter) -> None:
+        need_real(parameter, "clip")
+
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
         bounds = [
             None if bound is None else operand(bound, parameter, what=name)
@@ -130,6 +149,9 @@ class NonNegative(_Elementwise):
         >>> w = {"w": np.array([-2.0, 0.5])}; xw.apply(w, xw.NonNegative(), where="w"); w["w"]
         array([0. , 0.5])
     """
+
+    def check(self, parameter: Parameter) -> None:
+        need_real(parameter, "non_negative")
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
         return (np.zeros((), parameter.dtype),)

@@ -12,7 +12,7 @@ import numpy as np
 from xweights.core import hold_registry
 from xweights.core.backend import HoldAttachment
 from xweights.core.dispatch import NUMPY_OPS, ops_for, to_neutral, to_stored
-from xweights.core.dtypes import Array
+from xweights.core.dtypes import Array, bits_differ, widen
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
 from xweights.core.registry import backend_for
@@ -182,9 +182,9 @@ def _is_satisfied(held_rule: HeldRule, value: Array, p: Parameter) -> bool:
     """Return True if a rule leaves the weights as they are: bit for bit, or within the tolerance of a close rule."""
     again = _apply_on_host(held_rule, value.copy(), p)
     if held_rule.rule.exact:
-        bits = np.dtype(f"u{p.dtype.itemsize}")
-        return bool(np.array_equal(np.ascontiguousarray(again).view(bits), np.ascontiguousarray(value).view(bits)))
-    wide, other = again.astype(np.float64), value.astype(np.float64)
+        flat, other_flat = (np.ascontiguousarray(array).reshape(-1) for array in (again, value))
+        return not bool(bits_differ(flat, other_flat).any())
+    wide, other = widen(again), widen(value)
     largest = float(np.max(np.abs(other[np.isfinite(other)]), initial=0.0))
     gap = np.abs(wide - other)
     return not bool(np.any(gap[np.isfinite(gap)] > (1e-2 if p.dtype.itemsize < 4 else 1e-5) * largest))

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xweights.core.dtypes import Array
+import numpy as np
+
+from xweights.core.dtypes import Array, bits_differ
 from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike
 from xweights.errors import ArgumentError
+from xweights.files.edit.archive import can_repack_archive, repack_archive
 from xweights.files.edit.in_place import set_entries_in_place
 from xweights.files.edit.plan import Edit, Steps
-from xweights.files.edit.archive import can_repack_archive, repack_archive
 from xweights.files.edit.rewrite import (
     can_repack,
     can_rewrite,
@@ -60,6 +62,7 @@ def edit_file(
     *,
     where: WhereLike | None = None,
     out: str | os.PathLike[str] | None = None,
+    part: str | None = None,
     max_bytes: int | None = None,
     durable: bool = True,
 ) -> EditReport:
@@ -77,6 +80,7 @@ def edit_file(
             pair (rule, where).
         where: Which parameters. Default: that of the rule's verb; required for functions and ``SetEntries``.
         out: Path to write the result to, in the format of its ending; ``path`` is then unchanged. Default: ``path``.
+        part: Which part of a training run's file is edited, as for :func:`xweights.load`; all others keep every byte.
         max_bytes: As for :func:`xweights.load`.
         durable: True waits until the data is on disk.
 
@@ -94,14 +98,14 @@ def edit_file(
     destination = source if out is None else os.fspath(out)
     if out is not None:
         format_of(destination)
-    with load(source, max_bytes=max_bytes) as checkpoint:
+    with load(source, part=part, max_bytes=max_bytes) as checkpoint:
         fmt = find_format(checkpoint.format)
         if out is None and not fmt.editable:
             raise refused(source, f"{fmt.name} files are only read", fix="out=, in another format")
         parameters = checkpoint.__xweights_parameters__()
         steps = Steps(_list_edits(rule, where), parameters)
         if out is None:
-            counts = set_entries_in_place(source, steps, durable=durable)
+            counts = set_entries_in_place(source, steps, checkpoint.records, durable=durable)
             if counts is not None:
                 return EditReport(source, counts, in_place=True)
         steps.measure()
@@ -112,10 +116,10 @@ def edit_file(
             rewrite(checkpoint, steps, edit, destination, durable=durable)
         elif same_format and can_repack(checkpoint):
             repack(checkpoint, steps, edit, destination, durable=durable)
-        elif out is None and can_rewrite_shards(checkpoint, steps):
-            rewrite_shards(checkpoint, steps, edit, changed, durable=durable)
         elif same_format and can_repack_archive(checkpoint):
             repack_archive(checkpoint, steps, edit, destination, durable=durable)
+        elif out is None and can_rewrite_shards(checkpoint, steps):
+            rewrite_shards(checkpoint, steps, edit, changed, durable=durable)
         else:
             _write_all(checkpoint, steps, edit, destination, durable=durable)
     return EditReport(destination, changed, in_place=False)
@@ -152,9 +156,8 @@ def _count_while_editing(steps: Steps, changed: dict[str, int]) -> Callable[[int
 def _count_changed(p: Parameter, array: Array) -> int:
     flat = array.reshape(-1)  # a copy if it is in another order
     count = start = 0
-    width = f"u{array.dtype.itemsize}"
     for part in p.handle.pieces():
-        count += int((part.view(width) != flat[start : start + part.size].view(width)).sum())
+        count += int(np.count_nonzero(bits_differ(part, flat[start : start + part.size])))
         start += part.size
     return count
 

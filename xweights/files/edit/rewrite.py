@@ -99,7 +99,7 @@ def _find_path(p: Parameter) -> str | None:
 
 def _refuse_overlap(checkpoint: Checkpoint, steps: Steps) -> None:
     records = [p.handle for p in steps.parameters]
-    overlap = find_overlap(records, {records[position].key for position in steps.touched})
+    overlap = find_overlap(checkpoint.records, {records[position].key for position in steps.touched})
     if overlap:
         reason = f"it shares its bytes with {overlap[1]!r}, which would change too"
         raise refused(checkpoint.path, reason, key=overlap[0], fix="convert the file to .safetensors first")

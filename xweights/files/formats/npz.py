@@ -21,7 +21,7 @@ from xweights.core.dtypes import Array
 from xweights.files.formats.safetensors import parse_metadata
 from xweights.files.formats.zip_archive import Archive, Member, pack_extra
 from xweights.files.io.arrays_to_write import ArrayToWrite, Sink
-from xweights.files.io.dtypes import dtype_from_name, is_special, to_native_byteorder
+from xweights.files.io.dtypes import dtype_from_name, is_number, is_special, to_native_byteorder
 from xweights.files.io.limits import Limits
 from xweights.files.io.metadata import compact_json
 from xweights.files.io.open_file import OpenFile, byte_view, damaged, refused, shorten
@@ -79,8 +79,8 @@ def _make_record(archive: Archive, member: Member) -> Record:
     if dtype.kind == "V" and dtype.isbuiltin != 2:
         reason = f"its dtype {stored.str!r} is bytes without a meaning, as bfloat16 becomes where NumPy saves it"
         raise refused(path, reason, key=key, fix="save it with xweights, or as float32")
-    if dtype.kind not in "biufV" or dtype.itemsize > 8:
-        raise refused(path, f"its dtype is {stored.str!r}, and weights are real numbers of up to 64 bits", key=key)
+    if not is_number(dtype):
+        raise refused(path, f"its dtype is {stored.str!r}, and weights are numbers of up to 64 bits", key=key)
     expected = header + math.prod(shape) * dtype.itemsize
     if member.size != expected:
         reason = (
@@ -184,7 +184,7 @@ def _parse_dtype(path: str, key: str, description: str) -> np.dtype[Any]:
     if description[0] in "\"'" and "O" in name:
         raise refused(path, "it holds pickled objects, which are never loaded", key=key, fix="save arrays of numbers")
     if description[0] not in "\"'" or not _DESCRIPTION.fullmatch(name):
-        raise refused(path, f"its dtype is {shorten(description)}, and weights are real numbers", key=key)
+        raise refused(path, f"its dtype is {shorten(description)}, and weights are numbers", key=key)
     try:
         return np.dtype(name)
     except (TypeError, ValueError):

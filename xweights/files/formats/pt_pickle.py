@@ -21,10 +21,12 @@ from xweights.files.io.open_file import damaged, refused, shorten
 STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
-    "ByteStorage": "uint8", "BoolStorage": "bool", "UntypedStorage": "uint8",
+    "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8",
 }  # fmt: skip
 DTYPES = frozenset(
     {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool", "uint16"}
+    | {"complex64", "complex128"}
     | {"uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"}
 )
 _WHY = (
@@ -228,7 +230,14 @@ _HARMLESS = frozenset(
     | {"types.SimpleNamespace", "functools.partial", "operator.attrgetter", "operator.itemgetter"}
 )  # fmt: skip
 # Tensors that only torch can rebuild come by names of these modules: leaving them out would lose weights.
-_TENSORS = ("torch._utils.", "torch._tensor.", "torch.storage.", "torch._C.", "torch.jit.", "torch._weights_only_unpickler.")
+_TENSORS = (
+    "torch._utils.",
+    "torch._tensor.",
+    "torch.storage.",
+    "torch._C.",
+    "torch.jit.",
+    "torch._weights_only_unpickler.",
+)
 
 
 class _TooShortError(ValueError):
@@ -359,10 +368,12 @@ class _Machine:
     def call(self) -> None:
         args, name = self.pop(), self.pop()
         if not isinstance(name, Name) or not isinstance(args, tuple):
-            raise ValueError(f"it calls {shorten(getattr(name, 'text', name))}")
+            raise ValueError(f"it calls {shorten(getattr(name, 'text', name))}")  # noqa: TRY004 - the file's fault
         if name.text not in CALLS:
             if not _names_a_class(name.text):
-                reason = f"it calls {shorten(name.text)}, which is no part of weights: nothing of it was imported or run"
+                reason = (
+                    f"it calls {shorten(name.text)}, which is no part of weights: nothing of it was imported or run"
+                )
                 raise refused(self.path, reason, fix="save a state dict of plain tensors")
             self.describe_object(name, args)
             return
@@ -374,7 +385,7 @@ class _Machine:
     def describe_object(self, name: Any, args: Any) -> None:
         """Push the description of an object of a class, or of what a function returns: neither is made or called."""
         if not isinstance(name, Name) or not isinstance(args, tuple):
-            raise ValueError(f"it makes an object of {shorten(getattr(name, 'text', name))}")
+            raise ValueError(f"it makes an object of {shorten(getattr(name, 'text', name))}")  # noqa: TRY004
         text = name.text
         if text in ("copyreg._reconstructor", "copy_reg._reconstructor", "copyreg.__newobj__") and args:
             text, args = args[0].text if isinstance(args[0], Name) else text, args[1:]
@@ -466,6 +477,7 @@ def _is_refused(text: str) -> bool:
 _MAKERS = frozenset(
     {f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
     | {"numpy.ndarray", "numpy.dtype", "torch.device", "torch.dtype", "torch.layout", "torch.memory_format"}
+    | {"torch.serialization._get_layout"}  # in the metadata of torch.distributed.checkpoint
     | {"torch._utils._get_restore_location", "collections.deque", "copyreg._reconstructor", "copy_reg._reconstructor"}
     | {"copyreg.__newobj__", "datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta"}
     | {"datetime.timezone", "functools.partial", "operator.attrgetter", "operator.itemgetter"}

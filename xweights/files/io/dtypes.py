@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.dtypes import is_complex
+
 PLAIN = frozenset(
-    {"bool", "float16", "float32", "float64"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+    {"bool", "float16", "float32", "float64", "complex64", "complex128"}
+    | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 )
 
 
@@ -24,6 +27,13 @@ def dtype_from_name(name: str) -> np.dtype[Any]:
 def to_native_byteorder(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype in this machine's byte order."""
     return np.dtype(dtype.name) if dtype.name in PLAIN else dtype
+
+
+def is_number(dtype: np.dtype[Any]) -> bool:
+    """Return whether weights may have this dtype: numbers of up to 64 bits, or complex ones of two such parts."""
+    if dtype.kind == "V":  # ml_dtypes; bare bytes and records are no numbers
+        return dtype.isbuiltin == 2 and not dtype.names
+    return (dtype.kind in "biuf" and dtype.itemsize <= 8) or is_complex(dtype)
 
 
 def is_special(dtype: np.dtype[Any]) -> bool:

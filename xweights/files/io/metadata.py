@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.dtypes import is_floating
+from xweights.core.dtypes import is_complex, is_floating, is_never_trained
 from xweights.core.layout import Layout, Shape, plain_layout
 from xweights.core.mappings import last_part
 from xweights.core.parameter import Parameter
@@ -50,7 +50,8 @@ class ArrayMetadata:
         """Return the metadata that follows from a key, a shape and a dtype alone."""
         role = last_part(key)
         layer = key[: len(key) - len(role)].rstrip("/.")
-        return cls(key, role, layer, plain_layout(shape), is_floating(dtype), native=key)
+        trainable = (is_floating(dtype) or is_complex(dtype)) and not is_never_trained(role)
+        return cls(key, role, layer, plain_layout(shape), trainable, native=key)
 
     def with_alias(self, key: str) -> ArrayMetadata:
         """Return the metadata of an array that the file has under one key more."""

@@ -207,7 +207,8 @@ def settle(path: str) -> None:
     """Wait for the transaction beside a file, or undo it if its process has ended."""
     journal = transaction_path(path)
     try:
-        while (descriptor := _open_journal(journal)) is not None:
+        # Looked for first, so that nothing but what the user named is opened.
+        while os.path.lexists(journal) and (descriptor := _open_journal(journal)) is not None:
             try:
                 if not lock(descriptor, wait=True) and not _is_old(descriptor):
                     time.sleep(0.01)  # a file system without locks
