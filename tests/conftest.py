@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -97,6 +98,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     As it does at a terminal: a shell starts background processes with it ignored.
     """
+    gc.disable()  # until all is imported and collected, of which nothing is ever garbage
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.only:
@@ -122,6 +124,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.thorough)
     if config.option.shuffle is not None:
         random.Random(config.option.shuffle).shuffle(items)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector look at what tests make, and no more at frameworks and at thousands of tests."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 from pathlib import Path
 
 import pytest
 
 
+@functools.cache
 def modules() -> dict[str, ast.Module]:
     spec = importlib.util.find_spec("xweights.files")
     assert spec is not None

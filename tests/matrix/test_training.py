@@ -42,10 +42,11 @@ def cells() -> list[Any]:
     ]
 
 
-def marks(kind: Kind, optimizer: str = "SGD") -> list[pytest.MarkDecorator]:
-    made = [pytest.mark.xdist_group(f"{kind.id}-{optimizer}-training")]
+def marks(kind: Kind, optimizer: str | None = None) -> list[pytest.MarkDecorator]:
+    """Return the marks of a training under an optimizer, or of what takes no training."""
+    made = [pytest.mark.xdist_group(f"{kind.id}-{optimizer}-training")] if optimizer else []
     made += [pytest.mark.keras_backend] if kind.column.keras else []
-    return [*made, pytest.mark.thorough] if kind.takes_long(optimizer) else made
+    return [*made, pytest.mark.thorough] if optimizer and kind.takes_long(optimizer) else made
 
 
 LENGTHS = [

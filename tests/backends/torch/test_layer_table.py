@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import functools
+import inspect
+import sys
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -51,10 +56,17 @@ def test_every_layer_of_torch_that_has_weights_is_in_the_table_or_made_of_layers
 
 
 def _registers_arrays(kind):
-    import inspect
-
     marks = ("Parameter(", "register_buffer(", "register_parameter(")
-    return any(mark in inspect.getsource(kind) for mark in marks)
+    return any(mark in _sources(kind.__module__)[kind.__name__] for mark in marks)
+
+
+@functools.cache
+def _sources(module):
+    """Return the source of each class; inspect.getsource(class) would parse the whole module for each of them."""
+    text = inspect.getsource(sys.modules[module])
+    lines = text.splitlines(keepends=True)
+    kinds = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+    return {node.name: "".join(lines[node.lineno - 1 : node.end_lineno]) for node in kinds}
 
 
 @pytest.mark.parametrize("layer", MADE, ids=lambda layer: type(layer).__name__)
