@@ -57,6 +57,11 @@ class Part:
         name: Its place in the file, ``/`` between the levels; empty if the file is this part alone.
         kind: "weights", "optimizer", or "other" for arrays that are neither (random states, losses).
         arrays: Its arrays, by their names inside.
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> xw.save({"b": np.ones(2)}, "w.npz"); (part,) = xw.parts("w.npz"); part.kind, part.entries
+        ('weights', 2)
     """
 
     name: str

@@ -340,7 +340,10 @@ def _match(
 ) -> list[Pair]:
     """Return the pairs of a list by position, of a mapping by full names; list the names that nothing has."""
     if not isinstance(values, (Mapping, list, tuple, ValuesView, Iterator)):
-        raise ArgumentError(f"values= is a mapping by name, Params, a list or a file\ngot: {type(values).__name__}")
+        backend = backend_for(values)
+        is_model = backend is not None and backend.adapter(values) is not None
+        fix = "\nFix: set_params(target, xweights.get_params(model))" if is_model else ""
+        raise ArgumentError(f"values= is a mapping by name, Params, a list or a file\ngot: {type(values).__name__}{fix}")
     if not isinstance(values, Mapping):
         listed = list(values)
         if len(listed) != len(chosen):
