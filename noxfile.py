@@ -59,12 +59,14 @@ ONE_THREAD = {
 WHEEL_IS_TESTED = {**QUIET, **ONE_THREAD, "PYTHONSAFEPATH": "1", "XWEIGHTS_TEST_WHEEL": "1"}
 NIGHTLY = {"XWEIGHTS_HYPOTHESIS": "nightly"}
 CORES = min(4, os.cpu_count() or 1)
-# Cells that are compiled in one step stay in one process (their group); all other tests go wherever there is room.
+# A group stays in one process (tests/conftest.py says which): cells compiled in one step, the parameters of a test.
 PYTEST = ("pytest", "-n", str(CORES), "--dist", "loadgroup")
 IN_ONE_PROCESS = ("pytest", "-n", "0", "--quiet")
 QUICK = "not slow and not thorough"
 NO_MATRIX = "not matrix and not training"
 NO_TEST_SELECTED = 5
+# Hundreds of forks: CI has them where no framework is imported, as forking a process with all of them takes longer.
+FORKS = "tests/files/test_atomic.py"
 # What shows that a framework does without the others: in CI, where those are installed and left out ...
 ONLY = {
     "numpy": [
@@ -72,6 +74,7 @@ ONLY = {
         "tests/core",
         "tests/edit/test_set_params.py",
         "tests/edit/test_undo.py",
+        FORKS,
     ],
     "torch": ["tests/packaging/test_packaging.py", "tests/backends/test_conformance.py"]
     + [f"tests/edit/test_{name}.py" for name in ("set_params", "undo")]
@@ -348,6 +351,7 @@ class Everything:
         cells, seconds = (self.fresh_folder(name) for name in ("matrix", "seconds"))
         posargs = self.session.posargs
         wanted = "not slow" if thorough else QUICK
+        elsewhere = () if thorough or paths or posargs else (f"--ignore={FORKS}",)
         more = {**(NIGHTLY if thorough else {}), "XWEIGHTS_MATRIX_OUT": str(cells), **self.jax_remembers()}
 
         def env(part: str, backend: str = KERAS_BACKENDS[0]) -> dict[str, str]:
@@ -366,7 +370,7 @@ class Everything:
             jobs.append(self.job(name, *IN_ONE_PROCESS, *chosen, env=env(name)))
         try:
             with timed("tests, Keras on tensorflow"):
-                self.run(*PYTEST, "-m", wanted, *paths, *posargs, env=env("tests, Keras on tensorflow"))
+                self.run(*PYTEST, "-m", wanted, *elsewhere, *paths, *posargs, env=env("tests, Keras on tensorflow"))
             self.side_by_side(jobs)
             if checked and not posargs:  # or not every cell was run
                 self.run("python", "tests/matrix/report.py", str(cells), "--check", "docs/matrix.md")

@@ -46,6 +46,8 @@ AT_NIGHT = re.compile(
     |tests/backends/test_ops\.py::test_operations_that_only_move_.*\[(float64|float16)-(jax-jit|tensorflow-(graph|xla))\]
     |tests/backends/test_ops\.py::test_multiply_rounds_.*\[(0\.0|-0\.0|1\.0)-.*-(jax-jit|tensorflow-(graph|xla))\]
     |tests/backends/test_ops\.py::test_cast_rounds_.*\[(float64|float16|bfloat16)-.*-jax-eager\]
+    |tests/backends/test_ops\.py::test_the_largest_singular_.*\[float32-tensorflow-xla\]
+    |tests/backends/torch/test_ops\.py::test_a_chain_of_rules_.*\[(eager|aot_eager)-torch\.(float64|float16)\]
     |tests/backends/torch/test_ops\.py::test_a_chain_of_rules_.*\[inductor-torch\.(float64|float16|bfloat16)\]
     |tests/backends/torch/test_ops\.py::test_without_the_fence_.*\[torch\.float16\]
     |tests/backends/torch/test_ops\.py::test_compiled_code_moves_bits_.*\[inductor-torch\.(float64|float16|bfloat16)\]
@@ -60,16 +62,20 @@ AT_NIGHT = re.compile(
     |tests/porting/test_networks\.py::test_an_application_of_keras_.*
     |tests/porting/test_silence\.py::test_scrambled_names_never_.*-1\]
     |tests/training/test_averages\.py::test_averages_follow_.*\[(jit-adamw|keras-(sgd|ema|loss[ ]scaling))-swa-.*
+    |tests/rules/test_pruning\.py::test_the_traced_implementation_.*\[(float16|float64)-.*
+    |tests/training/test_article_0\.py::.*\[keras-jit\]
     |tests/training/test_averages\.py::test_averages_follow_.*\[(jit-adamw|keras-(sgd|adamw))-0\.9-.*
     |tests/training/test_demo_training\.py::.*
-    |tests/training/test_freeze\.py::test_a_frozen_parameter_keeps_.*\[(keras-(accumulation|ema|muon)|jit-ema)-.*
-    |tests/training/test_freeze\.py::test_free_entries_move_.*\[(keras-(accumulation|ema|muon)|jit-ema)-.*
+    |tests/training/test_freeze\.py::test_a_frozen_parameter_keeps_.*\[(keras-(adamw|accumulation|ema|muon)|jit-ema)-.*
+    |tests/training/test_freeze\.py::test_free_entries_move_.*\[(keras-(adamw|accumulation|ema|muon)|jit-ema)-.*
     |tests/training/test_holds\.py::test_a_rule_that_cannot_be_held_.*\[(?!Add).*-keras\]
+    |tests/training/test_holds\.py::test_a_held_mask_is_true_.*\[keras-muon\]
+    |tests/training/test_holds\.py::test_in_keras_a_hold_takes_.*\[before.*
     |tests/training/test_holds\.py::test_a_held_rule_is_true_.*\[keras-(?!clip|mask|spectral).*
     |tests/training/test_learning_rates\.py::test_a_factor_of_0_.*\[(jit-accumulation|keras-(adamw|loss[ ]scaling))-.*
     |tests/training/test_learning_rates\.py::test_the_arithmetic_is_.*\[keras-adamw\]
-    |tests/training/test_learning_rates\.py::test_all_factors_alike_.*\[(jit-(adam|adamw)|keras-adam)\]
-    |tests/training/test_prune\.py::test_after_every_step_.*\[keras-loss[ ]scaling\]""",
+    |tests/training/test_learning_rates\.py::test_all_factors_alike_.*\[(jit|keras)-(adam|adamw)\]
+    |tests/training/test_prune\.py::test_after_every_step_.*\[(jit-adamw|keras-loss[ ]scaling)\]""",
     re.VERBOSE,
 )
 # What JAX under Keras can't change: tables of layers, files, and what is done to arrays that have left the framework.
@@ -116,8 +122,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Say which tests go to one process, which wait for the night, and in which order all are run."""
     on_jax = os.environ.get("KERAS_BACKEND") == "jax"
     for item in items:
-        if item.nodeid.startswith(IN_ONE_PROCESS):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if item.get_closest_marker("xdist_group") is None:
+            # One test with all its parameters: each group costs the process that gives out work as much as one test.
+            name = (
+                item.path.stem
+                if item.nodeid.startswith(IN_ONE_PROCESS)
+                else item.nodeid.partition("[")[0].rpartition("/")[2]
+            )
+            item.add_marker(pytest.mark.xdist_group(name))
         if AT_NIGHT.fullmatch(item.nodeid):
             item.add_marker(pytest.mark.thorough)
         if on_jax and item.nodeid.startswith(ALIKE_ON_JAX) and not any(name in item.nodeid for name in YET_ON_JAX):
@@ -134,7 +146,8 @@ def pytest_collection_finish() -> None:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Add up a test's setup, call and teardown."""
-    SECONDS[report.nodeid] = SECONDS.get(report.nodeid, 0.0) + report.duration
+    test = re.sub(r"@[^\]]*$", "", report.nodeid)  # without its group
+    SECONDS[test] = SECONDS.get(test, 0.0) + report.duration
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -88,10 +88,8 @@ def test_a_shell_completes_commands_options_and_choices(words: str, offered: set
 def test_the_wheel_installs_a_script() -> None:
     (script,) = metadata.distribution("xweights-nn").entry_points.select(group="console_scripts")
     assert (script.name, script.value) == ("xweights", "xweights.cli.app:main")
-    ran = subprocess.run(
-        [str(Path(sys.executable).with_name("xweights")), "backends", "--json"], capture_output=True, check=True
-    )
-    assert ran.stdout.startswith(b"{")
+    ran = subprocess.run([str(Path(sys.executable).with_name("xweights")), "--help"], capture_output=True, check=True)
+    assert b"Commands:" in ran.stdout
 
 
 def test_a_process_says_by_its_status_whether_something_differs(shell: Run) -> None:

@@ -101,13 +101,13 @@ class Kind(Enum):
         return make[self](optimizer)
 
 
-# Each kind of training has decay and momentum (AdamW's or SGD's), and what Keras does between and after updates:
-# accumulation, and averages that overwrite the weights.
-_FEW = ("AdamW", "EMA", "accumulation")
+# Each kind of training has decay and momentum (SGD's, or those of AdamW, whose gradients are accumulated), and what
+# Keras does between and after updates: accumulation, and averages that overwrite the weights.
+_FEW = ("EMA", "accumulation")
 _QUICK = {
     Kind.TORCH_COMPILED: ("SGD",),
     Kind.KERAS_TF: _FEW,
-    Kind.KERAS_TF_JIT: ("EMA",),
+    Kind.KERAS_TF_JIT: ("SGD",),
     Kind.KERAS_JAX: _FEW,
     Kind.KERAS_TORCH: _FEW,
 }
