@@ -88,7 +88,7 @@ def find_values(
     weights, others = candidates
     pairing, taken_part, values_of_part = choose_part(weights, others, target, everything, names, source)
     found = FoundValues(
-        _selected(pairing, chosen),
+        _selected(pairing, chosen, everything),
         source,
         taken_part,
         pairing.reading,
@@ -269,8 +269,13 @@ def left_over(pairing: Pairing, source: Source) -> dict[str, str | None]:
     return left
 
 
-def _selected(pairing: Pairing, chosen: Sequence[Parameter]) -> list[Pair]:
-    """Return the pairs of the selected parameters, in the target's order."""
+def _selected(pairing: Pairing, chosen: Sequence[Parameter], everything: Sequence[Parameter]) -> list[Pair]:
+    """Return the pairs of the selected parameters, in the target's order.
+
+    If all are selected, so is what the framework's state has beyond them: the pruned part of a normalized weight.
+    """
+    if len(chosen) >= sum(not p.hidden for p in everything):
+        return list(pairing.pairs)
     position_of = {p.identity(): position for position, p in enumerate(chosen)}
     positions = []
     for found in pairing.pairs:
@@ -321,7 +326,7 @@ def _find_in_mapping(
         return None
     if behind and 2 * len(pairing.pairs) < min(len(everything), len(source.native)):
         return None
-    return FoundValues(_selected(pairing, chosen), reading=pairing.reading, left=pairing.left, missing=left_in_model)
+    return FoundValues(_selected(pairing, chosen, everything), reading=pairing.reading, left=pairing.left, missing=left_in_model)
 
 
 def _is_beside_weights(key: str, value: Any) -> bool:

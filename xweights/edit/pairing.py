@@ -70,6 +70,11 @@ class Pairing:
     left: dict[str, str | None]
     excused: dict[Any, str] = field(default_factory=dict)
 
+    @property
+    def unexplained(self) -> int:
+        """Number of the source's names that go nowhere, without a reason."""
+        return sum(reason is None for reason in self.left.values())
+
     @cached_property
     def covered(self) -> set[Any]:
         """The identities of the parameters that get a value, computed ones included."""
@@ -88,7 +93,7 @@ def pair(
         return len(pairing.covered & wanted)
 
     def is_complete(pairings: list[Pairing]) -> bool:
-        return len(pairings) == 1 and found(pairings[0]) == len(wanted)
+        return len(pairings) == 1 and found(pairings[0]) == len(wanted) and not pairings[0].unexplained
 
     # Where a source knows neutral names, they go between frameworks; plain keys are a framework's own more often.
     has_neutral_names = source.neutral.keys() != source.native.keys()
@@ -110,6 +115,9 @@ def pair(
     every = [pairing for pairing in (*by_native, *by_neutral) if pairing.pairs]
     most = max(map(found, every), default=0)
     best = [pairing for pairing in every if found(pairing) == most]
+    if by_native and by_neutral:
+        fewest = min((pairing.unexplained for pairing in best), default=0)
+        best = [pairing for pairing in best if pairing.unexplained == fewest]
     # Both kinds of names may be the same words: then the framework's own ones say more.
     return [pairing for pairing in best if pairing in by_native] or best
 

@@ -195,8 +195,14 @@ def prove(seed, path):
     assert {key for entry, _ in match.left_in_model for key in entry.keys} == extra
     other = erase(build(seed))
     write_all(backend.match_state([key for key in before if key not in extra], other), arrays_of(module))
-    assert same_state({k: v for k, v in other.state_dict().items() if k not in extra},
-                      {k: v for k, v in before.items() if k not in extra})  # fmt: skip
+    arrays = {k: v for k, v in before.items() if k not in extra}
+    assert same_state({k: v for k, v in other.state_dict().items() if k not in extra}, arrays)
+    for saver in (lambda file: None, lambda file: torch.save({"model": module.state_dict(), "epoch": 1}, file)):
+        saver(path)
+        third = erase(build(seed))
+        xw.set_params(third, path, layout="native", allow_nonfinite=True)
+        assert same_state({k: v for k, v in third.state_dict().items() if k not in extra}, arrays)
+        assert xw.equal(third, path)
 
 
 @pytest.mark.parametrize("seed", range(30))
