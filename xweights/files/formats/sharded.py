@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from xweights.errors import DamagedFileError, FileAccessError, RefusedFileError
-from xweights.files.formats import h5, safetensors
+from xweights.files.formats import h5, pt, safetensors
 from xweights.files.io import journal
 from xweights.files.io.arrays_to_write import ArrayToWrite
 from xweights.files.io.limits import Limits
@@ -25,6 +25,7 @@ from xweights.files.io.transaction import has_litter, in_transaction, remove_lit
 
 ENDING = ".safetensors.index.json"
 H5_ENDING = ".weights.json"
+PT_ENDING = ".bin.index.json"
 SHARD_BYTES = 5 * 10**9
 _TRIES = 50
 _MAX_SHARDS = 100_000
@@ -38,6 +39,11 @@ def read(file: OpenFile, limits: Limits) -> Index:
 def read_h5(file: OpenFile, limits: Limits) -> Index:
     """Return the index of a sharded .weights.h5 checkpoint."""
     return _read(file, limits, "sharded h5", h5.read, _check_groups)
+
+
+def read_pt(file: OpenFile, limits: Limits) -> Index:
+    """Return the index of a sharded checkpoint of PyTorch's own files, as model hubs had them before safetensors."""
+    return _read(file, limits, "sharded pt", pt.read, _check_tensors)
 
 
 def _read(
@@ -83,11 +89,12 @@ def _read(
         records.update({record.key: record for record in index.records})
         ignored += index.ignored
         texts.update(index.metadata)
-    if name == "sharded safetensors":
-        lost = next((key for key in weight_map if key not in records), None)
+    if name != "sharded h5":
+        record_of = {key: record for record in records.values() for key in _keys_of(record)}
+        lost = next((key for key in weight_map if key not in record_of), None)
         if lost is not None:
             raise damaged(file.path, "it is in none of the shards", key=lost)
-        records = {key: records[key] for key in weight_map}
+        records = {record_of[key].key: record_of[key] for key in weight_map}
         texts = metadata
     return Index(file.path, name, list(records.values()), [file, *opened], texts, ignored)
 
@@ -145,6 +152,11 @@ def _check_names(path: str, value: Any) -> list[str]:
     return names
 
 
+def resolve_beside(path: str, name: Any) -> str:
+    """Return the real path of a file that another names: a plain name of a file in the other's folder."""
+    return resolve_shard(path, *_check_names(path, [name]))
+
+
 def resolve_shard(path: str, shard: str) -> str:
     """Return the real path of a shard; refuse one outside the index's folder."""
     index, real_path = os.path.realpath(path), os.path.realpath(os.path.join(os.path.dirname(path), shard))
@@ -158,6 +170,17 @@ def _check_keys(path: str, weight_map: Mapping[str, Any], shard: str, index: Ind
     for record in index.records:
         if weight_map.get(record.key) != shard:
             raise damaged(path, f"it is in the shard {shorten(shard)}, and not there by the index", key=record.key)
+
+
+def _check_tensors(path: str, weight_map: Mapping[str, Any], shard: str, index: Index) -> None:
+    for key in (key for record in index.records for key in _keys_of(record)):
+        if weight_map.get(key) != shard:
+            raise damaged(path, f"it is in the shard {shorten(shard)}, and not there by the index", key=key)
+
+
+def _keys_of(record: Record) -> list[str]:
+    """Return the keys of an array, those of tied tensors included."""
+    return list(dict.fromkeys((record.key, *record.metadata.native_aliases)))
 
 
 def _check_groups(path: str, weight_map: Mapping[str, Any], shard: str, index: Index) -> None:

@@ -18,9 +18,13 @@ _ALWAYS = 256 * MIB
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits for one file; ``max_bytes`` is the largest size of one array in memory, None for the file's own size."""
+    """Limits for one file; ``max_bytes`` is the largest size of one array in memory, None for the file's own size.
+
+    ``dequantize``: arrays of a quantized type are read as float32, which takes more memory than they have in the file.
+    """
 
     max_bytes: int | None = None
+    dequantize: bool = False
 
     def check(self, path: str, record: Record) -> None:
         """Refuse an array that is larger than ``max_bytes``."""
