@@ -281,15 +281,66 @@ def test_narrow_dtypes_are_merged_in_float32_and_rounded_once(kind: Any) -> None
 def test_a_tied_parameter_is_merged_once_and_meets_whichever_name_the_other_has() -> None:
     shared = np.ones((2, 2))
     tied = {"in/embeddings": shared, "out/kernel": shared}
-    merged = xw.merge([tied, {"in/embeddings": np.full((2, 2), 3.0)}])
-    assert list(merged) == ["in/embeddings"]
-    assert merged["in/embeddings"].tolist() == [[2.0, 2.0], [2.0, 2.0]]
-    untied = {"in/embeddings": np.full((2, 2), 3.0), "out/kernel": np.full((2, 2), 3.0)}
-    assert xw.equal(xw.merge([tied, untied]), merged)
-    untied["out/kernel"][0, 0] = 4.0
-    with pytest.raises(xw.SelectionError, match="tied in target 0, and target 1 has two of it that differ"):
-        xw.merge([tied, untied])
-    assert xw.merge([untied, tied])["out/kernel"].tolist() == [[2.5, 2.0], [2.0, 2.0]]
+    for name in tied:
+        merged = xw.merge([tied, {name: np.full((2, 2), 3.0)}])
+        assert {name: array.tolist() for name, array in merged.items()} == {"in/embeddings": [[2.0, 2.0], [2.0, 2.0]]}
+
+
+@pytest.mark.parametrize("shared_first", [True, False])
+@pytest.mark.parametrize("changed", [3.0, 5.0])
+def test_an_array_that_is_tied_in_one_target_stands_for_both_of_another(shared_first: bool, changed: float) -> None:
+    shared = np.ones((2, 2))
+    tied = {"in/embeddings": shared, "out/kernel": shared, "b": np.zeros(1)}
+    untied = {"in/embeddings": np.full((2, 2), 3.0), "out/kernel": np.full((2, 2), changed), "b": np.ones(1)}
+    merged = xw.merge([tied, untied] if shared_first else [untied, tied])
+    # Names don't depend on values: two arrays also where they happen to be equal.
+    assert {name: array.flat[0] for name, array in merged.items()} == {
+        "in/embeddings": 2.0,
+        "out/kernel": (1 + changed) / 2,
+        "b": 0.5,
+    }
+    assert xw.merge([tied, untied], weights={"*": (1, 1), "out/*": (0, 1)})["out/kernel"].flat[0] == changed
+    assert list(xw.merge([tied, untied], where="out/*")) == ["out/kernel"]
+
+
+def test_a_target_that_does_not_know_its_ties_learns_them_from_another() -> None:
+    shared = np.ones((2, 2))
+    tied, headless = {"in/emb": shared, "out/kernel": shared}, {"in/emb": np.full((2, 2), 4.0)}
+    untied = {"in/emb": np.full((2, 2), 7.0), "out/kernel": np.full((2, 2), 10.0)}
+    for targets in ([tied, headless, untied], [headless, untied, tied], [untied, tied, headless]):
+        merged = xw.merge(targets)
+        assert {name: array.flat[0] for name, array in merged.items()} == {"in/emb": 4.0, "out/kernel": 5.0}
+    with pytest.raises(xw.SelectionError) as found:
+        xw.merge([headless, untied])
+    assert "Fix: put target 1 first, with names={'out/kernel': 'in/emb'} if it is tied to that there" in str(
+        found.value
+    )
+    with pytest.raises(xw.SelectionError, match=r"Fix: names=\{'out/kernel': 'in/emb'\} if it is tied"):
+        xw.merge([untied, headless])
+    assert xw.merge([untied, headless], names={"out/kernel": "in/emb"})["out/kernel"].flat[0] == 7.0
+
+
+def test_three_names_of_one_array_are_told_apart_as_far_as_another_target_does() -> None:
+    shared = np.zeros(2)
+    tied = {"a": shared, "b": shared, "c": shared}
+    merged = xw.merge([tied, {"a": np.full(2, 2.0), "b": (both := np.full(2, 4.0)), "c": both}])
+    assert {name: array.tolist() for name, array in merged.items()} == {"a": [1.0, 1.0], "b": [2.0, 2.0]}
+    merged = xw.merge([tied, {"a": both, "b": np.full(2, 6.0), "c": both}, {"a": both, "b": both, "c": shared}])
+    assert sorted(merged) == ["a", "b", "c"]
+
+
+def test_two_arrays_are_never_written_to_one() -> None:
+    shared = np.ones((2, 2))
+    tied = {"in/emb": shared, "out/kernel": shared}
+    untied = {"in/emb": np.full((2, 2), 3.0), "out/kernel": np.full((2, 2), 5.0)}
+    for targets in ([tied, untied], [untied, tied], [untied, untied]):
+        with pytest.raises(
+            xw.SelectionError, match="'in/emb' and 'out/kernel' are two arrays of the result and one tied"
+        ):
+            xw.merge(targets, into=tied)
+    assert (shared == 1).all()
+    xw.merge([tied, tied], into=untied)
+    assert {name: array.flat[0] for name, array in untied.items()} == {"in/emb": 1.0, "out/kernel": 1.0}
 
 
 # Where the result goes.

@@ -27,10 +27,9 @@ def check_fit(
     if group.base is not None:
         members.append(("the base", group.base))
     for label, member in members:
-        for parameter in (member.parameter, *member.tied):
-            reason = parameter.refusal(writing=False)
-            if reason is not None:
-                problems.add(WriteError, f"{label}: {parameter.name!r} can't be read: {reason}")
+        reason = member.parameter.refusal(writing=False)
+        if reason is not None:
+            problems.add(WriteError, f"{label}: {member.parameter.name!r} can't be read: {reason}")
     try:
         if not _settle_layouts(group, members, layout, unknown):
             return

@@ -10,7 +10,7 @@ import numpy as np
 from xweights.core.casting import round_to
 from xweights.core.dtypes import Array
 from xweights.core.layout import outputs_of
-from xweights.errors import DtypeError, LayoutError, NonfiniteError, Problems, SelectionError
+from xweights.errors import DtypeError, LayoutError, NonfiniteError, Problems
 from xweights.files.io.records import Record
 from xweights.merging.groups import Group, Member, is_counter
 from xweights.merging.methods import Method
@@ -27,11 +27,6 @@ class MergeEngine:
 
     def blocks(self, group: Group, walk: tuple[int, ...]) -> Iterator[Array]:
         """Yield the merged entries of one parameter as flat blocks of its dtype, its axes in the order ``walk``."""
-        for label, member in _label_members(group):
-            for other in member.tied:
-                if not _have_same_bits(member.read_neutral(group), member.to_group_axes(other, group)):
-                    text = f"{group.first.name!r} is tied in target 0, and {label} has two of it that differ"
-                    self.problems.add(SelectionError, text, fix="put the target that isn't tied first")
         if not group.first.floating:
             yield from self._keep_unmerged(group, walk)
             return

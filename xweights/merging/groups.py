@@ -24,24 +24,18 @@ class Member:
     Attributes:
         parameter: The target's parameter.
         layout: The layout of its stored array: its own, or, for unknown axes, that of a member with known ones.
-        others: Parameters that have to be equal to it, because they are tied in the first target.
     """
 
     parameter: Parameter
     layout: Layout
-    tied: list[Parameter] = field(default_factory=list)
 
     def read_neutral(self, group: Group) -> Array:
         """Return a view of the values, in the order of the group's axes."""
-        return self.to_group_axes(self.parameter, group)
-
-    def to_group_axes(self, p: Parameter, group: Group) -> Array:
-        """Return a view of the values of a parameter of the same layout, in the order of the group's axes."""
-        array = self.layout.to_neutral(p.read())
+        array = self.layout.to_neutral(self.parameter.read())
         axes = self.layout.axes
         if axes is None or group.axes is None or axes == group.axes:
             return array
-        return reorder(array, axes, group.axes, what=repr(p.name))
+        return reorder(array, axes, group.axes, what=repr(self.parameter.name))
 
 
 @dataclass

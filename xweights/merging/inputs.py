@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from xweights.core.backend import HasState
 from xweights.core.names import NameIndex, Names, find_named, renamer
 from xweights.core.parameter import Parameter
-from xweights.core.targets import open_target
+from xweights.core.registry import backend_for
+from xweights.core.targets import is_path, open_target
 from xweights.errors import ArgumentError, Problems, SelectionError, XweightsError, got_expected
+from xweights.files.io.records import Record
 
 
 @dataclass
@@ -26,28 +29,66 @@ class MergeInput:
     parameters: list[Parameter] = field(default_factory=list)
     index: NameIndex = field(init=False)
     matched: set[int] = field(default_factory=set)
-    missing: list[str] = field(default_factory=list)
+    missing: list[Parameter] = field(default_factory=list)
+    _native_aliases: dict[Hashable, tuple[str, ...]] | None = None
 
     def open(self, problems: Problems) -> None:
         try:
-            self.parameters = open_target(self.target)
+            self.replace_parameters(open_target(self.target))
         except XweightsError as wrong:
             problems.add(type(wrong), f"{self.label}: {wrong}")
-        self.index = NameIndex(self.parameters)
+            self.replace_parameters([])
 
-    def find(self, first: Parameter) -> list[Parameter]:
-        """Return the parameters with the names of a parameter of the first target: one, except for ties."""
-        rename = renamer(self.names)
-        matches: dict[int, Parameter] = {}
+    def replace_parameters(self, parameters: list[Parameter]) -> None:
+        """Take these as the parameters of the target."""
+        self.parameters, self.index = parameters, NameIndex(parameters)
+
+    def find(self, first: Parameter) -> Parameter | None:
+        """Return the parameter with one of the names of a parameter of the first target, None if there is none."""
         for name in (first.name, *first.aliases):
-            for p in find_named(rename(name), self.index):
-                matches[id(p)] = p
-        if not matches:
+            found = self.find_name(name, first.native_name if name == first.name else None)
+            if found is not None:
+                self.matched.add(id(found))
+                return found
+        return None
+
+    def find_name(self, neutral: str, native: str | None) -> Parameter | None:
+        """Return the parameter with a name of the first target, neutral or the framework's own."""
+        found = find_named(renamer(self.names)(neutral), self.index)
+        if not found and native is not None:
             # A state dict has the framework's own names, and so have many files.
-            own = self.index.neutral.get(first.native_name) or self.index.native.get(first.native_name) or []
-            matches = {id(p): p for p in own[:1] if len(own) == 1}
-        self.matched |= matches.keys()
-        return list(matches.values())
+            own = self.index.neutral.get(native) or self.index.native.get(native) or []
+            found = own if len(own) == 1 else []
+        if not found:
+            tied = [p for p in self.parameters if p.aliases and {neutral, native} & {*self.list_native_aliases(p)}]
+            found = tied if len(tied) == 1 else []
+        return found[0] if found else None
+
+    def is_tied_to(self, first: Parameter, match: Parameter) -> bool:
+        """Return whether a match has the name of a parameter of the first target as a further one."""
+        names = {renamer(self.names)(first.name), first.native_name}
+        return not names & {match.name, match.native_name} and bool(
+            match.aliases and names & {*match.aliases, *self.list_native_aliases(match)}
+        )
+
+    def list_native_aliases(self, p: Parameter) -> tuple[str, ...]:
+        """Return the framework's own names of a tied array, in the order of its aliases; () where they aren't known."""
+        if isinstance(p.handle, Record):
+            return p.handle.metadata.native_aliases
+        if self._native_aliases is None:
+            self._native_aliases = _read_native_aliases(self.target)
+        return self._native_aliases.get(p.identity(), ())
+
+
+def _read_native_aliases(target: Any) -> dict[Hashable, tuple[str, ...]]:
+    """Return a framework's own further names of each tied array of a live target, by the array's identity."""
+    if isinstance(target, (Mapping, list, tuple, Parameter)) or is_path(target):
+        return {}
+    backend = None if hasattr(type(target), "__xweights_parameters__") else backend_for(target)
+    state = backend.state(target) if isinstance(backend, HasState) else None
+    if state is None:
+        return {}
+    return {entry.parameter.identity(): entry.plain_keys[1:] for entry in state.entries if entry.parameter is not None}
 
 
 def list_inputs(targets: Sequence[Any], base: Any, into: Any, names: Any) -> list[MergeInput]:

@@ -20,6 +20,7 @@ from xweights.merging.methods import Method
 from xweights.merging.options import Settings, find_method
 from xweights.merging.outputs import merge_in_memory, stream_out
 from xweights.merging.pairing import group_parameters
+from xweights.merging.ties import separate_ties
 
 
 def merge(
@@ -41,7 +42,8 @@ def merge(
 
     Args:
         targets: A list of the targets to merge. They pair by neutral name, and by axis name within a parameter; the
-            result has the names, axes and dtypes of the first.
+            result has the names, axes and dtypes of the first. An array that one target ties to another, as the head of
+            a language model to its embedding, stands for both where another target has two.
         method: "average", "lerp", "slerp", "ema", "model_stock", "task_arithmetic", "ties", "dare_linear", "dare_ties",
             "della", "della_linear", "breadcrumbs" or "breadcrumbs_ties": see docs/merging.md for formulas and sources.
         base: The target that task vectors start from, for the methods from "model_stock" on.
@@ -94,6 +96,7 @@ def merge(
         merge_input.open(problems)
     problems.check()
     settle_names(inputs, problems)
+    separate_ties(inputs)
     _check_counts(spec, method, len(targets), base, problems)
     settings = Settings(spec, options, len(targets), inputs[0].parameters, problems)
     groups = group_parameters(inputs, len(targets), where, layout, cast, problems)

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 
 from xweights.core.layout import LayoutName
 from xweights.core.names import renamer
+from xweights.core.parameter import Parameter
 from xweights.core.selection import Everything, WhereLike, select, to_where
 from xweights.errors import LayoutError, Problems, SelectionError, near
 from xweights.merging.alignment import check_fit
 from xweights.merging.groups import Group, Member, is_counter
 from xweights.merging.inputs import MergeInput
+from xweights.merging.ties import layout_as
 
 # Number of names of one kind that an error lists before it counts the rest.
 SHOWN = 5
@@ -36,38 +38,38 @@ def group_parameters(
         problems.add(SelectionError, f"{first.label}: {wrong}")
         return []
     first.matched = {id(p) for p in chosen}
-    groups = []
+    groups: list[Group] = []
+    into: dict[int, str] = {}
     key_names = next((merge_input.names for merge_input in others if merge_input.names is not None), None)
     for p in chosen:
         group = Group(p, renamer(key_names)(p.name), [Member(p, p.layout)])
         for i, merge_input in enumerate(others, 1):
             try:
-                matches = merge_input.find(p)
+                match = merge_input.find(p)
             except SelectionError as wrong:
                 problems.add(SelectionError, f"{merge_input.label}: {wrong}")
                 continue
-            if not matches:
+            if match is None:
                 if not is_counter(p):
-                    merge_input.missing.append(p.name)
+                    merge_input.missing.append(p)
                 continue
-            member = Member(matches[0], matches[0].layout, matches[1:])
+            member = Member(match, layout_as(match, p, tied=merge_input.is_tied_to(p, match)))
             if i < count:
                 group.members.append(member)
             elif merge_input.label == "into":
-                group.into = matches[0]
-                if matches[1:]:
-                    text = f"{p.name!r} is one tied parameter of target 0 and {len(matches)} of into"
-                    problems.add(SelectionError, text, fix="put the other target first")
+                group.into = match
+                _refuse_second(group, into, problems)
             else:
                 group.base = member
         groups.append(group)
     for merge_input in others:
         known_names = [parameter.name for parameter in merge_input.parameters]
-        for name in merge_input.missing[:SHOWN]:
-            problems.add(SelectionError, f"{merge_input.label} has no {name!r}\n{near(name, known_names)}")
+        for p in merge_input.missing[:SHOWN]:
+            text = f"{merge_input.label} has no {p.name!r}\n{near(p.name, known_names)}"
+            problems.add(SelectionError, text, fix=_suggest_tie(p, merge_input))
         if len(merge_input.missing) > SHOWN:
             problems.add(SelectionError, f"{merge_input.label} hasn't {len(merge_input.missing) - SHOWN} more, either")
-    _refuse_unmatched(others, where, problems)
+    _refuse_unmatched(first, others, where, problems)
     unknown: dict[str, list[str]] = {}
     for group in groups:
         check_fit(group, count, layout, cast, unknown, problems)
@@ -82,7 +84,24 @@ def group_parameters(
     return groups
 
 
-def _refuse_unmatched(others: Sequence[MergeInput], where: WhereLike, problems: Problems) -> None:
+def _refuse_second(group: Group, written: dict[int, str], problems: Problems) -> None:
+    """Refuse to write two parameters of the result to one tied parameter of ``into``."""
+    assert group.into is not None
+    name = written.setdefault(id(group.into), group.first.name)
+    if name != group.first.name:
+        text = f"{name!r} and {group.first.name!r} are two arrays of the result and one tied one of into"
+        problems.add(SelectionError, text, fix="merge without into=, or into a model that doesn't tie them")
+
+
+def _suggest_tie(p: Parameter, merge_input: MergeInput) -> str | None:
+    """Return how to say that a parameter is tied in a target that doesn't know its name, if that may be."""
+    alike = [q for q in merge_input.parameters if q.layout.stored == p.layout.stored and len(p.shape) > 1]
+    if len(alike) != 1 or p.name == alike[0].name:
+        return None
+    return f"names={{{p.name!r}: {alike[0].name!r}}} if it is tied to that there, as a head is to its embedding"
+
+
+def _refuse_unmatched(first: MergeInput, others: Sequence[MergeInput], where: WhereLike, problems: Problems) -> None:
     """Refuse parameters of other targets that the first doesn't have: they would be lost, or not written."""
     for merge_input in others:
         if isinstance(to_where(where), Everything):
@@ -92,11 +111,15 @@ def _refuse_unmatched(others: Sequence[MergeInput], where: WhereLike, problems: 
             expected = [p for p in merge_input.parameters if id(p) in picked]
         else:
             continue
-        unmatched = [p.name for p in expected if id(p) not in merge_input.matched and not is_counter(p)]
+        lost = [p for p in expected if id(p) not in merge_input.matched and not is_counter(p)]
+        unmatched = [p.name for p in lost]
+        tie = _suggest_tie(lost[0], first) if len(lost) == 1 else None
         if unmatched:
             more = f" and {len(unmatched) - SHOWN} more" * (len(unmatched) > SHOWN)
             problems.add(
                 SelectionError,
                 f"{merge_input.label} has {', '.join(map(repr, unmatched[:SHOWN]))}{more}, and target 0 hasn't",
-                fix="narrow where= to what all have, or map names with names=",
+                fix="narrow where= to what all have, or map names with names="
+                if tie is None
+                else f"put {merge_input.label} first, with {tie}",
             )
