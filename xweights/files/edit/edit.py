@@ -94,11 +94,12 @@ def edit_file(
         >>> report = xw.edit_file("w.safetensors", xw.Clip(-1, 1)); xw.load("w.safetensors")["d/kernel"]
         array([-1. ,  0.5])
     """
-    source = os.fspath(path)
-    destination = source if out is None else os.fspath(out)
     if out is not None:
-        format_of(destination)
-    with load(source, part=part, max_bytes=max_bytes) as checkpoint:
+        format_of(os.fspath(out))
+    with load(path, part=part, max_bytes=max_bytes) as checkpoint:
+        # Of a folder, the file in it.
+        source = checkpoint.path
+        destination = source if out is None else os.fspath(out)
         fmt = find_format(checkpoint.format)
         if out is None and not fmt.editable:
             raise refused(source, f"{fmt.name} files are only read", fix="out=, in another format")
@@ -121,6 +122,9 @@ def edit_file(
         elif out is None and can_rewrite_shards(checkpoint, steps):
             rewrite_shards(checkpoint, steps, edit, changed, durable=durable)
         else:
+            if out is None and format_of(destination) is not fmt:
+                reason = f"its arrays are packed, and its ending doesn't name {fmt.name}, which it is"
+                raise refused(source, reason, fix="out=, or rename it")
             _write_all(checkpoint, steps, edit, destination, durable=durable)
     return EditReport(destination, changed, in_place=False)
 

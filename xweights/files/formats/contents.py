@@ -62,11 +62,12 @@ def recognize(file: OpenFile, named: str | None) -> str | None:
         return "h5"
     if head.startswith(b"GGUF"):
         return "gguf"
+    # Before pickles: the length of a header may begin with the byte 0x80, too.
+    if len(head) > 8 and 0 < int.from_bytes(head[:8], "little") <= file.size - 8 and head[8:9] == b"{":
+        return "safetensors"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         # The metadata of a distributed checkpoint is a pickle, too.
         return named if named == "torch distributed" else "pt"
-    if len(head) > 8 and 0 < int.from_bytes(head[:8], "little") <= file.size - 8 and head[8:9] == b"{":
-        return "safetensors"
     if file.size >= 48 and int.from_bytes(file.read(file.size - 8, 8), "little") == _MAGIC_OF_TABLES:
         return "tensorflow"
     if head.lstrip()[:1] == b"{" and not (named or "").startswith("sharded"):
