@@ -122,6 +122,22 @@ def test_shards_of_keras_are_edited_too(tmp_path: Path) -> None:
     assert names(tmp_path) == before
 
 
+def test_shards_of_pytorch_are_edited_too(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch writes the shards")
+    shards = [f"pytorch_model-{n + 1:05}-of-00002.bin" for n in range(2)]
+    for n, shard in enumerate(shards):
+        torch.save({f"l{n}.weight": torch.ones(50)}, tmp_path / shard)
+    path = tmp_path / "pytorch_model.bin.index.json"
+    path.write_text(json.dumps({"metadata": {}, "weight_map": {f"l{n}.weight": s for n, s in enumerate(shards)}}))
+    first = state_of(tmp_path / shards[0])
+    xw.edit_file(path, xw.Scale(3.0), where="l1.weight")
+    assert state_of(tmp_path / shards[0]) == first
+    assert torch.load(tmp_path / shards[1], weights_only=True)["l1.weight"].eq(3).all()
+    xw.edit_file(path, xw.Fill(2.0), where="*")
+    assert value_of(path) == 2.0
+    assert names(tmp_path) == [*shards, path.name]
+
+
 def test_an_array_of_two_shards_that_is_refused_leaves_both(tmp_path: Path) -> None:
     path = make(tmp_path)
     before = {name: state_of(tmp_path / name) for name in names(tmp_path)}

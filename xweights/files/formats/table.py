@@ -68,7 +68,7 @@ SEVERAL = "several files"
 FORMATS = (
     Format("sharded safetensors", (sharded.ENDING,), sharded.read, write_shards=sharded.write, keeps_metadata=True),
     Format("sharded h5", (sharded.H5_ENDING,), sharded.read_h5),
-    Format("sharded pt", (sharded.PT_ENDING,), sharded.read_pt, editable=False),
+    Format("sharded pt", (sharded.PT_ENDING,), sharded.read_pt),
     Format("safetensors", (safetensors.ENDING,), safetensors.read, safetensors.write, keeps_metadata=True),
     Format("npz", (npz.ENDING,), npz.read, npz.write),
     Format("keras", (keras_archive.ENDING,), keras_archive.read),
