@@ -117,16 +117,6 @@ def test_what_works_on_the_host_is_refused_inside_a_compiled_step(
     check_host_refusal(call, column)
 
 
-@pytest.mark.parametrize("column", [cell(column) for column in columns_here()])
-def test_what_waits_for_the_night_is_named(column: Column, record: Callable[..., None]) -> None:
-    """So that a run without them isn't taken for one in which they were lost."""
-    here = [item.values for item in [*cells(), *host_cells()] if item.values[0] is column]
-    waiting = [(dtype, name) for _, dtype, name in here if waits(name, column, dtype)]
-    assert bool(waiting) is (column.mode != "eager" or column is Column.KERAS_JAX)
-    for dtype, name in waiting:
-        record(row=name, column=column.id, dtype=dtype, outcome="later", order=ORDER.index(name), **facts(name))
-
-
 def facts(name: str) -> dict[str, Any]:
     """What the page says of a row before its numbers."""
     if name in ROWS:
@@ -147,3 +137,8 @@ def record_what_is_left_out(column: Column, record: Callable[..., None]) -> None
             if not traceable(name, column):
                 one = Cell(record, column, dtype, row=name, order=ORDER.index(name), rtol=rtol, values=kind)
                 one.record(outcome="unsupported", reason=why_not_compiled(name))
+        # So that a run without them isn't taken for one in which they were lost.
+        measured = [name for name, row in ROWS.items() if unmeasured(row, column, dtype) is None]
+        for name in [*measured, *(name for name in HOST_ROWS if traceable(name, column))]:
+            if waits(name, column, dtype):
+                record(row=name, column=column.id, dtype=dtype, outcome="later", order=ORDER.index(name), **facts(name))

@@ -61,10 +61,9 @@ def later(row: Row, column: Column, dtype: str) -> bool:
     CI compiles in float32: on torch and by XLA the first rows of each family and the chains, whose fences keep
     compilers from contracting two rules to one; by tf.function every row. Keras adds nothing to what a tf.Module or a
     torch module of the same framework was compiled with, so that its columns have the rows which a tf.Module refuses.
-    JAX compiles eager code as well, operation by operation: every row in float32, the first ones in other dtypes.
     """
     if column.mode == "eager":
-        return column is Column.KERAS_JAX and dtype != "float32" and row.name not in FIRST
+        return False
     if dtype != "float32" or column is Column.KERAS_TORCH_COMPILED:
         return True
     if column.keras == "tensorflow" and row.needs != "axes":

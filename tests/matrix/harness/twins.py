@@ -228,13 +228,16 @@ class KerasTwin(Twin):
         class Model(keras.Model):  # type: ignore[misc]
             def __init__(self) -> None:
                 super().__init__(dtype=kind)
-                self.dense = keras.layers.Dense(8, dtype=kind)
-                self.conv = keras.layers.Conv2D(6, (3, 2), dtype=kind)
-                self.depthwise = keras.layers.DepthwiseConv2D((2, 3), depth_multiplier=2, dtype=kind)
+                # No random start, which JAX would compile for every shape and dtype: values are loaded.
+                zeros: dict[str, Any] = {"dtype": kind, "kernel_initializer": "zeros"}
+                self.dense = keras.layers.Dense(8, **zeros)
+                self.conv = keras.layers.Conv2D(6, (3, 2), **zeros)
+                self.depthwise = keras.layers.DepthwiseConv2D(
+                    (2, 3), depth_multiplier=2, depthwise_initializer="zeros", dtype=kind
+                )
                 self.norm = keras.layers.BatchNormalization(dtype=kind)
-                self.embedding = keras.layers.Embedding(7, 4, dtype=kind)
-                # No orthogonal start: TensorFlow has no QR decomposition for bfloat16.
-                self.cell = keras.layers.LSTMCell(4, use_bias=False, recurrent_initializer="zeros", dtype=kind)
+                self.embedding = keras.layers.Embedding(7, 4, embeddings_initializer="zeros", dtype=kind)
+                self.cell = keras.layers.LSTMCell(4, use_bias=False, recurrent_initializer="zeros", **zeros)
 
             def build(self, shape: Any = None) -> None:
                 self.dense.build((None, 8))
