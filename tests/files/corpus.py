@@ -701,12 +701,19 @@ def others() -> None:
     note("loop.npz", ACCESS, None, "symbolic links")
 
 
+def containers() -> None:
+    from corpus_containers import write_containers
+
+    good = pt(state(tensor()), {"0": struct.pack("<2f", 1, 2)})
+    write_containers(FOLDER, put, note, good, st({"w": entry()}, bytes(8)))
+
+
 def write_corpus(folder: Path) -> None:
     """Write all files, and manifest.json."""
     global FOLDER
     FOLDER = folder
     (folder / "secret").mkdir()
-    for make in (safetensors, npz, programs, legacies, hdf5, keras2, sharded, others):
+    for make in (safetensors, npz, programs, legacies, hdf5, keras2, sharded, others, containers):
         make()
     (folder / "manifest.json").write_text(json.dumps(MANIFEST, indent=1, ensure_ascii=True))
 

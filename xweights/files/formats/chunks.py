@@ -81,9 +81,9 @@ def check_chunks(path: str, key: str, shape: Shape, chunks: Sequence[tuple[Shape
         return
     first = np.array([start for start, _ in chunks], np.int64)
     last = first + np.array([sizes for _, sizes in chunks], np.int64)
-    filled = (last > first).all(1)
+    filled = np.all(last > first, axis=1)
     for position in range(len(chunks) - 1):
         rest = slice(position + 1, None)
-        apart = ((first[rest] >= last[position]) | (last[rest] <= first[position])).any(1)
+        apart = np.any((first[rest] >= last[position]) | (last[rest] <= first[position]), axis=1)
         if not (apart | ~filled[rest] | ~filled[position]).all():
             raise damaged(path, "two of its chunks overlap", key=key)

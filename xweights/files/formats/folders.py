@@ -50,7 +50,11 @@ def find_weights(folder: str) -> Found:
     """Return the one set of weights in a folder; refuse none, several, or one that can't be read."""
     found = _search(folder, folder, 0)
     if not found:
-        raise refused(folder, f"it is a folder that holds no weights\n{_show_contents(folder)}", fix="name a file")
+        raise refused(
+            folder,
+            f"it is no regular file but a folder, and holds no weights\n{_show_contents(folder)}",
+            fix="name a file",
+        )
     if len(found) > 1:
         names = sorted(os.path.relpath(one.paths[0], folder) for one in found)
         more = [f"... and {len(names) - _SHOWN} more"] * (len(names) > _SHOWN)

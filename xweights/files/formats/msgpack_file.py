@@ -176,12 +176,12 @@ class _TreeBuilder:
         parser = _Parser(self.file, self.limits)
         parser.at = found.start
         described = parser.value()
-        parts = described if isinstance(described, list) and len(described) == 3 else [None] * 3
-        shape, dtype_name, data = parts
+        whole = isinstance(described, list) and len(described) == 3 and parser.at == found.start + found.size
+        shape, dtype_name, data = described if whole else ([], None, None)
         if isinstance(dtype_name, _Bytes) and dtype_name.size < 40:
             dtype_name = self.file.read(dtype_name.start, dtype_name.size).decode("latin1")
         sound = isinstance(shape, list) and len(shape) <= 64 and all(type(n) is int and 0 <= n < 1 << 62 for n in shape)
-        if not sound or not isinstance(data, _Bytes) or parser.at != found.start + found.size:
+        if not sound or not isinstance(data, _Bytes):
             raise damaged(self.file.path, "it isn't described by a shape, a dtype and bytes", key=name)
         if not isinstance(dtype_name, str) or dtype_name not in _DTYPES:
             raise refused(self.file.path, f"its dtype is {shorten(dtype_name)}, which isn't read", key=name)

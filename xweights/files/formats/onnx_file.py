@@ -38,6 +38,7 @@ _INITIALIZER, _SPARSE_INITIALIZER = 5, 15
 _DIMS, _DATA_TYPE, _FLOATS, _INT32S, _INT64S, _NAME, _RAW, _DOUBLES, _UINT64S = 1, 2, 4, 5, 7, 8, 9, 10, 11
 _EXTERNAL, _LOCATION = 13, 14
 _LONGEST_TEXT = 1 << 16
+_STEP = PIECE // 4
 _MOST_TENSORS = 1_000_000
 
 
@@ -72,26 +73,41 @@ class _Varints:
     length: int
 
     def read(self, record: Record) -> Array:
-        data = np.frombuffer(self.file.read(self.offset, self.length, key=record.key), np.uint8)
-        ends = np.flatnonzero(data < 128)
-        starts = np.concatenate([[0], ends[:-1] + 1]) if ends.size else ends
-        lengths = ends - starts + 1
-        if ends.size != record.size or (data.size and data[-1] >= 128) or (lengths > 10).any():
-            reason = f"its data isn't made of as many numbers as its shape\ngot:      {ends.size:,}"
+        entries: Array = np.empty(record.size, record.dtype)
+        count, rest = 0, b""
+        for start in range(0, self.length, _STEP):
+            data = rest + self.file.read(self.offset + start, min(_STEP, self.length - start), key=record.key)
+            numbers, rest = _decode(data)
+            if numbers is None or count + numbers.size > entries.size:
+                break
+            # The lowest bits: halves and other small floats are kept in numbers of their bits.
+            bits = numbers != 0 if record.dtype.kind == "b" else numbers.astype(f"u{record.dtype.itemsize}")
+            entries[count : count + numbers.size] = bits.view(record.dtype)
+            count += numbers.size
+        if count != record.size or rest:
+            reason = f"its data isn't made of as many numbers as its shape\ngot:      {count:,}, and {len(rest)} bytes"
             raise damaged(self.file.path, f"{reason}\nexpected: {record.size:,}", key=record.key)
-        values = np.zeros(record.size, np.uint64)
-        for place in range(int(lengths.max(initial=0))):
-            more = lengths > place
-            part = (data[starts[more] + place] & 127).astype(np.uint64)
-            values[more] |= part << np.uint64(7 * place)
-        if record.dtype.kind == "b":
-            return (values != 0).reshape(record.shape)
-        # The lowest bits: halves of other kinds of floats are kept in numbers of their bits.
-        narrow = values.astype(f"u{record.dtype.itemsize}")
-        return narrow.view(record.dtype).reshape(record.shape)
+        return entries.reshape(record.shape)
 
     def read_into(self, record: Record, out: Array, start: int) -> None:
         out[...] = self.read(record).reshape(-1)[start : start + out.size]
+
+
+def _decode(data: bytes) -> tuple[Array | None, bytes]:
+    """Return the numbers in some bytes, and the bytes of one that isn't complete; None if one is too long."""
+    array = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(array < 128)
+    starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)[: ends.size]
+    rest = data[ends[-1] + 1 :] if ends.size else data
+    lengths = ends - starts + 1
+    longest = int(lengths.max(initial=0))
+    if longest > 10 or len(rest) >= 10:
+        return None, rest
+    numbers = np.zeros(ends.size, np.uint64)
+    for place in range(longest):
+        more = lengths > place
+        numbers[more] |= (array[starts[more] + place] & 127).astype(np.uint64) << np.uint64(7 * place)
+    return numbers, rest
 
 
 class _Walker:
