@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 # Every public name and the module that defines it (`public=name` where the module calls it otherwise). Everything else
 # follows from this table: loading, __all__, dir(), xweights.api, and __init__.pyi for type checkers.
 _TABLE = {
+    "core.layer_rows": "register_layer",
     "core.parameter": "Parameter",
     "core.params": "Params",
     "core.parts": "Part",
@@ -35,7 +36,7 @@ _TABLE = {
         "ArgumentError BackendBrokenError BackendMissingError CheckpointError DamagedFileError DtypeError "
         "FileAccessError HandoffError HoldError LayoutError NonfiniteError NotBuiltError PortError "
         "RefusedFileError SelectionError ShapeError StaleDrawError StaleTrainFunctionError TargetError TraceError "
-        "UseBindError WriteError XweightsError"
+        "UnknownRoleWarning UseBindError WriteError XweightsError"
     ),
     "files.edit.edit": "edit_file EditReport",
     "files.load": "Checkpoint load parts",

@@ -1,5 +1,6 @@
 # The names of the table in __init__.py, for type checkers. Written by tests/packaging/test_public_names.py.
 
+from xweights.core.layer_rows import register_layer as register_layer
 from xweights.core.parameter import Parameter as Parameter
 from xweights.core.params import Params as Params
 from xweights.core.parts import Part as Part
@@ -52,6 +53,7 @@ from xweights.errors import StaleDrawError as StaleDrawError
 from xweights.errors import StaleTrainFunctionError as StaleTrainFunctionError
 from xweights.errors import TargetError as TargetError
 from xweights.errors import TraceError as TraceError
+from xweights.errors import UnknownRoleWarning as UnknownRoleWarning
 from xweights.errors import UseBindError as UseBindError
 from xweights.errors import WriteError as WriteError
 from xweights.errors import XweightsError as XweightsError
@@ -212,6 +214,7 @@ __all__ = [
     "TraceError",
     "Training",
     "UnitNorm",
+    "UnknownRoleWarning",
     "UseBindError",
     "VerifyReport",
     "Where",
@@ -258,6 +261,7 @@ __all__ = [
     "plot_diff",
     "port",
     "prune",
+    "register_layer",
     "role",
     "save",
     "scale",

@@ -25,6 +25,8 @@ The tree:
     │   └── NotBuiltError                     a model whose weights don't exist yet
     └── BackendMissingError (ImportError)     the backend of a framework is not installed
         └── BackendBrokenError                ... or is installed and fails to import
+
+and one warning, UnknownRoleWarning (UserWarning): a default selection left out arrays whose role nothing says.
 """
 
 from __future__ import annotations
@@ -142,6 +144,10 @@ class BackendMissingError(XweightsError, ImportError):
 
 class BackendBrokenError(BackendMissingError):
     """The backend that a target needs is installed but fails to import."""
+
+
+class UnknownRoleWarning(UserWarning):
+    """A default selection left out arrays of two or more axes, because nothing says what they are for."""
 
 
 _combined: dict[tuple[type[XweightsError], ...], type[XweightsError]] = {}

@@ -12,15 +12,17 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from xweights.core.layer_rows import on_change
 from xweights.core.layer_table import Entry
-from xweights.core.layout import plain_layout
+from xweights.core.layout import Layout, plain_layout
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Storage
-from xweights.errors import NotBuiltError, TargetError
+from xweights.errors import LayoutError, NotBuiltError, Problems, TargetError
 from xweights_torch.dtypes import numpy_dtype
 from xweights_torch.layers import rows_of
 from xweights_torch.parametrized import COMPUTED
 from xweights_torch.storage import CPU, DEVICE, RefusedStorage, storage_of
+from xweights_torch.tables import free_row_of
 from xweights_torch.walk import TRANSIENT, ModuleFacts, TensorFacts, walk
 
 # Modules that only wrap another one: their names get no part of their own.
@@ -33,6 +35,7 @@ _WRAPPERS = {
     "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.CheckpointWrapper": "_checkpoint_wrapped_module",
 }
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule")
+_HOLDERS = (nn.ParameterList, nn.ParameterDict)
 _NO_ENTRIES: Mapping[str, Entry] = {}
 
 
@@ -51,6 +54,7 @@ class ModuleAdapter:
     def __init__(self) -> None:
         self._plans: weakref.WeakKeyDictionary[nn.Module, tuple[list[ModuleFacts], tuple[PlannedParameter, ...]]]
         self._plans = weakref.WeakKeyDictionary()
+        on_change(self._plans.clear)
 
     def parameters(self, target: nn.Module) -> Sequence[Parameter]:
         """Return the parameters in the order of ``state_dict``, a tied one once; persistent buffers included."""
@@ -116,6 +120,7 @@ def plan_parameters(facts: list[ModuleFacts]) -> tuple[PlannedParameter, ...]:
     """Return the names, roles and layouts that follow from the facts of a model."""
     planner = _Planner(facts)
     planner.visit(0, "", "", (), _NO_ENTRIES, None, False, None)
+    planner.misfits.check()
     if planner.missing:
         raise _not_built(planner.missing)
     rows = planner.rows
@@ -135,6 +140,7 @@ class _Planner:
         self.rows: list[PlannedParameter] = []
         self.seen: dict[tuple[bool, int], int] = {}
         self.missing: list[str] = []
+        self.misfits = Problems("declared rows don't fit the arrays of their layers")
 
     def visit(
         self,
@@ -146,10 +152,12 @@ class _Planner:
         owner: str | None,
         hidden: bool,
         refused: RefusedStorage | None,
+        holder: tuple[Any, str] | None = None,
     ) -> None:
         """Name the arrays of one module.
 
-        ``owner``: the layer above; ``inherited``: its rows for the arrays of this child.
+        ``owner``: the layer above; ``inherited``: its rows for the arrays of this child. ``holder``: the type of the
+        module above and the name there, for a list or dict of parameters.
         """
         kind, config, tensors, computed_tensors, children = self.facts[number]
         if number in above:
@@ -171,6 +179,8 @@ class _Planner:
                 entry, base = inherited[attribute], owner or ""
             elif entry is not None and entry.name in taken:
                 entry = None
+            elif entry is None:
+                entry = free_row_of(kind, attribute) if holder is None else free_row_of(*holder)
             # The inputs of a computed parameter form no layer of their own.
             layer = owner if hidden and owner is not None else base
             self.add(tensor, computed, entry, base, layer, native, hidden or attribute in inputs, refused)
@@ -178,6 +188,7 @@ class _Planner:
         for name, child in children:
             child_path = path if name == stripped else _join(path, name, "/")
             child_rows = {key.partition(".")[2]: row for key, row in own.items() if key.startswith(f"{name}.")}
+            held = issubclass(self.facts[child][0], _HOLDERS)
             child_hidden = hidden or (bool(computed_tensors) and name == "parametrizations")
             child_owner = owner if hidden else path
             self.visit(
@@ -189,6 +200,7 @@ class _Planner:
                 child_owner,
                 child_hidden,
                 refused,
+                (kind, name) if held else None,
             )
 
     def add(
@@ -215,9 +227,10 @@ class _Planner:
             if name != previous.name and name not in previous.aliases:
                 previous.aliases += (name,)
             return
-        layout = plain_layout(shape) if entry is None else entry.layout(shape)
+        layout = self.layout(facts, entry, native)
         like = Parameter(
             name=name,
+            role=None if entry is None else entry.role,
             native_name=_join(native, attribute, "."),
             layer=layer,
             gates=None if entry is None or layout.axes is None else entry.gates,
@@ -235,6 +248,19 @@ class _Planner:
         else:
             # It was seen first in a hidden place (tied, and parametrized there): the plain place gives the name.
             self.rows[self.seen[key]] = row
+
+    def layout(self, facts: TensorFacts, entry: Entry | None, native: str) -> Layout:
+        """Return the layout of an array, and note a declared row that doesn't fit it."""
+        shape = tuple(facts[3] or ())
+        if entry is None:
+            return plain_layout(shape)
+        try:
+            return entry.layout(shape)
+        except LayoutError as misfit:
+            where = _join(native, facts[0], ".")
+            text = f"{where} has the shape {shape}\nrow: {entry.declared}\n{misfit}"
+            self.misfits.add(LayoutError, text, fix="xweights.register_layer(..., replace=True) with axes that fit")
+            return plain_layout(shape)
 
 
 _SHARDED_STORAGE = RefusedStorage(

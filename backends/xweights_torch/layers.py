@@ -2,7 +2,7 @@
 
 A row has a layer's own name of an array, its neutral path inside the layer (the last part is the role) and its axes,
 stored order -> neutral order. A parameter or module without a row keeps torch's name and order, and its axes are
-unknown.
+unknown. The layers of other packages are in the folder ``tables``, and users can declare their own.
 
 Meaning of the axes where it isn't obvious:
 
@@ -26,7 +26,9 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from xweights.core.layer_rows import LayerRows, declared_rows, on_change, read_size
 from xweights.core.layer_table import Entry
+from xweights_torch.tables import layer_rows_of
 
 Rows = tuple[Entry, ...]
 Config = tuple[Hashable, ...]
@@ -185,10 +187,62 @@ LAYERS: dict[type[nn.Module], LayerSpec] = {
 }
 
 
-@lru_cache(maxsize=1024)
-def spec_of(cls: type[Any]) -> LayerSpec | None:
-    """Return the spec of a class, or of the nearest of its bases that has one."""
-    return next((LAYERS[base] for base in cls.__mro__ if base in LAYERS), None)
+@dataclass(frozen=True, slots=True)
+class DeclaredSpec:
+    """Rows that somebody declared for a type; their sizes are read from the module."""
+
+    declared: LayerRows
+
+    def config(self, module: nn.Module) -> Config:
+        """Return the sizes that the rows depend on."""
+        return tuple([read_size(module, size) for size in self.declared.sizes.values()])
+
+    def rows(self, *lengths: Any) -> Rows:
+        """Return the rows for these sizes."""
+        return self.declared.entries_of(lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class MergedSpec:
+    """The specs of a class and its bases, nearest first: the first row for an attribute counts."""
+
+    parts: tuple[LayerSpec | DeclaredSpec, ...]
+
+    def config(self, module: nn.Module) -> Config:
+        """Return the settings of each part."""
+        return tuple([part.config(module) for part in self.parts])
+
+    def rows(self, *configs: Any) -> Rows:
+        """Return the rows of all parts that apply."""
+        found: dict[str, Entry] = {}
+        for part, config in zip(self.parts, configs, strict=True):
+            if config is not None:
+                for row in part.rows(*config):
+                    found.setdefault(row.native, row)
+        return tuple(found.values())
+
+
+Spec = LayerSpec | DeclaredSpec | MergedSpec
+
+
+@lru_cache(maxsize=4096)
+def spec_of(cls: type[Any]) -> Spec | None:
+    """Return the rows of a class: what was declared of it and its bases, then the nearest base in a table."""
+    parts: list[LayerSpec | DeclaredSpec] = []
+    for base in cls.__mro__:
+        declared = declared_rows(base)
+        if declared is not None:
+            parts.append(DeclaredSpec(declared))
+        found = LAYERS.get(base) or _spec_of_package(base)
+        if found is not None:
+            parts.append(found)
+            break
+    return MergedSpec(tuple(parts)) if len(parts) > 1 else next(iter(parts), None)
+
+
+def _spec_of_package(cls: type[Any]) -> LayerSpec | None:
+    rows = layer_rows_of(cls)
+    return None if rows is None else _fixed_rows(*rows)
 
 
 @lru_cache(maxsize=4096)
@@ -196,3 +250,11 @@ def rows_of(cls: Any, config: Config) -> Mapping[str, Entry]:
     """Return the rows of a layer by torch's names; none for an unknown one."""
     spec = spec_of(cls)
     return {} if spec is None else {row.native: row for row in spec.rows(*config)}
+
+
+def _forget() -> None:
+    spec_of.cache_clear()
+    rows_of.cache_clear()
+
+
+on_change(_forget)

@@ -134,6 +134,19 @@ def _read(pattern: str, shape: Shape, sizes: dict[str, int]) -> Layout:
     return Layout(shape, tuple(split), tuple(names.index(axis) for axis in axes), axes)
 
 
+def read_names(pattern: str) -> Axes:
+    """Return the neutral axes that a pattern names; raise LayoutError where its two sides contradict each other."""
+    stored, arrow, neutral = pattern.partition("->")
+    tokens = _TOKEN.findall(stored)
+    names = [part for token in tokens if token != "1" for part in token.strip("()").split()]
+    axes = tuple(neutral.split()) if arrow else tuple(names)
+    if "".join(tokens).replace(" ", "") != "".join(stored.split()) or sorted(axes) != sorted(names):
+        raise LayoutError(f"the two sides of {pattern!r} don't name the same axes")
+    if len(set(axes)) != len(axes):
+        raise LayoutError(f"{pattern!r} has two axes of one name")
+    return axes
+
+
 # Axes along which a kernel slides.
 SPATIAL = frozenset({"t", "h", "w", "d"})
 

@@ -10,7 +10,7 @@ import numpy as np
 from xweights.core.blocks import as_stored, blocks
 from xweights.core.dtypes import Array, widen
 from xweights.core.parameter import Parameter
-from xweights.core.selection import WhereLike, select
+from xweights.core.selection import WhereLike, select, unknown_roles
 from xweights.core.tables import render
 from xweights.core.targets import open_target
 from xweights.edit.read import neutral_view, open_for_reading
@@ -126,4 +126,8 @@ def summary(target: Any, *, where: WhereLike = ...) -> str:
     if not any(p.aliases for p in chosen):
         head, rows = head[:-1], [row[:-1] for row in rows]
     foot = f"{len(chosen)} parameters, {entries:,} entries ({trained:,} trainable), {megabytes:,.1f} MB"
+    unknown = list(dict.fromkeys(p.role for p in unknown_roles(chosen)))
+    if unknown:
+        shown = ", ".join(unknown[:8]) + (f", ... ({len(unknown)} in all)" if len(unknown) > 8 else "")
+        foot += f"\nunknown roles, left out where kernels are the default: {shown}"
     return render(head, rows) + "\n" + foot

@@ -13,6 +13,7 @@ from torch import nn
 
 from xweights.core.dtypes import Array
 from xweights.core.layer_table import Entry
+from xweights.core.layout import plain_layout
 from xweights.core.parameter import Parameter
 from xweights.errors import PortError
 from xweights.porting.matching.outputs import named_outputs
@@ -168,8 +169,13 @@ def _arrays(module: nn.Module, kind: str, by_place: Mapping[tuple[int, str], Par
         return parameters
     keys = [*module._parameters, *(key for key in module._buffers if key not in module._non_persistent_buffers_set)]
     parameters = {key: by_place[id(module), key] for key in keys if (id(module), key) in by_place}
-    # Counters and positions aren't weights.
-    return {key: parameter for key, parameter in parameters.items() if parameter.floating}
+    # Counters and positions aren't weights. What other layers hold is matched as it is stored, whatever a table says.
+    return {key: _as_stored(parameter) for key, parameter in parameters.items() if parameter.floating}
+
+
+def _as_stored(parameter: Parameter) -> Parameter:
+    layout = plain_layout(parameter.layout.stored)
+    return parameter if layout == parameter.layout else parameter.replace(layout=layout)
 
 
 def _with_own_layout(parameter: Parameter, row: Entry) -> Parameter:
