@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.saving.saving_lib import H5IOStore, _save_state
 
 from xweights.core.dtypes import Array
@@ -33,6 +34,8 @@ class _Listing(H5IOStore):  # type: ignore[misc]
 
 def file_layout(target: Any, parameters: list[Parameter]) -> list[tuple[str, Parameter | Array]]:
     """Return (key, value) for a model or layer: its parameters, and the arrays that Keras expects beside them."""
+    if not isinstance(target, KerasSaveable):
+        return []  # a lone variable, which Keras saves with its layer
     listing = _Listing()
     _save_state(target, weights_store=listing, assets_store=None, inner_path="", visited_saveables=set())
     by_id: Mapping[int, Parameter] = {id(p.handle): p for p in parameters}

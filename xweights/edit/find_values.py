@@ -184,7 +184,10 @@ def _whole(parts: Sequence[Part], values: HasParts) -> Part:
 def source_of_part(part: Part, target: Any, values: Any) -> Source:
     """Return the values of a part of a file, by every name that the target may use for them."""
     backend = None if isinstance(target, (Mapping, list, tuple, Parameter)) else backend_for(target)
-    homes: dict[str, Any] = dict(backend.file_layout(target)) if isinstance(backend, FileLayout) else {}
+    is_file = is_path(values) or isinstance(values, HasParts)
+    homes: dict[str, Any] = {}
+    if is_file and isinstance(backend, FileLayout):
+        homes = dict(backend.file_layout(target))
     native: dict[str, Any] = {}
     neutral: dict[str, Any] = {}
     for key, p in part.arrays.items():
