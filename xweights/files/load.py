@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Self
@@ -134,6 +134,11 @@ class Checkpoint:
         """All parts of the file: see :func:`xweights.parts`."""
         return list(self._parts)
 
+    @property
+    def tree(self) -> Any:
+        """The nested dicts and lists of the file, Records in the place of arrays; None for a file that isn't nested."""
+        return self._index.tree
+
     def _chosen(self) -> Part:
         if self.part is None:
             candidates = [found for found in self._parts if found.kind == "weights"]
@@ -208,15 +213,23 @@ class Checkpoint:
         )
 
 
-def load(path: str | os.PathLike[str], *, part: str | None = None, max_bytes: int | None = None) -> Checkpoint:
+def load(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    part: str | None = None,
+    max_bytes: int | None = None,
+    dequantize: bool = False,
+) -> Checkpoint:
     """Open a file of weights as a target. Nothing but its index is read, and nothing in it is ever executed.
 
     Args:
-        path: A file; its ending determines the format.
+        path: A file of any format: its first bytes say which. A folder stands for the one set of weights in it, a list
+            of files or a glob (``"model-*.safetensors"``) for one checkpoint of several files.
         part: Which part of a training run's file is meant (``"model"``, ``"ema"``): see :func:`xweights.parts`.
             Default: the one that holds weights; if there are several, whoever reads it asks for one.
         max_bytes: The largest size of one array in memory, and of compressed data when unpacked. Default: plain data
             may be as large as the file, compressed data 64 times as large as it is in the file (or 256 MiB).
+        dequantize: True reads quantised tensors of a GGUF as float32; otherwise they are listed as ignored.
 
     Raises:
         DamagedFileError: the file breaks the rules of its format.
@@ -231,7 +244,10 @@ def load(path: str | os.PathLike[str], *, part: str | None = None, max_bytes: in
     """
     if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 0):
         raise ArgumentError(f"max_bytes= is a whole number >= 0\ngot: {max_bytes!r}")
-    return Checkpoint(table.read(os.fspath(path), Limits(max_bytes)), part)
+    limits = Limits(max_bytes, dequantize)
+    if isinstance(path, (list, tuple)):
+        return Checkpoint(table.read_many([os.fspath(one) for one in path], limits), part)
+    return Checkpoint(table.read(os.fspath(path), limits), part)
 
 
 def parts(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> list[Part]:

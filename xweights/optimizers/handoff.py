@@ -17,7 +17,7 @@ from xweights.edit.read import parameters
 from xweights.edit.undo import snapshot
 from xweights.errors import ArgumentError, HandoffError, PortError, Problems
 from xweights.optimizers.biases import find_joined_biases
-from xweights.optimizers.get_set import check_step
+from xweights.optimizers.get_set import check_step, note_untrained, read_optimizer
 from xweights.optimizers.protocol import Grade, Optimizing, Part, Training, optimizing_for, to_training
 from xweights.optimizers.remap import remap_state
 from xweights.optimizers.reports import HandoffReport
@@ -44,7 +44,8 @@ def handoff(
     """Hand a half-trained experiment to another framework: weights, optimizer, schedule, clipping and averages.
 
     Args:
-        source: ``(model, optimizer)``, or :class:`Training` if more belongs to the experiment. It stays unchanged.
+        source: ``(model, optimizer)``, or :class:`Training` if more belongs to the experiment. It stays unchanged. The
+            optimizer may be in a file: a path, or what :func:`get_optimizer` returned.
         target: Likewise; with None for the optimizer one is built, which the report has.
         sample: What the source is called with, to prove the port of the weights; see :func:`port`.
         grade: "exact": training continues within the rounding floor, by the framework's own class, by that class with a
@@ -76,7 +77,7 @@ def handoff(
     backends = optimizing_for(source_side.model, "source"), optimizing_for(target_side.model, "target")
     state = None
     if grade != "weights":
-        state = backends[0].read(source_side, parameters(source_side.model), step)
+        state = read_optimizer(source_side, step)
     transfer = StateTransfer(source_side, target_side, backends, grade)
     before = snapshot(target_side.model)
     transfer.undo.append(before.restore)
@@ -135,10 +136,8 @@ class StateTransfer:
             *self._report_dropouts(run),
         )
         untrained = {p.name for p in own if p.trainable} - set(remapped.names)
-        left = (
-            [f"not updated, because the source doesn't train it: {', '.join(sorted(untrained))}"] if untrained else []
-        )
-        notes = (*route.notes, *left, *self._report_reduced_precision(own))
+        left = note_untrained(sorted(untrained), "the source doesn't train it")
+        notes = (*route.notes, *remapped.notes, *left, *self._report_reduced_precision(own))
         return HandoffReport(
             training, self.grade, parts, report, remapped.updates, notes, (written.release, *release)
         )  # fmt: skip

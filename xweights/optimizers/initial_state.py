@@ -111,7 +111,7 @@ def optimizer_state(
         group = OptimizerGroup(kind, tuple(p.name for p in members), numbers, variant, last_rate=float(lr) or 1.0)
         if members:
             groups.append(group)
-        slots |= {p.name: _initial_slots(group, p) for p in members}
+        slots |= {p.name: initial_slots(group, p) for p in members}
     if ema_momentum is not None:
         slots = {p.name: {**slots[p.name], "average": p.numpy()} for p in chosen}
     return OptimizerState(
@@ -127,13 +127,14 @@ def optimizer_state(
     )
 
 
-def _initial_slots(group: OptimizerGroup, p: Any) -> dict[str, Any]:
+def initial_slots(group: OptimizerGroup, p: Any) -> dict[str, Any]:
+    """Return the slots of a parameter before its first update."""
     slots = {}
-    for slot in slots_of(group.rule, group.hyper, len(p.shape)):
+    for slot in slots_of(group.rule, group.hyper, len(p.shape), variant=group.variant):
         shape = () if slot == "product" else tuple(p.shape)
         if slot in ("row", "column"):
             averaged = len(shape) - (1 if slot == "row" else 2)
             shape = tuple(1 if axis == averaged else n for axis, n in enumerate(shape))
-        accumulator = group.hyper["initial_accumulator_value"] if slot == "accumulator" else 0.0
+        accumulator = (group.hyper["initial_accumulator_value"] or 0.0) if slot == "accumulator" else 0.0
         slots[slot] = np.full(shape, 1.0 if slot == "product" else accumulator, p.dtype)
     return slots

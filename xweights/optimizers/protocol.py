@@ -11,6 +11,7 @@ import numpy as np
 from xweights.core.parameter import Parameter
 from xweights.core.registry import backend_for
 from xweights.errors import HandoffError, TargetError
+from xweights.optimizers.saved import SavedOptimizer
 from xweights.optimizers.state import OptimizerState
 
 Grade = Literal["stock", "exact", "weights"]
@@ -111,6 +112,25 @@ class Optimizing(Protocol):
 
     def read(self, side: Training, parameters: Sequence[Parameter], step: int | None) -> OptimizerState:
         """Return the state of an optimizer; raise HandoffError or NotBuiltError with every cause at once."""
+
+    def read_saved(
+        self, saved: SavedOptimizer, model: Any, parameters: Sequence[Parameter], rule: Any, step: int | None
+    ) -> OptimizerState:
+        """Return the state that a file holds; raise HandoffError with every cause at once.
+
+        ``model`` may be None. A state that tells its parameters by position, or by the framework's own names, is
+        returned with these (``saved`` is set), and is placed by the caller.
+        ``rule``: None, the name of a class, a class, or an optimizer made as the saved one was.
+        """
+
+    def trained_order(self, model: Any, parameters: Sequence[Parameter]) -> list[Parameter]:
+        """Return the parameters that can be trained, frozen ones included, in the order in which optimizers take them.
+
+        ``parameters`` are all of the model's.
+        """
+
+    def groups_of(self, optimizer: Any, parameters: Sequence[Parameter]) -> list[list[Parameter]]:
+        """Return the parameters of each group of an optimizer, in its order; [] if they aren't the model's."""
 
     def plan(self, state: OptimizerState, parameters: Sequence[Parameter], optimizer: Any, grade: str) -> Route:
         """Return how a state would get into an optimizer (None: a new one), with the reasons for refusal."""

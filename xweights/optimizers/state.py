@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from xweights.core.dtypes import Array
+from xweights.core.registry import load as load_backend
 from xweights.core.tables import render
 from xweights.errors import HandoffError, got_expected
-from xweights.files.load import load
+from xweights.files.load import Checkpoint
 from xweights.files.save import save
 from xweights.optimizers.lr_schedule import LRSchedule
+from xweights.optimizers.saved import find_saved, open_saved
 
 VERSION = 1
 # The array of a file that has the settings of a state: JSON, as bytes, because some formats keep arrays only.
@@ -71,6 +73,21 @@ class WeightEMA:
     every: int | None = None
 
 
+@dataclass(frozen=True)
+class SavedOrder:
+    """Where a state was read from that no model has been found for yet, and how its parameters are told there.
+
+    Attributes:
+        framework: The framework that saved it; slots are in its own order.
+        label: The file, and the part of it.
+        named: True if the names of parameters are those of the framework, False if they are positions.
+    """
+
+    framework: str
+    label: str
+    named: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class OptimizerState:
     """The whole state of an optimizer, free of any framework.
@@ -87,6 +104,9 @@ class OptimizerState:
         clip, moving: Clipping, and a moving average of the weights.
         dtypes: By parameter.
         factored: By parameter, the two axes of adafactor's rows and columns.
+        notes: How it was read from a framework's file: which position was taken for which parameter.
+        saved: Set if it was read without the model, by :meth:`load`: names and order are then those of the file, and
+            :func:`set_optimizer` finds the parameters.
 
     Example:
         >>> import torch, xweights as xw
@@ -105,6 +125,8 @@ class OptimizerState:
     moving: WeightEMA | None = None
     dtypes: Mapping[str, str] = field(default_factory=dict)
     factored: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    saved: SavedOrder | None = None
 
     @property
     def rule(self) -> str:
@@ -150,6 +172,8 @@ class OptimizerState:
             "clip": None if self.clip is None else vars(self.clip),
             "moving": None if self.moving is None else vars(self.moving),
         }  # fmt: skip
+        if self.saved is not None:
+            meta["saved"] = vars(self.saved)
         if self.schedule is not None and self.schedule.known is not None:
             arrays[_SCHEDULE] = self.schedule.known
         return arrays, meta
@@ -180,6 +204,7 @@ class OptimizerState:
             schedule=None if meta["schedule"] is None else LRSchedule.from_json(meta["schedule"], known),
             clip=None if meta["clip"] is None else Clipping(**meta["clip"]),
             moving=None if meta["moving"] is None else WeightEMA(**meta["moving"]),
+            saved=SavedOrder(**meta["saved"]) if meta.get("saved") else None,
         )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str], *, durable: bool = True) -> None:
@@ -204,19 +229,52 @@ class OptimizerState:
         save({**arrays, _METADATA: np.frombuffer(json.dumps(meta).encode(), np.uint8)}, path, durable=durable)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> OptimizerState:
-        """Read a file that :meth:`save` wrote; nothing in it is executed.
+    def load(
+        cls,
+        path: str | os.PathLike[str] | Checkpoint,
+        *,
+        part: str | None = None,
+        rule: Any = None,
+        step: int | None = None,
+    ) -> OptimizerState:
+        """Read a file that :meth:`save` wrote, or PyTorch's ``optimizer.state_dict()``; nothing in it is executed.
 
-        Raises HandoffError (the file has no optimizer state), DamagedFileError, RefusedFileError, FileAccessError.
+        The state dict may be the whole file or a part of a training run's. It tells its parameters by position, so
+        :func:`set_optimizer` then finds them in the model; :func:`get_optimizer` does so at once.
+
+        Args:
+            path: The file, or what :func:`xweights.load` returned.
+            part: Which optimizer, in a file of several.
+            rule: The class that wrote it ("AdamW"), where its settings leave that open.
+            step: How many updates it has made, where the file doesn't count them (PyTorch's SGD and Muon).
+
+        Raises HandoffError (the file has no optimizer state, or one that can't be told), DamagedFileError,
+        RefusedFileError, FileAccessError.
         """
-        with load(path) as opened:
-            if _METADATA not in opened:
-                raise HandoffError(f"there is no optimizer state in {os.fspath(path)!r}")
-            arrays = {name: opened[name] for name in opened}
+        opened = open_saved(path)
+        try:
+            own = cls.load_own(opened)
+            if own is not None:
+                return own
+            saved = find_saved(opened, part or opened.part)
+        finally:
+            if opened is not path:
+                opened.close()
+        optimizing: Any = load_backend(saved.framework).optimizing()  # type: ignore[attr-defined]
+        state: OptimizerState = optimizing.read_saved(saved, None, (), rule, step)
+        return state
+
+    @classmethod
+    def load_own(cls, opened: Checkpoint) -> OptimizerState | None:
+        """Return the state that :meth:`save` wrote; None for any other file."""
+        part = next((found for found in opened.parts if _METADATA in found.arrays), None)
+        if part is None:
+            return None
+        arrays = {p.name: p.layout.to_neutral(p.read()) for p in part.arrays.values()}
         try:
             return cls.from_flat(arrays, json.loads(arrays.pop(_METADATA).tobytes()))
         except (ValueError, AttributeError) as wrong:
-            raise HandoffError(f"the optimizer state in {os.fspath(path)!r} is damaged: {wrong}") from wrong
+            raise HandoffError(f"the optimizer state in {opened.path!r} is damaged: {wrong}") from wrong
 
     # inspection
 
@@ -254,6 +312,10 @@ class OptimizerState:
             lines.append(f"gradients of the next update: {self.micro_done} of {self.micro_steps}")
         extras = {name: getattr(self, name) for name in ("schedule", "clip", "moving")}
         lines += [f"{name}: {value}" for name, value in extras.items() if value is not None]
+        if self.saved is not None:
+            told = "names" if self.saved.named else "positions"
+            lines.append(f"of {self.saved.label}, by {told}: set_optimizer finds the parameters in the model")
+        lines += self.notes
         return "\n".join(lines)
 
     __repr__ = __str__

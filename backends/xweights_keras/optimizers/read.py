@@ -73,10 +73,10 @@ def _match_parameters(
     optimizer: Any, parameters: Sequence[Parameter], problems: Problems
 ) -> list[tuple[int, Parameter]]:
     """Return the trained parameters with their positions in the optimizer."""
-    known = {_key(p.handle): p for p in parameters}
+    known = {key_of(p.handle): p for p in parameters}
     members, unknown = [], 0
     for position, variable in enumerate(optimizer._trainable_variables):
-        p = known.get(_key(variable))
+        p = known.get(key_of(variable))
         if p is None:
             unknown += 1
         elif p.trainable:
@@ -97,7 +97,8 @@ def _match_parameters(
     return members
 
 
-def _key(variable: Any) -> int:
+def key_of(variable: Any) -> int:
+    """Return what tells a variable from others, also where a parameter has the backend's own variable."""
     native = (
         variable.value if isinstance(variable, keras.Variable) and keras.backend.backend() == "tensorflow" else variable
     )

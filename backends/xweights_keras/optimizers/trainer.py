@@ -15,6 +15,7 @@ from xweights.errors import HandoffError
 from xweights.optimizers.protocol import Route, Step, Training, WrittenState
 from xweights.optimizers.state import OptimizerState
 from xweights_keras.optimizers.read import read_state
+from xweights_keras.optimizers.saved import groups_of, read_saved, trained_order
 from xweights_keras.optimizers.write import backup, plan_route, use_floatx, write_state
 from xweights_keras.porting.double import copy_model
 from xweights_keras.precision import compute_dtype
@@ -32,6 +33,9 @@ class KerasOptimizing:
 
     name = "keras"
     read = staticmethod(read_state)
+    read_saved = staticmethod(read_saved)
+    trained_order = staticmethod(trained_order)
+    groups_of = staticmethod(groups_of)
     plan = staticmethod(plan_route)
     backup = staticmethod(backup)
 

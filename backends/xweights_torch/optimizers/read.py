@@ -67,7 +67,7 @@ def read_state(side: Training, parameters: Sequence[Parameter], step: int | None
     for index, group in enumerate(optimizer.param_groups):
         group_parameters = [names[id(p)] for p in group["params"] if p.requires_grad or optimizer.state.get(p)]
         members = [p for p in group["params"] if p.requires_grad or optimizer.state.get(p)]
-        new_group = _read_foreign_group(group) if native is None else _read_group(native, group, reading)
+        new_group = _read_foreign_group(group) if native is None else read_group(native, group)
         for p, parameter in zip(members, group_parameters, strict=True):
             _read_slots(optimizer, native, new_group, p, parameter, reading, hooks)
         if native is not None and new_group.rule == "nadam" and _has_narrow_product(optimizer, members):
@@ -136,7 +136,8 @@ def _match_parameters(
     return known
 
 
-def _read_group(native: OptimizerRow, group: Mapping[str, Any], reading: StateReading) -> OptimizerGroup:
+def read_group(native: OptimizerRow, group: Mapping[str, Any]) -> OptimizerGroup:
+    """Return a parameter group of one of torch's classes, without its names."""
     hyper = {name: value_of(group, key) for name, key in native.hyper.items()}
     variant = dict(native.variant)
     if group.get("decoupled_weight_decay"):

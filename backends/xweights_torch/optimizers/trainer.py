@@ -14,6 +14,7 @@ from torch import nn
 from xweights.errors import HandoffError, PortError
 from xweights.optimizers.protocol import Step, Training
 from xweights_torch.optimizers.read import read_state
+from xweights_torch.optimizers.saved import groups_of, read_saved, trained_order
 from xweights_torch.optimizers.write import backup, plan_route, write_state
 from xweights_torch.porting.port import unwrap_module
 
@@ -28,6 +29,9 @@ class TorchOptimizing:
 
     name = "torch"
     read = staticmethod(read_state)
+    read_saved = staticmethod(read_saved)
+    trained_order = staticmethod(trained_order)
+    groups_of = staticmethod(groups_of)
     plan = staticmethod(plan_route)
     write = staticmethod(write_state)
     backup = staticmethod(backup)

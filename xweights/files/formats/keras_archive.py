@@ -41,13 +41,18 @@ def read(file: OpenFile, limits: Limits) -> Index:
     if config.size > _MAX_CONFIG:
         raise damaged(file.path, f"it claims {config.size:,} bytes", key=_CONFIG)
     limits.check_index(file.path, config.size)
-    descriptions = describe_weights(json_object(file.path, archive.read(config), _CONFIG))
+    settings = json_object(file.path, archive.read(config), _CONFIG)
+    descriptions = describe_weights(settings)
     index = _read_weights(archive, limits)
     records = [replace(record, metadata=_metadata_of(record, descriptions.get(record.key))) for record in index.records]
     records = _sort_by_layer(records, descriptions)
     tree = index.tree
     if tree is not None:
-        tree = {**tree, "model_weights": {record.key: record for record in records}}
+        tree = {
+            **tree,
+            "model_weights": {record.key: record for record in records},
+            "compile_config": settings.get("compile_config"),
+        }
     return Index(file.path, "keras", records, [file], ignored=index.ignored, tree=tree)
 
 
