@@ -227,16 +227,11 @@ Spec = LayerSpec | DeclaredSpec | MergedSpec
 
 @lru_cache(maxsize=4096)
 def spec_of(cls: type[Any]) -> Spec | None:
-    """Return the rows of a class: what was declared of it and its bases, then the nearest base in a table."""
+    """Return the rows of a class: what was declared of it and its bases, torch's own layers, those of packages."""
     parts: list[LayerSpec | DeclaredSpec] = []
-    for base in cls.__mro__:
-        declared = declared_rows(base)
-        if declared is not None:
-            parts.append(DeclaredSpec(declared))
-        found = LAYERS.get(base) or _spec_of_package(base)
-        if found is not None:
-            parts.append(found)
-            break
+    parts += [DeclaredSpec(declared) for base in cls.__mro__ if (declared := declared_rows(base)) is not None]
+    parts += [LAYERS[base] for base in cls.__mro__ if base in LAYERS][:1]
+    parts += [found for base in cls.__mro__ if (found := _spec_of_package(base)) is not None]
     return MergedSpec(tuple(parts)) if len(parts) > 1 else next(iter(parts), None)
 
 

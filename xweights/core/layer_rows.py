@@ -28,7 +28,7 @@ Gates = tuple[str, ...] | Mapping[str, tuple[str, ...]] | None
 # The words for what an array is for: Keras 3's where it has one. Others are unknown until a row declares them.
 _STANDARD = re.compile(
     r".*(kernel|bias|embeddings)(_[abkv]|_scale)?|gamma|beta|alpha|scale|token|moving_.*|renorm_.*|mean|variance|count|"
-    r"num_batches_tracked|vector_u|concat_score_weight|parameter|state_decay|frequencies"
+    r"num_batches_tracked|vector_u|concat_score_weight|parameter|state_decay|frequencies|quantization|range"
 )
 
 
@@ -84,8 +84,8 @@ def register_layer(
     """Teach a layer type: the roles and axes of its arrays, for this process and for subclasses too.
 
     ``xw.register_layer("transformers.pytorch_utils.Conv1D", weight=("kernel", "in out"), bias=("bias", "out"))``.
-    The axes are those of :class:`xweights.Parameter`, in the stored order; ``"out in -> in out"`` says the neutral order
-    too, ``"(head key) in -> in head key"`` splits a stored axis, ``1`` is an axis of length 1 that is left out,
+    The axes are those of :class:`xweights.Parameter`, in the stored order; ``"out in -> in out"`` says the neutral
+    order too, ``"(head key) in -> in head key"`` splits a stored axis, ``1`` is an axis of length 1 that is left out,
     ``batch`` one that is kept, and ``"dim | 1 dim"`` is one of several. Exact: values never change.
 
     Args:
@@ -159,7 +159,8 @@ def _make(kind: str, rows: Mapping[str, Any], options: Mapping[str, Any], said: 
     if not isinstance(kind, str) or "." not in kind or not all(part.isidentifier() for part in _parts(kind)):
         raise ArgumentError(
             "a layer type is given by the qualified name of its class\n"
-            f"{got_expected(repr(kind), 'package.module.Class')}\nFix: f'{cls.__module__}.{cls.__qualname__}'"
+            f"{got_expected(repr(kind), 'package.module.Class')}\n"
+            "Fix: f'{cls.__module__}.{cls.__qualname__}'"
         )
     problems = Problems(f"{said} can't be understood")
     if not rows:

@@ -45,6 +45,13 @@ LAYERS: dict[str, dict[str, Row]] = {
     },
     "SanaWMTemporalShortConvolution": {"weight": Row("kernel", "in 1 t -> t in"), "bias": BIAS},
     "LuminaNextDiTBlock": {"gate": Row("gate", "head", "scale")},
+    "Downsample1d Upsample1d": {"kernel": Row("kernel", "t")},
+    "SinusoidalPositionalEmbedding": {"pe": Row("pe", "batch position dim", "position_embeddings")},
+    "AutoencoderKL*": {
+        "latents_mean": Row("latents_mean", "channel", "mean"),
+        "latents_std": Row("latents_std", "channel", "scale"),
+    },
+    "MochiTransformer3DModel": {"pos_frequencies": Row("pos_frequencies", "side head dim", "frequencies")},
     "LTX*ResnetBlock3d": {
         "per_channel_scale1": Row("per_channel_scale1", "channel 1 1", "scale"),
         "per_channel_scale2": Row("per_channel_scale2", "channel 1 1", "scale"),

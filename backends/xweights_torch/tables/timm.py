@@ -49,6 +49,11 @@ LAYERS: dict[str, dict[str, Row]] = {
             "relative_position_bias_table", "head h w -> h w head", "relative_position_bias"
         )
     },
+    # The ranges that its inputs and outputs are clipped to.
+    "Gemma4ClippableLinear": {
+        name: Row(name, "", "range") for name in ("input_min", "input_max", "output_min", "output_max")
+    },
+    "Gemma4VitEncoder": {"std_scale": Row("std_scale", "channel", "scale"), "std_bias": Row("std_bias", "channel", "bias")},
     "EfficientAdditiveAttention": {"w_g": Row("w_g/kernel", "in out")},
     "HSMSSD": {"A": Row("A", "channel", "state_decay"), "D": Row("D", "1", "scale")},
     "EfficientViMBlock": {"alpha": Row("alpha", "side channel")},
@@ -62,8 +67,8 @@ _scales = (
     "gamma gamma_1 gamma_2 gamma1 gamma2 gamma3 gamma_xca ls1 ls2 layer_scale layer_scale_1 layer_scale_2 "
     "lambda_q1 lambda_k1 lambda_q2 lambda_k2"
 )
-_tokens = "cls_token cls_token1 cls_token2 cls_token3 cls_token4 dist_token reg_token latent"
-_positions = "pos_embed patch_pos pos_embed_x pos_embed_y pos_embed_spatial pos_embed_temporal"
+_tokens = "cls_token cls_token1 cls_token2 cls_token3 cls_token4 cls_token_0 cls_token_1 dist_token reg_token latent"
+_positions = "pos_embed pos_embed_0 pos_embed_1 patch_pos pos_embed_x pos_embed_y pos_embed_spatial pos_embed_temporal"
 _maps = "pos_embed1 pos_embed2 pos_embed3 pos_embed_win pos_embed_window pixel_pos"
 
 FREE: dict[str, tuple[str, str]] = {

@@ -53,6 +53,7 @@ LAYERS: dict[str, dict[str, Row]] = {
     "*RMSNorm *RmsNorm *RMSNormGated *RMSNorm2d T5LayerNorm *T5LayerNorm": RMS_NORM,
     "MT5LayerNorm UMT5LayerNorm UdopLayerNorm Pop2PianoLayerNorm Pix2StructLayerNorm SwitchTransformersLayerNorm "
     "LongT5LayerNorm ImageGPTLayerNorm CpmAntLayerNorm": RMS_NORM,
+    "IntLayerNorm": LAYER_NORM | {"shift": Row("shift", "1", "quantization")},
     "*LayerNorm *LayerNorm2d NoNorm *CumulativeGroupNorm": LAYER_NORM | {"gamma": GAMMA},
     "*FrozenBatchNorm2d": LAYER_NORM | STATISTICS,
     "*LayerScale": {"scale": Row("scale", "channel"), "lambda1": Row("lambda1", "channel", "scale")},
@@ -79,8 +80,36 @@ LAYERS: dict[str, dict[str, Row]] = {
     "*FlexibleLinear": {"weight": Row("kernel", "layer out in -> layer in out", outputs=("layer", "out"))},
     "CsmCodebooksHead": {"weight": Row("kernel", "layer in out", outputs=("layer", "out"))},
     "GroupedLinearLayer": {"weight": Row("kernel", "group in out", outputs=("group", "out")), "bias": BIAS},
-    "QuantLinear": {"weight": Row("kernel", "out in -> in out"), "bias": BIAS},
-    "QuantEmbedding": {"weight": Row("embeddings", "vocab dim")},
+    # I-BERT's copies of its weights as integers, and what it scales them with.
+    "QuantLinear": {
+        "weight": Row("kernel", "out in -> in out"),
+        "bias": BIAS,
+        "weight_integer": Row("weight_integer", "out in -> in out", "quantization"),
+        "bias_integer": Row("bias_integer", "out", "quantization"),
+        "fc_scaling_factor": Row("fc_scaling_factor", "out", "quantization"),
+    },
+    "QuantEmbedding": {
+        "weight": Row("embeddings", "vocab dim"),
+        "weight_integer": Row("weight_integer", "vocab dim", "quantization"),
+        "weight_scaling_factor": Row("weight_scaling_factor", "1", "quantization"),
+    },
+    "QuantAct": {
+        "x_min": Row("x_min", "1", "range"),
+        "x_max": Row("x_max", "1", "range"),
+        "act_scaling_factor": Row("act_scaling_factor", "1", "quantization"),
+    },
+    # Codebooks that are averages of what was coded with them.
+    "*EuclideanCodebook": {
+        "embed_sum": Row("embed_sum", "vocab dim", "moving_sum"),
+        "cluster_usage": Row("cluster_usage", "vocab", "moving_count"),
+        "initialized": Row("initialized", "1", "count"),
+    },
+    "*FormerLoss": {"empty_weight": Row("empty_weight", "out", "scale")},
+    "SpeechT5ScaledPositionalEncoding": {"alpha": Row("alpha", "", "scale")},
+    "*ClippableLinear": {
+        name: Row(name, "", "range") for name in ("input_min", "input_max", "output_min", "output_max")
+    },
+    "XCLIPPromptGenerator": {"alpha": Row("alpha", "channel", "scale")},
     "AMSoftmaxLoss": {"weight": Row("kernel", "in out")},
     "SinusoidalPositionalEmbedding": {"weight": Row("embeddings", "vocab dim")},
     "SeparableConv1D": {"bias": Row("bias", "out 1")},
@@ -205,6 +234,7 @@ FREE: dict[str, tuple[str, str]] = {
     "esm_s_combine": ("scale", "layer"),
     "logit_scale": HEAD_SCALE,
     "logit_bias": ("bias", "| out"),
+    "final_logits_bias": ("bias", "1 out"),
     "sinks": ("bias", "head"),
     "head_weights": ("scale", "head"),
     **dict.fromkeys(["pos_bias_u", "pos_bias_v", "bias_u", "bias_v"], ("bias", "head dim")),
