@@ -14,8 +14,9 @@ from xweights.core.parameter import Parameter
 from xweights.core.params import Params
 from xweights.core.parts import Part
 from xweights.core.targets import is_path, open_target
-from xweights.edit.find_values import Candidate, left_over, missing, open_name, open_sources, source_of_part, try_part
+from xweights.edit.find_values import left_over, missing
 from xweights.edit.pairing import Pair, nothing_fits, refuse_foreign
+from xweights.edit.sources import Candidate, open_name, open_sources, source_of_part, try_part
 
 # Counters of one side that are no difference, also that of PyTorch's AveragedModel.
 _BESIDE_WEIGHTS = COUNTERS | {"n_averaged"}
@@ -111,4 +112,5 @@ class _Combined(NumpyStorage):
 
     def read(self, handle: Any) -> Array:
         assert handle.combine is not None
-        return handle.combine([value.read() for value in handle.values])
+        computed: Array = handle.combine([value.read() for value in handle.values])
+        return computed

@@ -245,7 +245,7 @@ def load(
     if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 0):
         raise ArgumentError(f"max_bytes= is a whole number >= 0\ngot: {max_bytes!r}")
     limits = Limits(max_bytes, dequantize)
-    if isinstance(path, (list, tuple)):
+    if not isinstance(path, (str, os.PathLike)):
         return Checkpoint(table.read_many([os.fspath(one) for one in path], limits), part)
     return Checkpoint(table.read(os.fspath(path), limits), part)
 

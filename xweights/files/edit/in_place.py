@@ -22,7 +22,10 @@ MAX_BYTES = 1 << 20
 
 
 def set_entries_in_place(path: str, steps: Steps, records: list[Record], *, durable: bool) -> dict[str, int] | None:
-    """Set entries in the file itself (all of it is in ``records``); return how many changed, by name, or None if these edits need a new file."""
+    """Set entries in the file itself; return how many changed, by name, or None if these edits need a new file.
+
+    ``records`` are all arrays of the file, those of parts that aren't edited included.
+    """
     if not all(isinstance(step.rule, SetEntries) for step in steps.steps) or os.name != "posix":
         return None
     touched = [steps.parameters[position] for position in sorted(steps.touched)]

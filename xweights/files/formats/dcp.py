@@ -18,7 +18,8 @@ from xweights.core.dtypes import Array
 from xweights.core.layout import Shape
 from xweights.files.formats import pt
 from xweights.files.formats.chunks import Chunk, JoinedChunks, check_chunks
-from xweights.files.formats.pt_pickle import DTYPES, Name, OpaqueObject, describe
+from xweights.files.formats.pt_names import DTYPES, Name, OpaqueObject
+from xweights.files.formats.pt_pickle import describe
 from xweights.files.formats.sharded import resolve_beside
 from xweights.files.io import journal
 from xweights.files.io.dtypes import dtype_from_name

@@ -17,7 +17,8 @@ import numpy as np
 
 from xweights.core.parameter import Parameter
 from xweights.files.formats import pt_legacy
-from xweights.files.formats.pt_pickle import STORAGES, PickledStorage, describe
+from xweights.files.formats.pt_names import STORAGES, PickledStorage
+from xweights.files.formats.pt_pickle import describe
 from xweights.files.formats.pt_tensors import StorageLocation, build_index, c_strides
 from xweights.files.formats.safetensors import json_object
 from xweights.files.formats.zip_archive import Archive

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from xweights.files.formats.pt_pickle import PickledStorage, describe_next
+from xweights.files.formats.pt_names import PickledStorage
+from xweights.files.formats.pt_pickle import describe_next
 from xweights.files.formats.pt_tensors import StorageLocation, build_index
 from xweights.files.io.dtypes import dtype_from_name
 from xweights.files.io.limits import Limits

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from xweights.core.dtypes import Array
-from xweights.files.formats.pt_pickle import OpaqueObject, PickledArray, PickledStorage, Tensor
+from xweights.files.formats.pt_names import OpaqueObject, PickledArray, PickledStorage, Tensor
 from xweights.files.formats.safetensors import parse_metadata
 from xweights.files.io.dtypes import dtype_from_name
 from xweights.files.io.limits import Limits
