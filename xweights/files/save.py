@@ -83,7 +83,12 @@ def save(
 
 
 def convert(
-    source: str | os.PathLike[str], path: str | os.PathLike[str], *, where: WhereLike = ..., durable: bool = True
+    source: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    where: WhereLike = ...,
+    part: str | None = None,
+    durable: bool = True,
 ) -> None:
     """Write the weights of one file to another, one array at a time; its ending determines the format.
 
@@ -91,6 +96,7 @@ def convert(
         source: A file that :func:`xweights.load` reads.
         path: Path of the new file; an existing file is replaced.
         where: Which parameters. Default: all.
+        part: Which part of a training run's file, as for :func:`xweights.load`.
         durable: As for :func:`xweights.save`.
 
     Exact: exactly the same bits. Raises the errors of :func:`xweights.load` and :func:`xweights.save`.
@@ -100,7 +106,7 @@ def convert(
         >>> xw.save({"b": np.ones(2)}, "w.safetensors"); xw.convert("w.safetensors", "w.npz"); np.load("w.npz")["b"]
         array([1., 1.])
     """
-    with load(source) as checkpoint:
+    with load(source, part=part) as checkpoint:
         save(checkpoint, path, where=where, durable=durable)
 
 
@@ -211,7 +217,7 @@ def keys_of(target: Any, chosen: Sequence[Parameter], names: Names | None = None
     """Return the keys that parameters of a target have in a file."""
     if names is None:
         if isinstance(target, (str, os.PathLike)) or hasattr(type(target), "__xweights_parameters__"):
-            return [p.handle.key if isinstance(p.handle, Record) else p.name for p in chosen]
+            return [p.handle.key_in_part if isinstance(p.handle, Record) else p.name for p in chosen]
         backend = None if isinstance(target, (Mapping, list, tuple, Parameter)) else backend_for(target)
         names = backend.file_names if isinstance(backend, NamesFiles) else "neutral"
     return [p.name if names == "neutral" else p.native_name for p in chosen]
