@@ -9,18 +9,13 @@ back by their second names. No reader of the whole sees some old and some new fi
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
 import os
 import re
-import secrets
 import shutil
 import stat
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from xweights.errors import CheckpointError
 from xweights.files.io.atomic import (
@@ -33,24 +28,14 @@ from xweights.files.io.atomic import (
     sync_folder,
 )
 from xweights.files.io.open_file import OpenFile, damaged, inaccessible, refused, shorten
-
-_MAGIC = b"xweights transaction 1\n"
-_MAX_BYTES = 8 << 20  # 40,000 files
-# .NAME.TOKEN.xweights-old
-_KEPT_NAME = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.xweights-old")
-
-# Size and time of the last change.
-Identity = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What happens to one file. ``kept`` is the second name of the old file, None if there was none."""
-
-    name: str
-    kept: str | None
-    old: Identity | None
-    new: Identity | None  # None: it is removed
+from xweights.files.io.transaction_journal import (
+    KEPT_NAME,
+    FileChange,
+    Identity,
+    make_kept_name,
+    read_journal,
+    write_journal,
+)
 
 
 def transaction_path(path: str) -> str:
@@ -109,7 +94,7 @@ class Transaction:
                 if len(changes) == 1 and changes[0].new is not None:
                     self._move(changes[0].name)  # one rename is all or nothing by itself
                 else:
-                    _write_journal(descriptor, changes, durable=self.durable)
+                    write_journal(descriptor, changes, durable=self.durable)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(self._journal)
@@ -147,7 +132,7 @@ class Transaction:
                 os.unlink(temporary)
         self._open.close()
 
-    def _check_and_list(self) -> list[_Change]:
+    def _check_and_list(self) -> list[FileChange]:
         for file, status in self._expected:
             # Entries are set in place under the same lock.
             lock(file.descriptor, wait=True)
@@ -158,10 +143,10 @@ class Transaction:
         for name in self._list_removed():
             old = _find_identity(self._at(name))
             if name not in self._temporaries and old is not None:
-                changes.append(_Change(name, _make_kept_name(name), old, None))
+                changes.append(FileChange(name, make_kept_name(name), old, None))
         return changes
 
-    def _list_change(self, name: str) -> _Change:
+    def _list_change(self, name: str) -> FileChange:
         old = _find_identity(self._at(name))
         status = os.stat(self._temporaries[name])
         if old == _identity(status):
@@ -169,7 +154,7 @@ class Transaction:
             later = status.st_mtime_ns + 1_000_000
             os.utime(self._temporaries[name], ns=(later, later))
             status = os.stat(self._temporaries[name])
-        return _Change(name, None if old is None else _make_kept_name(name), old, _identity(status))
+        return FileChange(name, None if old is None else make_kept_name(name), old, _identity(status))
 
     def _move(self, name: str) -> None:
         os.replace(self._temporaries[name], self._at(name))
@@ -213,7 +198,7 @@ def settle(path: str) -> None:
                 if not lock(descriptor, wait=True) and not _is_old(descriptor):
                     time.sleep(0.01)  # a file system without locks
                 elif _is_at(descriptor, journal):
-                    changes = _read_journal(path, descriptor)
+                    changes = read_journal(path, descriptor)
                     _undo(journal, changes)
                     os.unlink(journal)
                     _forget(os.path.dirname(journal), changes)
@@ -240,7 +225,7 @@ def remove_litter(path: str, names: re.Pattern[str]) -> None:
         hidden = [name for name in os.listdir(folder) if name.endswith(".xweights-old")]
         # Second names are given and removed while there is a journal, so these are nobody's.
         for name in [] if in_transaction(path) else hidden:
-            match = _KEPT_NAME.fullmatch(name)
+            match = KEPT_NAME.fullmatch(name)
             if match is not None and names.fullmatch(match["name"]):
                 os.unlink(os.path.join(folder, name))
         sweep(path, names)
@@ -294,52 +279,7 @@ def _is_old(descriptor: int) -> bool:
     return time.time() - os.fstat(descriptor).st_mtime > GRACE
 
 
-def _write_journal(descriptor: int, changes: list[_Change], *, durable: bool) -> None:
-    body = json.dumps([[change.name, change.kept, change.old, change.new] for change in changes]).encode()
-    content = _MAGIC + zlib.crc32(body).to_bytes(4, "little") + body
-    if len(content) > _MAX_BYTES:
-        raise OSError(errno.EFBIG, f"{len(changes):,} files are too many to be replaced together")
-    done = 0
-    while done < len(content):
-        done += os.write(descriptor, content[done:])
-    if durable:
-        os.fsync(descriptor)
-
-
-def _read_journal(path: str, descriptor: int) -> list[_Change]:
-    """Return what a journal lists; nothing if it was cut short, because nothing was changed then."""
-    content = bytearray()
-    while len(content) < _MAX_BYTES and (part := os.pread(descriptor, _MAX_BYTES, len(content))):
-        content += part
-    body = content[len(_MAGIC) + 4 :]
-    if content[: len(_MAGIC) + 4] != _MAGIC + zlib.crc32(body).to_bytes(4, "little"):
-        return []
-    try:
-        parsed = json.loads(body)
-        return [_parse_change(*fields) for fields in parsed]
-    except (ValueError, TypeError, RecursionError):
-        raise damaged(path, "its journal isn't one that xweights wrote", fix="remove the journal") from None
-
-
-def _parse_change(name: object, kept: object, old: object, new: object) -> _Change:
-    """Return a change; raise ValueError unless it names files beside the journal."""
-    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
-        raise ValueError(name)
-    if kept is None:
-        return _Change(name, None, None, _parse_identity(new))
-    match = _KEPT_NAME.fullmatch(kept) if isinstance(kept, str) else None
-    if match is None or match["name"] != name:
-        raise ValueError(kept)
-    return _Change(name, match[0], _parse_identity(old), None if new is None else _parse_identity(new))
-
-
-def _parse_identity(value: object) -> Identity:
-    if isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value):
-        return value[0], value[1]
-    raise ValueError(value)
-
-
-def _undo(journal: str, changes: list[_Change]) -> None:
+def _undo(journal: str, changes: list[FileChange]) -> None:
     """Put the old files back."""
     folder = os.path.dirname(journal)
     present = {change.name: _find_identity(os.path.join(folder, change.name)) for change in changes}
@@ -370,7 +310,7 @@ def _put_back(kept: str, target: str) -> None:
         os.replace(kept, target)
 
 
-def _forget(folder: str, changes: list[_Change]) -> None:
+def _forget(folder: str, changes: list[FileChange]) -> None:
     """Remove the second names of old files; a sweep removes those that can't be removed now."""
     for change in changes:
         if change.kept is not None:
@@ -383,7 +323,7 @@ def _link(path: str, kept: str, *, durable: bool) -> None:
     try:
         os.link(path, kept, follow_symlinks=False)
     except (OSError, NotImplementedError):  # a file system without links, or another user's file
-        part = os.path.join(os.path.dirname(path), _make_kept_name(os.path.basename(path)))
+        part = os.path.join(os.path.dirname(path), make_kept_name(os.path.basename(path)))
         try:
             shutil.copy2(path, part, follow_symlinks=False)
             if durable and not os.path.islink(part):
@@ -394,10 +334,6 @@ def _link(path: str, kept: str, *, durable: bool) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(part)
             raise
-
-
-def _make_kept_name(name: str) -> str:
-    return f".{name}.{secrets.token_hex(4)}.xweights-old"
 
 
 def _identity(status: os.stat_result) -> Identity:
