@@ -231,13 +231,8 @@ def spec_of(cls: type[Any]) -> Spec | None:
     parts: list[LayerSpec | DeclaredSpec] = []
     parts += [DeclaredSpec(declared) for base in cls.__mro__ if (declared := declared_rows(base)) is not None]
     parts += [LAYERS[base] for base in cls.__mro__ if base in LAYERS][:1]
-    parts += [found for base in cls.__mro__ if (found := _spec_of_package(base)) is not None]
+    parts += [DeclaredSpec(found) for base in cls.__mro__ if (found := layer_rows_of(base)) is not None]
     return MergedSpec(tuple(parts)) if len(parts) > 1 else next(iter(parts), None)
-
-
-def _spec_of_package(cls: type[Any]) -> LayerSpec | None:
-    rows = layer_rows_of(cls)
-    return None if rows is None else _fixed_rows(*rows)
 
 
 @lru_cache(maxsize=4096)

@@ -10,6 +10,7 @@ the root package of the classes).
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -50,13 +51,10 @@ class LayerRows:
         lacking = [f"{axis}={size!r}" for axis, size in self.sizes.items() if axis not in sizes]
         entries = []
         for row in self.rows:
-            declared = row.declared or ""
-            if lacking:
+            declared = row.declared
+            if declared is not None and lacking:
                 declared += f"\nno number in: {', '.join(lacking)}"
-            fixed = dict(row.sizes) | sizes
-            entries.append(
-                Entry(row.native, row.name, row.pattern, fixed, row.gates, row.outputs, row.role, declared or None)
-            )
+            entries.append(dataclasses.replace(row, sizes=dict(row.sizes) | sizes, declared=declared))
         return tuple(entries)
 
 
@@ -108,6 +106,10 @@ def register_layer(
         >>> xw.register_layer("my_models.layers.Mixer", weight=("kernel", "in out"), bias=("bias", "out"))
     """
     options = {"heads": heads, "groups": groups, "sizes": sizes, "gates": gates}
+    if rows is not None and not isinstance(rows, Mapping):
+        raise ArgumentError(
+            f"rows are a mapping\n{got_expected(repr(rows), 'a mapping from attributes to (name, axes)')}"
+        )
     declared = _make(kind, dict(rows or {}) | arrays, options, f"register_layer({kind!r}, ...)")
     into = _shipped if _shipping else _registered
     known = into.get(kind)
@@ -146,12 +148,16 @@ def on_change(function: Callable[[], None]) -> None:
 
 
 def read_size(layer: Any, size: Size) -> int | None:
-    """Return a number, or the one that an attribute of the layer has (dots allowed); None where there is none."""
+    """Return a number, or the one at an attribute of the layer (``config.heads``, ``kernel_size.0``); else None."""
     value: Any = size
     if isinstance(size, str):
         value = layer
         for part in size.split("."):
-            value = getattr(value, part, None)
+            if part.isdecimal():
+                index = int(part)
+                value = value[index] if isinstance(value, (list, tuple)) and index < len(value) else None
+            else:
+                value = getattr(value, part, None)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 

@@ -330,8 +330,11 @@ def select(everything: Sequence[Parameter], where: WhereLike) -> list[Parameter]
 
 def unknown_roles(parameters: Iterable[Parameter]) -> list[Parameter]:
     """Return the trainable arrays of two or more axes, of floats or complex numbers, whose role nothing says."""
+    trained, inexact = Trainable(), Inexact()
     return [
-        p for p in parameters if len(p.layout.stored) > 1 and not is_known_role(p.role) and DEFAULT_EDITED.matches(p)
+        p
+        for p in parameters
+        if len(p.layout.stored) > 1 and not is_known_role(p.role) and inexact.matches(p) and trained.matches(p)
     ]
 
 

@@ -1,6 +1,7 @@
 """Tables of the layers of packages that build on torch, one file for each package; nothing of them is imported.
 
-A table has ``LAYERS``, rows by class name (a glob) for arrays that belong to a layer, and ``FREE``, rows by attribute
+A table has ``LAYERS``, rows by class name (a glob) for arrays that belong to a layer (and ``SIZES``,
+the attributes that have the lengths of parts of packed axes), and ``FREE``, rows by attribute
 for arrays that a model holds by itself (class tokens, position tables): these keep their names, and get a role. Each
 row was read off the source of the version that constraints.txt or docs/layers.md names. A row whose axes don't fit an
 array leaves them unknown.
@@ -13,6 +14,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from xweights.core.layer_rows import LayerRows
 from xweights.core.layer_table import Entry
 
 # Prefix of a class's module -> the module here that has its table.
@@ -35,14 +37,15 @@ class Row(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def layer_rows_of(cls: type[Any]) -> tuple[Entry, ...] | None:
+def layer_rows_of(cls: type[Any]) -> LayerRows | None:
     """Return the rows of a class (not of its bases), or None where no table has it."""
     table = _table_of(cls.__module__)
     if table is None:
         return None
     for pattern, rows in table.LAYERS.items():
         if any(fnmatchcase(cls.__name__, part) for part in pattern.split()):
-            return tuple(_entry(attribute, row) for attribute, row in rows.items())
+            entries = tuple(_entry(attribute, row) for attribute, row in rows.items())
+            return LayerRows(cls.__name__, entries, getattr(table, "SIZES", {}).get(pattern, {}))
     return None
 
 

@@ -26,7 +26,10 @@ LAYERS: dict[str, dict[str, Row]] = {
     "Affine": {"alpha": Row("alpha", "1 1 channel"), "beta": BETA},
     "LayerScale*": {"gamma": Row("gamma", "channel | channel 1 1", "scale")},
     # A mixture of kernels, each in one row of its own.
-    "CondConv2d": {"weight": Row("kernel", "expert weight"), "bias": Row("bias", "expert out")},
+    "CondConv2d": {
+        "weight": Row("kernel", "expert (out in h w) -> expert h w in out"),
+        "bias": Row("bias", "expert out"),
+    },
     "StarReLU *LearnableAffineBlock": {"scale": Row("scale", "1"), "bias": Row("bias", "1")},
     "Scale": {"scale": Row("scale", "channel")},
     "ScaledStdConv2d*": {"gain": Row("gain", "out 1 1 1", "scale")},
@@ -62,6 +65,8 @@ LAYERS: dict[str, dict[str, Row]] = {
     },
     "RotaryEmbeddingMixed": {"freqs": Row("freqs", "axis layer head dim", "frequencies")},
 }  # fmt: skip
+
+SIZES = {"CondConv2d": {"out": "out_channels", "h": "kernel_size.0", "w": "kernel_size.1"}}
 
 _scales = (
     "gamma gamma_1 gamma_2 gamma1 gamma2 gamma3 gamma_xca ls1 ls2 layer_scale layer_scale_1 layer_scale_2 "

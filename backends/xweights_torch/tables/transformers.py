@@ -71,11 +71,11 @@ LAYERS: dict[str, dict[str, Row]] = {
     },
     "*MoeStatics": {"e_score_correction_bias": Row("e_score_correction_bias", "group expert", "bias")},
     "JetMoeMoA JetMoeMoE": {"bias": BIAS},
+    # Experts one below the other.
     "DbrxExpertGLU": {
-        # Experts one below the other: their number isn't on this layer as an axis, so rows count over all of them.
-        "w1": Row("w1/kernel", "out in -> in out"),
-        "v1": Row("v1/kernel", "out in -> in out"),
-        "w2": Row("w2/kernel", "in out"),
+        "w1": Row("w1/kernel", "(expert out) in -> expert in out", outputs=("expert", "out")),
+        "v1": Row("v1/kernel", "(expert out) in -> expert in out", outputs=("expert", "out")),
+        "w2": Row("w2/kernel", "(expert in) out -> expert in out", outputs=("expert", "out")),
     },
     "*FlexibleLinear": {"weight": Row("kernel", "layer out in -> layer in out", outputs=("layer", "out"))},
     "CsmCodebooksHead": {"weight": Row("kernel", "layer in out", outputs=("layer", "out"))},
@@ -181,6 +181,8 @@ LAYERS: dict[str, dict[str, Row]] = {
     "*LMHead *LMPredictionHead *OnlyLMHead *MLMHead *EmbeddingDecoder EntityPredictionHead *PredictionHeadTransform "
     "*LMPredictionHeadWithBias *MLMOutput": {"bias": BIAS},
 }
+
+SIZES = {"DbrxExpertGLU": {"expert": "moe_num_experts"}}
 
 _scales = (
     "lambda1 lambda_1 lambda_2 gamma gamma_1 gamma_2 layer_scale layer_scale_1 layer_scale_2 layer_scale_parameter "

@@ -1,0 +1,268 @@
+"""Measure how many arrays of packages' models have a role and axes, and write docs/layers.md from it.
+
+``python tests/backends/torch/measure_layers.py [--write]``: small random configurations on the meta device, so that no
+memory is needed; a package that isn't installed is left out, and said so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import logging
+import re
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from xweights.core.layer_rows import is_known_role
+from xweights.core.parameter import Parameter
+from xweights_torch import backend
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "layers.md"
+MARK = "<!-- measured -->"
+
+# Settings by the names that configurations of transformers have; those that a configuration lacks are left out.
+SMALL = {
+    "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "embed_dim": 32, "embedding_size": 32,
+    "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2, "encoder_layers": 2, "decoder_layers": 2,
+    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, "n_inner": 48,
+    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "d_ff": 48, "d_kv": 8, "vocab_size": 99,
+    "max_position_embeddings": 64, "n_positions": 64, "num_local_experts": 4, "num_experts": 4, "n_routed_experts": 4,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+}  # fmt: skip
+
+# Classes whose defaults are small enough, or that contradict a small setting: built as they are.
+TRANSFORMERS = (
+    "AlbertForMaskedLM ASTModel AutoformerModel BartForConditionalGeneration BeitForImageClassification "
+    "BertForMaskedLM BigBirdForMaskedLM BioGptForCausalLM BitModel BlenderbotForConditionalGeneration BlipModel "
+    "BloomForCausalLM CamembertForMaskedLM CLIPModel CodeGenForCausalLM CohereForCausalLM ConvBertForMaskedLM "
+    "ConvNextForImageClassification ConvNextV2ForImageClassification CvtForImageClassification CTRLLMHeadModel "
+    "DebertaForMaskedLM DebertaV2ForMaskedLM DeiTForImageClassification DeepseekV3ForCausalLM DetrForObjectDetection "
+    "Dinov2ForImageClassification Dinov2WithRegistersForImageClassification DistilBertForMaskedLM DPTForDepthEstimation "
+    "EfficientNetForImageClassification ElectraForMaskedLM EsmForMaskedLM FalconForCausalLM FalconMambaForCausalLM "
+    "FlaubertWithLMHeadModel FNetForMaskedLM FocalNetForImageClassification FunnelForMaskedLM GemmaForCausalLM "
+    "Gemma2ForCausalLM Gemma3ForCausalLM GlmForCausalLM GPT2LMHeadModel GPTBigCodeForCausalLM GPTNeoForCausalLM "
+    "GPTNeoXForCausalLM GPTJForCausalLM GptOssForCausalLM GraniteForCausalLM GraniteMoeForCausalLM "
+    "GroundingDinoForObjectDetection HieraForImageClassification HubertForCTC IBertForMaskedLM ImageGPTModel "
+    "JambaForCausalLM JetMoeForCausalLM LayoutLMForMaskedLM LayoutLMv3Model LEDForConditionalGeneration "
+    "LevitForImageClassification LlamaForCausalLM Llama4ForCausalLM LongformerForMaskedLM LongT5ForConditionalGeneration "
+    "LukeForMaskedLM LxmertModel M2M100ForConditionalGeneration MambaForCausalLM Mamba2ForCausalLM MarianMTModel "
+    "Mask2FormerForUniversalSegmentation MaskFormerForInstanceSegmentation MBartForConditionalGeneration MimiModel "
+    "MistralForCausalLM MixtralForCausalLM MobileBertForMaskedLM MobileNetV2ForImageClassification MobileViTModel "
+    "MPNetForMaskedLM MptForCausalLM MT5ForConditionalGeneration MusicgenForCausalLM NemotronForCausalLM "
+    "NystromformerForMaskedLM OlmoForCausalLM Olmo2ForCausalLM OlmoeForCausalLM OPTForCausalLM Owlv2ForObjectDetection "
+    "PegasusForConditionalGeneration PerceiverForMaskedLM PersimmonForCausalLM PhiForCausalLM Phi3ForCausalLM "
+    "PhimoeForCausalLM PoolFormerForImageClassification PvtForImageClassification Qwen2ForCausalLM Qwen2MoeForCausalLM "
+    "Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3NextForCausalLM RecurrentGemmaForCausalLM RegNetForImageClassification "
+    "RemBertForMaskedLM ResNetForImageClassification RobertaForMaskedLM RoFormerForMaskedLM RwkvForCausalLM SamModel "
+    "SegformerForImageClassification SeamlessM4TModel SEWForCTC SiglipModel SmolLM3ForCausalLM "
+    "Speech2TextForConditionalGeneration SpeechT5ForTextToSpeech SqueezeBertForMaskedLM StableLmForCausalLM "
+    "Starcoder2ForCausalLM SwiftFormerForImageClassification SwinForImageClassification Swinv2ForImageClassification "
+    "SwitchTransformersForConditionalGeneration T5ForConditionalGeneration TableTransformerForObjectDetection "
+    "TapasForQuestionAnswering TimesformerForVideoClassification UMT5ForConditionalGeneration UniSpeechForCTC "
+    "ViTForImageClassification ViTMAEForPreTraining ViltModel VisualBertModel VitDetModel VitsModel "
+    "VideoMAEForVideoClassification Wav2Vec2ForPreTraining Wav2Vec2ConformerForCTC WavLMForCTC "
+    "WhisperForConditionalGeneration XCLIPModel XGLMForCausalLM XLMRobertaForMaskedLM XLNetLMHeadModel XmodForMaskedLM "
+    "YolosForObjectDetection ZambaForCausalLM Zamba2ForCausalLM"
+)
+
+DIFFUSERS = (
+    "AutoencoderKL AutoencoderKLWan AutoencoderTiny AutoencoderDC AutoencoderKLLTXVideo AutoencoderKLMochi "
+    "AutoencoderOobleck AsymmetricAutoencoderKL AuraFlowTransformer2DModel CogVideoXTransformer3DModel ControlNetModel "
+    "ControlNetUnionModel ConsistencyDecoderVAE DiTTransformer2DModel FluxTransformer2DModel HunyuanDiT2DModel "
+    "HunyuanVideoTransformer3DModel LTXVideoTransformer3DModel LatteTransformer3DModel LuminaNextDiT2DModel "
+    "MochiTransformer3DModel MotionAdapter PixArtTransformer2DModel PriorTransformer SD3Transformer2DModel "
+    "SanaTransformer2DModel StableAudioDiTModel StableCascadeUNet T2IAdapter Transformer2DModel TransformerTemporalModel "
+    "UNet1DModel UNet2DConditionModel UNet2DModel UNet3DConditionModel UNetSpatioTemporalConditionModel UVit2DModel "
+    "VQModel WanTransformer3DModel WanVACETransformer3DModel ZImageTransformer2DModel"
+)
+
+
+@dataclass
+class Measured:
+    """What was found in the models of one package."""
+
+    package: str
+    arrays: int = 0
+    known: int = 0
+    models: list[str] = field(default_factory=list)
+    unknown: Counter[str] = field(default_factory=Counter)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """The share of arrays with a role and axes, in percent."""
+        return 100 * self.known / max(self.arrays, 1)
+
+
+def weights_of(model: nn.Module) -> Iterator[Parameter]:
+    """Yield what counts: everything that isn't hidden, and no counters and indices."""
+    for p in backend.adapter(model).parameters(model):
+        if not p.hidden and p.floating:
+            yield p
+
+
+def is_known(p: Parameter) -> bool:
+    """Return True for an array with a role and axes."""
+    return p.axes is not None and is_known_role(p.role)
+
+
+def measure(package: str, builders: dict[str, Callable[[], nn.Module]]) -> Measured:
+    """Build each model on the meta device, and count."""
+    found = Measured(package)
+    for name, build in builders.items():
+        try:
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.device("meta"):
+                warnings.simplefilter("ignore")
+                model = build()
+            weights = list(weights_of(model))
+        except Exception as cause:
+            found.failed[name] = f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"[:100]
+            continue
+        found.models.append(name)
+        found.arrays += len(weights)
+        for p in weights:
+            if is_known(p):
+                found.known += 1
+            else:
+                kind = type(getattr(p.handle, "owner", model)).__name__
+                role = "" if is_known_role(p.role) else ", role unknown"
+                found.unknown[f"{kind}.{p.native_name.rpartition('.')[2]} {p.layout.stored}{role}"] += 1
+    return found
+
+
+def transformers_models() -> dict[str, Callable[[], nn.Module]]:
+    """Return a builder for each class of transformers."""
+    import transformers
+
+    return {name: lambda name=name: build_small(getattr(transformers, name)) for name in TRANSFORMERS.split()}
+
+
+def build_small(cls: Any) -> nn.Module:
+    # The settings that a configuration knows are shrunk where it allows that, else it is taken as it is: on the meta
+    # device a large model costs no memory.
+    config = cls.config_class()
+    for setting in ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers", "n_layers"):
+        value = getattr(config, setting, None)
+        if isinstance(value, int) and value > 4:
+            smaller = cls.config_class()
+            with contextlib.suppress(Exception):
+                setattr(smaller, setting, 4)
+                config = smaller
+    try:
+        return cls(config)
+    except Exception:
+        return cls(cls.config_class())
+
+
+def timm_models() -> dict[str, Callable[[], nn.Module]]:
+    """Return a builder for one model of each architecture of timm, and for more until there are 300."""
+    import timm
+
+    names = timm.list_models()
+    by_module: dict[str, list[str]] = {}
+    for name in names:
+        by_module.setdefault(timm.models._registry._model_to_module[name], []).append(name)
+    chosen = [name for group in by_module.values() for name in group[:: max(1, len(group) // 4)][:5]]
+    return {name: lambda name=name: timm.create_model(name) for name in chosen[:320]}
+
+
+def torchvision_models() -> dict[str, Callable[[], nn.Module]]:
+    """Return a builder for each model of torchvision."""
+    from torchvision import models
+
+    names = [name for name in models.list_models() if "rcnn" not in name]
+    return {name: lambda name=name: models.get_model(name, weights=None, **_no_backbone(models, name)) for name in names}
+
+
+def _no_backbone(models: Any, name: str) -> dict[str, None]:
+    # The parts of segmentation and detection models would be downloaded otherwise.
+    import inspect
+
+    return {"weights_backbone": None} if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters else {}
+
+
+def diffusers_models() -> dict[str, Callable[[], nn.Module]]:
+    """Return a builder for models of diffusers, with their defaults."""
+    import diffusers
+
+    return {name: lambda name=name: getattr(diffusers, name)() for name in DIFFUSERS.split()}
+
+
+PACKAGES: dict[str, Callable[[], dict[str, Callable[[], nn.Module]]]] = {
+    "transformers": transformers_models,
+    "timm": timm_models,
+    "torchvision": torchvision_models,
+    "diffusers": diffusers_models,
+}
+
+
+def define_operators() -> None:
+    """Declare torchvision's operators where its binary is of another build of torch, so that its classes load."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return
+    text = (Path(spec.origin).parent / "_meta_registrations.py").read_text(encoding="utf-8")
+    for name in re.findall(r'register_fake\("torchvision::(\w+)"\)', text):
+        with contextlib.suppress(RuntimeError):
+            _OPERATORS.define(f"{name}(Tensor x) -> Tensor")
+
+
+_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
+
+
+def measure_all(packages: list[str]) -> list[Measured]:
+    """Measure the packages that are installed."""
+    logging.disable(logging.WARNING)
+    define_operators()
+    return [measure(name, PACKAGES[name]()) for name in packages if importlib.util.find_spec(name) is not None]
+
+
+def write_page(results: list[Measured]) -> None:
+    """Replace the measured part of the page."""
+    lines = ["| package | version | model classes | arrays | with role and axes |", "|---|---|---:|---:|---:|"]
+    for found in results:
+        lines.append(
+            f"| {found.package} | {version(found.package)} | {len(found.models)} | {found.arrays:,} | {found.share:.2f} % |"
+        )
+    for found in results:
+        lines += ["", f"### {found.package}", "", ", ".join(found.models) + "."]
+        if found.unknown:
+            lines += ["", "Without a role or axes:", ""]
+            lines += [
+                f"- `{name}`" + (f", {count} times" if count > 1 else "")
+                for name, count in sorted(found.unknown.items())
+            ]
+        if found.failed:
+            lines += ["", "Not built: " + ", ".join(f"{name} ({why})" for name, why in found.failed.items()) + "."]
+    head = PAGE.read_text(encoding="utf-8").split(MARK)[0]
+    PAGE.write_text(head + MARK + "\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str]) -> None:
+    """Print what was found; with ``--write``, into the page too."""
+    packages = [name for name in arguments if name in PACKAGES] or list(PACKAGES)
+    results = measure_all(packages)
+    for found in results:
+        print(f"{found.package}: {len(found.models)} models, {found.arrays:,} arrays, {found.share:.2f} %")
+        for name, count in found.unknown.most_common():
+            print(f"    {count:5} {name}")
+        for name, why in found.failed.items():
+            print(f"    not built: {name}: {re.sub(r'0x[0-9a-f]+', '0x...', why)}")
+    if "--write" in arguments:
+        write_page(results)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
