@@ -47,6 +47,7 @@ _TABLE = {
     "inspection.results": "Diff Stats",
     "inspection.stats": "stats summary",
     "merging.merge": "merge",
+    "merging.report": "MergeReport",
     "optimizers.batches": "batches dropout_mask",
     "optimizers.get_set": "get_optimizer set_optimizer",
     "optimizers.handoff": "handoff",

@@ -74,6 +74,7 @@ from xweights.inspection.results import Stats as Stats
 from xweights.inspection.stats import stats as stats
 from xweights.inspection.stats import summary as summary
 from xweights.merging.merge import merge as merge
+from xweights.merging.report import MergeReport as MergeReport
 from xweights.optimizers.batches import batches as batches
 from xweights.optimizers.batches import dropout_mask as dropout_mask
 from xweights.optimizers.get_set import get_optimizer as get_optimizer
@@ -175,6 +176,7 @@ __all__ = [
     "LoadReport",
     "Mask",
     "MaxNorm",
+    "MergeReport",
     "Multipliers",
     "Noise",
     "NonNegative",

@@ -46,7 +46,8 @@ def test_files_merge_to_the_bits_that_arrays_merge_to(method: str, ending: str, 
     bases = (tmp_path / f"base.{ending}", base) if method in NEEDS_BASE else (None, None)
     paths = [tmp_path / f"a.{ending}", str(tmp_path / f"b.{ending}")]
     out = tmp_path / f"out.{ending}"
-    assert xw.merge(paths, method, base=bases[0], out=out, durable=False, **options) is None
+    report = xw.merge(paths, method, base=bases[0], out=out, durable=False, **options)
+    assert (report.path, report.kept, report.dropped) == (str(out), (), ())
     expected = xw.merge([a, b], method, base=bases[1], **options)
     assert xw.equal(out, expected)
     assert xw.equal(xw.merge([a, xw.load(paths[1])], method, base=bases[1], **options), expected)

@@ -139,6 +139,11 @@ class Checkpoint:
         """The nested dicts and lists of the file, Records in the place of arrays; None for a file that isn't nested."""
         return self._index.tree
 
+    @property
+    def chosen_part(self) -> str:
+        """The name of the part that the file stands for; empty for a file of weights alone."""
+        return self._chosen().name
+
     def _chosen(self) -> Part:
         if self.part is None:
             candidates = [found for found in self._parts if found.kind == "weights"]

@@ -12,7 +12,9 @@ import numpy as np
 
 from xweights.core.layout import Layout, LayoutName, reorder
 from xweights.core.parameter import Parameter
+from xweights.core.readings import words_of
 from xweights.errors import DtypeError, LayoutError, Problems, ShapeError, WriteError, got_expected
+from xweights.files.io.records import Record
 from xweights.merging.groups import Group, Member, is_counter
 
 
@@ -87,10 +89,14 @@ def _settle_layouts(
     if not known_layouts:
         return True
     name, settled = group.first.name, True
+    knowing = [member.parameter for _, member in members if member.layout.axes is not None]
+    knowing += [group.into] if group.into is not None and group.into.axes is not None else []
+    asked = layout
     for label, member in members:
         own = member.layout
         if own.axes is not None:
             continue
+        layout = "native" if asked is None and _has_native_name(member.parameter, knowing) else asked
         if len(own.shape) < 2 or layout == "neutral":
             same_shape = next((known for known in known_layouts if known.shape == own.shape), None)
             if same_shape is not None:
@@ -112,7 +118,22 @@ def _settle_layouts(
         else:
             member.layout = known_layouts[0]
     into = group.into
-    if into is not None and into.axes is None and len(into.shape) > 1 and layout != "neutral":
+    if into is not None and into.axes is None and len(into.shape) > 1 and asked != "neutral":
         unknown.setdefault("into", []).append(name)
         settled = False
     return settled
+
+
+def _has_native_name(p: Parameter, knowing: Sequence[Parameter]) -> bool:
+    """Return whether an array of a file has a framework's own name for it: then it is stored as there.
+
+    Any other mapping may have been made by hand.
+    """
+    if not isinstance(p.handle, Record):
+        return False
+    words = words_of(p.native_name)
+    return any(
+        q.native_name != q.name and words[-len(own) :] == own
+        for q in knowing
+        if (own := words_of(q.native_name)) and len(own) <= len(words)
+    )

@@ -13,13 +13,15 @@ from xweights.core.registry import backend_for
 from xweights.core.targets import is_path, open_target
 from xweights.errors import ArgumentError, Problems, SelectionError, XweightsError, got_expected
 from xweights.files.io.records import Record
+from xweights.files.load import Checkpoint, load
 
 
 @dataclass
 class MergeInput:
     """A target, its label in errors, and the mapping of the first target's names to its own.
 
-    ``settled``: the mapping was given for this input alone.
+    ``settled``: the mapping was given for this input alone. ``part``: which part of a training run's file it is.
+    ``read_as``: its parameters by the first target's own names, where these differ by prefixes.
     """
 
     label: str
@@ -30,10 +32,13 @@ class MergeInput:
     index: NameIndex = field(init=False)
     matched: set[int] = field(default_factory=set)
     missing: list[Parameter] = field(default_factory=list)
+    part: str | None = None
+    read_as: Mapping[str, Parameter] = field(default_factory=dict)
     _native_aliases: dict[Hashable, tuple[str, ...]] | None = None
 
     def open(self, problems: Problems) -> None:
         try:
+            self.target = open_part(self.target, self.part)
             self.replace_parameters(open_target(self.target))
         except XweightsError as wrong:
             problems.add(type(wrong), f"{self.label}: {wrong}")
@@ -62,6 +67,8 @@ class MergeInput:
         if not found:
             tied = [p for p in self.parameters if p.aliases and {neutral, native} & {*self.list_native_aliases(p)}]
             found = tied if len(tied) == 1 else []
+        if not found and native is not None and native in self.read_as:
+            return self.read_as[native]
         return found[0] if found else None
 
     def is_tied_to(self, first: Parameter, match: Parameter) -> bool:
@@ -80,6 +87,19 @@ class MergeInput:
         return self._native_aliases.get(p.identity(), ())
 
 
+def open_part(target: Any, part: str | None) -> Any:
+    """Return a target, a path as its opened file, of which a part is meant; a file of weights alone has no parts."""
+    opened = load(target) if is_path(target) else target
+    if part is None or not isinstance(opened, Checkpoint) or opened.part is not None or not has_parts(opened):
+        return opened
+    return load(opened.path, part=part)
+
+
+def has_parts(target: Any) -> bool:
+    """Return whether a target is a file that holds more than one state dict."""
+    return isinstance(target, Checkpoint) and [found.name for found in target.parts] != [""]
+
+
 def _read_native_aliases(target: Any) -> dict[Hashable, tuple[str, ...]]:
     """Return a framework's own further names of each tied array of a live target, by the array's identity."""
     if isinstance(target, (Mapping, list, tuple, Parameter)) or is_path(target):
@@ -91,10 +111,10 @@ def _read_native_aliases(target: Any) -> dict[Hashable, tuple[str, ...]]:
     return {entry.parameter.identity(): entry.plain_keys[1:] for entry in state.entries if entry.parameter is not None}
 
 
-def list_inputs(targets: Sequence[Any], base: Any, into: Any, names: Any) -> list[MergeInput]:
-    """Return the targets, then the base and ``into`` where given, each with its part of ``names``."""
-    inputs = [MergeInput(f"target {i}", target) for i, target in enumerate(targets)]
-    inputs += [MergeInput("the base", base)] if base is not None else []
+def list_inputs(targets: Sequence[Any], base: Any, into: Any, names: Any, part: str | None = None) -> list[MergeInput]:
+    """Return the targets, then the base and ``into`` where given, each with its mapping of ``names``."""
+    inputs = [MergeInput(f"target {i}", target, part=part) for i, target in enumerate(targets)]
+    inputs += [MergeInput("the base", base, part=part)] if base is not None else []
     inputs += [MergeInput("into", into)] if into is not None else []
     if isinstance(names, (list, tuple)):
         if len(names) != len(inputs) - 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from xweights.core.layout import LayoutName
 from xweights.core.names import Names
@@ -15,11 +15,13 @@ from xweights.edit.write import set_params
 from xweights.errors import ArgumentError, LayoutError, Problems, TraceError
 from xweights.merging.engine import MergeEngine, find_unit_axes
 from xweights.merging.groups import Group
-from xweights.merging.inputs import list_inputs, settle_names
+from xweights.merging.inputs import has_parts, list_inputs, settle_names
 from xweights.merging.methods import Method
 from xweights.merging.options import Settings, find_method
 from xweights.merging.outputs import merge_in_memory, stream_out
 from xweights.merging.pairing import group_parameters
+from xweights.merging.prefixes import read_prefixes
+from xweights.merging.report import MergeReport
 from xweights.merging.ties import separate_ties
 
 
@@ -31,13 +33,15 @@ def merge(
     where: WhereLike = ...,
     names: Names | Sequence[Names | None] | None = None,
     layout: LayoutName | None = None,
+    part: str | None = None,
     into: Any = None,
     out: str | os.PathLike[str] | None = None,
+    rest: Literal["keep", "drop"] = "keep",
     cast: bool = False,
     allow_nonfinite: bool = False,
     durable: bool = True,
     **options: Any,
-) -> Params | None:
+) -> Params | MergeReport | None:
     """Merge models, checkpoints, paths and mappings, of any framework and mixed, into one.
 
     Args:
@@ -50,12 +54,17 @@ def merge(
         where: Which parameters of the first target; the others are left out of the result. Default: all.
         names: ``{glob in the first target: glob in the others}`` where names differ, for targets that don't have the
             first one's names; or a list with a mapping or None for each target but the first, then base, then into.
-            Also the key of randomness.
+            Also the key of randomness. Prefixes of wrappers (``module.``, ``_orig_mod.``) are seen through without it.
         layout: The layout of arrays of unknown axes that meet arrays of known ones: "neutral", or "native": as those
-            are stored.
+            are stored, which is what is taken for files under the framework's own names.
+        part: Which part of the files of training runs is merged ("ema"): see :func:`xweights.parts`. Default: the one
+            that holds weights; several are refused.
         into: A target to write the result to, in place and all or nothing; holds are reapplied, as by
             :func:`xweights.set_params`.
         out: A path to stream the result to, a block at a time; an existing file is replaced at the end.
+        rest: What becomes of the rest of the first file (an optimizer, an epoch, a model's configuration), if ``out``
+            has its format: "keep" leaves every byte of it as it is, and so do parameters that ``where`` leaves out;
+            "drop" writes the merged weights alone, as in any other format.
         cast: True also merges different dtypes; the result is rounded once to the dtype of ``into``, else of the first.
         allow_nonfinite: True also merges NaN and infinity.
         durable: With ``out``, as for :func:`xweights.save`.
@@ -66,7 +75,8 @@ def merge(
             matches counts.
 
     Returns:
-        Params in new memory; None with ``into`` or ``out``.
+        Params in new memory; None with ``into``; a :class:`MergeReport` with ``out``, which says what became of the
+        rest of the first file.
 
     Exact across frameworks: computed on the host in float32 (float64 for float64), sums in float64, and rounded once.
     "average" of equal targets gives exactly the same bits. Integers and bools aren't merged: they have to be equal;
@@ -87,15 +97,21 @@ def merge(
         raise ArgumentError(f"into= is a target that is written in place\ngot: the path {os.fspath(into)!r}\nFix: out=")
     if layout not in (None, "neutral", "native"):
         raise ArgumentError(f'layout= is "neutral", "native" or None\ngot: {layout!r}')
+    if rest not in ("keep", "drop"):
+        raise ArgumentError(f'rest= is "keep" or "drop"\ngot: {rest!r}')
     spec = find_method(method)
-    inputs = list_inputs(targets, base, into, names)
+    inputs = list_inputs(targets, base, into, names, part)
     if any(tracing(merge_input.target) for merge_input in inputs):
         raise TraceError("merging reads values on the host\nFix: call it before or after the compiled step")
     problems = Problems("these can't be merged, and nothing was changed")
     for merge_input in inputs:
         merge_input.open(problems)
     problems.check()
+    if part is not None and not any(has_parts(merge_input.target) for merge_input in inputs):
+        raise ArgumentError(f"part= names a part of a training run's file, and none of these has any\ngot: {part!r}")
     settle_names(inputs, problems)
+    readings = read_prefixes(inputs, problems)
+    problems.check()
     separate_ties(inputs)
     _check_counts(spec, method, len(targets), base, problems)
     settings = Settings(spec, options, len(targets), inputs[0].parameters, problems)
@@ -105,8 +121,7 @@ def merge(
     problems.check()
     engine = MergeEngine(spec, settings, problems, allow_nonfinite)
     if out is not None:
-        stream_out(engine, groups, inputs[0], out, durable)
-        return None
+        return stream_out(engine, groups, inputs[0], out, durable, rest, readings)
     result = merge_in_memory(engine, groups, named_by_into=into is not None)
     problems.check()
     if into is None:

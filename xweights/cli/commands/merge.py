@@ -59,6 +59,13 @@ def merge(
     ] = None,
     per: Annotated[str | None, typer.Option(metavar="AXES", help="of della: the axes that number the units")] = None,
     seed: Annotated[int | None, typer.Option(help="of the methods that draw at random", show_default=False)] = None,
+    part: Annotated[
+        str | None, typer.Option(metavar="NAME", help="the part of training runs' files, as in FILE#NAME")
+    ] = None,
+    rest: Annotated[
+        Literal["keep", "drop"],
+        typer.Option(help="what becomes of the rest of the first file (an optimizer, an epoch) in one of its format"),
+    ] = "keep",
     cast: Annotated[bool, typer.Option("--cast", help="also merge different dtypes, into that of the first")] = False,
     where: Where = None,
     names: NamePairs = None,
@@ -67,6 +74,7 @@ def merge(
 
     Numbers are one for all, one for each target (1,2), or WHERE=NUMBERS, repeated; the last match counts.
     """
+    from xweights.merging.inputs import open_part
     from xweights.merging.merge import merge as merge_targets
 
     need_folder(out)
@@ -79,12 +87,14 @@ def merge(
     options = {name: value for name, value in options.items() if value is not None}
     if rescale is not None:
         options["rescale"] = None if rescale == "none" else rescale
-    opened = [load_target(target) for target in targets]
-    start = None if base is None else load_target(base)
+    opened = [open_part(load_target(target), part) for target in targets]
+    start = None if base is None else open_part(load_target(base), part)
     with file_progress(out, count_bytes(opened[0]), f"merging into {out}"):
-        merge_targets(
+        report = merge_targets(
             opened,
             method,
+            part=part,
+            rest=rest,
             base=start,
             where=parse_where(where),
             names=parse_names(names),
@@ -93,3 +103,5 @@ def merge(
             **options,
         )
     typer.echo(f"saved: {out}")
+    for line in str(report).splitlines()[1:]:
+        typer.echo(line)
