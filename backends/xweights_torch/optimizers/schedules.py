@@ -82,8 +82,8 @@ class ScheduleFactor:
 
     Example:
         >>> import xweights as xw
-        >>> from xweights_torch.optimizers.schedules import Share
-        >>> Share(xw.schedule("exponential", 0.1, steps=1, decay=0.5), 0.1)(1)
+        >>> from xweights_torch.optimizers.schedules import ScheduleFactor
+        >>> ScheduleFactor(xw.schedule("exponential", 0.1, steps=1, decay=0.5), 0.1)(1)
         0.5
     """
 
