@@ -56,7 +56,10 @@ LAYERS: dict[str, dict[str, Row]] = {
     "Gemma4ClippableLinear": {
         name: Row(name, "", "range") for name in ("input_min", "input_max", "output_min", "output_max")
     },
-    "Gemma4VitEncoder": {"std_scale": Row("std_scale", "channel", "scale"), "std_bias": Row("std_bias", "channel", "bias")},
+    "Gemma4VitEncoder": {
+        "std_scale": Row("std_scale", "channel", "scale"),
+        "std_bias": Row("std_bias", "channel", "bias"),
+    },
     "EfficientAdditiveAttention": {"w_g": Row("w_g/kernel", "in out")},
     "HSMSSD": {"A": Row("A", "channel", "state_decay"), "D": Row("D", "1", "scale")},
     "EfficientViMBlock": {"alpha": Row("alpha", "side channel")},

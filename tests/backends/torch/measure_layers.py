@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import io
 import logging
 import re
 import sys
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,61 +33,54 @@ from xweights_torch import backend
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "layers.md"
 MARK = "<!-- measured -->"
 
-# Settings by the names that configurations of transformers have; those that a configuration lacks are left out.
-SMALL = {
-    "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "embed_dim": 32, "embedding_size": 32,
-    "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2, "encoder_layers": 2, "decoder_layers": 2,
-    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, "n_inner": 48,
-    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "d_ff": 48, "d_kv": 8, "vocab_size": 99,
-    "max_position_embeddings": 64, "n_positions": 64, "num_local_experts": 4, "num_experts": 4, "n_routed_experts": 4,
-    "num_experts_per_tok": 2, "moe_intermediate_size": 24,
-}  # fmt: skip
-
-# Classes whose defaults are small enough, or that contradict a small setting: built as they are.
+# On the meta device a model costs no memory, so most settings are the defaults.
 TRANSFORMERS = (
     "AlbertForMaskedLM ASTModel AutoformerModel BartForConditionalGeneration BeitForImageClassification "
     "BertForMaskedLM BigBirdForMaskedLM BioGptForCausalLM BitModel BlenderbotForConditionalGeneration BlipModel "
     "BloomForCausalLM CamembertForMaskedLM CLIPModel CodeGenForCausalLM CohereForCausalLM ConvBertForMaskedLM "
     "ConvNextForImageClassification ConvNextV2ForImageClassification CvtForImageClassification CTRLLMHeadModel "
-    "DebertaForMaskedLM DebertaV2ForMaskedLM DeiTForImageClassification DeepseekV3ForCausalLM DetrForObjectDetection "
-    "Dinov2ForImageClassification Dinov2WithRegistersForImageClassification DistilBertForMaskedLM DPTForDepthEstimation "
-    "EfficientNetForImageClassification ElectraForMaskedLM EsmForMaskedLM FalconForCausalLM FalconMambaForCausalLM "
-    "FlaubertWithLMHeadModel FNetForMaskedLM FocalNetForImageClassification FunnelForMaskedLM GemmaForCausalLM "
-    "Gemma2ForCausalLM Gemma3ForCausalLM GlmForCausalLM GPT2LMHeadModel GPTBigCodeForCausalLM GPTNeoForCausalLM "
-    "GPTNeoXForCausalLM GPTJForCausalLM GptOssForCausalLM GraniteForCausalLM GraniteMoeForCausalLM "
-    "GroundingDinoForObjectDetection HieraForImageClassification HubertForCTC IBertForMaskedLM ImageGPTModel "
-    "JambaForCausalLM JetMoeForCausalLM LayoutLMForMaskedLM LayoutLMv3Model LEDForConditionalGeneration "
-    "LevitForImageClassification LlamaForCausalLM Llama4ForCausalLM LongformerForMaskedLM LongT5ForConditionalGeneration "
-    "LukeForMaskedLM LxmertModel M2M100ForConditionalGeneration MambaForCausalLM Mamba2ForCausalLM MarianMTModel "
-    "Mask2FormerForUniversalSegmentation MaskFormerForInstanceSegmentation MBartForConditionalGeneration MimiModel "
-    "MistralForCausalLM MixtralForCausalLM MobileBertForMaskedLM MobileNetV2ForImageClassification MobileViTModel "
-    "MPNetForMaskedLM MptForCausalLM MT5ForConditionalGeneration MusicgenForCausalLM NemotronForCausalLM "
-    "NystromformerForMaskedLM OlmoForCausalLM Olmo2ForCausalLM OlmoeForCausalLM OPTForCausalLM Owlv2ForObjectDetection "
-    "PegasusForConditionalGeneration PerceiverForMaskedLM PersimmonForCausalLM PhiForCausalLM Phi3ForCausalLM "
-    "PhimoeForCausalLM PoolFormerForImageClassification PvtForImageClassification Qwen2ForCausalLM Qwen2MoeForCausalLM "
-    "Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3NextForCausalLM RecurrentGemmaForCausalLM RegNetForImageClassification "
-    "RemBertForMaskedLM ResNetForImageClassification RobertaForMaskedLM RoFormerForMaskedLM RwkvForCausalLM SamModel "
+    "DebertaForMaskedLM DebertaV2ForMaskedLM DeiTForImageClassification DeepseekV3ForCausalLM "
+    "DetrForObjectDetection Dinov2ForImageClassification Dinov2WithRegistersForImageClassification "
+    "DistilBertForMaskedLM DPTForDepthEstimation EfficientNetForImageClassification ElectraForMaskedLM "
+    "EsmForMaskedLM FalconForCausalLM FalconMambaForCausalLM FlaubertWithLMHeadModel FNetForMaskedLM "
+    "FocalNetForImageClassification FunnelForMaskedLM GemmaForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM "
+    "GlmForCausalLM GPT2LMHeadModel GPTBigCodeForCausalLM GPTNeoForCausalLM GPTNeoXForCausalLM GPTJForCausalLM "
+    "GptOssForCausalLM GraniteForCausalLM GraniteMoeForCausalLM GroundingDinoForObjectDetection "
+    "HieraForImageClassification HubertForCTC IBertForMaskedLM ImageGPTModel JambaForCausalLM JetMoeForCausalLM "
+    "LayoutLMForMaskedLM LayoutLMv3Model LEDForConditionalGeneration LevitForImageClassification LlamaForCausalLM "
+    "Llama4ForCausalLM LongformerForMaskedLM LongT5ForConditionalGeneration LukeForMaskedLM LxmertModel "
+    "M2M100ForConditionalGeneration MambaForCausalLM Mamba2ForCausalLM MarianMTModel "
+    "Mask2FormerForUniversalSegmentation MaskFormerForInstanceSegmentation MBartForConditionalGeneration "
+    "MimiModel MistralForCausalLM MixtralForCausalLM MobileBertForMaskedLM MobileNetV2ForImageClassification "
+    "MobileViTModel MPNetForMaskedLM MptForCausalLM MT5ForConditionalGeneration MusicgenForCausalLM "
+    "NemotronForCausalLM NystromformerForMaskedLM OlmoForCausalLM Olmo2ForCausalLM OlmoeForCausalLM "
+    "OPTForCausalLM Owlv2ForObjectDetection PegasusForConditionalGeneration PerceiverForMaskedLM "
+    "PersimmonForCausalLM PhiForCausalLM Phi3ForCausalLM PhimoeForCausalLM PoolFormerForImageClassification "
+    "PvtForImageClassification Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen3ForCausalLM Qwen3MoeForCausalLM "
+    "Qwen3NextForCausalLM RecurrentGemmaForCausalLM RegNetForImageClassification RemBertForMaskedLM "
+    "ResNetForImageClassification RobertaForMaskedLM RoFormerForMaskedLM RwkvForCausalLM SamModel "
     "SegformerForImageClassification SeamlessM4TModel SEWForCTC SiglipModel SmolLM3ForCausalLM "
     "Speech2TextForConditionalGeneration SpeechT5ForTextToSpeech SqueezeBertForMaskedLM StableLmForCausalLM "
-    "Starcoder2ForCausalLM SwiftFormerForImageClassification SwinForImageClassification Swinv2ForImageClassification "
-    "SwitchTransformersForConditionalGeneration T5ForConditionalGeneration TableTransformerForObjectDetection "
-    "TapasForQuestionAnswering TimesformerForVideoClassification UMT5ForConditionalGeneration UniSpeechForCTC "
-    "ViTForImageClassification ViTMAEForPreTraining ViltModel VisualBertModel VitDetModel VitsModel "
-    "VideoMAEForVideoClassification Wav2Vec2ForPreTraining Wav2Vec2ConformerForCTC WavLMForCTC "
-    "WhisperForConditionalGeneration XCLIPModel XGLMForCausalLM XLMRobertaForMaskedLM XLNetLMHeadModel XmodForMaskedLM "
-    "YolosForObjectDetection ZambaForCausalLM Zamba2ForCausalLM"
+    "Starcoder2ForCausalLM SwiftFormerForImageClassification SwinForImageClassification "
+    "Swinv2ForImageClassification SwitchTransformersForConditionalGeneration T5ForConditionalGeneration "
+    "TableTransformerForObjectDetection TapasForQuestionAnswering TimesformerForVideoClassification "
+    "UMT5ForConditionalGeneration UniSpeechForCTC ViTForImageClassification ViTMAEForPreTraining ViltModel "
+    "VisualBertModel VitDetModel VitsModel VideoMAEForVideoClassification Wav2Vec2ForPreTraining "
+    "Wav2Vec2ConformerForCTC WavLMForCTC WhisperForConditionalGeneration XCLIPModel XGLMForCausalLM "
+    "XLMRobertaForMaskedLM XLNetLMHeadModel XmodForMaskedLM YolosForObjectDetection ZambaForCausalLM "
+    "Zamba2ForCausalLM"
 )
 
 DIFFUSERS = (
     "AutoencoderKL AutoencoderKLWan AutoencoderTiny AutoencoderDC AutoencoderKLLTXVideo AutoencoderKLMochi "
-    "AutoencoderOobleck AsymmetricAutoencoderKL AuraFlowTransformer2DModel CogVideoXTransformer3DModel ControlNetModel "
-    "ControlNetUnionModel ConsistencyDecoderVAE DiTTransformer2DModel FluxTransformer2DModel HunyuanDiT2DModel "
-    "HunyuanVideoTransformer3DModel LTXVideoTransformer3DModel LatteTransformer3DModel LuminaNextDiT2DModel "
-    "MochiTransformer3DModel MotionAdapter PixArtTransformer2DModel PriorTransformer SD3Transformer2DModel "
-    "SanaTransformer2DModel StableAudioDiTModel StableCascadeUNet T2IAdapter Transformer2DModel TransformerTemporalModel "
-    "UNet1DModel UNet2DConditionModel UNet2DModel UNet3DConditionModel UNetSpatioTemporalConditionModel UVit2DModel "
-    "VQModel WanTransformer3DModel WanVACETransformer3DModel ZImageTransformer2DModel"
+    "AutoencoderOobleck AsymmetricAutoencoderKL AuraFlowTransformer2DModel CogVideoXTransformer3DModel "
+    "ControlNetModel ControlNetUnionModel ConsistencyDecoderVAE DiTTransformer2DModel FluxTransformer2DModel "
+    "HunyuanDiT2DModel HunyuanVideoTransformer3DModel LTXVideoTransformer3DModel LatteTransformer3DModel "
+    "LuminaNextDiT2DModel MochiTransformer3DModel MotionAdapter PixArtTransformer2DModel PriorTransformer "
+    "SD3Transformer2DModel SanaTransformer2DModel StableAudioDiTModel StableCascadeUNet T2IAdapter "
+    "Transformer2DModel TransformerTemporalModel UNet1DModel UNet2DConditionModel UNet2DModel "
+    "UNet3DConditionModel UNetSpatioTemporalConditionModel UVit2DModel VQModel WanTransformer3DModel "
+    "WanVACETransformer3DModel ZImageTransformer2DModel"
 )
 
 
@@ -99,11 +94,6 @@ class Measured:
     models: list[str] = field(default_factory=list)
     unknown: Counter[str] = field(default_factory=Counter)
     failed: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def share(self) -> float:
-        """The share of arrays with a role and axes, in percent."""
-        return 100 * self.known / max(self.arrays, 1)
 
 
 def weights_of(model: nn.Module) -> Iterator[Parameter]:
@@ -127,7 +117,7 @@ def measure(package: str, builders: dict[str, Callable[[], nn.Module]]) -> Measu
                 warnings.simplefilter("ignore")
                 model = build()
             weights = list(weights_of(model))
-        except Exception as cause:
+        except Exception as cause:  # noqa: BLE001 - whatever a package's constructor raises
             found.failed[name] = f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"[:100]
             continue
         found.models.append(name)
@@ -162,7 +152,7 @@ def build_small(cls: Any) -> nn.Module:
                 config = smaller
     try:
         return cls(config)
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever a package's constructor raises
         return cls(cls.config_class())
 
 
@@ -174,6 +164,7 @@ def timm_models() -> dict[str, Callable[[], nn.Module]]:
     by_module: dict[str, list[str]] = {}
     for name in names:
         by_module.setdefault(timm.models._registry._model_to_module[name], []).append(name)
+    # Four or five sizes and variants of each architecture.
     chosen = [name for group in by_module.values() for name in group[:: max(1, len(group) // 4)][:5]]
     return {name: lambda name=name: timm.create_model(name) for name in chosen[:320]}
 
@@ -183,14 +174,15 @@ def torchvision_models() -> dict[str, Callable[[], nn.Module]]:
     from torchvision import models
 
     names = [name for name in models.list_models() if "rcnn" not in name]
-    return {name: lambda name=name: models.get_model(name, weights=None, **_no_backbone(models, name)) for name in names}
+    return {
+        name: lambda name=name: models.get_model(name, weights=None, **_no_backbone(models, name)) for name in names
+    }
 
 
 def _no_backbone(models: Any, name: str) -> dict[str, None]:
     # The parts of segmentation and detection models would be downloaded otherwise.
-    import inspect
-
-    return {"weights_backbone": None} if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters else {}
+    options = inspect.signature(models.get_model_builder(name)).parameters
+    return {"weights_backbone": None} if "weights_backbone" in options else {}
 
 
 def diffusers_models() -> dict[str, Callable[[], nn.Module]]:
@@ -229,23 +221,24 @@ def measure_all(packages: list[str]) -> list[Measured]:
     return [measure(name, PACKAGES[name]()) for name in packages if importlib.util.find_spec(name) is not None]
 
 
+def show_share(found: Measured) -> str:
+    """Return the share in percent, rounded down: what isn't all of it doesn't look like it."""
+    return f"{int(100_000 * found.known / max(found.arrays, 1)) / 1000:.3f} %"
+
+
 def write_page(results: list[Measured]) -> None:
     """Replace the measured part of the page."""
-    lines = ["| package | version | model classes | arrays | with role and axes |", "|---|---|---:|---:|---:|"]
+    lines = ["| package | version | models | arrays | with role and axes |", "|---|---|---:|---:|---:|"]
     for found in results:
-        lines.append(
-            f"| {found.package} | {version(found.package)} | {len(found.models)} | {found.arrays:,} | {found.share:.2f} % |"
-        )
+        cells = [found.package, version(found.package), f"{len(found.models)}", f"{found.arrays:,}", show_share(found)]
+        lines.append(f"| {' | '.join(cells)} |")
     for found in results:
-        lines += ["", f"### {found.package}", "", ", ".join(found.models) + "."]
+        lines += ["", f"### {found.package}", "", *textwrap.wrap(", ".join(found.models) + ".", 118)]
         if found.unknown:
             lines += ["", "Without a role or axes:", ""]
-            lines += [
-                f"- `{name}`" + (f", {count} times" if count > 1 else "")
-                for name, count in sorted(found.unknown.items())
-            ]
+            lines += [f"- `{name}`, {count} times" for name, count in sorted(found.unknown.items())]
         if found.failed:
-            lines += ["", "Not built: " + ", ".join(f"{name} ({why})" for name, why in found.failed.items()) + "."]
+            lines += ["", *textwrap.wrap(f"Not built with these settings: {', '.join(found.failed)}.", 118)]
     head = PAGE.read_text(encoding="utf-8").split(MARK)[0]
     PAGE.write_text(head + MARK + "\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
@@ -255,7 +248,7 @@ def main(arguments: list[str]) -> None:
     packages = [name for name in arguments if name in PACKAGES] or list(PACKAGES)
     results = measure_all(packages)
     for found in results:
-        print(f"{found.package}: {len(found.models)} models, {found.arrays:,} arrays, {found.share:.2f} %")
+        print(f"{found.package}: {len(found.models)} models, {found.arrays:,} arrays, {show_share(found)}")
         for name, count in found.unknown.most_common():
             print(f"    {count:5} {name}")
         for name, why in found.failed.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 import warnings
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -35,7 +36,10 @@ class Heads(nn.Module):
 
 
 class Carrying(nn.Module):
-    __xweights_layers__ = {"weight": ("kernel", "out in -> in out"), "cls": ("cls", "batch token dim", "token")}
+    __xweights_layers__: ClassVar = {
+        "weight": ("kernel", "out in -> in out"),
+        "cls": ("cls", "batch token dim", "token"),
+    }
 
     def __init__(self):
         super().__init__()
@@ -193,7 +197,7 @@ def test_declarations_of_another_form_are_refused_and_nothing_is_registered(argu
 
 def test_a_class_whose_own_rows_have_another_form_is_named():
     wrong = type("Wrong", (Mixer,), {"__xweights_layers__": ["weight"]})
-    with pytest.raises(xw.ArgumentError, match="Wrong.__xweights_layers__"):
+    with pytest.raises(xw.ArgumentError, match=r"Wrong\.__xweights_layers__"):
         xw.parameters(wrong())
 
 
