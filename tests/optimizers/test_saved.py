@@ -449,3 +449,57 @@ def test_a_hand_off_from_a_keras_file_continues_in_torch(tmp_path, keras):
     report = xw.handoff((model, tmp_path / "m.keras"), (module, None), **options)
     assert report.updates == 2
     assert xw.get_optimizer(module, report.optimizer).rule == "adam"
+
+
+@pytest.mark.parametrize("name", ["adamw", "scheduled"])
+def test_the_legacy_h5_of_a_whole_model_is_read_as_the_live_optimizer(tmp_path, keras, name):
+    model = make_keras(keras, KERAS[name](keras))
+    live = xw.get_optimizer(model, model.optimizer)
+    model.save(tmp_path / "m.h5")
+    assert xw.get_optimizer(make_keras(keras), tmp_path / "m.h5").diff(live) == []
+
+
+def write_as_keras_2(path, model, names, config):
+    """Give a file that Keras 3 wrote the optimizer as Keras 2 keeps it: the steps, then slot after slot."""
+    import h5py
+
+    model.save(path)
+    with h5py.File(path, "r+") as file:
+        group = file["optimizer_weights"]
+        values = {name.rpartition("/")[2]: group[name][()] for name in group.attrs["weight_names"]}
+        del file["optimizer_weights"]
+        group = file.create_group("optimizer_weights")
+        for name, old in names.items():
+            group[name] = values[old]
+        group.attrs["weight_names"] = [name.encode() for name in names]
+        settings = json.loads(file.attrs["training_config"])
+        file.attrs["training_config"] = json.dumps({**settings, "optimizer_config": config})
+
+
+def test_an_optimizer_of_keras_2_is_read_by_its_slots(tmp_path, keras):
+    model = make_keras(keras, keras.optimizers.Adam(0.01))
+    live = xw.get_optimizer(model, model.optimizer)
+    weights = [v.path for v in model.trainable_variables]
+    names = {"Adam/iter:0": "iteration"}
+    for short, slot in (("m", "momentum"), ("v", "velocity")):
+        names |= {f"Adam/{path}/{short}:0": f"{path.replace('/', '_')}_{slot}" for path in weights}
+    numbers = {"learning_rate": 0.01, "decay": 0.0, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7, "amsgrad": False}
+    config = {"class_name": "Adam", "config": {"name": "Adam", **numbers}}
+    write_as_keras_2(tmp_path / "m.h5", model, names, config)
+    state = xw.get_optimizer(make_keras(keras), tmp_path / "m.h5")
+    assert state.diff(live) == []
+    since_2_11 = {"iteration:0": "iteration", "Adam/learning_rate:0": "learning_rate"}
+    for path in weights:
+        for short, slot in (("m", "momentum"), ("v", "velocity")):
+            since_2_11[f"Adam/{short}/{path}:0"] = f"{path.replace('/', '_')}_{slot}"
+    write_as_keras_2(tmp_path / "m.h5", model, since_2_11, config)
+    assert xw.get_optimizer(make_keras(keras), tmp_path / "m.h5").diff(live) == []
+    config["config"]["decay"] = 1e-4
+    write_as_keras_2(tmp_path / "m.h5", model, names, config)
+    with pytest.raises(xw.HandoffError, match=r"got: decay=0\.0001"):
+        xw.get_optimizer(model, tmp_path / "m.h5")
+    del names[f"Adam/{weights[0]}/m:0"]
+    config["config"]["decay"] = 0.0
+    write_as_keras_2(tmp_path / "m.h5", model, names, config)
+    with pytest.raises(xw.HandoffError, match="aren't those of Adam in Keras 2"):
+        xw.get_optimizer(model, tmp_path / "m.h5")

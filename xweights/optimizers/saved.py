@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xweights.core.parts import is_array, show_parts
+from xweights.core.parts import is_array, iter_arrays, show_parts
 from xweights.core.targets import is_path
 from xweights.errors import HandoffError, near
 from xweights.files.load import Checkpoint, load
@@ -68,11 +68,17 @@ def _find(tree: Any, path: tuple[str, ...], fmt: str, texts: Mapping[str, str]) 
         if not path and fmt in ("keras", "h5") and isinstance(tree.get("optimizer_weights"), Mapping):
             settings = tree.get("compile_config")
             config = settings.get("optimizer") if isinstance(settings, Mapping) else None
-            title = texts.get("name:optimizer/vars")
-            yield (
-                "optimizer_weights",
-                ("keras", {"config": config, "name": title, "variables": tree["optimizer_weights"]}),
-            )
+            names = tree.get("optimizer_names") or []
+            variables = dict(iter_arrays(tree["optimizer_weights"]))
+            if names and sorted(names) == sorted(variables):
+                variables = {str(number): variables[name] for number, name in enumerate(names)}
+            described = {
+                "config": config,
+                "name": texts.get("name:optimizer/vars"),
+                "names": names,
+                "variables": variables,
+            }
+            yield "optimizer_weights", ("keras", described)
             return
         for key, value in tree.items():
             yield from _find(value, (*path, str(key)), fmt, texts)

@@ -28,6 +28,17 @@ _SCHEDULES = frozenset(
     {"ExponentialDecay", "InverseTimeDecay", "PiecewiseConstantDecay", "PolynomialDecay", "CosineDecay"}
     | {"CosineDecayRestarts"}
 )
+# What Keras 2 calls the slots of its classes, in the order in which Keras 3 has them.
+_SLOTS_OF_KERAS_2 = {
+    "SGD": ("momentum",),
+    "Adam": ("m", "v", "vhat"),
+    "Adamax": ("m", "v"),
+    "RMSprop": ("rms", "momentum", "mg"),
+    "Adagrad": ("accumulator",),
+    "Adadelta": ("accum_grad", "accum_var"),
+    "Ftrl": ("accumulator", "linear"),
+}
+_ONLY_KERAS_2 = frozenset({"decay", "is_legacy_optimizer", "jit_compile"})
 _SHOWN = 12
 _DEPTH = 8
 
@@ -48,16 +59,20 @@ def read_saved(
             "Fix: xweights.get_optimizer(model, path)"
         )
     make, note = _find_settings(saved, model, rule)
-    values = _sort(saved)
+    values = _sort(saved, type(make()).__name__)
     pairs = _list_trained(model, parameters)
     trainable = [(variable, p) for variable, p in pairs if p.trainable]
     tried = []
     for title, members in (("the trainable parameters", trainable), ("all parameters", pairs)):
         optimizer = make()
         optimizer.build([variable for variable, _ in members])
-        tried.append((title, optimizer.variables))
-        if [tuple(v.shape) for v in optimizer.variables] == [value.shape for value in values]:
-            _fill(saved, optimizer.variables, values)
+        variables = optimizer.variables
+        if saved.tree["names"] and not any("learning_rate" in name for name in saved.tree["names"]):
+            # Keras 2 keeps it in the settings alone.
+            variables = [variable for variable in variables if variable is not optimizer._learning_rate]
+        tried.append((title, variables))
+        if [tuple(v.shape) for v in variables] == [value.shape for value in values]:
+            _fill(saved, variables, values)
             state = read_state(Training(model, optimizer), parameters, step)
             names = ", ".join(p.name for _, p in members[:_SHOWN]) + (", ..." if len(members) > _SHOWN else "")
             notes = [f"matched by order with {title} of the model: {names}", *([note] if note else [])]
@@ -134,6 +149,13 @@ def _check_config(saved: SavedOptimizer, config: Mapping[str, Any]) -> tuple[typ
         )
     if not isinstance(arguments, Mapping):
         raise _damaged(saved, "its arguments are no mapping")
+    if arguments.get("decay"):
+        raise HandoffError(
+            f"{saved.label} has an optimizer of Keras 2 whose learning rate decays, as none of Keras 3 does\n"
+            f"got: decay={str(arguments['decay'])[:80]}\nFix: rule=, an optimizer with keras.optimizers.schedules."
+            "InverseTimeDecay"
+        )
+    arguments = {key: value for key, value in arguments.items() if key not in _ONLY_KERAS_2}
     made = {str(key): _check_value(saved, key, value) for key, value in arguments.items()}
     return (ForeignOptimizer if foreign else CLASSES[str(name)].kind), made
 
@@ -172,17 +194,35 @@ def _damaged(saved: SavedOptimizer, reason: str) -> HandoffError:
     return HandoffError(f"the optimizer in {saved.label} can't be read: {reason}")
 
 
-def _sort(saved: SavedOptimizer) -> list[Array]:
-    """Return the values of the optimizer's variables by their number."""
-    variables = saved.tree["variables"]
+def _sort(saved: SavedOptimizer, kind: str) -> list[Array]:
+    """Return the values of the optimizer's variables in the order in which Keras 3 has them."""
+    variables, names = saved.tree["variables"], saved.tree["names"]
     if sorted(variables, key=len) != sorted(map(str, range(len(variables))), key=len):
-        if not all(str(key).isdigit() for key in variables):
-            raise HandoffError(
-                f"{saved.label} has the variables of an optimizer by name, as Keras 2 and the legacy .h5 have them, "
-                "which aren't read\nFix: load the model with Keras, and save it as .keras"
-            )
-        raise _damaged(saved, "its variables aren't numbered one by one")
-    return [np.asarray(variables[str(number)]) for number in range(len(variables))]
+        raise _damaged(saved, "its variables aren't numbered one by one, or aren't those that it lists")
+    values = [np.asarray(variables[str(number)]) for number in range(len(variables))]
+    if not any(name.endswith(":0") for name in names):
+        return values
+    # Keras 2 up to 2.10 has each slot of all weights ("Adam/dense/kernel/m:0") after the other, since 2.11 those of one
+    # weight together ("Adam/m/dense/kernel:0").
+    known = _SLOTS_OF_KERAS_2.get(kind, ())
+    words = [_slot_word(name.removesuffix(":0").split("/"), known) for name in names]
+    by_slot = [[value for value, word in zip(values, words, strict=True) if word == slot] for slot in known]
+    steps = [value for value, word in zip(values, words, strict=True) if word in ("iter", "iteration")]
+    steps += [value for value, word in zip(values, words, strict=True) if word == "learning_rate"]
+    slots = [found for found in by_slot if found]
+    whole = len(steps) + sum(map(len, slots)) == len(values) and len(set(map(len, slots))) <= 1
+    if not whole or len(steps) != 1 + ("learning_rate" in words):
+        listed = ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+        raise HandoffError(
+            f"{saved.label} has variables of an optimizer that aren't those of {kind} in Keras 2: {listed}\n"
+            "Fix: load the model with the Keras that wrote it, and save it as .keras"
+        )
+    return [*steps, *(value for values_of_one in zip(*slots, strict=True) for value in values_of_one)]
+
+
+def _slot_word(words: Sequence[str], slots: Sequence[str]) -> str:
+    """Return the word of a variable's name in Keras 2 that says what it is: its last one, or that in front."""
+    return next((word for word in words[:2] if word in slots and words[-1] not in slots), words[-1])
 
 
 def _fill(saved: SavedOptimizer, variables: Sequence[Any], values: Sequence[Array]) -> None:

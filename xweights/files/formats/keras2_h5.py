@@ -81,7 +81,18 @@ def arrange(
         for key, record in records.items():
             if key.startswith(f"{_OPTIMIZER}/"):
                 _put(tree, key.split("/"), record)
+        tree |= _describe_optimizer(file.path, reader, structure, groups)
     return Index(file.path, "h5", weights_here, [file], ignored=ignored, tree=tree)
+
+
+def _describe_optimizer(path: str, reader: _Attributes, structure: Any, groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a whole model says of its optimizer: its settings, and the names of its arrays in order."""
+    if _OPTIMIZER not in groups:
+        return {}
+    text = reader.text(structure, "training_config")
+    settings = {} if text is None else json_object(path, text.encode(), "its training_config")
+    names = reader.texts(groups[_OPTIMIZER], "weight_names", _OPTIMIZER)
+    return {"compile_config": {"optimizer": settings.get("optimizer_config")}, "optimizer_names": names}
 
 
 def _put(tree: dict[str, Any], parts: list[str], record: Record) -> None:
