@@ -147,7 +147,15 @@ class BackendBrokenError(BackendMissingError):
 
 
 class UnknownRoleWarning(UserWarning):
-    """A default selection left out arrays of two or more axes, because nothing says what they are for."""
+    """A default selection left out arrays of two or more axes, because nothing says what they are for.
+
+    Example:
+        >>> import warnings, numpy as np, xweights as xw
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     masks = xw.prune({"a/kernel": np.ones((2, 2)), "w": np.ones((2, 2))}, fraction=0.5)
+        >>> caught[0].category.__name__, list(masks)
+        ('UnknownRoleWarning', ['a/kernel'])
+    """
 
 
 _combined: dict[tuple[type[XweightsError], ...], type[XweightsError]] = {}
