@@ -68,9 +68,7 @@ class TorchBackend(TorchTrainingHooks):
     def state(self, target: Any) -> State | None:
         return read_state(target, _MODULES) if isinstance(target, nn.Module) else None
 
-    def match_state(
-        self, file_keys: Iterable[str], target: Any, *, state: State | None = None
-    ) -> StateMatch | None:
+    def match_state(self, file_keys: Iterable[str], target: Any, *, state: State | None = None) -> StateMatch | None:
         return match_state(file_keys, target, _MODULES, state) if isinstance(target, nn.Module) else None
 
     def respell(self, keys: Iterable[str], wanted: Iterable[str]) -> Mapping[str, str]:
