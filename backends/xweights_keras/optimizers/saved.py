@@ -141,11 +141,13 @@ def _check_config(saved: SavedOptimizer, config: Mapping[str, Any]) -> tuple[typ
     """Return the class that a config names and its arguments; refuse classes that aren't Keras' own."""
     name, arguments = config.get("class_name"), config.get("config")
     foreign = config.get("registered_name") == "xweights>ForeignOptimizer"
-    module = config.get("module", "keras.optimizers")
-    if not foreign and (name not in CLASSES or module != "keras.optimizers" or config.get("registered_name")):
+    module = str(config.get("module") or "keras.optimizers")
+    # On its torch backend Keras saves classes as keras.src.backend.torch.optimizers.torch_adamw.AdamW.
+    is_own = module == "keras.optimizers" or module.startswith("keras.src.")
+    if not foreign and (name not in CLASSES or not is_own or config.get("registered_name") not in (None, name)):
         raise HandoffError(
             f"{saved.label} was written by a class whose rule isn't known, and nothing of it was made\n"
-            f"got: {str(module)[:80]}.{str(name)[:80]}\n{near(str(name)[:80], CLASSES)}"
+            f"got: {module[:80]}.{str(name)[:80]}\n{near(str(name)[:80], CLASSES)}"
         )
     if not isinstance(arguments, Mapping):
         raise _damaged(saved, "its arguments are no mapping")
