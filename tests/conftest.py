@@ -24,7 +24,7 @@ QUIET = {
     "deadline": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
 }
-settings.register_profile("ci", max_examples=20, derandomize=True, database=None, **QUIET)
+settings.register_profile("ci", max_examples=10, derandomize=True, database=None, **QUIET)
 settings.register_profile("nightly", max_examples=200, print_blob=True, **QUIET)
 settings.load_profile(os.environ.get("XWEIGHTS_HYPOTHESIS", "ci"))
 
