@@ -18,6 +18,7 @@ from xweights.core.parameter import Parameter
 from xweights.core.protocols import Storage
 from xweights.errors import NotBuiltError
 from xweights_keras.naming import is_made_up
+from xweights_keras.parts import find_parts
 from xweights_keras.storage.base import dtype_of
 from xweights_keras.storage.choose import storage_for
 from xweights_keras.storage.refreshing import Refreshing
@@ -58,6 +59,7 @@ def _walk(target: Any) -> list[Parameter]:
         raise _not_built(target, walk.unbuilt or walk.unused)
     _check_initialised([(weight.name, weight.variable) for weight in walk.weights.values()], target)
     statistics = frozenset(walk.statistics)
+    parts = find_parts((weight.owner, weight.variable) for weight in walk.weights.values())
     storages: dict[type[Any], Storage] = {}
     refreshing: dict[int, Refreshing] = {}
     parameters = []
@@ -67,7 +69,7 @@ def _walk(target: Any) -> list[Parameter]:
             continue
         kind = type(weight.variable._value)
         if kind not in storages:
-            storages[kind] = storage_for(weight.variable, target, statistics)
+            storages[kind] = storage_for(weight.variable, target, statistics, parts)
         storage: Any = storages[kind]
         if weight.module is not None and type(weight.module.storage) is not type(getattr(storage, "inner", None)):
             parameters.append(_module_parameter(weight))  # parametrized, or else only the torch backend can write it

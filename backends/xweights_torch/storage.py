@@ -7,7 +7,7 @@ counter goes up, so that a backward pass that needed the old values raises inste
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from xweights.core.protocols import BaseStorage
 from xweights.errors import WriteError
 from xweights_torch.checks import refusal_reason
 from xweights_torch.dtypes import BITS, FAST_IN_NUMPY, from_host, host_view, is_lazy_view, plain_bits
+from xweights_torch.overlaid import overlay_refusal
 
 Table = Literal["parameter", "buffer"]
 
@@ -36,10 +37,10 @@ class TensorHandle:
     """A tensor and every place where a module keeps it: the handle of a Parameter.
 
     Undo needs the places: a user's ``module.weight = nn.Parameter(...)`` leaves the tensor as it was but takes it out
-    of the module. ``tied`` holds the other places of a tied parameter.
+    of the module. ``tied`` holds the other places of a tied parameter, ``wrappers`` what overlays the owner's arrays.
     """
 
-    __slots__ = ("key", "owner", "table", "tensor", "tied")
+    __slots__ = ("key", "owner", "table", "tensor", "tied", "wrappers")
 
     def __init__(self, tensor: torch.Tensor, owner: nn.Module, table: Table, key: str) -> None:
         self.tensor = tensor
@@ -47,6 +48,7 @@ class TensorHandle:
         self.table = table
         self.key = key
         self.tied: tuple[TensorHandle, ...] = ()
+        self.wrappers: Sequence[nn.Module] = ()
 
     @property
     def places(self) -> tuple[TensorHandle, ...]:
@@ -189,6 +191,12 @@ class TensorStorage(BaseStorage):
 
     def refusal(self, handle: TensorHandle | torch.Tensor, *, writing: bool) -> str | None:
         return refusal_reason(tensor_of(handle), writing=writing)
+
+    def edit_refusal(self, handle: TensorHandle | torch.Tensor) -> str | None:
+        if not isinstance(handle, TensorHandle):
+            return None
+        reasons = (overlay_refusal(wrapper, place.key) for place in handle.places for wrapper in place.wrappers)
+        return next((reason for reason in reasons if reason is not None), None)
 
     def read(self, handle: TensorHandle | torch.Tensor) -> Array:
         return host_view(tensor_of(handle))

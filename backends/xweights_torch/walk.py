@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from xweights_torch.layers import Config, spec_of
+from xweights_torch.overlaid import iter_overlaid
 from xweights_torch.parametrized import ComputedParameter, find_computed
 from xweights_torch.storage import Table, TensorHandle, address_of, identity
 
@@ -41,6 +42,10 @@ def walk(root: nn.Module) -> ModuleWalk:
     """Visit a module and all its children, each once, in definition order."""
     walker = _Walker()
     walker.visit(root)
+    if walker.overlaid:
+        for handle in walker.arrays:
+            for place in handle.places:
+                place.wrappers = walker.overlaid.get(id(place.owner), ())
     return ModuleWalk(walker.facts, walker.arrays, walker.computed)
 
 
@@ -51,6 +56,7 @@ class _Walker:
         self.computed: list[ComputedParameter] = []
         self.modules: dict[int, int] = {}
         self.known: dict[int, int] = {}
+        self.overlaid: dict[int, list[nn.Module]] = {}
 
     def visit(self, module: nn.Module) -> int:
         """Record a module, and return its position among the facts. Called for every module at every call, so fast."""
@@ -86,6 +92,9 @@ class _Walker:
         children = (
             [(name, self.visit(child)) for name, child in submodules.items() if child is not None] if submodules else []
         )
+        if "base_layer" in submodules or "original_module" in submodules:
+            for below in iter_overlaid(module):
+                self.overlaid.setdefault(id(below), []).append(module)
         kind: Any = _scripted_type(module) if isinstance(module, torch.jit.ScriptModule) else type(module)
         layer = spec_of(kind)
         facts[position] = (kind, None if layer is None else layer.config(module), tensors, computed_facts, children)

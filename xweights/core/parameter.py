@@ -143,6 +143,10 @@ class Parameter:
         """Return why the parameter can't be read or written, or None."""
         return self.storage.refusal(self.handle, writing=writing)
 
+    def edit_refusal(self) -> str | None:
+        """Return why its layer wouldn't obey an edit by a rule, or None; values may be written all the same."""
+        return self.storage.edit_refusal(self.handle)
+
     def native(self, *, tensor: bool = False) -> Any:
         """Return the native array that ops work on, or (``tensor``) the framework's own tensor."""
         return self.storage.native_array(self.handle, tensor=tensor)

@@ -107,6 +107,9 @@ class BaseStorage:
     replaces: bool = False
     fresh: bool = False
 
+    def edit_refusal(self, handle: Any) -> str | None:
+        return None
+
 
 class Storage(Protocol):
     """Reads and writes of one kind of native array; every read and every write goes through here.
@@ -130,6 +133,12 @@ class Storage(Protocol):
 
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
         """Return why the array can't be read or written (distributed, unallocated, quantized, read-only), or None."""
+
+    def edit_refusal(self, handle: Any) -> str | None:
+        """Return why a layer wouldn't obey an edit of the array by a rule, or None.
+
+        Such as the frozen kernel under LoRA factors. Values may still be read, and written: a file has them.
+        """
 
     def read(self, handle: Any) -> Array:
         """Return the values on the host, as a view where possible; callers neither keep nor change it."""

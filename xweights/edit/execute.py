@@ -41,6 +41,10 @@ def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Ar
         if reason is not None:
             problems.add(WriteError, f"{parameter.name!r} can't be written: {reason}")
             continue
+        reason = parameter.edit_refusal()
+        if reason is not None:
+            add_edit_refusal(problems, parameter, reason)
+            continue
         try:
             rule.check(parameter)
             # Random operands are as large as the weights: they are drawn later, one parameter at a time.
@@ -52,6 +56,12 @@ def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Ar
             problems.add(type(wrong), str(wrong))
     problems.check()
     return prepared
+
+
+def add_edit_refusal(problems: Problems, parameter: Parameter, reason: str) -> None:
+    """Add the reason why a layer wouldn't obey an edit, and what to do instead."""
+    text, _, fix = reason.partition("\nFix: ")
+    problems.add(WriteError, f"{parameter.name!r} isn't what its layer computes with: {text}", fix=fix or None)
 
 
 def execute(rule: Rule, chosen: Sequence[Parameter], prepared: Sequence[tuple[Array, ...]]) -> None:

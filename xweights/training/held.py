@@ -16,9 +16,11 @@ from xweights.core.backend import Backend, HoldAttachment
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.core.registry import backend_for
+from xweights.edit.execute import add_edit_refusal
 from xweights.edit.guards import enter_guards
 from xweights.errors import HoldError, Problems, WriteError, XweightsError
 from xweights.rules.base import Rule
+from xweights.rules.constraints import Keep
 from xweights.rules.tying import TiedShare
 from xweights.training.held_rules import HeldRule, HeldRules, copy_in_stored_order
 from xweights.training.hooks import native_of, training_for
@@ -147,6 +149,11 @@ def begin(
                 )
                 continue
             rule = hold.rule if rule_of is None else rule_of(p)
+            # A part that stays as it is needs nothing from its layer: to freeze all but the factors is usual.
+            unmet = None if isinstance(rule, Keep) and rule.index is None else p.edit_refusal()
+            if unmet is not None:
+                add_edit_refusal(problems, p, unmet)
+                continue
             try:
                 rule.check(p)
                 stored = tuple(copy_in_stored_order(operand, p) for operand in (operands or rule.operands)(p))

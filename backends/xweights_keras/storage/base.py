@@ -14,6 +14,7 @@ from xweights.core.dtypes import is_floating
 from xweights.core.protocols import BaseStorage
 from xweights.core.registry import load
 from xweights.errors import WriteError
+from xweights_keras.parts import Parts, is_bookkeeping, refuse_part
 
 NO_SCOPE = object()
 
@@ -46,18 +47,24 @@ class KerasStorage(BaseStorage):
     """Base class of the storages of Keras variables: scopes and trainable flags.
 
     ``statistics`` are the ids of variables that were made untrainable (moving statistics): they can't be unfrozen.
+    ``parts`` are the layers that compute with more than one of their variables, by the ids of these.
     """
 
-    def __init__(self, root: Any, statistics: frozenset[int]) -> None:
+    def __init__(self, root: Any, statistics: frozenset[int], parts: Parts | None = None) -> None:
         self._root: Callable[[], Any] = (lambda: None) if root is None else weakref.ref(root)
         self.statistics = statistics
+        self.parts: Parts = parts or {}
 
     def identity(self, handle: Any) -> Hashable:
         return id(handle)
 
+    def edit_refusal(self, handle: Any) -> str | None:
+        layer = self.parts[id(handle)]() if id(handle) in self.parts else None
+        return None if layer is None else refuse_part(layer, handle)
+
     def trainable(self, handle: Any) -> bool:
         root = self._root()
-        return bool(handle.trainable) and (root is None or bool(root.trainable))
+        return bool(handle.trainable) and not is_bookkeeping(handle) and (root is None or bool(root.trainable))
 
     def set_trainable(self, handle: Any, flag: bool) -> None:
         if not flag:
@@ -68,6 +75,8 @@ class KerasStorage(BaseStorage):
                 f"{handle.path!r} is kept by its layer and not trained (it was made with trainable=False)\n"
                 "Fix: leave it out with where=, or set variable.trainable = True yourself"
             )
+        if is_bookkeeping(handle):
+            raise WriteError(f"{handle.path!r} is kept by its layer: each step overwrites it, and nothing trains it")
         if not is_floating(dtype_of(handle)):
             raise WriteError(f"{handle.path!r} has the dtype {handle.dtype}, which can't be trained")
         root = self._root()

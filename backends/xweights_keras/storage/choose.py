@@ -15,19 +15,22 @@ import keras
 from xweights.core.protocols import Storage
 from xweights.core.registry import backend_for
 from xweights.errors import TargetError
+from xweights_keras.parts import Parts
 from xweights_keras.storage.delegating import DelegatingStorage
 
 
-def storage_for(variable: Any, root: Any = None, statistics: frozenset[int] = frozenset()) -> Storage:
+def storage_for(
+    variable: Any, root: Any = None, statistics: frozenset[int] = frozenset(), parts: Parts | None = None
+) -> Storage:
     """Return a storage for variables like this one. ``root`` is the model whose ``trainable`` counts."""
     if keras.backend.backend() == "jax":
         from xweights_keras.storage.jax import JaxStorage
 
-        return JaxStorage(root, statistics)
+        return JaxStorage(root, statistics, parts)
     backend = backend_for(variable._value)
     if backend is None:
         raise TargetError(
             f"no backend is installed for Keras on {keras.backend.backend()!r}\n"
             "expected: tensorflow, jax or torch (KERAS_BACKEND, or ~/.keras/keras.json)"
         )
-    return DelegatingStorage(backend.storage(variable._value), root, statistics)
+    return DelegatingStorage(backend.storage(variable._value), root, statistics, parts)

@@ -11,14 +11,15 @@ from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from xweights.core.dtypes import Array
 from xweights.core.protocols import Storage
+from xweights_keras.parts import Parts
 from xweights_keras.storage.base import NO_SCOPE, KerasStorage, _scoped, missing
 
 
 class DelegatingStorage(KerasStorage):
     """Storage for TensorFlow and torch: their own storage reads and writes the native variable inside."""
 
-    def __init__(self, inner: Storage, root: Any, statistics: frozenset[int]) -> None:
-        super().__init__(root, statistics)
+    def __init__(self, inner: Storage, root: Any, statistics: frozenset[int], parts: Parts | None = None) -> None:
+        super().__init__(root, statistics, parts)
         self.inner = inner
         self.fallible = inner.fallible
         self.replaces = inner.replaces
