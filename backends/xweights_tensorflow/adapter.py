@@ -49,7 +49,7 @@ class ModuleAdapter:
             name, *others = variable.names
             cached = cache.get(name)
             if isinstance(variable.value, Parameter):
-                parameters[name] = _rename(variable.value, name, tuple(others), "".join(variable.keys).lstrip("."))
+                parameters[name] = _rename(variable.value, name, tuple(others), _spell(variable.keys))
             elif (
                 cached is not None
                 and cached.handle is variable.value
@@ -58,7 +58,8 @@ class ModuleAdapter:
             ):
                 parameters[name] = cached
             else:
-                parameters[name] = _parameter(name, "".join(variable.keys).lstrip("."), variable.value, tuple(others))
+                parameters[name] = _parameter(name, _spell(variable.keys), variable.value, tuple(others))
+                parameters[name].native_aliases = tuple(_spell(variable.names[other]) for other in others)
         cache.clear()
         cache.update(parameters)
         return list(parameters.values())
@@ -70,7 +71,7 @@ class _FoundVariable:
     __slots__ = ("keys", "names", "value")
 
     def __init__(self, name: str, keys: tuple[str, ...], value: Any) -> None:
-        self.names, self.keys, self.value = {name: None}, keys, value
+        self.names, self.keys, self.value = {name: keys}, keys, value
 
 
 def _parameter(name: str, native: str, variable: Any, aliases: tuple[str, ...]) -> Parameter:
@@ -131,12 +132,16 @@ def _children(value: Any) -> Iterator[tuple[str, str, Any]]:
             yield str(position), f"[{position}]", child
 
 
+def _spell(keys: tuple[str, ...]) -> str:
+    return "".join(keys).lstrip(".")
+
+
 def _record(found: dict[int, _FoundVariable], array: Any, name: str, keys: tuple[str, ...], value: Any) -> None:
     entry = found.get(id(array))
     if entry is None:
         found[id(array)] = _FoundVariable(name, keys, value)
     else:
-        entry.names[name] = None
+        entry.names.setdefault(name, keys)
 
 
 _keras_types: dict[type[Any], bool] = {}

@@ -88,6 +88,7 @@ def _with_handle(like: Parameter, storage: Storage, handle: Any) -> Parameter:
     parameter.layer = like.layer
     parameter.gates = like.gates
     parameter.aliases = like.aliases
+    parameter.native_aliases = like.native_aliases
     parameter.layout = like.layout
     parameter.dtype = like.dtype
     parameter.hidden = like.hidden
@@ -222,8 +223,10 @@ class _Planner:
             return
         key = (computed, number)
         hidden = hidden or table == TRANSIENT
+        native_name = _join(native, attribute, ".")
         previous = self.rows[self.seen[key]].like if key in self.seen else None
         if previous is not None and (hidden or not previous.hidden):
+            previous.native_aliases += (native_name,)
             if name != previous.name and name not in previous.aliases:
                 previous.aliases += (name,)
             return
@@ -231,10 +234,11 @@ class _Planner:
         like = Parameter(
             name=name,
             role=None if entry is None else entry.role,
-            native_name=_join(native, attribute, "."),
+            native_name=native_name,
             layer=layer,
             gates=None if entry is None or layout.axes is None else entry.gates,
             aliases=() if previous is None else (previous.name, *previous.aliases),
+            native_aliases=() if previous is None else (previous.native_name, *previous.native_aliases),
             layout=layout,
             dtype=numpy_dtype(dtype),
             hidden=hidden,

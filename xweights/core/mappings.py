@@ -92,6 +92,7 @@ def mapping_parameters(target: Mapping[str, Any]) -> list[Parameter]:
         key = (type(storage), storage.identity(value))
         if key in by_identity:
             by_identity[key].aliases += (name,)
+            by_identity[key].native_aliases += (name,)
             continue
         if storage is NUMPY and not is_stable:
             storage = TRANSIENT

@@ -41,11 +41,11 @@ class NameIndex:
 
     @cached_property
     def native(self) -> dict[str, list[Parameter]]:
-        return _group((p.native_name, p) for p in self.everything)
+        return _group((name, p) for p in self.everything for name in dict.fromkeys((p.native_name, *p.native_aliases)))
 
     @cached_property
     def shortened(self) -> dict[str, list[Parameter]]:
-        return _group((p.native_name.partition("/")[2], p) for p in self.everything)
+        return _group((name.partition("/")[2], p) for name, group in self.native.items() for p in group)
 
 
 def _group(pairs: Iterable[tuple[str, Parameter]]) -> dict[str, list[Parameter]]:

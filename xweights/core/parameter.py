@@ -36,6 +36,7 @@ class Parameter:
         layer: Neutral path of the layer that owns it.
         gates: Order of the parts packed along the ``gate`` or ``qkv`` axis, or None.
         aliases: Other neutral names of the same array (tied weights).
+        native_aliases: Its other native names.
         layout: The conversion between the stored and the neutral array.
         dtype: NumPy (or ml_dtypes) dtype.
         hidden: True if only an explicit name selects it (non-persistent buffers).
@@ -43,7 +44,8 @@ class Parameter:
     """
 
     __slots__ = (
-        "aliases", "dtype", "gates", "handle", "hidden", "layer", "layout", "name", "native_name", "role", "storage",
+        "aliases", "dtype", "gates", "handle", "hidden", "layer", "layout", "name", "native_aliases", "native_name",
+        "role", "storage",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +61,7 @@ class Parameter:
         layer: str | None = None,
         gates: tuple[str, ...] | None = None,
         aliases: tuple[str, ...] = (),
+        native_aliases: tuple[str, ...] = (),
         hidden: bool = False,
     ) -> None:
         self.name = name
@@ -67,6 +70,7 @@ class Parameter:
         self.layer = name.rpartition("/")[0] if layer is None else layer
         self.gates = gates
         self.aliases = aliases
+        self.native_aliases = native_aliases
         self.layout = layout
         self.dtype = dtype
         self.hidden = hidden

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Union
 
 from xweights.core.dtypes import is_complex
@@ -94,9 +95,10 @@ class NativeName(Where):
     pattern: str
 
     def matches(self, parameter: Parameter) -> bool:
+        names = (parameter.native_name, *parameter.native_aliases)
         if is_glob(self.pattern):
-            return not parameter.hidden and glob_matcher(self.pattern)(parameter.native_name)
-        return parameter.native_name == self.pattern
+            return not parameter.hidden and any(map(glob_matcher(self.pattern), names))
+        return self.pattern in names
 
     def __repr__(self) -> str:
         return f"native({self.pattern!r})"
@@ -124,12 +126,12 @@ class Layer(Where):
     def picks(self, everything: Sequence[Parameter]) -> set[int]:
         if isinstance(self.which, str):
             match = glob_matcher(self.which)
-            return {id(p) for p in everything if not p.hidden and match(p.layer)}
+            return {id(p) for p in everything if not p.hidden and any(map(match, _layers_of(p)))}
         layers = layers_of(everything)
         if not -len(layers) <= self.which < len(layers):
             return set()
         chosen = layers[self.which]
-        return {id(p) for p in everything if p.layer == chosen and not p.hidden}
+        return {id(p) for p in everything if _first_layer(p) == chosen and not p.hidden}
 
     def __repr__(self) -> str:
         return f"layer({self.which!r})"
@@ -212,7 +214,7 @@ class Either(Where):
 
 @dataclass(frozen=True)
 class Except(Where):
-    """All parameters that aren't hidden, but those that a predicate selects."""
+    """All parameters that aren't hidden, but those that a predicate selects, by whichever of their names."""
 
     this: Where
 
@@ -280,7 +282,7 @@ def to_where(value: WhereLike) -> Where:
     if isinstance(value, str):
         return Glob(value)
     if isinstance(value, Parameter):
-        return These((value.name,))
+        return These((value.name, *value.aliases))
     if isinstance(value, (list, tuple, set, frozenset)):
         if not value:
             raise SelectionError("where= is an empty list: it selects nothing\nFix: give at least one name")
@@ -315,17 +317,95 @@ def select(everything: Sequence[Parameter], where: WhereLike) -> list[Parameter]
         return [p for p in everything if not p.hidden]
     parts = predicate.parts()
     picked_ids = list(pick_each(parts, everything))
+    # The parts together select the same as the whole: asking that too would double the work.
+    picked = picked_ids[0].union(*picked_ids[1:])
+    if _excepts(predicate):
+        _refuse_contradictions(predicate, everything, picked)
     if not all(picked_ids):
         problems = Problems(f"where={predicate!r} selects nothing in this target")
         for part, ids in zip(parts, picked_ids, strict=True):
             if not ids:
                 problems.add(SelectionError, *_explain_empty(part, everything))
         problems.check()
-    # The parts together select the same as the whole: asking that too would double the work.
-    picked = picked_ids[0].union(*picked_ids[1:])
     if predicate is DEFAULT_KERNELS:
         _warn_of_unknown_roles([p for p in everything if id(p) not in picked])
     return [p for p in everything if id(p) in picked]
+
+
+def _excepts(where: Where) -> bool:
+    """Return True if a predicate leaves something out."""
+    if isinstance(where, Both):
+        return _excepts(where.left) or _excepts(where.right)
+    if isinstance(where, Either):
+        return any(map(_excepts, where.these))
+    return isinstance(where, Except)
+
+
+class _OneName(Parameter):
+    """A tied parameter under one of its further names only; it is only asked what selects it."""
+
+    __slots__ = ("tied",)
+
+    tied: Parameter
+
+
+def _refuse_contradictions(where: Where, everything: Sequence[Parameter], picked: set[int]) -> None:
+    """Refuse what leaves a tied parameter out by one of its names, and would take it by another.
+
+    The parameter is one array: whoever freezes everything but ``lm_head/*`` and whoever freezes everything but the
+    head expect different things of the embedding that it is tied to.
+    """
+    tied = [p for p in everything if (p.aliases or p.native_aliases) and id(p) not in picked]
+    if not tied:
+        return
+    by_name = {id(p): _by_each_name(p) for p in tied}
+    selected: set[int] = set()
+    for number in range(max(map(len, by_name.values()))):
+        named = {key: names[min(number, len(names) - 1)] for key, names in by_name.items()}
+        selected |= where.picks([named.get(id(p), p) for p in everything])
+    problems = Problems(f"where={where!r} takes a tied parameter by one of its names, and leaves it out by another")
+    for names in by_name.values():
+        taken = [p for p in names if id(p) in selected]
+        left = [p for p in names if id(p) not in selected]
+        if taken:
+            leave = "".join(f" & ~xweights.native({p.native_name!r})" for p in taken)
+            problems.add(
+                SelectionError,
+                f"taken as:    {_show_names(taken)}\nleft out as: {_show_names(left)}",
+                fix=f"where | {taken[0].name!r} takes it, where{leave} leaves it out",
+            )
+    problems.check()
+
+
+def _show_names(parameters: Sequence[Parameter]) -> str:
+    natives = [f" (native {p.native_name!r})" if p.native_name != p.name else "" for p in parameters]
+    return ", ".join(f"{p.name!r}{native}" for p, native in zip(parameters, natives, strict=True))
+
+
+def _by_each_name(p: Parameter) -> list[Parameter]:
+    """Return the parameter under each of its names alone, the first one first."""
+    first = p.replace(aliases=(), native_aliases=())
+    by_name = [first]
+    for name, native_name in zip_longest(p.aliases, p.native_aliases):
+        named = {"name": name or p.name, "native_name": native_name or p.native_name}
+        one = _OneName(**{slot: getattr(first, slot) for slot in Parameter.__slots__} | named)
+        one.layer, one.tied = _layer_of(p, one.name), p
+        by_name.append(one)
+    return by_name
+
+
+def _layers_of(p: Parameter) -> list[str]:
+    return [p.layer, *(_layer_of(p, alias) for alias in p.aliases)]
+
+
+def _layer_of(p: Parameter, alias: str) -> str:
+    """Return the layer that one of the parameter's names is in; of a composite, the composite."""
+    inside = p.name[len(p.layer) :]
+    return p.layer if alias == p.name else alias.removesuffix(inside) if alias.endswith(inside) else _parent(alias)
+
+
+def _parent(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def unknown_roles(parameters: Iterable[Parameter]) -> list[Parameter]:
@@ -391,7 +471,12 @@ def pick_each(parts: Sequence[Where], everything: Sequence[Parameter]) -> Iterat
 
 def layers_of(everything: Sequence[Parameter]) -> list[str]:
     """Return the paths of the layers that have weights, in order."""
-    return list(dict.fromkeys(p.layer for p in everything if not p.hidden))
+    return list(dict.fromkeys(_first_layer(p) for p in everything if not p.hidden))
+
+
+def _first_layer(p: Parameter) -> str:
+    """Return the layer of the parameter's first name: by their numbers, layers have it once."""
+    return p.tied.layer if isinstance(p, _OneName) else p.layer
 
 
 def _explain_empty(part: Where, everything: Sequence[Parameter]) -> tuple[str]:
@@ -404,7 +489,8 @@ def _explain_empty(part: Where, everything: Sequence[Parameter]) -> tuple[str]:
             hint += f"\nIt does match native names: native({part.pattern!r})"
         return (f"{part!r} matches no neutral name\n{hint}",)
     if isinstance(part, NativeName):
-        return (f"{part!r} matches no native name\n{near(part.pattern, [p.native_name for p in visible])}",)
+        natives = [name for p in visible for name in (p.native_name, *p.native_aliases)]
+        return (f"{part!r} matches no native name\n{near(part.pattern, natives)}",)
     if isinstance(part, Role):
         return (f"{part!r}: no parameter has this role\nRoles here: {', '.join(sorted({p.role for p in visible}))}",)
     if isinstance(part, Layer):

@@ -131,6 +131,7 @@ def _parameters_of_list(targets: Sequence[Any], bind_line: BindLine) -> list[Par
             key = (type(prefixed.storage), prefixed.identity())
             if key in seen:
                 seen[key].aliases += (prefixed.name, *prefixed.aliases)
+                seen[key].native_aliases += (prefixed.native_name, *prefixed.native_aliases)
             else:
                 seen[key] = prefixed
     return list(seen.values())

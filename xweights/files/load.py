@@ -354,4 +354,5 @@ def _make_parameter(record: Record) -> Parameter:
         handle=record,
         gates=metadata.gates,
         aliases=metadata.aliases,
+        native_aliases=metadata.native_aliases,
     )

@@ -107,13 +107,14 @@ def _narrow(p: Parameter, names: Sequence[_Name]) -> Parameter:
     name, *aliases = names
     native = name.native or name.neutral
     handle = p.handle
+    natives = tuple(alias.native for alias in aliases if alias.native is not None)
     if isinstance(handle, Record):
         key = native if handle.key_in_part == p.native_name else name.neutral
-        natives = tuple(alias.native for alias in aliases if alias.native is not None)
         handle = replace(handle, key=key, inner=None, metadata=replace(handle.metadata, native_aliases=natives))
     found: Parameter = p.replace(
-        name=name.neutral, native_name=native, aliases=tuple(alias.neutral for alias in aliases), handle=handle
-    )
+        name=name.neutral, native_name=native, handle=handle,
+        aliases=tuple(alias.neutral for alias in aliases), native_aliases=natives,
+    )  # fmt: skip
     return found
 
 
