@@ -198,7 +198,7 @@ class Problems:
 
     def throw(self) -> NoReturn:
         """Raise everything found so far as one error: equal problems once, every fix once and last."""
-        fixes, shown = list(self._fixes), list[list[str]]()
+        fixes, shown = list(self._fixes), []
         for text, count in Counter(text for _, text in self._found).items():
             first, *rest = text.splitlines()
             lines = [f"  - {first}" + (f" ({count} times)" if count > 1 else "")]

@@ -51,6 +51,6 @@ def _names_in(table: Any) -> list[str]:
 
 
 @lru_cache(maxsize=4096)
-def _kind_of(kind: type[Any]) -> str | None:
+def _kind_of(kind: Any) -> str | None:
     names = {base.__name__ for base in kind.__mro__ if base.__module__.partition(".")[0] == "peft"}
     return next((name for name in (_TUNER, _COPY) if name in names), None)

@@ -702,6 +702,7 @@ def others() -> None:
 
 
 def containers() -> None:
+    sys.path.insert(0, str(Path(__file__).parent))  # it runs as a program that keeps its folder out of the path
     from corpus_containers import write_containers
 
     good = pt(state(tensor()), {"0": struct.pack("<2f", 1, 2)})

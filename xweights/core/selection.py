@@ -6,20 +6,16 @@ A name without wildcards may be neutral or native. Everything combines with ``&`
 
 from __future__ import annotations
 
-import re
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any, Union
 
 from xweights.core.dtypes import is_complex
-from xweights.core.layer_rows import is_known_role
 from xweights.core.names import NameIndex, find_named, glob_matcher, is_glob
 from xweights.core.parameter import Parameter
-from xweights.core.registry import loaded
-from xweights.errors import ArgumentError, Problems, SelectionError, UnknownRoleWarning, near
+from xweights.core.tied_names import all_layers_of, first_layer, refuse_contradictions
+from xweights.core.unknown_roles import warn_of_unknown_roles
+from xweights.errors import ArgumentError, Problems, SelectionError, near
 
 WhereLike = Union[str, "Where", Callable[[Parameter], bool], Iterable[Any], Parameter, Any]
 
@@ -126,12 +122,12 @@ class Layer(Where):
     def picks(self, everything: Sequence[Parameter]) -> set[int]:
         if isinstance(self.which, str):
             match = glob_matcher(self.which)
-            return {id(p) for p in everything if not p.hidden and any(map(match, _layers_of(p)))}
+            return {id(p) for p in everything if not p.hidden and any(map(match, all_layers_of(p)))}
         layers = layers_of(everything)
         if not -len(layers) <= self.which < len(layers):
             return set()
         chosen = layers[self.which]
-        return {id(p) for p in everything if _first_layer(p) == chosen and not p.hidden}
+        return {id(p) for p in everything if first_layer(p) == chosen and not p.hidden}
 
     def __repr__(self) -> str:
         return f"layer({self.which!r})"
@@ -320,7 +316,7 @@ def select(everything: Sequence[Parameter], where: WhereLike) -> list[Parameter]
     # The parts together select the same as the whole: asking that too would double the work.
     picked = picked_ids[0].union(*picked_ids[1:])
     if _excepts(predicate):
-        _refuse_contradictions(predicate, everything, picked)
+        refuse_contradictions(predicate, everything, picked)
     if not all(picked_ids):
         problems = Problems(f"where={predicate!r} selects nothing in this target")
         for part, ids in zip(parts, picked_ids, strict=True):
@@ -328,7 +324,7 @@ def select(everything: Sequence[Parameter], where: WhereLike) -> list[Parameter]
                 problems.add(SelectionError, *_explain_empty(part, everything))
         problems.check()
     if predicate is DEFAULT_KERNELS:
-        _warn_of_unknown_roles([p for p in everything if id(p) not in picked])
+        warn_of_unknown_roles([p for p in everything if id(p) not in picked])
     return [p for p in everything if id(p) in picked]
 
 
@@ -339,124 +335,6 @@ def _excepts(where: Where) -> bool:
     if isinstance(where, Either):
         return any(map(_excepts, where.these))
     return isinstance(where, Except)
-
-
-class _OneName(Parameter):
-    """A tied parameter under one of its further names only; it is only asked what selects it."""
-
-    __slots__ = ("tied",)
-
-    tied: Parameter
-
-
-def _refuse_contradictions(where: Where, everything: Sequence[Parameter], picked: set[int]) -> None:
-    """Refuse what leaves a tied parameter out by one of its names, and would take it by another.
-
-    The parameter is one array: whoever freezes everything but ``lm_head/*`` and whoever freezes everything but the
-    head expect different things of the embedding that it is tied to.
-    """
-    tied = [p for p in everything if (p.aliases or p.native_aliases) and id(p) not in picked]
-    if not tied:
-        return
-    by_name = {id(p): _by_each_name(p) for p in tied}
-    selected: set[int] = set()
-    for number in range(max(map(len, by_name.values()))):
-        named = {key: names[min(number, len(names) - 1)] for key, names in by_name.items()}
-        selected |= where.picks([named.get(id(p), p) for p in everything])
-    problems = Problems(f"where={where!r} takes a tied parameter by one of its names, and leaves it out by another")
-    for names in by_name.values():
-        taken = [p for p in names if id(p) in selected]
-        left = [p for p in names if id(p) not in selected]
-        if taken:
-            leave = "".join(f" & ~xweights.native({p.native_name!r})" for p in taken)
-            problems.add(
-                SelectionError,
-                f"taken as:    {_show_names(taken)}\nleft out as: {_show_names(left)}",
-                fix=f"where | {taken[0].name!r} takes it, where{leave} leaves it out",
-            )
-    problems.check()
-
-
-def _show_names(parameters: Sequence[Parameter]) -> str:
-    natives = [f" (native {p.native_name!r})" if p.native_name != p.name else "" for p in parameters]
-    return ", ".join(f"{p.name!r}{native}" for p, native in zip(parameters, natives, strict=True))
-
-
-def _by_each_name(p: Parameter) -> list[Parameter]:
-    """Return the parameter under each of its names alone, the first one first."""
-    first = p.replace(aliases=(), native_aliases=())
-    by_name = [first]
-    for name, native_name in zip_longest(p.aliases, p.native_aliases):
-        named = {"name": name or p.name, "native_name": native_name or p.native_name}
-        one = _OneName(**{slot: getattr(first, slot) for slot in Parameter.__slots__} | named)
-        one.layer, one.tied = _layer_of(p, one.name), p
-        by_name.append(one)
-    return by_name
-
-
-def _layers_of(p: Parameter) -> list[str]:
-    return [p.layer, *(_layer_of(p, alias) for alias in p.aliases)]
-
-
-def _layer_of(p: Parameter, alias: str) -> str:
-    """Return the layer that one of the parameter's names is in; of a composite, the composite."""
-    inside = p.name[len(p.layer) :]
-    return p.layer if alias == p.name else alias.removesuffix(inside) if alias.endswith(inside) else _parent(alias)
-
-
-def _parent(name: str) -> str:
-    return name.rpartition("/")[0]
-
-
-def unknown_roles(parameters: Iterable[Parameter]) -> list[Parameter]:
-    """Return the trainable arrays of two or more axes, of floats or complex numbers, whose role nothing says."""
-    trained, inexact = Trainable(), Inexact()
-    return [
-        p
-        for p in parameters
-        if len(p.layout.stored) > 1 and not is_known_role(p.role) and inexact.matches(p) and trained.matches(p)
-    ]
-
-
-def _warn_of_unknown_roles(left_out: Sequence[Parameter]) -> None:
-    """Warn, at the line of the user's call, of arrays that a default for kernels may have left out by mistake."""
-    unknown = unknown_roles(left_out)
-    if not unknown or any(backend.tracing() != "no" for backend in loaded()):
-        return
-    groups: dict[str, list[Parameter]] = {}
-    for p in unknown:
-        groups.setdefault(re.sub(r"\d+", "*", p.name), []).append(p)
-    lines = [f"  {glob}" + (f" ({len(group)} arrays)" if len(group) > 1 else "") for glob, group in groups.items()]
-    if len(lines) > _MOST_GROUPS:
-        lines = [*lines[:_MOST_GROUPS], f"  ... and {len(lines) - _MOST_GROUPS:,} more"]
-    roles = ", ".join(dict.fromkeys(repr(p.role) for p in unknown))
-    layers = dict.fromkeys(kind for p in unknown if (kind := _layer_type(p)) is not None)
-    teach = "".join(f"\n     or xweights.register_layer({kind!r}, ...)" for kind in list(layers)[:3])
-    warnings.warn(
-        f"{len(unknown):,} trainable arrays are left out, because nothing says that they are kernels\n"
-        + "\n".join(lines)
-        + f"\nFix: where=xweights.role('*kernel', 'embeddings', {roles}) takes them too,"
-        f" where=xweights.role('*kernel', 'embeddings') leaves them out without a word{teach}",
-        UnknownRoleWarning,
-        stacklevel=_outside(),
-    )
-
-
-_MOST_GROUPS = 12
-
-
-def _layer_type(p: Parameter) -> str | None:
-    """Return the qualified name of the layer that has the array, if its backend says it."""
-    owner = getattr(p.handle, "owner", None)
-    return None if owner is None else f"{type(owner).__module__}.{type(owner).__qualname__}"
-
-
-def _outside() -> int:
-    """Return the number of frames from the caller's to the first that isn't of this package."""
-    level, frame = 1, sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0].startswith("xweights"):
-        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
-    return level
 
 
 def pick_each(parts: Sequence[Where], everything: Sequence[Parameter]) -> Iterator[set[int]]:
@@ -471,12 +349,7 @@ def pick_each(parts: Sequence[Where], everything: Sequence[Parameter]) -> Iterat
 
 def layers_of(everything: Sequence[Parameter]) -> list[str]:
     """Return the paths of the layers that have weights, in order."""
-    return list(dict.fromkeys(_first_layer(p) for p in everything if not p.hidden))
-
-
-def _first_layer(p: Parameter) -> str:
-    """Return the layer of the parameter's first name: by their numbers, layers have it once."""
-    return p.tied.layer if isinstance(p, _OneName) else p.layer
+    return list(dict.fromkeys(first_layer(p) for p in everything if not p.hidden))
 
 
 def _explain_empty(part: Where, everything: Sequence[Parameter]) -> tuple[str]:

@@ -10,9 +10,10 @@ import numpy as np
 from xweights.core.blocks import as_stored, blocks
 from xweights.core.dtypes import Array, widen
 from xweights.core.parameter import Parameter
-from xweights.core.selection import WhereLike, select, unknown_roles
+from xweights.core.selection import WhereLike, select
 from xweights.core.tables import render
 from xweights.core.targets import open_target
+from xweights.core.unknown_roles import unknown_roles
 from xweights.edit.read import neutral_view, open_for_reading
 from xweights.inspection.results import ParameterStats, Stats
 
