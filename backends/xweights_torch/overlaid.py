@@ -16,8 +16,8 @@ _TUNER, _COPY = "BaseTunerLayer", "ModulesToSaveWrapper"
 
 def iter_overlaid(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the modules below a wrapper of PEFT whose arrays it may overlay; nothing for other modules."""
-    kind = _kind_of(type(module))
     wrapper: Any = module
+    kind = _kind_of(_type_of(module))
     if kind == _TUNER and "base_layer" in module._modules:
         yield wrapper.get_base_layer()  # below all wrappers, where several are around one layer
     elif kind == _COPY:
@@ -28,7 +28,7 @@ def overlay_refusal(wrapper: Any, key: str) -> str | None:
     """Return why the wrapper wouldn't obey an edit of its base's array ``key``, as of now, or None."""
     if wrapper.disable_adapters:
         return None
-    if _kind_of(type(wrapper)) == _COPY:
+    if _kind_of(_type_of(wrapper)) == _COPY:
         if not wrapper.active_adapters:
             return None
         copy = f"modules_to_save.{wrapper.active_adapters[0]}"
@@ -48,6 +48,11 @@ def overlay_refusal(wrapper: Any, key: str) -> str | None:
 
 def _names_in(table: Any) -> list[str]:
     return list(table) if isinstance(table, (nn.ModuleDict, nn.ParameterDict)) else []
+
+
+def _type_of(module: Any) -> Any:
+    # Any: mypy takes the hash of a class for that of its instances.
+    return type(module)
 
 
 @lru_cache(maxsize=4096)
