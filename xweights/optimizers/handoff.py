@@ -18,6 +18,7 @@ from xweights.edit.undo import snapshot
 from xweights.errors import ArgumentError, HandoffError, PortError, Problems
 from xweights.optimizers.biases import find_joined_biases
 from xweights.optimizers.get_set import check_step, note_untrained, read_optimizer
+from xweights.optimizers.held_rules import Carried, carry_rules
 from xweights.optimizers.protocol import Grade, Optimizing, Part, Training, optimizing_for, to_training
 from xweights.optimizers.remap import remap_state
 from xweights.optimizers.reports import HandoffReport
@@ -111,8 +112,10 @@ class StateTransfer:
         weights = Part("weights", "exact", _describe_proof(report))
         if state is None:
             lost = Part("optimizer", "impossible", "not handed over: its slots, its steps and its schedule start over")
-            return HandoffReport(training, "weights", (weights, lost), report)
+            left = self._carry_rules(pairs, held=False)
+            return HandoffReport(training, "weights", (weights, lost, *left.parts), report)
         remapped = remap_state(state, pairs)
+        carried = self._carry_rules(pairs)  # first: what is frozen on the source is to be frozen on the target
         own = parameters(self.target.model)
         route = self.backends[1].plan(remapped, own, self.target.optimizer, self.grade)
         problems = Problems(f"this experiment can't be handed over with grade={self.grade!r}, and nothing was changed")
@@ -130,6 +133,7 @@ class StateTransfer:
         parts = (
             weights,
             *route.parts,
+            *carried.parts,
             *_report_biases(state, pairs),
             *settings,
             *statistics,
@@ -139,8 +143,15 @@ class StateTransfer:
         left = note_untrained(sorted(untrained), "the source doesn't train it")
         notes = (*route.notes, *remapped.notes, *left, *self._report_reduced_precision(own))
         return HandoffReport(
-            training, self.grade, parts, report, remapped.updates, notes, (written.release, *release)
+            training, self.grade, parts, report, remapped.updates, notes, tuple(carried.handles),
+            (written.release, *release, *(handle.release for handle in carried.handles)),
         )  # fmt: skip
+
+    def _carry_rules(self, pairs: Sequence[Pair], *, held: bool = True) -> Carried:
+        target = self.target.model
+        carried = carry_rules(parameters(self.source.model), target, parameters(target), pairs, held=held)
+        self.undo += [handle.release for handle in carried.handles]
+        return carried
 
     def _report_dropouts(self, run: Run) -> list[Part]:
         sides = zip((run.source, run.target), self.backends, strict=True)

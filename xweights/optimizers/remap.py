@@ -30,9 +30,7 @@ def remap_state(state: OptimizerState, pairs: Sequence[Pair]) -> OptimizerState:
     problems = Problems("this optimizer can't be handed over, and nothing was changed")
     slice_pairs = _slice_pairs(pairs)
     trained = set(state.names)
-    feeding: dict[str, list[SlicePair]] = {}
-    for slice_pair in slice_pairs:
-        feeding.setdefault(slice_pair[1].parameter.name, []).append(slice_pair)
+    feeding = find_feeds(pairs)
     biases = find_joined_biases(state, pairs, problems)
     _check_split(state, pairs, trained, problems)
     names: dict[str, str] = {}  # target's name -> the first of the source's names that feed it
@@ -51,6 +49,34 @@ def remap_state(state: OptimizerState, pairs: Sequence[Pair]) -> OptimizerState:
         problems.add(HandoffError, f"{name!r} is trained, and has no twin")
     problems.check()
     return _build(state, feeding, names, biases)
+
+
+def find_feeds(pairs: Sequence[Pair]) -> dict[str, list[SlicePair]]:
+    """Return the slices of the source that each parameter of the target is made of, by its name."""
+    feeding: dict[str, list[SlicePair]] = {}
+    for slice_pair in _slice_pairs(pairs):
+        feeding.setdefault(slice_pair[1].parameter.name, []).append(slice_pair)
+    return feeding
+
+
+def remap_mask(masks: Mapping[str, Array], feeds: Sequence[SlicePair]) -> Array:
+    """Return a mask on a parameter of the target from those on the source, True where there is none."""
+    whole = np.ones(feeds[0][1].parameter.shape, np.bool_)
+    for source_slice, target_slice, role, pair in feeds:
+        if source_slice.parameter.name in masks:
+            value = source_slice.read(masks[source_slice.parameter.name]).reshape(target_slice.shape)
+            target_slice.write(permute(role, value, pair.target.kind, pair.permutation), whole)
+    return whole
+
+
+def is_like(feeds: Sequence[SlicePair]) -> bool:
+    """Return True if a parameter of the target is one of the source's as it is: its shape, its order, its gates."""
+    if len(feeds) != 1:
+        return False
+    source, target, _, pair = feeds[0]
+    same = source.parameter.shape == target.parameter.shape and source.gates == target.gates
+    unpermuted = pair.permutation.rows is None and pair.permutation.columns is None
+    return same and unpermuted and _is_whole(source) and _is_whole(target)
 
 
 def _build(

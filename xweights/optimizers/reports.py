@@ -25,6 +25,7 @@ class HandoffReport:
         port: The report on the port of the weights.
         updates: How many updates the optimizer has made.
         notes: Further remarks.
+        held: The holds and freezes of the source that are held on the target now; :meth:`release` ends them, too.
 
     Example:
         >>> import torch, xweights as xw
@@ -40,6 +41,7 @@ class HandoffReport:
     port: PortReport | None = None
     updates: int = 0
     notes: tuple[str, ...] = ()
+    held: tuple[Any, ...] = field(default=(), repr=False)
     _release: tuple[Callable[[], None], ...] = field(default=(), repr=False)
 
     @property

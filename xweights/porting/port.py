@@ -6,6 +6,7 @@ that is restored unless everything is right.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from xweights.core import hold_registry
 from xweights.core.names import Names
+from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike
 from xweights.edit.guards import defer_interrupts
 from xweights.edit.read import neutral_view
@@ -75,7 +77,8 @@ def port(
         True
     """
     options = (sample, sample_target, where, names, attributes, outputs)
-    return port_models(source, target, *options)[0]
+    report, pairs, run = port_models(source, target, *options)
+    return replace(report, notes=(*report.notes, *_report_rules(pairs, run)))
 
 
 def port_models(
@@ -110,6 +113,27 @@ def port_models(
             run.target.porting.set_attribute(record, name, value)
         raise
     return report, pairs, run
+
+
+def _report_rules(pairs: Sequence[Pair], run: Run) -> list[str]:
+    """Return a note for each rule that is held on the source and isn't on the target: a port moves weights only."""
+    hold_registry.refresh()
+    there = {repr(rule) for pair in pairs for p in pair.target.parameters for rule in _rules_on(p)}
+    held: dict[str, list[str]] = {}
+    for p in run.source.parameters:
+        for rule in _rules_on(p):
+            held.setdefault(repr(rule), []).append(p.name)
+    return [
+        f"{rule} is held on the source ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''}), and not on the "
+        "target: xw.hold(target, ...) holds it there, and xw.handoff takes it along"
+        for rule, names in held.items()
+        if rule not in there
+    ]
+
+
+def _rules_on(p: Parameter) -> list[Any]:
+    entry = hold_registry.find(p)
+    return [] if entry is None else [held_rule.rule for held_rule in entry.rules]
 
 
 def _port_without_sample(run: Run) -> tuple[PortReport, list[Pair]]:

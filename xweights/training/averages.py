@@ -27,7 +27,7 @@ from xweights.edit.read import check_readable
 from xweights.edit.write import set_params
 from xweights.errors import ArgumentError, DtypeError, HoldError, Problems, TraceError, WriteError
 from xweights.training.hooks import TrainingChange, training_for
-from xweights.training.releasable import Releasable, count_of
+from xweights.training.releasable import Releasable, attached, count_of
 
 Decay = float | Literal["swa"] | Callable[[int], float]
 
@@ -217,6 +217,7 @@ def average(
         if change is not None:
             averages._attachments.append(change)
             averages.manual = False
+            attached.add(averages)
         elif optimizer is not None:
             raise HoldError(
                 "optimizer= was given, and nothing here is trained by an optimizer that can be attached to\n"

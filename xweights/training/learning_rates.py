@@ -19,7 +19,7 @@ from xweights.core.selection import DEFAULT_EDITED, select
 from xweights.core.targets import open_eagerly
 from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, WriteError, XweightsError
 from xweights.training.hooks import TrainingChange, TrainingHooks, training_for
-from xweights.training.releasable import Releasable, count_of
+from xweights.training.releasable import Releasable, attached, count_of
 
 
 class Multipliers(Releasable):
@@ -38,6 +38,7 @@ class Multipliers(Releasable):
 
     def __init__(self, factors: Mapping[str, float], changes: list[TrainingChange]) -> None:
         self.factors = dict(factors)
+        self._parameters: list[Parameter] = []
         self._attachments = changes
 
     def check(self) -> None:
@@ -101,12 +102,14 @@ def multiply_lr(target: Any, factors: Mapping[Any, float], *, optimizer: Any = N
             groups.setdefault(id(training), (training, []))[1].append((p, factor))
     problems.check()
     multipliers = Multipliers({p.name: factor for p, factor in chosen}, [])
+    multipliers._parameters = [p for p, _ in chosen]
     try:
         for training, pairs in groups.values():
             multipliers._attachments.append(training.multiply(pairs, target=target, optimizer=optimizer))
     except BaseException:
         multipliers.release()
         raise
+    attached.add(multipliers)
     return multipliers
 
 

@@ -248,6 +248,16 @@ def hold_pruned(
     return held
 
 
+def resume_pruned(target: Any, former: PruneHold, chosen: Sequence[Parameter], masks: Mapping[str, Array]) -> PruneHold:
+    """Go on with the schedule of another hold where it stands, on the parameters that took the place of its own."""
+    held = PruneHold(former.prune, former.schedule, chosen)
+    held.step = former.step
+    held._masks = {p.name: copy_in_stored_order(masks[p.name], p) for p in chosen}
+    begin(held, target, chosen, None, operands=lambda p: (held._masks[p.name],), after_step=held.advance)
+    held.written()
+    return held
+
+
 def _digest(p: Parameter) -> bytes:
     return blake2b(p.read().tobytes(), digest_size=16).digest()
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sized
 from types import TracebackType
 from typing import Any, Self
+
+attached: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Learning-rate factors and averages that somebody still has, so that a hand-off can say what it leaves behind."""
 
 
 class Releasable:

@@ -19,6 +19,7 @@ from xweights_keras.optimizers.embedding_gradients import add_rows_variant
 from xweights_keras.optimizers.foreign import ForeignOptimizer
 from xweights_keras.optimizers.schedules import read_schedule
 from xweights_keras.optimizers.table import CLASSES, OptimizerRow, native_of, variant_of
+from xweights_keras.training.holds import foreign_constraint
 
 _CLIPS = {"clipnorm": "norm", "global_clipnorm": "global_norm", "clipvalue": "value"}
 
@@ -81,7 +82,7 @@ def _match_parameters(
             unknown += 1
         elif p.trainable:
             members.append((position, p))
-            if variable.constraint is not None:
+            if foreign_constraint(variable) is not None:
                 problems.add(
                     HandoffError,
                     f"{p.name!r} has a constraint, which acts after each update and has no counterpart",

@@ -40,6 +40,12 @@ class HeldConstraint:
         return self.chain.of(value, ops_for(value))
 
 
+def foreign_constraint(variable: Any) -> Any:
+    """Return the constraint of a variable that isn't a held rule, or None."""
+    constraint = variable.constraint
+    return constraint.former if isinstance(constraint, HeldConstraint) else constraint
+
+
 class KerasAttachment:
     """One hold's constraints, and the models and optimizers that run them."""
 

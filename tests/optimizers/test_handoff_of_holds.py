@@ -1,0 +1,200 @@
+"""Hand-offs of models under rules: they are held on the target, too, or the report says that they aren't."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+import xweights as xw
+
+keras = pytest.importorskip("keras")
+torch = pytest.importorskip("torch")
+
+X = np.random.default_rng(0).normal(size=(16, 5)).astype("float32")
+Y = np.full((16, 2), 3.0, "float32")
+to_numpy = keras.ops.convert_to_numpy
+
+
+def in_torch():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    return model, torch.optim.Adam(model.parameters(), 0.1)
+
+
+def in_keras():
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(4, "tanh", name="a"), keras.layers.Dense(2, name="b")]
+    return keras.Sequential([keras.Input((5,)), *layers])
+
+
+def train_torch(model, optimizer, steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(torch.from_numpy(X)) - torch.from_numpy(Y)).pow(2).mean().backward()
+        optimizer.step()
+
+
+def train_keras(model, steps):
+    model.fit(X, Y, batch_size=16, epochs=steps, verbose=0)
+
+
+def assert_equal(k, t):
+    for name, value in xw.get_params(k).items():
+        twin = xw.get_params(t)[{"a": "0", "b": "2"}[name[0]] + name[1:]]
+        np.testing.assert_allclose(value, twin, atol=1e-5)
+
+
+RULES = {
+    "clip": lambda model: xw.hold(model, xw.Clip(-0.3, 0.3), where="*/kernel"),
+    "norm": lambda model: xw.hold(model, xw.MaxNorm(0.5, per="out"), where="*/kernel"),
+    "mask": lambda model: xw.prune(model, fraction=0.5, hold=True),
+    "schedule": lambda model: xw.prune(model, fraction=0.5, schedule=xw.Cubic(0, 6)),
+    "freeze": lambda model: xw.freeze(model, where=xw.layer(0)),
+    "freeze of entries": lambda model: xw.freeze(model, where="*/kernel", entries=(0,)),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_is_taken_along_to_keras_where_training_goes_on_as_it_would_have(rule):
+    t, optimizer = in_torch()
+    RULES[rule](t)
+    train_torch(t, optimizer, 3)
+    k = in_keras()
+    report = xw.handoff((t, optimizer), (k, None), sample=torch.from_numpy(X))
+    assert report.exact
+    assert "held on the target too" in str(report)
+    k.compile(report.optimizer, "mse")
+    train_keras(k, 4)
+    train_torch(t, optimizer, 4)
+    for held in report.held:
+        held.check()
+    assert_equal(k, t)
+
+
+@pytest.mark.parametrize("rule", ["clip", "schedule", "freeze"])
+def test_a_rule_is_taken_along_to_pytorch_where_training_goes_on_as_it_would_have(rule):
+    k = in_keras()
+    k.compile(keras.optimizers.Adam(0.1), "mse")
+    RULES[rule](k)
+    train_keras(k, 3)
+    t, _ = in_torch()
+    report = xw.handoff((k, k.optimizer), (t, None), sample=X)
+    assert "held on the target too" in str(report)
+    train_torch(t, report.optimizer, 4)
+    train_keras(k, 4)
+    for held in report.held:
+        held.check()
+    assert_equal(k, t)
+
+
+def test_a_schedule_goes_on_where_it_stands():
+    t, optimizer = in_torch()
+    former = xw.prune(t, fraction=0.5, schedule=xw.Cubic(0, 6))
+    train_torch(t, optimizer, 3)
+    k = in_keras()
+    report = xw.handoff((t, optimizer), (k, None), sample=torch.from_numpy(X))
+    assert report.held[0].step == former.step == 3
+    np.testing.assert_array_equal(report.held[0].masks["a/kernel"], former.masks["0/kernel"])
+
+
+def test_a_rule_that_the_target_has_already_is_not_held_twice():
+    k = in_keras()
+    k.compile(keras.optimizers.Adam(0.1), "mse")
+    RULES["clip"](k)
+    train_keras(k, 2)
+    t, _ = in_torch()
+    RULES["clip"](t)
+    report = xw.handoff((k, k.optimizer), (t, None), sample=X)
+    assert report.held == ()
+    assert report.exact
+    assert "held on the target already" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("attach", "words"),
+    [
+        (lambda t, o: xw.hold(t, lambda w: w.clamp(-0.3, 0.3), where="*/kernel"), "held on the source, and not on the"),
+        (lambda t, o: xw.multiply_lr(t, {"*": 0.5}, optimizer=o), "learning-rate factors"),
+        (lambda t, o: xw.average(t, decay=0.9), "averages"),
+    ],
+    ids=["function", "factors", "averages"],
+)
+def test_what_stays_behind_is_said_and_the_report_does_not_call_itself_exact(attach, words):
+    t, optimizer = in_torch()
+    handle = attach(t, optimizer)
+    train_torch(t, optimizer, 2)
+    report = xw.handoff((t, optimizer), (in_keras(), None), sample=torch.from_numpy(X))
+    assert words in str(report)
+    assert "not in every part exactly" in str(report)
+    assert not report.exact
+    handle.release()
+
+
+def test_a_hand_off_of_the_weights_alone_says_that_a_rule_stays_behind():
+    t, optimizer = in_torch()
+    RULES["clip"](t)
+    report = xw.handoff((t, optimizer), (in_keras(), None), sample=torch.from_numpy(X), grade="weights")
+    assert "held on the source, and not on the target" in str(report)
+    assert report.held == ()
+
+
+def test_a_constraint_of_the_users_own_below_a_rule_is_refused_as_ever():
+    k = in_keras()
+    k.layers[0].kernel.constraint = keras.constraints.NonNeg()
+    k.compile(keras.optimizers.Adam(0.1), "mse")
+    RULES["clip"](k)
+    train_keras(k, 1)
+    t, _ = in_torch()
+    with pytest.raises(xw.HandoffError, match="'a/kernel' has a constraint"):
+        xw.handoff((k, k.optimizer), (t, None), sample=X)
+
+
+def test_a_hand_off_that_fails_holds_nothing_on_the_target():
+    t, optimizer = in_torch()
+    RULES["clip"](t)
+    RULES["freeze"](t)
+    train_torch(t, optimizer, 1)
+    k = in_keras()
+    k.layers[1].bias.trainable = False
+    before = xw.get_params(k)
+    k.compile(keras.optimizers.SGD(0.1), "mse")
+    with pytest.raises(xw.HandoffError):
+        xw.handoff((t, optimizer), (k, k.optimizer), sample=torch.from_numpy(X), grade="stock")
+    xw.fill(k, 5.0, where="a/kernel")
+    assert (to_numpy(k.layers[0].kernel) == 5.0).all()
+    assert k.layers[0].kernel.trainable
+    xw.set_params(k, before)
+
+
+def test_release_of_the_report_ends_what_was_taken_along():
+    t, optimizer = in_torch()
+    RULES["clip"](t)
+    train_torch(t, optimizer, 1)
+    k = in_keras()
+    report = xw.handoff((t, optimizer), (k, None), sample=torch.from_numpy(X))
+    report.release()
+    xw.fill(k, 5.0, where="a/kernel")
+    assert (to_numpy(k.layers[0].kernel) == 5.0).all()
+
+
+def test_a_port_moves_weights_and_says_which_rules_stay_behind():
+    t, _ = in_torch()
+    RULES["clip"](t)
+    report = xw.port(t, in_keras(), sample=torch.from_numpy(X))
+    assert report.ok
+    assert "Clip(low=-0.3, high=0.3) is held on the source" in str(report)
+
+
+@pytest.mark.parametrize("make", [lambda: in_torch()[0], in_keras], ids=["torch", "keras"])
+def test_a_deep_copy_of_a_held_model_is_free_and_the_original_stays_held(make):
+    model = make()
+    with xw.hold(model, xw.Clip(-0.3, 0.3), where="*/kernel"):
+        twin = copy.deepcopy(model)
+        xw.fill(twin, 5.0, where="*/kernel")
+        assert all((value == 5.0).all() for name, value in xw.get_params(twin, where="*/kernel").items())
+        xw.fill(model, 5.0, where="*/kernel")
+        assert all((value == np.float32(0.3)).all() for value in xw.get_params(model, where="*/kernel").values())
+    if not isinstance(model, torch.nn.Module):
+        assert all(variable.constraint is None for variable in twin.weights)

@@ -1,0 +1,196 @@
+"""Take held rules along in a hand-off: holds, freezes and pruning, and say what stays behind.
+
+A rule is written in neutral words, so the same object holds on both sides; masks and kept entries move as weights do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from xweights.core import hold_registry
+from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
+from xweights.edit.execute import is_foreign
+from xweights.errors import XweightsError
+from xweights.optimizers.protocol import Part
+from xweights.optimizers.remap import SlicePair, find_feeds, is_like, remap_mask
+from xweights.porting.matching.search import Pair
+from xweights.rules.constraints import Keep
+from xweights.rules.constraints import Pattern as HeldPattern
+from xweights.rules.elementwise import Mask
+from xweights.rules.tying import Tied
+from xweights.training.averages import Averages
+from xweights.training.freeze import Freeze, freeze
+from xweights.training.held import Hold
+from xweights.training.held_rules import HeldRules
+from xweights.training.hold import hold
+from xweights.training.learning_rates import Multipliers
+from xweights.training.prune import PruneHold, resume_pruned
+from xweights.training.releasable import Releasable, attached
+from xweights.training.sparsity_schedule import OneShot
+
+
+@dataclass
+class Carried:
+    """What became of the rules: a part of the report for each, and the handles of those that are held now."""
+
+    parts: list[Part] = field(default_factory=list)
+    handles: list[Releasable] = field(default_factory=list)
+
+
+class _StaysError(Exception):
+    """A rule can't be held on the target, for the reason in the message."""
+
+
+def carry_rules(
+    source: Sequence[Parameter], target: Any, own: Sequence[Parameter], pairs: Sequence[Pair], *, held: bool = True
+) -> Carried:
+    """Hold on the target what is held on the source, and report each rule; with ``held=False`` only report."""
+    feeding = find_feeds(pairs)
+    carried = Carried()
+    for owner, names in _owners(source).items():
+        entries = "" if _keeps_all(owner.rule) else "entries of "
+        frozen = f"{entries}{_list(names)} frozen"
+        text = frozen if isinstance(owner, Freeze) else f"{owner.rule!r} on {_list(names)}"
+        try:
+            handles = _carry(owner, names, target, own, feeding if held else {})
+        except (XweightsError, _StaysError) as wrong:
+            first = str(wrong).partition("\n")[0]
+            why = f"{text}: held on the source, and not on the target: {first}"
+            carried.parts.append(Part("held rule", "impossible", why))
+            continue
+        where = "held on the target too" if handles else "held on the target already"
+        carried.parts.append(Part("held rule", "exact (hook)", f"{text}: {where}"))
+        carried.handles += handles
+    carried.parts += _report_others(source)
+    return carried
+
+
+def _owners(source: Sequence[Parameter]) -> dict[Hold, list[str]]:
+    """Return the holds on the source, in the order in which they run, with the names of their parameters."""
+    hold_registry.refresh()
+    owners: dict[Hold, list[str]] = {}
+    for p in source:
+        entry = hold_registry.find(p)
+        for held_rule in entry.rules if isinstance(entry, HeldRules) else ():
+            owner: Any = held_rule.owner
+            owners.setdefault(getattr(owner, "freeze", owner), []).append(p.name)
+    return owners
+
+
+def _carry(
+    owner: Hold, names: Sequence[str], target: Any, own: Sequence[Parameter], feeding: dict[str, list[SlicePair]]
+) -> list[Hold]:
+    """Hold a rule on the target; nothing if it is held there already."""
+    feeds = {name: fed for name, fed in feeding.items() if any(source.parameter.name in names for source, *_ in fed)}
+    fed = {source.parameter.name for pieces in feeds.values() for source, *_ in pieces}
+    if not set(names) <= fed:
+        raise _StaysError(f"{_list(sorted(set(names) - fed))} has no counterpart there")
+    whole = all(source.parameter.name in names for pieces in feeds.values() for source, *_ in pieces)
+    twins = [p for p in own if p.name in feeds]
+    if all(_holds(p, owner) for p in twins):
+        return []
+    where = list(feeds)
+    rule: Any = owner.rule
+    if isinstance(rule, Mask):
+        masks = {name: remap_mask(_masks(owner), pieces) for name, pieces in feeds.items()}
+        if isinstance(owner, PruneHold) and owner.schedule != OneShot():
+            if not all(map(is_like, feeds.values())):
+                raise _StaysError("arrays that aren't whole on both sides would be ranked in another way")
+            return [resume_pruned(target, owner, twins, masks)]
+        return [hold(target, Mask(masks), where=where)]
+    if isinstance(rule, Keep):
+        if rule.index is None and whole:
+            return [_freeze_untrained(target, twins) if isinstance(owner, Freeze) else hold(target, rule, where=where)]
+        free = {name: remap_mask(_masks(owner), pieces) for name, pieces in feeds.items()}
+        return [freeze(target, where=name, entries=~entries) for name, entries in free.items()]
+    if is_foreign(rule):
+        raise _StaysError("it is a function of one framework's tensors")
+    if not whole:
+        raise _StaysError("some of its arrays are parts of larger ones there")
+    alike = all(map(is_like, feeds.values()))
+    by_order = isinstance(rule, (HeldPattern, Tied)) or any(operand.size > 1 for operand in _operands(owner))
+    if not alike and (by_order or not rule.exact):
+        raise _StaysError("its arrays have another order or shape there")
+    return [hold(target, rule, where=where)]
+
+
+class _Untrained:
+    """Parameters that their framework's own flag freezes as well, because the optimizer has no slots for them."""
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        self.parameters = [p for p in parameters if p.trainable]
+        for p in self.parameters:
+            p.set_trainable(False)
+
+    def unfreeze(self, parameters: Sequence[Parameter] | None) -> None:
+        leaving = None if parameters is None else set(map(hold_registry.identity, parameters))
+        for p in list(self.parameters):
+            if leaving is None or hold_registry.identity(p) in leaving:
+                p.set_trainable(True)
+                self.parameters.remove(p)
+
+
+def _freeze_untrained(target: Any, twins: Sequence[Parameter]) -> Freeze:
+    frozen = freeze(target, where=[p.name for p in twins])
+    # xw.freeze leaves the flag of a Keras variable as it is, and an optimizer of the target is built by the flags.
+    frozen._frozen_handles.append(_Untrained(twins))
+    return frozen
+
+
+def _holds(p: Parameter, owner: Hold) -> bool:
+    """Return True if an equal rule is held on the parameter; arrays in it can't be compared, so it isn't then."""
+    entry = hold_registry.find(p)
+    rules = entry.rules if isinstance(entry, HeldRules) else ()
+    if any(operand.size > 1 for operand in _operands(owner)) and not _keeps_all(owner.rule):
+        return False
+    return any(type(held.rule) is type(owner.rule) and repr(held.rule) == repr(owner.rule) for held in rules)
+
+
+def _keeps_all(rule: Any) -> bool:
+    return isinstance(rule, Keep) and rule.index is None
+
+
+def _operands(owner: Hold) -> list[Array]:
+    return [operand for operands in _rules_of(owner).values() for operand in operands]
+
+
+def _masks(owner: Hold) -> dict[str, Array]:
+    """Return the first operand by name: of a mask what is kept, of Keep what is free."""
+    return {name: operands[0] for name, operands in _rules_of(owner).items()}
+
+
+def _rules_of(owner: Hold) -> dict[str, tuple[Array, ...]]:
+    return {
+        held_rules.parameter.name: held_rule.operands
+        for held_rules in owner._held
+        for held_rule in held_rules.rules
+        if held_rule.owner is owner
+    }
+
+
+def _report_others(source: Sequence[Parameter]) -> list[Part]:
+    """Report factors of learning rates and averages, which stay with the source."""
+    mine = {hold_registry.identity(p): p.name for p in source}
+    parts = []
+    for handle in list(attached):
+        if not handle._attachments:
+            continue
+        if isinstance(handle, Multipliers):
+            names = [mine[key] for p in handle._parameters if (key := hold_registry.identity(p)) in mine]
+            kind, fix = "learning-rate factors", "xw.multiply_lr on the target sets them there"
+        elif isinstance(handle, Averages):
+            names = [mine[key] for p in handle.parameters if (key := hold_registry.identity(p)) in mine]
+            kind, fix = "averages", "they follow the source only; xw.average on the target begins anew"
+        else:
+            continue
+        if names:
+            parts.append(Part(kind, "impossible", f"{handle!r} on {_list(names)}: not on the target ({fix})"))
+    return parts
+
+
+def _list(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:4]))
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
