@@ -112,8 +112,8 @@ class StateTransfer:
         weights = Part("weights", "exact", _describe_proof(report))
         if state is None:
             lost = Part("optimizer", "impossible", "not handed over: its slots, its steps and its schedule start over")
-            left = self._carry_rules(pairs, held=False)
-            return HandoffReport(training, "weights", (weights, lost, *left.parts), report)
+            behind = self._carry_rules(pairs, held=False)
+            return HandoffReport(training, "weights", (weights, lost, *behind.parts), report)
         remapped = remap_state(state, pairs)
         carried = self._carry_rules(pairs)  # first: what is frozen on the source is to be frozen on the target
         own = parameters(self.target.model)
