@@ -93,7 +93,7 @@ ONLY = {
     "tensorflow": ["tests/packaging/test_public_names.py", "tests/backends/test_conformance.py"]
     + [f"tests/edit/test_{name}.py" for name in ("set_params", "undo")]
     + ["tests/backends/tensorflow/test_storage.py"]
-    + [f"tests/backends/keras/test_{name}.py" for name in ("names", "storage")],
+    + ["tests/backends/keras/test_storage.py"],
 }
 # ... and at night, where they really aren't.
 ALONE = {
@@ -102,7 +102,7 @@ ALONE = {
     + [f"tests/backends/torch/test_{name}.py" for name in ("layers", "tracing", "changes")],
     "tensorflow": ["tests/docs/test_docstrings.py", *ONLY["tensorflow"]]
     + [f"tests/backends/tensorflow/test_{name}.py" for name in ("adapter", "functions")]
-    + ["tests/backends/keras/test_building.py"],
+    + [f"tests/backends/keras/test_{name}.py" for name in ("names", "building")],
 }
 EXTRAS = {"numpy": "", "torch": "[torch]", "tensorflow": "[tensorflow-cpu]"}
 BUILT: list[str] = []  # the wheel, once there is one

@@ -53,17 +53,19 @@ AT_NIGHT = re.compile(
     |tests/backends/torch/test_ops\.py::test_compiled_code_moves_bits_.*\[inductor-torch\.(float64|float16|bfloat16)\]
     |tests/edit/test_properties\.py::.*\[keras-(float64|float16)\]
     |tests/optimizers/test_handoff\.py::test_two_biases_.*\[(RMSprop,.*|NAdam|AdamW|SGD,.*)\]
+    |tests/optimizers/test_handoff\.py::test_gradients_of_embeddings_.*\[True\]
     |tests/optimizers/test_handoff\.py::test_pytorchs_muon_.*-True\]
     |tests/optimizers/test_handoff\.py::test_slots_are_ported_.*\[(gru|attention)-to[ ]PyTorch\]
     |tests/optimizers/test_handoff\.py::test_training_goes_on_in_pytorch_.*\[(mlp-muon|norms-adam,|lstm-).*
     |tests/optimizers/test_handoff\.py::test_training_goes_on_in_keras_.*\[(lstm-NAdam|cnn-Adafactor)\]
+    |tests/optimizers/test_state\.py::test_a_state_is_saved_.*\[(nadam|adafactor)-.*(?<!npz)\]
     |tests/porting/test_faults\.py::test_some_faults_of_each_kind_.*
     |tests/porting/test_networks\.py::test_a_(pretrained_speaker_encoder|resnet_with_two_blocks)_.*
     |tests/porting/test_networks\.py::test_an_application_of_keras_.*
     |tests/porting/test_silence\.py::test_scrambled_names_never_.*-1\]
     |tests/training/test_averages\.py::test_averages_follow_.*\[(jit-adamw|keras-(sgd|ema|loss[ ]scaling))-swa-.*
     |tests/rules/test_pruning\.py::test_the_traced_implementation_.*\[(float16|float64)-.*
-    |tests/training/test_article_0\.py::.*\[keras-jit\]
+    |tests/training/test_article_[04]\.py::.*\[keras-jit\]
     |tests/training/test_averages\.py::test_averages_follow_.*\[(jit-adamw|keras-(sgd|adamw))-0\.9-.*
     |tests/training/test_demo_training\.py::.*
     |tests/training/test_freeze\.py::test_a_frozen_parameter_keeps_.*\[(keras-(adamw|accumulation|ema|muon)|jit-ema)-.*
@@ -80,16 +82,22 @@ AT_NIGHT = re.compile(
 )
 # What JAX under Keras can't change: tables of layers, files, and what is done to arrays that have left the framework.
 ALIKE_ON_JAX = (
+    "tests/backends/keras/test_building.py",
     "tests/backends/keras/test_layers.py",
-    "tests/backends/keras/test_names.py::test_mobilenet",
+    "tests/backends/keras/test_names.py",
+    "tests/backends/keras/test_twins.py",
     "tests/cli/",
     "tests/docs/test_readme.py",
     "tests/files/",
     "tests/optimizers/",
     "tests/porting/",
 )
-# Training goes on in both directions, and in a step that JAX compiles.
-YET_ON_JAX = ("goes_on_in_float32_there_and_back[adam", "goes_on_in_a_compiled_keras_step")
+# Training goes on in both directions, and in a step that JAX compiles; fit brings variables that are no parameters.
+YET_ON_JAX = (
+    "test_seed_states_metrics_and_optimizer_variables",
+    "goes_on_in_float32_there_and_back[adam",
+    "goes_on_in_a_compiled_keras_step",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
