@@ -151,14 +151,21 @@ class PruneHold(Hold):
     def advance(self, state: StepState | None = None) -> None:
         """Count one step, and recompute the masks if the schedule says so; for steps that nothing is attached to."""
         self.step += 1
+        if state is not None:
+            # Elsewhere the step has applied the masks: what is pruned must not be ranked by what its last update made.
+            self._keep(state)
         if self.schedule.due(self.step):
             self.select(state)
         if state is not None:
-            for held_rules in self._held:
-                p = held_rules.parameter
-                state.keep(p, p.layout.to_stored(self._masks[p.name]))
+            self._keep(state)
         elif self.schedule.due(self.step):
             super().apply()
+
+    def _keep(self, state: StepState) -> None:
+        """Apply the masks to the weights inside a running fit."""
+        for held_rules in self._held:
+            p = held_rules.parameter
+            state.keep(p, p.layout.to_stored(self._masks[p.name]))
 
     def select(self, state: StepState | None = None) -> None:
         """Select the masks of the current step from the current weights."""
