@@ -157,6 +157,7 @@ def with_adapters() -> Any:
 
 def of_peft(folder: Path) -> Written:
     source = with_adapters()
+    source.base_model.disable_adapter_layers()  # or edits of what they lie over would be refused
     source.requires_grad_(True)  # as in the file, which doesn't know what is frozen
     saved(source.state_dict(), folder / "all.bin")
     return Written(folder / "all.bin", source, with_adapters(), NATIVE)
