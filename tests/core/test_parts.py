@@ -60,6 +60,16 @@ def test_names_inside_of_a_part_are_those_of_the_state_dict() -> None:
     assert list(model.arrays) == list(STATE)
 
 
+@pytest.mark.parametrize("key", ["options", "optical_encoder", "optimum", "adopt"])
+def test_a_word_that_begins_like_an_optimizer_is_none(key: str) -> None:
+    assert kinds({key: {"a": {"kernel": np.ones(2)}}, "step": 1})[key] == "weights"
+
+
+@pytest.mark.parametrize("key", ["model" + "1" * 5000 + "!", "opt" + "_1" * 3000 + "!", "ema_" * 3000 + "x"])
+def test_no_name_takes_long_to_understand(key: str) -> None:
+    assert len(find_parts({key: {"a": {"kernel": np.ones(2)}}, "step": 1})) == 1
+
+
 def test_a_nested_mapping_of_weights_is_no_training_run() -> None:
     assert not is_run(TREE)
     assert not is_run({"model": TREE})

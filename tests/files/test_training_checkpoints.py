@@ -315,6 +315,67 @@ def test_a_training_run_in_memory_is_a_target_too() -> None:
         xw.parameters({"model": STATE, "ema": OTHER, "epoch": 1})
 
 
+def test_a_nested_mapping_of_arrays_alone_keeps_its_names() -> None:
+    pair = {"G": {"0.weight": np.ones(2)}, "D": {"0.weight": np.ones(2)}}
+    assert [p.name for p in xw.parameters(pair)] == ["G/0.weight", "D/0.weight"]
+    xw.set_params(pair, {"G": {"0.weight": np.zeros(2)}, "D": {"0.weight": np.full(2, 3.0)}})
+    assert (pair["G"]["0.weight"][0], pair["D"]["0.weight"][0]) == (0.0, 3.0)
+
+
+def test_a_part_that_is_named_counts_more_than_the_one_a_file_was_opened_for(tmp_path) -> None:
+    torch.save({"model": OTHER, "ema": {"module": STATE}}, tmp_path / "run.pt")
+    net = make_net(1)
+    report = xw.set_params(net, xw.load(tmp_path / "run.pt", part="model"), part="ema", layout="native")
+    assert report.part == "ema/module"
+    assert is_filled(net)
+    again = make_net(1)
+    xw.set_params(again, {"model": OTHER, "ema": {"module": STATE}}, part="ema", layout="native")
+    assert is_filled(again)
+
+
+def test_names_that_send_two_parameters_to_one_value_of_a_file_are_refused(tmp_path) -> None:
+    xw.save({"1/kernel": np.ones(2)}, tmp_path / "w.npz")
+    into = {"0/kernel": np.zeros(2), "1/kernel": np.zeros(2)}
+    with pytest.raises(xw.SelectionError, match="could mean 2 parameters"):
+        xw.set_params(into, tmp_path / "w.npz", names={"0/*": "1/*"}, strict=False)
+    assert not into["0/kernel"].any()
+
+
+def test_what_where_leaves_out_is_never_written_however_many_it_selects(tmp_path) -> None:
+    net = torch.nn.Sequential(torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 2)), torch.nn.Linear(2, 2))
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    before = net[1].bias.detach().clone()
+    with torch.no_grad():
+        net[1].bias.add_(1.0)
+    hidden = "0.parametrizations.weight.original1"
+    chosen = ["0/kernel", "0/bias", "1/kernel", hidden]
+    xw.set_params(net, tmp_path / "w.pt", where=chosen, layout="native")
+    assert torch.equal(net[1].bias, before + 1.0)
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_arrays_of_texts_and_empty_ones_are_left_out_of_the_weights(protocol: int, tmp_path) -> None:
+    beside = {"classes": np.array(["cat", "dog"]), "dates": np.array(["2026-01-01"], "M8[D]"), "none": np.array([])}
+    torch.save({"model": STATE, **beside}, tmp_path / "run.pt", pickle_protocol=protocol)
+    net = make_net(1)
+    xw.set_params(net, tmp_path / "run.pt", layout="native")
+    assert is_filled(net)
+
+
+def test_many_modules_beside_each_other_are_read_and_one_that_contains_itself_is_not(tmp_path) -> None:
+    torch.save({f"net_{i}": torch.nn.Linear(1, 1) for i in range(150)}, tmp_path / "many.pt")
+    assert len(xw.parts(tmp_path / "many.pt")) == 150
+    knot: Any = torch.nn.Module()
+    for _ in range(40):
+        above = torch.nn.Module()
+        above.a = above.b = knot
+        knot = above
+    knot.weight = torch.nn.Parameter(torch.ones(2))
+    torch.save(knot, tmp_path / "knot.pt")
+    with pytest.raises(xw.RefusedFileError, match="over and over"):
+        xw.load(tmp_path / "knot.pt")
+
+
 def test_an_unknown_name_of_a_mapping_stays_an_error() -> None:
     net = make_net()
     with pytest.raises(xw.SelectionError, match=r"head.wieght"):

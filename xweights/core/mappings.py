@@ -11,7 +11,7 @@ from xweights.core.dtypes import Array, is_complex
 from xweights.core.layout import plain_layout
 from xweights.core.numpy_backend import NumpyStorage
 from xweights.core.parameter import Parameter
-from xweights.core.parts import find_parts, is_run, show_parts
+from xweights.core.parts import find_parts, is_array, is_run, show_parts
 from xweights.core.protocols import Storage
 from xweights.core.registry import backend_for
 from xweights.errors import ArgumentError, SelectionError, TargetError
@@ -83,7 +83,7 @@ def mapping_parameters(target: Mapping[str, Any]) -> list[Parameter]:
     """Return the arrays of a mapping as parameters; an array that it holds twice comes once."""
     by_identity: dict[Hashable, Parameter] = {}
     annotated: Any = target if isinstance(target, HasAxes) else None
-    flat = flatten_mapping(target) if annotated is not None or not is_run(target) else _weights_of_run(target)
+    flat = _weights_of_run(target) if annotated is None and _is_more_than_arrays(target) else flatten_mapping(target)
     is_stable = isinstance(target, (dict, HasAxes)) or all(
         target[k] is v for k, v in list(flat.items())[:1] if k in target
     )
@@ -109,6 +109,19 @@ def mapping_parameters(target: Mapping[str, Any]) -> list[Parameter]:
             gates=None if annotated is None else annotated.gates[name],
         )
     return list(by_identity.values())
+
+
+def _is_more_than_arrays(target: Mapping[str, Any]) -> bool:
+    """Return whether a mapping is what a training run saved: not of arrays alone, or with an optimizer's state."""
+    if not is_run(target):
+        return False
+    return _has_other_leaves(target) or any(part.kind == "optimizer" for part in find_parts(target))
+
+
+def _has_other_leaves(tree: Any) -> bool:
+    if isinstance(tree, Mapping):
+        return any(map(_has_other_leaves, tree.values()))
+    return not is_array(tree)
 
 
 def _weights_of_run(target: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -10,29 +10,28 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["weights", "optimizer", "other"]
 Path = tuple[Any, ...]
 
-# Words by which training scripts keep a model's weights.
-_WEIGHTS = re.compile(
-    r"(.*[_.-])?(models?|state[_-]?dicts?|nets?|networks?|modules?|params|parameters|weights|ema|averaged?|swa|shadow\w*)"
-    r"([_.-]?(ema|weights|params|state|state[_-]?dict|avg|averaged|swa|model|best|last|\d+))*",
-    re.IGNORECASE,
+# Words by which training scripts keep a model's weights, and what may follow them. Sets, and no regular expression: the
+# names come from files, and one with nested repetitions can take forever on the wrong one.
+_WEIGHTS = frozenset(
+    {"model", "models", "net", "nets", "network", "networks", "module", "modules", "params", "parameters", "weights"}
+    | {"statedict", "statedicts", "ema", "average", "averaged", "swa", "shadow", "shadowparams"}
 )
+_BEHIND = frozenset({"state", "dict", "dicts", "avg", "best", "last"})
 # ... and a part of it: of another tree these may as well be layers.
-_PARTS_OF_MODELS = re.compile(
-    r"(.*[_.-])?(teacher|student|generator|discriminator|encoder|decoder|backbone|head|policy|critic|actor)([_.-]?\w+)?",
-    re.IGNORECASE,
+_PARTS_OF_MODELS = frozenset(
+    {"teacher", "student", "generator", "discriminator", "encoder", "decoder", "backbone", "head", "policy", "critic"}
+    | {"actor"}
 )
-_OPTIMIZER = re.compile(
-    r"(.*[_.-])?(optim|optimizers?|opt)([_.-]?(states?|weights|dicts?|state[_-]?dicts?|\w|\d+))*", re.IGNORECASE
-)
+_OPTIMIZER = frozenset({"optim", "optimizer", "optimizers", "opt"})
 _SETTINGS = re.compile(
-    r".*(hyper[_-]?param|hparams|config|args|callback|metric|histor|schedul|scaler|loops|criterion|loss|random|rng)",
+    r"(hyper[_-]?param|hparams|config|args|callback|metric|histor|schedul|scaler|loops|criterion|loss|random|rng)",
     re.IGNORECASE,
 )
 # The last words of the names that layers give their arrays.
@@ -49,7 +48,24 @@ _SLOTS = frozenset(
 _DEPTH = 100
 
 
-@dataclass(frozen=True, repr=False)
+def _words(key: Any) -> list[str]:
+    """Return the words of a key in small letters, without numbers at their ends."""
+    words = [word.rstrip("0123456789") for word in re.split(r"[\W_]+", str(key).lower())]
+    return [word for word in words if word]
+
+
+def _names_weights(key: Any) -> bool:
+    """Return whether a key says that weights are behind it: its last words are those of weights."""
+    for word in reversed(_words(key)):
+        if word in _WEIGHTS:
+            return True
+        if word not in _BEHIND:
+            return False
+    # ``state_dict``, and nothing more.
+    return _words(key)[:2] == ["state", "dict"] or _words(key) == ["state", "dicts"]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
 class Part:
     """One tree of a checkpoint.
 
@@ -94,6 +110,20 @@ def find_parts(tree: Any) -> list[Part]:
             return [Part("", "weights", dict(iter_arrays(tree)))]
         parts = [Part(part.name, "weights", part.arrays) if part in others else part for part in parts]
     return parts
+
+
+def parts_named(parts: Sequence[Part], name: str) -> list[Part]:
+    """Return the parts that a name means."""
+    meant = names_meant([part.name for part in parts], name)
+    return [part for part in parts if part.name in meant]
+
+
+def names_meant(names: Iterable[str], name: str) -> list[str]:
+    """Return the name itself if it is there; else those that begin or end with it (``ema`` for ``ema/module``)."""
+    known = list(names)
+    if name in known:
+        return [name]
+    return [one for one in known if one.startswith(f"{name}/") or one.endswith(f"/{name}")]
 
 
 def is_run(tree: Any) -> bool:
@@ -146,7 +176,7 @@ def _split(tree: Any, path: Path) -> Iterator[Part]:
     arrays = dict(iter_arrays(tree))
     if not arrays or len(path) > _DEPTH:
         return
-    if _is_optimizer(tree) or (path and _OPTIMIZER.fullmatch(str(path[-1])) and not _is_state_dict(tree)):
+    if _is_optimizer(tree) or (path and _OPTIMIZER & set(_words(path[-1])) and not _is_state_dict(tree)):
         yield Part(name, "optimizer", arrays)
     elif _is_state_dict(tree):
         # Other things lie flat beside the weights (an epoch), or in them (a module's extra state).
@@ -194,7 +224,7 @@ def _is_run(tree: Any) -> bool:
         return False  # the collections of one Flax model
     if any(_is_optimizer(value) or _has_dots(value) for _, value in branches):
         return True
-    if any(_WEIGHTS.fullmatch(key) for key, _ in branches):
+    if any(_names_weights(key) for key, _ in branches):
         return True
     # Python's numbers and texts beside trees of arrays: no tree of weights has them.
     plain = any(not is_array(value) and not _items(value) and value is not None for value in tree.values())
@@ -214,9 +244,9 @@ def _looks_like_weights(key: Any, tree: Any) -> bool:
     arrays = dict(iter_arrays(tree))
     if all(len(array.shape) == 0 or _is_random_state(str(key), array) for array in arrays.values()):
         return False
-    if _WEIGHTS.fullmatch(str(key)) or _PARTS_OF_MODELS.fullmatch(str(key)):
+    if _names_weights(key) or _PARTS_OF_MODELS & set(_words(key)):
         return True
-    return not _SETTINGS.match(str(key)) and bool({name.rsplit("/", 1)[-1] for name in arrays} & _ROLES)
+    return not _SETTINGS.search(str(key)) and bool({name.rsplit("/", 1)[-1] for name in arrays} & _ROLES)
 
 
 def _is_random_state(name: str, array: Any) -> bool:

@@ -16,7 +16,7 @@ from xweights.core.parts import Part
 from xweights.core.targets import is_path, open_target
 from xweights.edit.find_values import left_over, missing
 from xweights.edit.pairing import Pair, nothing_fits, refuse_foreign
-from xweights.edit.sources import Candidate, open_name, open_sources, source_of_part, try_part
+from xweights.edit.sources import Opened, open_sources, source_of_part, try_parts
 
 # Counters of one side that are no difference, also that of PyTorch's AveragedModel.
 _BESIDE_WEIGHTS = COUNTERS | {"n_averaged"}
@@ -46,7 +46,7 @@ def has_native_names(target: Any, source: Any) -> bool:
     opened = open_sources(source, target, None)
     if opened is None:
         return False
-    pairings = try_part(*opened, target, open_target(target), None, open_name(source))[0]
+    pairings = try_parts(opened, target, open_target(target), None)[0]
     return bool(pairings) and any(found.native and found.values[0].axes is None for found in pairings[0].pairs)
 
 
@@ -56,16 +56,11 @@ def find_counterparts(target: Any, source: Any, everything: Sequence[Parameter])
     Returns None for a source that has the names of another model. Raises SelectionError if two parts of the source, or
     two prefixes, fit.
     """
-    opened = open_sources(source, target, None)
-    candidates: list[Candidate]
-    others: list[Part]
-    if opened is None or isinstance(source, Mapping):
-        arrays = {name: p for p in open_target(source) for name in (p.name, *p.aliases)}
-        part = Part("", "weights", arrays)
-        candidates, others = [(part, source_of_part(part, target, source))], []
-    else:
-        candidates, others = opened
-    pairings, _, values = try_part(candidates, others, target, everything, None, open_name(source))
+    opened = None if isinstance(source, Mapping) else open_sources(source, target, None)
+    if opened is None:
+        part = Part("", "weights", {name: p for p in open_target(source) for name in (p.name, *p.aliases)})
+        opened = Opened([(part, source_of_part(part, target, source))], [], "the mapping")
+    pairings, _, values = try_parts(opened, target, everything, None)
     if is_source(target):
         # Of two files, a prefix that one of them has is a difference: no model says which names are meant.
         pairings = [found for found in pairings if not found.reading.source and not found.reading.target]

@@ -17,8 +17,8 @@ from xweights.core.readings import Reading
 from xweights.core.registry import backend_for
 from xweights.core.values import host_array
 from xweights.edit.load_report import LoadReport
-from xweights.edit.pairing import Pair, Pairing, Source, pair
-from xweights.edit.sources import choose_part, open_name, open_sources
+from xweights.edit.pairing import Pair, Pairing, Source, pair, refuse_foreign
+from xweights.edit.sources import open_sources, try_parts
 from xweights.errors import ArgumentError, Problems, SelectionError, ShapeError, got_expected, near
 
 _PLAIN = Reading((), (), {})
@@ -66,8 +66,8 @@ def find_values(
     problems: Problems,
 ) -> FoundValues:
     """Return the values for the selected parameters; add to ``problems`` what is missing, unknown or ambiguous."""
-    candidates = open_sources(values, target, part)
-    if candidates is None:
+    opened = None if part is None and _fits_flat(values, everything, names) else open_sources(values, target, part)
+    if opened is None:
         if part is not None:
             raise ArgumentError("part= names a part of a file, or of a training run's nested mapping")
         unknown: list[str] = []
@@ -81,16 +81,16 @@ def find_values(
                 return found
         problems.extend(scratch)
         return FoundValues(pairs)
-    source = open_name(values)
-    weights, others = candidates
-    pairing, taken_part, values_of_part = choose_part(weights, others, target, everything, names, source)
+    pairings, taken_part, values_of_part = try_parts(opened, target, everything, names)
+    refuse_foreign(values_of_part, everything, pairings)
+    pairing = pairings[0]
     found = FoundValues(
         _selected(pairing, chosen, everything),
-        source,
+        opened.name,
         taken_part,
         pairing.reading,
         left_over(pairing, values_of_part),
-        other_parts={p.name: p.kind for p in [*(p for p, _ in weights), *others] if p.name not in (taken_part, "*")},
+        other_parts=opened.other_parts(taken_part),
     )
     found.missing = missing(pairing, chosen)
     unexcused = [name for name, reason in found.missing.items() if reason is None]
@@ -99,12 +99,25 @@ def find_values(
         reading = f"{pairing.reading}, " if pairing.reading.source or pairing.reading.target else ""
         problems.add(
             SelectionError,
-            f"{source} has no value for {len(unexcused):,} of {len(chosen):,} parameters: {shown}\n"
+            f"{opened.name} has no value for {len(unexcused):,} of {len(chosen):,} parameters: {shown}\n"
             f"read:     {reading}{len(pairing.pairs):,} names agree"
             + (f"\n{near(unexcused[0], found.left)}" if found.left else ""),
             fix="strict=False to write those that are there, where= to select them, or names= for other names",
         )
     return found
+
+
+def _fits_flat(values: Any, everything: Sequence[Parameter], names: Names | None) -> bool:
+    """Return whether a nested mapping has the target's full names, and so isn't a training run's."""
+    if not isinstance(values, Mapping) or isinstance(values, Params):
+        return False
+    try:
+        flat = flatten_mapping(values)
+    except ArgumentError:
+        return False
+    rename = renamer(names)
+    known = {rename(name) for p in everything for name in (p.name, *p.aliases)} | {p.native_name for p in everything}
+    return flat.keys() <= known
 
 
 def check_tied(pair: Pair, problems: Problems) -> None:
@@ -138,9 +151,9 @@ def _selected(pairing: Pairing, chosen: Sequence[Parameter], everything: Sequenc
 
     If all are selected, so is what the framework's state has beyond them: the pruned part of a normalized weight.
     """
-    if len(chosen) >= sum(not p.hidden for p in everything):
-        return list(pairing.pairs)
     position_of = {p.identity(): position for position, p in enumerate(chosen)}
+    if all(p.hidden or p.identity() in position_of for p in everything):
+        return list(pairing.pairs)
     positions = []
     for found in pairing.pairs:
         of = found.parameter if found.of is None else found.of

@@ -18,7 +18,7 @@ from xweights.core.parameter import Parameter
 from xweights.core.readings import Reading, find_readings
 from xweights.core.registry import backend_for
 from xweights.core.state import Combine, State
-from xweights.errors import SelectionError, near
+from xweights.errors import Problems, SelectionError, near
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,21 @@ def _find_readings(values: Mapping[str, Any], by_name: Mapping[str, int], names:
     if not names:
         return find_readings(list(values), by_name)
     rename: Callable[[str], str] = renamer(names)
-    return [Reading((), (), {name: rename(name) for name in by_name if rename(name) in values})]
+    pairs = {name: rename(name) for name in by_name if rename(name) in values}
+    meant: dict[str, dict[int, str]] = {}
+    for name, key in pairs.items():
+        meant.setdefault(key, {}).setdefault(by_name[name], name)
+    problems = Problems("names= sends several parameters to one value")
+    for key, of_key in meant.items():
+        if len(of_key) > 1:
+            shown = ", ".join(map(repr, of_key.values()))
+            problems.add(
+                SelectionError,
+                f"{key!r} could mean {len(of_key)} parameters\n{shown}",
+                fix="map each to a value of its own",
+            )
+    problems.check()
+    return [Reading((), (), pairs)]
 
 
 def nothing_fits(source: Source, parameters: Sequence[Parameter], pairings: Sequence[Pairing]) -> bool:

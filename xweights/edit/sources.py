@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from xweights.core.backend import FileLayout
@@ -11,10 +12,10 @@ from xweights.core.names import Names
 from xweights.core.openers import HasParts, open_file
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
-from xweights.core.parts import Part, find_parts, is_run, show_parts
+from xweights.core.parts import Part, find_parts, is_run, parts_named, show_parts
 from xweights.core.registry import backend_for
 from xweights.core.targets import is_path, open_target
-from xweights.edit.pairing import Pairing, Source, pair, refuse_foreign
+from xweights.edit.pairing import Pairing, Source, pair
 from xweights.errors import SelectionError, near
 
 
@@ -27,52 +28,50 @@ def open_name(values: Any) -> str:
 
 # A part, and its values by their keys and by neutral name.
 Candidate = tuple[Part, Source]
+_WHOLE = "*"
 
 
-def open_sources(values: Any, target: Any, part: str | None) -> tuple[list[Candidate], list[Part]] | None:
+@dataclass(frozen=True)
+class Opened:
+    """What a user passed as values: the parts that may be meant, all others, and the name for messages."""
+
+    candidates: list[Candidate]
+    others: list[Part]
+    name: str
+
+    def other_parts(self, taken: str) -> dict[str, str]:
+        """Return the kinds of the parts beside the one that was taken, by name."""
+        parts = [*(part for part, _ in self.candidates), *self.others]
+        return {part.name: part.kind for part in parts if part.name not in (taken, _WHOLE)}
+
+
+def open_sources(values: Any, target: Any, part: str | None) -> Opened | None:
     """Return the parts that may be meant, and all others; None for values that have no parts."""
     if is_path(values):
-        values = open_file(values, part=part)
+        values = open_file(values)
+    name = open_name(values)
     if isinstance(values, HasParts):
-        parts = [_as_named(values, part)] if part or values.part else list(values.__xweights_parts__())
-        others = [p for p in values.__xweights_parts__() if p not in parts]
-        candidates = [p for p in parts if p.kind == "weights"] or parts[: 1 if part or values.part else 0]
-        if not candidates:
-            values.__xweights_parameters__()  # raises: there is none
-        whole = [_whole(parts, values)] if len(candidates) > 1 else []
-        return (
-            [(p, source_of_part(p, target, values)) for p in (*candidates, *whole)],
-            [p for p in [*parts, *others] if p not in candidates],
-        )
-    if hasattr(type(values), "__xweights_parameters__"):
-        only = Part("", "weights", {p.name: p for p in open_target(values)})
-        return [(only, source_of_part(only, target, values))], []
-    if not isinstance(values, Mapping) or isinstance(values, Params) or not is_run(values):
+        parts = list(values.__xweights_parts__())
+        weights = [p for p in parts if p.kind == "weights"]
+        by_names = part is None and values.part is None and len(weights) > 1
+        meant = weights if by_names else [values.__xweights_part__(part)]
+    elif hasattr(type(values), "__xweights_parameters__"):
+        meant = parts = [Part("", "weights", {p.name: p for p in open_target(values)})]
+    elif isinstance(values, Mapping) and not isinstance(values, Params) and is_run(values):
+        parts = find_parts(values)
+        meant = [p for p in parts if p.kind == "weights"] if part is None else parts_named(parts, part)
+        if not meant:
+            raise SelectionError(f"these values have no part {part or 'that holds weights'!r}\n{show_parts(parts)}")
+    else:
         return None
-    parts = find_parts(values)
-    weights = [p for p in parts if (p.name == part if part else p.kind == "weights")]
-    if not weights:
-        raise SelectionError(f"these values have no part {part or 'that holds weights'!r}\n{show_parts(parts)}")
-    return (
-        [(p, Source(p.arrays, p.arrays, f"values, part {p.name!r}")) for p in weights],
-        [p for p in parts if p not in weights],
-    )
+    whole = [_join(meant)] if len(meant) > 1 else []
+    candidates = [(p, source_of_part(p, target, values)) for p in (*meant, *whole)]
+    return Opened(candidates, [p for p in parts if p not in meant], name)
 
 
-def _as_named(values: HasParts, part: str | None) -> Part:
-    """Return the part of a file that was asked for, whose parameters the file hands out."""
-    opened = values.__xweights_parameters__() if part is None or values.part else None
-    if opened is None:
-        values = open_file(values.path, part=part)
-        opened = values.__xweights_parameters__()
-    first = {id(p) for p in opened}
-    return next(p for p in values.__xweights_parts__() if {id(q) for q in p.arrays.values()} == first)
-
-
-def _whole(parts: Sequence[Part], values: HasParts) -> Part:
-    """Return all parts of weights as one: separate state dicts of a model's own parts."""
-    arrays = {f"{p.name}/{key}": array for p in parts if p.kind == "weights" for key, array in p.arrays.items()}
-    return Part("*", "weights", arrays)
+def _join(parts: Sequence[Part]) -> Part:
+    """Return parts as one: separate state dicts of a model's own parts."""
+    return Part(_WHOLE, "weights", {f"{p.name}/{key}": array for p in parts for key, array in p.arrays.items()})
 
 
 def source_of_part(part: Part, target: Any, values: Any) -> Source:
@@ -84,8 +83,10 @@ def source_of_part(part: Part, target: Any, values: Any) -> Source:
         homes = dict(backend.file_layout(target))
     native: dict[str, Any] = {}
     neutral: dict[str, Any] = {}
+    if not all(isinstance(value, Parameter) for value in part.arrays.values()):
+        return Source(part.arrays, part.arrays, f"values, part {part.name!r}")
     for key, p in part.arrays.items():
-        if part.name == "*":
+        if part.name == _WHOLE:
             native[key] = neutral[key] = p
             continue
         aliases = getattr(p.handle.metadata, "native_aliases", ()) if hasattr(p.handle, "metadata") else ()
@@ -99,55 +100,33 @@ def source_of_part(part: Part, target: Any, values: Any) -> Source:
             continue
         for name in (p.name, *p.aliases):
             neutral[name] = p
-    label = open_name(values) + (f", part {part.name!r}" if part.name not in ("", "*") else "")
+    label = open_name(values) + (f", part {part.name!r}" if part.name not in ("", _WHOLE) else "")
     return Source(native, neutral, label)
 
 
-def choose_part(
-    weights: Sequence[Candidate],
-    others: Sequence[Part],
-    target: Any,
-    everything: Sequence[Parameter],
-    names: Names | None,
-    source: str = "the file",
-) -> tuple[Pairing, str, Source]:
-    """Return the pairing of the part whose names fit the target, the part's name and values.
-
-    Raises SelectionError if none fits, or several do.
-    """
-    pairings, part, values = try_part(weights, others, target, everything, names, source)
-    refuse_foreign(values, everything, pairings)
-    return pairings[0], part, values
-
-
-def try_part(
-    weights: Sequence[Candidate],
-    others: Sequence[Part],
-    target: Any,
-    everything: Sequence[Parameter],
-    names: Names | None,
-    source: str = "the file",
+def try_parts(
+    opened: Opened, target: Any, everything: Sequence[Parameter], names: Names | None
 ) -> tuple[list[Pairing], str, Source]:
     """Return the pairings of the part whose names fit best, which may be none; raise if two parts fit."""
     wanted = {p.identity() for p in everything if not p.hidden and p.role not in COUNTERS}
-    paired = [(part, values, pair(values, target, everything, names, wanted)) for part, values in weights]
+    paired = [(part, values, pair(values, target, everything, names, wanted)) for part, values in opened.candidates]
     found = [max((len(p.covered & wanted) for p in pairings), default=0) for _, _, pairings in paired]
     best = [item for item, number in zip(paired, found, strict=True) if number == max(found)]
     if len(best) > 1:
         # Of all parts together no more than one of them alone says nothing new.
-        best = [item for item in best if item[0].name != "*"]
+        best = [item for item in best if item[0].name != _WHOLE]
     if len(best) > 1 and max(found):
         parts = [part for part, _, _ in best]
         raise SelectionError(
-            f"{source} has {len(parts)} parts whose names fit the target\n{show_parts(parts)}\n"
+            f"{opened.name} has {len(parts)} parts whose names fit the target\n{show_parts(parts)}\n"
             f"Fix: part={parts[0].name!r}"
         )
     if len(best) > 1:
-        every = [part for part, _, _ in paired if part.name != "*"]
+        every = [part for part, _, _ in paired if part.name != _WHOLE]
         first = best[0][1]
         raise SelectionError(
-            f"{source} has {len(every)} parts that hold weights, and the names of none of them fit the target\n"
-            f"{show_parts([*every, *others])}\n{near(everything[0].native_name, first.native)}\n"
+            f"{opened.name} has {len(every)} parts that hold weights, and the names of none of them fit the target\n"
+            f"{show_parts([*every, *opened.others])}\n{near(everything[0].native_name, first.native)}\n"
             'Fix: part=, and names={"glob of the target": "glob in the file"}'
         )
     part, values, pairings = best[0]

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
-from xweights.core.parts import Part, find_parts, show_parts
+from xweights.core.parts import Part, find_parts, parts_named, show_parts
 from xweights.core.protocols import BaseStorage
 from xweights.errors import (
     ArgumentError,
@@ -144,19 +144,21 @@ class Checkpoint:
         """The name of the part that the file stands for; empty for a file of weights alone."""
         return self._chosen().name
 
-    def _chosen(self) -> Part:
-        if self.part is None:
+    def __xweights_part__(self, part: str | None = None) -> Part:
+        """Return the part of a name, or the one that the file stands for; refuse a name that means none or several."""
+        return self._chosen(part)
+
+    def _chosen(self, part: str | None = None) -> Part:
+        part = self.part if part is None else part
+        if part is None:
             candidates = [found for found in self._parts if found.kind == "weights"]
         else:
-            candidates = [found for found in self._parts if found.name == self.part]
-            candidates = candidates or [
-                found for found in self._parts if self.part in (*_ends_of(found.name.split("/")),)
-            ]
+            candidates = parts_named(self._parts, part)
         if len(candidates) == 1:
             return candidates[0]
         if not self._parts:
             return Part("", "weights", {})
-        raise _part_error(self, candidates)
+        raise _part_error(self, part, candidates)
 
     @property
     def _parameters(self) -> list[Parameter]:
@@ -275,17 +277,10 @@ def parts(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> list
     return load(path, max_bytes=max_bytes).parts
 
 
-def _ends_of(words: list[str]) -> Iterator[str]:
-    """Yield the shorter names of a part: its beginning or its end, as far as one word."""
-    for cut in range(1, len(words)):
-        yield "/".join(words[:cut])
-        yield "/".join(words[cut:])
-
-
-def _part_error(checkpoint: Checkpoint, candidates: list[Part]) -> XweightsError:
+def _part_error(checkpoint: Checkpoint, part: str | None, candidates: list[Part]) -> XweightsError:
     """Return the error for a file in which no part, or more than one, is meant."""
     weights = [found for found in checkpoint.parts if found.kind == "weights"]
-    if checkpoint.part is None:
+    if part is None:
         reason = f"it has {len(weights)} parts that hold weights" if weights else "it has no part that holds weights"
         first = weights[0].name if weights else ""
         typed = f"{os.path.basename(checkpoint.path)}#{first}"
@@ -294,7 +289,7 @@ def _part_error(checkpoint: Checkpoint, candidates: list[Part]) -> XweightsError
         )
     else:
         many = "no part" if not candidates else f"{len(candidates)} parts"
-        reason = f"it has {many} of the name {checkpoint.part!r}"
+        reason = f"it has {many} of the name {part!r}"
         fix = f"part={weights[0].name!r}" if weights else None
     shown = "\n".join(f"  {line}" for line in show_parts(checkpoint.parts).splitlines())
     error = refused(checkpoint.path, f"{reason}\n{shown}", fix=fix)

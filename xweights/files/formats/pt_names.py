@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -155,15 +156,16 @@ def describe_array(data: Any, dtype: Any, shape: Any, fortran: bool) -> PickledA
     order = dtype.state[1] if isinstance(dtype, OpaqueObject) and isinstance(dtype.state, tuple) else "|"
     if not _are_counts(shape) or not isinstance(code, str) or not isinstance(data, bytes) or order not in tuple("<>|="):
         return None
+    if not re.fullmatch(r"b1|[iuf][1248]|c8|c16", code):
+        return None  # texts, dates, records: no numbers
     return PickledArray(f"{order}{code}", shape, fortran, data)
 
 
-def _describe_array_of_buffer(*args: Any) -> PickledArray:
+def _describe_array_of_buffer(*args: Any) -> PickledArray | OpaqueObject:
     """Describe ``_frombuffer``, by which protocol 5 makes an array: bytes, dtype, shape, order."""
-    array = describe_array(args[0], args[1], args[2], args[3] == "F") if len(args) > 3 else None
-    if array is None:
+    if len(args) < 4:
         raise ValueError("an array isn't described by bytes, a dtype, a shape and an order")
-    return array
+    return describe_array(args[0], args[1], args[2], args[3] == "F") or OpaqueObject("numpy.ndarray", ())
 
 
 def _describe_bytes(*args: Any) -> bytes:

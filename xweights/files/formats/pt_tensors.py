@@ -89,7 +89,7 @@ class _TreeBuilder:
 
     def build(self, value: Any, name: str, above: list[int]) -> Any:
         """Return the tree of a value of the pickle."""
-        value = _contents_of(value)
+        key, value = id(value), self.contents_of(value)
         if isinstance(value, (Tensor, PickledArray)):
             return self.add_record(value, name or "tensor")
         if not isinstance(value, (dict, list, tuple)):
@@ -98,21 +98,53 @@ class _TreeBuilder:
             if isinstance(value, OpaqueObject):
                 self.kinds.add(value.type[:200])
             return value
-        path = self.file.path
-        if id(value) in above or len(above) > _DEPTH:
-            raise damaged(path, "its dicts contain themselves, or are nested too deeply", key=name)
-        self.uses[id(value)] = self.uses.get(id(value), 0) + 1
-        if value and self.uses[id(value)] > 100:
-            raise refused(path, "one of its dicts is used over and over, which would make endless names", key=name)
+        if key in above or len(above) > _DEPTH:
+            raise damaged(self.file.path, "its dicts contain themselves, or are nested too deeply", key=name)
+        if value:
+            self.count_use(key, name)
         found, left_out = len(self.records), len(self.ignored)
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         inner = {
-            key: self.build(item, f"{name}/{_show_key(key)}" if name else _show_key(key), [*above, id(value)])
-            for key, item in pairs
+            k: self.build(item, f"{name}/{_show_key(k)}" if name else _show_key(k), [*above, key]) for k, item in pairs
         }
         if name and value and len(self.records) == found:
             self.ignored[left_out:] = [name]  # as a whole: a random state is a list of 600 numbers
         return inner if isinstance(value, dict) else list(inner.values())
+
+    def count_use(self, key: int, name: str) -> None:
+        """Refuse a container that is used over and over: a few of them in each other make endless names."""
+        self.uses[key] = self.uses.get(key, 0) + 1
+        if self.uses[key] > 100:
+            reason = "one of its dicts is used over and over, which would make endless names"
+            raise refused(self.file.path, reason, key=name)
+
+    def contents_of(self, value: Any) -> Any:
+        """Return what an object of an unknown class holds: a module's state dict, or the dict or list that it is."""
+        if not isinstance(value, OpaqueObject):
+            return value
+        if isinstance(value.state, PickledArray):
+            return value.state
+        if _is_module(value):
+            return dict(self.iter_state(value, "", 0))
+        if value.entries or value.items:
+            return value.entries or value.items
+        return value.state if isinstance(value.state, dict) and _holds_tensors(value.state, 4) else value
+
+    def iter_state(self, module: OpaqueObject, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+        """Yield the (key, tensor) pairs of the state dict that a pickled module would have."""
+        self.count_use(id(module.state), prefix)
+        passing = module.state.get("_non_persistent_buffers_set")
+        for table, left_out in (("_parameters", ()), ("_buffers", passing if isinstance(passing, list) else ())):
+            tensors = module.state.get(table)
+            for key, tensor in tensors.items() if isinstance(tensors, dict) else ():
+                if tensor is not None and key not in left_out:
+                    yield f"{prefix}{key}", tensor
+        for key, child in module.state["_modules"].items():
+            if not _is_module(child):
+                continue
+            if depth > _DEPTH:
+                raise damaged(self.file.path, "its modules contain themselves, or are nested too deeply", key=prefix)
+            yield from self.iter_state(child, f"{prefix}{key}.", depth + 1)
 
     def take_name(self, name: str) -> None:
         if name in self.names:
@@ -137,35 +169,9 @@ def _show_key(key: Any) -> str:
     return key if isinstance(key, str) else getattr(key, "text", str(key)[:200])
 
 
-def _contents_of(value: Any) -> Any:
-    """Return what an object of an unknown class holds: a module's state dict, or the dict or list that it is."""
-    if not isinstance(value, OpaqueObject):
-        return value
-    if isinstance(value.state, PickledArray):
-        return value.state
-    if _is_module(value):
-        return dict(_iter_state(value, "", 0))
-    if value.entries or value.items:
-        return value.entries or value.items
-    return value.state if isinstance(value.state, dict) and _holds_tensors(value.state, 4) else value
-
-
 def _is_module(value: Any) -> bool:
     state = value.state if isinstance(value, OpaqueObject) else None
     return isinstance(state, dict) and all(isinstance(state.get(name), dict) for name in ("_parameters", "_modules"))
-
-
-def _iter_state(module: OpaqueObject, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """Yield the (key, tensor) pairs of the state dict that a pickled module would have."""
-    passing = module.state.get("_non_persistent_buffers_set")
-    for table, left_out in (("_parameters", ()), ("_buffers", passing if isinstance(passing, list) else ())):
-        tensors = module.state.get(table)
-        for key, tensor in tensors.items() if isinstance(tensors, dict) else ():
-            if tensor is not None and key not in left_out:
-                yield f"{prefix}{key}", tensor
-    for key, child in module.state["_modules"].items():
-        if _is_module(child) and depth < _DEPTH:
-            yield from _iter_state(child, f"{prefix}{key}.", depth + 1)
 
 
 def _holds_tensors(value: Any, depth: int) -> bool:
@@ -196,7 +202,8 @@ def _make_array_record(file: OpenFile, key: str, described: PickledArray) -> Rec
         if stored.kind not in "biufc" or stored.itemsize * math.prod(described.shape) != len(described.data):
             raise ValueError("its bytes don't fit its shape")  # noqa: TRY301
         order: Literal["F", "C"] = "F" if described.fortran else "C"
-        array = np.frombuffer(described.data, stored).reshape(described.shape, order=order)
+        flat = np.frombuffer(described.data, stored) if described.data else np.empty(0, stored)
+        array = flat.reshape(described.shape, order=order)
         array = np.ascontiguousarray(array.astype(stored.newbyteorder("="))).reshape(described.shape)
     except (ValueError, TypeError) as wrong:
         raise refused(file.path, f"it is a NumPy array that can't be read: {wrong}", key=key) from None
