@@ -15,6 +15,7 @@ from typing import Self
 
 import numpy as np
 import pytest
+from forks import in_a_fork
 
 import xweights as xw
 from xweights.files.io import transaction
@@ -48,18 +49,6 @@ def value_of(path: object) -> float:
 
 def state_of(path: Path) -> tuple[int, int, bytes]:
     return path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()
-
-
-def in_a_fork(work: Callable[[], None]) -> int:
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return pid
 
 
 def status_of(pid: int) -> int:

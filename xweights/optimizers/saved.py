@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xweights.core.parts import is_array, iter_arrays, show_parts
+from xweights.core.parts import is_array, iter_arrays, names_meant, show_parts
 from xweights.core.targets import is_path
-from xweights.errors import HandoffError, near
+from xweights.errors import HandoffError, got_expected, near
 from xweights.files.load import Checkpoint, load
 
 _DEPTH = 100
@@ -29,6 +29,15 @@ class SavedOptimizer:
     label: str
     tree: Any
 
+    def check_framework(self, framework: str) -> None:
+        """Raise HandoffError unless this framework saved it."""
+        if self.framework != framework:
+            raise HandoffError(
+                f"{self.label} is the state of an optimizer of another framework\n"
+                f"{got_expected(self.framework, framework)}\n"
+                "Fix: read it with the model that it was saved with, then xweights.handoff"
+            )
+
 
 def is_saved(optimizer: Any) -> bool:
     """Return whether what is passed as an optimizer is a file, or a file that was opened."""
@@ -43,7 +52,7 @@ def find_saved(checkpoint: Checkpoint, part: str | None) -> SavedOptimizer:
     found = dict(_find(checkpoint.tree, (), checkpoint.format, checkpoint.metadata))
     chosen = list(found)
     if part is not None:
-        chosen = [name for name in found if name == part] or [name for name in found if part in _ends_of(name)]
+        chosen = names_meant(found, part)
     if len(chosen) != 1:
         raise _refuse(checkpoint, part, list(found), chosen)
     framework, tree = found[chosen[0]]
@@ -86,13 +95,6 @@ def _find(tree: Any, path: tuple[str, ...], fmt: str, texts: Mapping[str, str]) 
         # A list of one, as Lightning keeps, isn't worth a number.
         for position, value in enumerate(tree):
             yield from _find(value, path if len(tree) == 1 else (*path, str(position)), fmt, texts)
-
-
-def _ends_of(name: str) -> list[str]:
-    words = name.split("/")
-    return ["/".join(words[cut:]) for cut in range(1, len(words))] + [
-        "/".join(words[:cut]) for cut in range(1, len(words))
-    ]
 
 
 def _refuse(checkpoint: Checkpoint, part: str | None, found: list[str], chosen: list[str]) -> HandoffError:

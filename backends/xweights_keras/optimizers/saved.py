@@ -47,12 +47,7 @@ def read_saved(
     saved: SavedOptimizer, model: Any, parameters: Sequence[Parameter], rule: Any, step: int | None
 ) -> OptimizerState:
     """Return the state of an optimizer that Keras saved; see ``Optimizing.read_saved``."""
-    if saved.framework != "keras":
-        raise HandoffError(
-            f"{saved.label} is the state of an optimizer of another framework\n"
-            f"got:      {saved.framework}\nexpected: keras\n"
-            "Fix: read it with the model that it was saved with, then xweights.handoff"
-        )
+    saved.check_framework("keras")
     if model is None:
         raise HandoffError(
             f"Keras numbers the variables of an optimizer, and only the model tells which is which: {saved.label}\n"

@@ -58,12 +58,7 @@ def read_saved(
     saved: SavedOptimizer, model: Any, parameters: Sequence[Parameter], rule: Any, step: int | None
 ) -> OptimizerState:
     """Return the state by position, or by the names in the file; see ``Optimizing.read_saved``."""
-    if saved.framework != "torch":
-        raise HandoffError(
-            f"{saved.label} is the state of an optimizer of another framework\n"
-            f"got:      {saved.framework}\nexpected: torch\n"
-            "Fix: read it with the model that it was saved with, then xweights.handoff"
-        )
+    saved.check_framework("torch")
     problems = Problems(f"the optimizer state in {saved.label} can't be read, and nothing was changed")
     contents = _read_contents(saved.tree, rule, problems)
     problems.check()
