@@ -378,5 +378,7 @@ def test_many_modules_beside_each_other_are_read_and_one_that_contains_itself_is
 
 def test_an_unknown_name_of_a_mapping_stays_an_error() -> None:
     net = make_net()
-    with pytest.raises(xw.SelectionError, match=r"head.wieght"):
-        xw.set_params(net, {**STATE, "head.wieght": torch.ones(2, 4)}, layout="native")
+    few = {"head.bias": torch.ones(2)}
+    for wrong in ({**STATE, "head.wieght": torch.ones(2, 4)}, {**few, "bais": 0.5}, {**few, "bn2.running_mean": few}):
+        with pytest.raises(xw.SelectionError, match=r"wieght|bais|bn2"):
+            xw.set_params(net, wrong, layout="native", strict=False)

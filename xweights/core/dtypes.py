@@ -13,6 +13,8 @@ Array = np.ndarray[Any, Any]
 # Roles of counters that frameworks keep beside the weights. Other frameworks have no counterpart, so they may be absent
 # on either side of a comparison or a strict set_params.
 COUNTERS = frozenset({"num_batches_tracked", "count"})
+# In a file or a state dict also that of PyTorch's AveragedModel.
+SAVED_COUNTERS = COUNTERS | {"n_averaged"}
 # What the last part of a name alone shows to be no weight that is trained, whoever wrote the file.
 _NEVER_TRAINED = re.compile(
     r"(running|moving)_(mean|var|variance)|num_batches_tracked|n_averaged|global_step|iterations|seed_generator_state"

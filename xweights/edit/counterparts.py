@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xweights.core.dtypes import COUNTERS, Array
+from xweights.core.dtypes import SAVED_COUNTERS, Array
 from xweights.core.mappings import last_part
 from xweights.core.numpy_backend import NumpyStorage
 from xweights.core.openers import HasParts
@@ -17,9 +17,6 @@ from xweights.core.targets import is_path, open_target
 from xweights.edit.find_values import left_over, missing
 from xweights.edit.pairing import Pair, nothing_fits, refuse_foreign
 from xweights.edit.sources import Opened, open_sources, source_of_part, try_parts
-
-# Counters of one side that are no difference, also that of PyTorch's AveragedModel.
-_BESIDE_WEIGHTS = COUNTERS | {"n_averaged"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +69,7 @@ def find_counterparts(target: Any, source: Any, everything: Sequence[Parameter])
     only_source = {
         key: values.native.get(key, values.neutral.get(key))
         for key, reason in left_over(pairing, values).items()
-        if reason is None and last_part(key) not in _BESIDE_WEIGHTS
+        if reason is None and last_part(key) not in SAVED_COUNTERS
     }
     names = missing(pairing, [p for p in everything if not p.hidden])
     return Counterparts(

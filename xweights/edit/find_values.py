@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.dtypes import COUNTERS, is_never_trained
+from xweights.core.dtypes import COUNTERS, SAVED_COUNTERS
 from xweights.core.mappings import flatten_mapping, last_part
 from xweights.core.names import NameIndex, Names, find_named, renamer
 from xweights.core.parameter import Parameter
@@ -193,13 +193,13 @@ def _find_in_mapping(
     unknown = [
         key
         for key, reason in pairing.left.items()
-        if reason is None
-        and not is_never_trained(last_part(key))
-        and pairing.reading.rename(key) is not None
-        and not _is_beside_weights(key, source.native[key])
+        if reason is None and last_part(key) not in SAVED_COUNTERS and pairing.reading.rename(key) is not None
     ]
     left_in_model = missing(pairing, chosen)
-    if unknown or not pairing.pairs or (strict and None in left_in_model.values()):
+    is_complete = None not in left_in_model.values()
+    if is_complete:
+        unknown = [key for key in unknown if not _is_beside_weights(key, source.native[key])]
+    if unknown or not pairing.pairs or (strict and not is_complete):
         return None
     if behind and 2 * len(pairing.pairs) < min(len(everything), len(source.native)):
         return None
