@@ -214,6 +214,20 @@ def test_counters_on_one_side_only_are_left_out() -> None:
     assert not xw.equal({"n/count": np.array(3)}, {"n/count": np.array(4)})
 
 
+def test_a_tied_parameter_differs_from_a_file_in_which_one_of_its_names_has_other_values(tmp_path) -> None:
+    torch = pytest.importorskip("torch")
+    model = torch.nn.ModuleDict({"emb": torch.nn.Embedding(3, 2), "head": torch.nn.Linear(2, 3, bias=False)})
+    model["head"].weight = model["emb"].weight
+    torch.save({key: value.clone() for key, value in model.state_dict().items()}, tmp_path / "same.pt")
+    untied = {**model.state_dict(), "head.weight": torch.ones(3, 2)}
+    torch.save(untied, tmp_path / "other.pt")
+    assert xw.equal(model, tmp_path / "same.pt")
+    assert str(xw.diff(model, tmp_path / "same.pt")) == "no difference in 1 parameters"
+    for other in (tmp_path / "other.pt", untied):
+        assert not xw.equal(model, other)
+        assert not xw.equal(other, model)
+
+
 def test_names_lead_from_one_side_to_the_other() -> None:
     a, b = {"0/kernel": np.ones(1), "0/bias": np.zeros(1)}, {"dense/0/kernel": np.ones(1), "dense/0/bias": np.zeros(1)}
     assert xw.equal(a, b, names={"0/*": "dense/0/*"})

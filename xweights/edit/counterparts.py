@@ -24,9 +24,11 @@ class Counterparts:
     """The parameters of a target with their counterparts in a source, and what only one side has.
 
     ``pairs`` are in the target's order; a parametrization's inputs stand for the parameter that is computed from them.
+    ``further`` pairs a tied parameter with what the source has under its other names, if these are other arrays.
     """
 
     pairs: list[tuple[Parameter, Parameter]]
+    further: list[tuple[Parameter, Parameter]]
     only_target: list[Parameter]
     only_source: dict[str, Parameter]
 
@@ -73,15 +75,21 @@ def find_counterparts(target: Any, source: Any, everything: Sequence[Parameter])
     }
     names = missing(pairing, [p for p in everything if not p.hidden])
     return Counterparts(
-        [(found.parameter, _as_parameter(found)) for found in pairing.pairs],
+        [(found.parameter, _as_parameter(found, found.values[0])) for found in pairing.pairs],
+        [
+            (found.parameter, _as_parameter(found, value))
+            for found in pairing.pairs
+            for _, value in found.same
+            if value is not found.values[0]
+        ],
         [p for p in everything if p.identity() not in covered and names.get(p.name, "") is None],
         only_source,
     )
 
 
-def _as_parameter(pair: Pair) -> Parameter:
-    """Return the value of a pair as a parameter, in the layout of the target's one if it is stored alike."""
-    p, value = pair.parameter, pair.values[0]
+def _as_parameter(pair: Pair, value: Any) -> Parameter:
+    """Return a value of a pair as a parameter, in the layout of the target's one if it is stored alike."""
+    p = pair.parameter
     if pair.combine is not None:
         return p.replace(storage=_Combined(), handle=pair, dtype=value.dtype, aliases=())
     if pair.native and value.axes is None and value.layout.stored == p.layout.stored:

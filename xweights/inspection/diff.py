@@ -126,6 +126,9 @@ def _match_source(a: Any, b: Any, where: WhereLike) -> Iterator[tuple[str, Param
     for p, match in found.pairs:
         if p.identity() in selected or (p.hidden and where is ...):
             yield p.name, p, match
+    for p, match in found.further:
+        if p.identity() in selected and _change(p.name, p, match) is not None:
+            yield p.name, p, match
     yield from ((p.name, p, None) for p in found.only_target if p.identity() in selected)
     if where is ...:
         yield from ((name, None, p) for name, p in found.only_source.items())
