@@ -50,7 +50,7 @@ _STATE_SPACE = {
 
 LAYERS: dict[str, dict[str, Row]] = {
     "Conv1D": {"weight": Row("kernel", "in out"), "bias": BIAS},
-    "*RMSNorm *RmsNorm *RMSNormGated *RMSNorm2d T5LayerNorm *T5LayerNorm": RMS_NORM,
+    "*RMSNorm *RmsNorm *RMSNormGated T5LayerNorm *T5LayerNorm": RMS_NORM,
     "MT5LayerNorm UMT5LayerNorm UdopLayerNorm Pop2PianoLayerNorm Pix2StructLayerNorm SwitchTransformersLayerNorm "
     "LongT5LayerNorm ImageGPTLayerNorm CpmAntLayerNorm": RMS_NORM,
     "IntLayerNorm": LAYER_NORM | {"shift": Row("shift", "1", "quantization")},
@@ -139,10 +139,10 @@ LAYERS: dict[str, dict[str, Row]] = {
         **{name: Row(name, "head dim", "bias") for name in ("r_r_bias", "r_s_bias", "r_w_bias")},
         "seg_embed": Row("seg_embed", "vocab head dim", "embeddings"),
     },
-    "*SamHQPositionalEmbedding *SamPositionalEmbedding *PositionEmbeddingRandom *Sam*PositionalEmbedding": {
+    "*SamHQPositionalEmbedding *SamPositionalEmbedding *Sam*PositionalEmbedding": {
         "positional_embedding": Row("positional_embedding", "in out", "frequencies"),
     },
-    "EfficientAdditiveAttention SwiftFormerEfficientAdditiveAttention": {"w_g": Row("w_g/kernel", "in out")},
+    "SwiftFormerEfficientAdditiveAttention": {"w_g": Row("w_g/kernel", "in out")},
     "Levit*Attention* *LevitAttention*": {
         "attention_biases": Row("attention_biases", "head position -> position head", "relative_position_bias")
     },
@@ -178,8 +178,9 @@ LAYERS: dict[str, dict[str, Row]] = {
     "OmDetTurboLanguageBackbone": {"text_projection": Row("text_projection/kernel", "in out")},
     "WavLMAttention": {"gru_rel_pos_const": Row("gru_rel_pos_const", "1 head 1 1", "scale")},
     # An output layer's bias beside a kernel that it shares with the embeddings.
-    "*LMHead *LMPredictionHead *OnlyLMHead *MLMHead *EmbeddingDecoder EntityPredictionHead *PredictionHeadTransform "
-    "*LMPredictionHeadWithBias *MLMOutput": {"bias": BIAS},
+    "*LMHead *LMPredictionHead *OnlyLMHead *MLMHead *EmbeddingDecoder EntityPredictionHead *PredictionHeadTransform": {
+        "bias": BIAS
+    },
 }
 
 SIZES = {"DbrxExpertGLU": {"expert": "moe_num_experts"}}
@@ -202,7 +203,7 @@ _tokens = (
     "pooling_attention_query bos_latent eoi_embedding silence_embeds image_begin image_end image_sep text_prompt "
     "segment_token_input segment_token_prompt type_token_semantic type_token_instance cls_register_token dummy_node "
     "global_img_feature_extensor sub_img_feature_extensor img_temporal_embedding visual_segment_embedding padding mask "
-    "label_embeddings_concat z_L_init z_H_init"
+    "label_embeddings_concat z_L_init"
 )
 _positions = (
     "position_embeddings position_embedding positional_embedding "
