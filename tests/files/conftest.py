@@ -1,8 +1,13 @@
-"""Skip tests that need h5py where it isn't installed."""
+"""Find the modules beside the tests, and skip tests that need h5py where it isn't installed."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)
