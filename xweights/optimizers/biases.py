@@ -13,7 +13,7 @@ from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, Problems
 from xweights.optimizers.state import OptimizerGroup, OptimizerState
-from xweights.porting.matching.search import Pair
+from xweights.porting.matching.pairs import Pair
 from xweights.porting.matching.similarity import distance, tolerance
 from xweights.porting.units import ParamSlice
 

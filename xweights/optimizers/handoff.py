@@ -24,7 +24,7 @@ from xweights.optimizers.remap import remap_state
 from xweights.optimizers.reports import HandoffReport
 from xweights.optimizers.state import OptimizerState
 from xweights.porting.matching.outputs import OutputMap
-from xweights.porting.matching.search import Pair
+from xweights.porting.matching.pairs import Pair
 from xweights.porting.port import Attributes, port_models
 from xweights.porting.reports import PortReport
 from xweights.porting.session import Run

@@ -16,7 +16,7 @@ from xweights.edit.execute import is_foreign
 from xweights.errors import XweightsError
 from xweights.optimizers.protocol import Part
 from xweights.optimizers.remap import SlicePair, find_feeds, is_like, remap_mask
-from xweights.porting.matching.search import Pair
+from xweights.porting.matching.pairs import Pair
 from xweights.rules.constraints import Keep
 from xweights.rules.constraints import Pattern as HeldPattern
 from xweights.rules.elementwise import Mask

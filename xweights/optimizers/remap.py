@@ -18,7 +18,7 @@ from xweights.errors import HandoffError, Problems
 from xweights.optimizers.biases import JoinedBias, double_lr, find_joined_biases, recurrent_biases
 from xweights.optimizers.rules.updates import NON_ELEMENTWISE_RULES
 from xweights.optimizers.state import OptimizerGroup, OptimizerState
-from xweights.porting.matching.search import Pair
+from xweights.porting.matching.pairs import Pair
 from xweights.porting.units import FeaturePermutation, LayerUnit, ParamSlice, permute, translate
 
 # (source slice, target slice, role in the target, pair of layers)
@@ -139,7 +139,7 @@ def _slice_pairs(pairs: Sequence[Pair]) -> list[SlicePair]:
     for pair in pairs:
         for role, target_slice in pair.target.slices.items():
             source_slice = _twin(pair.source, pair.target, role)
-            key = (target_slice.parameter.name, repr(target_slice.index))
+            key = (target_slice.parameter.name, target_slice.place)
             if source_slice is not None and key not in seen:
                 seen.add(key)
                 slice_pairs.append((source_slice, target_slice, role, pair))

@@ -20,7 +20,7 @@ from xweights.optimizers.remap import remap_weights
 from xweights.optimizers.reports import HandoffProof, Row, Trained
 from xweights.optimizers.state import OptimizerState
 from xweights.porting.matching.samples import target_samples
-from xweights.porting.matching.search import Pair
+from xweights.porting.matching.pairs import Pair
 from xweights.porting.plan import plan_pairs
 from xweights.porting.protocol import porting_for
 from xweights.porting.session import Run

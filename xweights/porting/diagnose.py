@@ -12,7 +12,8 @@ import numpy as np
 from xweights.core.dtypes import Array
 from xweights.porting.attributes import compare_plain_layers, compare_settings, describe_unlike_padding
 from xweights.porting.matching.candidates import RECURRENT
-from xweights.porting.matching.search import Divergence, Matching, Pair
+from xweights.porting.matching.matching import Matching
+from xweights.porting.matching.pairs import Divergence, Pair
 from xweights.porting.matching.trace import read_arrays
 from xweights.porting.recipes import GATES
 from xweights.porting.reports import Finding

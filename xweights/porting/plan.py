@@ -13,7 +13,7 @@ from typing import Any
 from xweights.core.names import Names
 from xweights.core.selection import WhereLike
 from xweights.porting.attributes import compare_activations, describe_unlike_padding
-from xweights.porting.matching.search import Pair
+from xweights.porting.matching.pairs import Pair
 from xweights.porting.matching.trace import TracedModel
 from xweights.porting.reports import PortEntry, PortPlan
 from xweights.porting.session import Run
@@ -45,6 +45,7 @@ def plan_port(source: Any, target: Any, *, where: WhereLike = ..., names: Names 
         head          0   dense   kernel, bias   the same place in the chain
     """
     run = Run(source, target, where, names)
+    run.check_selection()
     _, plan = plan_pairs(run.source, run.target, run.skipped, run.allowed, remains=run.remains)
     return plan
 

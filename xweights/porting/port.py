@@ -22,9 +22,12 @@ from xweights.edit.undo import Snapshot
 from xweights.errors import ArgumentError, PortError, Problems
 from xweights.porting.attributes import compare_plain_layers, compare_settings
 from xweights.porting.diagnose import diagnose
+from xweights.porting.matching.attempt import Attempt
+from xweights.porting.matching.matching import Matching
 from xweights.porting.matching.outputs import OutputMap, compare_outputs
+from xweights.porting.matching.pairs import Pair
 from xweights.porting.matching.samples import SilentWatcher
-from xweights.porting.matching.search import Attempt, Matching, Pair
+from xweights.porting.matching.search import settle
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.plan import plan_pairs
 from xweights.porting.reports import Difference, Finding, PortEntry, PortReport
@@ -137,6 +140,7 @@ def _rules_on(p: Parameter) -> list[Any]:
 
 
 def _port_without_sample(run: Run) -> tuple[PortReport, list[Pair]]:
+    run.check_selection()
     pairs, plan = plan_pairs(run.source, run.target, run.skipped, run.allowed)
     problems = Problems("this port can't be made without a sample, and nothing was changed")
     for text in (*plan.problems, *plan.ambiguous):
@@ -171,7 +175,7 @@ def _port_with_sample(
     if attributes == "fix":
         differing, any_fixed = _fix_settings(run, matching, differing)
         if any_fixed:
-            attempt = matching.settle()
+            attempt = settle(matching)
             pairs = list(attempt.pairs.values())
     blocking = [difference for difference in differing if not difference.training and not difference.fixed]
     problems = Problems("this port is not right, and nothing was changed")

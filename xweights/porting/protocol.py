@@ -7,7 +7,7 @@ in the order in which it reads. A spatial layer that is called with more leading
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,6 +22,10 @@ ATTRIBUTES = ("eps", "groups", "strides", "dilation", "activation", "recurrent_a
 # These change training only, so they are listed and don't stop a port.
 TRAINING = ("momentum",)
 
+# How an operation sees a parameter: from its neutral array to the array that it computes with, a view where strides
+# allow.
+View = Callable[[Array], Array]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerRecord:
@@ -32,6 +36,12 @@ class LayerRecord:
     ``other`` for one that is in no table. ``parameters`` are its arrays by their path inside the layer, ``attributes``
     its settings under neutral names. ``layer`` is the native object, for the backend alone. ``refused`` is the reason
     why it has no counterpart anywhere.
+
+    A record may also be one operation of a layer that computes by a forward of its own, seen while the model ran. Its
+    kind is that of the layer that computes the same, or one of two more: ``multiply``, by ``scale`` along the last axis
+    of its input, and ``rows``, a parameter that is added, joined or selected as it is: ``rows`` (rows, features), of
+    which ``attributes["first"]`` is the first that was used and ``attributes["count"]`` their number. It has neither
+    input nor output. ``views`` are the ways from the parameters to these arrays, by role.
     """
 
     kind: str
@@ -40,6 +50,7 @@ class LayerRecord:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     layer: Any = None
     refused: str | None = None
+    views: Mapping[str, View] = field(default_factory=dict)
 
 
 Arrays = Mapping[str, Array | None]
@@ -67,6 +78,14 @@ class Porting(Protocol):
 
     def records(self, model: Any) -> list[LayerRecord]:
         """Return every layer of a model in definition order, including those without weights."""
+
+    def observe(self, model: Any, records: Sequence[LayerRecord], sample: Any) -> list[LayerRecord]:
+        """Call the model and return its records as they were seen to compute, in the order of their first calls.
+
+        Layers of a kind that is known and that compute as their kind does stay as they are. Those that have a forward
+        of their own are taken apart into the operations that use their parameters, or get the kind of the layer that
+        computes the same. ``run`` takes these records as well.
+        """
 
     def chain(self, model: Any, records: Sequence[LayerRecord]) -> list[LayerRecord] | None:
         """Return the layers in call order if each feeds only the next; None if that isn't known."""

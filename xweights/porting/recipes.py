@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
+
 from xweights.core.parameter import Parameter
 from xweights.errors import PortError
 from xweights.porting.protocol import LayerRecord
@@ -30,11 +32,22 @@ class NoCounterpartError(PortError):
 
 def make_units(record: LayerRecord) -> list[LayerUnit]:
     """Return the units of a layer, none for a layer without weights; raise NoCounterpartError."""
-    if not record.parameters or record.kind == "plain":
+    if not record.parameters or record.kind == "plain" or record.attributes.get("constant"):
         return []
     if record.refused is not None:
         raise NoCounterpartError(record.refused)
+    if record.views:
+        return _operation_units(record)
     return list(RECIPES[record.kind](record))
+
+
+def _operation_units(record: LayerRecord) -> list[LayerUnit]:
+    """Return an operation as one unit, whose arrays are what the operation saw of its parameters."""
+    slices = {}
+    for role, p in record.parameters.items():
+        view = record.views[role]
+        slices[role] = ParamSlice(p, view(np.empty(p.shape, p.dtype)).shape, view=view)
+    return [_make_unit(record, record.kind, slices)]
 
 
 def _whole_slice(parameter: Parameter) -> ParamSlice:
@@ -237,4 +250,6 @@ RECIPES: dict[str, Callable[[LayerRecord], Iterator[LayerUnit]]] = {
     "additive_attention": _additive_units,
     "attention_scale": _vector_recipe("attention_scale"),
     "other": _vector_recipe("other"),
+    "multiply": _vector_recipe("multiply"),
+    "rows": _plain_recipe("rows"),
 }

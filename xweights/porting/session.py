@@ -23,9 +23,11 @@ from xweights.errors import (
     got_expected,
     near,
 )
+from xweights.porting.matching.attempt import Attempt
+from xweights.porting.matching.matching import Matching
 from xweights.porting.matching.outputs import OutputMap
 from xweights.porting.matching.samples import target_samples
-from xweights.porting.matching.search import Attempt, Matching
+from xweights.porting.matching.search import run_attempt, settle
 from xweights.porting.matching.trace import Recorder, TracedModel, read_arrays, trace_model
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.protocol import LayerRecord
@@ -38,11 +40,22 @@ class Run:
     def __init__(self, source: Any, target: Any, where: WhereLike, names: Names | None) -> None:
         self.source, self.target = trace_model(source, "source"), trace_model(target, "target")
         # The traced models have their own handles; parameters are identified by name.
-        wanted = {name for p in parameters(target, where=where) for name in (p.name, *p.aliases)}
+        self._wanted = {name for p in parameters(target, where=where) for name in (p.name, *p.aliases)}
+        self._names = names
+        self._problems = self._select()
+        self._check_counterparts()
+        self.undo: list[tuple[LayerRecord, str, Any]] = []  # settings to restore on failure
+        known_names = {p.name for p in self.target.parameters}
+        everything = parameters(target)
+        self.remains = tuple(p.name for p in everything if p.name in known_names and p.name not in self._wanted)
+        self.ignored = tuple(p.name for p in everything if p.name not in known_names)
+
+    def _select(self) -> Problems:
+        """Find the units of the target that aren't part of the port, and what `names=` allows; return what can't be."""
         problems = Problems("this port can't be made, and nothing was changed")
         skipped = set()
         for unit in self.target.units:
-            inside = [p.name in wanted for p in unit.parameters]
+            inside = [p.name in self._wanted for p in unit.parameters]
             if not any(inside):
                 skipped.add(id(unit))
             elif not all(inside):
@@ -50,17 +63,21 @@ class Run:
                 problems.add(SelectionError, text, fix="select whole layers")
         self.skipped = frozenset(skipped)
         self.whole = not skipped
-        self.allowed = _make_pin_check(self.source, self.target, names, problems)
+        self.allowed = _make_pin_check(self.source, self.target, self._names, problems)
+        return problems
+
+    def _check_counterparts(self) -> None:
+        """Refuse layers that no other framework has."""
+        problems = Problems("this port can't be made, and nothing was changed")
         if self.whole:
             for traced, label in ((self.source, "source"), (self.target, "target")):
                 for record, why in traced.refused:
                     problems.add(PortError, f"{record.path!r} of the {label} has no counterpart: {why}")
         problems.check()
-        self.undo: list[tuple[LayerRecord, str, Any]] = []  # settings to restore on failure
-        known_names = {p.name for p in self.target.parameters}
-        everything = parameters(target)
-        self.remains = tuple(p.name for p in everything if p.name in known_names and p.name not in wanted)
-        self.ignored = tuple(p.name for p in everything if p.name not in known_names)
+
+    def check_selection(self) -> None:
+        """Refuse a selection of parts of layers, as long as no sample has shown how they compute."""
+        self._problems.check()
 
     def check_weights(self, *, writing: bool) -> None:
         """Refuse NaN in the source, and a target that can't be written."""
@@ -97,6 +114,7 @@ class Run:
 
     def match(self, sample: Any, sample_target: Any, outputs: OutputMap, *, write: bool) -> tuple[Matching, Attempt]:
         """Run the source, then the target with one possible sample after the other, until one works."""
+        self.source = self._observe(self.source, sample, "source")
         recorder = Recorder(self.source)
         expected = self.call(self.source, sample, recorder, "source")
         calls = recorder.join_loops()
@@ -104,6 +122,13 @@ class Run:
         latest = best
         failed: PortError | None = None
         for target_sample in target_samples(self.source, self.target, sample, sample_target):
+            try:
+                self.target = self._observe(self.target, target_sample, "target")
+            except PortError as wrong:
+                failed, latest = failed or wrong, None
+                continue
+            self._select().check()
+            self._check_counterparts()
             matching = Matching(
                 source=self.source,
                 target=self.target,
@@ -121,7 +146,7 @@ class Run:
                 events=recorder.events,
             )
             try:
-                attempt = matching.settle()
+                attempt = settle(matching)
             except XweightsError:
                 raise
             except Exception as wrong:  # noqa: BLE001 - any error of a model for a sample that it doesn't take
@@ -137,8 +162,23 @@ class Run:
         if write and best != latest:
             # Another sample may have been tried since then.
             matching, attempt = best
-            best = (matching, matching.attempt([chosen for chosen, _ in attempt.decisions], lenient=True))
+            self.target = matching.target
+            self._select()
+            decisions = [chosen for chosen, _ in attempt.decisions]
+            best = (matching, run_attempt(matching, decisions, lenient=True))
         return best
+
+    def _observe(self, traced: TracedModel, sample: Any, what: str) -> TracedModel:
+        """Return a model as units that it was seen to compute with."""
+        try:
+            records = traced.porting.records(traced.model)
+            if hasattr(traced.porting, "observe"):
+                records = traced.porting.observe(traced.model, records, sample)
+        except XweightsError:
+            raise
+        except Exception as wrong:
+            raise _call_error(what, sample, wrong) from wrong
+        return TracedModel(traced.model, traced.porting, records)
 
     def call(self, traced: TracedModel, sample: Any, watcher: Any, what: str) -> dict[str, Any]:
         """Call one of the models and return its outputs; raise PortError for a sample that it doesn't take."""

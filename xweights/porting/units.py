@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,16 +19,17 @@ import numpy as np
 from xweights.core.dtypes import Array
 from xweights.core.layout import Shape
 from xweights.core.parameter import Parameter
-from xweights.porting.protocol import LayerRecord
+from xweights.porting.protocol import LayerRecord, View
 
 Index = tuple[int | slice, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ParamSlice:
     """The part of a parameter that is an array of a unit.
 
-    It is ``neutral[index].reshape(split).transpose(order).take(gates).reshape(shape)``.
+    It is ``view(neutral)[index].reshape(split).transpose(order).take(gates).reshape(shape)``, and of that the
+    ``columns`` along its last axis, if only some belong to the unit.
     """
 
     parameter: Parameter
@@ -38,18 +39,41 @@ class ParamSlice:
     order: tuple[int, ...] | None = None
     # (axis, order): the gates along this axis are brought into the canonical order.
     gates: tuple[int, tuple[int, ...]] | None = None
+    view: View | None = None
+    columns: slice | Array | None = None
+
+    @property
+    def place(self) -> str:
+        """Which part of the parameter it is, so that two slices of one parameter are told apart."""
+        columns = str(self.columns) if isinstance(self.columns, slice) else ""
+        if isinstance(self.columns, np.ndarray):
+            columns = f"{self.columns.size} from {self.columns.flat[0]} by {hash(self.columns.tobytes())}"
+        return f"{self.index} {columns} {self.shape if self.view else ''}"
 
     def read(self, neutral: Array) -> Array:
         """Return the canonical array; a view where strides allow."""
+        whole = self._read_whole(neutral)
+        return whole if self.columns is None else whole[..., self.columns].reshape(self.shape)
+
+    def _read_whole(self, neutral: Array) -> Array:
+        if self.view is not None:
+            neutral = self.view(neutral)
         part = neutral[self.index] if self.index else neutral
         part = part if self.split is None else part.reshape(self.split)
         part = part if self.order is None else part.transpose(self.order)
         if self.gates is not None:
             part = part.take(self.gates[1], axis=self.gates[0])
-        return part.reshape(self.shape)
+        return part if self.columns is not None else part.reshape(self.shape)
 
     def write(self, canonical: Array, neutral: Array) -> None:
         """Write a canonical array to its part of a neutral one."""
+        if self.view is not None or self.columns is not None:
+            # Where each entry comes from says where it goes to.
+            places = self.read(np.arange(neutral.size, dtype=np.int64).reshape(neutral.shape))
+            flat = neutral.reshape(-1)
+            assert np.shares_memory(flat, neutral), "a neutral array to be written is contiguous"
+            flat[places.reshape(-1)] = canonical.reshape(-1)
+            return
         region = neutral[self.index] if self.index else neutral
         split = region.shape if self.split is None else self.split
         order = tuple(range(len(split))) if self.order is None else self.order
@@ -64,9 +88,9 @@ ABSENT = {"bias": 0.0, "recurrent_bias": 0.0, "beta": 0.0, "gamma": 1.0}
 # Kinds whose two biases are only ever added.
 SUMMED = frozenset({"simple_rnn", "lstm"})
 # Kinds whose arrays have one entry per feature, so that a permutation of the features permutes them.
-VECTORS = frozenset({"batch_norm", "layer_norm", "rms_norm", "prelu", "normalization"})
+VECTORS = frozenset({"batch_norm", "layer_norm", "rms_norm", "prelu", "normalization", "multiply"})
 # The array whose shape is part of a unit's form: the first of these that it has.
-_MAIN = ("kernel", "embeddings", "moving_mean", "gamma", "beta", "scale", "alpha", "mean")
+_MAIN = ("kernel", "embeddings", "rows", "moving_mean", "gamma", "beta", "scale", "alpha", "mean")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,8 +131,18 @@ class LayerUnit:
         return list({id(param_slice.parameter): param_slice.parameter for param_slice in self.slices.values()}.values())
 
 
+def split_columns(unit: LayerUnit, columns: slice | Array) -> LayerUnit:
+    """Return the part of a dense unit that computes some columns of its output."""
+
+    def cut(param_slice: ParamSlice) -> ParamSlice:
+        count = np.arange(param_slice.shape[-1])[columns].size
+        return replace(param_slice, shape=(*param_slice.shape[:-1], count), columns=columns)
+
+    return replace(unit, slices={role: cut(param_slice) for role, param_slice in unit.slices.items()})
+
+
 def can_pair(source: LayerUnit, target: LayerUnit) -> bool:
-    """Return True if the two could be twins: equal kinds and shapes."""
+    """Return True if the two could be twins by their own kinds and shapes."""
     if source.form == target.form:
         return bool(source.attributes.get("groups", 1) == target.attributes.get("groups", 1))
     if "other" in (source.kind, target.kind):
@@ -144,6 +178,8 @@ class FeaturePermutation:
 
     rows: Array | None = None
     columns: Array | None = None
+    # (source's, target's): the rows of two tables that are the same one.
+    shift: tuple[int, int] | None = None
     # (batch, time): the rows of the input run over time first. This doesn't concern the weights.
     swapped: tuple[int, int] | None = None
 
@@ -152,14 +188,23 @@ UNPERMUTED = FeaturePermutation()
 
 
 def translate(
-    source: LayerUnit, arrays: Mapping[str, Array], target: LayerUnit, permutation: FeaturePermutation = UNPERMUTED
+    source: LayerUnit,
+    arrays: Mapping[str, Array],
+    target: LayerUnit,
+    permutation: FeaturePermutation = UNPERMUTED,
+    kept: Mapping[str, Array] | None = None,
 ) -> tuple[dict[str, Array], list[str]]:
-    """Return the target's canonical arrays by role, and a sentence for each loss."""
+    """Return the target's canonical arrays by role, and a sentence for each loss.
+
+    ``kept`` are the target's present arrays, from which rows come that a table of the source doesn't have.
+    """
     by_role = dict(arrays)
     lost: list[str] = []
     if "other" in (source.kind, target.kind):
         roles = _match_roles(source, target) or {}
         by_role = {role: arrays[source_role] for role, source_role in roles.items()}
+    if permutation.shift is not None:
+        return _shift_rows(source, by_role, target, permutation.shift, kept or {})
     if source.kind in SUMMED and "recurrent_bias" in by_role and "recurrent_bias" not in target.slices:
         by_role["bias"] = _add_biases(by_role.get("bias"), by_role.pop("recurrent_bias"))
     for role in [role for role in by_role if role not in target.slices]:
@@ -183,8 +228,32 @@ def translate(
     return translated, lost
 
 
+def _shift_rows(
+    source: LayerUnit,
+    arrays: Mapping[str, Array],
+    target: LayerUnit,
+    shift: tuple[int, int],
+    kept: Mapping[str, Array],
+) -> tuple[dict[str, Array], list[str]]:
+    """Return a table whose rows from ``shift[1]`` on are the source's from ``shift[0]`` on; the others are kept."""
+    (role, param_slice), value = next(iter(target.slices.items())), next(iter(arrays.values()))
+    first_source, first_target = shift
+    ahead = min(value.shape[0] - first_source, param_slice.shape[0] - first_target)
+    lost = []
+    if ahead < value.shape[0] - first_source:
+        lost.append(
+            f"{source.path!r} has {value.shape[0] - first_source} rows from the first that is used on, and "
+            f"{target.path!r} has place for {ahead}"
+        )
+    table = np.array(kept[role]) if role in kept else np.zeros(param_slice.shape, value.dtype)
+    table[first_target : first_target + ahead] = value[first_source : first_source + ahead]
+    return {role: table}, lost
+
+
 def permute(role: str, value: Array, kind: str, permutation: FeaturePermutation) -> Array:
     """Return a canonical array of the source in the order of the target's features."""
+    if kind == "conv" and role == "kernel" and permutation.rows is not None:
+        return value.reshape(-1, value.shape[-1])[permutation.rows].reshape(value.shape)
     if kind == "dense":
         if role == "kernel" and permutation.rows is not None:
             value = value[permutation.rows]

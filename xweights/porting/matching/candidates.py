@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from xweights.core.dtypes import Array
+from xweights.porting.matching.forms import find_common_form, find_used_rows
+from xweights.porting.matching.packing import Packing
 from xweights.porting.matching.similarity import (
     Grid,
     distance,
@@ -24,23 +26,47 @@ from xweights.porting.units import SUMMED, UNPERMUTED, VECTORS, FeaturePermutati
 RECURRENT = SUMMED | {"gru", "gru_reset_before"}
 PARTS = frozenset({"query", "key", "value", "attention_output"})
 IMAGES = frozenset({"conv", "conv_transpose", "group_norm"})
+Columns = slice | Array
 # Which of two source units is tried first: the lower number.
 Prefer = Callable[[LayerUnit, LayerUnit], int]
 # Up to this many rows, inputs whose rows run over time first are tried too.
 _ROWS = 1 << 12
+# Of arrays with at least so many entries a few are compared first.
+_LARGE = 1 << 12
+
+
+@dataclass(eq=False)
+class Split:
+    """Columns of a fused layer: those of one part, or all that have twins; ``widths`` are those of its parts."""
+
+    columns: Array
+    widths: tuple[int, ...]
+    packing: Packing
 
 
 @dataclass(eq=False)
 class Candidate:
-    """A call of the source that may be the twin's. ``error`` is None if the input wasn't seen in both models."""
+    """A call of the source that may be the twin's. ``error`` is None if the input wasn't seen in both models.
+
+    ``parts`` are the calls that make up a fused unit of the target, each with the columns that it fills; ``whole`` is
+    the fused call of which ``call`` is a part, ``split`` which one. ``packing`` says how they are packed.
+    """
 
     call: UnitCall
     permutation: FeaturePermutation
     error: float | None
+    parts: tuple[tuple[UnitCall, Columns], ...] = ()
+    whole: UnitCall | None = None
+    split: Split | None = None
+    packing: str = ""
 
     def evidence(self, permutation: FeaturePermutation, rivals: int) -> str:
         """Return the evidence for it in a few words."""
         text = "by its place" if self.error is None else "given the same numbers"
+        if self.packing:
+            text += f", {self.packing}"
+        if permutation.shift is not None and permutation.shift[0] != permutation.shift[1]:
+            text += f", row {permutation.shift[0]} as row {permutation.shift[1]}"
         if permutation.rows is not None:
             text += ", flattened in another order"
         if permutation.columns is not None:
@@ -83,9 +109,19 @@ class Candidates:
 
     def _check(self, unit: LayerUnit, array: Array | None, call: UnitCall) -> Candidate | None:
         expected = call.input
+        form, bring_source, bring_target = find_common_form(call.unit, unit)
+        if form[0] == "rows":
+            return _check_rows(unit, array, call)
         if array is None or expected is None:
             return Candidate(call, UNPERMUTED, None)
+        array, expected = bring_target(array), bring_source(expected)
+        if array is None or expected is None:
+            return None
         limit = input_tolerance(array, expected)
+        if array.shape == expected.shape and not _may_be_equal(
+            array, expected, limit, rows=_is_permutable(unit, array)
+        ):
+            return None
         if "other" in (unit.kind, call.unit.kind) and array.size == expected.size and array.ndim > 1:
             array, expected = array.reshape(array.shape[0], -1), expected.reshape(array.shape[0], -1)
         elif unit.kind in RECURRENT and array.shape[1] < expected.shape[1]:
@@ -183,7 +219,30 @@ def swap_batch_and_time(array: Array, lengths: tuple[int, int]) -> Array:
 
 
 def _is_permutable(unit: LayerUnit, array: Array) -> bool:
-    return (unit.kind == "dense" or unit.kind in VECTORS or unit.kind == "other") and array.ndim == 2
+    return (unit.kind in ("dense", "conv", "other") or unit.kind in VECTORS) and array.ndim == 2
+
+
+def _check_rows(unit: LayerUnit, array: Array | None, call: UnitCall) -> Candidate | None:
+    """Return a table as a candidate for another of which as many rows are used, whatever the sample is."""
+    used = find_used_rows(call.unit, call.input), find_used_rows(unit, array)
+    if used[0] is not None and used[1] is not None and used[0][1] == used[1][1]:
+        return Candidate(call, FeaturePermutation(shift=(used[0][0], used[1][0])), None)
+    tables = [next(iter(one.slices.values())).shape for one in (call.unit, unit)]
+    return Candidate(call, UNPERMUTED, None) if tables[0] == tables[1] else None
+
+
+def _may_be_equal(array: Array, expected: Array, limit: float, *, rows: bool) -> bool:
+    """Return False if a few entries already show that two arrays differ, in whatever order their features are."""
+    if array.size < _LARGE or array.dtype.kind != "f" or expected.dtype.kind != "f":
+        return True
+    if rows:
+        some = slice(None, None, max(1, array.shape[0] // 8))
+        got, wanted = np.sort(array[some], axis=-1), np.sort(expected[some], axis=-1)
+    else:
+        some = slice(None, None, max(1, array.size // 512))
+        got, wanted = array.reshape(-1)[some], expected.reshape(-1)[some]
+    scale = float(np.abs(expected).max()) or 1.0
+    return bool((np.abs(got.astype(np.float64) - wanted) <= 2 * limit * scale).all())
 
 
 def _flatten(image: Array, channels_first: bool) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -26,7 +27,8 @@ class _Claim:
 
     def read_stored(self) -> Array:
         """Return the values that were written."""
-        arrays, _ = translate(self.source, read_arrays(self.source), self.target, self.permutation)
+        kept = read_arrays(self.target) if self.permutation.shift is not None else None
+        arrays, _ = translate(self.source, read_arrays(self.source), self.target, self.permutation, kept)
         return _to_stored(self.target.slices[self.role], arrays[self.role])
 
 
@@ -52,7 +54,8 @@ class Writer:
         self, source: LayerUnit, target: LayerUnit, permutation: FeaturePermutation
     ) -> tuple[dict[str, Array], list[str]]:
         """Return the arrays to write, by role, and a sentence for each loss."""
-        arrays, lost = translate(source, read_arrays(source), target, permutation)
+        kept = read_arrays(target) if permutation.shift is not None else None
+        arrays, lost = translate(source, read_arrays(source), target, permutation, kept)
         writable = {}
         for role, value in arrays.items():
             param_slice = target.slices[role]
@@ -60,7 +63,7 @@ class Writer:
             if value.dtype != parameter.dtype:
                 lost.append(f"{source.path!r} is {value.dtype.name} and {parameter.name!r} {parameter.dtype.name}")
                 continue
-            claim = (identity(parameter), repr(param_slice.index))
+            claim = (identity(parameter), param_slice.place)
             if claim not in self._claims:
                 self._claims[claim] = _Claim(source, target, role, permutation)
                 writable[role] = value
@@ -73,9 +76,8 @@ class Writer:
 
 
 def _is_whole(param_slice: ParamSlice) -> bool:
-    return (
-        not param_slice.index and param_slice.gates is None and param_slice.order is None and param_slice.split is None
-    )
+    parts = (param_slice.gates, param_slice.order, param_slice.split, param_slice.view, param_slice.columns)
+    return not param_slice.index and all(part is None for part in parts)
 
 
 def _to_stored(param_slice: ParamSlice, value: Array) -> Array:
@@ -89,6 +91,7 @@ def _write(param_slice: ParamSlice, value: Array, parameter: Parameter) -> None:
         neutral = value.reshape(parameter.shape)
     else:
         # Other units may share the same array.
-        neutral = neutral_view(parameter).copy() if param_slice.index else np.empty(parameter.shape, parameter.dtype)
+        whole = not param_slice.index and math.prod(param_slice.shape) == parameter.size
+        neutral = np.empty(parameter.shape, parameter.dtype) if whole else np.array(neutral_view(parameter), order="C")
         param_slice.write(value, neutral)
     parameter.write(parameter.layout.to_stored(neutral))

@@ -1,0 +1,336 @@
+"""One forward of the target that pairs its units as they are called.
+
+Every unit of the target is paired when it is called, with a unit of the source that had the same input: neither names
+nor shapes nor the order of definition can mislead that. Then the source's weights are written to it, it computes, and
+its output has to be the source's. In any case, the source's output is passed on to the next layer, so that errors stay
+where they are made, and rounding doesn't accumulate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from xweights.core.dtypes import Array
+from xweights.core.hold_registry import identity
+from xweights.errors import ArgumentError
+from xweights.porting.matching.candidates import (
+    IMAGES,
+    RECURRENT,
+    Candidate,
+    Candidates,
+    Split,
+    find_nearest,
+    input_error,
+    permute_output,
+)
+from xweights.porting.matching.forms import fit
+from xweights.porting.matching.matching import Matching
+from xweights.porting.matching.outputs import compare_outputs
+from xweights.porting.matching.packed import find_joined, find_parts, take_columns
+from xweights.porting.matching.packing import Packing
+from xweights.porting.matching.pairs import Divergence, Pair
+from xweights.porting.matching.similarity import cropped_distance, distance, tolerance
+from xweights.porting.matching.trace import UnitCall, find_grids, select_array
+from xweights.porting.protocol import Arrays, LayerRecord
+from xweights.porting.units import UNPERMUTED, FeaturePermutation, LayerUnit, split_columns
+
+# Factor by which a layer may enlarge a difference in its input.
+_GROWTH = 16
+
+
+class StopAttempt(BaseException):
+    """Stop a forward in the middle. It is no Exception, because frameworks catch those to change their message."""
+
+
+@dataclass(eq=False)
+class _OpenUnit:
+    """A unit of the target that is computing. ``sound``: its input is its twin's, up to ``error``."""
+
+    unit: LayerUnit
+    call: UnitCall | None = None
+    permutation: FeaturePermutation = UNPERMUTED
+    sound: bool = True
+    error: float = 0.0
+
+
+class Attempt:
+    """One forward of the target that pairs units as they are called. A watcher."""
+
+    def __init__(self, matching: Matching, decisions: list[int], lenient: bool) -> None:
+        self.matching = matching
+        self.choices = decisions
+        self.lenient = lenient
+        self.decisions: list[tuple[int, int]] = []
+        self.pairs: dict[int, Pair] = {}
+        self.divergences: list[Divergence] = []
+        self.lost: list[str] = []
+        self.events: list[LayerRecord] = []
+        self.outputs: dict[str, float] = {}
+        self.progress = 0
+        self.restart = False
+        self.may_be_mispaired = False
+        first = matching.target.porting.channels_first
+        self.candidates = Candidates(set(matching.grids), matching.prefer, first=first, differ=matching.channels_differ)
+        self.grids = self.candidates.grids
+        self.unused: list[LayerUnit] = []  # source units that no unit of the target needs
+        self._joined: dict[int, list[Pair]] = {}  # the parts of fused units of the target
+        self._taken: dict[int, Split] = {}  # columns of fused source calls, by number
+        self._packings: dict[tuple[int, ...], Packing] = {}
+        self._used: set[int] = set()
+        self._following = 0
+        self._open: dict[int, list[list[_OpenUnit]]] = {}
+        self._dense_units: list[LayerUnit] = []  # dense units in the order in which they were called
+        if matching.assign is not None:
+            matching.assign.start()
+        by_id = {id(unit): unit for unit in matching.target.units}
+        for key, source in matching.unseen.items():
+            self.pairs[key] = Pair(source, by_id[key], evidence="the only one left of its kind and shape", seen=False)
+            if matching.assign is not None:
+                self.lost += matching.assign(source, by_id[key], UNPERMUTED)
+
+    # While the target runs
+
+    def enter(self, record: LayerRecord, inputs: Arrays) -> None:
+        self.events.append(record)
+        first = record.kind in ("plain", "other") and self.matching.target.porting.channels_first
+        self.grids |= find_grids(inputs.values(), channels_first=first)
+        units = [unit for unit in self.matching.target.by_record.get(id(record), ()) if unit.call in inputs]
+        open_units = [self._pair(unit, select_array(unit, inputs, 0)) for unit in units]
+        self._open.setdefault(id(record), []).append(open_units)
+
+    def leave(self, record: LayerRecord, outputs: Arrays) -> Array | None:
+        first = record.kind in ("plain", "other") and self.matching.target.porting.channels_first
+        self.grids |= find_grids(outputs.values(), channels_first=first)
+        open_units = self._open[id(record)].pop()
+        replacement = None
+        for open_unit in open_units:
+            if open_unit.call is not None:
+                replacement = self._compare(open_unit, open_unit.call, select_array(open_unit.unit, outputs, 1))
+        return replacement if len(open_units) == 1 else None
+
+    def _pair(self, unit: LayerUnit, array: Array | None) -> _OpenUnit:
+        matching = self.matching
+        former = self.pairs.get(id(unit))
+        unused = [call for call in matching.list_fitting(unit) if call.number not in self._used]
+        if former is not None:
+            same_source = [call for call in unused if matching.same(call.unit, former.source)]
+            if not same_source and (former.source.kind in RECURRENT or not former.seen):
+                return _OpenUnit(unit)  # one step of a loop that the other model runs inside a layer
+            unused = same_source
+        candidates = self.candidates.find(unit, array, unused, self._following)
+        if unit.kind == "dense" and array is not None and not any(one.error is not None for one in candidates):
+            candidates = self._find_packed(unit, array) or candidates
+        if not candidates and array is not None and unit.kind in IMAGES:
+            self._restart_if_reshaped(array, unused)
+        if not candidates and id(unit) in matching.skipped:
+            return _OpenUnit(unit)
+        sound = bool(candidates)
+        if not candidates:
+            likeliest = find_nearest(unit, array, unused, self._following)
+            self._add_divergence(Divergence("input", unit, likeliest, input_error(likeliest, array), output=array))
+            if likeliest is None:
+                return _OpenUnit(unit)
+            candidates = [Candidate(likeliest, UNPERMUTED, None)]
+        chosen = candidates[self._decide(len(candidates))]
+        self._note_doubts(unit, chosen, candidates)
+        self._take(unit, chosen, len(candidates) - 1)
+        return _OpenUnit(unit, chosen.call, self._permutation_of(unit, chosen.permutation), sound, chosen.error or 0.0)
+
+    def _find_packed(self, unit: LayerUnit, array: Array) -> list[Candidate]:
+        """Return the ways in which a unit is made of several of the source, or is a part of one."""
+        matching = self.matching
+        pool = [call for call in matching.list_dense(unit) if call.number not in self._used]
+        joined, former = self._joined.get(id(unit)), self.pairs.get(id(unit))
+        found: list[Candidate] = []
+        if former is None:
+            found += find_joined(unit, array, pool, matching.list_heads, self._packings)
+            if joined is not None:
+                sources = {id(pair.source) for pair in joined}
+                found = [one for one in found if {id(call.unit) for call, _ in one.parts} == sources]
+                found = [one for one in found if one.packing == joined[0].packing][:1]
+        if joined is None:
+            parts = find_parts(unit, array, pool, matching.list_heads, self._packings, self._taken)
+            found += [one for one in parts if former is None or matching.same(one.call.unit, former.source)]
+        return found
+
+    def _permutation_of(self, unit: LayerUnit, permutation: FeaturePermutation) -> FeaturePermutation:
+        columns = self.matching.columns.get(id(unit))
+        return permutation if columns is None else replace(permutation, columns=columns)
+
+    def _decide(self, count: int) -> int:
+        if count == 1:
+            return 0
+        position = len(self.decisions)
+        chosen = min(self.choices[position], count - 1) if position < len(self.choices) else 0
+        self.decisions.append((chosen, count))
+        return chosen
+
+    def _note_doubts(self, unit: LayerUnit, chosen: Candidate, candidates: Sequence[Candidate]) -> None:
+        """Note rivals that have the same output as the chosen candidate although their weights differ."""
+        output = chosen.call.output
+        for rival in candidates:
+            other = rival.call.output
+            alike = output is not None and other is not None and distance(other, output) <= tolerance(output)
+            if rival is not chosen and alike and not self.matching.same(rival.call.unit, chosen.call.unit):
+                paths = f"{chosen.call.unit.path!r} and {rival.call.unit.path!r}"
+                self.candidates.doubts.append(f"at {unit.path!r} the sample makes {paths} put out the same")
+
+    def _take(self, unit: LayerUnit, chosen: Candidate, rivals: int) -> None:
+        call, matching = chosen.call, self.matching
+        if chosen.whole is None or take_columns(chosen, self._taken):
+            self._used.add(call.number)
+        self._following = call.number + 1
+        self.progress += 1
+        if chosen.split is not None:
+            self._packings[chosen.split.widths] = chosen.split.packing
+        if chosen.parts:
+            self._take_parts(unit, chosen, rivals)
+            return
+        permutation = self._permutation_of(unit, chosen.permutation)
+        if unit.kind == "dense":
+            self._dense_units.append(unit)
+        former = self.pairs.get(id(unit))
+        if former is not None:
+            if not _are_same(former.permutation, permutation):
+                self._add_divergence(
+                    Divergence("input", unit, call, float("inf"), "it is called with features in two orders")
+                )
+            return
+        pair = self.pairs[id(unit)] = Pair(call.unit, unit, permutation, rivals=rivals, seen=chosen.error is not None)
+        pair.evidence = chosen.evidence(permutation, rivals)
+        if matching.assign is not None and id(unit) not in matching.skipped:
+            self.lost += matching.assign(call.unit, unit, permutation)
+
+    def _take_parts(self, unit: LayerUnit, chosen: Candidate, rivals: int) -> None:
+        """Pair each part of a fused unit of the target with the unit of the source that fills it."""
+        matching = self.matching
+        self._used.update(call.number for call, _ in chosen.parts)
+        if id(unit) in self._joined:
+            return
+        self._dense_units.append(unit)
+        evidence = chosen.evidence(UNPERMUTED, rivals)
+        pairs = self._joined[id(unit)] = []
+        for call, columns in chosen.parts:
+            part = split_columns(unit, columns)
+            pair = Pair(call.unit, part, evidence=evidence, rivals=rivals, packing=chosen.packing)
+            pairs.append(pair)
+            self.pairs[id(part)] = pair
+            if matching.assign is not None and id(unit) not in matching.skipped:
+                self.lost += matching.assign(call.unit, part, UNPERMUTED)
+
+    def _compare(self, open_unit: _OpenUnit, call: UnitCall, got: Array | None) -> Array | None:
+        unit, expected = open_unit.unit, call.output
+        if got is None or expected is None:
+            return None
+        expected = permute_output(unit, expected, open_unit.permutation)
+        limit = max(tolerance(got, expected), _GROWTH * open_unit.error)
+        if unit.kind in RECURRENT:
+            steps = got.shape[1]
+            if unit.record.attributes.get("cell"):
+                if call.input is None or expected.shape[1] != call.input.shape[1]:
+                    return None  # a first step, and only the twin's last one was seen
+                expected = expected[:, :steps]
+            if steps != expected.shape[1]:
+                got, expected = got[:, -1:], expected[:, -1:]
+            error = distance(got, expected)
+        elif unit.kind in IMAGES and got.ndim == expected.ndim:
+            error = cropped_distance(got, expected, limit)
+        else:
+            if got.shape != expected.shape and got.size == expected.size:
+                expected = expected.reshape(got.shape)  # the same numbers in another form of the layer
+            error = distance(got, expected)
+        pair = self.pairs.get(id(unit))
+        for one in self._joined.get(id(unit), [pair] if pair is not None else []):
+            one.error = max(error, one.error or 0.0)
+        if error > limit and open_unit.sound and id(unit) not in self.matching.skipped:
+            # The input was the same, so another pairing wouldn't help, unless the input wasn't seen.
+            unseen_input = pair is not None and not pair.seen
+            self._add_divergence(Divergence("output", unit, call, error, output=np.array(got)), mispaired=unseen_input)
+        return expected if got.shape == expected.shape and unit.kind not in RECURRENT else None
+
+    def _add_divergence(self, divergence: Divergence, *, mispaired: bool = True) -> None:
+        self.divergences.append(divergence)
+        self.may_be_mispaired |= mispaired
+        if mispaired and not self.lenient:
+            raise StopAttempt
+
+    def _restart_if_reshaped(self, array: Array, calls: Sequence[UnitCall]) -> None:
+        """Restart with the maker's columns permuted if a vector was reshaped to this image in the framework's order."""
+        columns = self.candidates.find_column_order(array, calls)
+        makers = [] if columns is None else [unit for unit in self._dense_units if unit.form[1][1] == columns.size]
+        if columns is not None and makers and id(makers[-1]) not in self.matching.columns:
+            self.matching.columns[id(makers[-1])] = columns
+            self.restart = True
+            raise StopAttempt
+
+    # After it has run
+
+    def finish(self, got: Mapping[str, Array]) -> None:
+        """Compare the outputs of the two models, and check that every unit has a twin."""
+        matching = self.matching
+        if self._pair_uncalled():
+            self.restart = True
+            return
+        try:
+            compared = {}
+            if matching.whole:
+                first = matching.target.porting.channels_first
+                try:
+                    compared = compare_outputs(matching.expected, got, matching.outputs, target_first=first)
+                except ArgumentError:
+                    if not self.divergences:
+                        raise
+                    return  # models that aren't twins needn't have corresponding outputs
+            unequal = {name: error for name, (error, limit) in compared.items() if error > limit}
+            self.outputs = {name: error for name, (error, _) in compared.items()}
+            self.unused = self._list_unused()
+            if unequal or not compared:
+                for unit in self.unused if matching.whole else ():
+                    text = f"{unit.path!r} of the source has no twin in the target"
+                    call = next((call for call in matching.calls if call.unit is unit), None)
+                    if call is not None and not any(text == divergence.text for divergence in self.divergences):
+                        self._add_divergence(Divergence("pairing", None, call, float("inf"), text))
+            for name, error in unequal.items():
+                self._add_divergence(Divergence("end", None, None, error, self._describe_unequal(name, got)))
+        except StopAttempt:
+            pass
+
+    def _list_unused(self) -> list[LayerUnit]:
+        """Return the source units whose arrays, or of which some columns, went nowhere."""
+        ported = {identity(p) for pair in self.pairs.values() for p in pair.source.parameters}
+        unused = [
+            unit for unit in self.matching.source.units if not all(identity(p) in ported for p in unit.parameters)
+        ]
+        partly = [number for number, split in self._taken.items() if not split.columns.all()]
+        return unused + [call.unit for call in self.matching.calls if call.number in partly]
+
+    def _describe_unequal(self, name: str, outputs: Mapping[str, Array]) -> str:
+        got, expected = outputs.get(name), self.matching.expected.get(name)
+        if got is None or expected is None or got.size == expected.size:
+            return f"the output {name!r} differs"
+        return f"the output {name!r} has the shape {got.shape}, its twin {expected.shape}"
+
+    def _pair_uncalled(self) -> bool:
+        """Pair units that weren't called in either model, if there is only one way; the outputs have to prove it."""
+        matching = self.matching
+        paired = {id(pair.source) for pair in self.pairs.values()}
+        source_units = [unit for unit in matching.source.units if id(unit) not in paired]
+        target_units = [
+            unit for unit in matching.target.units if id(unit) not in self.pairs and id(unit) not in matching.skipped
+        ]
+        forced = {}
+        for unit in target_units:
+            fitting = [source for source in source_units if fit(source, unit)]
+            rivals = [target for target in target_units if fitting and fit(fitting[0], target)]
+            if len(fitting) == 1 and len(rivals) == 1 and matching.allowed(fitting[0], unit):
+                forced[id(unit)] = fitting[0]
+        matching.unseen.update(forced)
+        return bool(forced)
+
+
+def _are_same(first: FeaturePermutation, second: FeaturePermutation) -> bool:
+    pairs = ((first.rows, second.rows), (first.columns, second.columns))
+    return all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs)

@@ -1,0 +1,85 @@
+"""The shared state of all attempts to pair the units of two models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from xweights.core.dtypes import Array
+from xweights.porting.matching.candidates import Prefer
+from xweights.porting.matching.forms import fit
+from xweights.porting.matching.outputs import OutputMap
+from xweights.porting.matching.packing import Packing
+from xweights.porting.matching.similarity import Grid
+from xweights.porting.matching.trace import TracedModel, UnitCall
+from xweights.porting.matching.transfer import Writer
+from xweights.porting.protocol import LayerRecord
+from xweights.porting.units import LayerUnit
+
+
+@dataclass(eq=False)
+class Matching:
+    """The shared state of all attempts.
+
+    ``assign`` writes the weights of a source unit to a target unit (None: compare only). ``allowed`` returns whether a
+    target unit may be paired with a source unit, ``skipped`` are the target units that aren't part of the port.
+    """
+
+    source: TracedModel
+    target: TracedModel
+    calls: Sequence[UnitCall]
+    grids: set[Grid]
+    expected: Mapping[str, Array]
+    sample: Any
+    outputs: OutputMap = None
+    assign: Writer | None = None
+    allowed: Callable[[LayerUnit, LayerUnit], bool] = lambda source, target: True
+    prefer: Prefer = lambda source, target: 0
+    same: Callable[[LayerUnit, LayerUnit], bool] = lambda one, other: one is other
+    skipped: frozenset[int] = frozenset()
+    whole: bool = True
+    columns: dict[int, Array] = field(default_factory=dict)
+    events: Sequence[LayerRecord] = ()  # every layer of the source in call order
+    target_events: Sequence[LayerRecord] = ()
+    unseen: dict[int, LayerUnit] = field(
+        default_factory=dict
+    )  # source units for units of the target that are never called
+    packings: dict[tuple[Any, ...], Packing] = field(default_factory=dict)  # those of the layers before, by widths
+
+    def __post_init__(self) -> None:
+        self._fitting: dict[int, list[UnitCall]] = {}
+        self._by_width: dict[int, list[UnitCall]] = {}
+        self.channels_differ = self.source.porting.channels_first != self.target.porting.channels_first
+        for call in self.calls:
+            if call.unit.kind == "dense":
+                self._by_width.setdefault(call.unit.form[1][0], []).append(call)
+
+    def list_fitting(self, unit: LayerUnit) -> list[UnitCall]:
+        """Return the calls of source units that a target unit could be the twin of, by kind and shape."""
+        if id(unit) not in self._fitting:
+            known: dict[int, bool] = {}
+            for call in self.calls:
+                if id(call.unit) not in known:
+                    known[id(call.unit)] = fit(call.unit, unit)
+            self._fitting[id(unit)] = [call for call in self.calls if known[id(call.unit)]]
+        return [call for call in self._fitting[id(unit)] if self.allowed(call.unit, unit)]
+
+    def list_dense(self, unit: LayerUnit) -> list[UnitCall]:
+        """Return the calls of dense source units with as many inputs, which may be parts of a fused one."""
+        return [call for call in self._by_width.get(unit.form[1][0], ()) if self.allowed(call.unit, unit)]
+
+    def list_heads(self, width: int) -> list[int]:
+        """Return the numbers of heads that the shapes of the two models' kernels show, if they divide a width."""
+        heads: dict[int, None] = {}
+        for traced in (self.source, self.target):
+            for record in traced.records:
+                if record.attributes.get("heads"):
+                    heads[int(record.attributes["heads"])] = None
+                for p in record.parameters.values():
+                    if record.kind == "einsum" and len(p.shape) == 3:
+                        heads.update(dict.fromkeys(p.shape[:2]))
+        known = [count for count in heads if count > 1 and width % count == 0]
+        others = [count for count in range(2, math.isqrt(width) + 1) if width % count == 0]
+        return list(dict.fromkeys([*known, *others, *(width // count for count in others)]))
