@@ -23,6 +23,7 @@ from xweights.errors import ArgumentError, PortError, Problems
 from xweights.porting.attributes import compare_plain_layers, compare_settings
 from xweights.porting.diagnose import diagnose
 from xweights.porting.matching.attempt import Attempt
+from xweights.porting.matching.forms import fit
 from xweights.porting.matching.matching import Matching
 from xweights.porting.matching.outputs import OutputMap, compare_outputs
 from xweights.porting.matching.pairs import Pair
@@ -32,7 +33,7 @@ from xweights.porting.matching.transfer import Writer
 from xweights.porting.plan import plan_pairs
 from xweights.porting.reports import Difference, Finding, PortEntry, PortReport
 from xweights.porting.session import Run
-from xweights.porting.units import UNPERMUTED
+from xweights.porting.units import UNPERMUTED, LayerUnit
 
 Attributes = Literal["check", "fix", "ignore"]
 
@@ -184,8 +185,19 @@ def _port_with_sample(
     problems.check()  # otherwise each unwritten layer would be reported again as a divergence
     for text in dict.fromkeys(attempt.candidates.doubts):
         problems.add(PortError, text, fix="pass a sample of random numbers, which tells everything apart")
-    for text in _list_unpaired(run, attempt):
-        problems.add(PortError, text, fix="where= to port a part of the target")
+    unpaired = _list_unpaired(run, attempt)
+    # What no output needs stays as it is, unless the source has something left that may belong there.
+    spare = [unit for unit in unpaired if id(unit) not in attempt.called and bool(attempt.outputs)]
+    spare = [unit for unit in spare if not any(fit(left, unit) for left in attempt.unused)]
+    for unit in unpaired:
+        if unit not in spare:
+            text = f"{unit.path!r} of the target has no twin in the source, or isn't called with this sample"
+            problems.add(PortError, text, fix="where= to port a part of the target")
+    if spare:
+        run.remains = tuple(dict.fromkeys((*run.remains, *(p.name for unit in spare for p in unit.parameters))))
+        notes.append(f"not in the source, and no output needs it, so it was kept: {_shorten(spare)}")
+    if attempt.unused:
+        notes.append(f"in the source, and no output needs it, so it went nowhere: {_shorten(attempt.unused)}")
     if attributes != "ignore":
         _refuse_settings(problems, blocking, tried=attributes == "fix")
     tolerated = {difference.target for difference in blocking} if attributes == "ignore" else set()
@@ -253,15 +265,20 @@ def _fix_settings(run: Run, matching: Matching, differing: list[Difference]) -> 
     return result, any(difference.fixed for difference in result)
 
 
-def _list_unpaired(run: Run, attempt: Attempt) -> list[str]:
+def _list_unpaired(run: Run, attempt: Attempt) -> list[LayerUnit]:
     written = {hold_registry.identity(p) for pair in attempt.pairs.values() for p in pair.target.parameters}
-    texts = []
-    for unit in run.target.units:
-        known = id(unit) in attempt.pairs or id(unit) in run.skipped
-        if known or all(hold_registry.identity(p) in written for p in unit.parameters):
-            continue
-        texts.append(f"{unit.path!r} of the target has no twin in the source, or isn't called with this sample")
-    return texts
+    return [
+        unit
+        for unit in run.target.units
+        if id(unit) not in attempt.pairs
+        and id(unit) not in run.skipped
+        and not all(hold_registry.identity(p) in written for p in unit.parameters)
+    ]
+
+
+def _shorten(units: Sequence[LayerUnit]) -> str:
+    paths = list(dict.fromkeys(unit.path for unit in units))
+    return ", ".join(paths[:6]) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
 
 
 def _check_holds(run: Run) -> None:
@@ -291,7 +308,8 @@ def _make_report(
 ) -> PortReport:
     worst = max(errors.values(), default=None) if ok is not None else None
     if ok is not None and worst is None:
-        worst = max((pair.error for pair in pairs if pair.error is not None), default=0.0)
+        errors_seen = [pair.error for pair in pairs if pair.error is not None and id(pair.target) not in run.skipped]
+        worst = max(errors_seen, default=0.0)
     return PortReport(
         entries=tuple(make_entry(pair) for pair in pairs if id(pair.target) not in run.skipped),
         ok=ok is not False,

@@ -75,6 +75,7 @@ class Attempt:
         first = matching.target.porting.channels_first
         self.candidates = Candidates(set(matching.grids), matching.prefer, first=first, differ=matching.channels_differ)
         self.grids = self.candidates.grids
+        self.called: set[int] = set()  # the units of the target
         self.unused: list[LayerUnit] = []  # source units that no unit of the target needs
         self._joined: dict[int, list[Pair]] = {}  # the parts of fused units of the target
         self._taken: dict[int, Split] = {}  # columns of fused source calls, by number
@@ -98,6 +99,7 @@ class Attempt:
         first = record.kind in ("plain", "other") and self.matching.target.porting.channels_first
         self.grids |= find_grids(inputs.values(), channels_first=first)
         units = [unit for unit in self.matching.target.by_record.get(id(record), ()) if unit.call in inputs]
+        self.called.update(id(unit) for unit in units)
         open_units = [self._pair(unit, select_array(unit, inputs, 0)) for unit in units]
         self._open.setdefault(id(record), []).append(open_units)
 

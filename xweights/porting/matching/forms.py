@@ -83,7 +83,15 @@ def _list_conv_forms(unit: LayerUnit) -> dict[Form, Bring]:
                 ones = len(axes) - count
                 left = (1,) * ones + kept if ones else kept
                 forms["conv", (*left, channels, filters), groups] = partial(_drop, axes=dropped)
+    if len(space) > 1 and groups == 1 and space[-1] > 1:
+        merged = (*space[:-1], space[-1] * channels, filters)
+        forms["conv", merged, groups] = partial(_merge_last, length=space[-1])
     return forms
+
+
+def _merge_last(array: Array, length: int) -> Array | None:
+    """Return an image whose last axis is as long as the kernel as a sequence of what is along it."""
+    return array.reshape(*array.shape[:-2], -1) if array.shape[-2] == length else None
 
 
 def _drop(array: Array, axes: tuple[int, ...]) -> Array | None:

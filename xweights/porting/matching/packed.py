@@ -52,7 +52,7 @@ def find_parts(
     """Return the parts of fused calls of the source with the same input that a unit of the target may be."""
     width = unit.form[1][1]
     found: list[tuple[tuple[bool, ...], Candidate]] = []
-    seen: set[tuple[int, bytes]] = set()
+    seen: set[tuple[int, tuple[int, ...], bytes]] = set()
     for call, error in _list_same_input(array, [call for call in pool if call.unit.form[1][1] > width]):
         total = call.unit.form[1][1]
         before = taken.get(call.number)
@@ -65,9 +65,10 @@ def find_parts(
                     continue
                 if before is not None and before.columns[columns].any():
                     continue
-                if (call.number, columns.tobytes()) in seen:
+                key = (call.number, widths, columns.tobytes())
+                if key in seen:
                     continue
-                seen.add((call.number, columns.tobytes()))
+                seen.add(key)
                 part = split_columns(call.unit, as_slice(columns))
                 output = None if call.output is None else call.output[..., columns]
                 candidate = Candidate(

@@ -86,6 +86,9 @@ def find_grids(arrays: Iterable[Array | None], *, channels_first: bool) -> set[G
         if array is not None and array.ndim > 2:
             channels = array.shape[1 if channels_first else -1]
             grids.add((math.prod(array.shape[1:]) // max(channels, 1), channels))
+            if array.ndim > 3:  # flattened step by step: one of the spatial axes, and the channels
+                space = array.shape[2:] if channels_first else array.shape[1:-1]
+                grids |= {(length, channels) for length in space if length > 1}
     return grids
 
 
