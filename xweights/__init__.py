@@ -23,6 +23,7 @@ _TABLE = {
     "core.parts": "Part",
     "core.registry": "backends",
     "core.selection": "layer native role trainable Where",
+    "edit.adapting": "adapt",
     "edit.apply": "apply",
     "edit.bind": "bind Bound",
     "edit.load_report": "LoadReport",

@@ -10,6 +10,7 @@ from xweights.core.selection import layer as layer
 from xweights.core.selection import native as native
 from xweights.core.selection import role as role
 from xweights.core.selection import trainable as trainable
+from xweights.edit.adapting import adapt as adapt
 from xweights.edit.apply import apply as apply
 from xweights.edit.bind import Bound as Bound
 from xweights.edit.bind import bind as bind
@@ -222,6 +223,7 @@ __all__ = [
     "Where",
     "WriteError",
     "XweightsError",
+    "adapt",
     "add",
     "add_penalty",
     "apply",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Container, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from xweights.core.params import Params
 from xweights.core.readings import Reading
 from xweights.core.registry import backend_for
 from xweights.core.values import host_array
-from xweights.edit.load_report import LoadReport
+from xweights.edit.load_report import Adapted, LoadReport
 from xweights.edit.pairing import Pair, Pairing, Source, pair, refuse_foreign
 from xweights.edit.sources import open_sources, try_parts
 from xweights.errors import ArgumentError, Problems, SelectionError, ShapeError, got_expected, near
@@ -38,7 +38,10 @@ class FoundValues:
     other_parts: dict[str, str] = field(default_factory=dict)
 
     def report(
-        self, taken: dict[str, tuple[str, ...]], skipped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+        self,
+        taken: dict[str, tuple[str, ...]],
+        skipped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]],
+        adapted: dict[str, Adapted],
     ) -> LoadReport:
         """Return the report of what was written."""
         plain = not self.reading.source and not self.reading.target
@@ -51,6 +54,7 @@ class FoundValues:
             self.missing,
             skipped,
             self.other_parts,
+            adapted,
         )
 
 
@@ -64,19 +68,23 @@ def find_values(
     names: Names | None,
     part: str | None,
     problems: Problems,
+    optional: Container[Any] = (),
 ) -> FoundValues:
-    """Return the values for the selected parameters; add to ``problems`` what is missing, unknown or ambiguous."""
+    """Return the values for the selected parameters; add to ``problems`` what is missing, unknown or ambiguous.
+
+    ``optional`` has the identities of parameters that may well have no value.
+    """
     opened = None if part is None and _fits_flat(values, everything, names) else open_sources(values, target, part)
     if opened is None:
         if part is not None:
             raise ArgumentError("part= names a part of a file, or of a training run's nested mapping")
         unknown: list[str] = []
         scratch = Problems(problems.headline)
-        pairs = _match(values, chosen, everything, strict, renamer(names), scratch, unknown)
+        pairs = _match(values, chosen, everything, strict, renamer(names), scratch, unknown, optional)
         if unknown and not names and not isinstance(values, Params):
             # Names of wrappers, of tied arrays, or of what a parametrization computes from?
             flat = flatten_mapping(values)
-            found = _find_in_mapping(Source(flat, flat), target, chosen, everything, strict)
+            found = _find_in_mapping(Source(flat, flat), target, chosen, everything, strict, optional)
             if found is not None:
                 return found
         problems.extend(scratch)
@@ -92,7 +100,7 @@ def find_values(
         left_over(pairing, values_of_part),
         other_parts=opened.other_parts(taken_part),
     )
-    found.missing = missing(pairing, chosen)
+    found.missing = missing(pairing, chosen, optional)
     unexcused = [name for name, reason in found.missing.items() if reason is None]
     if strict and unexcused:
         shown = ", ".join(map(repr, unexcused[:_SHOWN])) + (", ..." if len(unexcused) > _SHOWN else "")
@@ -163,13 +171,15 @@ def _selected(pairing: Pairing, chosen: Sequence[Parameter], everything: Sequenc
     return [found for _, found in sorted(positions, key=lambda pair: pair[0])]
 
 
-def missing(pairing: Pairing, chosen: Sequence[Parameter]) -> dict[str, str | None]:
+def missing(pairing: Pairing, chosen: Sequence[Parameter], optional: Container[Any] = ()) -> dict[str, str | None]:
     """Return the parameters that get no value, by name, each with the reason why that is no fault, or None."""
     covered = pairing.covered
     return {
         p.name: pairing.excused.get(p.identity())
         for p in chosen
-        if p.identity() not in covered and (p.role not in COUNTERS or p.identity() in pairing.excused)
+        if p.identity() not in covered
+        and (p.role not in COUNTERS or p.identity() in pairing.excused)
+        and p.identity() not in optional
     }
 
 
@@ -179,6 +189,7 @@ def _find_in_mapping(
     chosen: Sequence[Parameter],
     everything: Sequence[Parameter],
     strict: bool,
+    optional: Container[Any],
 ) -> FoundValues | None:
     """Return what a framework's own state, or one behind a prefix, has for the target; None for any other mapping.
 
@@ -195,7 +206,7 @@ def _find_in_mapping(
         for key, reason in pairing.left.items()
         if reason is None and last_part(key) not in SAVED_COUNTERS and pairing.reading.rename(key) is not None
     ]
-    left_in_model = missing(pairing, chosen)
+    left_in_model = missing(pairing, chosen, optional)
     is_complete = None not in left_in_model.values()
     if is_complete:
         unknown = [key for key in unknown if not _is_beside_weights(key, source.native[key])]
@@ -221,6 +232,7 @@ def _match(
     rename: Any,
     problems: Problems,
     unknown: list[str],
+    optional: Container[Any],
 ) -> list[Pair]:
     """Return the pairs of a list by position, of a mapping by full names; list the names that nothing has."""
     if not isinstance(values, (Mapping, list, tuple, ValuesView, Iterator)):
@@ -285,7 +297,7 @@ def _match(
             pairs[id(p)] = Pair(p, (key,), (flat[key],))
     if strict:
         for p in chosen:
-            if id(p) not in pairs and p.role not in COUNTERS:
+            if id(p) not in pairs and p.role not in COUNTERS and p.identity() not in optional:
                 problems.add(
                     SelectionError,
                     f"there is no value for {p.name!r} {p.shape}\n{near(p.name, flat)}",

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 _LINES = 40
 _LISTED = 8
+
+
+class Adapted(NamedTuple):
+    """How a value was brought to the shape of its parameter: by which adapter, from which shape to which."""
+
+    how: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.before} -> {self.after} by {self.how}"
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,7 @@ class LoadReport:
         left_in_model: Selected parameters that got no value, each with the reason if that is no surprise.
         mismatched: Parameters whose value has another shape, left out by ``mismatched="skip"``: (value's, parameter's).
         other_parts: The other parts of the file, and what they are.
+        adapted: Parameters whose value was adapted, as ``adapt=`` says: (how, value's shape, parameter's shape).
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -38,6 +50,7 @@ class LoadReport:
     left_in_model: Mapping[str, str | None] = field(default_factory=dict)
     mismatched: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     other_parts: Mapping[str, str] = field(default_factory=dict)
+    adapted: Mapping[str, Adapted] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values, for JSON."""
@@ -50,6 +63,7 @@ class LoadReport:
             "left_in_model": dict(self.left_in_model),
             "mismatched": {name: [list(shape) for shape in shapes] for name, shapes in self.mismatched.items()},
             "other_parts": dict(self.other_parts),
+            "adapted": {name: [how, list(old), list(new)] for name, (how, old, new) in self.adapted.items()},
         }
 
     def __str__(self) -> str:
@@ -62,6 +76,7 @@ class LoadReport:
             name: f"{got} in the file, {expected} in the model" for name, (got, expected) in self.mismatched.items()
         }
         lines += _list("other shape:    ", shapes)
+        lines += _list("adapted:        ", {name: str(adapted) for name, adapted in self.adapted.items()})
         lines += _list("left in model:  ", self.left_in_model)
         lines += _list("left in file:   ", self.left_in_file)
         if self.other_parts:

@@ -16,9 +16,10 @@ from xweights.core.params import Params
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_target
 from xweights.core.values import fit_value, host_array
+from xweights.edit.adapting import Adapt, adapted_pair, read_adapters, refuse_unused, suggest_adapter
 from xweights.edit.find_values import check_tied, find_values
 from xweights.edit.guards import copy_aliased, defer_interrupts, enter_guards, order_fallible_first, undo_on_error
-from xweights.edit.load_report import LoadReport
+from xweights.edit.load_report import Adapted, LoadReport
 from xweights.edit.pairing import Pair
 from xweights.edit.stream import StreamedValue
 from xweights.errors import ArgumentError, LayoutError, Problems, ShapeError, WriteError, XweightsError
@@ -36,6 +37,7 @@ def set_params(
     names: Names | None = None,
     part: str | None = None,
     mismatched: Literal["error", "skip"] = "error",
+    adapt: Adapt | None = None,
 ) -> LoadReport:
     """Write values into a target in place; everything is checked first, and nothing is written unless all of it fits.
 
@@ -57,11 +59,14 @@ def set_params(
         names: ``{"0/*": "dense/0/*"}`` where the names of target and values differ (target glob: values' glob).
         part: Which part of a training run's file (``"model"``, ``"ema"``). Default: the one whose names fit.
         mismatched: "skip" leaves out values of another shape, and lists them in the report.
+        adapt: ``{name or glob of the target: adapter}`` to bring values to the parameters' shapes: those of
+            ``xweights.adapt`` (``Sum``, ``Resample``, ``Rows``, ...), or a list of them. ``Leave()`` keeps what the
+            target has. Listed in the report.
 
     Returns:
         What was taken, and what was left in the file and in the model.
 
-    Exact: the same bits. The caller's arrays are never aliased; optimizer state is not touched.
+    Exact: the same bits, if nothing is adapted. The caller's arrays are never aliased; optimizer state is not touched.
     Raises SelectionError (missing, unknown, two parts or prefixes that fit), ShapeError, DtypeError, NonfiniteError,
     LayoutError, WriteError: all that is wrong at once, as one error that is of each of these kinds.
 
@@ -78,39 +83,52 @@ def set_params(
     chosen = select(everything, where)
     hold_registry.check(chosen)
     problems = Problems("set_params can't write these values, and nothing was changed")
-    found = find_values(target, values, chosen, everything, strict=strict, names=names, part=part, problems=problems)
+    adapters = read_adapters(adapt, chosen, problems)
+    left = {identity for identity, adapting in adapters.items() if adapting.leaves}
+    found = find_values(
+        target, values, chosen, everything, strict=strict, names=names, part=part, problems=problems, optional=left
+    )
     order = values.layout if isinstance(values, Params) else layout
     by_identity = {p.identity(): p for p in chosen}
     writes: list[tuple[Parameter, Array]] = []
     sources: list[StreamedValue] = []
     skipped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     taken: dict[str, tuple[str, ...]] = {}
+    adapted: dict[str, Adapted] = {}
+    refuse_unused(adapters, found.pairs, problems)
     for pair in found.pairs:
         p = by_identity.get(pair.parameter.identity(), pair.parameter)
+        adapting = adapters.get((pair.of or p).identity())
+        if adapting is not None and adapting.leaves:
+            found.left.update(dict.fromkeys(pair.keys, "Leave() keeps what the model has"))
+            continue
         reason = p.refusal(writing=True)
         if reason is not None:
             problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
             continue
         try:
             value = pair.values[0]
-            if isinstance(value, Parameter) and pair.combine is None:
+            if adapting is not None:
+                change = adapted_pair(pair, p, order, values, adapting)
+                adapted[p.name] = Adapted(change.how, change.before, change.shape)
+                array = p.layout.to_stored(change.compute())
+                writes.append((p, _check_value(array, p, cast, allow_nonfinite)))
+            elif isinstance(value, Parameter) and pair.combine is None:
                 source = StreamedValue(value, p, order)
                 source.check(cast=cast, allow_nonfinite=allow_nonfinite)
                 sources.append(source)
             else:
-                array = _fit(pair, p, order, values)
-                if array.dtype != p.dtype:
-                    array = cast_exactly(array, p.dtype, what=repr(p.name), cast=cast)
-                if not allow_nonfinite:
-                    check_finite(array, repr(p.name))
-                writes.append((p, array))
+                writes.append((p, _check_value(_fit(pair, p, order, values), p, cast, allow_nonfinite)))
             check_tied(pair, problems)
             taken[p.name] = pair.keys
         except ShapeError as wrong:
-            if mismatched == "skip":
+            if adapting is not None:
+                problems.add(ShapeError, str(wrong))
+            elif mismatched == "skip":
                 skipped[p.name] = (_shape_of(pair.values[0]), p.shape if order != "native" else p.layout.stored)
             else:
-                problems.add(ShapeError, str(wrong), fix='mismatched="skip" to leave them out')
+                suggested = suggest_adapter(pair, p, order, values)
+                problems.add(ShapeError, f"{wrong}{suggested}", fix='mismatched="skip" to leave them out')
         except XweightsError as wrong:
             problems.add(type(wrong), str(wrong))
     problems.check()
@@ -126,7 +144,19 @@ def set_params(
         for source in sorted(sources, key=lambda source: not source.p.storage.fallible):
             source.write(cast)
     hold_registry.reapply(chosen)
-    return found.report(taken, skipped)
+    for p in chosen:
+        if p.identity() in left:
+            found.missing[p.name] = "Leave()"
+    return found.report(taken, skipped, adapted)
+
+
+def _check_value(array: Array, p: Parameter, cast: bool, allow_nonfinite: bool) -> Array:
+    """Return a value in the dtype of its parameter; raise if that would change it, or if it isn't finite."""
+    if array.dtype != p.dtype:
+        array = cast_exactly(array, p.dtype, what=repr(p.name), cast=cast)
+    if not allow_nonfinite:
+        check_finite(array, repr(p.name))
+    return array
 
 
 def _fit(pair: Pair, p: Parameter, order: LayoutName | None, values: Any) -> Array:

@@ -1,0 +1,340 @@
+"""Bring values to the shape of the parameters that they are for: what ``adapt=`` says, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xweights.core.dtypes import Array
+from xweights.core.layout import Axes, Layout, LayoutName, Shape, plain_layout, reorder
+from xweights.core.numpy_backend import NumpyStorage
+from xweights.core.parameter import Parameter
+from xweights.core.params import Params
+from xweights.core.selection import Where, select
+from xweights.core.values import host_array
+from xweights.edit import adapt
+from xweights.edit.adapt.base import Adapter, Leave, Wanted
+from xweights.edit.adapt.suggest import suggest
+from xweights.edit.pairing import Pair
+from xweights.errors import (
+    ArgumentError,
+    LayoutError,
+    Problems,
+    SelectionError,
+    ShapeError,
+    WriteError,
+    XweightsError,
+    got_expected,
+)
+
+# The package is public as `xweights.adapt`; this module loads both.
+__all__ = ["adapt"]
+
+# What users pass: adapters by name or glob of the target.
+Adapt = Mapping[Any, Any]
+
+
+class Adapting(NamedTuple):
+    """The adapters of one parameter, and the key of ``adapt=`` that they stand under."""
+
+    key: Any
+    steps: tuple[Adapter, ...]
+
+    @property
+    def leaves(self) -> bool:
+        """True if the target keeps what it has."""
+        return isinstance(self.steps[0], Leave)
+
+
+def read_adapters(
+    adapters: Adapt | None, parameters: Sequence[Parameter], problems: Problems
+) -> dict[Hashable, Adapting]:
+    """Return the adapters of each parameter by its identity; add what matches nothing, or two keys, to ``problems``."""
+    found: dict[Hashable, Adapting] = {}
+    if adapters is None:
+        return found
+    if not isinstance(adapters, Mapping):
+        raise ArgumentError(
+            f"adapt= is a mapping of names or globs to adapters\ngot: {adapters!r}\n"
+            'Fix: adapt={"stem/kernel": xweights.adapt.Sum("in")}'
+        )
+    for key, value in adapters.items():
+        try:
+            if not isinstance(key, (str, Where)):
+                raise ArgumentError(f"the keys of adapt= are names or globs of the target\ngot: {key!r}")
+            adapting = Adapting(key, _read_steps(key, value))
+            matched = select(parameters, key)
+        except XweightsError as wrong:
+            problems.add(type(wrong), _explain_key(key, str(wrong)))
+            continue
+        for p in matched:
+            first = found.setdefault(p.identity(), adapting)
+            if first.key is not key and first.steps != adapting.steps:
+                problems.add(
+                    ArgumentError,
+                    f"two keys of adapt= match {p.name!r}: {first.key!r} and {key!r}",
+                    fix="globs that don't overlap, or a list of adapters under one key",
+                )
+    return found
+
+
+def _explain_key(key: Any, text: str) -> str:
+    """Return what is wrong with a key of ``adapt=``, said of ``where=``."""
+    first, *rest = text.splitlines()
+    if not first.startswith("where="):
+        return text
+    return "\n".join([f"adapt= has a key that selects nothing: {key!r}", *(line.lstrip(" -") for line in rest)])
+
+
+def _read_steps(key: Any, value: Any) -> tuple[Adapter, ...]:
+    steps = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    for step in steps:
+        if isinstance(step, type) and issubclass(step, Adapter):
+            raise ArgumentError(f"adapt= needs an adapter for {key!r}\ngot: the class {step.__name__}, not yet made")
+        if not isinstance(step, Adapter):
+            raise ArgumentError(f"adapt= needs an adapter for {key!r}, such as xweights.adapt.Sum('in')\ngot: {step!r}")
+    if not steps or (len(steps) > 1 and any(isinstance(step, Leave) for step in steps)):
+        raise ArgumentError(
+            f"adapt= needs an adapter, or several of which none is Leave(), for {key!r}\ngot: {value!r}"
+        )
+    return steps
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedValue:
+    """A value, and the adapters that bring it to the shape of a parameter; nothing has been read yet.
+
+    Attributes:
+        read: Returns the value in the order that ``layout`` is for.
+        layout: From the value's order to the neutral one.
+        steps: The adapters, in their order.
+        wanted: What the last of them reaches.
+        shape: The shape of the result, in neutral order.
+        how: What is done, for the report.
+    """
+
+    read: Callable[[], Array]
+    layout: Layout
+    steps: tuple[Adapter, ...]
+    wanted: Wanted
+    shape: Shape
+    how: str
+
+    @property
+    def before(self) -> Shape:
+        """The shape of the value, in neutral order."""
+        return _lined_up(self.layout, self.wanted.axes)[0]
+
+    def compute(self) -> Array:
+        """Return the adapted value, in neutral order."""
+        array = self.layout.to_neutral(self.read())
+        axes = self.layout.axes
+        if axes is not None and self.wanted.axes is not None and axes != self.wanted.axes:
+            array = reorder(array, axes, self.wanted.axes)
+        array = _without_lead(array, self.wanted)
+        for step in self.steps:
+            array = step(array, self.wanted)
+        # Of a custom adapter only the result shows what it did.
+        lead = (1,) * (len(self.shape) - array.ndim)
+        return array.reshape(lead + array.shape) if lead else array
+
+
+def adapted_value(
+    read: Callable[[], Array], layout: Layout, dtype: np.dtype[Any], p: Parameter, steps: tuple[Adapter, ...]
+) -> AdaptedValue:
+    """Return how a value becomes one of the parameter's shape; raise what can't be done. Nothing is read."""
+    wanted = Wanted(p.name, p.axes, p.shape, dtype, p.role, lambda: np.array(p.layout.to_neutral(p.read())))
+    return _plan(read, layout, wanted, steps)
+
+
+def _plan(read: Callable[[], Array], layout: Layout, wanted: Wanted, steps: tuple[Adapter, ...]) -> AdaptedValue:
+    before, axes = _lined_up(layout, wanted.axes)
+    wanted = replace(wanted, axes=axes)
+    shape = _without_lead(np.broadcast_to(np.int8(0), before), wanted).shape
+    shown = []
+    for step in steps:
+        shown.append(step.describe(shape, wanted))
+        shape = step.check(shape, wanted)
+    if wanted.shape is not None and len(wanted.shape) > len(shape):
+        shape = (1,) * (len(wanted.shape) - len(shape)) + shape
+    if wanted.shape is not None and shape != wanted.shape:
+        named = "" if wanted.axes is None else f" ({', '.join(wanted.axes)})"
+        raise ShapeError(
+            f"{', '.join(map(repr, steps))} makes another shape of {wanted.name!r}{named} {before}\n"
+            f"{got_expected(shape, wanted.shape)}"
+        )
+    return AdaptedValue(read, layout, steps, wanted, shape, ", ".join(shown))
+
+
+def _lined_up(layout: Layout, axes: Axes | None) -> tuple[Shape, Axes | None]:
+    """Return the neutral shape of a value in the order of its parameter's axes, and the names of these."""
+    if layout.axes is None or axes is None or layout.axes == axes:
+        return layout.shape, layout.axes if axes is None else axes
+    return reorder(np.broadcast_to(np.int8(0), layout.shape), layout.axes, axes, what="the value").shape, axes
+
+
+def _without_lead(array: Array, wanted: Wanted) -> Array:
+    """Return an array without leading axes of length 1 that its parameter doesn't have, as of a batch."""
+    if wanted.shape is None:
+        return array
+    more = array.ndim - len(wanted.shape)
+    return array.reshape(array.shape[more:]) if more > 0 and set(array.shape[:more]) == {1} else array
+
+
+def layout_of_shape(p: Parameter, shape: Shape) -> Layout:
+    """Return the layout of a value of another shape that is stored as a parameter is stored.
+
+    Raises LayoutError where a stored axis packs several, and the shape doesn't tell their lengths.
+    """
+    own = p.layout
+    if shape == own.stored:
+        return own
+    if len(shape) != len(own.stored):
+        # A batch of length 1 in front, or none: nothing else is told by the shape.
+        lead = len(shape) - len(own.stored)
+        if lead > 0 and set(shape[:lead]) == {1} and own.is_identity:
+            return plain_layout(shape)
+        raise ShapeError(f"{p.name!r} (native order)\n{got_expected(shape, own.stored)}")
+    if own.split == own.stored:
+        return Layout(shape, shape, own.order, own.axes, own.outputs)
+    split: list[int] = []
+    position = 0
+    for length, stored in zip(shape, own.stored, strict=True):
+        parts: list[int] = []
+        # A stored axis of length 1 may have been dropped, or be one of the neutral ones.
+        while position < len(own.split) and (math.prod(parts) != stored or (not parts and own.split[position] == 1)):
+            parts.append(own.split[position])
+            position += 1
+        split += _split_as(parts, stored, length, p)
+    split += own.split[position:]
+    if math.prod(split) != math.prod(shape):
+        raise LayoutError(_cannot_split(p, shape))
+    return Layout(shape, tuple(split), own.order, own.axes, own.outputs)
+
+
+def _split_as(parts: list[int], stored: int, length: int, p: Parameter) -> list[int]:
+    """Return the lengths of the parts that a stored axis packs, for another length of it."""
+    if length == stored:
+        return parts
+    if len(parts) == 1:
+        return [length]
+    long = [position for position, part in enumerate(parts) if part != 1]
+    if len(long) != 1:
+        raise LayoutError(_cannot_split(p, (length,)))
+    return [length if position == long[0] else 1 for position in range(len(parts))]
+
+
+def _cannot_split(p: Parameter, shape: Shape) -> str:
+    return (
+        f"{p.name!r} packs several axes in one, and a value of {shape} doesn't tell how long each is\n"
+        "Fix: pass it in neutral order, or as Params(..., axes={...})"
+    )
+
+
+class _Value(NamedTuple):
+    """A value as it was passed: how to read it, and in which order it is."""
+
+    read: Callable[[], Array]
+    layout: Layout
+    dtype: np.dtype[Any]
+
+
+def adapted_pair(pair: Pair, p: Parameter, order: LayoutName | None, values: Any, adapting: Adapting) -> AdaptedValue:
+    """Return how the value of a pair becomes one of the parameter's shape; raise what can't be done."""
+    value = _open_value(pair, p, order, values)
+    return adapted_value(value.read, value.layout, value.dtype, p, adapting.steps)
+
+
+def suggest_adapter(pair: Pair, p: Parameter, order: LayoutName | None, values: Any) -> str:
+    """Return the line of an error that suggests the adapter for a value; empty where no single one clearly fits."""
+    try:
+        value = _open_value(pair, p, order, values)
+        before, axes = _lined_up(value.layout, p.axes)
+        wanted = Wanted(p.name, axes, p.shape, value.dtype, p.role)
+        found = suggest(before, wanted)
+        if found is None or found.check(before, wanted) != p.shape:
+            return ""
+    except XweightsError:
+        return ""
+    return f"\nFix: adapt={{{p.name!r}: xweights.adapt.{found!r}}}"
+
+
+def refuse_unused(adapters: Mapping[Hashable, Adapting], pairs: Sequence[Pair], problems: Problems) -> None:
+    """Refuse adapters of parameters that get no value."""
+    found = {(pair.of or pair.parameter).identity() for pair in pairs}
+    used = [adapting.key for identity, adapting in adapters.items() if identity in found or adapting.leaves]
+    for key in dict.fromkeys(adapting.key for adapting in adapters.values()):
+        if key not in used:
+            problems.add(SelectionError, f"adapt= has {key!r}, and there is no value for what it matches")
+
+
+def _open_value(pair: Pair, p: Parameter, order: LayoutName | None, values: Any) -> _Value:
+    if pair.combine is not None:
+        raise LayoutError(
+            f"{p.name!r} is computed from {', '.join(map(repr, pair.keys))}, and only single arrays are adapted\n"
+            "Fix: read the model that they belong to, and pass get_params(model)"
+        )
+    value, key = pair.values[0], pair.keys[0] if pair.keys else p.name
+    if order is None and not p.layout.is_identity and _has_own_order(pair):
+        raise LayoutError(
+            f"{key!r} has no axis names, and {p.name!r} isn't stored in neutral order\n"
+            'Fix: layout="native" for a file or values of the framework\'s own, layout="neutral" for Keras\' order'
+        )
+    if isinstance(value, Parameter):
+        _check_gates(value.gates, p)
+        is_native = value.axes is None and order == "native"
+        return _Value(value.read, layout_of_shape(p, value.layout.stored) if is_native else value.layout, value.dtype)
+    array = host_array(value, what=repr(p.name), dtype=p.dtype)
+    axes = None
+    if isinstance(values, Params):
+        axes = values.axes.get(key)
+        _check_gates(values.gates.get(key), p)
+    layout = layout_of_shape(p, array.shape) if order == "native" and axes is None else plain_layout(array.shape, axes)
+    return _Value(lambda: array, layout, array.dtype)
+
+
+def _has_own_order(pair: Pair) -> bool:
+    """Return whether nothing but ``layout=`` can tell the order of a value."""
+    value = pair.values[0]
+    return value.axes is None if isinstance(value, Parameter) else pair.native
+
+
+def _check_gates(gates: tuple[str, ...] | None, p: Parameter) -> None:
+    if gates is not None and p.gates is not None and gates != p.gates:
+        raise LayoutError(
+            f"{p.name!r} packs its gates in another order\n{got_expected(', '.join(gates), ', '.join(p.gates))}\n"
+            "Fix: port the model: port has the recipes of both layers"
+        )
+
+
+class _Storage(NumpyStorage):
+    """Storage of values that are adapted at each read."""
+
+    fresh = True
+
+    def identity(self, handle: AdaptedValue) -> Hashable:
+        return id(handle)
+
+    def refusal(self, handle: AdaptedValue, *, writing: bool) -> str | None:
+        return "it is adapted from another value" if writing else None
+
+    def read(self, handle: AdaptedValue) -> Array:
+        return handle.compute()
+
+    def write(self, handle: AdaptedValue, value: Array) -> None:
+        raise WriteError("it is adapted from another value")
+
+    def trainable(self, handle: AdaptedValue) -> bool:
+        return True
+
+
+_STORAGE = _Storage()
+
+
+def adapted_parameter(value: Parameter, adapted: AdaptedValue, layout: Layout) -> Parameter:
+    """Return a parameter like ``value`` that reads as the adapted one, in neutral order."""
+    return value.replace(storage=_STORAGE, handle=adapted, layout=layout)
