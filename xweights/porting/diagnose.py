@@ -58,8 +58,8 @@ def _find_changed_before(divergence: Divergence, pairs: Sequence[Pair]) -> Pair 
 
 
 def _has_changed(pair: Pair) -> bool:
-    expected, _ = translate(pair.source, read_arrays(pair.source), pair.target, pair.permutation)
     got = read_arrays(pair.target)
+    expected, _ = translate(pair.source, read_arrays(pair.source), pair.target, pair.permutation, got)
     return any(not np.array_equal(value, got[role]) for role, value in expected.items())
 
 
@@ -68,8 +68,12 @@ def _diagnose_layer(
 ) -> tuple[str, str]:
     pair = next((candidate for candidate in pairs if candidate.target is unit), None)
     source_arrays = read_arrays(source)
-    expected, _ = translate(source, source_arrays, unit, pair.permutation) if pair is not None else (source_arrays, [])
     got = read_arrays(unit)
+    expected, lost = dict(source_arrays), list[str]()
+    if pair is not None:
+        expected, lost = translate(source, source_arrays, unit, pair.permutation, got)
+    if lost:
+        return "bias" if "bias" in lost[0] else "weights", lost[0]
     for role, value in expected.items():
         if not np.array_equal(value, got[role]):
             diagnosis = _diagnose_weights(role, value, got, unit, matching)

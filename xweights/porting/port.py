@@ -31,11 +31,22 @@ from xweights.porting.matching.samples import SilentWatcher
 from xweights.porting.matching.search import settle
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.plan import plan_pairs
+from xweights.porting.refusal import (
+    list_hard,
+    name_some,
+    refuse_findings,
+    refuse_losses,
+    refuse_settings,
+    refuse_unpaired,
+)
 from xweights.porting.reports import Difference, Finding, PortEntry, PortReport
 from xweights.porting.session import Run
 from xweights.porting.units import UNPERMUTED, LayerUnit
 
 Attributes = Literal["check", "fix", "ignore"]
+_WRONG = "this port is not right, and nothing was changed"
+# A setting that was fixed may bring others to light, of layers that weren't reached before.
+_ROUNDS = 4
 
 
 def port(
@@ -147,7 +158,7 @@ def _port_without_sample(run: Run) -> tuple[PortReport, list[Pair]]:
     for text in (*plan.problems, *plan.ambiguous):
         problems.add(PortError, text)
     differing = compare_settings([(pair.source, pair.target) for pair in pairs])
-    _refuse_settings(problems, [difference for difference in differing if not difference.training])
+    refuse_settings(problems, [difference for difference in differing if not difference.training])
     if problems:
         problems.add(
             PortError, "a sample settles what the structure leaves open", fix="pass sample=, a batch for source"
@@ -170,36 +181,11 @@ def _port_with_sample(
     run: Run, sample: Any, sample_target: Any, attributes: Attributes, outputs: OutputMap
 ) -> tuple[PortReport, list[Pair]]:
     matching, attempt = run.match(sample, sample_target, outputs, write=True)
-    pairs = list(attempt.pairs.values())
     differing = list_differences(matching, attempt)
-    notes: list[str] = []
     if attributes == "fix":
-        differing, any_fixed = _fix_settings(run, matching, differing)
-        if any_fixed:
-            attempt = settle(matching)
-            pairs = list(attempt.pairs.values())
+        attempt, differing = _fix_until_equal(run, matching, attempt, differing)
+    pairs = list(attempt.pairs.values())
     blocking = [difference for difference in differing if not difference.training and not difference.fixed]
-    problems = Problems("this port is not right, and nothing was changed")
-    for text in attempt.lost:
-        problems.add(PortError, text)
-    problems.check()  # otherwise each unwritten layer would be reported again as a divergence
-    for text in dict.fromkeys(attempt.candidates.doubts):
-        problems.add(PortError, text, fix="pass a sample of random numbers, which tells everything apart")
-    unpaired = _list_unpaired(run, attempt)
-    # What no output needs stays as it is, unless the source has something left that may belong there.
-    spare = [unit for unit in unpaired if id(unit) not in attempt.called and bool(attempt.outputs)]
-    spare = [unit for unit in spare if not any(fit(left, unit) for left in attempt.unused)]
-    for unit in unpaired:
-        if unit not in spare:
-            text = f"{unit.path!r} of the target has no twin in the source, or isn't called with this sample"
-            problems.add(PortError, text, fix="where= to port a part of the target")
-    if spare:
-        run.remains = tuple(dict.fromkeys((*run.remains, *(p.name for unit in spare for p in unit.parameters))))
-        notes.append(f"not in the source, and no output needs it, so it was kept: {_shorten(spare)}")
-    if attempt.unused:
-        notes.append(f"in the source, and no output needs it, so it went nowhere: {_shorten(attempt.unused)}")
-    if attributes != "ignore":
-        _refuse_settings(problems, blocking, tried=attributes == "fix")
     tolerated = {difference.target for difference in blocking} if attributes == "ignore" else set()
     findings = [diagnose(divergence, matching, pairs) for divergence in attempt.divergences]
     unexplained = [
@@ -207,9 +193,9 @@ def _port_with_sample(
         for finding in findings
         if finding.layer not in tolerated and not (tolerated and finding.place != "output")
     ]
-    for finding in unexplained:
-        problems.add(PortError, str(finding))
-    problems.check()
+    unpaired, notes = _list_unpaired(run, attempt)
+    refused = [] if attributes == "ignore" else blocking
+    _refuse(attempt, refused, unexplained, unpaired, tried=attributes == "fix")
     got = run.call(run.target, matching.sample, SilentWatcher(), "target")
     errors, ok = {}, True
     if run.whole:
@@ -219,8 +205,9 @@ def _port_with_sample(
             ok &= error <= limit
         if not ok and not tolerated:
             worst = max(errors, key=lambda name: errors[name])
+            problems = Problems(_WRONG)
             problems.add(PortError, f"every layer agrees and the output {worst!r} doesn't (error {errors[worst]:.1e})")
-        problems.check()
+            problems.throw()
     else:
         notes.append("the outputs were not compared, because a part of the target was left out")
     first_found = findings[0] if findings else None
@@ -236,49 +223,89 @@ def list_differences(matching: Matching, attempt: Attempt) -> list[Difference]:
     return differing
 
 
-def _refuse_settings(problems: Problems, differing: list[Difference], *, tried: bool = False) -> None:
-    fix = 'attributes="fix" to set it on the target, or attributes="ignore"'
-    if tried:
-        fix = 'make the target with it (it can\'t be set on a layer that exists), or attributes="ignore"'
-    for difference in differing:
-        text = (
-            f"{difference.name} differs, which is no weight\n"
-            f"{difference.target!r}: {difference.got}\n{difference.source!r}: {difference.expected}"
-        )
-        problems.add(PortError, text, fix=fix)
+def _refuse(
+    attempt: Attempt,
+    blocking: Sequence[Difference],
+    findings: Sequence[Finding],
+    unpaired: Sequence[LayerUnit],
+    *,
+    tried: bool,
+) -> None:
+    """Raise everything that is wrong with an attempt, the cause first."""
+    problems = Problems(_WRONG)
+    pairs = list(attempt.pairs.values())
+    hard = list_hard(blocking)
+    explained = {difference.target for difference in blocking}
+    explained |= {finding.layer for finding in findings if finding.cause in attempt.lost}
+    refuse_settings(problems, hard, tried=tried)
+    refuse_findings(problems, [finding for finding in findings if finding.layer not in explained], pairs)
+    refuse_losses(problems, attempt.lost)
+    refuse_settings(problems, [difference for difference in blocking if difference not in hard], tried=tried)
+    for text in dict.fromkeys(attempt.candidates.doubts):
+        problems.add(PortError, text, fix="pass a sample of random numbers, which tells everything apart")
+    refuse_unpaired(problems, unpaired)
+    if not problems:
+        refuse_findings(problems, findings, pairs)
+    problems.check()
 
 
-def _fix_settings(run: Run, matching: Matching, differing: list[Difference]) -> tuple[list[Difference], bool]:
+def _fix_until_equal(
+    run: Run, matching: Matching, attempt: Attempt, differing: list[Difference]
+) -> tuple[Attempt, list[Difference]]:
+    """Set what differs on the target, and what then comes to light; return the last attempt and all differences."""
+    known: dict[tuple[str, str], Difference] = {}
+    for _ in range(_ROUNDS):
+        new = [difference for difference in differing if (difference.target, difference.name) not in known]
+        if not new:
+            break
+        fixed = _fix_settings(run, new)
+        known |= {(difference.target, difference.name): difference for difference in fixed}
+        if not any(difference.fixed for difference in fixed):
+            break
+        attempt = settle(matching)
+        differing = list_differences(matching, attempt)
+    return attempt, list(known.values())
+
+
+def _fix_settings(run: Run, differing: Sequence[Difference]) -> list[Difference]:
     """Set the settings that differ on the target; those that can't be set remain differences."""
     records = {record.path: record for record in run.target.records}
     records |= {unit.path: unit.record for unit in run.target.units}
     result = []
     for difference in differing:
+        record = records[difference.target]
         try:
-            run.target.porting.set_attribute(records[difference.target], difference.name, difference.expected)
-            result.append(replace(difference, fixed=True))
+            run.target.porting.set_attribute(record, difference.name, difference.expected)
         except PortError:
             result.append(difference)
-    run.undo = [
-        (records[difference.target], difference.name, difference.got) for difference in result if difference.fixed
-    ]
-    return result, any(difference.fixed for difference in result)
+            continue
+        result.append(replace(difference, fixed=True))
+        run.undo.append((record, difference.name, difference.got))
+    return result
 
 
-def _list_unpaired(run: Run, attempt: Attempt) -> list[LayerUnit]:
+def _list_unpaired(run: Run, attempt: Attempt) -> tuple[list[LayerUnit], list[str]]:
+    """Return the units of the target that need a twin and have none, and notes on what one of the models has more."""
     written = {hold_registry.identity(p) for pair in attempt.pairs.values() for p in pair.target.parameters}
-    return [
+    unpaired = [
         unit
         for unit in run.target.units
         if id(unit) not in attempt.pairs
         and id(unit) not in run.skipped
         and not all(hold_registry.identity(p) in written for p in unit.parameters)
     ]
-
-
-def _shorten(units: Sequence[LayerUnit]) -> str:
-    paths = list(dict.fromkeys(unit.path for unit in units))
-    return ", ".join(paths[:6]) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
+    # What no output needs stays as it is, unless the source has something left that may belong there.
+    spare = [unit for unit in unpaired if id(unit) not in attempt.called and attempt.outputs]
+    spare = [unit for unit in spare if not any(fit(left, unit) for left in attempt.unused)]
+    notes = []
+    if spare:
+        run.remains = tuple(dict.fromkeys((*run.remains, *(p.name for unit in spare for p in unit.parameters))))
+        shown = name_some([unit.path for unit in spare], 8)
+        notes.append(f"not in the source, and no output needs it, so it was kept: {shown}")
+    if attempt.unused and not attempt.divergences:
+        shown = name_some([unit.path for unit in attempt.unused], 8)
+        notes.append(f"in the source, and no output needs it, so it went nowhere: {shown}")
+    return [unit for unit in unpaired if unit not in spare], notes
 
 
 def _check_holds(run: Run) -> None:
