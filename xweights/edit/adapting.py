@@ -151,6 +151,11 @@ def adapted_value(
     return _plan(read, layout, wanted, steps)
 
 
+def adapted_alone(p: Parameter, steps: tuple[Adapter, ...]) -> AdaptedValue:
+    """Return how the value of a parameter is adapted where no target says the shape to reach. Nothing is read."""
+    return _plan(p.read, p.layout, Wanted(p.name, p.axes, None, p.dtype, p.role), steps)
+
+
 def _plan(read: Callable[[], Array], layout: Layout, wanted: Wanted, steps: tuple[Adapter, ...]) -> AdaptedValue:
     before, axes = _lined_up(layout, wanted.axes)
     wanted = replace(wanted, axes=axes)
@@ -194,26 +199,51 @@ def layout_of_shape(p: Parameter, shape: Shape) -> Layout:
     if shape == own.stored:
         return own
     if len(shape) != len(own.stored):
-        # A batch of length 1 in front, or none: nothing else is told by the shape.
+        # A batch of length 1 in front: nothing else is told by the shape.
         lead = len(shape) - len(own.stored)
         if lead > 0 and set(shape[:lead]) == {1} and own.is_identity:
             return plain_layout(shape)
         raise ShapeError(f"{p.name!r} (native order)\n{got_expected(shape, own.stored)}")
-    if own.split == own.stored:
-        return Layout(shape, shape, own.order, own.axes, own.outputs)
-    split: list[int] = []
-    position = 0
-    for length, stored in zip(shape, own.stored, strict=True):
-        parts: list[int] = []
-        # A stored axis of length 1 may have been dropped, or be one of the neutral ones.
-        while position < len(own.split) and (math.prod(parts) != stored or (not parts and own.split[position] == 1)):
-            parts.append(own.split[position])
-            position += 1
-        split += _split_as(parts, stored, length, p)
-    split += own.split[position:]
+    groups = _group_split(own)
+    split = [1] * len(own.split)
+    for length, stored, group in zip(shape, own.stored, groups, strict=True):
+        for position, part in zip(group, _split_as([own.split[i] for i in group], stored, length, p), strict=True):
+            split[position] = part
     if math.prod(split) != math.prod(shape):
         raise LayoutError(_cannot_split(p, shape))
     return Layout(shape, tuple(split), own.order, own.axes, own.outputs)
+
+
+def layout_of_neutral(p: Parameter, shape: Shape) -> Layout:
+    """Return the layout of a value of another neutral shape that is to be stored as a parameter is stored."""
+    own = p.layout
+    if shape == own.shape:
+        return own
+    if len(shape) != len(own.shape):
+        if own.is_identity:
+            return plain_layout(shape)
+        raise ShapeError(f"{p.name!r} can't be stored with another number of axes\n{got_expected(shape, own.shape)}")
+    split = tuple(shape[position] for position in own.inverse)
+    stored = tuple(math.prod(split[i] for i in group) for group in _group_split(own))
+    return Layout(stored, split, own.order, own.axes, own.outputs)
+
+
+def _group_split(layout: Layout) -> list[list[int]]:
+    """Return which positions of ``split`` each stored axis packs; none where one of length 1 is dropped."""
+    if layout.split == layout.stored:
+        return [[position] for position in range(len(layout.split))]
+    groups: list[list[int]] = []
+    position = 0
+    for stored in layout.stored:
+        group: list[int] = []
+        # A stored axis of length 1 may have been dropped, or be one of the neutral ones.
+        while position < len(layout.split) and (
+            math.prod(layout.split[i] for i in group) != stored or (not group and layout.split[position] == 1)
+        ):
+            group.append(position)
+            position += 1
+        groups.append(group)
+    return groups
 
 
 def _split_as(parts: list[int], stored: int, length: int, p: Parameter) -> list[int]:
@@ -222,6 +252,7 @@ def _split_as(parts: list[int], stored: int, length: int, p: Parameter) -> list[
         return parts
     if len(parts) == 1:
         return [length]
+    # Of parts of length 1 nothing tells which of them has become longer.
     long = [position for position, part in enumerate(parts) if part != 1]
     if len(long) != 1:
         raise LayoutError(_cannot_split(p, (length,)))
@@ -285,14 +316,14 @@ def _open_value(pair: Pair, p: Parameter, order: LayoutName | None, values: Any)
             'Fix: layout="native" for a file or values of the framework\'s own, layout="neutral" for Keras\' order'
         )
     if isinstance(value, Parameter):
-        _check_gates(value.gates, p)
+        check_gates(value.gates, p)
         is_native = value.axes is None and order == "native"
         return _Value(value.read, layout_of_shape(p, value.layout.stored) if is_native else value.layout, value.dtype)
     array = host_array(value, what=repr(p.name), dtype=p.dtype)
     axes = None
     if isinstance(values, Params):
         axes = values.axes.get(key)
-        _check_gates(values.gates.get(key), p)
+        check_gates(values.gates.get(key), p)
     layout = layout_of_shape(p, array.shape) if order == "native" and axes is None else plain_layout(array.shape, axes)
     return _Value(lambda: array, layout, array.dtype)
 
@@ -303,7 +334,8 @@ def _has_own_order(pair: Pair) -> bool:
     return value.axes is None if isinstance(value, Parameter) else pair.native
 
 
-def _check_gates(gates: tuple[str, ...] | None, p: Parameter) -> None:
+def check_gates(gates: tuple[str, ...] | None, p: Parameter) -> None:
+    """Raise LayoutError if a value packs its gates in another order than its parameter."""
     if gates is not None and p.gates is not None and gates != p.gates:
         raise LayoutError(
             f"{p.name!r} packs its gates in another order\n{got_expected(', '.join(gates), ', '.join(p.gates))}\n"

@@ -12,8 +12,10 @@ from xweights.core.parameter import Parameter
 from xweights.core.registry import backend_for
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import is_path, open_target
+from xweights.edit.adapting import Adapt
 from xweights.edit.read import check_readable
 from xweights.errors import ArgumentError
+from xweights.files.adapted import adapt_arrays
 from xweights.files.formats.sharded import SHARD_BYTES
 from xweights.files.formats.table import format_of
 from xweights.files.io.arrays_to_write import ArrayToWrite, StateValues, array_to_write
@@ -89,6 +91,7 @@ def convert(
     where: WhereLike = ...,
     part: str | None = None,
     durable: bool = True,
+    adapt: Adapt | None = None,
 ) -> None:
     """Write the weights of one file to another, one array at a time; its ending determines the format.
 
@@ -98,8 +101,11 @@ def convert(
         where: Which parameters. Default: all.
         part: Which part of a training run's file, as for :func:`xweights.load`.
         durable: As for :func:`xweights.save`.
+        adapt: ``{name or glob of the file: adapter}`` for arrays that are written in another shape, as for
+            :func:`xweights.set_params`. No target says how long an axis gets: give the length, or the tokens of both.
 
-    Exact: exactly the same bits. Raises the errors of :func:`xweights.load` and :func:`xweights.save`.
+    Exact: exactly the same bits, if nothing is adapted. Raises the errors of :func:`xweights.load` and
+    :func:`xweights.save`, and for adapters SelectionError, ShapeError, DtypeError, LayoutError, WriteError.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -107,7 +113,10 @@ def convert(
         array([1., 1.])
     """
     with load(source, part=part) as checkpoint:
-        save(checkpoint, path, where=where, durable=durable)
+        if adapt is None:
+            save(checkpoint, path, where=where, durable=durable)
+            return
+        write_arrays(adapt_arrays(select(open_target(checkpoint), where), adapt), path, durable=durable)
 
 
 def write_arrays(

@@ -13,6 +13,8 @@ import numpy as np
 from xweights.core.layout import Layout, LayoutName, reorder
 from xweights.core.parameter import Parameter
 from xweights.core.readings import words_of
+from xweights.edit.adapt.base import Wanted
+from xweights.edit.adapt.suggest import suggest
 from xweights.errors import DtypeError, LayoutError, Problems, ShapeError, WriteError, got_expected
 from xweights.files.io.records import Record
 from xweights.merging.groups import Group, Member, is_counter
@@ -60,9 +62,22 @@ def _check_member(group: Group, label: str, member: Member, cast: bool, problems
             return
     if shape != group.shape:
         named_axes = "" if group.axes is None else f" ({', '.join(group.axes)})"
-        problems.add(ShapeError, f"{p.name!r}{named_axes} of {label}\n{got_expected(shape, group.shape)}")
+        text = f"{p.name!r}{named_axes} of {label}\n{got_expected(shape, group.shape)}"
+        problems.add(ShapeError, text, fix=_suggest_adapter(group, shape))
     if p.floating != q.floating or (q.dtype.newbyteorder("=") != p.dtype.newbyteorder("=") and not cast):
         _refuse_dtype(f"{p.name!r} of {label}", q.dtype, p.dtype, problems)
+
+
+def _suggest_adapter(group: Group, shape: tuple[int, ...]) -> str | None:
+    """Return the adapter that a parameter of another shape needs, where one clearly fits."""
+    p, axes = group.first, group.axes
+    if len(shape) != len(group.shape):
+        return None
+    differing = [axis for axis, (old, new) in enumerate(zip(shape, group.shape, strict=True)) if old != new]
+    if axes is not None and [axes[axis] for axis in differing] == ["vocab"]:
+        return f'adapt={{{p.name!r}: xweights.adapt.Rows(old=its tokens, new=tokens of target 0, init="keep")}}'
+    found = suggest(shape, Wanted(p.name, axes, group.shape, p.dtype, p.role))
+    return None if found is None else f"adapt={{{p.name!r}: xweights.adapt.{found!r}}}"
 
 
 def _refuse_dtype(what: str, got: np.dtype[Any], expected: np.dtype[Any], problems: Problems) -> None:
@@ -96,7 +111,7 @@ def _settle_layouts(
         own = member.layout
         if own.axes is not None:
             continue
-        layout = "native" if asked is None and _has_native_name(member.parameter, knowing) else asked
+        layout = "native" if asked is None and has_native_name(member.parameter, knowing) else asked
         if len(own.shape) < 2 or layout == "neutral":
             same_shape = next((known for known in known_layouts if known.shape == own.shape), None)
             if same_shape is not None:
@@ -124,7 +139,7 @@ def _settle_layouts(
     return settled
 
 
-def _has_native_name(p: Parameter, knowing: Sequence[Parameter]) -> bool:
+def has_native_name(p: Parameter, knowing: Sequence[Parameter]) -> bool:
     """Return whether an array of a file has a framework's own name for it: then it is stored as there.
 
     Any other mapping may have been made by hand.

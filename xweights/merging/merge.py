@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from xweights.core.layout import LayoutName
@@ -11,6 +12,7 @@ from xweights.core.names import Names
 from xweights.core.params import Params
 from xweights.core.selection import WhereLike
 from xweights.core.targets import tracing
+from xweights.edit.adapting import Adapt
 from xweights.edit.write import set_params
 from xweights.errors import ArgumentError, LayoutError, Problems, TraceError
 from xweights.merging.engine import MergeEngine, find_unit_axes
@@ -40,6 +42,7 @@ def merge(
     cast: bool = False,
     allow_nonfinite: bool = False,
     durable: bool = True,
+    adapt: Adapt | Sequence[Adapt | None] | None = None,
     **options: Any,
 ) -> Params | MergeReport | None:
     """Merge models, checkpoints, paths and mappings, of any framework and mixed, into one.
@@ -68,6 +71,10 @@ def merge(
         cast: True also merges different dtypes; the result is rounded once to the dtype of ``into``, else of the first.
         allow_nonfinite: True also merges NaN and infinity.
         durable: With ``out``, as for :func:`xweights.save`.
+        adapt: ``{name or glob of the first target: adapter}`` to bring the other targets' parameters to the first one's
+            shapes, as for :func:`xweights.set_params`; or a list with a mapping or None for each target but the first,
+            then base. ``Rows(old=its tokens, new=tokens of the first, init="keep")`` merges the rows of two
+            vocabularies that both have, and keeps the first one's others; ``Leave()`` keeps the first one's parameter.
         **options: Those of the method: weights=, t=, decay=, scale= (any number), density= and gamma= (0 to 1: shares
             of entries), epsilon= (0 to 0.5), normalize=, rescale= ("density", "l1" or None), per= (axes that number the
             units), seed= (an int). weights, density, gamma and epsilon also take a number for each target, and all
@@ -115,13 +122,13 @@ def merge(
     separate_ties(inputs)
     _check_counts(spec, method, len(targets), base, problems)
     settings = Settings(spec, options, len(targets), inputs[0].parameters, problems)
-    groups = group_parameters(inputs, len(targets), where, layout, cast, problems)
+    groups, adapted = group_parameters(inputs, len(targets), where, layout, cast, problems, adapt)
     if spec.units:
         _check_unit_axes(groups, options.get("per"), problems)
     problems.check()
     engine = MergeEngine(spec, settings, problems, allow_nonfinite)
     if out is not None:
-        return stream_out(engine, groups, inputs[0], out, durable, rest, readings)
+        return replace(stream_out(engine, groups, inputs[0], out, durable, rest, readings), adapted=adapted)
     result = merge_in_memory(engine, groups, named_by_into=into is not None)
     problems.check()
     if into is None:

@@ -6,13 +6,16 @@ dtypes is checked before the first value is read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from xweights.core.layout import LayoutName
 from xweights.core.names import renamer
 from xweights.core.parameter import Parameter
 from xweights.core.selection import Everything, WhereLike, select, to_where
-from xweights.errors import LayoutError, Problems, SelectionError, near
+from xweights.edit.load_report import Adapted
+from xweights.errors import LayoutError, Problems, SelectionError, XweightsError, near
+from xweights.merging.adapting import MergeAdapters
 from xweights.merging.alignment import check_fit
 from xweights.merging.groups import Group, Member, is_counter
 from xweights.merging.inputs import MergeInput
@@ -29,14 +32,19 @@ def group_parameters(
     layout: LayoutName | None,
     cast: bool,
     problems: Problems,
-) -> list[Group]:
-    """Return a group for each selected parameter of the first target; the first ``count`` inputs are targets."""
+    adapt: Any = None,
+) -> tuple[list[Group], Mapping[str, Mapping[str, Adapted]]]:
+    """Return a group for each selected parameter of the first target; the first ``count`` inputs are targets.
+
+    With them, what was adapted.
+    """
     first, others = inputs[0], inputs[1:]
     try:
         chosen = select(first.parameters, where)
     except SelectionError as wrong:
         problems.add(SelectionError, f"{first.label}: {wrong}")
-        return []
+        return [], {}
+    adapters = MergeAdapters(adapt, inputs, chosen, problems)
     first.matched = {id(p) for p in chosen}
     groups: list[Group] = []
     into: dict[int, str] = {}
@@ -49,11 +57,19 @@ def group_parameters(
             except SelectionError as wrong:
                 problems.add(SelectionError, f"{merge_input.label}: {wrong}")
                 continue
+            # Then the first target's own values stand for it, which no method changes if all targets have them.
+            is_left = adapters.leaves(merge_input, p)
+            match = p if is_left else match
             if match is None:
                 if not is_counter(p):
                     merge_input.missing.append(p)
                 continue
-            member = Member(match, layout_as(match, p, tied=merge_input.is_tied_to(p, match)))
+            try:
+                own = layout_as(match, p, tied=merge_input.is_tied_to(p, match))
+                member = Member(p, p.layout) if is_left else adapters.member(merge_input, p, match, own, layout)
+            except XweightsError as wrong:
+                problems.add(type(wrong), f"{merge_input.label}: {wrong}")
+                continue
             if i < count:
                 group.members.append(member)
             elif merge_input.label == "into":
@@ -81,7 +97,7 @@ def group_parameters(
             fix='layout="neutral" if they are in neutral order, layout="native" if they are stored as the model that '
             "knows stores its own",
         )
-    return groups
+    return groups, adapters.done
 
 
 def _refuse_second(group: Group, written: dict[int, str], problems: Problems) -> None:

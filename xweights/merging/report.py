@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from xweights.edit.load_report import Adapted
+
 _LISTED = 8
 
 
@@ -21,6 +23,7 @@ class MergeReport:
         dropped: What of the first file isn't in the new one.
         why: Why it was dropped.
         readings: How names were read as the first target's, by target, where a wrapper's prefix was seen through.
+        adapted: What was adapted, by target and name, as ``adapt=`` says: (how, shape before, shape after).
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -35,6 +38,7 @@ class MergeReport:
     dropped: tuple[str, ...] = ()
     why: str = ""
     readings: Mapping[str, str] = field(default_factory=dict)
+    adapted: Mapping[str, Mapping[str, Adapted]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values, for JSON."""
@@ -46,12 +50,20 @@ class MergeReport:
             "dropped": list(self.dropped),
             "why": self.why,
             "readings": dict(self.readings),
+            "adapted": {
+                label: {name: [how, list(old), list(new)] for name, (how, old, new) in of_target.items()}
+                for label, of_target in self.adapted.items()
+            },
         }
 
     def __str__(self) -> str:
         part = f", part {self.part!r}" if self.part else ""
         lines = [f"{self.merged:,} parameter{'s' * (self.merged != 1)} merged into {self.path!r}{part}"]
         lines += [f"read:      {label}, {reading}" for label, reading in list(self.readings.items())[:_LISTED]]
+        changes = [f"{label}, {name!r}: {how}" for label, of in self.adapted.items() for name, how in of.items()]
+        lines += [f"adapted:   {change}" for change in changes[:_LISTED]]
+        if len(changes) > _LISTED:
+            lines.append(f"           ... and {len(changes) - _LISTED:,} more")
         if self.kept:
             lines.append(f"unchanged: the rest of target 0: {_list(self.kept)}")
         if self.dropped:
