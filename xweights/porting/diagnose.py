@@ -11,9 +11,11 @@ import numpy as np
 
 from xweights.core.dtypes import Array
 from xweights.porting.attributes import compare_plain_layers, compare_settings, describe_unlike_padding
+from xweights.porting.causes import describe_padding, find_activations, find_padding
 from xweights.porting.matching.candidates import RECURRENT
 from xweights.porting.matching.matching import Matching
 from xweights.porting.matching.pairs import Divergence, Pair
+from xweights.porting.matching.similarity import trim_zeros
 from xweights.porting.matching.trace import read_arrays
 from xweights.porting.recipes import GATES
 from xweights.porting.reports import Finding
@@ -87,13 +89,33 @@ def _diagnose_layer(
     if unequal_roles:
         return "weights", f"other weights: {', '.join(unequal_roles)}"
     if unit.kind in ("conv", "conv_transpose"):
-        source_padding, target_padding = source.attributes.get("padding"), unit.attributes.get("padding")
-        return "padding", f"the same weights and input: padding differs ({source_padding} against {target_padding})"
+        padding = _diagnose_padding(divergence, unit, source, expected)
+        if padding is not None:
+            return "padding", padding
     call = divergence.call
     got_output, expected_output = divergence.output, None if call is None else call.output
     if got_output is not None and expected_output is not None and got_output.dtype != expected_output.dtype:
         return "dtype", f"it computes in {got_output.dtype}, its twin in {expected_output.dtype}"
     return "unknown", "the same weights, settings and input, and another output"
+
+
+def _diagnose_padding(
+    divergence: Divergence, unit: LayerUnit, source: LayerUnit, arrays: Mapping[str, Array]
+) -> str | None:
+    """Return how the padding of two convolutions with the same weights and input differs, or None if it doesn't."""
+    settings = source.attributes.get("padding"), unit.attributes.get("padding")
+    call, output = divergence.call, divergence.output
+    if unit.kind == "conv_transpose" or call is None or call.input is None or call.output is None or output is None:
+        return f"the same weights and input: padding differs ({settings[0]} against {settings[1]})"
+    inner = trim_zeros(call.input)
+    found = [
+        find_padding(inner, arrays["kernel"], arrays.get("bias"), each.attributes, seen)
+        for each, seen in ((source, call.output), (unit, output))
+    ]
+    if found[0] is None or found[1] is None or found[0] == found[1]:
+        return f"the same weights and input: padding differs ({settings[0]} against {settings[1]})"
+    shown = [describe_padding(padding) for padding in found if padding is not None]
+    return f"the same weights and input: padding differs, zeros around the image {shown[0]} against {shown[1]}"
 
 
 def _diagnose_weights(
@@ -205,7 +227,7 @@ def _diagnose_between(
         difference = unequal[0]
         kind = "activation"
         return twin.path, kind, f"activation variant: {difference.name} {difference.expected} against {difference.got}"
-    variant = _diagnose_input(divergence)
+    variant = _diagnose_activation(divergence, matching) or _diagnose_input(divergence)
     if variant is not None:
         return layer, *variant
     if divergence.text:
@@ -221,6 +243,21 @@ def _diagnose_between(
 
 def _describe_form(unit: LayerUnit | None) -> str:
     return "" if unit is None else f"{unit.kind} {unit.form[1:]}"
+
+
+def _diagnose_activation(divergence: Divergence, matching: Matching) -> tuple[str, str] | None:
+    """Return the two functions that lead from the layer before to the inputs of two twins, if they differ."""
+    call, got = divergence.call, divergence.output
+    if call is None or got is None or call.input is None:
+        return None
+    before = next((one for one in matching.calls if one.number == call.number - 1), None)
+    if before is None or before.output is None or before.output.size != got.size or got.size != call.input.size:
+        return None
+    start = before.output.reshape(call.input.shape)
+    wanted, found = find_activations(start, call.input), find_activations(start, got.reshape(call.input.shape))
+    if not wanted or not found or set(wanted) & set(found):
+        return None
+    return "activation", f"the activation before it differs: {wanted[0]} against {found[0]}"
 
 
 def _diagnose_input(divergence: Divergence) -> tuple[str, str] | None:

@@ -7,12 +7,19 @@ and if the forward can't be finished that way, the next.
 from __future__ import annotations
 
 import contextlib
+import itertools
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from xweights.porting.matching.attempt import Attempt, StopAttempt
+from xweights.porting.matching.forms import fit
 from xweights.porting.matching.matching import Matching
+from xweights.porting.units import LayerUnit
 
 # Number of pairings that are tried before the port is given up.
 BUDGET = 256
+# Pairs of parameters without an input that are exchanged, to see whether the sample tells them apart.
+RIVALS = 8
 
 
 def settle(matching: Matching) -> Attempt:
@@ -21,8 +28,8 @@ def settle(matching: Matching) -> Attempt:
     best: Attempt | None = None
     for _ in range(BUDGET):
         attempt = run_attempt(matching, decisions)
-        if not attempt.may_be_mispaired:
-            return attempt  # complete, and no other pairing would remove its divergences
+        if not attempt.may_be_mispaired:  # complete, and no other pairing would remove its divergences
+            return attempt if attempt.divergences else _doubt_rivals(matching, attempt)
         if best is None or attempt.progress > best.progress:
             best = attempt
         after = _next_decisions(attempt.decisions)
@@ -31,6 +38,44 @@ def settle(matching: Matching) -> Attempt:
         decisions = after
     assert best is not None
     return run_attempt(matching, [chosen for chosen, _ in best.decisions], lenient=True)
+
+
+def _doubt_rivals(matching: Matching, attempt: Attempt) -> Attempt:
+    """Return a complete attempt, with a doubt for each two parameters without an input that could change places."""
+    unseen = [pair for pair in attempt.pairs.values() if pair.permutation.shift is not None]
+    rivals = [
+        (one, other)
+        for one, other in itertools.combinations(unseen, 2)
+        if fit(one.source, other.target)
+        and fit(other.source, one.target)
+        and not matching.same(one.source, other.source)
+    ]
+    allowed, doubts = matching.allowed, []
+    for one, other in rivals[:RIVALS]:
+        swapped = {id(one.target): other.source, id(other.target): one.source}
+        matching.allowed = partial(_is_swapped, swapped, allowed)
+        try:
+            again = run_attempt(matching, [])
+        finally:
+            matching.allowed = allowed
+        exchanged = all(again.pairs[key].source is source for key, source in swapped.items() if key in again.pairs)
+        if not again.divergences and exchanged and swapped.keys() <= again.pairs.keys():
+            paths = f"{one.source.path!r} and {other.source.path!r}"
+            doubts.append(f"{paths} could change places at {one.target.path!r}: the sample doesn't tell them apart")
+    if rivals:
+        attempt = run_attempt(matching, [chosen for chosen, _ in attempt.decisions])
+    attempt.candidates.doubts += doubts
+    return attempt
+
+
+def _is_swapped(
+    swapped: Mapping[int, LayerUnit],
+    allowed: Callable[[LayerUnit, LayerUnit], bool],
+    source: LayerUnit,
+    target: LayerUnit,
+) -> bool:
+    wanted = swapped.get(id(target))
+    return allowed(source, target) and (source is wanted if wanted is not None else source not in swapped.values())
 
 
 def run_attempt(matching: Matching, decisions: list[int], *, lenient: bool = False) -> Attempt:

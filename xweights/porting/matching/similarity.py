@@ -73,12 +73,12 @@ def input_distance(got: Array, expected: Array, limit: float) -> float | None:
         return None
     if got.shape == expected.shape or got.shape[-1] != expected.shape[-1]:
         return None
-    inner, outer = (_trim(image) for image in (got, expected))
+    inner, outer = (trim_zeros(image) for image in (got, expected))
     error = distance(inner, outer)
     return error if error <= limit else None
 
 
-def _trim(image: Array) -> Array:
+def trim_zeros(image: Array) -> Array:
     """Return an image without the zeros around it."""
     cuts: list[slice] = [slice(None)]
     for axis in range(1, image.ndim - 1):
