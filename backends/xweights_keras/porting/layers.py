@@ -226,10 +226,11 @@ def restore_output(layer: Any, kind: str, value: Array, like: Any) -> Any:
         return None
     moved = list(shape)
     moved.append(moved.pop(axis))
-    return _tensor(np.moveaxis(value.reshape(moved), -1, axis), like)
+    return tensor_like(np.moveaxis(value.reshape(moved), -1, axis), like)
 
 
-def _tensor(array: Array, like: Any) -> Any:
+def tensor_like(array: Array, like: Any) -> Any:
+    """Return an array as a tensor of another's dtype."""
     return keras.ops.convert_to_tensor(np.ascontiguousarray(array), dtype=keras.backend.standardize_dtype(like.dtype))
 
 
@@ -264,7 +265,7 @@ def _restore_einsum(layer: Any, value: Array, shape: tuple[int, ...], like: Any)
     positions = [position % len(shape) for position in _positions(operand, chosen)]
     rest = [axis for axis in range(len(shape)) if axis not in positions]
     moved = value.reshape([shape[axis] for axis in [*rest, *positions]])
-    return _tensor(moved.transpose(np.argsort([*rest, *positions])), like)
+    return tensor_like(moved.transpose(np.argsort([*rest, *positions])), like)
 
 
 def inputs_of(layer: Any, kind: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Array | None]:

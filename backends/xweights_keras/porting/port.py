@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from xweights.porting.protocol import LayerRecord, Watcher
 from xweights_keras.activations import name_of
 from xweights_keras.adapter import KerasAdapter
 from xweights_keras.porting.double import copy_in_float64
+from xweights_keras.porting.frames import ClassPatches, keep_signature, patch_attribute
 from xweights_keras.porting.layers import (
     RECURRENT,
     as_array,
@@ -31,6 +33,8 @@ from xweights_keras.porting.layers import (
     restore_output,
     to_host,
 )
+from xweights_keras.porting.observing import SuperCall, observe_calls, watch_operations
+from xweights_keras.porting.operations import Operation
 from xweights_keras.walk import is_graph, is_keras
 
 _ADAPTER = KerasAdapter()
@@ -77,6 +81,9 @@ class KerasPorting:
                 records.append(LayerRecord("plain", layer.name, {}, plain_of(layer), layer))
         return records
 
+    def observe(self, model: Any, records: Sequence[LayerRecord], sample: Any) -> list[LayerRecord]:
+        return observe_calls(model, records, lambda: _call_model(model, sample))
+
     def chain(self, model: Any, records: Sequence[LayerRecord]) -> list[LayerRecord] | None:
         by_layer = {id(record.layer): record for record in records}
         layers = _list_chain(model)
@@ -91,10 +98,13 @@ class KerasPorting:
             for layer in model._flatten_layers(include_self=True, recursive=True):
                 if is_a(layer, "Bidirectional"):
                     # A fused kernel computes both directions without a call of either layer.
-                    _patch_attribute(layer, "_can_attempt_fused_lstm", lambda *_: False, stack)
-                    _patch_attribute(layer, "_can_attempt_fused_gru", lambda *_: False, stack)
+                    patch_attribute(layer, "_can_attempt_fused_lstm", lambda *_: False, stack)
+                    patch_attribute(layer, "_can_attempt_fused_gru", lambda *_: False, stack)
+            patches = ClassPatches(stack)
             for record in records:
-                _watch(record, watcher, stack)
+                if not isinstance(record.layer, Operation):
+                    _watch(record, watcher, stack, patches)
+            watch_operations(model, records, watcher, stack)
             output = _call_model(model, sample)
             return {name: np.array(array) for name, array in named_outputs(output, to_host)}
 
@@ -102,7 +112,7 @@ class KerasPorting:
         return copy_in_float64(model)
 
     def set_attribute(self, record: LayerRecord, name: str, value: Any) -> None:
-        layer = record.layer
+        layer = record.layer.layer if isinstance(record.layer, (Operation, SuperCall)) else record.layer
         if name == "eps" and hasattr(layer, "epsilon"):
             layer.epsilon = value
         elif name == "momentum" and hasattr(layer, "momentum") and value is not None:
@@ -168,17 +178,11 @@ def _list_chain(model: Any) -> list[Any] | None:
     return chained
 
 
-def _patch_attribute(layer: Any, name: str, value: Any, stack: contextlib.ExitStack) -> None:
-    """Set an attribute of a layer without its tracker, until the stack is closed."""
-    space = layer.__dict__
-    stack.callback(space.__setitem__, name, space[name]) if name in space else stack.callback(space.pop, name, None)
-    space[name] = value
-
-
-def _watch(record: LayerRecord, watcher: Watcher, stack: contextlib.ExitStack) -> None:
-    layer = record.layer
+def _watch(record: LayerRecord, watcher: Watcher, stack: contextlib.ExitStack, patches: ClassPatches) -> None:
+    inner = record.layer if isinstance(record.layer, SuperCall) else None
+    layer = record.layer if inner is None else inner.layer
     worker = layer.layer if is_a(layer, "TimeDistributed") else layer
-    original = layer.call
+    original = layer.call if inner is None else patches.get_original(inner.definer, layer)
     seen: list[dict[str, Array | None]] = []  # the inputs of calls that have no output yet
 
     def leave(value: Any) -> Any:
@@ -199,7 +203,7 @@ def _watch(record: LayerRecord, watcher: Watcher, stack: contextlib.ExitStack) -
             return activation(leave(value) if seen else value, *args, **named)
 
         activate.__name__ = getattr(activation, "__name__", "activation")
-        _patch_attribute(layer, "activation", activate, stack)
+        patch_attribute(layer, "activation", activate, stack)
 
     def call(*args: Any, **named: Any) -> Any:
         depth = len(seen)
@@ -209,39 +213,42 @@ def _watch(record: LayerRecord, watcher: Watcher, stack: contextlib.ExitStack) -
         output = original(*args, **named)
         return leave(output) if len(seen) > depth else output
 
-    _patch_attribute(layer, "call", call, stack)
+    keep_signature(call, original)
+    if inner is None:
+        patch_attribute(layer, "call", call, stack)
+    else:
+        patches.add(inner.definer, layer, call)
 
 
 def _call_model(model: Any, sample: Any) -> Any:
     policy = getattr(model, "compute_dtype", None) or "float32"
 
     def tensor(value: Any) -> Any:
-        if not hasattr(value, "dtype"):
-            return value
-        array = as_array(value)
+        if isinstance(value, (dict, list, tuple)):
+            return keras.tree.map_structure(tensor, value)
+        array = as_array(value) if hasattr(value, "dtype") else None
         if array is None:
             return value
+        array = np.ascontiguousarray(array)
         return keras.ops.convert_to_tensor(array, dtype=policy if array.dtype.kind == "f" else None)
 
     if isinstance(sample, Mapping):
         tensors = {name: tensor(value) for name, value in sample.items()}
-        if is_graph(model) or _count_inputs(model) == 1:
+        # A dict is either the arguments by name, or the one input of a model that looks its parts up.
+        if is_graph(model) or not set(tensors) <= set(_list_inputs(model)):
             return model(tensors, training=False)
         return model(**tensors, training=False)
     if isinstance(sample, (tuple, list)):
         values = [tensor(value) for value in sample]
         if is_graph(model):
             return model(values if len(values) > 1 else values[0], training=False)
-        return model(*values, training=False) if _count_inputs(model) >= len(values) else model(values, training=False)
+        several = len(_list_inputs(model)) >= len(values)
+        return model(*values, training=False) if several else model(values, training=False)
     return model(tensor(sample), training=False)
 
 
-def _count_inputs(model: Any) -> int:
-    """Return how many positional inputs the call of a model takes."""
-    import inspect
-
+def _list_inputs(model: Any) -> list[str]:
+    """Return the names of the inputs that the call of a model takes."""
     parameters = inspect.signature(model.call).parameters.values()
-    return sum(
-        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in ("training", "mask")
-        for p in parameters
-    )
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.kind in kinds and p.name != "training"]

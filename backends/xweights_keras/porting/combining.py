@@ -1,0 +1,125 @@
+"""Find the operations of a layer with its own variables, from one call of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from xweights.core.dtypes import Array
+from xweights_keras.porting.frames import Frame
+from xweights_keras.porting.operations import Operation
+from xweights_keras.porting.probing import Probe, Use, are_close, list_eps, move_last, normalise, table_shape
+
+
+def find_operations(frame: Frame, variables: Iterable[Any]) -> list[Operation]:
+    """Return the operations of a layer with these variables, in the order of the variables."""
+    listed, random = list(variables), np.random.default_rng(0)
+    uses = [Probe(frame, variable, random).find_use() for variable in listed]
+    added = [use for use in uses if use.form == "add"]
+    operations = [
+        _make_scale(frame, use, added) if use.form == "scale" else _make_product(frame, use, added)
+        for use in uses
+        if use.form in ("scale", "dense", "conv")
+    ]
+    operations += [_make_embedding(frame.layer, use) for use in uses if use.form == "embedding"]
+    operations += [_make_rows(frame.layer, use) for use in uses if use.form in ("rows", "none", "unknown")]
+    operations += [_make_rows(frame.layer, use) for use in added]
+    places = {id(variable): place for place, variable in enumerate(listed)}
+    return sorted(operations, key=lambda operation: min(places[id(v)] for v in operation.variables.values()))
+
+
+def _make_rows(layer: Any, use: Use) -> Operation:
+    count, _ = table_shape(tuple(use.variable.shape))
+    attributes = {"first": 0, "count": count, **(use.attributes if use.form == "rows" else {})}
+    if use.form == "none":
+        attributes["unused"] = True
+    return Operation(layer, "rows", {"rows": use.variable}, use.point, attributes=attributes)
+
+
+def _make_embedding(layer: Any, use: Use) -> Operation:
+    return Operation(
+        layer,
+        "embedding",
+        {"embeddings": use.variable},
+        use.point,
+        use.start,
+        use.length,
+        argument=use.attributes["argument"],
+        shift=use.attributes["shift"],
+        factor=use.attributes.get("factor", 1.0),
+        residual=_is_something(use.base),
+    )
+
+
+def _make_scale(frame: Frame, use: Use, added: list[Use]) -> Operation:
+    """Return a scale, with the variable that is added to the product; a norm if it is one."""
+    assert use.factor is not None, "it was measured"
+    assert use.base is not None, "it was measured"
+    operation = Operation(frame.layer, "multiply", {"gamma": use.variable}, use.point, use.start, use.length)
+    factor, rest = use.factor, use.base
+
+    def fits(rest: Array) -> bool:
+        return not _is_something(rest, factor) or are_close(rest, factor)
+
+    rest = _join(frame, operation, "beta", use, added, fits)
+    offset = are_close(rest, factor)
+    operation.attributes["offset"] = int(offset)
+    operation.residual = not offset and _is_something(rest, factor)
+    scaled = move_last(factor, use.start, use.length)
+    for number, given in frame.tensors():
+        if given.shape != factor.shape or given.dtype.kind in "iub":
+            continue
+        rows = move_last(given, use.start, use.length)
+        for eps in () if operation.residual else list_eps(frame.layer):
+            for kind, centred in (("rms_norm", False), ("layer_norm", True)):
+                if are_close(normalise(rows, eps, centred=centred), scaled):
+                    operation.kind, operation.argument = kind, number
+                    operation.attributes["eps"] = eps
+                    return operation
+        positive = np.maximum(given, 0)
+        if operation.residual and are_close(given - positive, factor) and are_close(positive, rest):
+            operation.kind, operation.argument, operation.residual = "prelu", number, False
+            operation.variables = {"alpha": use.variable}
+            del operation.attributes["offset"]
+            return operation
+    return operation
+
+
+def _make_product(frame: Frame, use: Use, added: list[Use]) -> Operation:
+    """Return a product with a kernel, with the variable that is added to it as its bias."""
+    operation = Operation(frame.layer, use.form, {"kernel": use.variable}, use.point, use.start, use.length)
+    operation.argument, operation.kernel = use.attributes["argument"], use.attributes.get("kernel")
+    if use.form == "conv":
+        names = ("strides", "padding", "dilation", "groups")
+        operation.attributes = {name: use.attributes[name] for name in names}
+    rest = _join(frame, operation, "bias", use, added, lambda rest: not _is_something(rest))
+    operation.residual = _is_something(rest)
+    return operation
+
+
+def _join(
+    frame: Frame, operation: Operation, role: str, use: Use, added: list[Use], fits: Callable[[Array], bool]
+) -> Array:
+    """Join the variable that is added to an operation to it, if what is left fits; return what is left."""
+    assert use.base is not None, "it was measured"
+    for other in added:
+        same = (other.point, other.start, other.length) == (use.point, use.start, use.length)
+        if not same or fits(use.base):
+            continue
+        operation.variables[role] = other.variable
+        rest = operation.read_without(frame).astype(np.float64)
+        if fits(rest):
+            added.remove(other)
+            return rest
+        del operation.variables[role]
+    return use.base
+
+
+def _is_something(array: Array | None, beside: Array | None = None) -> bool:
+    """Return True if an array isn't zero, beside another."""
+    if array is None:
+        return False
+    scale = 1.0 if beside is None else max(float(np.abs(beside).max(initial=0)), 1e-30)
+    return bool(np.abs(array).max(initial=0) > 1e-5 * scale)

@@ -1,0 +1,192 @@
+"""Operations of layers that compute with variables in a way of their own: their records, and their inputs and outputs.
+
+An operation is what a known layer would compute with the variable: a scale, a product with a kernel, a lookup, or rows
+that are added or joined as they are. While the model runs, its input is found by two more calls of its layer alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+from xweights.core.dtypes import Array
+from xweights.core.layout import plain_layout
+from xweights.core.parameter import Parameter
+from xweights.porting.protocol import LayerRecord, View, Watcher
+from xweights_keras.porting.frames import OUTPUT, Frame, Point, ProbeError
+from xweights_keras.porting.layers import tensor_like, to_host
+from xweights_keras.porting.probing import KernelShape, move_back, move_last, recover_input, table_shape
+
+
+@dataclass(eq=False)
+class Operation:
+    """One use of variables in a layer.
+
+    ``variables``: by role. ``start`` and ``length``: the axes of the array at ``point`` that are its features.
+    ``residual``: something else is added to it at that point.
+    """
+
+    layer: Any
+    kind: str
+    variables: dict[str, Any]
+    point: Point | None
+    start: int = 0
+    length: int = 0
+    attributes: dict[str, Any] = field(default_factory=dict)
+    argument: int | None = None
+    kernel: KernelShape | None = None
+    shift: int = 0
+    factor: float = 1.0
+    residual: bool = False
+
+    def read_input(self, frame: Frame) -> Array | None:
+        """Return the input in neutral form; None for rows."""
+        if self.kind == "rows" or self.point is None:
+            return None
+        if self.argument is not None:
+            given = to_host(frame.leaves[self.argument])
+            return None if given is None else self._shape_argument(given)
+        if self.kernel is not None:
+            kernel = self.variables["kernel"]
+            return recover_input(self.kernel, lambda value: self.read(frame, [(kernel, value)]))
+        nothing = self._at(frame, 0.0)
+        if self.attributes["offset"]:
+            return move_last(nothing, self.start, self.length)
+        once = self._at(frame, 1.0)
+        return move_last(once - nothing if self.residual else once, self.start, self.length)
+
+    def _shape_argument(self, given: Array) -> Array:
+        if self.kind == "embedding":
+            return given.reshape(-1) + np.asarray(self.shift, given.dtype)
+        if self.kind == "conv":
+            return np.moveaxis(given, self.start, -1)
+        if self.kernel is not None:
+            return given.reshape(-1, self.kernel.inputs)
+        return move_last(given, self.start, self.length)
+
+    def read_output(self, array: Array, rest: Array | None) -> Array:
+        """Return what stands at the point, less the rest, in neutral form."""
+        array = array if rest is None else array - rest
+        array = array if self.factor == 1 else array / np.asarray(self.factor, array.dtype)
+        return np.moveaxis(array, self.start, -1) if self.kind == "conv" else move_last(array, self.start, self.length)
+
+    def restore(self, value: Array, like: Array, rest: Array | None) -> Array | None:
+        """Return a neutral output as it stands at the point; None if it doesn't fit."""
+        if value.size != like.size:
+            return None
+        if self.kind == "conv":
+            moved = [*like.shape[: self.start], *like.shape[self.start + 1 :], like.shape[self.start]]
+            array = np.moveaxis(value.reshape(moved), -1, self.start)
+        else:
+            array = move_back(value, self.start, self.length, like.shape)
+        array = array if self.factor == 1 else array * np.asarray(self.factor, array.dtype)
+        return (array if rest is None else array + rest).astype(like.dtype)
+
+    def read_rest(self, frame: Frame) -> Array | None:
+        """Return what is added to the operation, if anything is."""
+        return self.read_without(frame) if self.residual else None
+
+    def read_without(self, frame: Frame) -> Array:
+        """Return what stands at the point while the variables are zero."""
+        return self.read(frame, self._list_zeros())
+
+    def _at(self, frame: Frame, value: float) -> Array:
+        (main, nothing), *others = self._list_zeros()
+        return self.read(frame, [(main, nothing + np.float32(value)), *others])
+
+    def _list_zeros(self) -> list[tuple[Any, Array]]:
+        return [(variable, np.zeros(tuple(variable.shape), np.float32)) for variable in self.variables.values()]
+
+    def read(self, frame: Frame, values: Sequence[tuple[Any, Any]]) -> Array:
+        assert self.point is not None, "only an operation with a point has arrays"
+        array = to_host(frame.evaluate(values, self.point.call)[self.point.tensor])
+        if array is None:
+            raise ProbeError("no array")
+        return array
+
+
+def make_record(operation: Operation, parameters: dict[int, Parameter], *, alone: bool) -> LayerRecord:
+    """Return the record of an operation. ``parameters``: by ``id`` of the variable; ``alone``: its layer has no other.
+
+    Its path is that of the layer, or that of its first variable where the layer has several.
+    """
+    by_role = {role: _as_stored(parameters[id(v)]) for role, v in operation.variables.items()}
+    first = next(iter(by_role.values()))
+    path = first.name.removesuffix(first.role).rstrip("/") if alone else first.name
+    return LayerRecord(
+        operation.kind,
+        path or first.name,
+        by_role,
+        operation.attributes,
+        operation,
+        views={role: _make_view(operation, role) for role in by_role},
+    )
+
+
+def _as_stored(parameter: Parameter) -> Parameter:
+    layout = plain_layout(parameter.layout.stored)
+    return parameter if layout == parameter.layout else parameter.replace(layout=layout)
+
+
+def _make_view(operation: Operation, role: str) -> View:
+    if role in ("rows", "embeddings"):
+        return lambda neutral: neutral.reshape(table_shape(neutral.shape))
+    if role == "kernel":
+        return (lambda neutral: neutral) if operation.kernel is None else operation.kernel.from_variable
+    return lambda neutral: neutral.reshape(-1)
+
+
+class Performer:
+    """Runner of operations under watch: of one layer, while it is called."""
+
+    def __init__(self, records: Sequence[LayerRecord], watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._by_call: dict[int | None, list[LayerRecord]] = {}
+        for record in records:
+            if not (record.attributes.get("unused") or record.attributes.get("constant")):
+                point = record.layer.point
+                self._by_call.setdefault(None if point is None else point.call, []).append(record)
+
+    def call(self, frame: Frame) -> Any:
+        """Call the layer, with its operations that show in its output."""
+        for record in self._by_call.get(None, ()):  # nobody can see when they happen
+            self._watcher.enter(record, {"": None})
+            self._watcher.leave(record, {"": None})
+        records = self._by_call.get(OUTPUT, [])
+        output = frame.call()
+        if not records:
+            return output
+        leaves = self._perform(frame, records, OUTPUT)
+        return keras.tree.pack_sequence_as(frame.output, leaves)
+
+    def before(self, frame: Frame, leaves: list[Any]) -> list[Any]:
+        """Return the arguments of an inner call, with the operations that show in them."""
+        call = len(frame.calls)
+        records = self._by_call.get(call)
+        return leaves if not records else self._perform(frame, records, call)
+
+    def _perform(self, frame: Frame, records: Sequence[LayerRecord], call: int) -> list[Any]:
+        replaced: dict[int, Any] = {}
+        for record in records:
+            operation: Operation = record.layer
+            assert operation.point is not None, "its call is known"
+            if operation.kind == "rows":
+                self._watcher.enter(record, {"": None})
+                self._watcher.leave(record, {"": None})
+                replaced.clear()
+                continue
+            place = operation.point.tensor
+            self._watcher.enter(record, {"": operation.read_input(frame)})
+            leaf = frame.evaluate([], call)[place]
+            array, rest = to_host(leaf), operation.read_rest(frame)
+            if array is None:
+                raise ProbeError("no array")
+            value = self._watcher.leave(record, {"": operation.read_output(array, rest)})
+            restored = None if value is None else operation.restore(value, array, rest)
+            replaced = {} if restored is None else {place: tensor_like(restored, leaf)}
+        leaves = frame.evaluate([], call)
+        return [replaced.get(place, leaf) for place, leaf in enumerate(leaves)]
