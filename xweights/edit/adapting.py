@@ -98,9 +98,7 @@ def _read_steps(key: Any, value: Any) -> tuple[Adapter, ...]:
         if not isinstance(step, Adapter):
             raise ArgumentError(f"adapt= needs an adapter for {key!r}, such as xweights.adapt.Sum('in')\ngot: {step!r}")
     if not steps or (len(steps) > 1 and any(isinstance(step, Leave) for step in steps)):
-        raise ArgumentError(
-            f"adapt= needs an adapter, or several of which none is Leave(), for {key!r}\ngot: {value!r}"
-        )
+        raise ArgumentError(f"adapt= needs an adapter for {key!r}, or several without Leave()\ngot: {value!r}")
     return steps
 
 
@@ -204,14 +202,14 @@ def layout_of_shape(p: Parameter, shape: Shape) -> Layout:
         if lead > 0 and set(shape[:lead]) == {1} and own.is_identity:
             return plain_layout(shape)
         raise ShapeError(f"{p.name!r} (native order)\n{got_expected(shape, own.stored)}")
-    groups = _group_split(own)
-    split = [1] * len(own.split)
-    for length, stored, group in zip(shape, own.stored, groups, strict=True):
-        for position, part in zip(group, _split_as([own.split[i] for i in group], stored, length, p), strict=True):
-            split[position] = part
-    if math.prod(split) != math.prod(shape):
-        raise LayoutError(_cannot_split(p, shape))
-    return Layout(shape, tuple(split), own.order, own.axes, own.outputs)
+    # Stored axes of length 1 may have been dropped, or not: a shape that reads in two ways is refused.
+    splits = {_split_like(own, groups, shape) for groups in _list_groups(own)} - {None}
+    if len(splits) != 1:
+        raise LayoutError(
+            f"{p.name!r} packs or drops stored axes, and a value of {shape} doesn't tell how long each neutral one is\n"
+            "Fix: pass it in neutral order, or as Params(..., axes={...})"
+        )
+    return Layout(shape, splits.pop() or (), own.order, own.axes, own.outputs)
 
 
 def layout_of_neutral(p: Parameter, shape: Shape) -> Layout:
@@ -224,46 +222,45 @@ def layout_of_neutral(p: Parameter, shape: Shape) -> Layout:
             return plain_layout(shape)
         raise ShapeError(f"{p.name!r} can't be stored with another number of axes\n{got_expected(shape, own.shape)}")
     split = tuple(shape[position] for position in own.inverse)
-    stored = tuple(math.prod(split[i] for i in group) for group in _group_split(own))
-    return Layout(stored, split, own.order, own.axes, own.outputs)
+    stored = {tuple(math.prod(split[i] for i in group) for group in groups) for groups in _list_groups(own)}
+    if len(stored) != 1:
+        raise LayoutError(f"{p.name!r} packs or drops stored axes, and {shape} can be stored in {len(stored)} ways")
+    return Layout(stored.pop(), split, own.order, own.axes, own.outputs)
 
 
-def _group_split(layout: Layout) -> list[list[int]]:
-    """Return which positions of ``split`` each stored axis packs; none where one of length 1 is dropped."""
+Groups = tuple[tuple[int, ...], ...]
+
+
+def _list_groups(layout: Layout) -> list[Groups]:
+    """Return every way in which stored axes can pack the axes of ``split``: one of length 1 may pack none."""
     if layout.split == layout.stored:
-        return [[position] for position in range(len(layout.split))]
-    groups: list[list[int]] = []
-    position = 0
-    for stored in layout.stored:
-        group: list[int] = []
-        # A stored axis of length 1 may have been dropped, or be one of the neutral ones.
-        while position < len(layout.split) and (
-            math.prod(layout.split[i] for i in group) != stored or (not group and layout.split[position] == 1)
-        ):
-            group.append(position)
-            position += 1
-        groups.append(group)
-    return groups
+        return [tuple((position,) for position in range(len(layout.split)))]
+
+    def group(stored: int, start: int) -> list[Groups]:
+        if stored == len(layout.stored):
+            return [()] if start == len(layout.split) else []
+        return [
+            (tuple(range(start, end)), *rest)
+            for end in range(start, len(layout.split) + 1)
+            if math.prod(layout.split[start:end]) == layout.stored[stored]
+            for rest in group(stored + 1, end)
+        ]
+
+    return group(0, 0)
 
 
-def _split_as(parts: list[int], stored: int, length: int, p: Parameter) -> list[int]:
-    """Return the lengths of the parts that a stored axis packs, for another length of it."""
-    if length == stored:
-        return parts
-    if len(parts) == 1:
-        return [length]
-    # Of parts of length 1 nothing tells which of them has become longer.
-    long = [position for position, part in enumerate(parts) if part != 1]
-    if len(long) != 1:
-        raise LayoutError(_cannot_split(p, (length,)))
-    return [length if position == long[0] else 1 for position in range(len(parts))]
-
-
-def _cannot_split(p: Parameter, shape: Shape) -> str:
-    return (
-        f"{p.name!r} packs several axes in one, and a value of {shape} doesn't tell how long each is\n"
-        "Fix: pass it in neutral order, or as Params(..., axes={...})"
-    )
+def _split_like(layout: Layout, groups: Groups, shape: Shape) -> Shape | None:
+    """Return the lengths of the neutral axes that a stored shape packs in these groups; None where it can't be told."""
+    split = list(layout.split)
+    for group, before, after in zip(groups, layout.stored, shape, strict=True):
+        if before == after:
+            continue
+        # Of several parts, the one that isn't of length 1 has changed; of two such parts nothing tells which.
+        long = group if len(group) == 1 else [position for position in group if layout.split[position] != 1]
+        if len(long) != 1:
+            return None
+        split[long[0]] = after
+    return tuple(split)
 
 
 class _Value(NamedTuple):

@@ -82,6 +82,8 @@ class NewEntries:
         if self.init == "keep":
             assert wanted.current is not None
             return cast_exactly(wanted.current(), array.dtype, what=f"what the target has in {wanted.name!r}")
+        if self.init in ("zeros", "ones"):
+            return np.broadcast_to(np.asarray(self.init == "ones").astype(array.dtype), shape)
         axes = wanted.axes if wanted.axes is not None and len(wanted.axes) == len(shape) else None
         p = Parameter(
             name=wanted.name,
