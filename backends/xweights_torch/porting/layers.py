@@ -16,8 +16,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from xweights.core.dtypes import Array
+from xweights.porting.protocol import LayerRecord
 from xweights_torch.activations import MODULES
-from xweights_torch.dtypes import host_view
+from xweights_torch.dtypes import from_host, host_view
 
 # The nearest base in the MRO applies.
 KINDS: dict[type[Any], str] = {
@@ -64,6 +65,21 @@ def kind_of(module: nn.Module) -> str:
         if base in KINDS:
             return KINDS[base]
     return "other"
+
+
+def is_known(record: LayerRecord) -> bool:
+    """Return whether a layer computes as its class does in torch, so that nothing in it has to be looked at."""
+    module = record.layer
+    names = ("forward", "_conv_forward") if isinstance(module, _ConvNd) else ("forward",)
+    if any(name in vars(module) for name in names):
+        return False
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
+    if record.kind == "other" and any(True for _ in module.children()):
+        # A parametrization is a child.
+        return getattr(module, "parametrizations", None) is not None and len(list(module.children())) == 1
+    owners = [next(base for base in type(module).__mro__ if name in vars(base)) for name in names]
+    return all(owner is not nn.Module and owner.__module__.startswith("torch.") for owner in owners)
 
 
 def attributes_of(module: Any, kind: str) -> dict[str, Any]:
@@ -160,6 +176,8 @@ def to_neutral(module: Any, kind: str, array: Array | None) -> Array | None:
 
 
 def _vectors(module: Any, array: Array) -> Array:
+    if array.ndim == 1:
+        return array
     if module.num_parameters == 1:
         return np.moveaxis(array, 1, -1) if array.ndim > 3 else array
     return np.moveaxis(array, 1, -1).reshape(-1, array.shape[1])
@@ -179,8 +197,12 @@ def to_native_output(module: Any, kind: str, value: Array, like: torch.Tensor) -
     if value.size != like.numel():
         return None
     native = np.moveaxis(value.reshape(neutral_shape), -1, 1) if channels_second else value.reshape(neutral_shape)
-    plain = native if native.dtype.kind != "V" else native.astype(np.float32)  # torch supports NumPy's own dtypes only
-    return torch.from_numpy(np.ascontiguousarray(plain)).to(like.dtype).to(like.device)
+    return to_tensor(native).to(like.dtype).to(like.device)
+
+
+def to_tensor(array: Array) -> torch.Tensor:
+    """Return a host array as a tensor of its own."""
+    return from_host(np.array(array, order="C"))
 
 
 def inputs_of(module: Any, kind: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Array | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,19 +21,28 @@ from xweights.porting.protocol import LayerRecord, Watcher
 from xweights_torch.adapter import ModuleAdapter, wrapped_child
 from xweights_torch.layers import rows_of, spec_of
 from xweights_torch.parametrized import ComputedParameter
+from xweights_torch.porting.calls import call_arguments, experts_one_by_one, inference_mode, to_mapping
 from xweights_torch.porting.layers import (
     attributes_of,
     host,
     inputs_of,
+    is_known,
     kind_of,
     outputs_of,
     refusal_reason,
     to_native_output,
     weightless_attributes,
 )
+from xweights_torch.porting.observed import Operation, make_records
+from xweights_torch.porting.observing import Observer
+from xweights_torch.porting.running import Runner
+from xweights_torch.porting.views import Root
+from xweights_torch.porting.watching import watch_modules
 from xweights_torch.storage import TensorHandle
 
 _ADAPTER = ModuleAdapter()
+# The arrays of a batch norm that is written by hand.
+FROZEN = {"weight", "bias", "running_mean", "running_var"}
 # Layers with a single output tensor that can be replaced.
 _REPLACEABLE = (
     "dense",
@@ -77,6 +86,8 @@ class TorchPorting:
         return records
 
     def chain(self, model: Any, records: Sequence[LayerRecord]) -> list[LayerRecord] | None:
+        if any(isinstance(record.layer, Operation) for record in records):
+            return None
         by_layer = {id(record.layer): record for record in records}
         ordered: list[LayerRecord] = []
 
@@ -91,16 +102,43 @@ class TorchPorting:
 
         return ordered if visit(unwrap_module(model)) else None
 
+    def observe(self, model: Any, records: Sequence[LayerRecord], sample: Any) -> list[LayerRecord]:
+        module = unwrap_module(model)
+        args, named = call_arguments(sample, module)
+        observer = Observer(_list_roots(model))
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(inference_mode(module))
+            stack.enter_context(experts_one_by_one(module))
+            known = {id(record.layer) for record in records if is_known(record)}
+            for record in records:
+                if record.kind == "other" and set(record.parameters) == FROZEN and not list(record.layer.children()):
+                    observer.watch_batch_norm(record.layer, stack)
+            for layer in {id(record.layer): record.layer for record in records}.values():
+                observer.watch_layer(layer, stack, known=id(layer) in known)
+            stack.enter_context(watch_modules(module, observer, known))
+            stack.enter_context(observer)
+            module(*args, **named)
+        return make_records(module, observer, records)
+
     def run(self, model: Any, records: Sequence[LayerRecord], sample: Any, watcher: Watcher) -> dict[str, Array]:
         module = unwrap_module(model)
-        args, named = _call_arguments(sample, module)
+        args, named = call_arguments(sample, module)
+        layers = [record for record in records if not isinstance(record.layer, Operation)]
+        runner = None if len(layers) == len(records) else Runner(_list_roots(model), records, watcher)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(inference_mode(module))
-            for record in records:
-                _watch(record, watcher, stack)
-            output = module(*args, **named)
-            return {name: np.array(array) for name, array in named_outputs(output, host)}
+            stack.enter_context(inference_mode(module, written=True))
+            known = {id(record.layer) for record in layers if record.parameters}
+            if runner is not None:
+                stack.enter_context(experts_one_by_one(module))
+                stack.enter_context(watch_modules(module, runner, known))
+            for record in layers:
+                _watch(record, watcher, stack, runner)
+            if runner is not None:
+                stack.enter_context(runner)
+            output = to_mapping(module(*args, **named))
+            if runner is not None:
+                runner.close()
+        return {name: np.array(array) for name, array in named_outputs(output, host)}
 
     def double(self, model: Any) -> Any:
         try:
@@ -110,6 +148,12 @@ class TorchPorting:
 
     def set_attribute(self, record: LayerRecord, name: str, value: Any) -> None:
         module = record.layer
+        if isinstance(module, Operation):
+            if name == "eps" and module.eps is not None:
+                owner, setting = module.eps
+                setattr(owner, setting, value)
+                return
+            module = module.module
         if name == "eps" and hasattr(module, "eps"):
             module.eps = value
         elif name == "momentum" and hasattr(module, "momentum"):
@@ -188,51 +232,49 @@ def _with_own_layout(parameter: Parameter, row: Entry) -> Parameter:
     return copied
 
 
-@contextlib.contextmanager
-def inference_mode(module: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode, and restore the modes afterwards."""
-    modes = [(child, child.training) for child in module.modules()]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    # The fast path computes whole blocks without calling the layers in them.
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        module.eval()
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for child, mode in modes:
-            child.training = mode
+def _list_roots(model: Any) -> list[Root]:
+    """Return the parameters and the buffers of numbers that a model computes with, each once."""
+    roots: dict[Any, Root] = {}
+    for parameter in _parameters_by_place(model).values():
+        handle = parameter.handle
+        if isinstance(handle, TensorHandle) and parameter.floating and parameter.identity() not in roots:
+            places = [(place.owner, place.key) for place in handle.places]
+            stored = _as_stored(parameter)
+            roots[parameter.identity()] = Root(stored, handle.tensors, places, handle.table == "buffer")
+    known = {id(tensor) for root in roots.values() for tensor in root.tensors}
+    for module in unwrap_module(model).modules():
+        for key, tensor in module._buffers.items():
+            if tensor is not None and tensor.is_floating_point() and id(tensor) not in known:
+                known.add(id(tensor))
+                roots[id(tensor)] = Root(None, [tensor], [(module, key)], True)
+    return list(roots.values())
 
 
-def _watch(record: LayerRecord, watcher: Watcher, stack: contextlib.ExitStack) -> None:
+def _watch(record: LayerRecord, watcher: Watcher, stack: contextlib.ExitStack, runner: Runner | None) -> None:
     module, kind = record.layer, record.kind
+    opaque = bool(record.parameters)
 
-    def before(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def before(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        given = None
+        if runner is not None:
+            runner.inside += 1  # what happens here, and in a known layer, is none of the model's operations
+            if opaque and runner.inside == 1:
+                given = runner.give(args, named)
         watcher.enter(record, inputs_of(layer, kind, args, named))
+        if runner is not None and not opaque:
+            runner.inside -= 1
+        return given
 
     def after(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+        if runner is not None and not opaque:
+            runner.inside += 1
         value = watcher.leave(record, outputs_of(layer, kind, output))
-        if value is None or kind not in _REPLACEABLE or not isinstance(output, torch.Tensor):
-            return None
-        return to_native_output(layer, kind, value, output)
+        replaced = None
+        if value is not None and kind in _REPLACEABLE and isinstance(output, torch.Tensor):
+            replaced = to_native_output(layer, kind, value, output)
+        if runner is not None:
+            runner.inside -= 1
+        return replaced
 
     stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
     stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
-
-
-def _call_arguments(sample: Any, module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    like = next((p for p in module.parameters() if p.is_floating_point()), None)
-
-    def convert(value: Any) -> Any:
-        if not isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
-            return value
-        converted = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
-        if like is None:
-            return converted
-        return converted.to(like.device, like.dtype) if converted.is_floating_point() else converted.to(like.device)
-
-    if isinstance(sample, Mapping):
-        return (), {name: convert(value) for name, value in sample.items()}
-    if isinstance(sample, (tuple, list)):
-        return tuple(convert(value) for value in sample), {}
-    return (convert(sample),), {}
