@@ -250,6 +250,34 @@ def test_an_adapted_value_is_checked_as_any_other() -> None:
     assert target["b"][0] == np.float16(0.3)
 
 
+# An adapter from outside.
+
+
+class Halve(A.Adapter):
+    def check(self, shape, wanted):
+        return (shape[0] // 2, *shape[1:])
+
+    def __call__(self, array, wanted):
+        return array[::2]
+
+
+class Wrong(Halve):
+    def __call__(self, array, wanted):
+        return array
+
+
+class Wide(Halve):
+    def __call__(self, array, wanted):
+        return array[::2].astype(np.float64)
+
+
+def test_an_adapter_from_outside_is_taken_at_its_word_and_checked() -> None:
+    assert np.array_equal(adapt([1, 2, 3, 4], (2,), Halve()), [1, 3])
+    for wrong, kind in ((Wrong(), xw.ShapeError), (Wide(), xw.DtypeError)):
+        with pytest.raises(kind, match="of 'kernel'"):
+            adapt([1, 2, 3, 4], (2,), wrong)
+
+
 # Leave.
 
 

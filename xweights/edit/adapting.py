@@ -22,6 +22,7 @@ from xweights.edit.adapt.suggest import suggest
 from xweights.edit.pairing import Pair
 from xweights.errors import (
     ArgumentError,
+    DtypeError,
     LayoutError,
     Problems,
     SelectionError,
@@ -136,9 +137,15 @@ class AdaptedValue:
         array = _without_lead(array, self.wanted)
         for step in self.steps:
             array = step(array, self.wanted)
-        # Of a custom adapter only the result shows what it did.
         lead = (1,) * (len(self.shape) - array.ndim)
-        return array.reshape(lead + array.shape) if lead else array
+        result = array.reshape(lead + array.shape) if lead else array
+        # An adapter from outside may not do what its check has said.
+        if result.shape != self.shape:
+            raise ShapeError(f"{self.how} of {self.wanted.name!r}\n{got_expected(result.shape, self.shape)}")
+        if result.dtype != self.wanted.dtype:
+            what = f"{self.how} of {self.wanted.name!r}"
+            raise DtypeError(f"{what}\n{got_expected(result.dtype.name, self.wanted.dtype.name)}")
+        return result
 
 
 def adapted_value(
@@ -345,19 +352,20 @@ class _Storage(NumpyStorage):
 
     fresh = True
 
-    def identity(self, handle: AdaptedValue) -> Hashable:
+    def identity(self, handle: Any) -> Hashable:
         return id(handle)
 
-    def refusal(self, handle: AdaptedValue, *, writing: bool) -> str | None:
+    def refusal(self, handle: Any, *, writing: bool) -> str | None:
         return "it is adapted from another value" if writing else None
 
-    def read(self, handle: AdaptedValue) -> Array:
-        return handle.compute()
+    def read(self, handle: Any) -> Array:
+        computed: Array = handle.compute()
+        return computed
 
-    def write(self, handle: AdaptedValue, value: Array) -> None:
+    def write(self, handle: Any, value: Array) -> None:
         raise WriteError("it is adapted from another value")
 
-    def trainable(self, handle: AdaptedValue) -> bool:
+    def trainable(self, handle: Any) -> bool:
         return True
 
 

@@ -1,0 +1,40 @@
+"""The examples of docs/adapting.md run and print the output shown there, and its table has every adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+import xweights as xw
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "adapting.md"
+
+pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="only a checkout has the page")
+
+
+def test_the_examples_print_the_output_shown_there(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some write files
+    text = PAGE.read_text(encoding="utf-8")
+    examples = re.findall(r"<!-- runs -->\n```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == text.count("```python")
+    names: dict[str, object] = {"__name__": "page"}
+    for code, shown in examples:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(compile(code, str(PAGE), "exec"), names)
+        assert out.getvalue().rstrip() == shown.rstrip()
+
+
+def test_the_table_has_every_adapter_with_its_arguments() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)\((.*?)\)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(rows) == set(xw.adapt.__all__) - {"Adapter", "Wanted"}
+    for name, arguments in rows.items():
+        known = {
+            p.name for p in inspect.signature(getattr(xw.adapt, name)).parameters.values() if p.kind != p.VAR_KEYWORD
+        }
+        assert {argument.partition("=")[0].strip() for argument in arguments.split(",") if argument} == known
