@@ -51,6 +51,8 @@ for name in sys.argv[1:]:
 """
 # Whose models are built for docs/layers.md.
 MEASURED = ("timm==1.0.31", "diffusers==0.42.1", "torchvision==0.28.0")
+# Whose models are ported for docs/porting.md.
+PAIRED = ("timm==1.0.31", "torchvision==0.28.0", "keras-hub==0.32.0")
 # What trains for the user: holds are tested under them.
 LOOPS = ("lightning", "accelerate")
 # What mergekit imports where it merges tensors.
@@ -226,6 +228,17 @@ def layers(session: nox.Session) -> None:
     beside = str(everything.home / "layers")
     everything.install("--no-deps", "--target", beside, *MEASURED)
     everything.run("python", "tests/backends/torch/measure_layers.py", "--write", env={**QUIET, "PYTHONPATH": beside})
+
+
+@nox.session(venv_backend="none", default=False)
+def pairs(session: nox.Session) -> None:
+    """Port pairs of public models in both directions and write docs/porting.md; names after `--` only run those."""
+    everything = Everything(session)
+    beside = str(everything.home / "pairs")
+    everything.install("--no-deps", "--target", beside, *PAIRED)
+    env = {**QUIET, **ONE_THREAD, "KERAS_BACKEND": KERAS_BACKENDS[0], "PYTHONPATH": beside}
+    what = session.posargs or ("--write", "docs/porting.md")
+    everything.run("python", "tests/porting/pairs/run.py", *what, env=env)
 
 
 @nox.session(venv_backend="none", default=False)
