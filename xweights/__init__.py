@@ -91,6 +91,7 @@ __all__ = sorted(_HOME)  # noqa: PLE0605 - a list, made of the table
 
 former_paths.install()
 openers.register_opener(lambda path, **options: import_module("xweights.files.load").load(path, **options))
+openers.register_writer(lambda *given: import_module("xweights.files.edit.write_through").write_through(*given))
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Opener = Callable[..., Any]
 _openers: list[Opener] = []
+_writers: list[Callable[..., Any]] = []
 
 
 @runtime_checkable
@@ -31,6 +32,17 @@ class HasParts(Protocol):
 def register_opener(opener: Opener) -> None:
     """Have ``opener`` return the target behind a path, which has ``__xweights_parameters__``."""
     _openers[:] = [opener]
+
+
+def register_writer(writer: Callable[..., Any]) -> None:
+    """Have ``writer`` call a function with the file behind a path as a target, and write what that wrote."""
+    _writers[:] = [writer]
+
+
+def write_file(path: Any, write: Callable[[Any], Any]) -> Any:
+    """Return what ``write`` returns of the file behind a path as a target, all of whose writes go into it at once."""
+    (writer,) = _writers
+    return writer(path, write)
 
 
 def open_path(path: Any) -> list[Parameter]:

@@ -11,10 +11,11 @@ from xweights.core.casting import cast_exactly, check_finite
 from xweights.core.dtypes import Array
 from xweights.core.layout import LayoutName
 from xweights.core.names import Names
+from xweights.core.openers import write_file
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
 from xweights.core.selection import WhereLike, select
-from xweights.core.targets import open_target
+from xweights.core.targets import is_path, open_target
 from xweights.core.values import fit_value, host_array
 from xweights.edit.adapting import Adapt, adapted_pair, read_adapters, refuse_unused, suggest_adapter
 from xweights.edit.find_values import check_tied, find_values
@@ -45,7 +46,8 @@ def set_params(
     the model that the target is a part of, or of a part of the target. Names decide; shapes are checked.
 
     Args:
-        target: Model, layer, module, variable, mapping of arrays, or a list of these.
+        target: Model, layer, module, variable, mapping of arrays, or a list of these; or the path of a file, whose
+            arrays are replaced at once, with everything else in it as it was.
         values: Params (transposed by axis name between frameworks), a mapping by name (neutral or native names, in
             ``layout`` order), a list in ``parameters(target)`` order, or a file: its path, or the result of ``load``.
             A file is read straight into the parameters' memory where that is visible.
@@ -75,6 +77,13 @@ def set_params(
         >>> w = {"b": np.zeros(2)}; report = xw.set_params(w, {"b": [1.0, 2.0]}); w["b"]
         array([1., 2.])
     """
+    if is_path(target):
+        options: dict[str, Any] = {
+            "where": where, "layout": layout, "strict": strict, "cast": cast, "allow_nonfinite": allow_nonfinite,
+            "names": names, "part": part, "mismatched": mismatched, "adapt": adapt,
+        }  # fmt: skip
+        report: LoadReport = write_file(target, lambda file: set_params(file, values, **options))
+        return report
     if layout not in (None, "neutral", "native"):
         raise ArgumentError(f'layout= is "neutral" or "native"\ngot: {layout!r}')
     if mismatched not in ("error", "skip"):

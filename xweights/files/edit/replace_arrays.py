@@ -18,7 +18,7 @@ def can_replace_arrays(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> 
     fmt = find_format(checkpoint.format)
     if not fmt.editable or format_of(os.fspath(path)) is not fmt:
         return False
-    whole = _Touched(checkpoint, range(len(checkpoint)))
+    whole = Touched(checkpoint, range(len(checkpoint)))
     return can_rewrite(checkpoint, whole) or can_repack(checkpoint) or can_repack_archive(checkpoint)
 
 
@@ -37,7 +37,7 @@ def replace_arrays(
         path: Where the copy goes; it may be the file itself.
         durable: True waits until the data is on disk.
     """
-    steps = _Touched(checkpoint, values)
+    steps = Touched(checkpoint, values)
     write = repack_archive
     if can_rewrite(checkpoint, steps):
         write = rewrite
@@ -46,7 +46,7 @@ def replace_arrays(
     write(checkpoint, steps, lambda position: values[position](), os.fspath(path), durable=durable)
 
 
-class _Touched(Steps):
+class Touched(Steps):
     """The arrays that get other values, as writers of edited files are told of them."""
 
     def __init__(self, checkpoint: Checkpoint, positions: Mapping[int, object] | range) -> None:
