@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from xweights.core.dtypes import Array
-from xweights_keras.porting.frames import Frame
+from xweights_keras.porting.frames import Frame, Point
 from xweights_keras.porting.operations import Operation
 from xweights_keras.porting.probing import Probe, Use, are_close, list_eps, move_last, normalise, table_shape
 
@@ -16,7 +16,7 @@ from xweights_keras.porting.probing import Probe, Use, are_close, list_eps, move
 def find_operations(frame: Frame, variables: Iterable[Any]) -> list[Operation]:
     """Return the operations of a layer with these variables, in the order of the variables."""
     listed, random = list(variables), np.random.default_rng(0)
-    uses = [Probe(frame, variable, random).find_use() for variable in listed]
+    uses = [_find_taken(frame, variable) or Probe(frame, variable, random).find_use() for variable in listed]
     added = [use for use in uses if use.form == "add"]
     operations = [
         _make_scale(frame, use, added) if use.form == "scale" else _make_product(frame, use, added)
@@ -28,6 +28,15 @@ def find_operations(frame: Frame, variables: Iterable[Any]) -> list[Operation]:
     operations += [_make_rows(frame.layer, use) for use in added]
     places = {id(variable): place for place, variable in enumerate(listed)}
     return sorted(operations, key=lambda operation: min(places[id(v)] for v in operation.variables.values()))
+
+
+def _find_taken(frame: Frame, variable: Any) -> Use | None:
+    """Return a variable's use if its layer calls ``keras.ops.take`` with it."""
+    for number, call in enumerate(frame.calls):
+        if call.leaves and call.leaves[0] is variable:
+            rank = len(call.output.shape)
+            return Use(variable, "embedding", Point(number, 0), rank - 1, 1, attributes={"argument": 1, "taken": True})
+    return None
 
 
 def _make_rows(layer: Any, use: Use) -> Operation:
@@ -47,9 +56,11 @@ def _make_embedding(layer: Any, use: Use) -> Operation:
         use.start,
         use.length,
         argument=use.attributes["argument"],
-        shift=use.attributes["shift"],
+        shift=use.attributes.get("shift", 0),
+        repeats=use.attributes.get("repeats", 0),
         factor=use.attributes.get("factor", 1.0),
         residual=_is_something(use.base),
+        taken=use.attributes.get("taken", False),
     )
 
 

@@ -43,7 +43,9 @@ class _Reached(BaseException):
 
 
 @dataclass(eq=False)
-class _InnerCall:
+class InnerCall:
+    """A call that a layer makes."""
+
     key: Any
     number: int
     leaves: list[Any]
@@ -58,7 +60,7 @@ class Frame:
     function: Callable[..., Any]
     args: tuple[Any, ...]
     named: Mapping[str, Any]
-    calls: list[_InnerCall] = field(default_factory=list)
+    calls: list[InnerCall] = field(default_factory=list)
     output: Any = None
     _position: int | None = None
     _until: int | None = None
@@ -148,16 +150,18 @@ class Frame:
 Handler = Callable[[Frame], Any]
 # What happens before an inner call: it gets the frame and the arguments of that call, and returns those to use.
 Before = Callable[[Frame, list[Any]], list[Any]]
+# What happens after it: it gets the frame and the output, and returns the one to use.
+After = Callable[[Frame, Any], Any]
 
 
 class CallStack:
     """The layers that are computing. Those with a handler, the owners of variables, get a frame."""
 
-    def __init__(self, before: Before | None = None) -> None:
+    def __init__(self, before: Before | None = None, after: After | None = None) -> None:
         self.numbers: dict[int, int] = {}  # of the first call, by id of the key
         self._count = 0
         self._frames: list[Frame | None] = []
-        self._before = before
+        self._before, self._after = before, after
 
     def wrap(self, key: Any, function: Callable[..., Any], handler: Handler | None = None) -> Callable[..., Any]:
         """Return a function that does the same under watch."""
@@ -178,7 +182,9 @@ class CallStack:
             with self.inside(frame):
                 output = function(*args, **named) if frame is None or handler is None else handler(frame)
             if above is not None:
-                above.calls.append(_InnerCall(key, number, leaves, output))
+                if self._after is not None:
+                    output = self._after(above, output)
+                above.calls.append(InnerCall(key, number, leaves, output))
             return output
 
         return keep_signature(call, function)

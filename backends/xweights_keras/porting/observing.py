@@ -13,7 +13,16 @@ import numpy as np
 
 from xweights.porting.protocol import LayerRecord, Watcher
 from xweights_keras.porting.combining import find_operations
-from xweights_keras.porting.frames import OUTPUT, CallStack, ClassPatches, Frame, Handler, flatten, patch_attribute
+from xweights_keras.porting.frames import (
+    OUTPUT,
+    CallStack,
+    ClassPatches,
+    Frame,
+    Handler,
+    flatten,
+    keep_signature,
+    patch_attribute,
+)
 from xweights_keras.porting.layers import KINDS, as_array
 from xweights_keras.porting.operations import Operation, Performer, make_record
 from xweights_keras.porting.probing import are_close
@@ -54,11 +63,24 @@ def watch_calls(model: Any, calls: CallStack, handlers: Mapping[int, Handler], s
             if "activation" in name and callable(value) and not isinstance(value, keras.Layer):
                 patch_attribute(layer, name, calls.wrap(value, value), stack)
     if handlers:
-        for name in _FUNCTIONS:
-            function = getattr(keras.ops, name, None)
-            if function is not None:
-                stack.callback(setattr, keras.ops, name, function)
-                setattr(keras.ops, name, calls.wrap(function, function))
+        for module in (keras.ops, keras.ops.nn, keras.ops.numpy, keras.activations):
+            for name in (*_FUNCTIONS, "take"):
+                function = getattr(module, name, None)
+                if function is not None:
+                    stack.callback(setattr, module, name, function)
+                    watched = calls.wrap(function, function)
+                    setattr(module, name, _watch_take(function, watched) if name == "take" else watched)
+
+
+def _watch_take(function: Callable[..., Any], watched: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that is watched where rows of a variable itself are taken."""
+
+    def take(x: Any, indices: Any, axis: Any = None) -> Any:
+        if isinstance(x, keras.Variable) and len(x.shape) == 2 and axis == 0:
+            return watched(x, keras.ops.convert_to_tensor(indices), axis=axis)
+        return function(x, indices, axis)
+
+    return keep_signature(take, function)
 
 
 def watch_operations(model: Any, records: Sequence[LayerRecord], watcher: Watcher, stack: contextlib.ExitStack) -> None:
@@ -69,7 +91,10 @@ def watch_operations(model: Any, records: Sequence[LayerRecord], watcher: Watche
             by_layer.setdefault(id(record.layer.layer), []).append(record)
     performers = {key: Performer(listed, watcher) for key, listed in by_layer.items()}
     if performers:
-        calls = CallStack(lambda frame, leaves: performers[id(frame.layer)].before(frame, leaves))
+        calls = CallStack(
+            lambda frame, leaves: performers[id(frame.layer)].before(frame, leaves),
+            lambda frame, output: performers[id(frame.layer)].after(frame, output),
+        )
         watch_calls(model, calls, {key: performer.call for key, performer in performers.items()}, stack)
 
 
@@ -143,7 +168,8 @@ class _Observer:
             elif operation.point is not None and frame.calls:
                 after = operation.point.call == OUTPUT
                 place = frame.calls[-1].number + 0.5 if after else frame.calls[operation.point.call].number - 0.5
-            yield place, make_record(operation, parameters, alone=len(operations) == 1 and not frame.layer._layers)
+            alone = len(operations) == 1 and not frame.layer._layers
+            yield place, make_record(operation, parameters, record.path if alone else "")
 
     def sort(self, records: Sequence[LayerRecord]) -> list[LayerRecord]:
         """Return the records in the order of their first calls; those that weren't called come last."""

@@ -6,6 +6,7 @@ that are added or joined as they are. While the model runs, its input is found b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,8 @@ from xweights.core.parameter import Parameter
 from xweights.porting.protocol import LayerRecord, View, Watcher
 from xweights_keras.porting.frames import OUTPUT, Frame, Point, ProbeError
 from xweights_keras.porting.layers import tensor_like, to_host
-from xweights_keras.porting.probing import KernelShape, move_back, move_last, recover_input, table_shape
+from xweights_keras.porting.probing import move_back, move_last, table_shape
+from xweights_keras.porting.products import KernelShape, recover_input
 
 
 @dataclass(eq=False)
@@ -27,7 +29,9 @@ class Operation:
     """One use of variables in a layer.
 
     ``variables``: by role. ``start`` and ``length``: the axes of the array at ``point`` that are its features.
-    ``residual``: something else is added to it at that point.
+    ``argument``: the number of the layer's argument that is the input. ``repeats``: of so many leading axes, each entry
+    is the same lookup. ``residual``: something else is added to it at that point. ``taken``: it is a call of
+    ``keras.ops.take``, whose arguments and output are those of the operation.
     """
 
     layer: Any
@@ -41,7 +45,9 @@ class Operation:
     kernel: KernelShape | None = None
     shift: int = 0
     factor: float = 1.0
+    repeats: int = 0
     residual: bool = False
+    taken: bool = False
 
     def read_input(self, frame: Frame) -> Array | None:
         """Return the input in neutral form; None for rows."""
@@ -50,6 +56,8 @@ class Operation:
         if self.argument is not None:
             given = to_host(frame.leaves[self.argument])
             return None if given is None else self._shape_argument(given)
+        if self.kind == "embedding":
+            return self._recover_ids(frame)
         if self.kernel is not None:
             kernel = self.variables["kernel"]
             return recover_input(self.kernel, lambda value: self.read(frame, [(kernel, value)]))
@@ -68,16 +76,34 @@ class Operation:
             return given.reshape(-1, self.kernel.inputs)
         return move_last(given, self.start, self.length)
 
+    def _recover_ids(self, frame: Frame) -> Array:
+        """Return the rows that are looked up: what comes out of a table in which each row has its own number."""
+        table = self.variables["embeddings"]
+        count, features = table_shape(tuple(table.shape))
+        numbers = np.repeat(np.arange(count, dtype=np.float32)[:, None], features, axis=1)
+        found = self.read(frame, [(table, numbers.reshape(tuple(table.shape)))]) - self.read_without(frame)
+        return np.rint(self._drop_repeats(move_last(found, self.start, 1), found.shape)[:, 0]).astype(np.int64)
+
+    def _drop_repeats(self, rows: Array, shape: tuple[int, ...]) -> Array:
+        return rows[: len(rows) // self._count_repeats(shape)]
+
+    def _count_repeats(self, shape: tuple[int, ...]) -> int:
+        return math.prod([length for axis, length in enumerate(shape) if axis != self.start][: self.repeats])
+
     def read_output(self, array: Array, rest: Array | None) -> Array:
         """Return what stands at the point, less the rest, in neutral form."""
         array = array if rest is None else array - rest
         array = array if self.factor == 1 else array / np.asarray(self.factor, array.dtype)
-        return np.moveaxis(array, self.start, -1) if self.kind == "conv" else move_last(array, self.start, self.length)
+        if self.kind == "conv":
+            return np.moveaxis(array, self.start, -1)
+        return self._drop_repeats(move_last(array, self.start, self.length), array.shape)
 
     def restore(self, value: Array, like: Array, rest: Array | None) -> Array | None:
         """Return a neutral output as it stands at the point; None if it doesn't fit."""
-        if value.size != like.size:
+        repeats = self._count_repeats(like.shape)
+        if value.size * repeats != like.size:
             return None
+        value = value if repeats == 1 else np.tile(value, (repeats, 1))
         if self.kind == "conv":
             moved = [*like.shape[: self.start], *like.shape[self.start + 1 :], like.shape[self.start]]
             array = np.moveaxis(value.reshape(moved), -1, self.start)
@@ -109,14 +135,13 @@ class Operation:
         return array
 
 
-def make_record(operation: Operation, parameters: dict[int, Parameter], *, alone: bool) -> LayerRecord:
-    """Return the record of an operation. ``parameters``: by ``id`` of the variable; ``alone``: its layer has no other.
+def make_record(operation: Operation, parameters: dict[int, Parameter], path: str) -> LayerRecord:
+    """Return the record of an operation. ``parameters``: by ``id`` of the variable.
 
-    Its path is that of the layer, or that of its first variable where the layer has several.
+    ``path`` is that of the layer; if it is empty, the name of the first variable is taken.
     """
     by_role = {role: _as_stored(parameters[id(v)]) for role, v in operation.variables.items()}
     first = next(iter(by_role.values()))
-    path = first.name.removesuffix(first.role).rstrip("/") if alone else first.name
     return LayerRecord(
         operation.kind,
         path or first.name,
@@ -167,7 +192,22 @@ class Performer:
         """Return the arguments of an inner call, with the operations that show in them."""
         call = len(frame.calls)
         records = self._by_call.get(call)
-        return leaves if not records else self._perform(frame, records, call)
+        if not records:
+            return leaves
+        for record in [record for record in records if record.layer.taken]:
+            ids = to_host(leaves[record.layer.argument])
+            self._watcher.enter(record, {"": None if ids is None else ids.reshape(-1)})
+        seen = [record for record in records if not record.layer.taken]
+        return self._perform(frame, seen, call) if seen else leaves
+
+    def after(self, frame: Frame, output: Any) -> Any:
+        """Return the output of an inner call, which may be an operation itself."""
+        for record in [record for record in self._by_call.get(len(frame.calls), ()) if record.layer.taken]:
+            array = to_host(output)
+            value = self._watcher.leave(record, {"": None if array is None else array.reshape(-1, array.shape[-1])})
+            if value is not None and array is not None and value.size == array.size:
+                output = tensor_like(value.reshape(array.shape), output)
+        return output
 
     def _perform(self, frame: Frame, records: Sequence[LayerRecord], call: int) -> list[Any]:
         replaced: dict[int, Any] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -144,12 +145,26 @@ def _arrays(layer: Any, kind: str, parameters: Sequence[Parameter]) -> dict[str,
     if kind in RECURRENT and is_stack(layer):
         return {"/".join(p.name.split("/")[-2:]): p for p in parameters}
     ignored = {"count", "vector_u"}
-    return {p.role: p for p in parameters if p.role not in ignored and p.floating}
+    used = [p for p in parameters if p.role not in ignored and p.floating]
+    if kind != "other":
+        return {p.role: p for p in used}
+    # Roles say what an array is for: two arrays of a layer in no table may have the same.
+    path = _common_path([p.name for p in used])
+    return {p.name[len(path) :].lstrip("/"): p for p in used}
+
+
+def _common_path(names: Sequence[str]) -> str:
+    """Return the path that all names begin with, without their last parts."""
+    paths = [name.split("/")[:-1] for name in names]
+    equal = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return "/".join(parts[0] for parts in equal)
 
 
 def _path(pair: tuple[str, Parameter]) -> str:
     inside, parameter = pair
-    return parameter.name.removesuffix(inside).rstrip("/")
+    if f"/{parameter.name}".endswith(f"/{inside}"):
+        return parameter.name.removesuffix(inside).rstrip("/")
+    return parameter.name.rpartition("/")[0]
 
 
 def _list_chain(model: Any) -> list[Any] | None:

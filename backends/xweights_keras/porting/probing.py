@@ -8,18 +8,20 @@ of the variable, it is a scale; where it is a product of matrices with it, it is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import keras
 import numpy as np
 
 from xweights.core.dtypes import Array
 from xweights_keras.porting.frames import Frame, Point, ProbeError
+from xweights_keras.porting.products import KernelShape, convolve, list_conv_settings, recover_input
 
 # Above this many calls, the input of a product isn't searched for by blocks of the identity.
 _BLOCKS = 8
+# Beside the number with which a mask is added to scores, such as -1e9, nothing else can be seen.
+_LARGEST = 1e7
 _EPS_NAMES = ("epsilon", "eps", "layer_norm_epsilon", "layernorm_epsilon", "rms_norm_eps", "norm_eps", "norm_epsilon")
 _EPS_NAMES += ("rms_norm_epsilon", "layer_norm_eps", "variance_epsilon")
 
@@ -83,6 +85,8 @@ class Probe:
             if one.shape == other.shape == base.shape and np.isfinite(one).all() and np.isfinite(base).all():
                 changes = [(one - base, first), (other - base, second)]
                 scale = max(float(np.abs(array).max(initial=0)) for array in (one, other, base))
+                if scale > _LARGEST:
+                    return Use(self.variable, "unknown", point)
                 finders = (
                     self._find_scale,
                     self._find_rows,
@@ -144,13 +148,27 @@ class Probe:
             ):
                 continue
             use = Use(self.variable, "rows", point, axis, 1, attributes=_describe_rows(np.unique(rows)))
-            for number, array in self.frame.tensors():
-                if array.dtype.kind in "iu" and array.size == rows.size == len(moved[0]):
-                    shift = np.unique(rows - array.reshape(-1).astype(np.int64))
-                    if shift.size == 1:
-                        use.form, use.attributes = "embedding", {"argument": number, "shift": int(shift[0])}
+            if chosen.all():
+                self._find_lookup(use, rows, [*shape[:axis], *shape[axis + 1 :]])
             return use
         return None
+
+    def _find_lookup(self, use: Use, rows: Array, lengths: list[int]) -> None:
+        """Name rows that aren't used one after the other a lookup, by an input of the layer or by what it computes."""
+        for number, array in self.frame.tensors():
+            if array.dtype.kind in "iu" and array.size == rows.size:
+                shift = np.unique(rows - array.reshape(-1).astype(np.int64))
+                if shift.size == 1:
+                    use.form, use.attributes = "embedding", {"argument": number, "shift": int(shift[0])}
+                    return
+        repeats, left = 0, rows
+        while repeats < len(lengths):
+            parts = left.reshape(lengths[repeats], -1)
+            if (parts != parts[0]).any():
+                break
+            left, repeats = parts[0], repeats + 1
+        if not np.array_equal(left, np.arange(left[0], left[0] + left.size)):
+            use.form, use.attributes = "embedding", {"argument": None, "repeats": repeats}
 
     def _match_ids(self, point: Point, moved: list[Array], tables: list[Array], axis: int, scale: float) -> Use | None:
         """Find a lookup by an input whose rows are multiplied with a number."""
@@ -221,46 +239,13 @@ class Probe:
         for number, given in self.frame.tensors():
             if given.ndim != rank + 2 or not _is_float(given):
                 continue
-            for attributes in _conv_settings(self.frame.layer, given.shape, change.shape, self.shape):
-                try:
-                    results = [convolve(given, value, attributes) for _, value in changes]
-                except Exception:  # noqa: BLE001 - any error of the framework for settings that don't fit
-                    continue
+            for attributes in list_conv_settings(self.frame.layer, given.shape, change.shape, self.shape):
+                results = [convolve(given, value, attributes) for _, value in changes]
                 pairs = zip((change for change, _ in changes), results, strict=True)
-                if all(c.shape == r.shape and _are_close(c, r, 8 * scale) for c, r in pairs):
+                if all(r is not None and c.shape == r.shape and _are_close(c, r, 8 * scale) for c, r in pairs):
                     start = 1 if attributes["channels_first"] else change.ndim - 1
                     return Use(self.variable, "conv", point, start, 1, attributes={"argument": number, **attributes})
         return None
-
-
-@dataclass(frozen=True)
-class KernelShape:
-    """A variable as a kernel (inputs, outputs). ``turned``: it is stored as (outputs, inputs)."""
-
-    shape: tuple[int, ...]
-    inputs: int
-    outputs: int
-    turned: bool
-
-    def from_variable(self, value: Array) -> Array:
-        """Return a value of the variable as the kernel; a view where strides allow."""
-        return value.reshape(self.outputs, self.inputs).T if self.turned else value.reshape(self.inputs, self.outputs)
-
-    def to_variable(self, kernel: Array) -> Array:
-        """Return a kernel as the variable stores it."""
-        return np.ascontiguousarray(kernel.T if self.turned else kernel).reshape(self.shape)
-
-
-def recover_input(kernel: KernelShape, read: Callable[[Array], Array]) -> Array:
-    """Return what a kernel is multiplied with, from the results for blocks of the identity, and for zero."""
-    nothing = read(np.zeros(kernel.shape, np.float32)).reshape(-1, kernel.outputs)
-    parts = []
-    for first in range(0, kernel.inputs, kernel.outputs):
-        block = np.zeros((kernel.inputs, kernel.outputs), np.float32)
-        width = min(kernel.outputs, kernel.inputs - first)
-        block[np.arange(first, first + width), np.arange(width)] = 1
-        parts.append((read(kernel.to_variable(block)).reshape(-1, kernel.outputs) - nothing)[:, :width])
-    return np.concatenate(parts, axis=1)
 
 
 def move_last(array: Array, start: int, length: int) -> Array:
@@ -342,50 +327,3 @@ def _as_rows(array: Array, lengths: tuple[int, ...]) -> Array | None:
     if array.shape[-len(lengths) :] == lengths or (array.ndim and array.shape[-1] == math.prod(lengths)):
         return array.reshape(-1, math.prod(lengths)).astype(np.float64)
     return None
-
-
-def _conv_settings(
-    layer: Any, given: tuple[int, ...], result: tuple[int, ...], kernel: tuple[int, ...]
-) -> Iterator[dict[str, Any]]:
-    """Yield the settings with which a layer may convolve, those among its attributes first."""
-    rank = len(kernel) - 2
-    for first in (False, True):
-        space = slice(2, None) if first else slice(1, -1)
-        fits = result[1 if first else -1] == kernel[-1] and given[1 if first else -1] % kernel[-2] == 0
-        if not fits:
-            continue
-        ratio = tuple(max(1, round(a / max(b, 1))) for a, b in zip(given[space], result[space], strict=True))
-        strides = [_as_tuple(getattr(layer, name, None), rank) for name in ("strides", "stride")]
-        dilations = [_as_tuple(getattr(layer, name, None), rank) for name in ("dilation_rate", "dilation")]
-        for step in dict.fromkeys([*filter(None, strides), ratio, (1,) * rank]):
-            for dilation in dict.fromkeys([*filter(None, dilations), (1,) * rank]):
-                for padding in ("valid", "same"):
-                    groups = given[1 if first else -1] // kernel[-2]
-                    yield {
-                        "strides": step,
-                        "padding": padding,
-                        "dilation": dilation,
-                        "groups": groups,
-                        "channels_first": first,
-                    }
-
-
-def _as_tuple(value: Any, rank: int) -> tuple[int, ...] | None:
-    if isinstance(value, int):
-        return (value,) * rank
-    return tuple(value) if isinstance(value, (tuple, list)) and len(value) == rank else None
-
-
-def convolve(given: Array, kernel: Array, attributes: dict[str, Any]) -> Array:
-    """Return a convolution, computed by Keras with channels last."""
-    first = attributes["channels_first"]
-    result = keras.ops.conv(
-        np.ascontiguousarray(np.moveaxis(given, 1, -1) if first else given),
-        kernel.astype(given.dtype),
-        strides=attributes["strides"],
-        padding=attributes["padding"],
-        dilation_rate=attributes["dilation"],
-        data_format="channels_last",
-    )
-    array = np.asarray(keras.ops.convert_to_numpy(result)).astype(np.float64)
-    return np.moveaxis(array, -1, 1) if first else array
