@@ -116,10 +116,8 @@ def test_a_rule_that_the_target_has_already_is_not_held_twice():
     ("attach", "words"),
     [
         (lambda t, o: xw.hold(t, lambda w: w.clamp(-0.3, 0.3), where="*/kernel"), "held on the source, and not on the"),
-        (lambda t, o: xw.multiply_lr(t, {"*": 0.5}, optimizer=o), "learning-rate factors"),
-        (lambda t, o: xw.average(t, decay=0.9), "averages"),
     ],
-    ids=["function", "factors", "averages"],
+    ids=["function"],
 )
 def test_what_stays_behind_is_said_and_the_report_does_not_call_itself_exact(attach, words):
     t, optimizer = in_torch()
@@ -130,6 +128,80 @@ def test_what_stays_behind_is_said_and_the_report_does_not_call_itself_exact(att
     assert "not in every part exactly" in str(report)
     assert not report.exact
     handle.release()
+
+
+FOLLOWING = {
+    "factors": lambda model, optimizer: xw.multiply_lr(model, {"*": 0.5, "*/bias": 0.0}, optimizer=optimizer),
+    "exponential averages": lambda model, optimizer: xw.average(model, decay=0.7, every=2),
+    "plain averages": lambda model, optimizer: xw.average(model, decay="swa", where="*/kernel"),
+}
+
+
+def assert_followed(here, there, k, t):
+    """The handles of both sides have seen the same training."""
+    there.check()
+    assert_equal(k, t)
+    if isinstance(here, xw.Averages):
+        assert there.updates == here.updates
+        names = {"a": "0", "b": "2"}
+        sides = (here, there) if "a/kernel" in here.params else (there, here)
+        for name, value in sides[0].params.items():
+            np.testing.assert_allclose(value, sides[1].params[names[name[0]] + name[1:]], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FOLLOWING)
+def test_factors_and_averages_go_on_in_keras(kind):
+    t, optimizer = in_torch()
+    here = FOLLOWING[kind](t, optimizer)
+    train_torch(t, optimizer, 3)
+    k = in_keras()
+    report = xw.handoff((t, optimizer), (k, None), sample=torch.from_numpy(X))
+    assert report.exact, report
+    (there,) = report.held
+    if isinstance(here, xw.Averages):
+        np.testing.assert_array_equal(there.params["b/kernel"], here.params["2/kernel"])
+    k.compile(report.optimizer, "mse")
+    train_keras(k, 4)
+    train_torch(t, optimizer, 4)
+    assert_followed(here, there, k, t)
+    report.release()
+    here.release()
+
+
+@pytest.mark.parametrize("kind", FOLLOWING)
+def test_factors_and_averages_go_on_in_pytorch(kind):
+    k = in_keras()
+    k.compile(keras.optimizers.AdamW(0.1, weight_decay=0.2), "mse")
+    here = FOLLOWING[kind](k, k.optimizer)
+    train_keras(k, 3)
+    t, _ = in_torch()
+    report = xw.handoff((k, k.optimizer), (t, None), sample=X)
+    assert report.exact, report
+    (there,) = report.held
+    train_torch(t, report.optimizer, 4)
+    train_keras(k, 4)
+    assert_followed(here, there, k, t)
+    report.release()
+    here.release()
+
+
+def test_factors_are_taken_along_if_nobody_has_the_handle_any_more():
+    t, optimizer = in_torch()
+    FOLLOWING["factors"](t, optimizer)
+    train_torch(t, optimizer, 1)
+    report = xw.handoff((t, optimizer), (in_keras(), None), sample=torch.from_numpy(X))
+    assert report.held[0].factors == {"a/kernel": 0.5, "a/bias": 0.0, "b/kernel": 0.5, "b/bias": 0.0}
+
+
+def test_averages_that_are_swapped_in_stay_behind_and_the_report_says_so():
+    t, optimizer = in_torch()
+    averages = FOLLOWING["plain averages"](t, optimizer)
+    train_torch(t, optimizer, 2)
+    with averages.swapped_in():
+        report = xw.handoff((t, optimizer), (in_keras(), None), sample=torch.from_numpy(X))
+    assert "not on the target: they are swapped in" in str(report)
+    assert not report.exact
+    averages.release()
 
 
 def test_a_hand_off_of_the_weights_alone_says_that_a_rule_stays_behind():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
 from xweights.core.parameter import Parameter
@@ -23,6 +23,12 @@ class HeldEntry(Protocol):
 
     def written(self) -> None:
         """Note that xweights, not a training step, wrote to the parameter."""
+
+    def owners(self) -> list[Any]:
+        """Return the holds of its rules, in the order in which these apply."""
+
+    def arrange(self, owners: Sequence[Any]) -> None:
+        """Bring the rules into the order of their holds."""
 
 
 _entries: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -78,6 +84,25 @@ def reapply(parameters: Iterable[Parameter]) -> None:
     for entry in _entries_of(parameters):
         entry.apply()
         entry.written()
+
+
+def note_write(parameters: Iterable[Parameter]) -> None:
+    """Note that xweights wrote to these parameters what satisfies the holds on them."""
+    for entry in _entries_of(parameters):
+        entry.written()
+
+
+def owners(parameter: Parameter) -> list[Any]:
+    """Return the holds on a parameter, in the order in which their rules apply; as of the last :func:`refresh`."""
+    entry = find(parameter)
+    return [] if entry is None else entry.owners()
+
+
+def arrange(parameter: Parameter, owners: Sequence[Any]) -> None:
+    """Have the rules on a parameter apply in the order of their holds; rules of others come after these."""
+    entry = find(parameter)
+    if entry is not None:
+        entry.arrange(owners)
 
 
 def _entries_of(parameters: Iterable[Parameter]) -> list[HeldEntry]:

@@ -1,4 +1,4 @@
-"""Undo: restore exactly the same bits, whoever wrote in between."""
+"""Undo: restore exactly the same bits, whoever wrote in between, and what was attached to training."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import MutableMapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from xweights.core import hold_registry
+from xweights.core import attachments, hold_registry
 from xweights.core.mappings import replaceable_entries
 from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_eagerly
 from xweights.edit.guards import defer_interrupts, enter_guards
 from xweights.edit.read import check_readable
-from xweights.errors import TraceError
+from xweights.errors import HoldError, Problems, TraceError, XweightsError
 
 
 class Snapshot:
-    """The values and trainable flags of parameters at one moment.
+    """The values and trainable flags of parameters at one moment, and what xweights had attached to their training.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -32,9 +32,36 @@ class Snapshot:
         handles = {id(p.handle) for p in parameters}
         self._places = [entry for entry in places if id(entry[2]) in handles]
         self._kept = [(p, p.backup(), p.trainable) for p in parameters]
+        hold_registry.refresh()
+        self._owners = [hold_registry.owners(p) for p in parameters]
+        self._attached = [(handle, handle.remember()) for handle in attachments.handles_on(parameters)]
 
-    def restore(self) -> None:
-        """Write everything back, bit for bit, trainable flags included. Can be called again."""
+    def restore(self, *, release: bool = False) -> None:
+        """Write everything back, bit for bit, trainable flags included. Can be called again.
+
+        Holds, freezes, learning-rate factors and averages are as they were, too: a released one is attached again, a
+        schedule is at the step and has the masks of then, averages have the values and counts of then.
+
+        Args:
+            release: What was attached since then: False, it stays, and its rules are true of the restored values, as
+                when weights are rewound under a mask; True, it is released.
+
+        Raises HoldError if something can't be attached again; all else is restored then.
+        """
+        problems = Problems("the values were restored, and not all that was attached to their training")
+        if release:
+            former = [handle for handle, _ in self._attached]
+            for handle in reversed(attachments.handles_on(self.parameters)):
+                if all(handle is not known for known in former):
+                    handle.withdraw(self.parameters)
+        for handle, attach_again in self._attached:
+            try:
+                attach_again()
+            except XweightsError as wrong:
+                problems.add(HoldError, f"{handle!r}: {wrong}")
+        hold_registry.refresh()
+        for p, owners in zip(self.parameters, self._owners, strict=True):
+            hold_registry.arrange(p, owners)
         with enter_guards(self.parameters), defer_interrupts():
             for p, backup, trainable in self._kept:
                 p.restore(backup)
@@ -44,7 +71,11 @@ class Snapshot:
             for mapping, key, value in self._places:
                 if mapping.get(key) is not value:
                     mapping[key] = value
-        hold_registry.reapply(self.parameters)
+        # Rules that were held then are true of these values; applying a norm again could change a last bit.
+        owners_then = zip(self.parameters, self._owners, strict=True)
+        hold_registry.reapply([p for p, owners in owners_then if hold_registry.owners(p) != owners])
+        hold_registry.note_write(self.parameters)
+        problems.check()
 
     def __repr__(self) -> str:
         count = len(self.parameters)
@@ -52,7 +83,7 @@ class Snapshot:
 
 
 def snapshot(target: Any, *, where: WhereLike = ...) -> Snapshot:
-    """Remember the values and trainable flags of the selected parameters.
+    """Remember the values and trainable flags of the selected parameters, and what is attached to their training.
 
     Args:
         target: Model, layer, module, variable, mapping of arrays, or a list of these.
@@ -75,7 +106,10 @@ def snapshot(target: Any, *, where: WhereLike = ...) -> Snapshot:
 
 
 class Transaction:
-    """The context of ``with transaction(target) as tx``: ``tx.rollback()`` undoes everything since the beginning."""
+    """The context of ``with transaction(target) as tx``: ``tx.rollback()`` undoes everything since the beginning.
+
+    What was attached to training since then is released, what was released is attached again.
+    """
 
     def __init__(self, target: Any, where: WhereLike) -> None:
         self._target, self._where = target, where
@@ -89,18 +123,21 @@ class Transaction:
         """Restore the state at the beginning of the block; the block goes on."""
         if not self._snapshots:
             raise TraceError("this transaction has not begun\nFix: with transaction(target) as tx: ... tx.rollback()")
-        self._snapshots[-1].restore()
+        self._snapshots[-1].restore(release=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         before = self._snapshots.pop()
         if kind is not None:
-            before.restore()
+            before.restore(release=True)
 
 
 def transaction(target: Any, *, where: WhereLike = ...) -> Transaction:
     """Make a block all or nothing: an exception restores values and trainable flags, also after your own writes.
+
+    So it does with holds, freezes, learning-rate factors and averages: one that began in the block is released, one
+    that was released there is attached again, schedules and averages are where they were.
 
     Args:
         target: Model, layer, module, variable, mapping of arrays, or a list of these.

@@ -18,7 +18,7 @@ from xweights.edit.undo import snapshot
 from xweights.errors import ArgumentError, HandoffError, PortError, Problems
 from xweights.optimizers.biases import find_joined_biases
 from xweights.optimizers.get_set import check_step, note_untrained, read_optimizer
-from xweights.optimizers.held_rules import Carried, carry_rules
+from xweights.optimizers.held_rules import Carried, carry_factors_and_averages, carry_rules
 from xweights.optimizers.protocol import Grade, Optimizing, Part, Training, optimizing_for, to_training
 from xweights.optimizers.remap import remap_state
 from xweights.optimizers.reports import HandoffReport
@@ -112,8 +112,8 @@ class StateTransfer:
         weights = Part("weights", "exact", _describe_proof(report))
         if state is None:
             lost = Part("optimizer", "impossible", "not handed over: its slots, its steps and its schedule start over")
-            behind = self._carry_rules(pairs, held=False)
-            return HandoffReport(training, "weights", (weights, lost, *behind.parts), report)
+            behind = (*self._carry_rules(pairs, held=False).parts, *self._carry_others(None, pairs, held=False).parts)
+            return HandoffReport(training, "weights", (weights, lost, *behind), report)
         remapped = remap_state(state, pairs)
         carried = self._carry_rules(pairs)  # first: what is frozen on the source is to be frozen on the target
         own = parameters(self.target.model)
@@ -126,6 +126,9 @@ class StateTransfer:
         settings = self._copy_settings(report, run)
         statistics, release = self._match_statistics(pairs)
         written = self.backends[1].write(self.target, remapped, own, route, self.grade)
+        self.undo.append(written.release)
+        others = self._carry_others(written.optimizer, pairs)
+        handles = (*carried.handles, *others.handles)
         training = replace(
             training, optimizer=written.optimizer, scheduler=written.scheduler, ema=written.ema,
             micro_steps=remapped.micro_steps, micro_done=remapped.micro_done,
@@ -134,6 +137,7 @@ class StateTransfer:
             weights,
             *route.parts,
             *carried.parts,
+            *others.parts,
             *_report_biases(state, pairs),
             *settings,
             *statistics,
@@ -143,13 +147,19 @@ class StateTransfer:
         left = note_untrained(sorted(untrained), "the source doesn't train it")
         notes = (*route.notes, *remapped.notes, *left, *self._report_reduced_precision(own))
         return HandoffReport(
-            training, self.grade, parts, report, remapped.updates, notes, tuple(carried.handles),
-            (written.release, *release, *(handle.release for handle in carried.handles)),
+            training, self.grade, parts, report, remapped.updates, notes, handles,
+            (written.release, *release, *(handle.release for handle in handles)),
         )  # fmt: skip
 
     def _carry_rules(self, pairs: Sequence[Pair], *, held: bool = True) -> Carried:
         target = self.target.model
         carried = carry_rules(parameters(self.source.model), target, parameters(target), pairs, held=held)
+        self.undo += [handle.release for handle in carried.handles]
+        return carried
+
+    def _carry_others(self, optimizer: Any, pairs: Sequence[Pair], *, held: bool = True) -> Carried:
+        source, target = parameters(self.source.model), self.target.model
+        carried = carry_factors_and_averages(source, target, optimizer, pairs, held=held)
         self.undo += [handle.release for handle in carried.handles]
         return carried
 

@@ -1,34 +1,34 @@
-"""Take held rules along in a hand-off: holds, freezes and pruning, and say what stays behind.
+"""Take along in a hand-off what is attached to training: holds, freezes, pruning, learning-rate factors, averages.
 
 A rule is written in neutral words, so the same object holds on both sides; masks and kept entries move as weights do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from xweights.core import hold_registry
+from xweights.core import attachments, hold_registry
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.edit.execute import is_foreign
 from xweights.errors import XweightsError
 from xweights.optimizers.protocol import Part
-from xweights.optimizers.remap import SlicePair, find_feeds, is_like, remap_mask
+from xweights.optimizers.remap import SlicePair, find_feeds, is_like, remap_mask, remap_weights
 from xweights.porting.matching.pairs import Pair
 from xweights.rules.constraints import Keep
 from xweights.rules.constraints import Pattern as HeldPattern
 from xweights.rules.elementwise import Mask
 from xweights.rules.tying import Tied
-from xweights.training.averages import Averages
+from xweights.training.averages import Averages, resume_average
 from xweights.training.freeze import Freeze, freeze
 from xweights.training.held import Hold
 from xweights.training.held_rules import HeldRules
 from xweights.training.hold import hold
-from xweights.training.learning_rates import Multipliers
+from xweights.training.learning_rates import Multipliers, multiply_lr
 from xweights.training.prune import PruneHold, resume_pruned
-from xweights.training.releasable import Releasable, attached
+from xweights.training.releasable import Releasable
 from xweights.training.sparsity_schedule import OneShot
 
 
@@ -64,7 +64,6 @@ def carry_rules(
         where = "held on the target too" if handles else "held on the target already"
         carried.parts.append(Part("held rule", "exact (hook)", f"{text}: {where}"))
         carried.handles += handles
-    carried.parts += _report_others(source)
     return carried
 
 
@@ -84,10 +83,7 @@ def _carry(
     owner: Hold, names: Sequence[str], target: Any, own: Sequence[Parameter], feeding: dict[str, list[SlicePair]]
 ) -> list[Hold]:
     """Hold a rule on the target; nothing if it is held there already."""
-    feeds = {name: fed for name, fed in feeding.items() if any(source.parameter.name in names for source, *_ in fed)}
-    fed = {source.parameter.name for pieces in feeds.values() for source, *_ in pieces}
-    if not set(names) <= fed:
-        raise _StaysError(f"{_list(sorted(set(names) - fed))} has no counterpart there")
+    feeds = _feeds_of(names, feeding)
     whole = all(source.parameter.name in names for pieces in feeds.values() for source, *_ in pieces)
     twins = [p for p in own if p.name in feeds]
     if all(_holds(p, owner) for p in twins):
@@ -99,7 +95,7 @@ def _carry(
         if isinstance(owner, PruneHold) and owner.schedule != OneShot():
             if not all(map(is_like, feeds.values())):
                 raise _StaysError("arrays that aren't whole on both sides would be ranked in another way")
-            return [resume_pruned(target, owner, twins, masks)]
+            return [resume_pruned(target, owner.prune, owner.schedule, owner.step, twins, masks)]
         return [hold(target, Mask(masks), where=where)]
     if isinstance(rule, Keep):
         if rule.index is None and whole:
@@ -171,24 +167,88 @@ def _rules_of(owner: Hold) -> dict[str, tuple[Array, ...]]:
     }
 
 
-def _report_others(source: Sequence[Parameter]) -> list[Part]:
-    """Report factors of learning rates and averages, which stay with the source."""
-    mine = {hold_registry.identity(p): p.name for p in source}
-    parts = []
-    for handle in list(attached):
-        if not handle._attachments:
+def carry_factors_and_averages(
+    source: Sequence[Parameter], target: Any, optimizer: Any, pairs: Sequence[Pair], *, held: bool = True
+) -> Carried:
+    """Multiply and average on the target what is multiplied and averaged on the source; with ``held=False`` report."""
+    mine = {p.identity(): p.name for p in source}
+    feeding = find_feeds(pairs) if held else {}
+    carried = Carried()
+    for handle in attachments.handles_on(source):
+        names = {p: mine[p.identity()] for p in handle.parameters if p.identity() in mine}
+        kind = _KINDS.get(type(handle))
+        if kind is None or (isinstance(handle, Averages) and handle._released):
             continue
-        if isinstance(handle, Multipliers):
-            names = [mine[key] for p in handle._parameters if (key := hold_registry.identity(p)) in mine]
-            kind, fix = "learning-rate factors", "xw.multiply_lr on the target sets them there"
-        elif isinstance(handle, Averages):
-            names = [mine[key] for p in handle.parameters if (key := hold_registry.identity(p)) in mine]
-            kind, fix = "averages", "they follow the source only; xw.average on the target begins anew"
+        text = f"{handle!r} on {_list(list(names.values()))}"
+        try:
+            if isinstance(handle, Multipliers):
+                carried.handles.append(_carry_factors(handle, names, target, optimizer, feeding))
+            else:
+                carried.handles.append(_carry_averages(handle, names, source, target, optimizer, feeding, pairs))
+        except (XweightsError, _StaysError) as wrong:
+            first = str(wrong).partition("\n")[0]
+            carried.parts.append(Part(kind, "impossible", f"{text}: not on the target: {first}"))
         else:
-            continue
-        if names:
-            parts.append(Part(kind, "impossible", f"{handle!r} on {_list(names)}: not on the target ({fix})"))
-    return parts
+            carried.parts.append(Part(kind, "exact (hook)", f"{text}: on the target too, from where they stand"))
+    return carried
+
+
+_KINDS: dict[type, str] = {Multipliers: "learning-rate factors", Averages: "averages"}
+
+
+def _carry_factors(
+    handle: Multipliers,
+    names: Mapping[Parameter, str],
+    target: Any,
+    optimizer: Any,
+    feeding: Mapping[str, list[SlicePair]],
+) -> Multipliers:
+    own = {names[p]: factor for p, factor in handle._pairs if p in names}
+    feeds = _feeds_of(own, feeding)
+    factors = {}
+    for name, pieces in feeds.items():
+        found = {own.get(piece.parameter.name, 1.0) for piece, *_ in pieces}
+        if len(found) > 1:
+            raise _StaysError(f"{name!r} is made of arrays with different factors")
+        factors[name] = found.pop()
+    return multiply_lr(target, factors, optimizer=optimizer)
+
+
+def _carry_averages(
+    handle: Averages,
+    names: Mapping[Parameter, str],
+    source: Sequence[Parameter],
+    target: Any,
+    optimizer: Any,
+    feeding: Mapping[str, list[SlicePair]],
+    pairs: Sequence[Pair],
+) -> Averages:
+    if handle._swapped:
+        raise _StaysError("they are swapped in, in the place of the weights")
+    averaged = {
+        names[p]: p.layout.to_neutral(mean)
+        for p, mean in zip(handle.parameters, handle._averages, strict=True)
+        if p in names
+    }
+    feeds = _feeds_of(averaged, feeding)
+    for name, pieces in feeds.items():
+        if not {piece.parameter.name for piece, *_ in pieces} <= set(averaged):
+            raise _StaysError(f"{name!r} is made of arrays that aren't all averaged")
+    values = {p.name: p.layout.to_neutral(p.read()) for p in source} | averaged
+    moved = remap_weights(values, pairs)
+    return resume_average(
+        target, handle.decay, handle.every, (handle.updates, handle._steps), {name: moved[name] for name in feeds},
+        optimizer if not handle.manual else None, attach=not handle.manual,
+    )  # fmt: skip
+
+
+def _feeds_of(names: Collection[str], feeding: Mapping[str, list[SlicePair]]) -> dict[str, list[SlicePair]]:
+    """Return what is made of these parameters; raise for one that nothing is made of."""
+    feeds = {name: fed for name, fed in feeding.items() if any(piece.parameter.name in names for piece, *_ in fed)}
+    fed = {piece.parameter.name for pieces in feeds.values() for piece, *_ in pieces}
+    if not set(names) <= fed:
+        raise _StaysError(f"{_list(sorted(set(names) - fed))} has no counterpart there")
+    return feeds
 
 
 def _list(names: Sequence[str]) -> str:

@@ -6,13 +6,14 @@ averages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from xweights.core import hold_registry
+from xweights.core import attachments, hold_registry
 from xweights.core.backend import StepState
 from xweights.core.blocks import blocks
 from xweights.core.casting import cast_exactly, is_number
@@ -22,12 +23,13 @@ from xweights.core.parameter import Parameter
 from xweights.core.params import Params
 from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
 from xweights.core.targets import open_eagerly, tracing
+from xweights.edit.execute import add_edit_refusal
 from xweights.edit.guards import defer_interrupts, enter_guards
 from xweights.edit.read import check_readable
 from xweights.edit.write import set_params
 from xweights.errors import ArgumentError, DtypeError, HoldError, Problems, TraceError, WriteError
 from xweights.training.hooks import TrainingChange, training_for
-from xweights.training.releasable import Releasable, attached, count_of
+from xweights.training.releasable import Releasable, count_of, refer_to
 
 Decay = float | Literal["swa"] | Callable[[int], float]
 
@@ -58,9 +60,12 @@ class Averages(Releasable):
         self.updates = 0
         self.manual = True
         self._steps = 0
+        self._released = False
         self._swapped = False
         self._attachments: list[TrainingChange] = []
         self._averages = [p.read().astype(_accumulator_dtype(p.dtype)) for p in chosen]
+        self._target: Callable[[], Any] = lambda: None
+        self._optimizer: Any = None
 
     def update(self) -> None:
         """Count one step, and update the averages if they are due; for loops that nothing is attached to."""
@@ -147,7 +152,36 @@ class Averages(Releasable):
     def release(self) -> None:
         """Stop following the optimizer; the averages stay as they are. Calling it twice does nothing."""
         super().release()
-        self.manual = True
+        self.manual, self._released = True, True
+
+    def remember(self) -> Callable[[], None]:
+        """Return a function that brings back the averages of now, and follows the optimizer if that is done now."""
+        kept = [mean.copy() for mean in self._averages]
+        return partial(self._return_to, kept, self.updates, self._steps, self._released, follows=not self.manual)
+
+    def _return_to(self, kept: Sequence[Array], updates: int, steps: int, released: bool, *, follows: bool) -> None:
+        for mean, value in zip(self._averages, kept, strict=True):
+            np.copyto(mean, value)
+        self.updates, self._steps, self._released = updates, steps, released
+        if follows and not self._attachments:
+            self._follow()
+
+    def withdraw(self, parameters: Sequence[Parameter]) -> None:
+        """Stop following the optimizer."""
+        self.release()
+
+    def _follow(self) -> bool:
+        """Follow the optimizer; return False where there is nothing to attach to."""
+        training = next((hooks for hooks in map(training_for, self.parameters) if hooks is not None), None)
+        if training is None:
+            return False
+        trained = [p for p in self.parameters if training_for(p) is training]
+        change = training.follow(trained, self._after_step, target=self._target(), optimizer=self._optimizer)
+        if change is None:
+            return False
+        self._attachments.append(change)
+        self.manual = False
+        return True
 
     def __repr__(self) -> str:
         over = f"{self.updates} update{'s' * (self.updates != 1)}"
@@ -208,21 +242,34 @@ def average(
     check_readable(chosen)
     _check_writable(chosen)
     averages = Averages(chosen, decay, every)
-    if attach:
-        training = next((hooks for hooks in map(training_for, chosen) if hooks is not None), None)
-        change = None
-        if training is not None:
-            trained = [p for p in chosen if training_for(p) is training]
-            change = training.follow(trained, averages._after_step, target=target, optimizer=optimizer)
-        if change is not None:
-            averages._attachments.append(change)
-            averages.manual = False
-            attached.add(averages)
-        elif optimizer is not None:
-            raise HoldError(
-                "optimizer= was given, and nothing here is trained by an optimizer that can be attached to\n"
-                "Fix: attach=False, and call averages.update() after each step"
-            )
+    averages._target, averages._optimizer = refer_to(target), optimizer
+    if attach and not averages._follow() and optimizer is not None:
+        raise HoldError(
+            "optimizer= was given, and nothing here is trained by an optimizer that can be attached to\n"
+            "Fix: attach=False, and call averages.update() after each step"
+        )
+    attachments.register(averages)
+    return averages
+
+
+def resume_average(
+    target: Any,
+    decay: Decay,
+    every: int,
+    counts: tuple[int, int],
+    values: Mapping[str, Array],
+    optimizer: Any = None,
+    *,
+    attach: bool = True,
+) -> Averages:
+    """Go on with averages of other parameters on those that take their places.
+
+    ``counts``: how many updates went into them, and how many steps were counted; ``values`` by name, in neutral order.
+    """
+    averages = average(target, decay=decay, every=every, where=list(values), optimizer=optimizer, attach=attach)
+    averages.updates, averages._steps = counts
+    for p, mean in zip(averages.parameters, averages._averages, strict=True):
+        np.copyto(mean, p.layout.to_stored(values[p.name]), casting="same_kind")
     return averages
 
 
@@ -258,6 +305,10 @@ def _check_writable(chosen: Sequence[Parameter]) -> None:
         reason = p.refusal(writing=True)
         if reason is not None:
             problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
+            continue
+        reason = p.edit_refusal()
+        if reason is not None:
+            add_edit_refusal(problems, p, reason)
     problems.check()
 
 

@@ -6,7 +6,8 @@ the framework can then skip (gradients, slots, weight decay).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from xweights.core import hold_registry
@@ -15,9 +16,10 @@ from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
 from xweights.core.targets import open_eagerly
 from xweights.errors import ArgumentError, HoldError, SelectionError
 from xweights.rules.constraints import Keep
-from xweights.training.held import Hold, begin
+from xweights.training.held import Hold, Members, begin
 from xweights.training.held_rules import HeldRules
 from xweights.training.hooks import FrozenHandle, TrainingHooks, training_for
+from xweights.training.releasable import refer_to
 
 
 class Freeze(Hold):
@@ -39,6 +41,7 @@ class Freeze(Hold):
         super().__init__(Keep(entries), [])
         self._statistics: _Statistics | None = None
         self._frozen_handles: list[FrozenHandle] = []
+        self._inference = False
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -74,6 +77,22 @@ class Freeze(Hold):
         for handle in self._frozen_handles:
             handle.unfreeze(parameters)
 
+    def remember(self) -> Callable[[], None]:
+        """Return a function that freezes again what is frozen now, at the values of now."""
+        statistics = {} if self._statistics is None else self._statistics._members()
+        return partial(self._return_to_both, self._members(), statistics)
+
+    def _return_to_both(self, trained: Members, statistics: Members) -> None:
+        if self._is_on(trained) and (self._statistics is None or self._statistics._is_on(statistics)):
+            return
+        target = self._target()
+        self.release()
+        if trained:
+            self._begin_again(trained)
+        if statistics and self._statistics is not None:
+            self._statistics._begin_again(statistics)
+        _freeze_natively(self, target, [*trained, *statistics])
+
     def __repr__(self) -> str:
         count = len(self.parameters)
         entries = "" if self.rule.index is None else f"entries {self.rule.index!r} of "  # type: ignore[attr-defined]
@@ -86,6 +105,14 @@ class _Statistics(Hold):
     def __init__(self, freeze: Freeze) -> None:
         super().__init__(Keep(), [])
         self.freeze = freeze
+
+    def remember(self) -> Callable[[], None]:
+        """Return a function that does nothing: the freeze brings both of its parts back."""
+        return lambda: None
+
+    def withdraw(self, parameters: Sequence[Parameter]) -> None:
+        """Unfreeze some of the parameters."""
+        self.freeze.withdraw(parameters)
 
 
 def freeze(
@@ -138,8 +165,8 @@ def freeze(
         if moved:
             frozen._statistics = _Statistics(frozen)
             begin(frozen._statistics, target, moved, None)
-        if entries is None or inference:
-            _freeze_natively(frozen, target, chosen, optimizer, whole=entries is None, inference=inference)
+        frozen._target, frozen._optimizer, frozen._inference = refer_to(target), optimizer, inference
+        _freeze_natively(frozen, target, chosen)
     except BaseException:
         frozen.release()
         raise
@@ -181,9 +208,10 @@ def unfreeze(target: Any, *, where: WhereLike | None = None) -> None:
         frozen.let_go(parameters)
 
 
-def _freeze_natively(
-    frozen: Freeze, target: Any, chosen: list[Parameter], optimizer: Any, *, whole: bool, inference: bool
-) -> None:
+def _freeze_natively(frozen: Freeze, target: Any, chosen: list[Parameter]) -> None:
+    whole = frozen.rule.index is None  # type: ignore[attr-defined]
+    if not whole and not frozen._inference:
+        return
     groups: dict[int, tuple[TrainingHooks, list[Parameter]]] = {}
     for p in chosen:
         training = training_for(p)
@@ -191,8 +219,9 @@ def _freeze_natively(
             groups.setdefault(id(training), (training, []))[1].append(p)
     for training, parameters in groups.values():
         handle = training.freeze(
-            parameters, target=target, optimizer=optimizer, whole=whole, inference=inference, owner=frozen
-        )
+            parameters, target=target, optimizer=frozen._optimizer, whole=whole, inference=frozen._inference,
+            owner=frozen,
+        )  # fmt: skip
         frozen._frozen_handles.append(handle)
 
 

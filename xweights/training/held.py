@@ -6,12 +6,13 @@ to, ``held.apply()`` is called by hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from xweights.core import hold_registry
+from xweights.core import attachments, hold_registry
 from xweights.core.backend import Backend, HoldAttachment
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
@@ -24,7 +25,10 @@ from xweights.rules.constraints import Keep
 from xweights.rules.tying import TiedShare
 from xweights.training.held_rules import HeldRule, HeldRules, copy_in_stored_order
 from xweights.training.hooks import native_of, training_for
-from xweights.training.releasable import Releasable, count_of
+from xweights.training.releasable import Releasable, count_of, refer_to
+
+# The parameters of a hold, with the rule and the operands of each.
+Members = Mapping[Parameter, tuple[Rule, tuple[Array, ...]]]
 
 
 class Hold(Releasable):
@@ -47,6 +51,8 @@ class Hold(Releasable):
         self.rule = rule
         self._held = list(held)
         self._attachments: list[HoldAttachment] = []
+        self._target: Callable[[], Any] = lambda: None
+        self._optimizer: Any = None
         self.manual = True
 
     @property
@@ -95,6 +101,42 @@ class Hold(Releasable):
         for attachment in self._attachments:
             attachment.let_go(leaving)
 
+    def withdraw(self, parameters: Sequence[Parameter]) -> None:
+        """Remove this rule from some of its parameters, and release it if none are left."""
+        self.let_go(parameters)
+        if not self.parameters:
+            self.release()
+
+    def remember(self) -> Callable[[], None]:
+        """Return a function that holds the rule again as it is held now, with the operands that it has now."""
+        return partial(self._return_to, self._members())
+
+    def _members(self) -> Members:
+        return {
+            held_rules.parameter: (held_rule.rule, held_rule.operands)
+            for held_rules in self._held
+            for held_rule in held_rules.rules
+            if held_rule.owner is self
+        }
+
+    def _return_to(self, members: Members) -> None:
+        if not self._is_on(members):
+            self.release()
+            self._begin_again(members)
+
+    def _is_on(self, members: Members) -> bool:
+        return [p.identity() for p in members] == [p.identity() for p in self._members()]
+
+    def _begin_again(self, members: Members) -> None:
+        begin(
+            self, self._target(), list(members), self._optimizer,
+            operands=lambda p: members[p][1], rule_of=lambda p: members[p][0], after_step=self._after_step(),
+        )  # fmt: skip
+
+    def _after_step(self) -> Callable[[Any], None] | None:
+        """Return what is called after each step."""
+        return None
+
     def _remove_from(self, held: Sequence[HeldRules]) -> None:
         for held_rules in held:
             held_rules.rules = [held_rule for held_rule in held_rules.rules if held_rule.owner is not self]
@@ -136,6 +178,7 @@ def begin(
     """
     problems = Problems("this can't be held, and nothing was changed")
     hold._held = held = list[HeldRules]()
+    hold._target, hold._optimizer = refer_to(target), optimizer
     hold_registry.refresh()
     try:
         for p in chosen:
@@ -183,6 +226,7 @@ def begin(
     except BaseException:
         hold.release()
         raise
+    attachments.register(hold)
     return hold
 
 

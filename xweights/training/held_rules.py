@@ -5,6 +5,7 @@ Backends see them as ``backend.HeldChain``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,6 +80,17 @@ class HeldRules:
         """Insert a rule in its place in the order."""
         self.rules.append(held_rule)
         self.rules.sort(key=lambda member: isinstance(member.rule, APPLIED_LAST))
+
+    def owners(self) -> list[Any]:
+        """Return the holds of the rules, in the order in which these apply."""
+        return [held_rule.owner for held_rule in self.rules]
+
+    def arrange(self, owners: Sequence[Any]) -> None:
+        """Bring the rules into the order of their holds; rules of others come after these, Mask and Keep last."""
+        places = {id(owner): place for place, owner in enumerate(owners)}
+        self.rules.sort(
+            key=lambda member: (isinstance(member.rule, APPLIED_LAST), places.get(id(member.owner), len(places)))
+        )
 
     @property
     def tie(self) -> TiedShare | None:

@@ -54,9 +54,12 @@ class TrainingHooks(Protocol):
         Raise HoldError, before anything is changed, for a statistic that can't be stopped.
         """
 
-    def multiply(self, pairs: Sequence[tuple[Parameter, float]], *, target: Any, optimizer: Any) -> TrainingChange:
+    def multiply(
+        self, pairs: Sequence[tuple[Parameter, float]], *, target: Any, optimizer: Any, owner: object
+    ) -> TrainingChange:
         """Have each step count ``factor`` times for its parameter, by ``learning_rates.blend_step``, before any hold.
 
+        ``owner`` lives as long.
         Raise ArgumentError without an optimizer, HoldError where it doesn't train one of them, or scales it already.
         """
 

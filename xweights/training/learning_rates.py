@@ -7,11 +7,12 @@ size.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from xweights.core import attachments
 from xweights.core.casting import as_number, is_number
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
@@ -19,7 +20,7 @@ from xweights.core.selection import DEFAULT_EDITED, select
 from xweights.core.targets import open_eagerly
 from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, WriteError, XweightsError
 from xweights.training.hooks import TrainingChange, TrainingHooks, training_for
-from xweights.training.releasable import Releasable, attached, count_of
+from xweights.training.releasable import Releasable, count_of, refer_to
 
 
 class Multipliers(Releasable):
@@ -38,8 +39,15 @@ class Multipliers(Releasable):
 
     def __init__(self, factors: Mapping[str, float], changes: list[TrainingChange]) -> None:
         self.factors = dict(factors)
-        self._parameters: list[Parameter] = []
+        self._pairs: list[tuple[Parameter, float]] = []
         self._attachments = changes
+        self._target: Callable[[], Any] = lambda: None
+        self._optimizer: Any = None
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """The parameters whose learning rates are multiplied; none after the release."""
+        return [p for p, _ in self._pairs] if self._attachments else []
 
     def check(self) -> None:
         """Raise StaleTrainFunctionError if a training step went by without the factors."""
@@ -48,6 +56,31 @@ class Multipliers(Releasable):
     def release(self) -> None:
         """Stop scaling updates. Calling it twice does nothing."""
         super().release()
+
+    def remember(self) -> Callable[[], None]:
+        """Return a function that multiplies the same learning rates again."""
+        return self._attach
+
+    def withdraw(self, parameters: Sequence[Parameter]) -> None:
+        """Stop scaling updates, of all parameters."""
+        self.release()
+
+    def _attach(self) -> None:
+        if self._attachments:
+            return
+        groups: dict[int, tuple[TrainingHooks, list[tuple[Parameter, float]]]] = {}
+        for p, factor in self._pairs:
+            training = training_for(p)
+            if training is not None:
+                groups.setdefault(id(training), (training, []))[1].append((p, factor))
+        try:
+            for training, pairs in groups.values():
+                change = training.multiply(pairs, target=self._target(), optimizer=self._optimizer, owner=self)
+                self._attachments.append(change)
+        except BaseException:
+            self.release()
+            raise
+        attachments.register(self)
 
     def __repr__(self) -> str:
         return f"<Multipliers of {count_of(self.factors)}>"
@@ -85,9 +118,8 @@ def multiply_lr(target: Any, factors: Mapping[Any, float], *, optimizer: Any = N
         target, ArgumentError("learning rates can't change inside a compiled step\nFix: call this before the step")
     )
     chosen = _select_factors(everything, factors)
-    groups: dict[int, tuple[TrainingHooks, list[tuple[Parameter, float]]]] = {}
     problems = Problems("these learning rates can't be multiplied, and nothing was changed")
-    for p, factor in chosen:
+    for p, _ in chosen:
         training = training_for(p)
         reason = p.refusal(writing=True)
         if training is None:
@@ -98,18 +130,11 @@ def multiply_lr(target: Any, factors: Mapping[Any, float], *, optimizer: Any = N
             )
         elif reason is not None:
             problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
-        else:
-            groups.setdefault(id(training), (training, []))[1].append((p, factor))
     problems.check()
     multipliers = Multipliers({p.name: factor for p, factor in chosen}, [])
-    multipliers._parameters = [p for p, _ in chosen]
-    try:
-        for training, pairs in groups.values():
-            multipliers._attachments.append(training.multiply(pairs, target=target, optimizer=optimizer))
-    except BaseException:
-        multipliers.release()
-        raise
-    attached.add(multipliers)
+    multipliers._pairs = chosen
+    multipliers._target, multipliers._optimizer = refer_to(target), optimizer
+    multipliers._attach()
     return multipliers
 
 

@@ -6,7 +6,7 @@ every step on every backend.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -30,7 +30,7 @@ from xweights.rules.constraints import Keep
 from xweights.rules.elementwise import Mask
 from xweights.rules.norms import Per, Scope
 from xweights.rules.pruning import Pattern, Prune, Score, host_masks
-from xweights.training.held import Hold, begin, refuse_statistics
+from xweights.training.held import Hold, Members, begin, refuse_statistics
 from xweights.training.held_rules import HeldRules, copy_in_stored_order
 from xweights.training.hooks import CountsSteps
 from xweights.training.sparsity_schedule import OneShot, SparsitySchedule
@@ -119,6 +119,7 @@ class PruneHold(Hold):
         super().__init__(_PrunedMask(rule), [])
         self.prune, self.schedule = rule, schedule
         self.step = 0
+        self._taken_back = 0  # steps that the optimizer has made, and that an undo took back
         self._chosen = list(chosen)
         self._untrained: list[bytes] | None = None
         self._masks: dict[str, Array] = {p.name: np.ones(p.shape, np.bool_) for p in chosen}
@@ -174,6 +175,10 @@ class PruneHold(Hold):
             return
         for p, mask in zip(self._chosen, self.selected(share, state), strict=True):
             self._masks[p.name] = copy_in_stored_order(mask, p)
+        self._replace_masks()
+
+    def _replace_masks(self) -> None:
+        """Hold the current masks, also in steps that are compiled already."""
         for held_rules in self._held:
             for held_rule in held_rules.rules:
                 if held_rule.owner is self:
@@ -206,6 +211,25 @@ class PruneHold(Hold):
         problems.check()
         return masks
 
+    def _after_step(self) -> Callable[[Any], None] | None:
+        return None if self.schedule == OneShot() else self.advance
+
+    def remember(self) -> Callable[[], None]:
+        """Return a function that holds the masks of now again, at the step of now."""
+        return partial(self._return_to_step, self._members(), dict(self._masks), self.step, self._untrained)
+
+    def _return_to_step(
+        self, members: Members, masks: dict[str, Array], step: int, untrained: list[bytes] | None
+    ) -> None:
+        self._taken_back += self.step - step
+        self._masks, self.step, self._untrained = dict(masks), step, untrained
+        if self._is_on(members):
+            self._replace_masks()
+        else:
+            self.release()
+            self._taken_back = 0  # the new attachment counts from here
+            self._begin_again(members)
+
     def written(self) -> None:
         """Record weight digests until the first counted step, so that `check` detects training that isn't counted."""
         if not self.step and self.schedule != OneShot():
@@ -215,7 +239,7 @@ class PruneHold(Hold):
         """Raise StaleTrainFunctionError if steps went by uncounted, HoldError if a pruned entry isn't zero."""
         for attachment in self._attachments:
             steps = attachment.steps() if isinstance(attachment, CountsSteps) else None
-            if steps is not None and steps > self.step:
+            if steps is not None and steps - self._taken_back > self.step:
                 raise StaleTrainFunctionError(
                     f"the schedule didn't see every training step\n"
                     f"steps of the optimizer: {steps}\nsteps seen:             {self.step}\n"
@@ -249,18 +273,25 @@ def hold_pruned(
         chosen,
         optimizer,
         operands=lambda p: (held._masks[p.name],),
-        after_step=None if held.schedule == OneShot() else held.advance,
+        after_step=held._after_step(),
     )
     held.written()
     return held
 
 
-def resume_pruned(target: Any, former: PruneHold, chosen: Sequence[Parameter], masks: Mapping[str, Array]) -> PruneHold:
-    """Go on with the schedule of another hold where it stands, on the parameters that took the place of its own."""
-    held = PruneHold(former.prune, former.schedule, chosen)
-    held.step = former.step
+def resume_pruned(
+    target: Any,
+    rule: Prune,
+    schedule: SparsitySchedule,
+    step: int,
+    chosen: Sequence[Parameter],
+    masks: Mapping[str, Array],
+) -> PruneHold:
+    """Go on with the schedule of another hold where it stood, on the parameters that take the place of its own."""
+    held = PruneHold(rule, schedule, chosen)
+    held.step = step
     held._masks = {p.name: copy_in_stored_order(masks[p.name], p) for p in chosen}
-    begin(held, target, chosen, None, operands=lambda p: (held._masks[p.name],), after_step=held.advance)
+    begin(held, target, chosen, None, operands=lambda p: (held._masks[p.name],), after_step=held._after_step())
     held.written()
     return held
 

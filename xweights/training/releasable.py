@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from types import TracebackType
 from typing import Any, Self
-
-attached: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Learning-rate factors and averages that somebody still has, so that a hand-off can say what it leaves behind."""
 
 
 class Releasable:
@@ -34,6 +31,14 @@ class Releasable:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def refer_to(target: Any) -> Callable[[], Any]:
+    """Return a function that returns a target, or None once nobody has it any more."""
+    try:
+        return weakref.ref(target)
+    except TypeError:  # dicts and lists
+        return lambda: target
 
 
 def count_of(parameters: Sized) -> str:

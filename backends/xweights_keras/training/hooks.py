@@ -55,7 +55,9 @@ class KerasTraining:
             owner,
         )
 
-    def multiply(self, pairs: Sequence[tuple[Parameter, float]], *, target: Any, optimizer: Any) -> LRFactorsHandle:
+    def multiply(
+        self, pairs: Sequence[tuple[Parameter, float]], *, target: Any, optimizer: Any, owner: object
+    ) -> LRFactorsHandle:
         trainers = owning_models(target, [p.handle for p, _ in pairs], optimizer)
         optimizers = trainers.optimizers if optimizer is None else (optimizer,)
         if len(optimizers) != 1:
@@ -74,18 +76,19 @@ class KerasTraining:
             elif key in taken:
                 problems.add(HoldError, f"{p.name!r} has a factor already", fix="release() the former one")
         problems.check()
-        return LRFactorsHandle(ensure_patch(plain), pairs, trainers)
+        return LRFactorsHandle(ensure_patch(plain), pairs, trainers, owner)
 
     def follow(
         self, parameters: Sequence[Parameter], call: Callable[[StepState | None], None], *, target: Any, optimizer: Any
     ) -> StepFollower | None:
         model = target if isinstance(target, keras.Model) else None
-        if optimizer is not None and optimizer is not getattr(model, "optimizer", None):
+        compiled_with = getattr(model, "optimizer", None)
+        if optimizer is not None and optimizer is not compiled_with and not (compiled_with is None and model):
             raise HoldError(
                 "in Keras, averages follow the optimizer that the model was compiled with\n"
                 "Fix: leave out optimizer=; in a loop of your own attach=False, and averages.update() after each step"
             )
-        return None if model is None else StepFollower(model, call)
+        return None if model is None else StepFollower(model, call, optimizer)
 
 
 class FrozenHandle:
@@ -174,10 +177,13 @@ def ensure_layer_call(layer: Any) -> LayerCall:
 class LRFactorsHandle:
     """The factors of one ``multiply_lr`` call in the update of an optimizer."""
 
-    def __init__(self, patch: OptimizerPatch, pairs: Sequence[tuple[Parameter, float]], trainers: Trainers) -> None:
+    def __init__(
+        self, patch: OptimizerPatch, pairs: Sequence[tuple[Parameter, float]], trainers: Trainers, owner: object
+    ) -> None:
         self.patch, self.trainers = patch, trainers
         self.keys = keys_of([p for p, _ in pairs])
         patch.factors |= dict(zip(self.keys, pairs, strict=True))
+        patch.owners |= dict.fromkeys(self.keys, owner)
         self.start, self.traced = iterations_of(patch.optimizer), patch.traced
         trainers.retrace()
 
@@ -202,6 +208,7 @@ class LRFactorsHandle:
         """Remove the factors."""
         for key in self.keys:
             self.patch.factors.pop(key, None)
+            self.patch.owners.pop(key, None)
         self.keys = []
         self.patch.drop()
         self.trainers.retrace()
@@ -210,9 +217,10 @@ class LRFactorsHandle:
 class StepFollower:
     """A callback after each update in a model's own training."""
 
-    def __init__(self, model: Any, call: Callable[[StepState | None], None]) -> None:
+    def __init__(self, model: Any, call: Callable[[StepState | None], None], optimizer: Any = None) -> None:
         self.model, self.call = model, call
-        self.start, self.seen = updates_of(model, None), 0
+        # A model may be compiled later, with an optimizer that has made steps elsewhere.
+        self.start, self.seen = max(updates_of(model, None), iterations_of(optimizer)), 0
         self.subscription: StepSubscription | None = count_steps(model, self._after, last=True)
 
     def _after(self, state: Any) -> None:

@@ -24,6 +24,7 @@ class OptimizerPatch:
         self.optimizer = optimizer
         self.left_out: Counter[int] = Counter()  # by variable, with the number of freezes
         self.factors: dict[int, tuple[Parameter, float]] = {}
+        self.owners: dict[int, object] = {}  # the handles of the factors, which live as long
         self.traced = 0
         self._saved: dict[int, Any] = {}
         self.former = {name: getattr(optimizer, name) for name in _METHODS}

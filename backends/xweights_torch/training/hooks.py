@@ -68,7 +68,9 @@ class TorchTrainingHooks:
             without_gradients, [*untracked, *((module, "training") for module in inference_modules)], owner
         )
 
-    def multiply(self, pairs: Sequence[tuple[Parameter, float]], *, target: Any, optimizer: Any) -> LRFactorsHandle:
+    def multiply(
+        self, pairs: Sequence[tuple[Parameter, float]], *, target: Any, optimizer: Any, owner: object
+    ) -> LRFactorsHandle:
         if optimizer is None:
             raise ArgumentError("in torch, multiply_lr needs the optimizer\nFix: optimizer=...")
         unwrapped = unwrap_optimizer(optimizer)
@@ -83,7 +85,7 @@ class TorchTrainingHooks:
         problems.check()
         if factors is None:
             factors = _lr_factors[id(unwrapped)] = LRFactors(unwrapped)
-        return LRFactorsHandle(factors, pairs)
+        return LRFactorsHandle(factors, pairs, owner)
 
     def follow(
         self, parameters: Sequence[Parameter], call: Callable[[StepState | None], None], *, target: Any, optimizer: Any
@@ -168,11 +170,16 @@ class LRFactors:
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         self.factors: dict[int, tuple[Parameter, float]] = {}
+        self.owners: dict[int, object] = {}
         self._saved: list[torch.Tensor] = []
         self.handles = [
             optimizer.register_step_pre_hook(plain_python(self._before)),
             optimizer.register_step_post_hook(plain_python(self._after)),
         ]
+        # First on both sides of the step: a hook that a hand-off left decays the weights before the step, which is part
+        # of the update, and averages them after it.
+        optimizer._optimizer_step_pre_hooks.move_to_end(self.handles[0].id, last=False)
+        optimizer._optimizer_step_post_hooks.move_to_end(self.handles[1].id, last=False)
         self.other_optimizers = OtherOptimizers(optimizer, self.factors.keys)
         run_holds_last(optimizer)
 
@@ -195,6 +202,7 @@ class LRFactors:
         """Remove factors, and the hooks with the last one."""
         for key in keys:
             self.factors.pop(key, None)
+            self.owners.pop(key, None)
         if not self.factors:
             for handle in self.handles:
                 handle.remove()
@@ -208,11 +216,12 @@ _lr_factors: dict[int, LRFactors] = {}
 class LRFactorsHandle:
     """The factors of one call, attached to an optimizer."""
 
-    def __init__(self, lr_factors: LRFactors, pairs: Sequence[tuple[Parameter, float]]) -> None:
+    def __init__(self, lr_factors: LRFactors, pairs: Sequence[tuple[Parameter, float]], owner: object) -> None:
         self.lr_factors = lr_factors
         self.parameters = [p for p, _ in pairs]
         self.keys = [id(tensor_of(p.handle)) for p, _ in pairs]
         lr_factors.factors |= dict(zip(self.keys, pairs, strict=True))
+        lr_factors.owners |= dict.fromkeys(self.keys, owner)
 
     def check(self) -> None:
         """Raise if another optimizer stepped the parameters, or one of them was replaced."""
