@@ -311,6 +311,10 @@ SUGGESTED = {
     "relative positions": (
         "relative_position_bias_table", None, (169, 3), (529, 3), "Resample((13, 13), (23, 23), antialias=False)",
     ),
+    "relative positions with three more": (
+        "relative_position_bias_table", None, (732, 3), (2212, 3),
+        "Resample((27, 27), (47, 47), skip_last=3, antialias=False)",
+    ),
     "another width": ("kernel", CONV, (3, 3, 64, 8), (3, 3, 128, 8), None),
     "four channels": ("kernel", CONV, (3, 3, 3, 8), (3, 3, 4, 8), None),
     "a shorter vocabulary": ("embeddings", ("vocab", "dim"), (7, 2), (5, 2), None),
@@ -330,6 +334,18 @@ def test_an_error_suggests_the_adapter_where_one_clearly_fits(name, axes, old, n
     if line is not None:
         suggested = eval(line, vars(A))
         xw.set_params(target, {name: np.zeros(old)}, adapt={name: suggested})
+
+
+def test_parameters_of_one_kind_share_the_glob_that_is_suggested() -> None:
+    names = ["a/pos_embed", "b/pos_embed"]
+    old = {name: np.zeros((4, 2)) for name in names}
+    with pytest.raises(xw.ShapeError) as caught:
+        xw.set_params({name: np.zeros((9, 2)) for name in names}, old)
+    assert "Fix: adapt={'*/pos_embed': xweights.adapt.Resample((2, 2), (3, 3))}" in str(caught.value)
+    other = {"c/pos_embed": np.zeros((9, 2))}
+    with pytest.raises(xw.ShapeError) as caught:
+        xw.set_params({name: np.zeros((9, 2)) for name in names} | other, old | other)
+    assert "adapt={'a/pos_embed': xweights.adapt.Resample((2, 2), (3, 3)), 'b/pos_embed'" in str(caught.value)
 
 
 # The order that values are in.

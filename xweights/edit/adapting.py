@@ -11,6 +11,7 @@ import numpy as np
 
 from xweights.core.dtypes import Array
 from xweights.core.layout import Axes, Layout, LayoutName, Shape, plain_layout, reorder
+from xweights.core.names import glob_matcher
 from xweights.core.numpy_backend import NumpyStorage
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
@@ -35,6 +36,8 @@ from xweights.errors import (
 # The package is public as `xweights.adapt`; this module loads both.
 __all__ = ["adapt"]
 
+# Number of adapters that an error suggests.
+_SUGGESTED = 6
 # What users pass: adapters by name or glob of the target.
 Adapt = Mapping[Any, Any]
 
@@ -284,18 +287,37 @@ def adapted_pair(pair: Pair, p: Parameter, order: LayoutName | None, values: Any
     return adapted_value(value.read, value.layout, value.dtype, p, adapting.steps)
 
 
-def suggest_adapter(pair: Pair, p: Parameter, order: LayoutName | None, values: Any) -> str:
-    """Return the line of an error that suggests the adapter for a value; empty where no single one clearly fits."""
+def suggest_adapters(
+    misfits: Sequence[tuple[Pair, Parameter]], chosen: Sequence[Parameter], order: LayoutName | None, values: Any
+) -> str:
+    """Return the line of an error that suggests adapters for values; empty where none clearly fits.
+
+    Parameters of one kind, as the tables of all blocks of a model, share a glob if it selects no others.
+    """
+    names_of: dict[str, list[str]] = {}
+    for pair, p in misfits:
+        found = _suggest_adapter(pair, p, order, values)
+        if found is not None:
+            names_of.setdefault(repr(found), []).append(p.name)
+    entries = []
+    for shown, names in names_of.items():
+        glob = f"*/{names[0].rsplit('/', 1)[-1]}"
+        selected = {p.name for p in chosen if glob_matcher(glob)(p.name)}
+        keys = [glob] if len(names) > 1 and selected == set(names) else names
+        entries += [f"{key!r}: xweights.adapt.{shown}" for key in keys]
+    more = ", ..." if len(entries) > _SUGGESTED else ""
+    return f"\nFix: adapt={{{', '.join(entries[:_SUGGESTED])}{more}}}" if entries else ""
+
+
+def _suggest_adapter(pair: Pair, p: Parameter, order: LayoutName | None, values: Any) -> Adapter | None:
     try:
         value = _open_value(pair, p, order, values)
         before, axes = _lined_up(value.layout, p.axes)
         wanted = Wanted(p.name, axes, p.shape, value.dtype, p.role)
         found = suggest(before, wanted)
-        if found is None or found.check(before, wanted) != p.shape:
-            return ""
+        return None if found is None or found.check(before, wanted) != p.shape else found
     except XweightsError:
-        return ""
-    return f"\nFix: adapt={{{p.name!r}: xweights.adapt.{found!r}}}"
+        return None
 
 
 def refuse_unused(adapters: Mapping[Hashable, Adapting], pairs: Sequence[Pair], problems: Problems) -> None:

@@ -17,7 +17,7 @@ from xweights.core.params import Params
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import is_path, open_target
 from xweights.core.values import fit_value, host_array
-from xweights.edit.adapting import Adapt, adapted_pair, read_adapters, refuse_unused, suggest_adapter
+from xweights.edit.adapting import Adapt, adapted_pair, read_adapters, refuse_unused, suggest_adapters
 from xweights.edit.find_values import check_tied, find_values
 from xweights.edit.guards import copy_aliased, defer_interrupts, enter_guards, order_fallible_first, undo_on_error
 from xweights.edit.load_report import Adapted, LoadReport
@@ -104,6 +104,7 @@ def set_params(
     skipped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     taken: dict[str, tuple[str, ...]] = {}
     adapted: dict[str, Adapted] = {}
+    misfits: list[tuple[Pair, Parameter, str]] = []
     refuse_unused(adapters, found.pairs, problems)
     for pair in found.pairs:
         p = by_identity.get(pair.parameter.identity(), pair.parameter)
@@ -136,10 +137,12 @@ def set_params(
             elif mismatched == "skip":
                 skipped[p.name] = (_shape_of(pair.values[0]), p.shape if order != "native" else p.layout.stored)
             else:
-                suggested = suggest_adapter(pair, p, order, values)
-                problems.add(ShapeError, f"{wrong}{suggested}", fix='mismatched="skip" to leave them out')
+                misfits.append((pair, p, str(wrong)))
         except XweightsError as wrong:
             problems.add(type(wrong), str(wrong))
+    for position, (_, _, text) in enumerate(misfits):
+        suggested = "" if position else suggest_adapters([(pair, p) for pair, p, _ in misfits], chosen, order, values)
+        problems.add(ShapeError, f"{text}{suggested}", fix='mismatched="skip" to leave them out')
     problems.check()
     written = [p for p, _ in writes]
     arrays = copy_aliased(written, [(array,) for _, array in writes])

@@ -34,18 +34,24 @@ def suggest(before: Shape, wanted: Wanted) -> Adapter | None:
     words = wanted.name.replace(".", "/").rsplit("/", 1)[-1]
     if name in (None, "position") and axis == max(len(before) - 2, 0):
         if wanted.role == "relative_position_bias" or "relative_position_bias" in words:
-            return _suggest_grid(old, new, (0,), antialias=False)
+            # BEiT has three more entries behind the grid, for its class token.
+            return _suggest_grid(old, new, (0,), antialias=False) or _suggest_grid(
+                old, new, (3,), antialias=False, behind=True
+            )
         if wanted.role == "position_embeddings" or "pos_embed" in words or "position_embed" in words:
             return _suggest_grid(old, new, _SKIPPED, antialias=True)
     return None
 
 
-def _suggest_grid(old: int, new: int, skipped: tuple[int, ...], *, antialias: bool) -> Resample | None:
+def _suggest_grid(
+    old: int, new: int, skipped: tuple[int, ...], *, antialias: bool, behind: bool = False
+) -> Resample | None:
     """Return the adapter between two square grids, if there is one number of skipped entries that makes both square."""
     found = []
     for skip in skipped:
         sides = [math.isqrt(max(count - skip, 0)) for count in (old, new)]
         if min(sides) > 1 and [side * side + skip for side in sides] == [old, new]:
             grids = [(side, side) for side in sides]
-            found.append(Resample(grids[0], grids[1], skip=skip, antialias=antialias))
+            skips = {"skip_last": skip} if behind else {"skip": skip}
+            found.append(Resample(grids[0], grids[1], **skips, antialias=antialias))
     return found[0] if len(found) == 1 else None
