@@ -48,6 +48,7 @@ class _Seen:
 def make_records(model: nn.Module, observer: Observer, records: Sequence[LayerRecord]) -> list[LayerRecord]:
     """Return the records of a model in the order of their first calls; those that weren't called come last."""
     seen = list(_list_operations(observer))
+    seen += list(_list_idle(seen))
     used = {one.identity() for each in seen for one in each.record.parameters.values()}
     kept: list[tuple[float, LayerRecord]] = []
     uncalled: list[LayerRecord] = []
@@ -128,6 +129,28 @@ def _picked(steps: Mapping[str, Steps]) -> int | None:
     return None if only is None else int(only)
 
 
+def _list_idle(seen: Sequence[_Seen]) -> Iterator[_Seen]:
+    """Yield the matrices of a stack that the sample didn't reach: experts to which nothing was sent."""
+    stacks: dict[Any, dict[int, _Seen]] = {}
+    for each in seen:
+        views = {role: view.steps for role, view in each.record.views.items() if isinstance(view, StepsView)}
+        picked = all(steps and steps[0].name == "pick" for steps in views.values())
+        if picked and each.part is not None and each.record.kind != "rows":
+            parameters = tuple(one.identity() for one in each.record.parameters.values())
+            rest = tuple(steps[1:] for steps in views.values())
+            stacks.setdefault((each.record.kind, parameters, rest), {})[each.part] = each
+    for parts in stacks.values():
+        first = next(iter(parts.values()))
+        for part in set(range(first.main.shape[0])) - parts.keys():
+            views = {role: view.steps[1:] for role, view in first.record.views.items() if isinstance(view, StepsView)}
+            record = replace(
+                first.record,
+                views={role: StepsView((pick(part), *steps)) for role, steps in views.items()},
+                layer=Operation(first.record.layer.module, ("idle", part, id(first)), eps=first.record.layer.eps),
+            )
+            yield _Seen(float("inf"), record, first.main, part)
+
+
 def _to_batch_norm(record: LayerRecord, eps: float) -> LayerRecord:
     roles = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
     parameters = {roles.get(name, name): one for name, one in record.parameters.items()}
@@ -157,7 +180,7 @@ def _name(model: nn.Module, seen: Sequence[_Seen], layers: set[int]) -> Iterator
     names: dict[int, set[str]] = {}
     for module, key in owners:
         names.setdefault(id(module), set()).add(key)
-    several = layers | {id(module) for module, _ in owners if len(names[id(module)]) > 1 or list(module.children())}
+    several = layers | {id(module) for module, _ in owners if len(names[id(module)]) > 1 or _has_layers(module)}
     taken: dict[str, int] = {}
     for each, (module, key) in zip(seen, owners, strict=True):
         path = paths.get(id(module), "")
@@ -169,6 +192,10 @@ def _name(model: nn.Module, seen: Sequence[_Seen], layers: set[int]) -> Iterator
         if taken[path] > 1:
             path = f"{path}/{taken[path] - 1}"
         yield each, replace(each.record, path=path)
+
+
+def _has_layers(module: nn.Module) -> bool:
+    return any(True for child in module.children() for _ in child.parameters())
 
 
 def _find_place(seen: _Seen) -> tuple[nn.Module, str]:
