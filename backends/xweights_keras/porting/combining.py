@@ -17,6 +17,10 @@ def find_operations(frame: Frame, variables: Iterable[Any]) -> list[Operation]:
     """Return the operations of a layer with these variables, in the order of the variables."""
     listed, random = list(variables), np.random.default_rng(0)
     uses = [_find_taken(frame, variable) or Probe(frame, variable, random).find_use() for variable in listed]
+    for use in [use for use in uses if use.form == "none" and len(uses) > 1]:
+        others = [variable for variable in listed if variable is not use.variable]
+        use.point = Probe(frame, use.variable, random).has_effect(others)
+        use.form = "none" if use.point is None else "unknown"
     added = [use for use in uses if use.form == "add"]
     operations = [
         _make_scale(frame, use, added) if use.form == "scale" else _make_product(frame, use, added)
@@ -24,8 +28,8 @@ def find_operations(frame: Frame, variables: Iterable[Any]) -> list[Operation]:
         if use.form in ("scale", "dense", "conv")
     ]
     operations += [_make_embedding(frame.layer, use) for use in uses if use.form == "embedding"]
-    operations += [_make_rows(frame.layer, use) for use in uses if use.form in ("rows", "none", "unknown")]
-    operations += [_make_rows(frame.layer, use) for use in added]
+    operations += [make_rows(frame.layer, use) for use in uses if use.form in ("rows", "none", "unknown")]
+    operations += [make_rows(frame.layer, use) for use in added]
     places = {id(variable): place for place, variable in enumerate(listed)}
     return sorted(operations, key=lambda operation: min(places[id(v)] for v in operation.variables.values()))
 
@@ -39,7 +43,8 @@ def _find_taken(frame: Frame, variable: Any) -> Use | None:
     return None
 
 
-def _make_rows(layer: Any, use: Use) -> Operation:
+def make_rows(layer: Any, use: Use) -> Operation:
+    """Return a use of a variable as rows."""
     count, _ = table_shape(tuple(use.variable.shape))
     attributes = {"first": 0, "count": count, **(use.attributes if use.form == "rows" else {})}
     if use.form == "none":
@@ -83,7 +88,7 @@ def _make_scale(frame: Frame, use: Use, added: list[Use]) -> Operation:
         if given.shape != factor.shape or given.dtype.kind in "iub":
             continue
         rows = move_last(given, use.start, use.length)
-        for eps in () if operation.residual else list_eps(frame.layer):
+        for eps in () if operation.residual else list_eps(frame.layer).values():
             for kind, centred in (("rms_norm", False), ("layer_norm", True)):
                 if are_close(normalise(rows, eps, centred=centred), scaled):
                     operation.kind, operation.argument = kind, number

@@ -172,9 +172,9 @@ class CallStack:
                 if above.is_repeated:
                     return above.answer(key, args, named)
                 leaves = flatten((args, named))
-                if self._before is not None:
-                    leaves = self._before(above, leaves)
-                    args, named = keras.tree.pack_sequence_as((args, named), leaves)
+                replaced = leaves if self._before is None else self._before(above, leaves)
+                if replaced is not leaves:
+                    args, named = keras.tree.pack_sequence_as((args, named), replaced)
             number = self._count
             self._count += 1
             self.numbers.setdefault(id(key), number)
@@ -234,7 +234,8 @@ class ClassPatches:
     def add(self, definer: type[Any], layer: Any, function: Callable[..., Any]) -> None:
         """Call a function instead of the class' own, for one layer, until the stack is closed."""
         if definer not in self._tables:
-            self._tables[definer] = table = {}
+            table: dict[int, Callable[..., Any]] = {}
+            self._tables[definer] = table
             self._originals[definer] = original = definer.__dict__["call"]
 
             def call(self: Any, *args: Any, **named: Any) -> Any:
@@ -242,7 +243,7 @@ class ClassPatches:
                 return original(self, *args, **named) if replaced is None else replaced(*args, **named)
 
             self._stack.callback(setattr, definer, "call", original)
-            definer.call = call  # type: ignore[attr-defined]
+            setattr(definer, "call", call)  # noqa: B010 - types know no attribute of a class that they don't know
         self._tables[definer][id(layer)] = function
 
 

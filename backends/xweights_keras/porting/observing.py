@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from xweights.porting.protocol import LayerRecord, Watcher
-from xweights_keras.porting.combining import find_operations
+from xweights_keras.porting.combining import find_operations, make_rows
 from xweights_keras.porting.frames import (
     OUTPUT,
     CallStack,
@@ -25,15 +25,17 @@ from xweights_keras.porting.frames import (
 )
 from xweights_keras.porting.layers import KINDS, as_array
 from xweights_keras.porting.operations import Operation, Performer, make_record
-from xweights_keras.porting.probing import are_close
+from xweights_keras.porting.probing import Use, are_close
 from xweights_keras.walk import is_keras
 
 # Kinds that a subclass with a call of its own may not compute as.
 _COMPUTED = frozenset(KINDS.values()) - {"rnn", "simple_rnn", "lstm", "gru", "conv_lstm", "attention_scale"}
 _COMPUTED -= {"additive_attention", "separable"}
 # Functions between the operations of a layer: an operation shows best in their input, before they bend it.
-_FUNCTIONS = ("relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "swish", "sigmoid", "tanh", "softplus")
-_FUNCTIONS += ("softmax", "log_softmax", "hard_sigmoid", "hard_silu", "hard_swish")
+_FUNCTIONS = (
+    *("relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "swish", "sigmoid", "tanh", "softplus"),
+    *("softmax", "log_softmax", "hard_sigmoid", "hard_silu", "hard_swish"),
+)
 
 
 class SuperCall:
@@ -122,6 +124,7 @@ class _Observer:
         self.calls = CallStack()
         self._found: dict[int, list[tuple[float, LayerRecord]]] = {}
         self._super: dict[int, tuple[Frame, Any]] = {}
+        self._unseen: set[int] = set()  # called inside a loop of the framework, where nothing has values
 
     def handle(self, record: LayerRecord) -> Handler:
         """Return the handler of a layer that may compute in a way of its own."""
@@ -130,6 +133,8 @@ class _Observer:
             output = frame.call()
             if id(record) not in self._found and _is_eager(frame):
                 self._found[id(record)] = list(self._judge(record, frame))
+            elif record.kind == "other":
+                self._unseen.add(id(record))
             return output
 
         return handler
@@ -175,10 +180,18 @@ class _Observer:
         """Return the records in the order of their first calls; those that weren't called come last."""
         placed: list[tuple[float, LayerRecord]] = []
         for record in records:
-            never = len(self.calls.numbers)
-            number = self.calls.numbers.get(id(record.layer), never)
-            placed += self._found.get(id(record), [(number, record)])
+            number = self.calls.numbers.get(id(record.layer), math.inf)
+            unseen = id(record) in self._unseen
+            rest = [(number, each) for each in (_list_rows(record) if unseen else [record])]
+            placed += self._found.get(id(record), rest)
         return [record for _, record in sorted(placed, key=lambda pair: pair[0])]
+
+
+def _list_rows(record: LayerRecord) -> list[LayerRecord]:
+    """Return the parameters of a layer that nothing is known of, each as rows that are used when it is called."""
+    parameters = {id(p.handle): p for p in record.parameters.values()}
+    operations = [make_rows(record.layer, Use(p.handle, "unknown")) for p in record.parameters.values()]
+    return [make_record(operation, parameters, "") for operation in operations]
 
 
 def _is_eager(frame: Frame) -> bool:

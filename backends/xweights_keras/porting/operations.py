@@ -69,7 +69,8 @@ class Operation:
 
     def _shape_argument(self, given: Array) -> Array:
         if self.kind == "embedding":
-            return given.reshape(-1) + np.asarray(self.shift, given.dtype)
+            ids: Array = given.reshape(-1) + np.asarray(self.shift, given.dtype)
+            return ids
         if self.kind == "conv":
             return np.moveaxis(given, self.start, -1)
         if self.kernel is not None:
@@ -82,7 +83,9 @@ class Operation:
         count, features = table_shape(tuple(table.shape))
         numbers = np.repeat(np.arange(count, dtype=np.float32)[:, None], features, axis=1)
         found = self.read(frame, [(table, numbers.reshape(tuple(table.shape)))]) - self.read_without(frame)
-        return np.rint(self._drop_repeats(move_last(found, self.start, 1), found.shape)[:, 0]).astype(np.int64)
+        rows = self._drop_repeats(move_last(found, self.start, 1), found.shape)
+        ids: Array = np.rint(rows[:, 0]).astype(np.int64)
+        return ids
 
     def _drop_repeats(self, rows: Array, shape: tuple[int, ...]) -> Array:
         return rows[: len(rows) // self._count_repeats(shape)]

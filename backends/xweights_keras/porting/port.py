@@ -36,6 +36,7 @@ from xweights_keras.porting.layers import (
 )
 from xweights_keras.porting.observing import SuperCall, observe_calls, watch_operations
 from xweights_keras.porting.operations import Operation
+from xweights_keras.porting.probing import list_eps
 from xweights_keras.walk import is_graph, is_keras
 
 _ADAPTER = KerasAdapter()
@@ -83,7 +84,9 @@ class KerasPorting:
         return records
 
     def observe(self, model: Any, records: Sequence[LayerRecord], sample: Any) -> list[LayerRecord]:
-        return observe_calls(model, records, lambda: _call_model(model, sample))
+        with contextlib.ExitStack() as stack:
+            _call_both_directions(model, stack)
+            return observe_calls(model, records, lambda: _call_model(model, sample))
 
     def chain(self, model: Any, records: Sequence[LayerRecord]) -> list[LayerRecord] | None:
         by_layer = {id(record.layer): record for record in records}
@@ -96,11 +99,7 @@ class KerasPorting:
 
     def run(self, model: Any, records: Sequence[LayerRecord], sample: Any, watcher: Watcher) -> dict[str, Array]:
         with contextlib.ExitStack() as stack:
-            for layer in model._flatten_layers(include_self=True, recursive=True):
-                if is_a(layer, "Bidirectional"):
-                    # A fused kernel computes both directions without a call of either layer.
-                    patch_attribute(layer, "_can_attempt_fused_lstm", lambda *_: False, stack)
-                    patch_attribute(layer, "_can_attempt_fused_gru", lambda *_: False, stack)
+            _call_both_directions(model, stack)
             patches = ClassPatches(stack)
             for record in records:
                 if not isinstance(record.layer, Operation):
@@ -114,8 +113,9 @@ class KerasPorting:
 
     def set_attribute(self, record: LayerRecord, name: str, value: Any) -> None:
         layer = record.layer.layer if isinstance(record.layer, (Operation, SuperCall)) else record.layer
-        if name == "eps" and hasattr(layer, "epsilon"):
-            layer.epsilon = value
+        named_eps = [native for native, eps in list_eps(layer).items() if eps == record.attributes.get("eps")]
+        if name == "eps" and named_eps:
+            setattr(layer, named_eps[0], value)
         elif name == "momentum" and hasattr(layer, "momentum") and value is not None:
             layer.momentum = value
         elif name == "slope" and hasattr(layer, "negative_slope"):
@@ -130,6 +130,14 @@ class KerasPorting:
             setattr(getattr(layer, "cell", layer), name, keras.activations.get(value))
         else:
             raise PortError(f"{name} of {record.path!r} can't be changed on a layer that exists")
+
+
+def _call_both_directions(model: Any, stack: contextlib.ExitStack) -> None:
+    """Let Bidirectional call its two layers: a fused kernel computes both directions without a call of either."""
+    for layer in model._flatten_layers(include_self=True, recursive=True):
+        if is_a(layer, "Bidirectional"):
+            patch_attribute(layer, "_can_attempt_fused_lstm", lambda *_: False, stack)
+            patch_attribute(layer, "_can_attempt_fused_gru", lambda *_: False, stack)
 
 
 def _own_variables(layer: Any, kind: str) -> list[Any]:

@@ -22,8 +22,12 @@ from xweights_keras.porting.products import KernelShape, convolve, list_conv_set
 _BLOCKS = 8
 # Beside the number with which a mask is added to scores, such as -1e9, nothing else can be seen.
 _LARGEST = 1e7
-_EPS_NAMES = ("epsilon", "eps", "layer_norm_epsilon", "layernorm_epsilon", "rms_norm_eps", "norm_eps", "norm_epsilon")
-_EPS_NAMES += ("rms_norm_epsilon", "layer_norm_eps", "variance_epsilon")
+_EPS_NAMES = (
+    *("epsilon", "eps", "layer_norm_epsilon", "layer_norm_eps", "layernorm_epsilon", "rms_norm_epsilon"),
+    *("rms_norm_eps", "norm_epsilon", "norm_eps", "variance_epsilon"),
+)
+# How much coarser than float32 a layer's results are.
+_COARSER = {"float16": 500.0, "bfloat16": 5000.0}
 
 
 @dataclass(eq=False)
@@ -69,6 +73,19 @@ class Probe:
         values = self._random.uniform(0.5, 1.5, self.shape).astype(np.float32)
         return np.where(self._random.random(self.shape) < 0.5, values, -values).astype(np.float32)
 
+    def has_effect(self, others: Sequence[Any]) -> Point | None:
+        """Return where the variable shows if the other ones aren't what they are, such as zero; None if nowhere."""
+        around = [(other, Probe(self.frame, other, self._random).draw()) for other in others]
+        try:
+            found = self.frame.find_change([*around, (self.variable, self.draw())])
+            if found is None:
+                return None
+            point, one = found
+            other = self.frame.read([*around, (self.variable, self.draw())], point)
+        except ProbeError:
+            return None
+        return None if np.array_equal(one, other, equal_nan=True) else point
+
     def find_use(self) -> Use:
         """Return how the variable is used."""
         first, second = self.draw(), self.draw()
@@ -87,6 +104,7 @@ class Probe:
                 scale = max(float(np.abs(array).max(initial=0)) for array in (one, other, base))
                 if scale > _LARGEST:
                     return Use(self.variable, "unknown", point)
+                scale *= _COARSER.get(str(getattr(self.frame.layer, "compute_dtype", "")), 1.0)
                 finders = (
                     self._find_scale,
                     self._find_rows,
@@ -120,8 +138,8 @@ class Probe:
             if _are_close(factors[0], rounded, scale) and not ((rounded != 0) & (rounded != 1)).any():
                 use.form = "add" if (rounded == 1).all() else "rows"
                 if use.form == "rows":
-                    rows = move_last(rounded, start, len(kept)).any(axis=0).reshape(table_shape(self.shape))
-                    use.attributes = _describe_rows(np.flatnonzero(rows.any(axis=1)))
+                    used = move_last(rounded, start, len(kept)).max(axis=0).reshape(table_shape(self.shape))
+                    use.attributes = _describe_rows(np.flatnonzero(used.max(axis=1)))
             else:
                 by_row = move_last(factors[0], start, len(kept))
                 if len(by_row) > 1 and _are_close(by_row, by_row[:1], scale):
@@ -270,11 +288,10 @@ def normalise(array: Array, eps: float, *, centred: bool) -> Array:
     return result
 
 
-def list_eps(layer: Any) -> list[float]:
-    """Return the numbers among a layer's attributes that may be its epsilon."""
-    values = [getattr(layer, name, None) for name in (*_EPS_NAMES, *(f"_{name}" for name in _EPS_NAMES))]
-    found = [float(value) for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    return list(dict.fromkeys(found))
+def list_eps(layer: Any) -> dict[str, float]:
+    """Return the attributes of a layer that may be its epsilon."""
+    names = [*_EPS_NAMES, *(f"_{name}" for name in _EPS_NAMES)]
+    return {name: float(getattr(layer, name)) for name in names if type(getattr(layer, name, None)) in (int, float)}
 
 
 def are_close(one: Array, other: Array) -> bool:
@@ -297,7 +314,8 @@ def _alignments(kept: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[int]:
 
 
 def _spread(value: Array, kept: tuple[int, ...], start: int, rank: int) -> Array:
-    return value.astype(np.float64).reshape((*kept, *(1,) * (rank - start - len(kept))))
+    spread: Array = value.astype(np.float64).reshape((*kept, *(1,) * (rank - start - len(kept))))
+    return spread
 
 
 def _describe_rows(rows: Array) -> dict[str, int]:
@@ -309,11 +327,12 @@ def _match_rows(rows: Array, table: Array) -> Array:
     order = np.argsort(table[:, 0])
     column = table[order, 0]
     above = np.searchsorted(column, rows[:, 0]).clip(1, len(column) - 1)
-    best, error = order[above], np.full(len(rows), np.inf)
+    best: Array = order[above]
+    error = np.full(len(rows), np.inf)
     for shift in range(-3, 3):  # neighbours in the first column may be nearer than rounding
         near = order[(above + shift).clip(0, len(column) - 1)]
         distance = np.abs(table[near] - rows).max(axis=1)
-        best = np.where(distance < error, near, best)
+        best[distance < error] = near[distance < error]
         error = np.minimum(error, distance)
     return best
 

@@ -9,8 +9,6 @@ import xweights as xw
 from xweights.edit.read import neutral_view
 from xweights.porting.protocol import porting_for
 
-KNOWN = ("dense", "multiply", "rms_norm", "layer_norm", "embedding", "prelu", "conv", "rows")
-
 
 def randomise(model, seed=0):
     """Give every floating weight its own random values, so that none is 0 or 1 by chance."""
@@ -49,7 +47,12 @@ def compute(record, x, got):
         settings = record.attributes
         kernel = arrays["kernel"].astype(np.float32)
         wanted = keras.ops.conv(
-            x.astype(np.float32), kernel, settings["strides"], settings["padding"], "channels_last", settings["dilation"]
+            x.astype(np.float32),
+            kernel,
+            settings["strides"],
+            settings["padding"],
+            "channels_last",
+            settings["dilation"],
         )
         wanted = np.asarray(keras.ops.convert_to_numpy(wanted)) + arrays.get("bias", 0)
     elif record.kind == "prelu":
