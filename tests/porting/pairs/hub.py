@@ -31,7 +31,7 @@ def hub(name, config, **more):
     """A keras_hub backbone as its converter makes it of a config of transformers, and that converter."""
     module = f"keras_hub.src.utils.transformers.convert_{name}"
     made = importlib.import_module(module)
-    settings = config.to_dict()
+    settings = {"num_hidden_layers": getattr(config, "num_hidden_layers", None), **config.to_dict()}
     return made.backbone_cls(**{**made.convert_backbone_config(settings), **more}), converter(module, settings)
 
 

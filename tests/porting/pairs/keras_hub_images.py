@@ -1,9 +1,12 @@
 """Image models: keras_hub's backbones against timm, torchvision and transformers.
 
-keras_hub's own tables of settings and its own converters are used where it has them; sizes are small.
+keras_hub's own tables of settings and its own converters are used where it has them (those of DeiT, DINOv2 and Swin
+read names that transformers 5 has changed); sizes are small.
 """
 
 import importlib
+
+from torch import nn
 
 from pairs.hub import HUB, backbone, hub
 from pairs.keras_applications import timm_model
@@ -38,8 +41,6 @@ def hub_resnetv2_50():
 
 @pair("keras_hub ResNet18", "torchvision resnet18", needs=("keras_hub", "torchvision"))
 def hub_resnet18_torchvision():
-    from torch import nn
-
     theirs = load_torchvision().models.resnet18(weights=None)
     theirs = nn.Sequential(*list(theirs.children())[:-2])
     return Twins(from_timm("resnet", "resnet18", 64).keras, theirs, image(64))
@@ -47,11 +48,13 @@ def hub_resnet18_torchvision():
 
 @pair("keras_hub DenseNet121", "timm densenet121", needs=TIMM)
 def hub_densenet121():
-    return from_timm("densenet", "densenet121", 64, n=1)
+    """Of an odd size, where padding "same" is padding on all sides."""
+    return from_timm("densenet", "densenet121", 65, n=1)
 
 
-@pair("keras_hub DenseNet, narrow", "torchvision DenseNet, narrow", needs=("keras_hub", "torchvision"))
+@pair("keras_hub DenseNet, even size", "torchvision DenseNet", needs=("keras_hub", "torchvision"), different="padd")
 def hub_densenet_narrow():
+    """Of an even size keras_hub pads more below and at the right than above and at the left."""
     densenet = load_torchvision().models.densenet.DenseNet
     ours = backbone("DenseNet")(stackwise_num_repeats=[2, 2, 2, 2], growth_rate=8, image_shape=(64, 64, 3))
     theirs = densenet(growth_rate=8, block_config=(2, 2, 2, 2), num_init_features=64).features
@@ -88,7 +91,20 @@ def hub_vgg13():
 
 @pair("keras_hub MobileNetV3 small 0.5", "timm mobilenetv3_small_050", needs=TIMM)
 def hub_mobilenet_v3():
-    return from_timm("mobilenet", "mobilenetv3_small_050", 64)
+    twins = from_timm("mobilenet", "mobilenetv3_small_050", 64)
+    twins.torch = Features(twins.torch)
+    return twins
+
+
+class Features(nn.Module):
+    """What a timm model computes before its head."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model.forward_features(x)
 
 
 @pair("keras_hub EfficientNet lite0", "timm efficientnet_lite0", needs=TIMM)
@@ -146,8 +162,8 @@ def hub_deit():
     from transformers import DeiTConfig, DeiTModel
 
     config = DeiTConfig(**VISION)
-    ours, convert = hub("deit", config)
-    return images(ours, DeiTModel(config, add_pooling_layer=False), convert=convert)
+    ours, _ = hub("deit", config)
+    return images(ours, DeiTModel(config, add_pooling_layer=False))
 
 
 @pair("keras_hub DINOv2", "transformers Dinov2Model", needs=HUB)
@@ -156,8 +172,8 @@ def hub_dinov2():
 
     settings = {key: value for key, value in VISION.items() if key != "intermediate_size"}
     config = Dinov2Config(**settings, mlp_ratio=2)
-    ours, convert = hub("dinov2", config)
-    return images(ours, Dinov2Model(config), convert=convert)
+    ours, _ = hub("dinov2", config)
+    return images(ours, Dinov2Model(config))
 
 
 @pair("keras_hub DINOv2 with registers", "transformers Dinov2WithRegistersModel", needs=HUB)
@@ -166,8 +182,8 @@ def hub_dinov2_registers():
 
     settings = {key: value for key, value in VISION.items() if key != "intermediate_size"}
     config = Dinov2WithRegistersConfig(**settings, mlp_ratio=2, num_register_tokens=2)
-    ours, convert = hub("dinov2", config)
-    return images(ours, Dinov2WithRegistersModel(config), convert=convert)
+    ours, _ = hub("dinov2", config)
+    return images(ours, Dinov2WithRegistersModel(config))
 
 
 @pair("keras_hub DINOv3", "transformers DINOv3ViTModel", needs=HUB)
@@ -268,5 +284,5 @@ def hub_swin():
     from transformers import SwinConfig, SwinModel
 
     config = SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4)
-    ours, convert = hub("swin_transformer", config)
-    return images(ours, SwinModel(config, add_pooling_layer=False), convert=convert)
+    ours, _ = hub("swin_transformer", config)
+    return images(ours, SwinModel(config, add_pooling_layer=False))

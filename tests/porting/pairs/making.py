@@ -126,17 +126,18 @@ def channels_first(x):
 # Random weights.
 
 
-# Buffers that follow from the configuration.
-COMPUTED = re.compile("inv_freq|rope|periods|^mean$|^std$")
+# What follows from the configuration, and is no weight.
+COMPUTED = re.compile("inv_freq|rope|periods|^mean$|^std$|seed|/normalization[_0-9]*/")
 
 
 def randomize_torch(model, seed):
     """Draw every floating-point parameter and statistic of a torch module anew."""
     generator = torch.Generator().manual_seed(seed)
+    kept = model.state_dict().keys()  # a buffer that isn't saved is computed, as frequencies and masks are
     with torch.no_grad():
         for name, p in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
             last = name.rpartition(".")[2]
-            if not p.is_floating_point() or COMPUTED.search(last):
+            if not p.is_floating_point() or name not in kept or COMPUTED.search(last):
                 continue
             if "var" in last or (p.ndim == 1 and "bias" not in last and last not in ("running_mean", "b", "beta")):
                 p.copy_(torch.rand(p.shape, generator=generator) * 0.4 + 0.8)
@@ -153,7 +154,7 @@ def randomize_keras(model, seed):
     random = rng(seed)
     for v in model.variables:
         last = v.path.rpartition("/")[2]
-        if not keras.backend.is_float_dtype(v.dtype) or "seed" in v.path or re.search(r"/normalization[_\d]*/", v.path):
+        if not keras.backend.is_float_dtype(v.dtype) or COMPUTED.search("/" + v.path):
             continue
         values = keras.ops.convert_to_numpy(v)
         if v.ndim <= 1 or values.std() == 0 or "layer_scale" in v.path:

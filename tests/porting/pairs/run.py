@@ -211,7 +211,12 @@ def preload():
     for package in PRELOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(package)
-    xw.port, xw.plan_port  # noqa: B018  (loads the core's rooms)
+    inputs = making.keras.Input((2,))
+    xw.port(  # loads the backends
+        making.keras.Model(inputs, making.keras.layers.Dense(1)(inputs)),
+        making.torch.nn.Linear(2, 1),
+        sample=np.eye(2, dtype="float32"),
+    )
 
 
 def line(result):
