@@ -27,7 +27,7 @@ _TABLE = {
     "edit.apply": "apply",
     "edit.bind": "bind Bound",
     "edit.load_report": "LoadReport",
-    "edit.read": "get_params parameters",
+    "edit.read": "effective_params get_params parameters",
     "edit.undo": "Snapshot snapshot transaction",
     "edit.verbs": (
         "add clip clip_norm fill init mask max_norm noise non_negative scale set_entries spectral_norm unit_norm"
@@ -47,6 +47,9 @@ _TABLE = {
     "inspection.plots": "plot plot_diff",
     "inspection.results": "Diff Stats",
     "inspection.stats": "stats summary",
+    "merging.lora.extract": "extract_lora ExtractedLora",
+    "merging.lora.merge": "merge_lora",
+    "merging.lora.report": "LoraReport",
     "merging.merge": "merge",
     "merging.report": "MergeReport",
     "optimizers.batches": "batches dropout_mask",
@@ -57,6 +60,7 @@ _TABLE = {
     "optimizers.protocol": "Training",
     "optimizers.reports": "HandoffProof HandoffReport",
     "optimizers.state": "OptimizerGroup OptimizerState",
+    "optimizers.training_state": "get_training_state set_training_state TrainingState",
     "optimizers.verify": "verify_handoff",
     "porting.plan": "plan_port",
     "porting.port": "port",

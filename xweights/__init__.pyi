@@ -15,6 +15,7 @@ from xweights.edit.apply import apply as apply
 from xweights.edit.bind import Bound as Bound
 from xweights.edit.bind import bind as bind
 from xweights.edit.load_report import LoadReport as LoadReport
+from xweights.edit.read import effective_params as effective_params
 from xweights.edit.read import get_params as get_params
 from xweights.edit.read import parameters as parameters
 from xweights.edit.undo import Snapshot as Snapshot
@@ -74,6 +75,10 @@ from xweights.inspection.results import Diff as Diff
 from xweights.inspection.results import Stats as Stats
 from xweights.inspection.stats import stats as stats
 from xweights.inspection.stats import summary as summary
+from xweights.merging.lora.extract import ExtractedLora as ExtractedLora
+from xweights.merging.lora.extract import extract_lora as extract_lora
+from xweights.merging.lora.merge import merge_lora as merge_lora
+from xweights.merging.lora.report import LoraReport as LoraReport
 from xweights.merging.merge import merge as merge
 from xweights.merging.report import MergeReport as MergeReport
 from xweights.optimizers.batches import batches as batches
@@ -89,6 +94,9 @@ from xweights.optimizers.reports import HandoffProof as HandoffProof
 from xweights.optimizers.reports import HandoffReport as HandoffReport
 from xweights.optimizers.state import OptimizerGroup as OptimizerGroup
 from xweights.optimizers.state import OptimizerState as OptimizerState
+from xweights.optimizers.training_state import TrainingState as TrainingState
+from xweights.optimizers.training_state import get_training_state as get_training_state
+from xweights.optimizers.training_state import set_training_state as set_training_state
 from xweights.optimizers.verify import verify_handoff as verify_handoff
 from xweights.porting.plan import plan_port as plan_port
 from xweights.porting.port import port as port
@@ -163,6 +171,7 @@ __all__ = [
     "Diff",
     "DtypeError",
     "EditReport",
+    "ExtractedLora",
     "FileAccessError",
     "Fill",
     "Freeze",
@@ -175,6 +184,7 @@ __all__ = [
     "Keep",
     "LayoutError",
     "LoadReport",
+    "LoraReport",
     "Mask",
     "MaxNorm",
     "MergeReport",
@@ -216,6 +226,7 @@ __all__ = [
     "Tied",
     "TraceError",
     "Training",
+    "TrainingState",
     "UnitNorm",
     "UnknownRoleWarning",
     "UseBindError",
@@ -239,11 +250,14 @@ __all__ = [
     "diff",
     "dropout_mask",
     "edit_file",
+    "effective_params",
     "equal",
+    "extract_lora",
     "fill",
     "freeze",
     "get_optimizer",
     "get_params",
+    "get_training_state",
     "handoff",
     "hold",
     "init",
@@ -252,6 +266,7 @@ __all__ = [
     "mask",
     "max_norm",
     "merge",
+    "merge_lora",
     "multiply_lr",
     "native",
     "noise",
@@ -273,6 +288,7 @@ __all__ = [
     "set_entries",
     "set_optimizer",
     "set_params",
+    "set_training_state",
     "skeleton",
     "snapshot",
     "spectral_norm",

@@ -109,6 +109,12 @@ class KerasBackend(KerasTraining):
 
         return file_layout(target, list(self._adapter.parameters(target)))
 
+    def merge_factors(self, parameters: Sequence[Parameter], target: Any) -> None:
+        """Merge the LoRA factors of layers into their kernels, and switch LoRA off."""
+        from xweights_keras.lora import merge_factors
+
+        merge_factors(parameters, target)
+
     def save_model(self, target: Any, file: BinaryIO) -> None:
         """Write a model to a ``.keras`` archive with Keras' own saver."""
         from xweights_keras.archive import save_model

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -37,9 +38,27 @@ def file_layout(target: Any, parameters: list[Parameter]) -> list[tuple[str, Par
     if not isinstance(target, KerasSaveable):
         return []  # a lone variable, which Keras saves with its layer
     listing = _Listing()
-    _save_state(target, weights_store=listing, assets_store=None, inner_path="", visited_saveables=set())
+    with _without_factors(target):
+        _save_state(target, weights_store=listing, assets_store=None, inner_path="", visited_saveables=set())
     by_id: Mapping[int, Parameter] = {id(p.handle): p for p in parameters}
     return [(key, by_id[id(value)] if id(value) in by_id else _array(value)) for key, value in listing.entries]
+
+
+@contextmanager
+def _without_factors(target: Any) -> Iterator[None]:
+    """Have layers list the variable under their LoRA factors, where they would save the merged value.
+
+    A quantised layer merges and rounds anew, and has no variable with that value.
+    """
+    layers = target._flatten_layers() if isinstance(target, keras.Layer) else ()
+    enabled = [layer for layer in layers if getattr(layer, "lora_enabled", False) and not layer.quantization_mode]
+    for layer in enabled:
+        layer.lora_enabled = False
+    try:
+        yield
+    finally:
+        for layer in enabled:
+            layer.lora_enabled = True
 
 
 def _array(value: Any) -> Array:

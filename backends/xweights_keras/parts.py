@@ -52,10 +52,25 @@ def refuse_part(layer: Any, variable: Any) -> str | None:
         return (
             "LoRA is enabled, and factors add to it\n"
             f"Fix: merged = layer.{name}; layer.lora_enabled = False; layer.{name}.assign(merged)\n"
-            "     before the edit, and compile the model again after it\n"
+            "     before the edit, which is xweights.merge_lora(model), and compile the model again after it\n"
             f"     or edit the factors: where='*lora_{name}_*'"
         )
     return None
+
+
+def is_factor(layer: Any, variable: Any) -> bool:
+    """Return whether a variable is a factor of its layer's LoRA."""
+    return bool(getattr(layer, "lora_enabled", False)) and variable.name.startswith("lora_")
+
+
+def effective_value(layer: Any, variable: Any) -> Any | None:
+    """Return what the layer computes with in place of a variable under LoRA factors; None for other variables.
+
+    The layer's own property: Keras adds ``alpha / rank * (a @ b)`` and casts to the layer's compute dtype.
+    """
+    if _integer_mode(layer) is not None or refuse_part(layer, variable) is None:
+        return None
+    return getattr(layer, variable.name)
 
 
 def _integer_mode(layer: Any) -> str | None:

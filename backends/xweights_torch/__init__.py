@@ -12,6 +12,7 @@ from torch import nn
 from xweights.core import former_paths
 from xweights.core.backend import Adapter, HeldChain, HoldAttachment, Tracing
 from xweights.core.dtypes import Array
+from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops, Storage
 from xweights.core.state import State, StateMatch
 from xweights.errors import TargetError
@@ -20,6 +21,7 @@ from xweights_torch.checks import refusal_reason
 from xweights_torch.dtypes import host_view
 from xweights_torch.entries import SetEntries, init_entries_
 from xweights_torch.ops import TorchOps
+from xweights_torch.overlaid import merge_factors
 from xweights_torch.spellings import respell
 from xweights_torch.state_dict import match_state, read_state
 from xweights_torch.storage import storage_of
@@ -101,6 +103,10 @@ class TorchBackend(TorchTrainingHooks):
         after_step: Callable[[Any], None] | None = None,
     ) -> HoldAttachment | None:
         return attach(chains, optimizer, after_step)
+
+    def merge_factors(self, parameters: Sequence[Parameter], target: Any) -> None:
+        """Merge the active adapters of PEFT's layers into their bases, as PEFT itself does."""
+        merge_factors(parameters)
 
     def porting(self) -> Porting:
         from xweights_torch.porting.port import TorchPorting

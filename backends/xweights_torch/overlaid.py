@@ -5,11 +5,15 @@ PEFT is never imported: its wrappers are known by the names of their base classe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import nn
+
+from xweights.core.parameter import Parameter
 
 _TUNER, _COPY = "BaseTunerLayer", "ModulesToSaveWrapper"
 
@@ -31,19 +35,62 @@ def overlay_refusal(wrapper: Any, key: str) -> str | None:
     if _kind_of(_type_of(wrapper)) == _COPY:
         if not wrapper.active_adapters:
             return None
-        copy = f"modules_to_save.{wrapper.active_adapters[0]}"
-        return f"PEFT computes with the copy in {copy!r}\nFix: edit that copy: where=xweights.native('*.{copy}.*')"
+        place = f"modules_to_save.{wrapper.active_adapters[0]}"
+        return f"PEFT computes with the copy in {place!r}\nFix: edit that copy: where=xweights.native('*.{place}.*')"
     tables = [name for name in wrapper.adapter_layer_names if _names_in(getattr(wrapper, name, None))]
     active = [name for name in wrapper.active_adapters if any(name in getattr(wrapper, table) for table in tables)]
-    only = getattr(wrapper, "parameter_name", None)
-    if wrapper.merged or not active or (key == "bias" if only is None else key != only):
+    if wrapper.merged or not active or not _changes(wrapper, active, key):
         return None
     globs = ", ".join(f"xweights.native('*.{table}.*')" for table in tables)
     return (
         f"the adapter {', '.join(map(repr, active))} of PEFT changes it in each forward pass\n"
-        "Fix: merge the adapter before the edit: model.merge_adapter(), or for good model.merge_and_unload()\n"
+        "Fix: merge the adapter before the edit: xweights.merge_lora(model), which is model.merge_adapter(),\n"
+        "     or for good model.merge_and_unload()\n"
         f"     or edit the adapter: where=[{globs}]"
     )
+
+
+def iter_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules whose arrays only change others, or aren't used: an adapter's tables, a copied original."""
+    wrapper: Any = module
+    kind = _kind_of(_type_of(module))
+    if kind == _TUNER and "base_layer" in module._modules:
+        for name in wrapper.adapter_layer_names:
+            table = getattr(wrapper, name, None)
+            yield from table.modules() if isinstance(table, nn.Module) else ()
+    elif kind == _COPY:
+        active = wrapper.active_adapters[:1] if not wrapper.disable_adapters else []
+        yield from wrapper.original_module.modules() if active else ()
+        for name, saved in wrapper.modules_to_save.items():
+            yield from () if name in active else saved.modules()
+
+
+def merged_array(wrapper: Any, key: str) -> torch.Tensor | None:
+    """Return the base's array ``key`` as PEFT's own merge makes it, of a copy of the layer; None for no adapter."""
+    if _kind_of(_type_of(wrapper)) != _TUNER or overlay_refusal(wrapper, key) is None:
+        return None
+    with torch.no_grad():
+        layer = copy.deepcopy(wrapper)
+        layer.merge()
+        merged: torch.Tensor = layer.get_base_layer()._parameters[key].detach()
+    return merged
+
+
+def merge_factors(parameters: Sequence[Parameter]) -> None:
+    """Have PEFT merge the active adapters of the layers that own these arrays; unmerge_adapter() undoes it."""
+    wrappers = {id(w): w for p in parameters for place in p.handle.places for w in place.wrappers}
+    with torch.no_grad():
+        for wrapper in wrappers.values():
+            layer: Any = wrapper
+            layer.merge()
+
+
+def _changes(wrapper: Any, active: list[str], key: str) -> bool:
+    only = getattr(wrapper, "parameter_name", None)
+    if only is not None:
+        return bool(key == only)
+    biased: Any = getattr(wrapper, "lora_bias", {})
+    return key != "bias" or any(biased.get(name) for name in active)
 
 
 def _names_in(table: Any) -> list[str]:

@@ -23,7 +23,7 @@ from xweights.core.protocols import BaseStorage
 from xweights.errors import WriteError
 from xweights_torch.checks import refusal_reason
 from xweights_torch.dtypes import BITS, FAST_IN_NUMPY, from_host, host_view, is_lazy_view, plain_bits
-from xweights_torch.overlaid import overlay_refusal
+from xweights_torch.overlaid import merged_array, overlay_refusal
 
 Table = Literal["parameter", "buffer"]
 
@@ -37,10 +37,11 @@ class TensorHandle:
     """A tensor and every place where a module keeps it: the handle of a Parameter.
 
     Undo needs the places: a user's ``module.weight = nn.Parameter(...)`` leaves the tensor as it was but takes it out
-    of the module. ``tied`` holds the other places of a tied parameter, ``wrappers`` what overlays the owner's arrays.
+    of the module. ``tied`` holds the other places of a tied parameter, ``wrappers`` what overlays the owner's arrays;
+    ``is_part`` is True for the arrays of such an overlay.
     """
 
-    __slots__ = ("key", "owner", "table", "tensor", "tied", "wrappers")
+    __slots__ = ("is_part", "key", "owner", "table", "tensor", "tied", "wrappers")
 
     def __init__(self, tensor: torch.Tensor, owner: nn.Module, table: Table, key: str) -> None:
         self.tensor = tensor
@@ -49,6 +50,7 @@ class TensorHandle:
         self.key = key
         self.tied: tuple[TensorHandle, ...] = ()
         self.wrappers: Sequence[nn.Module] = ()
+        self.is_part = False
 
     @property
     def places(self) -> tuple[TensorHandle, ...]:
@@ -197,6 +199,17 @@ class TensorStorage(BaseStorage):
             return None
         reasons = (overlay_refusal(wrapper, place.key) for place in handle.places for wrapper in place.wrappers)
         return next((reason for reason in reasons if reason is not None), None)
+
+    def effective(self, handle: TensorHandle | torch.Tensor) -> Array | None:
+        if not isinstance(handle, TensorHandle):
+            return None
+        overlays = [(place, wrapper) for place in handle.places for wrapper in place.wrappers]
+        # A tied array has a value of its own in each place, and below two wrappers neither sees the other's base.
+        merged = merged_array(overlays[0][1], overlays[0][0].key) if len(overlays) == 1 else None
+        return None if merged is None else host_view(merged)
+
+    def is_part(self, handle: TensorHandle | torch.Tensor) -> bool:
+        return isinstance(handle, TensorHandle) and handle.is_part
 
     def read(self, handle: TensorHandle | torch.Tensor) -> Array:
         return host_view(tensor_of(handle))

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from xweights_torch.layers import Config, spec_of
-from xweights_torch.overlaid import iter_overlaid
+from xweights_torch.overlaid import iter_overlaid, iter_parts
 from xweights_torch.parametrized import ComputedParameter, find_computed
 from xweights_torch.storage import Table, TensorHandle, address_of, identity
 
@@ -46,6 +46,7 @@ def walk(root: nn.Module) -> ModuleWalk:
         for handle in walker.arrays:
             for place in handle.places:
                 place.wrappers = walker.overlaid.get(id(place.owner), ())
+                place.is_part = id(place.owner) in walker.parts
     return ModuleWalk(walker.facts, walker.arrays, walker.computed)
 
 
@@ -57,6 +58,7 @@ class _Walker:
         self.modules: dict[int, int] = {}
         self.known: dict[int, int] = {}
         self.overlaid: dict[int, list[nn.Module]] = {}
+        self.parts: set[int] = set()
 
     def visit(self, module: nn.Module) -> int:
         """Record a module, and return its position among the facts. Called for every module at every call, so fast."""
@@ -95,6 +97,7 @@ class _Walker:
         if "base_layer" in submodules or "original_module" in submodules:
             for below in iter_overlaid(module):
                 self.overlaid.setdefault(id(below), []).append(module)
+            self.parts.update(map(id, iter_parts(module)))
         kind: Any = _scripted_type(module) if isinstance(module, torch.jit.ScriptModule) else type(module)
         layer = spec_of(kind)
         facts[position] = (kind, None if layer is None else layer.config(module), tensors, computed_facts, children)

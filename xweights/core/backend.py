@@ -95,6 +95,17 @@ class NamesFiles(Protocol):
 
 
 @runtime_checkable
+class MergesFactors(Protocol):
+    """A backend whose layers may add factors (LoRA) to a weight."""
+
+    def merge_factors(self, parameters: Sequence[Parameter], target: Any) -> None:
+        """Store in each parameter what its layer computes with, and take the factors out of use.
+
+        The parameters are those whose :meth:`Parameter.effective` isn't None.
+        """
+
+
+@runtime_checkable
 class FileLayout(Protocol):
     """A backend whose framework expects certain keys in an HDF5 file of a model."""
 

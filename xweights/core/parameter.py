@@ -151,6 +151,14 @@ class Parameter:
         """Return why its layer wouldn't obey an edit by a rule, or None; values may be written all the same."""
         return self.storage.edit_refusal(self.handle)
 
+    def effective(self) -> Array | None:
+        """Return what its layer computes with in its place, in stored order; None where :meth:`read` has that."""
+        return self.storage.effective(self.handle)
+
+    def is_part(self) -> bool:
+        """Return True for an array that only changes another one, such as an adapter's factor."""
+        return self.storage.is_part(self.handle)
+
     def native(self, *, tensor: bool = False) -> Any:
         """Return the native array that ops work on, or (``tensor``) the framework's own tensor."""
         return self.storage.native_array(self.handle, tensor=tensor)

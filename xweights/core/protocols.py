@@ -110,6 +110,12 @@ class BaseStorage:
     def edit_refusal(self, handle: Any) -> str | None:
         return None
 
+    def effective(self, handle: Any) -> Array | None:
+        return None
+
+    def is_part(self, handle: Any) -> bool:
+        return False
+
 
 class Storage(Protocol):
     """Reads and writes of one kind of native array; every read and every write goes through here.
@@ -139,6 +145,15 @@ class Storage(Protocol):
 
         Such as the frozen kernel under LoRA factors. Values may still be read, and written: a file has them.
         """
+
+    def effective(self, handle: Any) -> Array | None:
+        """Return what the layer computes with in place of an array whose edits it wouldn't obey, in stored order.
+
+        A new array, as the framework itself merges it; None where nothing stands for the array.
+        """
+
+    def is_part(self, handle: Any) -> bool:
+        """Return whether the array is no weight by itself: an adapter's factor, the original of a copy in use."""
 
     def read(self, handle: Any) -> Array:
         """Return the values on the host, as a view where possible; callers neither keep nor change it."""

@@ -9,9 +9,14 @@ from xweights.core.dtypes import Array
 from xweights.core.layout import LayoutName
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
+from xweights.core.readings import words_of
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_eagerly, open_target
 from xweights.errors import ArgumentError, Problems, TraceError, WriteError
+
+FIX = "\nFix: "
+# PEFT's two modules around a model.
+_PEFT = "base_model/model/"
 
 
 def parameters(target: Any, *, where: WhereLike = ...) -> list[Parameter]:
@@ -68,6 +73,69 @@ def get_params(target: Any, *, where: WhereLike = ..., layout: LayoutName = "neu
             array.flags.writeable = False
         arrays[p.name] = array if layout == "native" else p.layout.to_neutral(array)
     return Params.of(chosen, arrays, layout=layout)
+
+
+def effective_params(target: Any, *, where: WhereLike = ..., layout: LayoutName = "neutral") -> Params:
+    """Return the weights that the layers compute with: each base with its LoRA factors or adapter merged in.
+
+    :func:`get_params` has the base and the factors as they are. Here the base has the value in use; factors, and
+    originals whose copy is in use, are left out. Names are those of the model without adapters (``fc/kernel``, not
+    ``base_model/model/fc/base_layer/kernel``), so that ``set_params(plain_model, effective_params(model))`` merges.
+
+    Args:
+        target: As for :func:`parameters`.
+        where: Which of these weights, by the names that :func:`parameters` has. Default: all.
+        layout: As for :func:`get_params`.
+
+    Exact: the bits of ``layer.kernel`` in Keras and of PEFT's own ``merge``; all others as :func:`get_params` has them.
+    A forward pass that multiplies by the factors one after the other agrees within rounding.
+    Raises TargetError, SelectionError, TraceError, WriteError (an array in use that can't be computed).
+
+    Example:
+        >>> import numpy as np, xweights as xw
+        >>> xw.effective_params({"b": np.zeros(2)})["b"]
+        array([0., 0.])
+    """
+    if layout not in ("neutral", "native"):
+        raise ArgumentError(f'layout= is "neutral" or "native"\ngot: {layout!r}')
+    refused = TraceError("values can't be read on the host inside a compiled step\nFix: read before or after the step")
+    everything = open_eagerly(target, refused)
+    chosen = select([p for p in everything if not p.is_part()], where)
+    check_readable(chosen)
+    if len(chosen) < len(everything) and any(p.is_part() for p in everything):
+        chosen = _name_plainly(chosen)
+    problems = Problems("what these layers compute with can't be read")
+    arrays: dict[str, Array] = {}
+    for p in chosen:
+        array = effective_array(p)
+        if array is None:
+            reason = p.edit_refusal() or ""
+            problems.add(WriteError, f"{p.name!r}: {reason.partition(FIX)[0]}", fix="narrow where= to the others")
+        else:
+            arrays[p.name] = array if layout == "native" else p.layout.to_neutral(array)
+    problems.check()
+    return Params.of(chosen, arrays, layout=layout)
+
+
+def _name_plainly(chosen: Sequence[Parameter]) -> list[Parameter]:
+    """Return the parameters without the words in their names that wrappers of adapters add, where they stay apart."""
+    names = ["/".join(words_of(p.name)) for p in chosen]
+    if all(name.startswith(_PEFT) for name in names):
+        names = [name.removeprefix(_PEFT) for name in names]
+    if len(set(names)) < len(names):
+        return list(chosen)
+    return [p.replace(name=name, aliases=()) for p, name in zip(chosen, names, strict=True)]
+
+
+def effective_array(p: Parameter) -> Array | None:
+    """Return a new array, in stored order, of what a layer computes with in place of a parameter; None if unknown."""
+    if p.edit_refusal() is None:
+        return p.read() if p.storage.fresh else p.read().copy(order="K")
+    value = p.effective()
+    if value is None or value.dtype.itemsize >= p.dtype.itemsize:
+        return value
+    # Under mixed precision Keras computes in a narrower dtype than it stores, whose values the wider one has too.
+    return value.astype(p.dtype)
 
 
 def check_readable(chosen: Sequence[Parameter]) -> None:

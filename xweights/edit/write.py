@@ -20,6 +20,7 @@ from xweights.core.values import fit_value, host_array
 from xweights.edit.adapting import Adapt, adapted_pair, read_adapters, refuse_unused, suggest_adapters
 from xweights.edit.find_values import check_tied, find_values
 from xweights.edit.guards import copy_aliased, defer_interrupts, enter_guards, order_fallible_first, undo_on_error
+from xweights.edit.idle_factors import find_idle_factors, refuse_missing_factors
 from xweights.edit.load_report import Adapted, LoadReport
 from xweights.edit.pairing import Pair
 from xweights.edit.stream import StreamedValue
@@ -94,9 +95,12 @@ def set_params(
     problems = Problems("set_params can't write these values, and nothing was changed")
     adapters = read_adapters(adapt, chosen, problems)
     left = {identity for identity, adapting in adapters.items() if adapting.leaves}
+    idle = find_idle_factors(everything) if strict else {}
+    optional = left | idle.keys()
     found = find_values(
-        target, values, chosen, everything, strict=strict, names=names, part=part, problems=problems, optional=left
+        target, values, chosen, everything, strict=strict, names=names, part=part, problems=problems, optional=optional
     )
+    refuse_missing_factors(found, chosen, idle, problems, strict=strict)
     order = values.layout if isinstance(values, Params) else layout
     by_identity = {p.identity(): p for p in chosen}
     writes: list[tuple[Parameter, Array]] = []

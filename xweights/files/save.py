@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from xweights.core.backend import FileLayout, HasState, NamesFiles
@@ -13,7 +13,7 @@ from xweights.core.registry import backend_for
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import is_path, open_target
 from xweights.edit.adapting import Adapt
-from xweights.edit.read import check_readable
+from xweights.edit.read import check_readable, effective_array
 from xweights.errors import ArgumentError
 from xweights.files.adapted import adapt_arrays
 from xweights.files.formats.sharded import SHARD_BYTES
@@ -201,13 +201,23 @@ def _lay_out(target: Any, chosen: Sequence[Parameter], path: str | os.PathLike[s
     for key, value in backend.file_layout(target):
         if isinstance(value, Parameter):
             if unwritten.pop(id(value.handle), None) is not None:
-                arrays.append(array_to_write(value, key=key))
+                arrays.append(array_to_write(value, key=key, pieces=_merged_pieces(value)))
         elif all_chosen:
             arrays.append(_plain_array(key, value))
+    # The framework's own file has them inside of the weights that they add to.
+    unwritten = {key: p for key, p in unwritten.items() if not (all_chosen and p.is_part())}
     if unwritten:
         lost = next(iter(unwritten.values())).name
         raise refused(os.fspath(path), "its framework keeps it in no file", key=lost, fix='names="neutral"')
     return arrays
+
+
+def _merged_pieces(p: Parameter) -> Callable[[], Iterable[Array]] | None:
+    """Return what a framework's own file has in the place of a weight that factors add to; None for other weights."""
+    if p.edit_refusal() is None:
+        return None
+    merged = effective_array(p)
+    return None if merged is None else lambda: [merged]
 
 
 def _plain_array(key: str, array: Array) -> ArrayToWrite:

@@ -22,6 +22,7 @@ from xweights.core.protocols import Ops
 from xweights.core.registry import backend_for
 from xweights.core.selection import DEFAULT_KERNELS, WhereLike, select
 from xweights.core.targets import open_target
+from xweights.edit.execute import add_edit_refusal
 from xweights.edit.guards import enter_guards
 from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, WriteError, XweightsError
 from xweights.rules.base import FLOAT64, need_floating
@@ -374,6 +375,10 @@ def _select(target: Any, rule: Penalty, where: WhereLike | None) -> list[Paramet
         reason = p.refusal(writing=False)
         if reason is not None:
             problems.add(WriteError, f"{p.name!r} can't be read: {reason}")
+            continue
+        reason = p.edit_refusal()
+        if reason is not None:
+            add_edit_refusal(problems, p, reason)
             continue
         try:
             rule.operands(p)

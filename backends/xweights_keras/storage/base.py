@@ -10,11 +10,11 @@ import keras
 import numpy as np
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
-from xweights.core.dtypes import is_floating
+from xweights.core.dtypes import Array, is_floating
 from xweights.core.protocols import BaseStorage
 from xweights.core.registry import load
 from xweights.errors import WriteError
-from xweights_keras.parts import Parts, is_bookkeeping, refuse_part
+from xweights_keras.parts import Parts, effective_value, is_bookkeeping, is_factor, refuse_part
 
 NO_SCOPE = object()
 
@@ -61,6 +61,15 @@ class KerasStorage(BaseStorage):
     def edit_refusal(self, handle: Any) -> str | None:
         layer = self.parts[id(handle)]() if id(handle) in self.parts else None
         return None if layer is None else refuse_part(layer, handle)
+
+    def effective(self, handle: Any) -> Array | None:
+        layer = self.parts[id(handle)]() if id(handle) in self.parts else None
+        value = None if layer is None else effective_value(layer, handle)
+        return None if value is None else np.asarray(keras.ops.convert_to_numpy(value))
+
+    def is_part(self, handle: Any) -> bool:
+        layer = self.parts[id(handle)]() if id(handle) in self.parts else None
+        return layer is not None and is_factor(layer, handle)
 
     def trainable(self, handle: Any) -> bool:
         root = self._root()

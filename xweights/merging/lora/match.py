@@ -1,0 +1,178 @@
+"""Find the weights of a target that an adapter changes, and check that everything fits before a value is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from xweights.core.casting import cast_exactly, round_to
+from xweights.core.dtypes import Array
+from xweights.core.names import Names, renamer
+from xweights.core.parameter import Parameter
+from xweights.core.readings import find_readings
+from xweights.edit.execute import add_edit_refusal
+from xweights.errors import (
+    DtypeError,
+    Problems,
+    SelectionError,
+    ShapeError,
+    WriteError,
+    XweightsError,
+    got_expected,
+    near,
+)
+from xweights.merging.lora.factors import Adapter, Factors, find_order
+from xweights.merging.lora.product import add_product, apply_magnitude, multiply_factors
+
+_SHOWN = 8
+# What torch calls the roles of a layer's arrays; an adapter of PEFT's names them so for any framework.
+_NATIVE = {"kernel": "weight", "embeddings": "weight", "gamma": "weight", "beta": "bias"}
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What an adapter does to one weight: adds a product, adds to a bias, or replaces it."""
+
+    parameter: Parameter
+    factors: Factors | None = None
+    order: tuple[int, ...] = ()
+    value: Parameter | None = None
+    scaling: float | None = None
+
+    @property
+    def rank(self) -> int:
+        """The rank of the product; 0 for a bias."""
+        return 0 if self.factors is None else self.factors.rank
+
+    def compute(self) -> Array:
+        """Return the changed weight on the host, in its stored order and dtype, in new memory."""
+        p = self.parameter
+        with np.errstate(all="ignore"):
+            if self.value is not None and self.scaling is None:
+                return cast_exactly(self.value.read().reshape(p.layout.stored), p.dtype, what=repr(p.name), cast=True)
+            if self.value is not None:
+                added = round_to(self.value.read() * np.asarray(self.scaling, self.value.dtype), self.value.dtype)
+                return add_product(p.read(), added)
+            assert self.factors is not None
+            return self._add(self.factors)
+
+    def _add(self, factors: Factors) -> Array:
+        p = self.parameter
+        product = multiply_factors(factors.left(), factors.right(), factors.scaling, p.native(tensor=True))
+        if factors.magnitude is not None:
+            base = p.read().transpose(np.argsort(self.order))
+            rows = apply_magnitude(base, product.reshape(factors.shape), factors.magnitude())
+            return np.ascontiguousarray(rows.transpose(self.order))
+        in_order = product.reshape(factors.shape).transpose(self.order).reshape(p.layout.stored)
+        return add_product(p.read(), in_order)
+
+
+def find_changes(
+    adapter: Adapter, everything: Sequence[Parameter], names: Names | None, label: str, problems: Problems
+) -> dict[str, Change]:
+    """Return what the adapter does to each weight, by the adapter's own name of it; note all that doesn't fit."""
+    weights = [p for p in everything if not p.is_part()]
+    found = _find(adapter, weights, names)
+    missing = [name for name in adapter.names if name not in found]
+    if missing:
+        known = [p.native_name if adapter.native else p.name for p in weights]
+        more = f" and {len(missing) - _SHOWN} more" * (len(missing) > _SHOWN)
+        problems.add(
+            SelectionError,
+            f"{adapter.label} is of another base: {label} has no {', '.join(map(repr, missing[:_SHOWN]))}{more}\n"
+            f"{near(missing[0], known)}",
+            fix='names={"glob of the base": "glob of the adapter"}, if it is the same model under other names',
+        )
+    changes: dict[str, Change] = {}
+    taken: dict[int, str] = {}
+    for name in dict.fromkeys(adapter.names):
+        if name not in found:
+            continue
+        p = found[name]
+        if taken.setdefault(id(p), name) != name:
+            text = f"{p.name!r} is one tied array of {label}, which {taken[id(p)]!r} and {name!r} both change"
+            problems.add(SelectionError, text, fix="untie it, or leave one of them out of the adapter")
+            continue
+        change = _check(adapter, name, p, problems)
+        if change is not None:
+            changes[name] = change
+    return changes
+
+
+def _find(adapter: Adapter, weights: Sequence[Parameter], names: Names | None) -> dict[str, Parameter]:
+    """Return the weight for each name of the adapter that one has."""
+    rename = renamer(names)
+    by_name: dict[str, Parameter] = {}
+    for p in weights:
+        for name in (p.name, *p.aliases):
+            by_name.setdefault(rename(name), p)
+    if not adapter.native:
+        return {name: by_name[name] for name in adapter.names if name in by_name}
+    if not names:
+        natives = {name: p for p in weights for name in (p.native_name, *p.native_aliases)}
+        found = _read(adapter.names, natives)
+        if len(found) == len(set(adapter.names)):
+            return found
+    spelled = {_spell(name): p for name, p in by_name.items()} | {name: p for name, p in by_name.items() if "." in name}
+    return _read(adapter.names, spelled)
+
+
+def _spell(name: str) -> str:
+    """Return a neutral name as torch spells it."""
+    path, _, role = name.rpartition("/")
+    return ".".join([*path.split("/"), _NATIVE.get(role, role)]) if path else _NATIVE.get(role, role)
+
+
+def _read(names: Sequence[str], weights: dict[str, Parameter]) -> dict[str, Parameter]:
+    """Return the weights by the adapter's names, seen through wrappers' prefixes; {} if these fit in several ways."""
+    exact = {name: weights[name] for name in names if name in weights}
+    if len(exact) == len(set(names)):
+        return exact
+    readings = find_readings(list(dict.fromkeys(names)), {name: id(p) for name, p in weights.items()})
+    if len(readings) != 1:
+        return exact
+    return {key: weights[name] for name, key in readings[0].pairs.items()}
+
+
+def _check(adapter: Adapter, name: str, p: Parameter, problems: Problems) -> Change | None:
+    """Return the change of one weight, or note why it can't be made."""
+    reason = p.refusal(writing=False)
+    if reason is not None or not p.floating or p.dtype.itemsize < 2:
+        text = reason or f"it is {p.dtype.name}, as a quantised base has it"
+        problems.add(
+            WriteError if reason else DtypeError,
+            f"{p.name!r} can't be merged into: {text}",
+            fix="merge into the base in floating point, and quantise the result",
+        )
+        return None
+    reason = p.edit_refusal()
+    if reason is not None:
+        add_edit_refusal(problems, p, reason)
+        return None
+    value = adapter.replaced.get(name)
+    scaling = None
+    if value is None and name in adapter.added:
+        value, scaling = adapter.added[name]
+    if value is not None:
+        if value.layout.stored != p.layout.stored:
+            text = f"{adapter.label} has another shape of {p.name!r}\n"
+            problems.add(ShapeError, text + got_expected(value.layout.stored, p.layout.stored))
+            return None
+        return Change(p, value=value, scaling=scaling)
+    factors = adapter.factors[name]
+    try:
+        return Change(p, factors, find_order(factors, p, adapter.transposed))
+    except XweightsError as wrong:
+        problems.add(type(wrong), str(wrong))
+        return None
+
+
+def iter_nonfinite(changes: Sequence[Change]) -> Iterator[tuple[Parameter, int]]:
+    """Yield the weights that wouldn't be finite any more, with the number of such entries."""
+    for change in changes:
+        merged = change.compute()
+        wrong = merged.size - int(np.count_nonzero(np.isfinite(merged)))
+        if wrong:
+            yield change.parameter, wrong
