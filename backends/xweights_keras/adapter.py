@@ -13,10 +13,10 @@ from typing import Any
 
 import keras
 
+from xweights.core.layer_rows import on_change
 from xweights.core.layout import Layout, plain_layout
 from xweights.core.parameter import Parameter
-from xweights.core.protocols import Storage
-from xweights.errors import NotBuiltError
+from xweights.errors import LayoutError, NotBuiltError, Problems
 from xweights_keras.naming import is_made_up
 from xweights_keras.parts import find_parts
 from xweights_keras.storage.base import dtype_of
@@ -30,6 +30,7 @@ class KerasAdapter:
 
     def __init__(self) -> None:
         self._cache: weakref.WeakKeyDictionary[Any, tuple[list[Any], list[Parameter]]] = weakref.WeakKeyDictionary()
+        on_change(self._cache.clear)
 
     def parameters(self, target: Any) -> Sequence[Parameter]:
         if isinstance(target, keras.Variable):
@@ -60,9 +61,10 @@ def _walk(target: Any) -> list[Parameter]:
     _check_initialised([(weight.name, weight.variable) for weight in walk.weights.values()], target)
     statistics = frozenset(walk.statistics)
     parts = find_parts((weight.owner, weight.variable) for weight in walk.weights.values())
-    storages: dict[type[Any], Storage] = {}
+    storages: dict[type[Any], Any] = {}
     refreshing: dict[int, Refreshing] = {}
     parameters = []
+    misfits = Problems("declared rows don't fit the arrays of their layers")
     for weight in walk.weights.values():
         if weight.variable is None:
             parameters.append(_module_parameter(weight))
@@ -79,8 +81,16 @@ def _walk(target: Any) -> list[Parameter]:
             if key not in refreshing:
                 refreshing[key] = Refreshing(storage, weight.owner, lambda layer: layer.finalize_state())
             storage = refreshing[key]
-        parameters.append(_parameter(weight, storage))
+        parameters.append(_parameter(weight, storage, misfits))
+    misfits.check()
+    types = {id(w.variable): _qualified_name(w.owner) for w in walk.weights.values() if w.owner is not None}
+    for storage in storages.values():
+        storage.layer_types = types
     return parameters
+
+
+def _qualified_name(layer: Any) -> str:
+    return f"{type(layer).__module__}.{type(layer).__qualname__}"
 
 
 def keeps_copy(layer: Any) -> bool:
@@ -88,9 +98,8 @@ def keeps_copy(layer: Any) -> bool:
     return hasattr(layer, "finalize_state") and hasattr(layer, "input_mean")
 
 
-def _parameter(weight: FoundWeight, storage: Any) -> Parameter:
-    shape = tuple(int(n) for n in weight.variable.shape)
-    layout: Layout = plain_layout(shape) if weight.entry is None else weight.entry.layout(shape)
+def _parameter(weight: FoundWeight, storage: Any, misfits: Problems) -> Parameter:
+    layout = _layout(weight, misfits)
     gates = None if weight.entry is None else weight.entry.gates
     native_name = weight.variable.path
     if weight.module is not None:
@@ -108,6 +117,19 @@ def _parameter(weight: FoundWeight, storage: Any) -> Parameter:
         gates=gates if layout.axes is not None else None,
         aliases=tuple(weight.aliases),
     )
+
+
+def _layout(weight: FoundWeight, misfits: Problems) -> Layout:
+    """Return the layout of a variable, and note a declared row that doesn't fit it."""
+    shape = tuple(int(n) for n in weight.variable.shape)
+    if weight.entry is None:
+        return plain_layout(shape)
+    try:
+        return weight.entry.layout(shape)
+    except LayoutError as misfit:
+        text = f"{weight.variable.path} has the shape {shape}\nrow: {weight.entry.declared}\n{misfit}"
+        misfits.add(LayoutError, text, fix="xweights.register_layer(..., replace=True) with axes that fit")
+        return plain_layout(shape)
 
 
 def _module_parameter(weight: FoundWeight) -> Parameter:
@@ -134,7 +156,7 @@ def _native_name(weight: FoundWeight) -> str:
 def _single_parameter(variable: Any) -> Parameter:
     name = "parameter" if is_made_up(variable.name, type(variable)) else variable.name
     _check_initialised([(name, variable)], variable)
-    return _parameter(FoundWeight(variable, None, name, "", name), storage_for(variable))
+    return _parameter(FoundWeight(variable, None, name, "", name), storage_for(variable), Problems(name))
 
 
 def _check_initialised(weights: Sequence[tuple[str, Any]], target: Any) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xweights.core.layer_table import Entry
+from xweights_keras.declared import match_rows
 from xweights_keras.layers import LayerSpec, Rows, spec_of
 from xweights_keras.naming import find_attribute_paths, is_made_up, name_layers, to_snake
 
@@ -97,8 +98,7 @@ class Walk:
             return
         if rows is None:
             rows = () if spec is None else spec.rows(layer)
-        by_native = {variable.name: variable for variable in reversed(own)}
-        known = [(row, by_native[row.native]) for row in rows if row.native in by_native]
+        known = match_rows(layer, own, rows)
         for row, variable in known:
             self._add(layer, variable, join(path, row.name), owner_path, row)
         listed = {id(variable) for _, variable in known}
@@ -116,6 +116,8 @@ class Walk:
                 before.aliases.append(name)
             return
         role = name.rpartition("/")[2] if module is None else module.role
+        if entry is not None and entry.role is not None:
+            role = entry.role
         name = make_unique(name, self._names)
         self._names[name] = key
         self.weights[key] = FoundWeight(variable, layer, name, owner_path, role, entry, module)

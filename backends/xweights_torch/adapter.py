@@ -25,14 +25,20 @@ from xweights_torch.storage import CPU, DEVICE, RefusedStorage, storage_of
 from xweights_torch.tables import free_row_of
 from xweights_torch.walk import TRANSIENT, ModuleFacts, TensorFacts, walk
 
-# Modules that only wrap another one: their names get no part of their own.
+# Modules that only wrap another one: their names get no part of their own. Fabric's keeps two of them, the one that it
+# calls (which may be wrapped once more) and the one that the user gave.
+_FABRIC = ("_forward_module", "_original_module")
 _WRAPPERS = {
-    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
-    "torch.nn.parallel.data_parallel.DataParallel": "module",
-    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
-    "torch.optim.swa_utils.AveragedModel": "module",
-    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "_fsdp_wrapped_module",
-    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.CheckpointWrapper": "_checkpoint_wrapped_module",
+    "torch._dynamo.eval_frame.OptimizedModule": ("_orig_mod",),
+    "torch.nn.parallel.data_parallel.DataParallel": ("module",),
+    "torch.nn.parallel.distributed.DistributedDataParallel": ("module",),
+    "torch.optim.swa_utils.AveragedModel": ("module",),
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": ("_fsdp_wrapped_module",),
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.CheckpointWrapper": ("_checkpoint_wrapped_module",),
+    "lightning.fabric.wrappers._FabricModule": _FABRIC,
+    "lightning_fabric.wrappers._FabricModule": _FABRIC,
+    "lightning.pytorch.plugins.precision.double.LightningDoublePrecisionModule": ("module",),
+    "pytorch_lightning.plugins.precision.double.LightningDoublePrecisionModule": ("module",),
 }
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 _HOLDERS = (nn.ParameterList, nn.ParameterDict)
@@ -185,9 +191,9 @@ class _Planner:
             # The inputs of a computed parameter form no layer of their own.
             layer = owner if hidden and owner is not None else base
             self.add(tensor, computed, entry, base, layer, native, hidden or attribute in inputs, refused)
-        stripped = wrapped_child(kind)
+        stripped = wrapped_children(kind)
         for name, child in children:
-            child_path = path if name == stripped else _join(path, name, "/")
+            child_path = path if name in stripped else _join(path, name, "/")
             child_rows = {key.partition(".")[2]: row for key, row in own.items() if key.startswith(f"{name}.")}
             held = issubclass(self.facts[child][0], _HOLDERS)
             child_hidden = hidden or (bool(computed_tensors) and name == "parametrizations")
@@ -277,11 +283,16 @@ def _is_sharded(kind: type[Any]) -> bool:
     return any(base.__name__ in _SHARDED and base.__module__.startswith("torch.") for base in kind.__mro__)
 
 
-@lru_cache(maxsize=1024)
 def wrapped_child(kind: type[Any]) -> str | None:
     """Return the attribute of the module that a wrapper wraps, None for other modules."""
+    return next(iter(wrapped_children(kind)), None)
+
+
+@lru_cache(maxsize=1024)
+def wrapped_children(kind: type[Any]) -> tuple[str, ...]:
+    """Return all attributes at which a wrapper has the module that it wraps; none for other modules."""
     names = (f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
-    return next((_WRAPPERS[name] for name in names if name in _WRAPPERS), None)
+    return next((_WRAPPERS[name] for name in names if name in _WRAPPERS), ())
 
 
 def _join(path: str, name: str, mark: str) -> str:

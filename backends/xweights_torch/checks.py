@@ -18,6 +18,30 @@ _BY_NAME = {
     "FunctionalTensor": "it belongs to a program that is being traced\nFix: call it outside of the traced function",
 }
 
+# Packages whose tensor types are quantized ones. They are known by name, and never imported.
+_QUANTIZING = frozenset({"torchao", "optimum"})
+
+
+def packed_reason(tensor: torch.Tensor) -> str | None:
+    """Return why an edit of a parameter of bitsandbytes would be no edit of weights; None for other tensors.
+
+    Its types are parameters that hold floats until they move to a device and packed values from then on, which may be
+    stored in a floating-point dtype (``quant_storage``).
+    """
+    kind = type(tensor)
+    if kind is nn.Parameter or kind is torch.Tensor or not kind.__module__.startswith("bitsandbytes."):
+        return None
+    parts = vars(tensor)
+    if tensor.is_floating_point() and parts.get("quant_state") is None and not parts.get("bnb_quantized"):
+        return None
+    how = "dequantize_4bit(p.data, p.quant_state)" if "quant_state" in parts else "int8_vectorwise_dequant(p.CB, p.SCB)"
+    return (
+        f"it is quantized (a {kind.__module__}.{kind.__qualname__}): its values are packed, and make weights only "
+        "together with its scaling factors\n"
+        "Fix: edit the floating-point model and quantize it again; its weights are in\n"
+        f"     bitsandbytes.functional.{how}"
+    )
+
 
 def refusal_reason(tensor: torch.Tensor, *, writing: bool) -> str | None:
     """Return why ``tensor`` can't be read (or written) and what to do instead; None if it can."""
@@ -72,6 +96,13 @@ def _foreign_type_reason(tensor: torch.Tensor) -> str | None:
         )
     if kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
         return None
+    packages = {base.__module__.partition(".")[0] for base in kind.__mro__}
+    if packages & _QUANTIZING and hasattr(kind, "dequantize"):
+        return (
+            f"it is quantized (a {kind.__module__}.{kind.__qualname__}): what it stores makes weights only together "
+            "with its scaling factors\n"
+            "Fix: edit the floating-point model and quantize it again; its values are in tensor.dequantize()"
+        )
     reason = next((_BY_NAME[base.__name__] for base in kind.__mro__ if base.__name__ in _BY_NAME), None)
     return reason or (
         f"it is a {kind.__module__}.{kind.__qualname__}, a tensor type that keeps its values in a way of its own\n"

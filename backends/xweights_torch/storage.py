@@ -21,7 +21,7 @@ from xweights.core.blocks import copy_into
 from xweights.core.dtypes import Array
 from xweights.core.protocols import BaseStorage
 from xweights.errors import WriteError
-from xweights_torch.checks import refusal_reason
+from xweights_torch.checks import packed_reason, refusal_reason
 from xweights_torch.dtypes import BITS, FAST_IN_NUMPY, from_host, host_view, is_lazy_view, plain_bits
 from xweights_torch.overlaid import merged_array, overlay_refusal
 
@@ -195,8 +195,9 @@ class TensorStorage(BaseStorage):
         return refusal_reason(tensor_of(handle), writing=writing)
 
     def edit_refusal(self, handle: TensorHandle | torch.Tensor) -> str | None:
-        if not isinstance(handle, TensorHandle):
-            return None
+        packed = packed_reason(tensor_of(handle))
+        if packed is not None or not isinstance(handle, TensorHandle):
+            return packed
         reasons = (overlay_refusal(wrapper, place.key) for place in handle.places for wrapper in place.wrappers)
         return next((reason for reason in reasons if reason is not None), None)
 

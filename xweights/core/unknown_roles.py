@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from xweights.core.dtypes import is_complex
 from xweights.core.layer_rows import is_known_role
@@ -57,7 +57,11 @@ _MOST_GROUPS = 12
 def _layer_type(p: Parameter) -> str | None:
     """Return the qualified name of the layer that has the array, if its backend says it."""
     owner = getattr(p.handle, "owner", None)
-    return None if owner is None else f"{type(owner).__module__}.{type(owner).__qualname__}"
+    if owner is not None:
+        return f"{type(owner).__module__}.{type(owner).__qualname__}"
+    # A handle that doesn't know its layer: the storage has the types of those that its backend walked through.
+    types: Mapping[int, str] = getattr(p.storage, "layer_types", {})
+    return types.get(id(p.handle))
 
 
 def _outside() -> int:

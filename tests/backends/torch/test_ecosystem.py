@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ import measure_layers  # noqa: E402
 from torch import nn  # noqa: E402
 
 import xweights as xw  # noqa: E402
-from xweights_torch import tables  # noqa: E402
 
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers is not installed"
@@ -151,7 +151,7 @@ def test_every_row_of_a_table_is_of_a_class_and_an_attribute_that_the_package_ha
     words = set(re.findall(r"\w+", text))
     table = importlib.import_module(f"xweights_torch.tables.{package}")
     globs = [glob for pattern in table.LAYERS for glob in pattern.split()]
-    assert [glob for glob in globs if not any(tables.fnmatchcase(name, glob) for name in classes)] == []
+    assert [glob for glob in globs if not any(fnmatchcase(name, glob) for name in classes)] == []
     attributes = {attribute for rows in table.LAYERS.values() for attribute in rows} | set(table.FREE)
     stems = {re.sub(r"_?\d+$", "", attribute) for attribute in attributes}
     assert [stem for stem in sorted(stems) if not any(word.startswith(stem) for word in words)] == []
