@@ -215,6 +215,16 @@ def test_a_key_that_matches_nothing_is_refused_with_near_names() -> None:
     assert not target["stem/kernel"].any()
 
 
+@pytest.mark.parametrize("adapter", [A.Pad("gate*unit"), A.Pad(1), A.Take(-1, range(8)), A.Repeat("gate*unit")])
+def test_an_axis_that_packs_gates_is_not_adapted(adapter) -> None:
+    axes = {"lstm/kernel": ("in", "gate*unit")}
+    target = xw.Params({"lstm/kernel": np.zeros((3, 16))}, axes=axes)
+    with pytest.raises(xw.LayoutError, match="packs several"):
+        xw.set_params(target, {"lstm/kernel": np.ones((3, 8))}, adapt={"lstm/kernel": adapter})
+    xw.set_params(target, {"lstm/kernel": np.ones((2, 16))}, adapt={"lstm/kernel": A.Pad("in")})
+    assert target["lstm/kernel"].sum() == 32
+
+
 def test_two_keys_for_one_parameter_are_refused() -> None:
     target = {"a/kernel": np.zeros((1, 2))}
     values = {"a/kernel": np.ones((3, 2))}

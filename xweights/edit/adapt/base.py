@@ -96,10 +96,19 @@ def find_axis(axis: Axis, shape: Shape, wanted: Wanted, what: object) -> int:
             raise LayoutError(
                 f"{wanted.name!r} has no axis {axis!r}, which {what} needs\nits axes: {', '.join(wanted.axes)}"
             )
-        return wanted.axes.index(axis)
-    if not -len(shape) <= axis < len(shape):
+        position = wanted.axes.index(axis)
+    elif not -len(shape) <= axis < len(shape):
         raise LayoutError(f"{wanted.name!r} has no axis {axis}, which {what} needs\nits shape: {shape}")
-    return axis % len(shape)
+    else:
+        position = axis % len(shape)
+    name = wanted.axes[position] if wanted.axes is not None and len(wanted.axes) == len(shape) else ""
+    if "*" in name:
+        # New entries behind the last gate would shift all others into their neighbours.
+        raise LayoutError(
+            f"the axis {name!r} of {wanted.name!r} packs several, as the gates of a recurrent layer, and {what} would "
+            "mix them\nFix: adapt each gate by hand, and pass the result"
+        )
+    return position
 
 
 def check_axis(axis: Any) -> None:

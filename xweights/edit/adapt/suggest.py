@@ -52,6 +52,6 @@ def _suggest_grid(
         sides = [math.isqrt(max(count - skip, 0)) for count in (old, new)]
         if min(sides) > 1 and [side * side + skip for side in sides] == [old, new]:
             grids = [(side, side) for side in sides]
-            skips = {"skip_last": skip} if behind else {"skip": skip}
-            found.append(Resample(grids[0], grids[1], **skips, antialias=antialias))
+            first, last = (0, skip) if behind else (skip, 0)
+            found.append(Resample(grids[0], grids[1], skip=first, skip_last=last, antialias=antialias))
     return found[0] if len(found) == 1 else None
