@@ -50,8 +50,8 @@ def carry_rules(
     """Hold on the target what is held on the source, and report each rule; with ``held=False`` only report."""
     feeding = find_feeds(pairs)
     carried = Carried()
-    for owner, names in _owners(source).items():
-        entries = "" if _keeps_all(owner.rule) else "entries of "
+    for owner, names in held_owners(source).items():
+        entries = "" if keeps_all(owner.rule) else "entries of "
         frozen = f"{entries}{_list(names)} frozen"
         text = frozen if isinstance(owner, Freeze) else f"{owner.rule!r} on {_list(names)}"
         try:
@@ -67,7 +67,7 @@ def carry_rules(
     return carried
 
 
-def _owners(source: Sequence[Parameter]) -> dict[Hold, list[str]]:
+def held_owners(source: Sequence[Parameter]) -> dict[Hold, list[str]]:
     """Return the holds on the source, in the order in which they run, with the names of their parameters."""
     hold_registry.refresh()
     owners: dict[Hold, list[str]] = {}
@@ -91,7 +91,7 @@ def _carry(
     where = list(feeds)
     rule: Any = owner.rule
     if isinstance(rule, Mask):
-        masks = {name: remap_mask(_masks(owner), pieces) for name, pieces in feeds.items()}
+        masks = {name: remap_mask(masks_of(owner), pieces) for name, pieces in feeds.items()}
         if isinstance(owner, PruneHold) and owner.schedule != OneShot():
             if not all(map(is_like, feeds.values())):
                 raise _StaysError("arrays that aren't whole on both sides would be ranked in another way")
@@ -99,8 +99,8 @@ def _carry(
         return [hold(target, Mask(masks), where=where)]
     if isinstance(rule, Keep):
         if rule.index is None and whole:
-            return [_freeze_untrained(target, twins) if isinstance(owner, Freeze) else hold(target, rule, where=where)]
-        free = {name: remap_mask(_masks(owner), pieces) for name, pieces in feeds.items()}
+            return [freeze_untrained(target, twins) if isinstance(owner, Freeze) else hold(target, rule, where=where)]
+        free = {name: remap_mask(masks_of(owner), pieces) for name, pieces in feeds.items()}
         return [freeze(target, where=name, entries=~entries) for name, entries in free.items()]
     if is_foreign(rule):
         raise _StaysError("it is a function of one framework's tensors")
@@ -129,7 +129,8 @@ class _Untrained:
                 self.parameters.remove(p)
 
 
-def _freeze_untrained(target: Any, twins: Sequence[Parameter]) -> Freeze:
+def freeze_untrained(target: Any, twins: Sequence[Parameter]) -> Freeze:
+    """Freeze parameters for which the optimizer is to have no slots."""
     frozen = freeze(target, where=[p.name for p in twins])
     # xw.freeze leaves the flag of a Keras variable as it is, and an optimizer of the target is built by the flags.
     frozen._frozen_handles.append(_Untrained(twins))
@@ -140,12 +141,13 @@ def _holds(p: Parameter, owner: Hold) -> bool:
     """Return True if an equal rule is held on the parameter; arrays in it can't be compared, so it isn't then."""
     entry = hold_registry.find(p)
     rules = entry.rules if isinstance(entry, HeldRules) else ()
-    if any(operand.size > 1 for operand in _operands(owner)) and not _keeps_all(owner.rule):
+    if any(operand.size > 1 for operand in _operands(owner)) and not keeps_all(owner.rule):
         return False
     return any(type(held.rule) is type(owner.rule) and repr(held.rule) == repr(owner.rule) for held in rules)
 
 
-def _keeps_all(rule: Any) -> bool:
+def keeps_all(rule: Any) -> bool:
+    """Return True for a rule that keeps whole arrays as they are."""
     return isinstance(rule, Keep) and rule.index is None
 
 
@@ -153,7 +155,7 @@ def _operands(owner: Hold) -> list[Array]:
     return [operand for operands in _rules_of(owner).values() for operand in operands]
 
 
-def _masks(owner: Hold) -> dict[str, Array]:
+def masks_of(owner: Hold) -> dict[str, Array]:
     """Return the first operand by name: of a mask what is kept, of Keep what is free."""
     return {name: operands[0] for name, operands in _rules_of(owner).items()}
 

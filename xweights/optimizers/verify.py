@@ -1,12 +1,13 @@
 """``verify_handoff``: train both sides on from a hand-off and compare their difference with the rounding floor.
 
-It trains copies, so neither side changes. The floor is the difference of one framework from itself when the rows of
-each batch come in another order.
+It trains copies, under the rules that are held, so neither side changes. The floor is the difference of one framework
+from itself when the rows of each batch come in another order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,13 @@ import numpy as np
 from xweights.core.dtypes import Array
 from xweights.edit.read import get_params, parameters
 from xweights.errors import ArgumentError, PortError
+from xweights.optimizers.attached import Factors, attach_others, attach_rules, describe
 from xweights.optimizers.protocol import Optimizing, Training, optimizing_for, to_training
 from xweights.optimizers.remap import remap_weights
 from xweights.optimizers.reports import HandoffProof, Row, Trained
 from xweights.optimizers.state import OptimizerState
-from xweights.porting.matching.samples import target_samples
 from xweights.porting.matching.pairs import Pair
+from xweights.porting.matching.samples import target_samples
 from xweights.porting.plan import plan_pairs
 from xweights.porting.protocol import porting_for
 from xweights.porting.session import Run
@@ -113,7 +115,11 @@ class _Comparison:
 
     def train(self, dtype: str | None) -> Trained:
         """Train three copies: the source, the target, and the source with permuted rows."""
-        source, target, again = (self.copy(side, dtype) for side in (0, 1, 0))
+        with ExitStack() as held:
+            return self._train(dtype, held)
+
+    def _train(self, dtype: str | None, held: ExitStack) -> Trained:
+        source, target, again = (self.copy(side, dtype, held) for side in (0, 1, 0))
         pairs, to_target = self._pairs(source.model, target.model)
         begin = _values(source.model)
         permuted = [_permute_rows(batch, number) for number, batch in enumerate(self.batches)]
@@ -137,8 +143,8 @@ class _Comparison:
         forward = float(gap[0]) if gap.size else 0.0
         return Trained(name, tuple(rows), float(gap.max(initial=0.0)), float(floor.max(initial=0.0)), forward)
 
-    def copy(self, index: int, dtype: str | None) -> Training:
-        """Return a copy of a side (0: the source), with an optimizer in the same state."""
+    def copy(self, index: int, dtype: str | None, held: ExitStack) -> Training:
+        """Return a copy of a side (0: the source), with an optimizer in the same state, under the same rules."""
         backend, side, state = self.backends[index], self.sides[index], self.states[index]
         model = backend.copy(side.model, None if dtype is None else np.dtype(dtype))
         norms = _norms(side.model)
@@ -146,7 +152,13 @@ class _Comparison:
             backend.set_statistics(model, _norms(model), unbiased=backend.collects_unbiased(norms))
         state = state if dtype is None else state.with_dtype(dtype)
         known = parameters(model)
+        attached = describe(parameters(side.model))
+        for handle in attach_rules(attached, model, known, state.names):
+            held.callback(handle.release)
         written = backend.write(Training(model), state, known, backend.plan(state, known, None, "exact"), "exact")
+        factors = [record for record in attached if isinstance(record, Factors)]
+        for handle in attach_others(factors, model, written.optimizer):
+            held.callback(handle.release)
         return Training(
             model, written.optimizer, written.scheduler, ema=written.ema, micro_steps=state.micro_steps,
             micro_done=state.micro_done,

@@ -28,7 +28,7 @@ from xweights.edit.guards import defer_interrupts, enter_guards
 from xweights.edit.read import check_readable
 from xweights.edit.write import set_params
 from xweights.errors import ArgumentError, DtypeError, HoldError, Problems, TraceError, WriteError
-from xweights.training.hooks import TrainingChange, training_for
+from xweights.training.hooks import ExpectsOptimizer, TrainingChange, training_for
 from xweights.training.releasable import Releasable, count_of, refer_to
 
 Decay = float | Literal["swa"] | Callable[[int], float]
@@ -264,9 +264,13 @@ def resume_average(
 ) -> Averages:
     """Go on with averages of other parameters on those that take their places.
 
-    ``counts``: how many updates went into them, and how many steps were counted; ``values`` by name, in neutral order.
+    ``counts``: how many updates went into them, and how many steps were counted; ``values`` by name, in neutral order;
+    ``optimizer``: the one that goes on with the training, if it is known.
     """
-    averages = average(target, decay=decay, every=every, where=list(values), optimizer=optimizer, attach=attach)
+    averages = average(target, decay=decay, every=every, where=list(values), attach=attach)
+    for attachment in averages._attachments:
+        if isinstance(attachment, ExpectsOptimizer):
+            attachment.expect(optimizer)
     averages.updates, averages._steps = counts
     for p, mean in zip(averages.parameters, averages._averages, strict=True):
         np.copyto(mean, p.layout.to_stored(values[p.name]), casting="same_kind")

@@ -81,6 +81,14 @@ class CountsSteps(Protocol):
 
 
 @runtime_checkable
+class ExpectsOptimizer(Protocol):
+    """An attachment that counts steps of an optimizer that the model may get later."""
+
+    def expect(self, optimizer: Any) -> None:
+        """Allow for the updates that an optimizer has made elsewhere."""
+
+
+@runtime_checkable
 class FindsTensor(Protocol):
     """A handle that finds its native tensor in the place where the framework keeps it."""
 

@@ -82,13 +82,12 @@ class KerasTraining:
         self, parameters: Sequence[Parameter], call: Callable[[StepState | None], None], *, target: Any, optimizer: Any
     ) -> StepFollower | None:
         model = target if isinstance(target, keras.Model) else None
-        compiled_with = getattr(model, "optimizer", None)
-        if optimizer is not None and optimizer is not compiled_with and not (compiled_with is None and model):
+        if optimizer is not None and optimizer is not getattr(model, "optimizer", None):
             raise HoldError(
                 "in Keras, averages follow the optimizer that the model was compiled with\n"
                 "Fix: leave out optimizer=; in a loop of your own attach=False, and averages.update() after each step"
             )
-        return None if model is None else StepFollower(model, call, optimizer)
+        return None if model is None else StepFollower(model, call)
 
 
 class FrozenHandle:
@@ -217,11 +216,15 @@ class LRFactorsHandle:
 class StepFollower:
     """A callback after each update in a model's own training."""
 
-    def __init__(self, model: Any, call: Callable[[StepState | None], None], optimizer: Any = None) -> None:
+    def __init__(self, model: Any, call: Callable[[StepState | None], None]) -> None:
         self.model, self.call = model, call
-        # A model may be compiled later, with an optimizer that has made steps elsewhere.
-        self.start, self.seen = max(updates_of(model, None), iterations_of(optimizer)), 0
+        self.start, self.seen = updates_of(model, None), 0
+        self.expected: tuple[Any, int] = (None, 0)
         self.subscription: StepSubscription | None = count_steps(model, self._after, last=True)
+
+    def expect(self, optimizer: Any) -> None:
+        """Allow for the updates that an optimizer has made elsewhere, with which the model will be compiled."""
+        self.expected = (optimizer, iterations_of(optimizer))
 
     def _after(self, state: Any) -> None:
         self.seen += 1
@@ -229,7 +232,9 @@ class StepFollower:
 
     def check(self) -> None:
         """Raise if the optimizer has made steps that weren't seen."""
-        steps = updates_of(self.model, None) - self.start
+        optimizer, before = self.expected
+        expected = optimizer is not None and optimizer is getattr(self.model, "optimizer", None)
+        steps = updates_of(self.model, None) - (before if expected else self.start)
         if steps > self.seen:
             raise StaleTrainFunctionError(
                 "training went on without the averages\n"

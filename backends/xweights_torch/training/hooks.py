@@ -105,7 +105,8 @@ class FlagHooks:
     """Forward hooks that clear a flag of a module only while it runs, so that nothing else sees the change."""
 
     def __init__(self, module: nn.Module, flag: str, owner: object) -> None:
-        self.flag, self.owner = flag, owner
+        self.flag: str | None = flag
+        self.owner = owner
         self.previous: bool | None = None
         self.handles = [
             module.register_forward_pre_hook(self._before, prepend=True),
@@ -113,11 +114,17 @@ class FlagHooks:
         ]
 
     def _before(self, module: nn.Module, args: Any) -> None:
+        if self.flag is None:
+            _remove_hooks(self, module._forward_pre_hooks)
+            return
         self.previous = getattr(module, self.flag)
         setattr(module, self.flag, False)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.previous is not None:
+        if self.flag is None:
+            for key in _remove_hooks(self, module._forward_hooks):
+                module._forward_hooks_always_called.pop(key, None)
+        elif self.previous is not None:
             setattr(module, self.flag, self.previous)
             self.previous = None
 
@@ -125,6 +132,24 @@ class FlagHooks:
         """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
+
+    def __reduce__(self) -> tuple[Callable[[], FlagHooks], tuple[()]]:
+        # A module copies and pickles its hooks, and the copy isn't frozen.
+        return _hooks_of_a_copy, ()
+
+
+def _hooks_of_a_copy() -> FlagHooks:
+    """Return hooks that remove themselves from a copy of a module when it first runs."""
+    hooks = FlagHooks.__new__(FlagHooks)
+    hooks.flag, hooks.owner, hooks.previous, hooks.handles = None, None, None, []
+    return hooks
+
+
+def _remove_hooks(owner: object, hooks: dict[int, Callable[..., Any]]) -> list[int]:
+    keys = [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is owner]
+    for key in keys:
+        del hooks[key]
+    return keys
 
 
 # Frozen tensors, with the number of freezes, and whether they required a gradient before the first.

@@ -1,0 +1,211 @@
+"""The whole state of a training run: saved and loaded, and set in a model of either framework."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import xweights as xw
+
+keras = pytest.importorskip("keras")
+torch = pytest.importorskip("torch")
+
+X = np.random.default_rng(0).normal(size=(16, 5)).astype("float32")
+Y = np.full((16, 2), 3.0, "float32")
+NAMES = {"a/*": "0/*", "b/*": "2/*"}
+BACK = {"0/*": "a/*", "2/*": "b/*"}
+
+
+class Torch:
+    """A model in PyTorch, its optimizer, and one way to train it."""
+
+    first = "0"
+
+    def __init__(self, seed=0):
+        torch.manual_seed(seed)
+        self.model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        self.optimizer = torch.optim.Adam(self.model.parameters(), 0.1)
+
+    def train(self, steps):
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            (self.model(torch.from_numpy(X)) - torch.from_numpy(Y)).pow(2).mean().backward()
+            self.optimizer.step()
+
+
+class Keras:
+    """The same in Keras."""
+
+    first = "a"
+
+    def __init__(self, seed=0):
+        keras.utils.set_random_seed(seed)
+        layers = [keras.layers.Dense(4, "tanh", name="a"), keras.layers.Dense(2, name="b")]
+        self.model = keras.Sequential([keras.Input((5,)), *layers])
+        self.optimizer = keras.optimizers.Adam(0.1)
+        self.model.compile(self.optimizer, "mse")
+
+    def train(self, steps):
+        for _ in range(steps):
+            self.model.train_on_batch(X, Y)
+
+
+def attach_all(side):
+    """One of each kind."""
+    model, first = side.model, side.first
+    return [
+        xw.freeze(model, where=f"{first}/bias"),
+        xw.freeze(model, where=f"{first}/kernel", entries=(0, slice(2))),
+        xw.hold(model, xw.MaxNorm(0.8, per="out"), where=xw.layer(1) & xw.role("kernel")),
+        xw.prune(model, fraction=0.5, schedule=xw.Cubic(0, 6)),
+        xw.multiply_lr(model, {"*/kernel": 0.5}, optimizer=side.optimizer),
+        xw.average(model, decay=0.7, where="*/kernel"),
+    ]
+
+
+def averages_of(handles):
+    return next(handle for handle in handles if isinstance(handle, xw.Averages))
+
+
+def schedule_of(handles):
+    return next(handle for handle in handles if isinstance(handle, xw.PruneHold))
+
+
+@pytest.mark.parametrize("side", [Torch, Keras])
+@pytest.mark.parametrize("suffix", ["safetensors", "npz", "h5"])
+def test_a_run_goes_on_from_a_file_to_the_bit(side, suffix, tmp_path):
+    run = side()
+    handles = attach_all(run)
+    run.train(3)
+    xw.get_training_state(run.model, run.optimizer).save(tmp_path / f"run.{suffix}")
+    again = side(seed=1)
+    report = xw.set_training_state(again.model, again.optimizer, xw.TrainingState.load(tmp_path / f"run.{suffix}"))
+    assert schedule_of(report.held).step == 3
+    run.train(4)
+    again.train(4)
+    assert xw.equal(run.model, again.model)
+    assert averages_of(report.held).updates == 7
+    assert xw.equal(averages_of(report.held).params, averages_of(handles).params)
+    assert xw.equal(schedule_of(report.held).masks, schedule_of(handles).masks)
+    for handle in report.held:
+        handle.check()
+
+
+@pytest.mark.parametrize(("here", "there", "names"), [(Torch, Keras, NAMES), (Keras, Torch, BACK)])
+def test_a_run_goes_on_in_the_other_framework(here, there, names, tmp_path):
+    run = here()
+    handles = attach_all(run)
+    run.train(3)
+    xw.get_training_state(run.model, run.optimizer).save(tmp_path / "run.safetensors")
+    other = there(seed=1)
+    state = xw.TrainingState.load(tmp_path / "run.safetensors")
+    report = xw.set_training_state(other.model, None, state, names=names)
+    other.optimizer = report.optimizer
+    if there is Keras:
+        other.model.compile(other.optimizer, "mse")
+    run.train(4)
+    other.train(4)
+    assert schedule_of(report.held).step == 7
+    for name, value in xw.get_params(other.model).items():
+        twin = {"a": "0", "b": "2", "0": "a", "2": "b"}[name[0]] + name[1:]
+        np.testing.assert_allclose(value, xw.get_params(run.model)[twin], atol=1e-5)
+        if name.endswith("kernel"):
+            np.testing.assert_allclose(
+                averages_of(report.held).params[name], averages_of(handles).params[twin], atol=1e-5
+            )
+    for handle in report.held:
+        handle.check()
+
+
+def test_what_was_attached_before_is_released_and_just_the_state_is_attached():
+    run, again = Torch(), Torch(seed=1)
+    xw.hold(run.model, xw.Clip(-0.2, 0.2), where="0/kernel")
+    former = xw.hold(again.model, xw.Clip(-0.1, 0.1), where="2/kernel")
+    xw.set_training_state(again.model, again.optimizer, xw.get_training_state(run.model, run.optimizer))
+    assert former.parameters == []
+    xw.fill(again.model, 5.0)
+    values = xw.get_params(again.model)
+    assert (values["0/kernel"] == np.float32(0.2)).all()
+    assert (values["2/kernel"] == 5.0).all()
+
+
+def test_what_no_file_can_hold_is_refused_by_name_and_nothing_is_written(tmp_path):
+    run = Torch()
+    xw.hold(run.model, lambda w: w.clamp(-1, 1), where="0/kernel")
+    averages = xw.average(run.model, decay=lambda updates: 0.5)
+    xw.prune(run.model, fraction=0.5, where="2/kernel", schedule=xw.ByStep(lambda step: None))
+    with pytest.raises(xw.HandoffError) as caught:
+        xw.get_training_state(run.model).save(tmp_path / "run.npz")
+    message = str(caught.value)
+    for words in ("Function is no class of xweights", "decay= is a function", "ByStep is no class"):
+        assert words in message
+    assert not (tmp_path / "run.npz").exists()
+    averages.release()
+
+
+def test_a_state_that_does_not_fit_changes_nothing():
+    run = Torch()
+    xw.hold(run.model, xw.Clip(-1, 1), where="0/kernel")
+    state = xw.get_training_state(run.model, run.optimizer)
+    other = Keras()
+    former = xw.hold(other.model, xw.Clip(-0.1, 0.1), where="b/kernel")
+    before = xw.get_params(other.model)
+    with pytest.raises(xw.HandoffError, match="the model has no '0/kernel'"):
+        xw.set_training_state(other.model, None, state)
+    narrow = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    with pytest.raises(xw.ShapeError):
+        xw.set_training_state(narrow, None, state)
+    assert xw.equal(other.model, before)
+    xw.fill(other.model, 5.0, where="b/kernel")
+    assert (xw.get_params(other.model)["b/kernel"] == np.float32(0.1)).all()
+    former.release()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda meta: meta.update(version=9), "version 1"),
+        (lambda meta: meta["attached"][0]["rule"].update(type="os.system"), "knows no such rule"),
+        (lambda meta: meta["attached"][0]["rule"].update(low="x"), "low is no array"),
+        (lambda meta: meta["attached"][0].update(step=-1), "damaged"),
+        (lambda meta: meta.pop("weights"), "damaged"),
+        (lambda meta: meta["weights"].update(more=[None, "kernel", None]), "damaged"),
+    ],
+)
+def test_a_damaged_file_is_an_error_of_its_own_type(change, words, tmp_path):
+    import json
+
+    run = Torch()
+    xw.hold(run.model, xw.Clip(-1, 1), where="0/kernel")
+    xw.get_training_state(run.model).save(tmp_path / "run.npz")
+    arrays = dict(np.load(tmp_path / "run.npz"))
+    meta = json.loads(arrays["training_state"].tobytes())
+    change(meta)
+    arrays["training_state"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    xw.save(arrays, tmp_path / "changed.npz")
+    with pytest.raises(xw.XweightsError, match=words):
+        xw.set_training_state(Torch().model, None, xw.TrainingState.load(tmp_path / "changed.npz"))
+
+
+def test_a_file_without_a_training_state_is_refused(tmp_path):
+    xw.save({"kernel": np.ones(2)}, tmp_path / "weights.npz")
+    with pytest.raises(xw.HandoffError, match="has no training state"):
+        xw.TrainingState.load(tmp_path / "weights.npz")
+
+
+def test_verify_handoff_trains_both_sides_under_the_rules_that_are_held():
+    run = Torch()
+    handles = attach_all(run)
+    run.train(3)
+    other = Keras(seed=1)
+    report = xw.handoff((run.model, run.optimizer), (other.model, None), sample=torch.from_numpy(X))
+    proof = xw.verify_handoff(
+        (run.model, run.optimizer), report.training, batches=[(X, Y)] * 4, loss="mse", dtypes=(None,)
+    )
+    assert proof.ok, proof
+    assert schedule_of(handles).step == 3
+    schedule_of(report.held).release()
+    proof = xw.verify_handoff(
+        (run.model, run.optimizer), report.training, batches=[(X, Y)] * 4, loss="mse", dtypes=(None,)
+    )
+    assert not proof.ok
