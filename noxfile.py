@@ -50,7 +50,9 @@ for name in sys.argv[1:]:
     compileall.compile_dir(sysconfig.get_path("purelib") + "/" + name, quiet=2)
 """
 # Whose models are built for docs/layers.md.
-MEASURED = ("timm==1.0.31", "diffusers==0.42.1", "torchvision==0.28.0")
+MEASURED = ("timm==1.0.31", "diffusers==0.42.1", "torchvision==0.28.0", "keras-hub==0.32.0")
+# What keras_hub imports, whatever is used of it.
+MEASURED_NEED = ("kagglehub==1.0.3", "kagglesdk==0.1.38")
 # Whose models are ported for docs/porting.md.
 PAIRED = ("timm==1.0.31", "torchvision==0.28.0", "keras-hub==0.32.0")
 # What trains for the user: holds are tested under them.
@@ -226,7 +228,7 @@ def layers(session: nox.Session) -> None:
     everything = Everything(session)
     # Beside the environment: transformers and Lightning use torchvision wherever they find it.
     beside = str(everything.home / "layers")
-    everything.install("--no-deps", "--target", beside, *MEASURED)
+    everything.install("--no-deps", "--target", beside, *MEASURED, *MEASURED_NEED)
     everything.run("python", "tests/backends/torch/measure_layers.py", "--write", env={**QUIET, "PYTHONPATH": beside})
 
 

@@ -283,13 +283,13 @@ def _is_sharded(kind: type[Any]) -> bool:
     return any(base.__name__ in _SHARDED and base.__module__.startswith("torch.") for base in kind.__mro__)
 
 
-def wrapped_child(kind: type[Any]) -> str | None:
+def wrapped_child(kind: Any) -> str | None:
     """Return the attribute of the module that a wrapper wraps, None for other modules."""
     return next(iter(wrapped_children(kind)), None)
 
 
 @lru_cache(maxsize=1024)
-def wrapped_children(kind: type[Any]) -> tuple[str, ...]:
+def wrapped_children(kind: Any) -> tuple[str, ...]:
     """Return all attributes at which a wrapper has the module that it wraps; none for other modules."""
     names = (f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
     return next((_WRAPPERS[name] for name in names if name in _WRAPPERS), ())

@@ -227,7 +227,8 @@ def test_every_pattern_of_a_table_can_be_read_and_every_role_is_known(package):
 @pytest.mark.skipif(importlib.util.find_spec("keras_hub") is None, reason="keras_hub is not installed: nox -s layers")
 def test_every_array_of_a_sample_of_keras_hub_has_a_role_and_axes():
     code = (
-        "import hub_models, measure_layers as m; names = 'T5Backbone MixtralBackbone ViTBackbone DebertaV3Backbone';"
+        "import hub_models, measure_keras_layers as m;"
+        "names = 'T5Backbone MixtralBackbone ViTBackbone DebertaV3Backbone';"
         "f = m.measure('keras_hub', {n: hub_models.MODELS[n] for n in names.split()});"
         "assert not f['failed'] and not f['unknown'] and f['arrays'] > 100, f"
     )

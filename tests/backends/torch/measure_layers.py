@@ -1,7 +1,8 @@
 """Measure how many arrays of packages' models have a role and axes, and write docs/layers.md from it.
 
 ``python tests/backends/torch/measure_layers.py [--write]``: small random configurations on the meta device, so that no
-memory is needed; a package that isn't installed is left out, and said so.
+memory is needed; a package that isn't installed is left out, and said so. Models that are made with Keras are measured
+by ``tests/backends/keras/measure_keras_layers.py``, in a process of its own.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import importlib
 import importlib.util
 import inspect
 import io
+import json
 import logging
 import re
+import subprocess
 import sys
 import textwrap
 import warnings
@@ -32,6 +35,8 @@ from xweights_torch import backend
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "layers.md"
 MARK = "<!-- measured -->"
+KERAS_SCRIPT = Path(__file__).resolve().parents[1] / "keras" / "measure_keras_layers.py"
+OF_KERAS = ("keras", "keras_hub")  # keras: keras.applications
 
 # On the meta device a model costs no memory, so most settings are the defaults.
 TRANSFORMERS = (
@@ -218,7 +223,16 @@ def measure_all(packages: list[str]) -> list[Measured]:
     """Measure the packages that are installed."""
     logging.disable(logging.WARNING)
     define_operators()
-    return [measure(name, PACKAGES[name]()) for name in packages if importlib.util.find_spec(name) is not None]
+    installed = [name for name in packages if importlib.util.find_spec(name) is not None]
+    found = [measure(name, PACKAGES[name]()) for name in installed if name in PACKAGES]
+    return found + [measure_in_keras(name) for name in installed if name in OF_KERAS]
+
+
+def measure_in_keras(package: str) -> Measured:
+    """Measure a package in a process of its own, where Keras runs on torch."""
+    run = subprocess.run([sys.executable, str(KERAS_SCRIPT), package], check=True, stdout=subprocess.PIPE)
+    (found,) = json.loads(run.stdout)
+    return Measured(**found | {"unknown": Counter(found["unknown"])})
 
 
 def show_share(found: Measured) -> str:
@@ -245,7 +259,8 @@ def write_page(results: list[Measured]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Print what was found; with ``--write``, into the page too."""
-    packages = [name for name in arguments if name in PACKAGES] or list(PACKAGES)
+    every = [*PACKAGES, *OF_KERAS]
+    packages = [name for name in arguments if name in every] or every
     results = measure_all(packages)
     for found in results:
         print(f"{found.package}: {len(found.models)} models, {found.arrays:,} arrays, {show_share(found)}")

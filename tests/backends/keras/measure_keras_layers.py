@@ -1,7 +1,8 @@
 """Measure how many arrays of models that are made with Keras have a role and axes: one object of JSON for each package.
 
-``python tests/backends/keras/measure_layers.py keras_hub``: in a process of its own, since it chooses Keras' backend.
-On the meta device of torch the models need no memory. ``tests/backends/torch/measure_layers.py`` writes the page.
+``python tests/backends/keras/measure_keras_layers.py keras_hub``: in a process of its own, since it chooses Keras'
+backend. On the meta device of torch the models need no memory. ``tests/backends/torch/measure_layers.py`` writes the
+page.
 """
 
 from __future__ import annotations
