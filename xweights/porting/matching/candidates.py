@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xweights.core.dtypes import Array
-from xweights.porting.matching.forms import find_common_form, find_used_rows
+from xweights.porting.matching.forms import Form, find_used_rows, list_common_forms
 from xweights.porting.matching.packing import Packing
 from xweights.porting.matching.similarity import (
     Grid,
@@ -84,6 +84,7 @@ class Candidates:
     def __init__(self, grids: set[Grid], prefer: Prefer, *, first: bool, differ: bool) -> None:
         self.grids, self.prefer, self.first, self.differ = grids, prefer, first, differ
         self.doubts: list[str] = []
+        self._sizes: dict[tuple[int, Form], tuple[float, float]] = {}  # mean and largest entry of a source's input
 
     def find(self, unit: LayerUnit, array: Array | None, calls: Sequence[UnitCall], following: int) -> list[Candidate]:
         """Return the candidates, the likeliest first: those that were seen, with similar names, that come next."""
@@ -108,18 +109,24 @@ class Candidates:
         return sorted(by_unit.values(), key=key) if len(by_unit) > 1 else list(by_unit.values())
 
     def _check(self, unit: LayerUnit, array: Array | None, call: UnitCall) -> Candidate | None:
-        expected = call.input
-        form, bring_source, bring_target = find_common_form(call.unit, unit)
-        if form[0] == "rows":
-            return _check_rows(unit, array, call)
-        if array is None or expected is None:
-            return Candidate(call, UNPERMUTED, None)
-        array, expected = bring_target(array), bring_source(expected)
-        if array is None or expected is None:
-            return None
+        for form, bring_source, bring_target in list_common_forms(call.unit, unit):
+            if form[0] == "rows":
+                return _check_rows(unit, array, call)
+            if array is None or call.input is None:
+                return Candidate(call, UNPERMUTED, None)
+            got, expected = bring_target(array), bring_source(call.input)
+            if got is not None and expected is not None:
+                found = self._compare(unit, got, call, expected, form)
+                if found is not None:
+                    return found
+        return None
+
+    def _compare(self, unit: LayerUnit, array: Array, call: UnitCall, expected: Array, form: Form) -> Candidate | None:
         limit = input_tolerance(array, expected)
-        if array.shape == expected.shape and not _may_be_equal(
-            array, expected, limit, rows=_is_permutable(unit, array)
+        if (
+            array.shape == expected.shape
+            and array.size >= _LARGE
+            and not self._may_be_equal(array, expected, limit, (call.number, form))
         ):
             return None
         if "other" in (unit.kind, call.unit.kind) and array.size == expected.size and array.ndim > 1:
@@ -153,6 +160,17 @@ class Candidates:
             )
         permutation = UNPERMUTED if np.array_equal(order, unpermuted) else FeaturePermutation(rows=order)
         return Candidate(call, permutation, distance(array, expected[:, order]))
+
+    def _may_be_equal(self, array: Array, expected: Array, limit: float, key: tuple[int, Form]) -> bool:
+        """Return False if the sizes of the entries already show that two arrays differ, in whatever order they are."""
+        if array.dtype.kind != "f" or expected.dtype.kind != "f":
+            return True
+        if key not in self._sizes:
+            entries = np.abs(expected, dtype=expected.dtype)
+            self._sizes[key] = (float(entries.mean(dtype=np.float64)), float(entries.max()) or 1.0)
+        mean, largest = self._sizes[key]
+        got = float(np.abs(array).mean(dtype=np.float64))
+        return not np.isfinite(mean + got) or abs(got - mean) <= limit * largest
 
     def find_column_order(self, array: Array, calls: Sequence[UnitCall]) -> Array | None:
         """Return the order of a vector's columns if it was reshaped to this image in the framework's order, or None."""
@@ -229,20 +247,6 @@ def _check_rows(unit: LayerUnit, array: Array | None, call: UnitCall) -> Candida
         return Candidate(call, FeaturePermutation(shift=(used[0][0], used[1][0])), None)
     tables = [next(iter(one.slices.values())).shape for one in (call.unit, unit)]
     return Candidate(call, UNPERMUTED, None) if tables[0] == tables[1] else None
-
-
-def _may_be_equal(array: Array, expected: Array, limit: float, *, rows: bool) -> bool:
-    """Return False if a few entries already show that two arrays differ, in whatever order their features are."""
-    if array.size < _LARGE or array.dtype.kind != "f" or expected.dtype.kind != "f":
-        return True
-    if rows:
-        some = slice(None, None, max(1, array.shape[0] // 8))
-        got, wanted = np.sort(array[some], axis=-1), np.sort(expected[some], axis=-1)
-    else:
-        some = slice(None, None, max(1, array.size // 512))
-        got, wanted = array.reshape(-1)[some], expected.reshape(-1)[some]
-    scale = float(np.abs(expected).max()) or 1.0
-    return bool((np.abs(got.astype(np.float64) - wanted) <= 2 * limit * scale).all())
 
 
 def _flatten(image: Array, channels_first: bool) -> Array:

@@ -44,13 +44,12 @@ def list_forms(unit: LayerUnit) -> dict[Form, Bring]:
     return {(*unit.form, unit.attributes.get("groups", 1)): _keep}
 
 
-def find_common_form(source: LayerUnit, target: LayerUnit) -> tuple[Form, Bring, Bring]:
-    """Return the first form that two units have in common, and what brings the input of each to it."""
+def list_common_forms(source: LayerUnit, target: LayerUnit) -> list[tuple[Form, Bring, Bring]]:
+    """Return the forms that two units have in common, and what brings the input of each to them."""
     if "other" in (source.kind, target.kind):
-        return ("other",), _keep, _keep
+        return [(("other",), _keep, _keep)]
     ways, other_ways = list_forms(source), list_forms(target)
-    form = next(form for form in other_ways if form in ways)
-    return form, ways[form], other_ways[form]
+    return [(form, ways[form], bring) for form, bring in other_ways.items() if form in ways]
 
 
 def fit(source: LayerUnit, target: LayerUnit) -> bool:
