@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from xweights_torch.porting.norms import find_norm, is_batch_norm
-from xweights_torch.porting.uses import Use, rows_use
+from xweights_torch.porting.uses import Use
 from xweights_torch.porting.views import Derived, Root
 from xweights_torch.porting.watching import OperationWatch, Pending
 
@@ -47,7 +47,8 @@ class Observer(OperationWatch):
         events = [self._note(use) for use in uses]
         result = call()
         for event in events:
-            self.expect_addition(result, event.use, event)
+            if event.use.columns is None:
+                self.expect_addition(result, event.use, event)
         return result
 
     def add(self, pending: Pending, beta: Derived, addend: Derived, call: Callable[[], Any]) -> Any:
@@ -81,8 +82,8 @@ class Observer(OperationWatch):
             if not self.inside:
                 if known:
                     self.note_uses((args, named))
-                for one in self.list_given(args, named) if known else ():
-                    self._note(rows_use(one))
+                for use in self.list_given(args, named) if known else ():
+                    self._note(use)
                 self.called.setdefault(id(module), self._count())
             self.inside += known
 

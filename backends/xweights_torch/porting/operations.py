@@ -16,15 +16,16 @@ from xweights_torch.porting.uses import Arrangement, Use, as_tensor, bind, colle
 from xweights_torch.porting.views import Derived, permute, reshape
 
 
-def recognize(name: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> Use | None:
-    """Return the use that a function makes of the parameters among its arguments, if a layer computes the same."""
+def recognize(name: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> list[Use]:
+    """Return the uses that a function makes of the parameters among its arguments, if layers compute the same."""
     rule = _RULES.get(name)
     try:
-        use = None if rule is None else rule(args, dict(named))
+        found = None if rule is None else rule(args, dict(named))
     except (IndexError, KeyError, TypeError, ValueError, AttributeError):
-        return None  # arguments of an unusual form: the parameter is used in a way that no layer does
+        return []  # arguments of an unusual form: the parameter is used in a way that no layer does
+    uses = found if isinstance(found, list) else [found]
     # A buffer that isn't saved is no weight.
-    return use if use is not None and all(one.root.parameter for one in use.arrays.values()) else None
+    return [use for use in uses if use is not None and all(one.root.parameter for one in use.arrays.values())]
 
 
 # Norms
@@ -189,7 +190,7 @@ def _added_multiple(args: tuple[Any, ...], named: dict[str, Any]) -> Use | None:
     return use
 
 
-_RULES: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], Use | None]] = {
+_RULES: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], Use | list[Use] | None]] = {
     **PRODUCTS,
     "batch_norm": _batch_norm("input running_mean running_var weight bias training momentum eps"),
     "instance_norm": _group_norm("input running_mean running_var weight bias use_input_stats momentum eps"),

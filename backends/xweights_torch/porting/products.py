@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from xweights_torch.porting.uses import Arrangement, Use, as_tensor, bind, collect, flat, is_computed, make_use, whole
-from xweights_torch.porting.views import Derived, permute, reshape
+from xweights_torch.porting.views import Derived, cut, permute, reshape
 
 # The most matrices of a stack that are told apart.
 _MOST_PARTS = 1024
@@ -41,10 +41,12 @@ def contract(x: Any, weight: Derived, letters: tuple[str, str, str], bias: Any =
         arrays |= collect({"bias": bias}, lambda value: (flat,))
     given = tuple(own.index(letter) for letter in [*batch, *free, *summed])
     result = tuple(out.index(letter) for letter in [*batch, *free, *made])
+    # Where the output isn't what the views make of the input.
+    computed = is_computed(weight) or (bias is not None and "bias" not in arrays)
     return make_use(
         "dense",
         arrays,
-        {"computed": True} if is_computed(weight) else {},
+        {"computed": True} if computed else {},
         given=as_tensor(x),
         arranged=Arrangement(given, len(summed), len(batch)),
         result=Arrangement(result, len(made), len(batch)),
@@ -55,14 +57,48 @@ def contract(x: Any, weight: Derived, letters: tuple[str, str, str], bias: Any =
 _LETTERS = "abcdefgh"
 
 
-def _linear(args: tuple[Any, ...], named: dict[str, Any]) -> Use | None:
+def _linear(args: tuple[Any, ...], named: dict[str, Any]) -> Use | list[Use] | None:
     bound = bind(args, named, "input weight bias")
-    x, weight = bound["input"], bound["weight"]
+    x, weight, bias = bound["input"], bound["weight"], bound.get("bias")
     if not isinstance(weight, Derived):
         return None
+    joined = next((one for one in (weight, bias) if isinstance(one, Derived) and one.joined), None)
+    if joined is not None:
+        return _joined_linear(x, weight, bias, [len(member.tensor) for member in joined.members])
     free = _LETTERS[: as_tensor(x).dim() - 1]
     made = "o" if weight.tensor.dim() == 2 else ""
-    return contract(x, weight, (f"{free}i", f"{made}i", f"{free}{made}"), bound.get("bias"))
+    return contract(x, weight, (f"{free}i", f"{made}i", f"{free}{made}"), bias)
+
+
+def _joined_linear(x: Any, weight: Derived, bias: Any, sizes: Sequence[int]) -> list[Use] | None:
+    """Return a layer whose kernel or bias is several parameters, one after the other, as a layer for each."""
+    uses = []
+    start = 0
+    for size in sizes:
+        parts = [_cut_rows(one, start, start + size) for one in (weight, bias)]
+        use = _linear((x, *parts), {}) if isinstance(parts[0], Derived) else None
+        if not isinstance(use, Use):
+            return None
+        use.columns = slice(start, start + size)
+        uses.append(use)
+        start += size
+    return uses
+
+
+def _cut_rows(value: Any, start: int, stop: int) -> Any:
+    """Return some rows of a weight; None if they are those of several parameters, or constant."""
+    if not isinstance(value, Derived):
+        return value
+    if value.joined:
+        at = 0
+        for member in value.members:
+            if (at, at + len(member.tensor)) == (start, stop):
+                return member if member.root.parameter is not None else None
+            at += len(member.tensor)
+        return None
+    if value.steps is None:
+        return None
+    return replace(value.then(cut(start, stop)), tensor=value.tensor[start:stop])
 
 
 def _matmul(args: tuple[Any, ...], named: dict[str, Any], bias: Any = None) -> Use | None:
@@ -163,7 +199,7 @@ def _conv(space: int, transposed: bool) -> Callable[[tuple[Any, ...], dict[str, 
     return rule
 
 
-PRODUCTS: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], Use | None]] = {
+PRODUCTS: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], Use | list[Use] | None]] = {
     "linear": _linear,
     "matmul": _matmul,
     "mm": _matmul,

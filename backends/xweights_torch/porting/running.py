@@ -20,6 +20,8 @@ from xweights_torch.porting.watching import OperationWatch, Pending
 class Runner(OperationWatch):
     """A watch that tells a watcher of the operations among the records."""
 
+    remakes = True
+
     def __init__(self, roots: Sequence[Root], records: Sequence[LayerRecord], watcher: Watcher) -> None:
         super().__init__(roots)
         self.watcher = watcher
@@ -65,7 +67,7 @@ class Runner(OperationWatch):
             self._wrap(args, found),
             {name: self._wrap(part, found) for name, part in named.items()},
         )
-        self.compute([rows_use(one) for one in given], lambda: None)
+        self.compute(given, lambda: None)
         return remake(wrapped), remake(wrapped_named)
 
     def close(self) -> None:
@@ -94,6 +96,8 @@ class Runner(OperationWatch):
     def _leave(self, records: Sequence[LayerRecord], use: Use, result: Any) -> Any:
         output = result if isinstance(result, torch.Tensor) else None
         arrays = _to_arrays(output, use.result, use.parts) if use.result is not None else None
+        if use.columns is not None and arrays is not None:
+            arrays = [array[:, use.columns] for array in arrays]
         parts = [None if arrays is None else arrays[record.layer.part] for record in records]
         values = [self.watcher.leave(record, {"": part}) for record, part in zip(records, parts, strict=True)]
         if output is None or use.result is None or len(values) != max(use.parts, 1):
@@ -102,6 +106,10 @@ class Runner(OperationWatch):
         if len(given) < len(values):
             return result
         value = np.stack(given) if use.parts else given[0]
+        if use.columns is not None:
+            whole = np.array(host(use.result.apply(output)))
+            whole[:, use.columns] = value
+            value = whole
         replaced = use.result.restore(to_tensor(value), output)
         return result if replaced is None else replaced
 

@@ -54,6 +54,7 @@ class Use:
     """One use of parameters: ``arrays`` by role in canonical form.
 
     ``given`` is the input. ``parts`` is the number of matrices if the kernel is a stack of them, else 0.
+    ``columns`` are those of the output that it computes, if not all.
     """
 
     kind: str
@@ -63,6 +64,7 @@ class Use:
     arranged: Arrangement | None = None
     result: Arrangement | None = None
     parts: int = 0
+    columns: slice | None = None
     refused: str | None = None
 
     @property
@@ -72,12 +74,12 @@ class Use:
         return (self.kind, arrays, repr(sorted(self.attributes.items())))
 
 
-def rows_use(derived: Derived) -> Use:
+def rows_use(derived: Derived, *, resampled: bool = False) -> Use:
     """Return the use of a parameter as it is."""
     steps, first, count = list_rows(derived)
     root = replace(derived, steps=steps, offset=0)
     refused = None
-    if derived.resampled:
+    if resampled or derived.resampled:
         name = derived.root.places[0][1] if derived.root.places else "a parameter"
         refused = f"{name} is resampled to the grid of the input, so that its rows aren't those that are added"
     return Use("rows", {"rows": root}, {"first": first, "count": count}, refused=refused)
@@ -104,10 +106,11 @@ def collect(
     arrays: Mapping[str, Any], steps: Callable[[Derived], Steps], *, offset: bool = False
 ) -> dict[str, Derived]:
     """Return those arrays that are views of parameters, in canonical form."""
+    views = {role: value for role, value in arrays.items() if isinstance(value, Derived) and value.steps is not None}
     return {
         role: value.then(*steps(value))
-        for role, value in arrays.items()
-        if isinstance(value, Derived) and value.steps is not None and (offset or not value.offset)
+        for role, value in views.items()
+        if value.root.parameter is not None and (offset or not value.offset)
     }
 
 
@@ -123,8 +126,10 @@ def make_use(kind: str, arrays: dict[str, Derived], attributes: Mapping[str, Any
 
 def whole(value: Any) -> Any:
     """Return a weight that is computed from a whole parameter as that parameter, to tell which it is."""
-    if is_computed(value) and tuple(value.tensor.shape) == value.root.shape and not value.resampled:
-        return replace(value, steps=(), offset=0)
+    if is_computed(value) and not value.resampled:
+        for member in value.members or (value,):
+            if tuple(value.tensor.shape) == member.root.shape and not member.root.is_buffer:
+                return replace(value, root=member.root, steps=(), offset=0, members=())
     return value
 
 

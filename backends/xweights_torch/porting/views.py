@@ -58,6 +58,11 @@ def permute(*order: int) -> Step:
     return Step("permute", str(order), lambda tensor: tensor.permute(order))
 
 
+def cut(start: int, stop: int) -> Step:
+    """Return the step to some entries of the first axis."""
+    return Step("cut", f"{start}:{stop}", lambda tensor: tensor[start:stop])
+
+
 def pick(index: int) -> Step:
     """Return the step to one entry of the first axis."""
     return Step("pick", str(index), lambda tensor: tensor[index])
@@ -85,6 +90,7 @@ class Derived:
     ``steps`` lead to its entries, None if they were computed. ``offset`` is the number that was added to them.
     ``made`` is how it was made (function, arguments, keywords, position among several results): if it is a copy, and
     the parameter is written meanwhile, it has to be made again. ``resampled``: to another grid.
+    ``members``: what it was made of, if that was several parameters; ``joined``: one after the other.
     """
 
     root: Root
@@ -93,6 +99,8 @@ class Derived:
     offset: int = 0
     made: tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any], int | None] | None = None
     copied: bool = False
+    members: tuple[Derived, ...] = ()
+    joined: bool = False
     resampled: bool = False
 
     def remake(self) -> torch.Tensor:
@@ -110,14 +118,44 @@ class Derived:
         return replace(self, steps=(*self.steps, *steps))
 
 
+def change_in_place(
+    base: Derived, changed: Derived, function: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any]
+) -> Derived:
+    """Return a copy of a parameter after a function has changed a view of it."""
+
+    def make() -> torch.Tensor:
+        tensor = base.remake()
+        function(_remake_on(changed, base, tensor), *remake(args[1:]), **remake(named))
+        return tensor
+
+    return Derived(base.root, base.tensor, None, 0, (make, (), {}, None), True, base.members)
+
+
+def _remake_on(value: Any, base: Derived, tensor: torch.Tensor) -> Any:
+    if value is base or not isinstance(value, Derived) or value.made is None:
+        return tensor if value is base else remake(value)
+    function, args, named, position = value.made
+    result = function(*(_remake_on(part, base, tensor) for part in args), **remake(named))
+    return result if position is None else result[position]
+
+
 def remake(value: Any) -> Any:
     """Return arguments with the present values of the tensors that were made from parameters."""
+    return _unwrap(value, Derived.remake)
+
+
+def unwrap(value: Any) -> Any:
+    """Return arguments with the tensors that were made from parameters as they are."""
+    return _unwrap(value, lambda derived: derived.tensor)
+
+
+def _unwrap(value: Any, take: Callable[[Derived], torch.Tensor]) -> Any:
     if isinstance(value, Derived):
-        return value.remake()
+        return take(value)
     if type(value) in (tuple, list):
-        return type(value)(remake(part) for part in value)
+        return type(value)(_unwrap(part, take) for part in value)
     if isinstance(value, Mapping):
-        return {name: remake(part) for name, part in value.items()}
+        return {name: _unwrap(part, take) for name, part in value.items()}
     return value
 
 
@@ -126,7 +164,7 @@ _RESHAPING = frozenset(
     {"reshape", "view", "view_as", "reshape_as", "flatten", "unflatten", "unsqueeze", "squeeze", "ravel"}
 )
 # Functions that keep entries and shape.
-_KEEPING = frozenset(
+KEEPING = frozenset(
     {"to", "float", "double", "half", "bfloat16", "type", "type_as", "contiguous", "clone", "detach", "get_data"}
     | {"alias", "requires_grad_", "cpu", "cuda", "as_subclass", "positive", "get_real"}
 )
@@ -154,7 +192,7 @@ def follow(name: str, function: Callable[..., Any], args: tuple[Any, ...], named
     if name == "expand_as" and isinstance(result, torch.Tensor):
         shape = tuple(result.shape)
         return [_derive(source, result, Step("expand", str(shape), lambda t: t.expand(shape)), function, args, named)]
-    if name in _KEEPING and isinstance(result, torch.Tensor):
+    if name in KEEPING and isinstance(result, torch.Tensor):
         return [_derive(source, result, None, function, args, named)] if result.is_floating_point() else []
     if name in _RESHAPING and isinstance(result, torch.Tensor):
         if name == "view" and result.dtype != source.tensor.dtype:

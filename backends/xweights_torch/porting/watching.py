@@ -15,7 +15,17 @@ from torch.overrides import TorchFunctionMode
 
 from xweights_torch.porting.operations import recognize
 from xweights_torch.porting.uses import Use, fit_addend, rows_use
-from xweights_torch.porting.views import Derived, Root, follow, name_of, remake, shares_memory
+from xweights_torch.porting.views import (
+    KEEPING,
+    Derived,
+    Root,
+    change_in_place,
+    follow,
+    name_of,
+    remake,
+    shares_memory,
+    unwrap,
+)
 
 # Functions that look at a parameter's shape or dtype alone.
 _SHAPE_ONLY = frozenset(
@@ -28,6 +38,7 @@ _RESAMPLING = frozenset({"interpolate", "upsample", "grid_sample", "affine_grid"
 # Functions after which an output is still the output of its operation.
 _PASSING = frozenset({"view", "reshape", "contiguous", "to", "float", "type_as", "unflatten", "view_as", "reshape_as"})
 _ADDING = frozenset({"add", "add_", "__radd__"})
+_JOINING = frozenset({"cat", "concat", "concatenate"})
 _BUILTIN = frozenset({"batch_norm", "instance_norm", "embedding"})
 
 
@@ -44,6 +55,9 @@ class OperationWatch(TorchFunctionMode):
     ``inside`` is the number of known layers that are computing; what they do is theirs. ``stack`` are the other modules
     that are, each with its first input.
     """
+
+    # Whether parameters may be written meanwhile, so that copies of them have to be made again when they are used.
+    remakes = False
 
     def __init__(self, roots: Sequence[Root]) -> None:
         super().__init__()
@@ -94,7 +108,10 @@ class OperationWatch(TorchFunctionMode):
         found: list[Derived],
     ) -> Any:
         def call() -> Any:
-            return function(*remake(args), **remake(named))
+            # What is changed in place, or viewed, has to stay the tensor that the model has.
+            if self.remakes and not _changes(name):
+                return function(*remake(args), **remake(named))
+            return function(*unwrap(args), **unwrap(named))
 
         is_first = bool(args) and isinstance(args[0], Derived)
         if name.endswith("_like") or name.startswith("new_") or (name in _SHAPE_ONLY and not is_first):
@@ -112,21 +129,28 @@ class OperationWatch(TorchFunctionMode):
                 self.pending.pop(id(result), None)  # from now on it is the sum
             return result
         self.note_uses(others)
-        use = recognize(name, args, named)
-        if use is None and not others:
-            done, result = self._derive(name, function, args, named, found, call)
+        uses = recognize(name, args, named)
+        if not uses and not others:
+            done, result = self._derive(name, function, args, named, found)
             if done:
                 return result
-        uses = [] if use is None else [use]
-        used = set() if use is None else {id(one.root) for one in use.arrays.values()}
-        for one in found:
-            if one.root.parameter is not None and id(one.root) not in used:
-                used.add(id(one.root))
-                uses.append(rows_use(one))
+        used = {id(one.root) for use in uses for one in use.arrays.values()}
+        uses += _list_rows(found, used)
         result = self.compute(uses, call) if uses else call()
-        if name.endswith("_") and is_first and not name.startswith("__"):
-            self.derived.pop(id(args[0].tensor), None)
+        if is_first and _changes(name):
+            self._change(args[0], function, args, named)
         return result
+
+    def _change(
+        self, changed: Derived, function: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any]
+    ) -> None:
+        """Note that a copy of a parameter was changed in place."""
+        for key, one in list(self.derived.items()):
+            if one.made is not None and shares_memory(one.tensor, changed.tensor):
+                if one.copied and _is_made_of(changed, one):
+                    self.derived[key] = change_in_place(one, changed, function, args, named)
+                else:
+                    del self.derived[key]
 
     def _derive(
         self,
@@ -135,25 +159,25 @@ class OperationWatch(TorchFunctionMode):
         args: tuple[Any, ...],
         named: dict[str, Any],
         found: list[Derived],
-        call: Callable[[], Any],
     ) -> tuple[bool, Any]:
         """Return whether the result depends on one parameter alone, and the result."""
-        weights = {id(one.root): one for one in found if not one.root.is_buffer}
-        if len(weights) > 1 or name in ("__setitem__", "copy_") or (name.endswith("_") and not name.startswith("__")):
+        joined = name in _JOINING and _is_along_first(args, named)
+        if _changes(name):
             return False, None
-        result = call()
-        source = next(iter(weights.values()), found[0])
+        result = function(*unwrap(args), **unwrap(named))
+        source = next((one for one in found if not one.root.is_buffer), found[0])
+        members = tuple(dict.fromkeys(member for one in found for member in one.members or (one,)))
         made = follow(name, function, args, named, result) if len({id(one.root) for one in found}) == 1 else []
         if not made:
             parts = result if isinstance(result, (tuple, list)) else [result]
             for position, part in enumerate(parts):
                 if isinstance(part, torch.Tensor) and part.is_floating_point():
                     at = None if part is result else position
-                    made.append(Derived(source.root, part, None, 0, (function, args, named, at), True))
+                    made.append(Derived(source.root, part, None, 0, (function, args, named, at), True, members, joined))
             self._describe(name, args, source, made)
         for one in made:
-            if source.resampled:
-                one.resampled = True
+            one.resampled |= any(part.resampled for part in found)
+            one.joined |= source.joined and one.tensor.shape == source.tensor.shape and name in KEEPING
             self.derived.setdefault(id(one.tensor), one)
         return True, result
 
@@ -162,12 +186,13 @@ class OperationWatch(TorchFunctionMode):
         if len(made) != 1:
             return
         one = made[0]
-        plain = source.steps is not None and not source.offset
+        plain = source.steps is not None and not source.offset and not source.root.is_buffer
         if plain and name in ("add", "__radd__") and any(type(part) in (int, float) and part == 1 for part in args):
-            one.steps, one.offset = source.steps, 1
+            one.steps, one.offset, one.members = source.steps, 1, ()
         if name in _RESAMPLING:
             same = one.tensor.shape == source.tensor.shape and torch.equal(one.tensor, source.tensor)
             one.steps, one.resampled = (source.steps, source.resampled) if same else (None, True)
+            one.members = source.members if same else one.members
 
     def _wrap(self, value: Any, found: list[Derived]) -> Any:
         """Return arguments in which the tensors that were made from parameters are known as such."""
@@ -226,11 +251,11 @@ class OperationWatch(TorchFunctionMode):
 
     # Modules
 
-    def list_given(self, args: Any, named: Any) -> list[Derived]:
-        """Return the parameters, or what was made of them, among the inputs of a layer."""
+    def list_given(self, args: Any, named: Any) -> list[Use]:
+        """Return the uses of the parameters, or of what was made of them, among the inputs of a layer."""
         found: list[Derived] = []
         self._wrap((args, list(named.values())), found)
-        return [one for one in found if one.root.parameter is not None]
+        return _list_rows(found, set())
 
 
 @contextlib.contextmanager
@@ -260,6 +285,35 @@ def _iterate(value: Any) -> Iterator[Any]:
             yield from _iterate(part)
     else:
         yield value
+
+
+def _list_rows(found: Sequence[Derived], used: set[int]) -> list[Use]:
+    """Return the parameters that tensors were made of, but for those that are used already, as they are."""
+    uses = []
+    for one in found:
+        for member in one.members or (one,):
+            if member.root.parameter is not None and id(member.root) not in used:
+                used.add(id(member.root))
+                uses.append(rows_use(member, resampled=one.resampled))
+    return uses
+
+
+def _changes(name: str) -> bool:
+    """Return whether a function changes its first argument."""
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
+
+
+def _is_made_of(one: Any, base: Derived) -> bool:
+    """Return whether a tensor is a copy of a parameter, or a view of that copy."""
+    return one is base or (
+        isinstance(one, Derived) and one.made is not None and any(_is_made_of(part, base) for part in one.made[1])
+    )
+
+
+def _is_along_first(args: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
+    tensors, rest = args[0] if args else (), args[1:]
+    axis = rest[0] if rest else named.get("dim", named.get("axis", 0))
+    return axis == 0 and all(isinstance(one, Derived) and one.steps is not None and not one.offset for one in tensors)
 
 
 def _open(function: Any) -> Callable[..., Any]:

@@ -204,6 +204,53 @@ def test_a_bias_is_part_of_a_product_only_where_it_always_follows():
     assert {path: record.kind for path, record in found.items()} == {"weight": "dense", "bias": "rows"}
 
 
+def test_a_kernel_whose_bias_is_joined_from_several_parameters_is_several_layers():
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(6, 12, bias=False)
+            self.q_bias, self.v_bias = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+            self.register_buffer("k_bias", torch.zeros(4), persistent=False)
+
+        def forward(self, x):
+            return functional.linear(x, self.qkv.weight, torch.cat((self.q_bias, self.k_bias, self.v_bias)))
+
+    found = check(fill(Fused()), ROWS)
+    assert {path: shapes(record) for path, record in found.items()} == {
+        "qkv": {"kernel": (6, 4), "bias": (4,)},
+        "qkv/1": {"kernel": (6, 4)},
+        "qkv/2": {"kernel": (6, 4), "bias": (4,)},
+    }
+
+
+def test_a_copy_of_a_parameter_that_is_changed_in_place_is_computed_from_the_present_weights():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(6, 6)
+
+        def forward(self, x):
+            bias = self.inner.bias.clone()
+            bias[2:4].zero_()
+            return functional.linear(x, self.inner.weight, bias)
+
+    model, other = fill(Masked()), fill(Masked(), 1)
+    records = observe(model, ROWS)
+    assert {record.kind for record in records} == {"dense", "rows"}
+
+    class Writer:
+        def enter(self, record, inputs):
+            with torch.no_grad():
+                model.inner.weight.copy_(other.inner.weight)
+                model.inner.bias.copy_(other.inner.bias)
+
+        def leave(self, record, outputs):
+            return None
+
+    got = porting.run(model, records, ROWS, Writer())["output"]
+    np.testing.assert_allclose(got, other(torch.from_numpy(ROWS)).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
 def test_a_known_layer_stays_a_layer_unless_its_forward_is_replaced():
     model = fill(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2)))
     assert [record.layer for record in observe(model, ROWS)] == [model[0], model[1]]
