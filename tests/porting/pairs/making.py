@@ -273,6 +273,8 @@ def values_for(layer, module):
     """The values of a leaf layer's weights, of its torch twin."""
     values = {name: value.numpy(force=True) for name, value in module.state_dict().items()}
     kind = type(layer).__name__
+    if kind in ("GRUCell", "LSTMCell"):
+        return recurrent_values(values, kind)
     if kind == "BatchNormalization":
         return [values[n] for n in ("weight", "bias", "running_mean", "running_var")]
     if kind.startswith("Depthwise"):
@@ -283,6 +285,18 @@ def values_for(layer, module):
     elif kind == "Dense":
         values["weight"] = values["weight"].T
     return [values[n] for n in ("weight", "bias") if n in values]
+
+
+def recurrent_values(values, kind):
+    """Kernels and biases of one layer in one direction; Keras has the GRU's update gate first, torch its reset gate."""
+
+    def gates(value):
+        parts = np.split(value, len(value) // (values["weight_hh_l0"].shape[1]))
+        return np.concatenate([parts[1], parts[0], *parts[2:]] if kind == "GRUCell" else parts)
+
+    kernels = [gates(values[f"weight_{n}_l0"]).T for n in ("ih", "hh")]
+    biases = np.stack([gates(values[f"bias_{n}_l0"]) for n in ("ih", "hh")])
+    return [*kernels, biases if kind == "GRUCell" else biases.sum(0)]
 
 
 # Packages.

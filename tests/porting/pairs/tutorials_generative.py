@@ -273,7 +273,7 @@ def recommender():
             return dot + self.user_bias(user).squeeze(-1) + self.item_bias(item).squeeze(-1)
 
     pairs = [numbers(40, 7, 1), numbers(60, 7, 1, seed=4)]
-    return Twins(ours, Factorization(), pairs, [x.astype("int64") for x in pairs])
+    return Twins(ours, Factorization(), pairs, [x.astype("int64") for x in pairs], convert=in_order)
 
 
 @pair("NeRF's network", "NeRF's network (skip in the middle)")

@@ -142,7 +142,8 @@ def squeeze_excite_dense():
     s = layers.Dense(8, activation="relu")(layers.GlobalAveragePooling2D()(x))
     s = layers.Reshape((1, 1, 32))(layers.Dense(32, activation="sigmoid")(s))
     x = layers.GlobalAveragePooling2D()(layers.multiply([x, s]))
-    return Twins(keras.Model(inputs, layers.Dense(5)(x)), SqueezeExcite(nn.Linear(32, 8), nn.Linear(8, 32)), image(16))
+    theirs = SqueezeExcite(nn.Linear(32, 8), nn.Linear(8, 32))
+    return Twins(keras.Model(inputs, layers.Dense(5)(x)), theirs, image(16), convert=in_order)
 
 
 @pair("squeeze and excitation, Dense", "squeeze and excitation, 1x1 convolutions")

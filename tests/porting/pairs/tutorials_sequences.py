@@ -30,7 +30,7 @@ def char_rnn():
         def forward(self, x):
             return self.decoder(self.rnn(self.encoder(x))[0])
 
-    return Twins(ours, CharRNN(), numbers(40, 2, 15))
+    return Twins(ours, CharRNN(), numbers(40, 2, 15), convert=in_order)
 
 
 @pair("stacked LSTMs", "one nn.LSTM of two layers")
@@ -66,7 +66,7 @@ def gru_classifier():
             _, state = self.gru(self.embedding(x.t()))
             return self.fc(state[-1])
 
-    return Twins(ours, Classifier(), numbers(30, 2, 10))
+    return Twins(ours, Classifier(), numbers(30, 2, 10), convert=in_order)
 
 
 @pair("GRU of the other kind (reset_after=False)", "GRU classifier", different=r"reset")
@@ -122,7 +122,7 @@ def seq2seq():
             _, state = self.encoder(source)
             return f.softmax(self.fc(self.decoder(target, state)[0]), -1)
 
-    return Twins(ours, Seq2Seq(), [floats(2, 9, 20), floats(2, 7, 24)])
+    return Twins(ours, Seq2Seq(), [floats(2, 9, 20), floats(2, 7, 24)], convert=in_order)
 
 
 @pair("translation with additive attention", "translation with Bahdanau attention")
@@ -185,7 +185,7 @@ def temporal_convolutions():
         def forward(self, x):
             return self.linear(self.network(x.transpose(1, 2))[:, :, -1])
 
-    return Twins(ours, Tcn(), floats(2, 20, 4))
+    return Twins(ours, Tcn(), floats(2, 20, 4), convert=in_order)
 
 
 @pair("time series FCN (Keras example)", "time series FCN")
@@ -255,7 +255,7 @@ def fasttext_bag():
         def forward(self, text):
             return self.fc(self.embedding(text))
 
-    return Twins(ours, Text(), numbers(50, 3, 9))
+    return Twins(ours, Text(), numbers(50, 3, 9), convert=in_order)
 
 
 @pair("WaveNet block with gates", "WaveNet block with gates")
