@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -188,6 +189,8 @@ class _Planner:
                 entry = None
             elif entry is None:
                 entry = free_row_of(kind, attribute) if holder is None else free_row_of(*holder)
+            if entry is not None and _is_packed(kind, tensor):
+                entry = replace(entry, pattern=None)
             # The inputs of a computed parameter form no layer of their own.
             layer = owner if hidden and owner is not None else base
             self.add(tensor, computed, entry, base, layer, native, hidden or attribute in inputs, refused)
@@ -277,6 +280,12 @@ _SHARDED_STORAGE = RefusedStorage(
     "it belongs to a module that FSDP shards, where a write may be lost without an error\n"
     "Fix: edit the model before it is wrapped"
 )
+
+
+def _is_packed(kind: type[Any], tensor: TensorFacts) -> bool:
+    # bitsandbytes packs the weights of Linear4bit and Embedding4bit into one column, whose rows are no outputs.
+    shape = tensor[3]
+    return shape is not None and shape[1:] == (1,) and kind.__module__ == "bitsandbytes.nn.modules"
 
 
 def _is_sharded(kind: type[Any]) -> bool:

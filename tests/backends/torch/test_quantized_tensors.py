@@ -55,8 +55,14 @@ class Params4bit(nn.Parameter):
         return tensor
 
 
-def model_with(weight):
-    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+class Linear4bit(nn.Linear):
+    """A stand-in for bitsandbytes' layer."""
+
+    __module__ = "bitsandbytes.nn.modules"
+
+
+def model_with(weight, kind=nn.Linear):
+    model = nn.Sequential(kind(4, 6), nn.Linear(6, 2))
     model[0].weight = weight
     return model
 
@@ -94,7 +100,9 @@ def test_a_quantized_tensor_is_listed_with_role_and_axes_and_refused_with_the_re
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16], ids=str)
 def test_packed_values_of_bitsandbytes_are_refused_for_edits_whatever_they_are_stored_in(dtype):
     packed = torch.arange(12).reshape(12, 1).to(dtype)
-    model = model_with(Params4bit(packed.clone(), state="state"))
+    model = model_with(Params4bit(packed.clone(), state="state"), Linear4bit)
+    kernel = xw.parameters(model)[0]
+    assert (kernel.name, kernel.role, kernel.axes, kernel.shape) == ("0/kernel", "kernel", None, (12, 1))
     for edit in EDITS[1:]:
         with pytest.raises(
             xw.WriteError, match=r"(?s)'0/kernel'.*bitsandbytes\.nn\.modules\.Params4bit.*dequantize_4bit"
@@ -102,13 +110,14 @@ def test_packed_values_of_bitsandbytes_are_refused_for_edits_whatever_they_are_s
             edit(model)
     assert torch.equal(model[0].weight.detach(), packed)
     # As they are stored, they can be read and written back.
-    values = xw.get_params(model, layout="native")
+    values = xw.get_params(model)
     np.testing.assert_array_equal(np.asarray(values["0/kernel"], np.float32), packed.float().numpy())
-    xw.set_params(model, values, layout="native")
+    xw.set_params(model, values)
 
 
 def test_a_parameter_of_bitsandbytes_that_still_holds_floats_is_edited_like_any_other():
-    model = model_with(Params4bit(torch.full((6, 4), 3.0)))
+    model = model_with(Params4bit(torch.full((6, 4), 3.0)), Linear4bit)
+    assert xw.parameters(model)[0].axes == ("in", "out")
     xw.scale(model, 2.0, where="0/kernel")
     assert model[0].weight.unique().tolist() == [6.0]
 
