@@ -34,7 +34,7 @@ def bloom():
     return text(ours, BloomModel(BloomConfig(vocab_size=100, hidden_size=32, n_layer=2, n_head=4, use_cache=False)))
 
 
-@pair("keras_hub GPT-NeoX", "transformers GPTNeoXModel", needs=HUB)
+@pair("keras_hub GPT-NeoX, gelu by tanh", "transformers GPTNeoXModel, exact gelu", needs=HUB, different="gelu")
 def gpt_neox():
     from transformers import GPTNeoXConfig, GPTNeoXModel
 

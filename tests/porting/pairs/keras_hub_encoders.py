@@ -6,7 +6,7 @@ from pairs.hub import HUB, SMALL, backbone, hub, text
 from pairs.making import pair
 
 
-@pair("keras_hub BERT", "transformers BertModel", needs=HUB)
+@pair("keras_hub BERT, gelu by tanh", "transformers BertModel, exact gelu", needs=HUB, different="gelu")
 def bert():
     from transformers import BertConfig, BertModel
 
