@@ -193,6 +193,20 @@ def test_factors_are_taken_along_if_nobody_has_the_handle_any_more():
     assert report.held[0].factors == {"a/kernel": 0.5, "a/bias": 0.0, "b/kernel": 0.5, "b/bias": 0.0}
 
 
+def test_a_factor_also_scales_the_decay_that_a_hook_of_a_hand_off_does_before_the_step():
+    k = in_keras()
+    k.compile(keras.optimizers.SGD(0.1, weight_decay=0.5), "mse")
+    train_keras(k, 1)
+    t, _ = in_torch()
+    report = xw.handoff((k, k.optimizer), (t, None), sample=X)
+    multiplied = xw.multiply_lr(t, {"0/kernel": 0.0}, optimizer=report.optimizer)
+    before = xw.get_params(t)
+    train_torch(t, report.optimizer, 1)
+    np.testing.assert_array_equal(xw.get_params(t)["0/kernel"], before["0/kernel"])
+    assert not np.array_equal(xw.get_params(t)["2/kernel"], before["2/kernel"])
+    multiplied.release()
+
+
 def test_averages_that_are_swapped_in_stay_behind_and_the_report_says_so():
     t, optimizer = in_torch()
     averages = FOLLOWING["plain averages"](t, optimizer)

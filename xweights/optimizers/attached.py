@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from xweights.core import attachments
@@ -205,7 +205,7 @@ def rename(attached: Sequence[Attached], names: Mapping[str, str]) -> tuple[Atta
 def _rename_rule(rule: Rule, own: Sequence[str], names: Mapping[str, str]) -> Rule:
     if isinstance(rule, Tied):
         return Tied(tuple(names.get(name, name) for name in rule.transposed))
-    values = {f.name: getattr(rule, f.name) for f in fields(rule)} if hasattr(rule, "__dataclass_fields__") else {}
+    values: dict[str, Any] = {f.name: getattr(rule, f.name) for f in fields(rule)} if is_dataclass(rule) else {}
     by_name = {key: value for key, value in values.items() if isinstance(value, Mapping) and set(value) <= set(own)}
     if not by_name:
         return rule

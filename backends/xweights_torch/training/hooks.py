@@ -203,8 +203,8 @@ class LRFactors:
         ]
         # First on both sides of the step: a hook that a hand-off left decays the weights before the step, which is part
         # of the update, and averages them after it.
-        optimizer._optimizer_step_pre_hooks.move_to_end(self.handles[0].id, last=False)
-        optimizer._optimizer_step_post_hooks.move_to_end(self.handles[1].id, last=False)
+        _move_first(optimizer._optimizer_step_pre_hooks, self.handles[0].id)
+        _move_first(optimizer._optimizer_step_post_hooks, self.handles[1].id)
         self.other_optimizers = OtherOptimizers(optimizer, self.factors.keys)
         run_holds_last(optimizer)
 
@@ -233,6 +233,11 @@ class LRFactors:
                 handle.remove()
             self.other_optimizers.handle.remove()
             _lr_factors.pop(id(self.optimizer), None)
+
+
+def _move_first(hooks: dict[int, Any], key: int) -> None:
+    others = {other: hooks.pop(other) for other in list(hooks) if other != key}
+    hooks.update(others)
 
 
 _lr_factors: dict[int, LRFactors] = {}
