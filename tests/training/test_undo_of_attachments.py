@@ -10,7 +10,7 @@ from learners import learner
 
 import xweights as xw
 
-KINDS = ["torch", "keras"]
+KINDS = ["torch", pytest.param("keras", marks=pytest.mark.keras_backend)]
 LIMIT = np.float32(0.1)
 
 
