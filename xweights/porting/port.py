@@ -28,7 +28,6 @@ from xweights.porting.matching.matching import Matching
 from xweights.porting.matching.outputs import OutputMap, compare_outputs
 from xweights.porting.matching.pairs import Pair
 from xweights.porting.matching.samples import SilentWatcher
-from xweights.porting.matching.search import settle
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.plan import plan_pairs
 from xweights.porting.refusal import (
@@ -183,7 +182,13 @@ def _port_with_sample(
     matching, attempt = run.match(sample, sample_target, outputs, write=True)
     differing = list_differences(matching, attempt)
     if attributes == "fix":
-        attempt, differing = _fix_until_equal(run, matching, attempt, differing)
+        fixed: dict[tuple[str, str], Difference] = {}
+        for _ in range(_ROUNDS):
+            if not _fix_settings(run, differing, fixed):
+                break
+            matching, attempt = run.match(sample, sample_target, outputs, write=True)
+            differing = list_differences(matching, attempt)
+        differing = list({**{(one.target, one.name): one for one in differing}, **fixed}.values())
     pairs = list(attempt.pairs.values())
     blocking = [difference for difference in differing if not difference.training and not difference.fixed]
     tolerated = {difference.target for difference in blocking} if attributes == "ignore" else set()
@@ -249,39 +254,23 @@ def _refuse(
     problems.check()
 
 
-def _fix_until_equal(
-    run: Run, matching: Matching, attempt: Attempt, differing: list[Difference]
-) -> tuple[Attempt, list[Difference]]:
-    """Set what differs on the target, and what then comes to light; return the last attempt and all differences."""
-    known: dict[tuple[str, str], Difference] = {}
-    for _ in range(_ROUNDS):
-        new = [difference for difference in differing if (difference.target, difference.name) not in known]
-        if not new:
-            break
-        fixed = _fix_settings(run, new)
-        known |= {(difference.target, difference.name): difference for difference in fixed}
-        if not any(difference.fixed for difference in fixed):
-            break
-        attempt = settle(matching)
-        differing = list_differences(matching, attempt)
-    return attempt, list(known.values())
-
-
-def _fix_settings(run: Run, differing: Sequence[Difference]) -> list[Difference]:
-    """Set the settings that differ on the target; those that can't be set remain differences."""
+def _fix_settings(run: Run, differing: Sequence[Difference], fixed: dict[tuple[str, str], Difference]) -> bool:
+    """Set the settings that differ on the target; return False if none could be set. ``fixed``: those that were."""
     records = {record.path: record for record in run.target.records}
     records |= {unit.path: unit.record for unit in run.target.units}
-    result = []
+    any_fixed = False
     for difference in differing:
-        record = records[difference.target]
+        key, record = (difference.target, difference.name), records[difference.target]
+        if key in fixed:
+            continue
         try:
             run.target.porting.set_attribute(record, difference.name, difference.expected)
         except PortError:
-            result.append(difference)
             continue
-        result.append(replace(difference, fixed=True))
+        any_fixed = True
+        fixed[key] = replace(difference, fixed=True)
         run.undo.append((record, difference.name, difference.got))
-    return result
+    return any_fixed
 
 
 def _list_unpaired(run: Run, attempt: Attempt) -> tuple[list[LayerUnit], list[str]]:
