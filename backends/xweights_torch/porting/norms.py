@@ -28,16 +28,13 @@ def find_eps_name(modules: list[nn.Module], eps: Any) -> tuple[nn.Module, str] |
 def find_norm(
     given: torch.Tensor | None, normal: torch.Tensor, modules: list[nn.Module]
 ) -> tuple[str, nn.Module, str, float] | None:
-    """Return the kind of norm that makes ``normal`` (rows) of ``given``, and the module that has its eps.
-
-    The two are compared along the last axis of the input.
-    """
-    if given is None or given.numel() != normal.numel() or not given.is_floating_point() or not given.numel():
+    """Return the kind of norm that makes ``normal`` of ``given`` (both rows), and the module that has its eps."""
+    if given is None or given.shape != normal.shape or not given.is_floating_point() or not given.numel():
         return None
-    if not given.dim() or given.shape[-1] != normal.shape[-1]:
+    if not any(True for module in modules for _ in list_eps(module)):
         return None
     wanted = normal.double()
-    wide = given.reshape(normal.shape).double()
+    wide = given.double()
     precision = max(torch.finfo(one.dtype).eps for one in (given, normal))
     # The sums are rounded in the model's own precision.
     limit = 64 * precision * float(wanted.abs().max())

@@ -65,7 +65,7 @@ class Observer(OperationWatch):
         modules = [module for module, _ in reversed(self.stack)]
         event = Event(self._count(), use, modules)
         if use.kind == "multiply" and use.given is not None and use.arranged is not None:
-            given = self.stack[-1][1] if self.stack else None
+            given = use.arranged.apply_alike(self.stack[-1][1] if self.stack else None, use.given)
             event.norm = find_norm(given, use.arranged.apply(use.given), modules[:1])
         use.given = None
         self.events.append(event)

@@ -86,9 +86,8 @@ class Runner(OperationWatch):
 
     def _enter(self, use: Use, records: Sequence[LayerRecord]) -> None:
         given, form = use.given, use.arranged
-        if records[0].layer.from_module:
-            given = self.stack[-1][1] if self.stack else None
-            form = None if given is None else Arrangement(tuple(range(given.dim())))
+        if records[0].layer.from_module and form is not None and given is not None:
+            given, form = form.apply_alike(self.stack[-1][1] if self.stack else None, given), None
         arrays = _to_arrays(given, form, use.parts)
         for record in records:
             self.watcher.enter(record, {"": None if arrays is None else arrays[record.layer.part]})

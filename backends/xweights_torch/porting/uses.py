@@ -48,6 +48,15 @@ class Arrangement:
         """The axes that are merged to the features, with those of a stack before them."""
         return (*self.order[: self.batch], *self.order[len(self.order) - self.features :])
 
+    def apply_alike(self, given: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor | None:
+        """Return a tensor as the rows that another is arranged to, if the two have as many entries; else None."""
+        if given is None or given.numel() != other.numel():
+            return None
+        if given.shape == other.shape:
+            return self.apply(given)
+        width = math.prod(other.shape[axis] for axis in self.feature_axes)
+        return given.reshape(-1, width) if given.dim() and given.shape[-1] == width else None
+
 
 @dataclass(eq=False, slots=True)
 class Use:

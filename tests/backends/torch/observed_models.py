@@ -71,6 +71,20 @@ class HandNorm(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+class HandImageNorm(nn.Module):
+    """A layer norm over the channels of images, by arithmetic."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.eps = 1e-3
+
+    def forward(self, x):
+        mean = x.mean(1, keepdim=True)
+        x = (x - mean) / torch.sqrt((x - mean).pow(2).mean(1, keepdim=True) + self.eps)
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
 class FrozenNorm(nn.Module):
     """A batch norm by arithmetic, of buffers."""
 

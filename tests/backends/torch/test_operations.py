@@ -13,10 +13,12 @@ from observed_models import (  # noqa: E402
     Checker,
     Experts,
     FrozenNorm,
+    HandImageNorm,
     HandNorm,
     Images,
     Matrices,
     NormAct,
+    SameConv,
     Tokens,
     fill,
     porting,
@@ -188,6 +190,19 @@ def test_a_norm_with_a_running_mean_stays_apart_from_the_scale_of_its_output():
     found = check(fill(nn.Sequential(FrozenNorm(3), nn.Conv2d(3, 2, 3))), IMAGES)
     assert {path: record.kind for path, record in found.items()} == {"0": "batch_norm", "1": "conv"}
     assert sorted(found["0"].parameters) == ["beta", "gamma", "moving_mean", "moving_variance"]
+
+
+def test_a_norm_by_hand_over_the_channels_of_images_is_a_layer_norm():
+    found = check(fill(HandImageNorm(3)), IMAGES)
+    assert {path: record.kind for path, record in found.items()} == {"weight": "layer_norm"}
+    assert found["weight"].attributes == {"offset": 0, "eps": 1e-3}
+
+
+def test_layers_take_inputs_without_a_batch():
+    found = check(fill(nn.Sequential(nn.Linear(6, 5), nn.PReLU(), HandNorm(5))), ROWS[0])
+    assert [record.kind for record in found.values()] == ["dense", "prelu", "rms_norm"]
+    found = check(fill(nn.Sequential(SameConv(3, 8, 3, 2), nn.Flatten(0))), IMAGES[0])
+    assert [record.kind for record in found.values()] == ["conv"]
 
 
 def test_a_bias_is_part_of_a_product_only_where_it_always_follows():
