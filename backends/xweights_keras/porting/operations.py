@@ -23,6 +23,9 @@ from xweights_keras.porting.layers import tensor_like, to_host
 from xweights_keras.porting.probing import move_back, move_last, table_shape
 from xweights_keras.porting.products import KernelShape, recover_input
 
+# Where a layer is called once more and goes another way than it did when it was observed.
+_UNSEEN = (ProbeError, ValueError, IndexError)
+
 
 @dataclass(eq=False)
 class Operation:
@@ -222,14 +225,25 @@ class Performer:
                 self._watcher.leave(record, {"": None})
                 replaced.clear()
                 continue
-            place = operation.point.tensor
-            self._watcher.enter(record, {"": operation.read_input(frame)})
-            leaf = frame.evaluate([], call)[place]
-            array, rest = to_host(leaf), operation.read_rest(frame)
-            if array is None:
-                raise ProbeError("no array")
-            value = self._watcher.leave(record, {"": operation.read_output(array, rest)})
-            restored = None if value is None else operation.restore(value, array, rest)
-            replaced = {} if restored is None else {place: tensor_like(restored, leaf)}
+            replaced = self._perform_seen(frame, record, operation, operation.point)
         leaves = frame.evaluate([], call)
         return [replaced.get(place, leaf) for place, leaf in enumerate(leaves)]
+
+    def _perform_seen(self, frame: Frame, record: LayerRecord, operation: Operation, point: Point) -> dict[int, Any]:
+        """Report one operation; return the tensor that replaces its result, by its number."""
+        try:
+            given = operation.read_input(frame)
+        except _UNSEEN:
+            given = None
+        self._watcher.enter(record, {"": given})
+        try:
+            leaf = frame.evaluate([], point.call)[point.tensor]
+            array, rest = to_host(leaf), operation.read_rest(frame)
+            result = None if array is None else operation.read_output(array, rest)
+        except _UNSEEN:
+            array = result = None
+        value = self._watcher.leave(record, {"": result})
+        if value is None or array is None:
+            return {}
+        restored = operation.restore(value, array, rest)
+        return {} if restored is None else {point.tensor: tensor_like(restored, leaf)}
