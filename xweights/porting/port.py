@@ -186,7 +186,11 @@ def _port_with_sample(
         for _ in range(_ROUNDS):
             if not _fix_settings(run, differing, fixed):
                 break
-            matching, attempt = run.match(sample, sample_target, outputs, write=True)
+            try:
+                matching, attempt = run.match(sample, sample_target, outputs, write=True)
+            except PortError:
+                fixed.clear()  # the target can't even be called like this: it isn't the settings alone
+                break
             differing = list_differences(matching, attempt)
         differing = list({**{(one.target, one.name): one for one in differing}, **fixed}.values())
     pairs = list(attempt.pairs.values())
@@ -238,19 +242,18 @@ def _refuse(
 ) -> None:
     """Raise everything that is wrong with an attempt, the cause first."""
     problems = Problems(_WRONG)
-    pairs = list(attempt.pairs.values())
     hard = list_hard(blocking)
     explained = {difference.target for difference in blocking}
     explained |= {finding.layer for finding in findings if finding.cause in attempt.lost}
     refuse_settings(problems, hard, tried=tried)
-    refuse_findings(problems, [finding for finding in findings if finding.layer not in explained], pairs)
+    refuse_findings(problems, [finding for finding in findings if finding.layer not in explained])
     refuse_losses(problems, attempt.lost)
     refuse_settings(problems, [difference for difference in blocking if difference not in hard], tried=tried)
     for text in dict.fromkeys(attempt.candidates.doubts):
         problems.add(PortError, text, fix="pass a sample of random numbers, which tells everything apart")
     refuse_unpaired(problems, unpaired)
     if not problems:
-        refuse_findings(problems, findings, pairs)
+        refuse_findings(problems, findings)
     problems.check()
 
 

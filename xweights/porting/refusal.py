@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from xweights.errors import PortError, Problems
-from xweights.porting.matching.pairs import Pair
 from xweights.porting.reports import Difference, Finding
 from xweights.porting.units import LayerUnit
 
@@ -54,17 +53,16 @@ def refuse_unpaired(problems: Problems, units: Sequence[LayerUnit]) -> None:
     problems.add(PortError, _count(text, paths[1:]), fix="where= to port a part of the target")
 
 
-def refuse_findings(problems: Problems, findings: Sequence[Finding], pairs: Sequence[Pair]) -> None:
+def refuse_findings(problems: Problems, findings: Sequence[Finding]) -> None:
     """Add the first divergence in the order of execution, and those of the same cause as a number."""
     if not findings:
         return
-    first = min(findings, key=lambda finding: _rank(finding, pairs))
-    equal = [finding for finding in findings if finding is not first and _is_like(finding, first)]
+    first, *others = findings
+    equal = [finding for finding in others if _is_like(finding, first)]
+    following = [finding.layer for finding in others if finding not in equal]
     problems.add(PortError, _count(str(first), [repr(finding.layer) for finding in equal]))
-    others = len(findings) - 1 - len(equal)
-    if others:
-        shown = name_some([finding.layer for finding in findings if finding is not first and finding not in equal])
-        problems.add(PortError, f"after it {others} more diverge: {shown}")
+    if following:
+        problems.add(PortError, f"after it {len(following)} more diverge: {name_some(following)}")
 
 
 def name_some(names: Sequence[str], most: int = _NAMED) -> str:
@@ -80,12 +78,6 @@ def list_hard(differing: Sequence[Difference]) -> list[Difference]:
 
 def _is_like(finding: Finding, first: Finding) -> bool:
     return finding.word == first.word and finding.word not in ("input", "outputs", "unknown")
-
-
-def _rank(finding: Finding, pairs: Sequence[Pair]) -> tuple[bool, int]:
-    # A layer that computes something else from the same input is a cause, one that is given something else may not be.
-    places: Mapping[str, int] = {pair.target.path: place for place, pair in enumerate(pairs)}
-    return finding.place != "output" and finding.word in ("pairing", "outputs"), places.get(finding.layer, len(places))
 
 
 def _count(text: str, others: Sequence[str]) -> str:

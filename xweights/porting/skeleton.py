@@ -6,15 +6,18 @@ combined.
 
 from __future__ import annotations
 
-import keyword
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from xweights.core.dtypes import Array
 from xweights.core.registry import backend_for, installed_backends, load
-from xweights.errors import ArgumentError, PortError, Problems
+from xweights.errors import ArgumentError, PortError, Problems, XweightsError
+from xweights.porting.port import port
 from xweights.porting.protocol import porting_for
+from xweights.porting.skeletons.graph import Graph, Reading
+from xweights.porting.skeletons.proving import prove
+from xweights.porting.skeletons.weights import Written
 
 Shape = tuple[int | None, ...]
 
@@ -88,6 +91,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
     "concatenate": ("axis",),
     "scale": ("factor", "offset"),
 }
+_LARGE = frozenset({"simple_rnn", "lstm", "gru", "attention", "additive_attention", "conv_lstm"})
 KINDS = LAYERS.keys() | FUNCTIONS.keys()
 ACTIVATIONS = frozenset(
     {
@@ -95,23 +99,6 @@ ACTIVATIONS = frozenset(
         "leaky_relu", "softplus", "softsign", "hard_sigmoid", "hard_silu", "mish", "log_softmax",
     }
 )  # fmt: skip
-
-
-def to_identifier(path: str) -> str:
-    """Return a path as a valid name of an attribute."""
-    name = re.sub(r"\W", "_", path)
-    return f"layer_{name}" if name[:1].isdigit() or keyword.iskeyword(name) else name
-
-
-def check_names(paths: Iterable[str]) -> None:
-    """Refuse layers whose twins would be kept under the same attribute, where the second would replace the first."""
-    seen: dict[str, str] = {}
-    for path in paths:
-        if seen.setdefault(to_identifier(path), path) != path:
-            raise PortError(
-                f"{seen[to_identifier(path)]!r} and {path!r} would both be kept as {to_identifier(path)!r}\n"
-                "Fix: rename one of the two layers"
-            )
 
 
 class Describing(Protocol):
@@ -122,6 +109,18 @@ class Describing(Protocol):
 
     def code(self, steps: Sequence[Step], problems: Problems) -> str:
         """Return the source code of a model with these steps; add those that can't be written to ``problems``."""
+
+    def record(self, model: Any, sample: Any) -> Reading:
+        """Run a model on a sample and return the graph of what it computed; raise PortError where there is none."""
+
+    def graph_code(self, graph: Graph, problems: Problems) -> Written:
+        """Return the source code of a model that computes a graph; add what can't be written to ``problems``."""
+
+    def run_twin(self, twin: Any, inputs: Any) -> list[Array]:
+        """Call a twin in inference mode and return its outputs; the first call builds it."""
+
+    def fill_twin(self, twin: Any, arrays: Mapping[str, Array]) -> None:
+        """Set a twin's parameters by their attributes, such as "head.kernel"."""
 
 
 @runtime_checkable
@@ -138,19 +137,22 @@ def _find_describer(backend: Any, what: str) -> Describing:
     return backend.describing()
 
 
-def skeleton(model: Any, framework: str, *, sample: Any = None) -> str:
+def skeleton(model: Any, framework: str, *, sample: Any = None, verify: bool = True) -> str:
     """Return the source code of a twin of a model in another framework: the same layers under the same names.
 
     Args:
-        model: A Sequential or functional model, or a module that can be traced symbolically, made of the layers that
-            have recipes.
+        model: The model. Without a sample, a Sequential or functional model, or a module that can be traced
+            symbolically, made of the layers that have recipes.
         framework: The entry point of the framework that the code is for, such as "torch" or "keras".
-        sample: Input of the model (array or tuple). Only needed where the ranks of the arrays in a model aren't clear
-            from its layers.
+        sample: Input of the model (array, tuple or dict). With it, any model is recorded while it runs, whatever its
+            layers are.
+        verify: With a sample, build the twin, write the weights to it and compare its outputs before its code is
+            returned. False returns code that wasn't run.
 
     The code is a class ``Twin``, ready to edit; ``port(model, Twin(), sample=...)`` then moves the weights and proves
     that it is a twin.
-    Raises ArgumentError (no such framework), PortError (layers that can't be written, all of them listed).
+    Raises ArgumentError (no such framework), PortError (what can't be written, all of it listed, or a twin that
+    computes something else).
 
     Example:
         >>> import keras
@@ -176,6 +178,45 @@ def skeleton(model: Any, framework: str, *, sample: Any = None) -> str:
         raise ArgumentError(f"the model is one of {framework!r} already\nFix: name the other framework")
     reader = _find_describer(backend_for(model), "read")
     writer = _find_describer(load(framework), "written")
+    if sample is None:
+        return _write_layers(model, reader, writer, None)
+    try:
+        code = _write_layers(model, reader, writer, sample)
+    except XweightsError:
+        code = ""
+    # Layers that a recording takes apart, or can't write, stay layers if the model can be ported into them.
+    if (
+        code
+        and (not verify or _has_large_layers(model, reader, sample))
+        and (not verify or _is_ported(model, code, sample))
+    ):
+        return code
+    try:
+        return _write_recording(model, reader, writer, sample, verify)
+    except XweightsError:
+        if code and _is_ported(model, code, sample):
+            return code
+        raise
+
+
+def _has_large_layers(model: Any, reader: Describing, sample: Any) -> bool:
+    return any(step.kind in _LARGE for step in reader.steps(model, sample))
+
+
+def _is_ported(model: Any, code: str, sample: Any) -> bool:
+    """Return whether the model is ported into the twin that this code makes."""
+    space: dict[str, Any] = {}
+    try:
+        # The code is the writer's own; names and numbers of the model are in it as identifiers and literals only.
+        exec(compile(code, "<skeleton>", "exec"), space)  # noqa: S102
+        port(model, space["Twin"](), sample=sample)
+    except Exception:  # noqa: BLE001 - the twin's own errors are any
+        return False
+    return True
+
+
+def _write_layers(model: Any, reader: Describing, writer: Describing, sample: Any) -> str:
+    """Return the code of a twin that is written layer by layer."""
     steps = list(reader.steps(model, sample))
     problems = Problems("no twin of this model can be written")
     for step in steps:
@@ -188,3 +229,14 @@ def skeleton(model: Any, framework: str, *, sample: Any = None) -> str:
     code = writer.code(steps, problems)
     problems.check()
     return code
+
+
+def _write_recording(model: Any, reader: Describing, writer: Describing, sample: Any, verify: bool) -> str:
+    """Return the code of a twin that computes what a model was seen to compute."""
+    reading = reader.record(model, sample)
+    problems = Problems("no twin of this model can be written")
+    written = writer.graph_code(reading.graph, problems)
+    problems.check()
+    if verify:
+        prove(reading, written, writer, sample)
+    return written.code

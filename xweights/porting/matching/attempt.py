@@ -121,7 +121,10 @@ class Attempt:
             same_source = [call for call in unused if matching.same(call.unit, former.source)]
             if not same_source and (former.source.kind in RECURRENT or not former.seen):
                 return _OpenUnit(unit)  # one step of a loop that the other model runs inside a layer
-            unused = same_source
+            # It may be called more often than its twin, with an input that its twin was given once.
+            unused = same_source or [
+                call for call in matching.list_fitting(unit) if matching.same(call.unit, former.source)
+            ]
         candidates = self.candidates.find(unit, array, unused, self._following)
         if unit.kind == "dense" and array is not None and not any(one.error is not None for one in candidates):
             candidates = self._find_packed(unit, array) or candidates
