@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from xweights.core.parameter import Parameter
 from xweights.porting.protocol import LayerRecord
 from xweights_torch.porting.layers import is_known
 from xweights_torch.porting.norms import find_eps_name
@@ -61,12 +60,13 @@ def make_records(model: nn.Module, observer: Observer, records: Sequence[LayerRe
         else:
             uncalled.append(record)
     used |= {one.identity() for _, record in kept for one in record.parameters.values()}
+    roots = {root.parameter.identity(): root for root in observer.roots if root.parameter is not None}
     for record in uncalled:
         rest = {role: one for role, one in record.parameters.items() if one.identity() not in used}
         if len(rest) == len(record.parameters) and id(record.layer) not in observer.called:
             kept.append((float("inf"), record))
         else:
-            seen += _list_rest(observer, record, rest)
+            seen += _list_rest(record, [roots[key] for one in rest.values() if (key := one.identity()) in roots])
     layers = {id(record.layer) for _, record in kept}
     final = [*kept, *((each.number, record) for each, record in _name(model, seen, layers))]
     return [record for _, record in sorted(final, key=lambda pair: pair[0])]
@@ -157,20 +157,17 @@ def _to_batch_norm(record: LayerRecord, eps: float) -> LayerRecord:
     return replace(record, kind="batch_norm", parameters=parameters, attributes={"eps": eps})
 
 
-def _list_rest(observer: Observer, record: LayerRecord, rest: Mapping[str, Parameter]) -> Iterator[_Seen]:
+def _list_rest(record: LayerRecord, rest: Sequence[Root]) -> Iterator[_Seen]:
     """Yield what a layer that was taken apart has besides: parameters that the call didn't use."""
-    roots = {root.parameter.identity(): root for root in observer.roots if root.parameter is not None}
-    for parameter in rest.values():
-        root = roots.get(parameter.identity())
-        if root is None or root.parameter is None:
+    for root in rest:
+        if root.parameter is None:
             continue
         use = rows_use(Derived(root, root.tensors[0]))
         attributes = {**use.attributes, **({"constant": True} if root.is_buffer else {})}
         views = {"rows": StepsView(use.arrays["rows"].steps or ())}
         layer = Operation(record.layer, use.key)
-        yield _Seen(
-            float("inf"), LayerRecord("rows", "", {"rows": root.parameter}, attributes, layer, None, views), root
-        )
+        found = LayerRecord("rows", "", {"rows": root.parameter}, attributes, layer, None, views)
+        yield _Seen(float("inf"), found, root)
 
 
 def _name(model: nn.Module, seen: Sequence[_Seen], layers: set[int]) -> Iterator[tuple[_Seen, LayerRecord]]:

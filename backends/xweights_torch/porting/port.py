@@ -109,7 +109,7 @@ class TorchPorting:
         with contextlib.ExitStack() as stack:
             stack.enter_context(inference_mode(module))
             stack.enter_context(experts_one_by_one(module))
-            known = {id(record.layer) for record in records if is_known(record)}
+            known = {id(record.layer) for record in records if record.parameters and is_known(record)}
             for record in records:
                 if record.kind == "other" and set(record.parameters) == FROZEN and not list(record.layer.children()):
                     observer.watch_batch_norm(record.layer, stack)

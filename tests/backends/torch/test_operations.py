@@ -205,6 +205,25 @@ def test_layers_take_inputs_without_a_batch():
     assert [record.kind for record in found.values()] == ["conv"]
 
 
+def test_a_token_that_passes_through_layers_without_weights_is_one_record():
+    class Passed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.queries = nn.Parameter(torch.zeros(1, 6)), nn.Parameter(torch.zeros(3, 6))
+            self.drop, self.same, self.inner = nn.Dropout(0.5), nn.Identity(), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = torch.cat([self.drop(self.same(self.token)), x])
+            return self.inner(x).sum() + self.inner(self.queries)
+
+    found = check(fill(Passed()), ROWS)
+    assert {path: record.kind for path, record in found.items()} == {
+        "token": "rows",
+        "inner": "dense",
+        "queries": "rows",
+    }
+
+
 def test_a_bias_is_part_of_a_product_only_where_it_always_follows():
     class Sometimes(nn.Module):
         def __init__(self):
