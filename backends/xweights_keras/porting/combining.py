@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import keras
 import numpy as np
 
 from xweights.core.dtypes import Array
@@ -14,7 +16,7 @@ from xweights_keras.porting.probing import Probe, Use, are_close, list_eps, move
 
 
 def find_operations(frame: Frame, variables: Iterable[Any]) -> list[Operation]:
-    """Return the operations of a layer with these variables, in the order of the variables."""
+    """Return the operations of a layer with these variables, in the order in which it reads them."""
     listed, random = list(variables), np.random.default_rng(0)
     uses = [_find_taken(frame, variable) or Probe(frame, variable, random).find_use() for variable in listed]
     for use in [use for use in uses if use.form == "none" and len(uses) > 1]:
@@ -23,15 +25,17 @@ def find_operations(frame: Frame, variables: Iterable[Any]) -> list[Operation]:
         use.form = "none" if use.point is None else "unknown"
     added = [use for use in uses if use.form == "add"]
     operations = [
-        _make_scale(frame, use, added) if use.form == "scale" else _make_product(frame, use, added)
+        _make_scale(frame, use, added, uses) if use.form == "scale" else _make_product(frame, use, added)
         for use in uses
         if use.form in ("scale", "dense", "conv")
     ]
+    joined = {id(v) for operation in operations for v in operation.variables.values()}
+    uses = [use for use in uses if id(use.variable) not in joined]
     operations += [_make_embedding(frame.layer, use) for use in uses if use.form == "embedding"]
     operations += [make_rows(frame.layer, use) for use in uses if use.form in ("rows", "none", "unknown")]
     operations += [make_rows(frame.layer, use) for use in added]
-    places = {id(variable): place for place, variable in enumerate(listed)}
-    return sorted(operations, key=lambda operation: min(places[id(v)] for v in operation.variables.values()))
+    reads = frame.list_reads()
+    return sorted(operations, key=lambda each: min(reads.get(id(v), len(reads)) for v in each.variables.values()))
 
 
 def _find_taken(frame: Frame, variable: Any) -> Use | None:
@@ -69,7 +73,7 @@ def _make_embedding(layer: Any, use: Use) -> Operation:
     )
 
 
-def _make_scale(frame: Frame, use: Use, added: list[Use]) -> Operation:
+def _make_scale(frame: Frame, use: Use, added: list[Use], uses: list[Use]) -> Operation:
     """Return a scale, with the variable that is added to the product; a norm if it is one."""
     assert use.factor is not None, "it was measured"
     assert use.base is not None, "it was measured"
@@ -88,6 +92,13 @@ def _make_scale(frame: Frame, use: Use, added: list[Use]) -> Operation:
         if given.shape != factor.shape or given.dtype.kind in "iub":
             continue
         rows = move_last(given, use.start, use.length)
+        statistics = None if operation.residual else _find_statistics(frame, use, uses, rows, scaled)
+        if statistics is not None:
+            mean, variance, eps = statistics
+            operation.kind, operation.argument = "batch_norm", number
+            operation.variables |= {"moving_mean": mean, "moving_variance": variance}
+            operation.attributes = {"eps": eps}
+            return operation
         for eps in () if operation.residual else list_eps(frame.layer).values():
             for kind, centred in (("rms_norm", False), ("layer_norm", True)):
                 if are_close(normalise(rows, eps, centred=centred), scaled):
@@ -98,9 +109,24 @@ def _make_scale(frame: Frame, use: Use, added: list[Use]) -> Operation:
         if operation.residual and are_close(given - positive, factor) and are_close(positive, rest):
             operation.kind, operation.argument, operation.residual = "prelu", number, False
             operation.variables = {"alpha": use.variable}
-            del operation.attributes["offset"]
+            operation.attributes = {}
             return operation
     return operation
+
+
+def _find_statistics(
+    frame: Frame, use: Use, uses: list[Use], rows: Array, scaled: Array
+) -> tuple[Any, Any, float] | None:
+    """Return the mean, the variance and the epsilon by which the input of a batch norm by hand is normalised."""
+    others = [
+        other.variable for other in uses if other.form == "unknown" and other.variable.shape == use.variable.shape
+    ]
+    for mean, variance in itertools.permutations(others, 2):
+        values = [np.asarray(keras.ops.convert_to_numpy(each), np.float64).reshape(-1) for each in (mean, variance)]
+        for eps in list_eps(frame.layer).values():
+            if (values[1] + eps > 0).all() and are_close((rows - values[0]) / np.sqrt(values[1] + eps), scaled):
+                return mean, variance, eps
+    return None
 
 
 def _make_product(frame: Frame, use: Use, added: list[Use]) -> Operation:

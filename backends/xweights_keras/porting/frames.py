@@ -42,6 +42,19 @@ class _Reached(BaseException):
         self.point, self.leaves = point, leaves
 
 
+class _ReadingScope(keras.StatelessScope):  # type: ignore[misc]
+    """A scope that notes which variables are read."""
+
+    def __init__(self) -> None:
+        super().__init__(initialize_variables=False)
+        self.read: dict[int, None] = {}
+
+    def get_current_value(self, variable: Any) -> Any:
+        """Return the value that the scope has for a variable."""
+        self.read.setdefault(id(variable))
+        return super().get_current_value(variable)
+
+
 @dataclass(eq=False)
 class InnerCall:
     """A call that a layer makes."""
@@ -119,10 +132,17 @@ class Frame:
             raise ProbeError("there are fewer tensors")
         return _to_float(leaves[point.tensor])
 
-    def _repeat(self, values: Sequence[tuple[Any, Any]], until: int | None) -> Any:
+    def list_reads(self) -> dict[int, int]:
+        """Return the order in which the call reads variables, by their ``id``."""
+        scope = _ReadingScope()
+        with contextlib.suppress(_Reached, ProbeError):  # what was read until then is in order
+            self._repeat([], None, scope)
+        return {key: place for place, key in enumerate(scope.read)}
+
+    def _repeat(self, values: Sequence[tuple[Any, Any]], until: int | None, scope: Any = None) -> Any:
         self._position, self._until = 0, until
         try:
-            with keras.StatelessScope(state_mapping=list(values), initialize_variables=False):
+            with scope or keras.StatelessScope(state_mapping=list(values), initialize_variables=False):
                 return self.function(*self.args, **self.named)
         except Exception as error:
             raise ProbeError(f"{type(error).__name__}: {error}") from error

@@ -143,6 +143,29 @@ class OwnConv(L.Layer):
         return ops.conv(x, self.k, strides=2, padding="same", data_format="channels_last") + self.b
 
 
+class OwnBatchNorm(L.Layer):
+    epsilon = 1e-3
+
+    def build(self, shape):
+        for name in ("gamma", "beta", "mean", "variance"):
+            trainable = name in ("gamma", "beta")
+            setattr(self, name, self.add_weight(shape=(shape[-1],), name=name, trainable=trainable, initializer="ones"))
+        self.built = True
+
+    def call(self, x):
+        return self.gamma * (x - self.mean) / ops.sqrt(self.variance + self.epsilon) + self.beta
+
+
+class ActNorm(L.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(1, 1, shape[-1]), name="scale")
+        self.shift = self.add_weight(shape=(1, 1, shape[-1]), name="shift")
+        self.built = True
+
+    def call(self, x):
+        return (x + self.shift) * self.scale
+
+
 class NormAndActivation(L.BatchNormalization):
     def call(self, x, training=None):
         return ops.relu(super().call(x, training=training))

@@ -50,6 +50,7 @@ def see(layer, sample):
         (own.RelativeBias(), HEADS, "embedding", "embeddings", {}),
         (own.HiddenBias(), HEADS, "embedding", "embeddings", {}),
         (own.OwnPReLU(), TOKENS, "prelu", "alpha", {}),
+        (own.OwnBatchNorm(), TOKENS, "batch_norm", "gamma beta moving_mean moving_variance", {"eps": 1e-3}),
         (own.Temperature(), TOKENS, "rows", "rows", {"first": 0, "count": 1}),
         (own.ScaledDense(4), ROWS, "dense", "kernel bias", {}),
     ],
@@ -126,6 +127,20 @@ def test_a_kernel_behind_one_that_is_zero_is_not_unused():
         ("first", None),
         ("second", None),
     ]
+
+
+def test_operations_come_in_the_order_in_which_the_variables_are_read():
+    """The input of the scale has the shift in it, which is written before."""
+    records = [record for record in models.observe(build(own.ActNorm(), TOKENS), TOKENS) if record.parameters]
+    assert [record.path.rpartition("/")[2] for record in records] == ["shift", "scale"]
+
+
+def test_layers_around_recurrent_ones_are_seen():
+    inputs = keras.Input((5, 6))
+    states = L.Bidirectional(L.LSTM(3, return_sequences=True))(own.OwnDense(6)(inputs))
+    model = models.randomise(keras.Model(inputs, own.LayerScale()(states)))
+    records = [record for record in models.observe(model, TOKENS) if record.parameters]
+    assert [record.kind for record in records] == ["dense", "lstm", "lstm", "multiply"]
 
 
 def test_a_layer_in_a_loop_of_the_framework_is_not_missed():
