@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -113,23 +114,66 @@ class Run:
             )
 
     def match(self, sample: Any, sample_target: Any, outputs: OutputMap, *, write: bool) -> tuple[Matching, Attempt]:
-        """Run the source, then the target with one possible sample after the other, until one works."""
-        self.source = self._observe(self.source, sample, "source")
-        recorder = Recorder(self.source)
-        expected = self.call(self.source, sample, recorder, "source")
-        calls = recorder.join_loops()
+        """Run the source, then the target with one possible sample after the other, until one works.
+
+        Layers with a forward of their own are taken apart into operations. Where that leads nowhere they are also
+        tried as a whole, as layers of which only the sizes are known.
+        """
         best: tuple[Matching, Attempt] | None = None
         latest = best
         failed: PortError | None = None
-        for target_sample in target_samples(self.source, self.target, sample, sample_target):
+        for matching in self._list_matchings(sample, sample_target, outputs, write=write, observed=True):
             try:
-                self.target = self._observe(self.target, target_sample, "target")
+                attempt = self._settle(matching)
             except PortError as wrong:
                 failed, latest = failed or wrong, None
                 continue
-            self._select().check()
-            self._check_counterparts()
-            matching = Matching(
+            latest = (matching, attempt)
+            if best is None or attempt.progress > best[1].progress or not attempt.divergences:
+                best = latest
+            if not attempt.divergences:
+                return best
+        if best is None:
+            raise failed or self._failed or PortError("the target has nothing to be called with")
+        if best[1].may_be_mispaired and self._has_unknown_layers():
+            for matching in self._list_matchings(sample, best[0].sample, outputs, write=write, observed=False):
+                with contextlib.suppress(PortError):
+                    attempt = self._settle(matching)
+                    if not attempt.divergences:
+                        return matching, attempt
+            latest = None
+        if best != latest:
+            # Something else may have been tried since then.
+            matching, attempt = best
+            self.source, self.target = matching.source, matching.target
+            self._select()
+            if write:
+                decisions = [chosen for chosen, _ in attempt.decisions]
+                best = (matching, run_attempt(matching, decisions, lenient=True))
+        return best
+
+    def _list_matchings(
+        self, sample: Any, sample_target: Any, outputs: OutputMap, *, write: bool, observed: bool
+    ) -> Iterator[Matching]:
+        """Yield what is to be tried, for each sample that the target may take."""
+        self._failed: PortError | None = None
+        self.source = self._trace(self.source, sample, "source", observed=observed)
+        recorder = Recorder(self.source)
+        expected = self.call(self.source, sample, recorder, "source")
+        calls = recorder.join_loops()
+        for target_sample in target_samples(self.source, self.target, sample, sample_target):
+            try:
+                self.target = self._trace(self.target, target_sample, "target", observed=observed)
+            except PortError as wrong:
+                self._failed = self._failed or wrong
+                continue
+            problems = self._select()
+            if observed:
+                problems.check()
+                self._check_counterparts()
+            elif problems:
+                return
+            yield Matching(
                 source=self.source,
                 target=self.target,
                 calls=calls,
@@ -145,34 +189,24 @@ class Run:
                 whole=self.whole,
                 events=recorder.events,
             )
-            try:
-                attempt = settle(matching)
-            except XweightsError:
-                raise
-            except Exception as wrong:  # noqa: BLE001 - any error of a model for a sample that it doesn't take
-                failed, latest = failed or _call_error("target", target_sample, wrong), None
-                continue
-            if best is None or attempt.progress > best[1].progress or not attempt.divergences:
-                best = (matching, attempt)
-            latest = (matching, attempt)
-            if not attempt.divergences:
-                break
-        if best is None:
-            raise failed or PortError("the target has nothing to be called with")
-        if write and best != latest:
-            # Another sample may have been tried since then.
-            matching, attempt = best
-            self.target = matching.target
-            self._select()
-            decisions = [chosen for chosen, _ in attempt.decisions]
-            best = (matching, run_attempt(matching, decisions, lenient=True))
-        return best
 
-    def _observe(self, traced: TracedModel, sample: Any, what: str) -> TracedModel:
-        """Return a model as units that it was seen to compute with."""
+    def _settle(self, matching: Matching) -> Attempt:
+        try:
+            return settle(matching)
+        except XweightsError:
+            raise
+        except Exception as wrong:  # any error of a model for a sample that it doesn't take
+            raise _call_error("target", matching.sample, wrong) from wrong
+
+    def _has_unknown_layers(self) -> bool:
+        sides = (self.source, self.target)
+        return any(record.kind == "other" for side in sides for record in side.porting.records(side.model))
+
+    def _trace(self, traced: TracedModel, sample: Any, what: str, *, observed: bool) -> TracedModel:
+        """Return a model as units, if wanted those that it was seen to compute with."""
         try:
             records = traced.porting.records(traced.model)
-            if hasattr(traced.porting, "observe"):
+            if observed:
                 records = traced.porting.observe(traced.model, records, sample)
         except XweightsError:
             raise
