@@ -108,7 +108,10 @@ def find_activations(before: Array, after: Array) -> list[str]:
         return []
     some = slice(None, None, max(1, before.size // 4096))
     got, expected = before.reshape(-1)[some].astype(np.float64), after.reshape(-1)[some].astype(np.float64)
-    return [name for name, function in _iter_activations() if distance(function(got), expected) <= _LIMIT]
+    errors = {name: distance(function(got), expected) for name, function in _iter_activations()}
+    # Variants of gelu differ by 5e-4 at most: the nearest one is meant, if it is near.
+    nearest = min(errors.values())
+    return [name for name, error in errors.items() if error <= min(_LIMIT, 4 * nearest + 1e-7)]
 
 
 def _iter_activations() -> Iterator[tuple[str, Callable[[Array], Array]]]:

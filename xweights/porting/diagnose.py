@@ -245,6 +245,20 @@ def _describe_form(unit: LayerUnit | None) -> str:
     return "" if unit is None else f"{unit.kind} {unit.form[1:]}"
 
 
+def note_variants(suspects: Sequence[Divergence], matching: Matching) -> list[str]:
+    """Return a note on activations that differ by less than the tolerance, with this sample."""
+    found: dict[str, list[str]] = {}
+    for suspect in suspects:
+        diagnosis = _diagnose_activation(suspect, matching)
+        if diagnosis is not None and suspect.target is not None:
+            found.setdefault(diagnosis[1], []).append(suspect.target.path)
+    return [
+        f"before {', '.join(paths[:3])}{f' and {len(paths) - 3} more' if len(paths) > 3 else ''} {text.lower()}, "
+        "by less than the tolerance with this sample"
+        for text, paths in found.items()
+    ]
+
+
 def _diagnose_activation(divergence: Divergence, matching: Matching) -> tuple[str, str] | None:
     """Return the two functions that lead from the layer before to the inputs of two twins, if they differ."""
     call, got = divergence.call, divergence.output

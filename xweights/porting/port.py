@@ -21,7 +21,7 @@ from xweights.edit.read import neutral_view
 from xweights.edit.undo import Snapshot
 from xweights.errors import ArgumentError, PortError, Problems
 from xweights.porting.attributes import compare_plain_layers, compare_settings
-from xweights.porting.diagnose import diagnose
+from xweights.porting.diagnose import diagnose, note_variants
 from xweights.porting.matching.attempt import Attempt
 from xweights.porting.matching.forms import fit
 from xweights.porting.matching.matching import Matching
@@ -203,6 +203,7 @@ def _port_with_sample(
         if finding.layer not in tolerated and not (tolerated and finding.place != "output")
     ]
     unpaired, notes = _list_unpaired(run, attempt)
+    notes += note_variants(attempt.suspects, matching)
     refused = [] if attributes == "ignore" else blocking
     _refuse(attempt, refused, unexplained, unpaired, tried=attributes == "fix")
     got = run.call(run.target, matching.sample, SilentWatcher(), "target")

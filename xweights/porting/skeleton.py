@@ -91,7 +91,6 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
     "concatenate": ("axis",),
     "scale": ("factor", "offset"),
 }
-_LARGE = frozenset({"simple_rnn", "lstm", "gru", "attention", "additive_attention", "conv_lstm"})
 KINDS = LAYERS.keys() | FUNCTIONS.keys()
 ACTIVATIONS = frozenset(
     {
@@ -180,27 +179,14 @@ def skeleton(model: Any, framework: str, *, sample: Any = None, verify: bool = T
     writer = _find_describer(load(framework), "written")
     if sample is None:
         return _write_layers(model, reader, writer, None)
+    # Layers of both frameworks say more than what they compute: they come first where the model is ported into them.
     try:
         code = _write_layers(model, reader, writer, sample)
-    except XweightsError:
-        code = ""
-    # Layers that a recording takes apart, or can't write, stay layers if the model can be ported into them.
-    if (
-        code
-        and (not verify or _has_large_layers(model, reader, sample))
-        and (not verify or _is_ported(model, code, sample))
-    ):
-        return code
-    try:
-        return _write_recording(model, reader, writer, sample, verify)
-    except XweightsError:
-        if code and _is_ported(model, code, sample):
+        if not verify or _is_ported(model, code, sample):
             return code
-        raise
-
-
-def _has_large_layers(model: Any, reader: Describing, sample: Any) -> bool:
-    return any(step.kind in _LARGE for step in reader.steps(model, sample))
+    except XweightsError:
+        pass
+    return _write_recording(model, reader, writer, sample, verify)
 
 
 def _is_ported(model: Any, code: str, sample: Any) -> bool:

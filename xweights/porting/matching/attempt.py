@@ -39,6 +39,8 @@ from xweights.porting.units import UNPERMUTED, FeaturePermutation, LayerUnit, sp
 
 # Factor by which a layer may enlarge a difference in its input.
 _GROWTH = 16
+# The share of the tolerance that rounding takes: more may be another variant of a function.
+_FEW = 1 / 16
 
 
 class StopAttempt(BaseException):
@@ -76,6 +78,7 @@ class Attempt:
         self.candidates = Candidates(set(matching.grids), matching.prefer, first=first, differ=matching.channels_differ)
         self.grids = self.candidates.grids
         self.called: set[int] = set()  # the units of the target
+        self.suspects: list[Divergence] = []  # inputs that differ by more than a few roundings
         self.unused: list[LayerUnit] = []  # source units that no unit of the target needs
         self._joined: dict[int, list[Pair]] = {}  # the parts of fused units of the target
         self._taken: dict[int, Split] = {}  # columns of fused source calls, by number
@@ -141,6 +144,8 @@ class Attempt:
             candidates = [Candidate(likeliest, UNPERMUTED, None)]
         chosen = candidates[self._decide(len(candidates))]
         self._note_doubts(unit, chosen, candidates)
+        if array is not None and (chosen.error or 0.0) > _FEW * tolerance(array):
+            self.suspects.append(Divergence("input", unit, chosen.call, chosen.error or 0.0, output=np.array(array)))
         self._take(unit, chosen, len(candidates) - 1)
         return _OpenUnit(unit, chosen.call, self._permutation_of(unit, chosen.permutation), sound, chosen.error or 0.0)
 

@@ -52,6 +52,11 @@ class Matching:
         self._fitting: dict[int, list[UnitCall]] = {}
         self._by_width: dict[int, list[UnitCall]] = {}
         self.channels_differ = self.source.porting.channels_first != self.target.porting.channels_first
+        # A patch that a convolution looks at may be flattened in either order.
+        for unit in (*self.source.units, *self.target.units):
+            if unit.kind == "conv":
+                *space, channels, _ = unit.slices["kernel"].shape
+                self.grids |= {(math.prod(space), channels)} if math.prod(space) > 1 else set()
         for call in self.calls:
             if call.unit.kind == "dense":
                 self._by_width.setdefault(call.unit.form[1][0], []).append(call)
