@@ -362,6 +362,7 @@ def test_activations_are_named_as_they_were_found(wanted, got):
 
 
 def test_variants_of_an_activation_that_differ_by_less_than_the_tolerance_are_said():
-    report = xw.port(Activated(nn.GELU()), Activated(nn.GELU("tanh")), sample=images(4, 6))
+    torch.manual_seed(0)
+    report = xw.port(Activated(nn.GELU()), Activated(nn.GELU("tanh")), sample=0.5 * images(4, 6))
     assert "differs: gelu against gelu by tanh, by less than the tolerance" in report.notes[0]
     assert not xw.port(Activated(nn.GELU()), Activated(nn.GELU()), sample=images(4, 6)).notes
