@@ -75,7 +75,9 @@ class Attempt:
         self.restart = False
         self.may_be_mispaired = False
         first = matching.target.porting.channels_first
-        self.candidates = Candidates(set(matching.grids), matching.prefer, first=first, differ=matching.channels_differ)
+        self.candidates = Candidates(
+            set(matching.grids), matching.prefer, matching.forms, first=first, differ=matching.channels_differ
+        )
         self.grids = self.candidates.grids
         self.called: set[int] = set()  # the units of the target
         self.suspects: list[Divergence] = []  # inputs that differ by more than a few roundings

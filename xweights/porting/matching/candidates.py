@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xweights.core.dtypes import Array
-from xweights.porting.matching.forms import Form, find_used_rows, list_common_forms
+from xweights.porting.matching.forms import Form, Forms, find_used_rows
 from xweights.porting.matching.packing import Packing
 from xweights.porting.matching.similarity import (
     Grid,
@@ -81,8 +81,8 @@ class Candidates:
     target has channels first; ``differ``: the source has them elsewhere.
     """
 
-    def __init__(self, grids: set[Grid], prefer: Prefer, *, first: bool, differ: bool) -> None:
-        self.grids, self.prefer, self.first, self.differ = grids, prefer, first, differ
+    def __init__(self, grids: set[Grid], prefer: Prefer, forms: Forms, *, first: bool, differ: bool) -> None:
+        self.grids, self.prefer, self.forms, self.first, self.differ = grids, prefer, forms, first, differ
         self.doubts: list[str] = []
         self._sizes: dict[tuple[int, Form], tuple[float, float]] = {}  # mean and largest entry of a source's input
 
@@ -109,7 +109,7 @@ class Candidates:
         return sorted(by_unit.values(), key=key) if len(by_unit) > 1 else list(by_unit.values())
 
     def _check(self, unit: LayerUnit, array: Array | None, call: UnitCall) -> Candidate | None:
-        for form, bring_source, bring_target in list_common_forms(call.unit, unit):
+        for form, bring_source, bring_target in self.forms.list_common(call.unit, unit):
             if form[0] == "rows":
                 return _check_rows(unit, array, call)
             if array is None or call.input is None:

@@ -44,12 +44,24 @@ def list_forms(unit: LayerUnit) -> dict[Form, Bring]:
     return {(*unit.form, unit.attributes.get("groups", 1)): _keep}
 
 
-def list_common_forms(source: LayerUnit, target: LayerUnit) -> list[tuple[Form, Bring, Bring]]:
-    """Return the forms that two units have in common, and what brings the input of each to them."""
-    if "other" in (source.kind, target.kind):
-        return [(("other",), _keep, _keep)]
-    ways, other_ways = list_forms(source), list_forms(target)
-    return [(form, ways[form], bring) for form, bring in other_ways.items() if form in ways]
+class Forms:
+    """The forms of units, each found once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, dict[Form, Bring]] = {}
+
+    def of(self, unit: LayerUnit) -> dict[Form, Bring]:
+        """Return the forms of a unit; it has to outlive this object."""
+        if id(unit) not in self._known:
+            self._known[id(unit)] = list_forms(unit)
+        return self._known[id(unit)]
+
+    def list_common(self, source: LayerUnit, target: LayerUnit) -> list[tuple[Form, Bring, Bring]]:
+        """Return the forms that two units have in common, and what brings the input of each to them."""
+        if "other" in (source.kind, target.kind):
+            return [(("other",), _keep, _keep)]
+        ways = self.of(source)
+        return [(form, ways[form], bring) for form, bring in self.of(target).items() if form in ways]
 
 
 def fit(source: LayerUnit, target: LayerUnit) -> bool:

@@ -9,14 +9,14 @@ from typing import Any
 
 from xweights.core.dtypes import Array
 from xweights.porting.matching.candidates import Prefer
-from xweights.porting.matching.forms import fit
+from xweights.porting.matching.forms import Form, Forms
 from xweights.porting.matching.outputs import OutputMap
 from xweights.porting.matching.packing import Packing
 from xweights.porting.matching.similarity import Grid
 from xweights.porting.matching.trace import TracedModel, UnitCall
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.protocol import LayerRecord
-from xweights.porting.units import LayerUnit
+from xweights.porting.units import LayerUnit, can_pair
 
 
 @dataclass(eq=False)
@@ -49,7 +49,9 @@ class Matching:
     packings: dict[tuple[Any, ...], Packing] = field(default_factory=dict)  # those of the layers before, by widths
 
     def __post_init__(self) -> None:
+        self.forms = Forms()
         self._fitting: dict[int, list[UnitCall]] = {}
+        self._by_form: dict[Form, list[UnitCall]] = {}
         self._by_width: dict[int, list[UnitCall]] = {}
         self.channels_differ = self.source.porting.channels_first != self.target.porting.channels_first
         # A patch that a convolution looks at may be flattened in either order.
@@ -58,17 +60,20 @@ class Matching:
                 *space, channels, _ = unit.slices["kernel"].shape
                 self.grids |= {(math.prod(space), channels)} if math.prod(space) > 1 else set()
         for call in self.calls:
+            for form in self.forms.of(call.unit):
+                self._by_form.setdefault(form, []).append(call)
             if call.unit.kind == "dense":
                 self._by_width.setdefault(call.unit.form[1][0], []).append(call)
 
     def list_fitting(self, unit: LayerUnit) -> list[UnitCall]:
-        """Return the calls of source units that a target unit could be the twin of, by kind and shape."""
+        """Return the calls of source units that a target unit could be the twin of, by their forms."""
         if id(unit) not in self._fitting:
-            known: dict[int, bool] = {}
+            found = {call.number: call for form in self.forms.of(unit) for call in self._by_form.get(form, ())}
+            # A class that no table knows may stand for any: equal sizes are the only evidence.
             for call in self.calls:
-                if id(call.unit) not in known:
-                    known[id(call.unit)] = fit(call.unit, unit)
-            self._fitting[id(unit)] = [call for call in self.calls if known[id(call.unit)]]
+                if "other" in (unit.kind, call.unit.kind) and can_pair(call.unit, unit):
+                    found[call.number] = call
+            self._fitting[id(unit)] = [found[number] for number in sorted(found)]
         return [call for call in self._fitting[id(unit)] if self.allowed(call.unit, unit)]
 
     def list_dense(self, unit: LayerUnit) -> list[UnitCall]:
