@@ -244,6 +244,16 @@ def pairs(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", default=False)
+def skeletons(session: nox.Session) -> None:
+    """Write skeletons of the models of other packages and make the table of outcomes, docs/skeletons.md."""
+    everything = Everything(session)
+    beside = str(everything.home / "layers")
+    everything.install("--no-deps", "--target", beside, *MEASURED, *MEASURED_NEED)
+    env = {**keras_on(KERAS_BACKENDS[0]), **QUIET, "PYTHONPATH": beside}
+    everything.run("python", "tests/porting/measure_skeletons.py", "--write", "docs/skeletons.md", env=env)
+
+
+@nox.session(venv_backend="none", default=False)
 def matrix(session: nox.Session) -> None:
     """Run the whole test matrix, with what CI leaves out, and write docs/matrix.md."""
     everything = Everything(session)

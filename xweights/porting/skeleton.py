@@ -6,9 +6,12 @@ combined.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from xweights.core.dtypes import Array
 from xweights.core.registry import backend_for, installed_backends, load
@@ -182,23 +185,40 @@ def skeleton(model: Any, framework: str, *, sample: Any = None, verify: bool = T
     # Layers of both frameworks say more than what they compute: they come first where the model is ported into them.
     try:
         code = _write_layers(model, reader, writer, sample)
-        if not verify or _is_ported(model, code, sample):
+        if not verify or _is_ported(model, code, writer, sample):
             return code
     except XweightsError:
         pass
     return _write_recording(model, reader, writer, sample, verify)
 
 
-def _is_ported(model: Any, code: str, sample: Any) -> bool:
+def _is_ported(model: Any, code: str, writer: Describing, sample: Any) -> bool:
     """Return whether the model is ported into the twin that this code makes."""
     space: dict[str, Any] = {}
     try:
         # The code is the writer's own; names and numbers of the model are in it as identifiers and literals only.
         exec(compile(code, "<skeleton>", "exec"), space)  # noqa: S102
-        port(model, space["Twin"](), sample=sample)
+        twin = space["Twin"]()
+        for least_rank in (4, 3, 99):
+            with contextlib.suppress(Exception):
+                writer.run_twin(twin, _move_channels(sample, porting_for(model, "model").channels_first, least_rank))
+                break  # it is built by its first call
+        port(model, twin, sample=sample)
     except Exception:  # noqa: BLE001 - the twin's own errors are any
         return False
     return True
+
+
+def _move_channels(sample: Any, first: bool, least_rank: int) -> Any:
+    """Return a sample with the channels where the other framework has them, in arrays of at least so many axes."""
+    if isinstance(sample, Mapping):
+        return {key: _move_channels(value, first, least_rank) for key, value in sample.items()}
+    if isinstance(sample, (tuple, list)):
+        return tuple(_move_channels(value, first, least_rank) for value in sample)
+    array = np.asarray(sample.detach().cpu() if hasattr(sample, "detach") else sample)
+    if array.ndim < least_rank:
+        return array
+    return np.moveaxis(array, 1, -1) if first else np.moveaxis(array, -1, 1)
 
 
 def _write_layers(model: Any, reader: Describing, writer: Describing, sample: Any) -> str:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import keras
+import numpy as np
+
+from xweights.core.dtypes import Array
 from xweights.errors import Problems
 from xweights.porting.skeleton import Step
+from xweights.porting.skeletons.graph import Graph, Reading
+from xweights.porting.skeletons.weights import Written
+from xweights_keras.skeleton.graph_writing import KerasGraphWriter
 from xweights_keras.skeleton.reading import steps_of
+from xweights_keras.skeleton.recording import record
 from xweights_keras.skeleton.writing import code_of
 
 
@@ -19,3 +28,19 @@ class KerasDescribing:
 
     def code(self, steps: Sequence[Step], problems: Problems) -> str:
         return code_of(steps, problems)
+
+    def record(self, model: Any, sample: Any) -> Reading:
+        return record(model, sample)
+
+    def graph_code(self, graph: Graph, problems: Problems) -> Written:
+        return KerasGraphWriter(graph, problems).write()
+
+    def run_twin(self, twin: Any, inputs: Any) -> list[Array]:
+        outputs = twin(inputs, training=False)
+        outputs = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
+        outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+        return [np.asarray(keras.ops.convert_to_numpy(output)) for output in outputs]
+
+    def fill_twin(self, twin: Any, arrays: Mapping[str, Array]) -> None:
+        for path, array in arrays.items():
+            functools.reduce(getattr, path.split("."), twin).assign(array)

@@ -7,7 +7,8 @@ from typing import Any
 import keras
 
 from xweights.errors import PortError
-from xweights.porting.skeleton import Shape, Step, check_names, to_identifier
+from xweights.porting.skeleton import Shape, Step
+from xweights.porting.skeletons.naming import check_names, to_identifier
 from xweights_keras.naming import name_layers
 from xweights_keras.skeleton.functions import operation_step
 from xweights_keras.skeleton.layers import layer_steps

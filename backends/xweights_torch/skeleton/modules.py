@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn import functional
 
-from xweights.porting.skeleton import to_identifier
+from xweights.porting.skeletons.naming import to_identifier
 from xweights_torch.activations import NAME_OF_FIXED_MODULE
 from xweights_torch.porting.layers import attributes_of, kind_of
 from xweights_torch.skeleton.values import PendingOutput, StepRecorder, TracedValue

@@ -10,7 +10,8 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from xweights.errors import PortError
-from xweights.porting.skeleton import Step, check_names, to_identifier
+from xweights.porting.skeleton import Step
+from xweights.porting.skeletons.naming import check_names, to_identifier
 from xweights_torch.skeleton.calls import record_call
 from xweights_torch.skeleton.modules import record_module
 from xweights_torch.skeleton.values import PendingOutput, StepRecorder, TracedValue

@@ -1,0 +1,244 @@
+"""A graph of neutral operations written as the source code of a Keras model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from xweights.errors import PortError
+from xweights.porting.skeletons.graph import Operation, Shape
+from xweights.porting.skeletons.orders import Order, plain
+from xweights.porting.skeletons.weights import Stored, store
+from xweights.porting.skeletons.writing import GraphWriter
+from xweights_keras.skeleton.graph_functions import KerasFunctions
+
+_SPACE = "dhw"
+
+
+class KerasGraphWriter(KerasFunctions, GraphWriter):
+    """Writer of one graph as Keras code: its layers."""
+
+    channels_last = True
+
+    @staticmethod
+    def reserved(name: str) -> bool:
+        """Return whether a Keras model needs an attribute of this name for itself."""
+        return hasattr(keras.Model, name) or name in ("inputs", "outputs", "built", "layers")
+
+    def write_dense(self, operation: Operation) -> None:
+        options = operation.options
+        kernel, bias = options["weights"]["kernel"], options["weights"]["bias"]
+        name = operation.inputs[0]
+        rank = self.rank(name)
+        kept = self.orders[str(name)]
+        order = kept if kept[-1] == rank - 1 else plain(rank)
+        x = self.take(name, order)
+        if self.is_taken(operation, "kernel"):
+            view = self.weight(kernel)
+            code = f"ops.matmul({x}, {self.take(view, (1, 0) if options['axes'] == 'oi' else (0, 1))})"
+            self.let(operation, code if bias is None else f"{code} + {self.take(self.weight(bias))}", order)
+            return
+        stored = {"kernel": self._kernel(operation, options["axes"], "io")}
+        stored |= {} if bias is None else {"bias": self._vector("bias", bias)}
+        layer = self.layer(operation, f"layers.Dense({options['units']}, use_bias={bias is not None})", stored)
+        self.let(operation, f"{layer}({x})", order)
+
+    def _kernel(self, operation: Operation, axes: str, wanted: str) -> Stored:
+        name = operation.options["weights"]["kernel"]
+        shape = operation.options.get("split", {}).get("kernel", self.graph.parameters[name])
+        place = store("kernel", shape, axes, wanted)
+        return Stored("kernel", self.graph.parameters[name], shape, place.order, place.shape)
+
+    def _vector(self, path: str, name: str) -> Stored:
+        shape = self.graph.parameters[name]
+        return store(path, shape) if len(shape) < 2 else Stored(path, shape, shape, plain(len(shape)), (_size(shape),))
+
+    def write_embedding(self, operation: Operation) -> None:
+        name = operation.options["weights"]["table"]
+        index = operation.inputs[0]
+        order = (*self.orders[str(index)], self.rank(index))
+        x = self.take(index, order[:-1])
+        if self.is_taken(operation, "table"):
+            self.let(operation, f"ops.take({self.take(self.weight(name))}, {x}, axis=0)", order)
+            return
+        vocab, width = self.graph.parameters[name]
+        stored = {"table": store("embeddings", (vocab, width))}
+        layer = self.layer(operation, f"layers.Embedding({vocab}, {width})", stored)
+        self.let(operation, f"{layer}({x})", order)
+
+    def write_conv(self, operation: Operation) -> None:
+        options = operation.options
+        rank = len(options["size"])
+        order = self.channels(rank + 2, options["axis"])
+        x = self.take(operation.inputs[0], order)
+        bias = options["weights"]["bias"]
+        space = _SPACE[-rank:]
+        padding = self._padding(options)
+        common = f"{options['size']}, strides={options['strides']}, padding={padding or 'valid'!r}"
+        if any(d != 1 for d in options["dilation"]):
+            common += f", dilation_rate={options['dilation']}"
+        channels = self.shapes[str(operation.inputs[0])][options["axis"]]
+        assert isinstance(channels, int)
+        if options["groups"] == channels > 1 and rank < 3:
+            code = f"layers.DepthwiseConv{rank}D({common}, use_bias={bias is not None}"
+            times = options["filters"] // channels
+            code += f", depth_multiplier={times})" if times > 1 else ")"
+            name = options["weights"]["kernel"]
+            shape = self.graph.parameters[name]
+            split = (channels, times, *options["size"])
+            turned = (*range(2, rank + 2), 0, 1)
+            kernel = Stored("kernel", shape, split, turned, tuple(split[axis] for axis in turned))
+        else:
+            groups = f", groups={options['groups']}" if options["groups"] > 1 else ""
+            code = f"layers.Conv{rank}D({options['filters']}, {common}{groups}, use_bias={bias is not None})"
+            kernel = self._kernel(operation, options["axes"], f"{space}io")
+        stored = {"kernel": kernel} | ({} if bias is None else {"bias": self._vector("bias", bias)})
+        layer = self.layer(operation, code, stored)
+        if padding is None:
+            sides = options["padding"]
+            around = self.attribute(f"{operation.layer or operation.name}_pad", (operation.layer, sides))
+            self.layers[around] = f"layers.ZeroPadding{rank}D({sides[0] if rank == 1 else sides})"
+            x = f"self.{around}({x})"
+        self.let(operation, f"{layer}({x})", order, image=True)
+
+    def _padding(self, options: Any) -> str | None:
+        sides = options["padding"]
+        if not any(front or behind for front, behind in sides):
+            return "valid"
+        whole = [(n - 1) * d for n, d in zip(options["size"], options["dilation"], strict=True)]
+        same = tuple((n // 2, n - n // 2) for n in whole)
+        return "same" if tuple(sides) == same and all(s == 1 for s in options["strides"]) else None
+
+    def write_conv_transpose(self, operation: Operation) -> None:
+        options = operation.options
+        rank = len(options["size"])
+        order = self.channels(rank + 2, options["axis"])
+        bias = options["weights"]["bias"]
+        dilated = f", dilation_rate={options['dilation']}" if any(d != 1 for d in options["dilation"]) else ""
+        code = (
+            f"layers.Conv{rank}DTranspose({options['filters']}, {options['size']}, strides={options['strides']}"
+            f"{dilated}, use_bias={bias is not None})"
+        )
+        stored = {"kernel": self._kernel(operation, options["axes"], f"{_SPACE[-rank:]}oi")}
+        stored |= {} if bias is None else {"bias": self._vector("bias", bias)}
+        layer = self.layer(operation, code, stored)
+        crop = []
+        for size, spread, stride, (front, behind) in zip(
+            options["size"], options["dilation"], options["strides"], options["crop"], strict=True
+        ):
+            # Keras makes at least a stride for each entry, torch only as far as the kernel reaches.
+            crop.append((front, behind + max(stride - ((size - 1) * spread + 1), 0)))
+        if any(behind < 0 for _, behind in crop):
+            raise PortError(f"{operation.layer!r} is a transposed convolution with output_padding beyond its kernel")
+        made = f"{layer}({self.take(operation.inputs[0], order)})"
+        if any(front or behind for front, behind in crop):
+            around = self.attribute(f"{operation.layer or operation.name}_crop", (operation.layer, "crop"))
+            self.layers[around] = f"layers.Cropping{rank}D({crop[0] if rank == 1 else tuple(crop)})"
+            made = f"self.{around}({made})"
+        self.let(operation, made, order, image=True)
+
+    def write_batch_norm(self, operation: Operation) -> None:
+        options, weights = operation.options, operation.options["weights"]
+        momentum = options["momentum"]
+        code = (
+            f"layers.BatchNormalization(momentum={round(1 - momentum, 9)}, epsilon={options['eps']}"
+            f"{self._scale_and_offset(weights)})"
+        )
+        names = {"scale": "gamma", "offset": "beta", "mean": "moving_mean", "variance": "moving_variance"}
+        self._norm(operation, code, names)
+
+    def write_group_norm(self, operation: Operation) -> None:
+        options = operation.options
+        more = self._scale_and_offset(options["weights"])
+        code = f"layers.GroupNormalization({options['groups']}, epsilon={options['eps']}{more})"
+        self._norm(operation, code, {"scale": "gamma", "offset": "beta"})
+
+    def _norm(self, operation: Operation, code: str, names: dict[str, str]) -> None:
+        weights = operation.options["weights"]
+        rank = len(operation.shape)
+        order = self.channels(rank, operation.options["axis"]) if rank > 2 else plain(rank)
+        stored = {role: self._vector(names[role], name) for role, name in weights.items() if name is not None}
+        layer = self.layer(operation, code, stored)
+        image = rank > 3 or operation.inputs[0] in self.images
+        self.let(operation, f"{layer}({self.take(operation.inputs[0], order)})", order, image=image)
+
+    def _scale_and_offset(self, weights: Any) -> str:
+        scale = "" if weights["scale"] is not None else ", scale=False"
+        return scale + ("" if weights["offset"] is not None else ", center=False")
+
+    def write_layer_norm(self, operation: Operation) -> None:
+        options, weights = operation.options, operation.options["weights"]
+        order = self._with_last(operation, options["axes"])
+        axes = list(range(-len(options["axes"]), 0))
+        where = f"axis={axes}, " if len(axes) > 1 else ""
+        code = f"layers.LayerNormalization({where}epsilon={options['eps']}{self._scale_and_offset(weights)})"
+        stored = {
+            role: store({"scale": "gamma", "offset": "beta"}[role], self.graph.parameters[name])
+            for role, name in weights.items()
+            if name is not None
+        }
+        layer = self.layer(operation, code, stored)
+        x = self.take(operation.inputs[0], order)
+        self.let(operation, f"{layer}({x})", order, image=operation.inputs[0] in self.images)
+
+    def _with_last(self, operation: Operation, axes: Any) -> Order:
+        """Return the order in which a value is kept, if these axes are the last of it, or else the plain order."""
+        kept = self.orders[str(operation.inputs[0])]
+        return kept if kept[-len(axes) :] == tuple(axes) else plain(len(kept))
+
+    def write_rms_norm(self, operation: Operation) -> None:
+        name = operation.options["weights"]["scale"]
+        order = self._with_last(operation, (len(operation.shape) - 1,))
+        stored = {"scale": store("scale", self.graph.parameters[name])}
+        layer = self.layer(operation, f"layers.RMSNormalization(epsilon={operation.options['eps']})", stored)
+        self.let(operation, f"{layer}({self.take(operation.inputs[0], order)})", order)
+
+    def write_dropout(self, operation: Operation) -> None:
+        name = str(operation.inputs[0])
+        layer = self.layer(operation, f"layers.Dropout({operation.options['rate']})", {}, key=operation.name)
+        self.let(operation, f"{layer}({self.code_of[name]})", self.orders[name], image=name in self.images)
+
+    # The whole.
+
+    def free_parameter(self, path: str, shape: tuple[int, ...], *, trainable: bool) -> str:
+        """Return the code that makes a parameter that belongs to no layer."""
+        more = "" if trainable else ", trainable=False"
+        return f'self.add_weight(name="{path}", shape={shape}, initializer="zeros"{more})'
+
+    def source(self) -> str:
+        """Return the source code of the model."""
+        imports = ["import keras", "from keras import layers, ops"]
+        head = ""
+        if "np." in "".join([*self.layers.values(), *self.lines, *self.helpers.values()]):
+            head = "import numpy as np\n"
+        if "table" in self.helpers:
+            head = "import base64\nimport zlib\n\n" + head
+        if head:
+            imports.insert(0, f"{head}".rstrip("\n"))
+        names = [name for name, _ in self.input_names]
+        if self.input_names and isinstance(self.input_names[0][1], str):
+            taken = [f'{name} = inputs["{key}"]' for name, key in self.input_names]
+        else:
+            taken = [f"{', '.join(names)} = inputs"]
+        lines = [*taken]
+        if any("batch" in line for line in [*self.lines, self.result]):
+            lines.append(f"batch = ops.shape({names[0]})[0]")
+        lines += [*self.lines, f"return {self.result}"]
+        made = [f"self.{name} = {code}" for name, code in self.layers.items()] or ["pass"]
+        body = (
+            # Keras passes options of its own when it loads a model.
+            "class Twin(keras.Model):\n    def __init__(self, **options):\n        super().__init__(**options)\n"
+            + "".join(f"        {line}\n" for line in made)
+            + "\n    def call(self, inputs):\n"
+            + "".join(f"        {line}\n" for line in lines)
+        )
+        return "\n\n\n".join(["\n".join(imports), *self.helpers.values(), body])
+
+
+def _size(shape: Shape) -> int:
+    size = 1
+    for length in shape:
+        assert isinstance(length, int)
+        size *= length
+    return size
