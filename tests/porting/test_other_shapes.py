@@ -338,6 +338,17 @@ def test_equal_differences_are_one_problem_with_a_count():
     assert {module.eps for module in target.modules() if isinstance(module, nn.LayerNorm)} == {1e-6}
 
 
+@pytest.mark.parametrize("to_torch", [True, False])
+def test_settings_are_set_back_when_a_port_is_refused(to_torch):
+    k = functional((8, 8, 3), L.Conv2D(4, 3), L.BatchNormalization(epsilon=1e-3), L.Conv2D(2, 3, padding="same"))
+    t = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-5), nn.Conv2d(4, 2, 3)).eval()
+    source, target = (k, t) if to_torch else (t, k)
+    sample = images(2, 8, 8, 3)
+    with pytest.raises(xw.PortError, match="padding"):
+        xw.port(source, target, sample=sample if to_torch else channels_first(sample), attributes="fix")
+    assert (k.layers[2].epsilon, t[1].eps) == (1e-3, 1e-5)
+
+
 def test_padding_is_named_as_it_was_found():
     k = functional((8, 8, 3), L.Conv2D(4, 3, strides=2, padding="same"), L.Conv2D(2, 3))
     t = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 2, 3))

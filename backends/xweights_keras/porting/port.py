@@ -113,7 +113,9 @@ class KerasPorting:
 
     def set_attribute(self, record: LayerRecord, name: str, value: Any) -> None:
         layer = record.layer.layer if isinstance(record.layer, (Operation, SuperCall)) else record.layer
-        named_eps = [native for native, eps in list_eps(layer).items() if eps == record.attributes.get("eps")]
+        settings = list_eps(layer)
+        named_eps = [native for native, eps in settings.items() if eps == record.attributes.get("eps")]
+        named_eps += list(settings)[:1]  # it was changed since the layer was recorded, and is set back
         if name == "eps" and named_eps:
             setattr(layer, named_eps[0], value)
         elif name == "momentum" and hasattr(layer, "momentum") and value is not None:
