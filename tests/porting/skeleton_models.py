@@ -23,7 +23,7 @@ TIMM = (
 SIZES = {"224": 224, "240": 240, "256": 256}
 NARROW = {
     "beit_base_patch16_224": {"embed_dim": 48, "depth": 2, "num_heads": 4},
-    "swinv2_cr_tiny_ns_224": {"depths": (1, 1, 2, 1)}, "convmixer_768_32": {"depth": 3, "dim": 48},
+    "swinv2_cr_tiny_ns_224": {"depths": (1, 1, 2, 1)}, "convmixer_768_32": {},
     "nfnet_f0": {}, "cait_xxs24_224": {"depth": 3},
 }  # fmt: skip
 TORCHVISION = (
@@ -196,7 +196,7 @@ HUB_IMAGE = {
              "intermediate_dim": 64},
     "DINOV2": {"patch_size": 8, "num_layers": 2, "hidden_dim": 32, "num_heads": 4, "intermediate_dim": 64,
                "image_shape": (32, 32, 3)},
-    "ResNet": {"input_conv_filters": [8], "input_conv_kernel_sizes": [7], "stackwise_num_filters": [64, 64],
+    "ResNet": {"input_conv_filters": [64], "input_conv_kernel_sizes": [7], "stackwise_num_filters": [64, 64],
                "stackwise_num_blocks": [1, 2], "stackwise_num_strides": [1, 2], "block_type": "basic_block",
                "image_shape": (64, 64, 3)},
     "VGG": {"stackwise_num_repeats": [1, 1], "stackwise_num_filters": [8, 16], "image_shape": (32, 32, 3)},

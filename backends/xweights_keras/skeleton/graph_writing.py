@@ -74,8 +74,11 @@ class KerasGraphWriter(KerasFunctions, GraphWriter):
         x = self.take(operation.inputs[0], order)
         bias = options["weights"]["bias"]
         space = _SPACE[-rank:]
-        padding = self._padding(options)
-        common = f"{options['size']}, strides={options['strides']}, padding={padding or 'valid'!r}"
+        # Keras has no strides with dilation: every entry is computed, and some are taken.
+        strided = any(s != 1 for s in options["strides"]) and any(d != 1 for d in options["dilation"])
+        strides = (1,) * rank if strided else options["strides"]
+        padding = self._padding({**options, "strides": strides})
+        common = f"{options['size']}, strides={strides}, padding={padding or 'valid'!r}"
         if any(d != 1 for d in options["dilation"]):
             common += f", dilation_rate={options['dilation']}"
         channels = self.shapes[str(operation.inputs[0])][options["axis"]]
@@ -100,7 +103,8 @@ class KerasGraphWriter(KerasFunctions, GraphWriter):
             around = self.attribute(f"{operation.layer or operation.name}_pad", (operation.layer, sides))
             self.layers[around] = f"layers.ZeroPadding{rank}D({sides[0] if rank == 1 else sides})"
             x = f"self.{around}({x})"
-        self.let(operation, f"{layer}({x})", order, image=True)
+        taken = f"[:, {', '.join(f'::{s}' for s in options['strides'])}]" if strided else ""
+        self.let(operation, f"{layer}({x}){taken}", order, image=True)
 
     def _padding(self, options: Any) -> str | None:
         sides = options["padding"]

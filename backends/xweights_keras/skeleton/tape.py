@@ -335,8 +335,7 @@ def _modules_of_backend() -> list[Any]:
     names = ("numpy", "nn", "math", "core")
     modules = [getattr(backend, name, None) for name in names]
     # Preprocessing layers take them from the package of the backend that they choose.
-    chosen = inspect.getmodule(backend.core.convert_to_tensor).__name__.rpartition(".")[0]
-    modules += [backend, sys.modules.get(chosen)]
+    modules += [backend, sys.modules.get(backend.core.__name__.rpartition(".")[0])]
     return [module for module in modules if module is not None]
 
 

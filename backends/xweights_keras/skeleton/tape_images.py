@@ -85,6 +85,6 @@ def _resize(tape: Tape, call: Call) -> Any:
         raise PortError(f"a change of size by {operation.interpolation} has no recipe for code")
     for axis, new in enumerate(size, start=1):
         places = np.floor((np.arange(new) + 0.5) * x.shape[axis] / new).astype("int64")
-        shape = [new if a == axis else n for a, n in enumerate(x.shape)]
-        x = tape.add(call, "take", [x, places], shape, dtype_of(x), axis=axis)
+        lengths = [new if a == axis else n for a, n in enumerate(x.shape)]
+        x = tape.add(call, "take", [x, places], lengths, dtype_of(x), axis=axis)
     return x

@@ -39,6 +39,11 @@ def _transpose(tape: Tape, call: Call) -> Any:
     return tape.permute(call, x, axes)
 
 
+@handles("Ndim")
+def _rank(tape: Tape, call: Call) -> Any:
+    return len(tape.array(first(call)).shape)
+
+
 @handles("BroadcastTo")
 def _broadcast(tape: Tape, call: Call) -> Any:
     x, shape = tape.array(first(call)), call.operation.shape

@@ -238,18 +238,18 @@ class ProgramReader:
 
     def reshape(self, call: Call, value: Any, shape: Sequence[int]) -> Value:
         """Return a value in another shape."""
-        value = self.value(value)
-        if value.shape == tuple(shape):
-            return value
-        return self.add(call, "reshape", [value], shape, value.dtype)
+        x: Value = self.value(value)
+        if x.shape == tuple(shape):
+            return x
+        return self.add(call, "reshape", [x], shape, x.dtype)
 
     def permute(self, call: Call, value: Any, order: Sequence[int]) -> Value:
         """Return a value with its axes in another order."""
-        value = self.value(value)
+        x: Value = self.value(value)
         if list(order) == list(range(len(order))):
-            return value
-        shape = [value.shape[axis] for axis in order]
-        return self.add(call, "permute", [value], shape, value.dtype, order=tuple(order))
+            return x
+        shape = [x.shape[axis] for axis in order]
+        return self.add(call, "permute", [x], shape, x.dtype, order=tuple(order))
 
     def binary(self, call: Call, function: str, a: Any, b: Any, dtype: str | None = None) -> Value:
         """Return what a function of two values makes."""
@@ -272,16 +272,16 @@ class ProgramReader:
 
     def slice(self, call: Call, value: Any, axis: int, start: int, stop: int, step: int = 1) -> Value:
         """Return a part of an axis."""
-        value = self.value(value)
-        axis %= len(value.shape)
-        length = value.shape[axis]
+        x: Value = self.value(value)
+        axis %= len(x.shape)
+        length = x.shape[axis]
         if (start, stop, step) == (0, length, 1):
-            return value
-        index: list[Any] = [(0, None, 1)] * len(value.shape)
+            return x
+        index: list[Any] = [(0, None, 1)] * len(x.shape)
         index[axis] = (start, None if stop >= length else stop, step)
-        shape = list(value.shape)
+        shape = list(x.shape)
         shape[axis] = len(range(start, min(stop, length), step))
-        return self.add(call, "slice", [value], shape, value.dtype, index=tuple(index))
+        return self.add(call, "slice", [x], shape, x.dtype, index=tuple(index))
 
     def concatenate(self, call: Call, values: Sequence[Any], axis: int) -> Value:
         """Return values joined along an axis."""

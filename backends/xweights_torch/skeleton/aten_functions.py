@@ -177,6 +177,10 @@ _REDUCTIONS = {
 }  # fmt: skip
 
 
+def _axes_of(axes: Any) -> list[int]:
+    return [axes] if isinstance(axes, int) else list(axes)
+
+
 @handles(*_REDUCTIONS)
 def _reduce(reader: ProgramReader, call: Call) -> Any:
     name = call.function
@@ -187,8 +191,8 @@ def _reduce(reader: ProgramReader, call: Call) -> Any:
     if axes is None and name == "argmax":
         x = reader.reshape(call, x, (math.prod(x.shape),))
     every = axes is None or (isinstance(axes, (list, tuple)) and not axes)
-    axes = range(len(x.shape)) if every else ([axes] if isinstance(axes, int) else axes)
-    return reader.reduce(call, _REDUCTIONS[name], x, list(axes), keepdims=bool(call.get("keepdim", False)))
+    chosen = list(range(len(x.shape))) if every else _axes_of(axes)
+    return reader.reduce(call, _REDUCTIONS[name], x, chosen, keepdims=bool(call.get("keepdim", False)))
 
 
 @handles("max", "min")

@@ -12,7 +12,7 @@ from xweights_torch.skeleton.aten import Call, ProgramReader, Value, handles
 
 
 def _per_axis(value: Any, rank: int) -> tuple[int, ...]:
-    values = [value] if isinstance(value, (int, float)) else list(value)
+    values: list[int] = [value] if isinstance(value, int) else list(value)
     return tuple(values * rank if len(values) == 1 else values)
 
 

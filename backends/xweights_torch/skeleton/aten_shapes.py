@@ -43,7 +43,6 @@ def _transpose(reader: ProgramReader, call: Call) -> Any:
 
 @handles("movedim", "moveaxis")
 def _movedim(reader: ProgramReader, call: Call) -> Any:
-    order = np.moveaxis(np.empty((1,) * 0), (), ())
     source, destination = ([a] if isinstance(a, int) else list(a) for a in (call["source"], call["destination"]))
     rank = len(call.shape)
     order = [axis for axis in range(rank) if axis not in [s % rank for s in source]]
@@ -141,6 +140,36 @@ def _stack(reader: ProgramReader, call: Call) -> Any:
     axis = call.get("dim", 0) % len(call.shape)
     parts = [reader.reshape(call, part, (*part.shape[:axis], 1, *part.shape[axis:])) for part in call["tensors"]]
     return reader.concatenate(call, parts, axis)
+
+
+@handles("slice_scatter", "select_scatter")
+def _scatter(reader: ProgramReader, call: Call) -> Any:
+    """Return a value of which a part is another: what is left in a program where a part was changed in place."""
+    x, part = reader.value(call["self"]), reader.value(call["src"])
+    axis = call.get("dim", 0) % len(x.shape)
+    length = x.shape[axis]
+    if "index" in call.args:
+        start = call["index"] % length
+        stop = start + 1
+        part = reader.reshape(call, part, (*x.shape[:axis], 1, *x.shape[axis + 1 :]))
+    else:
+        start, stop, step = slice(call.get("start"), call.get("end"), call.get("step", 1)).indices(length)
+        if step != 1:
+            raise PortError("a change in place of every other entry has no recipe for code")
+    front = [reader.slice(call, x, axis, 0, start)] if start else []
+    behind = [reader.slice(call, x, axis, stop, length)] if stop < length else []
+    return reader.concatenate(call, [*front, part, *behind], axis)
+
+
+@handles("copy")
+def _copy(reader: ProgramReader, call: Call) -> Any:
+    source = reader.value(call["src"])
+    return source if source.shape == call.shape else reader.add(call, "broadcast", [source])
+
+
+@handles("zero", "fill")
+def _filled(reader: ProgramReader, call: Call) -> Any:
+    return torch.full(call.shape, call.get("value", 0), dtype=call.meta.dtype)
 
 
 @handles("roll")

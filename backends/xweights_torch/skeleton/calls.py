@@ -137,8 +137,9 @@ def _pad(recorder: StepRecorder, name: str, node: Any, args: list[Any], value: T
     flat = list(args[1])
     sides = [(flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2)]
     zeros = _option(node, args, 2, "mode", "constant") == "constant" and not _option(node, args, 3, "value", 0)
-    rank, negative = value.rank, any(side < 0 for pair in sides for side in pair)
-    if rank is None or not zeros or len(sides) >= rank or negative:
+    known = all(isinstance(side, int) for pair in sides for side in pair)
+    rank, negative = value.rank, known and any(side < 0 for pair in sides for side in pair)
+    if not known or rank is None or not zeros or len(sides) >= rank or negative:
         return recorder.add_unsupported(
             name, "a padding with other numbers than zeros, of channels, or of an unknown rank"
         )

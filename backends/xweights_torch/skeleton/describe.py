@@ -53,4 +53,5 @@ class TorchDescribing:
         with torch.no_grad():
             for path, array in arrays.items():
                 tensor = functools.reduce(getattr, path.split("."), twin)
-                tensor.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+                # NumPy makes a scalar contiguous as a vector
+                tensor.copy_(torch.from_numpy(np.ascontiguousarray(array)).reshape(tensor.shape))

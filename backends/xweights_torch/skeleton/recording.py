@@ -90,18 +90,19 @@ def _evaluated(model: nn.Module) -> Iterator[None]:
     """Evaluate in between; attention is computed step by step, as its fused forms have no recipe."""
     training = [(module, module.training) for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
-    cached = getattr(getattr(model, "config", None), "use_cache", None)
+    config: Any = getattr(model, "config", None)
+    cached = getattr(config, "use_cache", None)
     try:
         model.eval()
         torch.backends.mha.set_fastpath_enabled(False)
         if cached:
-            model.config.use_cache = False
+            config.use_cache = False
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         if cached:
-            model.config.use_cache = cached
+            config.use_cache = cached
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in training:
             module.training = mode

@@ -125,11 +125,32 @@ class _Merging:
         if a.ndim == 1 and all(np.array_equal(array, np.arange(array.size)) for array in (a, b)):
             return [replace(one, kind="range", options={}, shape=shape)]
         axes = tuple(axis for axis, length in enumerate(shape) if isinstance(length, BatchTimes))
+        if axes == (0,) and isinstance(shape[0], BatchTimes) and shape[0].factor > 1:
+            return self._tables(one, a, b, shape[0].factor)
         row = a[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(a.ndim))]
         if not axes or not all(np.array_equal(np.broadcast_to(row, array.shape), array) for array in (a, b)):
             raise PortError(f"{one.name!r} has numbers that are others on a batch of another size")
         rows = replace(one, name=f"{one.name}_row", options={"value": row}, shape=row.shape)
         return [rows, Operation(one.name, "broadcast", (rows.name,), {}, shape, one.dtype)]
+
+    def _tables(self, one: Operation, a: Array, b: Array, rows: int) -> list[Operation]:
+        """Return the operations that repeat a table of several rows for each example."""
+        table = a[None, :rows]
+        if not all(
+            np.array_equal(
+                array.reshape(-1, *table.shape[1:]), np.broadcast_to(table, (len(array) // rows, *table.shape[1:]))
+            )
+            for array in (a, b)
+        ):
+            raise PortError(f"{one.name!r} has numbers that are others on a batch of another size")
+        first = replace(one, name=f"{one.name}_rows", options={"value": table}, shape=table.shape)
+        shape = (BatchTimes(1), *table.shape[1:])
+        spread = Operation(f"{one.name}_tables", "broadcast", (first.name,), {}, shape, one.dtype)
+        return [
+            first,
+            spread,
+            Operation(one.name, "reshape", (spread.name,), {}, (BatchTimes(rows), *a.shape[1:]), one.dtype),
+        ]
 
     def operation(self, one: Operation, other: Operation) -> Operation:
         return Operation(

@@ -64,15 +64,15 @@ def _converted(written: Written, arrays: Mapping[str, Array]) -> dict[str, Array
 
 def _other_weights(arrays: Mapping[str, Array]) -> dict[str, Array]:
     numbers = np.random.default_rng(0)
-    others = {}
+    others: dict[str, Array] = {}
     for name, array in arrays.items():
         if array.dtype.kind != "f":
             continue
-        noise = numbers.standard_normal(array.shape).astype(array.dtype)
+        noise = np.asarray(numbers.standard_normal(array.shape), array.dtype)
         if array.size and name.rpartition(".")[2].endswith(("running_var", "moving_variance", "variance")):
-            others[name] = array * (1 + 0.2 * np.tanh(noise))
+            others[name] = np.multiply(array, 1 + 0.2 * np.tanh(noise))
         elif array.ndim < 2 or array.size == max(array.shape):
-            others[name] = array + 0.1 * noise
+            others[name] = np.add(array, 0.1 * noise)
         else:
             others[name] = array + noise * max(0.3 * float(array.std()), 0.01)
     return {name: array.astype(arrays[name].dtype) for name, array in others.items()}
