@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from observed_models import (  # noqa: E402
+from observed_modules import (  # noqa: E402
     Checker,
     Experts,
     FrozenNorm,
