@@ -203,7 +203,7 @@ def _port_with_sample(
         if finding.layer not in tolerated and not (tolerated and finding.place != "output")
     ]
     unpaired, notes = _list_unpaired(run, attempt)
-    notes += note_variants(attempt.suspects, matching)
+    notes += [*note_variants(attempt.suspects, matching), *_note_rows(pairs)]
     refused = [] if attributes == "ignore" else blocking
     _refuse(attempt, refused, unexplained, unpaired, tried=attributes == "fix")
     got = run.call(run.target, matching.sample, SilentWatcher(), "target")
@@ -294,11 +294,27 @@ def _list_unpaired(run: Run, attempt: Attempt) -> tuple[list[LayerUnit], list[st
     if spare:
         run.remains = tuple(dict.fromkeys((*run.remains, *(p.name for unit in spare for p in unit.parameters))))
         shown = name_some([unit.path for unit in spare], 8)
-        notes.append(f"not in the source, and no output needs it, so it was kept: {shown}")
+        notes.append(f"not in the source, and no compared output needs it, so it was kept: {shown}")
     if attempt.unused and not attempt.divergences:
         shown = name_some([unit.path for unit in attempt.unused], 8)
-        notes.append(f"in the source, and no output needs it, so it went nowhere: {shown}")
+        notes.append(f"in the source, and no compared output needs it, so it went nowhere: {shown}")
     return [unit for unit in unpaired if unit not in spare], notes
+
+
+def _note_rows(pairs: Sequence[Pair]) -> list[str]:
+    """Return a note on each table of which some rows are no twins of any in the other one."""
+    notes = []
+    for pair in pairs:
+        if pair.permutation.shift is None:
+            continue
+        first_source, first_target = pair.permutation.shift
+        lengths = [next(iter(unit.slices.values())).shape[0] for unit in (pair.source, pair.target)]
+        moved = min(lengths[0] - first_source, lengths[1] - first_target)
+        if moved < lengths[1]:
+            notes.append(f"{lengths[1] - moved} of {lengths[1]} rows of {pair.target.path} have no twin and were kept")
+        if moved < lengths[0]:
+            notes.append(f"{lengths[0] - moved} of {lengths[0]} rows of {pair.source.path} have no twin")
+    return notes
 
 
 def _check_holds(run: Run) -> None:
