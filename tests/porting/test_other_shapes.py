@@ -315,6 +315,45 @@ def test_a_layer_may_be_called_more_often_than_its_twin():
     assert xw.port(k, Twice(), sample=images(3, 6)).ok
 
 
+class Idle(nn.Module):
+    """The last of some branches is computed and goes nowhere, as in WaveNets."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.idle = nn.Linear(6, 5), nn.Linear(5, 4)
+
+    def forward(self, x):
+        x = self.a(x)
+        self.idle(x)
+        return x
+
+
+def test_a_layer_whose_output_goes_nowhere_is_kept_and_said():
+    report = xw.port(keras.Sequential([keras.Input((6,)), L.Dense(5)]), Idle(), sample=images(3, 6))
+    assert report.ok
+    assert "so it was kept: idle" in report.notes[0]
+
+
+class Steps(nn.Module):
+    """An image read step by step, channels before frequencies in each."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.rnn = nn.Conv2d(1, 3, 3), nn.GRU(12, 5, batch_first=True)
+
+    def forward(self, x):
+        x = self.conv(x).permute(0, 2, 1, 3)
+        return self.rnn(x.flatten(2))[0]
+
+
+def test_an_image_may_be_flattened_step_by_step_in_either_order():
+    assert_ported_both_ways(
+        lambda: functional((8, 6, 1), L.Conv2D(3, 3), L.Reshape((6, 12)), L.GRU(5, return_sequences=True)),
+        Steps,
+        images(2, 8, 6, 1),
+    )
+
+
 class SourceOnly(nn.Module):
     def __init__(self):
         super().__init__()

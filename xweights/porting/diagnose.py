@@ -12,14 +12,13 @@ import numpy as np
 from xweights.core.dtypes import Array
 from xweights.porting.attributes import compare_plain_layers, compare_settings, describe_unlike_padding
 from xweights.porting.causes import describe_padding, find_activations, find_padding
-from xweights.porting.matching.candidates import RECURRENT
 from xweights.porting.matching.matching import Matching
 from xweights.porting.matching.pairs import Divergence, Pair
 from xweights.porting.matching.similarity import trim_zeros
 from xweights.porting.matching.trace import read_arrays
 from xweights.porting.recipes import GATES
 from xweights.porting.reports import Finding
-from xweights.porting.units import LayerUnit, translate
+from xweights.porting.units import RECURRENT, LayerUnit, translate
 
 Arrays = Mapping[str, Array]
 
@@ -280,6 +279,8 @@ def _diagnose_input(divergence: Divergence) -> tuple[str, str] | None:
         return None
     expected: Any = call.input
     if got.shape != expected.shape:
+        if got.ndim > 2 and got.ndim == expected.ndim and got.shape[1:] == expected.shape[1:]:
+            return "input", f"it is given {got.shape[0]} inputs at once where its twin is given {expected.shape[0]}"
         if got.ndim > 2 and got.shape[-1] == expected.shape[-1]:
             return (
                 "padding",

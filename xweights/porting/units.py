@@ -87,6 +87,7 @@ class ParamSlice:
 ABSENT = {"bias": 0.0, "recurrent_bias": 0.0, "beta": 0.0, "gamma": 1.0}
 # Kinds whose two biases are only ever added.
 SUMMED = frozenset({"simple_rnn", "lstm"})
+RECURRENT = SUMMED | {"gru", "gru_reset_before"}
 # Kinds whose arrays have one entry per feature, so that a permutation of the features permutes them.
 VECTORS = frozenset({"batch_norm", "layer_norm", "rms_norm", "prelu", "normalization", "multiply"})
 # The array whose shape is part of a unit's form: the first of these that it has.
@@ -254,7 +255,7 @@ def permute(role: str, value: Array, kind: str, permutation: FeaturePermutation)
     """Return a canonical array of the source in the order of the target's features."""
     if kind == "conv" and role == "kernel" and permutation.rows is not None:
         return value.reshape(-1, value.shape[-1])[permutation.rows].reshape(value.shape)
-    if kind == "dense":
+    if kind == "dense" or kind in RECURRENT:
         if role == "kernel" and permutation.rows is not None:
             value = value[permutation.rows]
         if permutation.columns is not None:

@@ -211,12 +211,9 @@ def preload():
     for package in PRELOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(package)
-    inputs = making.keras.Input((2,))
-    xw.port(  # loads the backends
-        making.keras.Model(inputs, making.keras.layers.Dense(1)(inputs)),
-        making.torch.nn.Linear(2, 1),
-        sample=np.eye(2, dtype="float32"),
-    )
+    # Nothing is computed here: TensorFlow's threads don't survive a fork, and a child would wait for them for ever.
+    for module in ("xweights_torch.porting.port", "xweights_keras.porting.port"):
+        importlib.import_module(module)
 
 
 def line(result):

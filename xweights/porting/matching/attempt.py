@@ -18,7 +18,6 @@ from xweights.core.hold_registry import identity
 from xweights.errors import ArgumentError
 from xweights.porting.matching.candidates import (
     IMAGES,
-    RECURRENT,
     Candidate,
     Candidates,
     Split,
@@ -35,7 +34,7 @@ from xweights.porting.matching.pairs import Divergence, Pair
 from xweights.porting.matching.similarity import cropped_distance, distance, tolerance
 from xweights.porting.matching.trace import UnitCall, find_grids, select_array
 from xweights.porting.protocol import Arrays, LayerRecord
-from xweights.porting.units import UNPERMUTED, FeaturePermutation, LayerUnit, split_columns
+from xweights.porting.units import RECURRENT, UNPERMUTED, FeaturePermutation, LayerUnit, split_columns
 
 # Factor by which a layer may enlarge a difference in its input.
 _GROWTH = 16
@@ -299,6 +298,8 @@ class Attempt:
             unequal = {name: error for name, (error, limit) in compared.items() if error > limit}
             self.outputs = {name: error for name, (error, _) in compared.items()}
             self.unused = self._list_unused()
+            if compared and not unequal:
+                self._forgive_idle()
             if unequal or not compared:
                 for unit in self.unused if matching.whole else ():
                     text = f"{unit.path!r} of the source has no twin in the target"
@@ -309,6 +310,13 @@ class Attempt:
                 self._add_divergence(Divergence("end", None, None, error, self._describe_unequal(name, got)))
         except StopAttempt:
             pass
+
+    def _forgive_idle(self) -> None:
+        """Forget divergences of units that nothing in the source could be, as the outputs agree without them."""
+        idle = [one for one in self.divergences if one.location == "input" and one.call is None]
+        if len(idle) == len(self.divergences):
+            self.divergences = []
+            self.called -= {id(divergence.target) for divergence in idle}
 
     def _list_unused(self) -> list[LayerUnit]:
         """Return the source units whose arrays, or of which some columns, went nowhere."""

@@ -21,9 +21,8 @@ from xweights.porting.matching.similarity import (
     is_ambiguous,
 )
 from xweights.porting.matching.trace import UnitCall
-from xweights.porting.units import SUMMED, UNPERMUTED, VECTORS, FeaturePermutation, LayerUnit
+from xweights.porting.units import RECURRENT, UNPERMUTED, VECTORS, FeaturePermutation, LayerUnit
 
-RECURRENT = SUMMED | {"gru", "gru_reset_before"}
 PARTS = frozenset({"query", "key", "value", "attention_output"})
 IMAGES = frozenset({"conv", "conv_transpose", "group_norm"})
 Columns = slice | Array
@@ -134,7 +133,10 @@ class Candidates:
         elif unit.kind in RECURRENT and array.shape[1] < expected.shape[1]:
             expected = expected[:, : array.shape[1]]  # a cell, called step by step
         error = input_distance(array, expected, limit)
-        if error is None and array.ndim < 3 and array.shape == expected.shape:
+        if error is None and unit.kind in RECURRENT and array.shape == expected.shape:
+            # What a recurrent layer is given may be an image, flattened step by step in another order.
+            array, expected = (each.reshape(-1, each.shape[-1]) for each in (array, expected))
+        elif error is None and array.shape == expected.shape:
             count = array.shape[0]
             for batch in (size for size in range(2, count) if count % size == 0 and count <= _ROWS):
                 if distance(array, swap_batch_and_time(expected, (batch, count // batch))) <= limit:
@@ -237,7 +239,7 @@ def swap_batch_and_time(array: Array, lengths: tuple[int, int]) -> Array:
 
 
 def _is_permutable(unit: LayerUnit, array: Array) -> bool:
-    return (unit.kind in ("dense", "conv", "other") or unit.kind in VECTORS) and array.ndim == 2
+    return (unit.kind in ("dense", "conv", "other") or unit.kind in VECTORS | RECURRENT) and array.ndim == 2
 
 
 def _check_rows(unit: LayerUnit, array: Array | None, call: UnitCall) -> Candidate | None:
