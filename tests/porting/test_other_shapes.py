@@ -245,6 +245,28 @@ def test_a_table_of_positions_may_have_rows_before_the_first(offset):
     np.testing.assert_array_equal(after[:offset], before[:offset])
 
 
+class WithTypes(nn.Module):
+    """RoBERTa's table of types has one row, which keras_hub's model doesn't have."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.types, self.head = nn.Embedding(9, 6), nn.Embedding(1, 6), nn.Linear(6, 4)
+
+    def forward(self, ids):
+        return self.head(self.words(ids) + self.types(torch.zeros_like(ids)))
+
+
+def test_a_table_that_only_the_target_adds_is_set_to_zero_and_said():
+    k = functional((5,), L.Embedding(9, 6), L.Dense(4))
+    t = WithTypes()
+    ids = np.random.default_rng(0).integers(0, 9, (2, 5))
+    report = xw.port(k, t, sample=ids)
+    assert "types isn't in the source, and is zero" in report.notes
+    assert not t.types.weight.detach().numpy().any()
+    with torch.no_grad():
+        np.testing.assert_allclose(t(torch.from_numpy(ids)).numpy(), ops.convert_to_numpy(k(ids)), rtol=1e-5, atol=1e-6)
+
+
 class TwoTables(nn.Module):
     def __init__(self):
         super().__init__()

@@ -19,7 +19,7 @@ from xweights.optimizers.biases import JoinedBias, double_lr, find_joined_biases
 from xweights.optimizers.rules.updates import NON_ELEMENTWISE_RULES
 from xweights.optimizers.state import OptimizerGroup, OptimizerState
 from xweights.porting.matching.pairs import Pair
-from xweights.porting.units import FeaturePermutation, LayerUnit, ParamSlice, permute, translate
+from xweights.porting.units import ALIASES, FeaturePermutation, LayerUnit, ParamSlice, permute, translate
 
 # (source slice, target slice, role in the target, pair of layers)
 SlicePair = tuple[ParamSlice, ParamSlice, str, Pair]
@@ -149,6 +149,8 @@ def _slice_pairs(pairs: Sequence[Pair]) -> list[SlicePair]:
 def _twin(source: LayerUnit, target: LayerUnit, role: str) -> ParamSlice | None:
     if role in source.slices:
         return source.slices[role]
+    if ALIASES.get(role) in source.slices:
+        return source.slices[ALIASES[role]]
     if "other" not in (source.kind, target.kind):
         return None
     size = math.prod(target.slices[role].shape)

@@ -26,7 +26,7 @@ from xweights.porting.matching.attempt import Attempt
 from xweights.porting.matching.forms import fit
 from xweights.porting.matching.matching import Matching
 from xweights.porting.matching.outputs import OutputMap, compare_outputs
-from xweights.porting.matching.pairs import Pair
+from xweights.porting.matching.pairs import Divergence, Pair
 from xweights.porting.matching.samples import SilentWatcher
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.plan import plan_pairs
@@ -196,6 +196,10 @@ def _port_with_sample(
     pairs = list(attempt.pairs.values())
     blocking = [difference for difference in differing if not difference.training and not difference.fixed]
     tolerated = {difference.target for difference in blocking} if attributes == "ignore" else set()
+    if attempt.divergences:
+        # What has no twin isn't zero: that may be the cause of all that follows.
+        missing = [Divergence("input", unit, None, float("inf")) for unit in attempt.zeroed]
+        attempt.divergences = [*missing, *attempt.divergences]
     findings = [diagnose(divergence, matching, pairs) for divergence in attempt.divergences]
     unexplained = [
         finding
@@ -280,6 +284,8 @@ def _fix_settings(run: Run, differing: Sequence[Difference], fixed: dict[tuple[s
 def _list_unpaired(run: Run, attempt: Attempt) -> tuple[list[LayerUnit], list[str]]:
     """Return the units of the target that need a twin and have none, and notes on what one of the models has more."""
     written = {hold_registry.identity(p) for pair in attempt.pairs.values() for p in pair.target.parameters}
+    zeroed = [] if attempt.divergences else attempt.zeroed
+    written |= {hold_registry.identity(p) for unit in zeroed for p in unit.parameters}
     unpaired = [
         unit
         for unit in run.target.units
@@ -290,7 +296,7 @@ def _list_unpaired(run: Run, attempt: Attempt) -> tuple[list[LayerUnit], list[st
     # What no output needs stays as it is, unless the source has something left that may belong there.
     spare = [unit for unit in unpaired if id(unit) not in attempt.called and attempt.outputs]
     spare = [unit for unit in spare if not any(fit(left, unit) for left in attempt.unused)]
-    notes = []
+    notes = [f"{unit.path} isn't in the source, and is zero" for unit in zeroed]
     if spare:
         run.remains = tuple(dict.fromkeys((*run.remains, *(p.name for unit in spare for p in unit.parameters))))
         shown = name_some([unit.path for unit in spare], 8)

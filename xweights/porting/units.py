@@ -85,6 +85,8 @@ class ParamSlice:
 
 # The value that stands for an array that a layer doesn't have.
 ABSENT = {"bias": 0.0, "recurrent_bias": 0.0, "beta": 0.0, "gamma": 1.0}
+# Two names for what a norm multiplies with, in the tables of layers and in operations.
+ALIASES = {"scale": "gamma", "gamma": "scale"}
 # Kinds whose two biases are only ever added.
 SUMMED = frozenset({"simple_rnn", "lstm"})
 RECURRENT = SUMMED | {"gru", "gru_reset_before"}
@@ -201,6 +203,9 @@ def translate(
     """
     by_role = dict(arrays)
     lost: list[str] = []
+    for name, other in ALIASES.items():
+        if name in by_role and other in target.slices and name not in target.slices and other not in by_role:
+            by_role[other] = by_role.pop(name)
     if "other" in (source.kind, target.kind):
         roles = _match_roles(source, target) or {}
         by_role = {role: arrays[source_role] for role, source_role in roles.items()}

@@ -25,7 +25,7 @@ from xweights.porting.matching.candidates import (
     input_error,
     permute_output,
 )
-from xweights.porting.matching.forms import fit
+from xweights.porting.matching.forms import find_used_rows, fit
 from xweights.porting.matching.matching import Matching
 from xweights.porting.matching.outputs import compare_outputs
 from xweights.porting.matching.packed import find_joined, find_parts, take_columns
@@ -78,6 +78,7 @@ class Attempt:
             set(matching.grids), matching.prefer, matching.forms, first=first, differ=matching.channels_differ
         )
         self.grids = self.candidates.grids
+        self.zeroed: list[LayerUnit] = []  # tables that are added, and that the source doesn't have
         self.called: set[int] = set()  # the units of the target
         self.suspects: list[Divergence] = []  # inputs that differ by more than a few roundings
         self.unused: list[LayerUnit] = []  # source units that no unit of the target needs
@@ -137,6 +138,8 @@ class Attempt:
         if not candidates and id(unit) in matching.skipped:
             return _OpenUnit(unit)
         sound = bool(candidates)
+        if not candidates and former is None and self._clear(unit, array):
+            return _OpenUnit(unit)
         if not candidates:
             likeliest = find_nearest(unit, array, unused, self._following)
             self._add_divergence(Divergence("input", unit, likeliest, input_error(likeliest, array), output=array))
@@ -149,6 +152,15 @@ class Attempt:
             self.suspects.append(Divergence("input", unit, chosen.call, chosen.error or 0.0, output=np.array(array)))
         self._take(unit, chosen, len(candidates) - 1)
         return _OpenUnit(unit, chosen.call, self._permutation_of(unit, chosen.permutation), sound, chosen.error or 0.0)
+
+    def _clear(self, unit: LayerUnit, array: Array | None) -> bool:
+        """Set a table that the source doesn't have to zero: if it is only added, the outputs show that it is right."""
+        if self.matching.assign is None or id(unit) in self.matching.skipped or find_used_rows(unit, array) is None:
+            return False
+        if unit not in self.zeroed:
+            self.zeroed.append(unit)
+            self.matching.assign.clear(unit)
+        return True
 
     def _find_packed(self, unit: LayerUnit, array: Array) -> list[Candidate]:
         """Return the ways in which a unit is made of several of the source, or is a part of one."""

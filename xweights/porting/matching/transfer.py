@@ -50,6 +50,12 @@ class Writer:
             _write(param_slice, value, param_slice.parameter)
         return lost
 
+    def clear(self, target: LayerUnit) -> None:
+        """Write zeros to a unit that has no twin."""
+        for param_slice in target.slices.values():
+            zeros = np.zeros(param_slice.shape, param_slice.parameter.dtype)
+            _write(param_slice, zeros, param_slice.parameter)
+
     def check(
         self, source: LayerUnit, target: LayerUnit, permutation: FeaturePermutation
     ) -> tuple[dict[str, Array], list[str]]:
