@@ -267,6 +267,30 @@ def test_a_table_that_only_the_target_adds_is_set_to_zero_and_said():
         np.testing.assert_allclose(t(torch.from_numpy(ids)).numpy(), ops.convert_to_numpy(k(ids)), rtol=1e-5, atol=1e-6)
 
 
+class Pooling(nn.Module):
+    """Puts out more than its twin, as the models of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.pooler = nn.Linear(6, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.body(x)
+        return {"last": x, "pooled": torch.tanh(self.pooler(x[:, 0]))}
+
+
+def test_one_model_may_put_out_more_than_the_other():
+    k, t = functional((5, 6), L.Dense(4)), Pooling()
+    report = xw.port(k, t, sample=images(2, 5, 6))
+    assert report.ok
+    assert list(report.outputs) == ["last"]
+    assert any("puts out more (last, pooled), of which 1 compared" in note for note in report.notes)
+    assert any("was kept: pooler" in note for note in report.notes)
+    back = xw.port(t, functional((5, 6), L.Dense(4)), sample=images(2, 5, 6))
+    assert any("went nowhere: pooler" in note for note in back.notes)
+    assert xw.verify(k, t, sample=images(2, 5, 6)).max_error < 1e-5
+
+
 class TwoTables(nn.Module):
     def __init__(self):
         super().__init__()

@@ -25,7 +25,7 @@ from xweights.porting.diagnose import diagnose, note_variants
 from xweights.porting.matching.attempt import Attempt
 from xweights.porting.matching.forms import fit
 from xweights.porting.matching.matching import Matching
-from xweights.porting.matching.outputs import OutputMap, compare_outputs
+from xweights.porting.matching.outputs import OutputMap, compare_outputs, list_uncompared
 from xweights.porting.matching.pairs import Divergence, Pair
 from xweights.porting.matching.samples import SilentWatcher
 from xweights.porting.matching.transfer import Writer
@@ -214,6 +214,8 @@ def _port_with_sample(
     errors, ok = {}, True
     if run.whole:
         first = run.target.porting.channels_first
+        besides = list_uncompared(matching.expected, got, outputs)
+        notes += [] if besides is None else [besides]
         for name, (error, limit) in compare_outputs(matching.expected, got, outputs, target_first=first).items():
             errors[name] = error
             ok &= error <= limit

@@ -14,7 +14,7 @@ import numpy as np
 
 from xweights.errors import PortError
 from xweights.porting.diagnose import diagnose
-from xweights.porting.matching.outputs import OutputMap, compare_outputs
+from xweights.porting.matching.outputs import OutputMap, compare_outputs, list_uncompared
 from xweights.porting.matching.samples import SilentWatcher
 from xweights.porting.port import list_differences, make_entry
 from xweights.porting.reports import Finding, VerifyReport
@@ -60,6 +60,7 @@ def _compare(source: Any, target: Any, sample: Any, sample_target: Any, outputs:
     got = run.call(run.target, matching.sample, SilentWatcher(), "target")
     first = run.target.porting.channels_first
     compared = compare_outputs(matching.expected, got, outputs, target_first=first)
+    besides = list_uncompared(matching.expected, got, outputs)
     errors = {name: error for name, (error, _) in compared.items()}
     pairs = list(attempt.pairs.values())
     findings = [diagnose(divergence, matching, pairs) for divergence in attempt.divergences]
@@ -71,7 +72,7 @@ def _compare(source: Any, target: Any, sample: Any, sample_target: Any, outputs:
         outputs=errors,
         findings=tuple(findings),
         differences=tuple(list_differences(matching, attempt)),
-        notes=tuple(dict.fromkeys(attempt.candidates.doubts)),
+        notes=tuple(dict.fromkeys([*attempt.candidates.doubts, *([] if besides is None else [besides])])),
     )
     return report, matching.sample
 

@@ -355,8 +355,11 @@ class Attempt:
         ]
         forced = {}
         for unit in target_units:
-            fitting = [source for source in source_units if fit(source, unit)]
-            rivals = [target for target in target_units if fitting and fit(fitting[0], target)]
+            fitting = [source for source in source_units if source.form == unit.form]
+            if not fitting and unit.kind not in ("rows", "embedding"):  # which are told by the rows that are used
+                fitting = [source for source in source_units if fit(source, unit)]
+            rivals = [target for target in target_units if fitting and target.form == fitting[0].form]
+            rivals = rivals or [target for target in target_units if fitting and fit(fitting[0], target)]
             if len(fitting) == 1 and len(rivals) == 1 and matching.allowed(fitting[0], unit):
                 forced[id(unit)] = fitting[0]
         matching.unseen.update(forced)

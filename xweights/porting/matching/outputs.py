@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,14 +23,22 @@ def compare_outputs(
 ) -> dict[str, tuple[float, float]]:
     """Return (error, limit of rounding) for each output of the target; raise ArgumentError if none corresponds."""
     errors = {}
-    for name, array, wanted in _pair_outputs(expected, got, outputs):
+    for name, array, wanted in _pair_outputs(expected, got, outputs, target_first):
         limit = input_tolerance(array, wanted) * DEPTH
         errors[name] = (min(distance(layout, wanted) for layout in _iter_layouts(array, wanted, target_first)), limit)
     return errors
 
 
+def list_uncompared(expected: Mapping[str, Array], got: Mapping[str, Array], outputs: OutputMap) -> str | None:
+    """Return what one model puts out besides, if the two put out unequal numbers of arrays and none was chosen."""
+    if outputs is not None or len(got) == len(expected):
+        return None
+    side, names = ("target", got) if len(got) > len(expected) else ("source", expected)
+    return f"the {side} puts out more ({', '.join(names)}), of which {min(len(got), len(expected))} compared"
+
+
 def _pair_outputs(
-    expected: Mapping[str, Array], got: Mapping[str, Array], outputs: OutputMap
+    expected: Mapping[str, Array], got: Mapping[str, Array], outputs: OutputMap, target_first: bool
 ) -> Iterator[tuple[str, Array, Array]]:
     if callable(outputs):
         returned = next(iter(got.values())) if len(got) == 1 else dict(got)
@@ -51,12 +60,31 @@ def _pair_outputs(
     elif len(got) == len(expected):
         for (name, array), wanted in zip(got.items(), expected.values(), strict=True):
             yield name, array, wanted
+    elif min(len(got), len(expected)):
+        yield from _find_equal(expected, got, target_first)
     else:
         raise ArgumentError(
             "the two models put out unequal numbers of arrays\n"
             f"{got_expected(', '.join(got) or 'none', ', '.join(expected) or 'none')}\n"
             "Fix: outputs={target's output: source's output} for those that correspond"
         )
+
+
+def _find_equal(
+    expected: Mapping[str, Array], got: Mapping[str, Array], target_first: bool
+) -> Iterator[tuple[str, Array, Array]]:
+    """Yield each output of the model that has fewer with the nearest one of the other (a pooled state, a cache)."""
+
+    def far(pair: tuple[str, str]) -> float:
+        wanted = expected[pair[1]]
+        return min(distance(layout, wanted) for layout in _iter_layouts(got[pair[0]], wanted, target_first))
+
+    free = {"target": list(got), "source": list(expected)}
+    for _ in range(min(len(got), len(expected))):
+        target, source = min(itertools.product(free["target"], free["source"]), key=far)
+        free["target"].remove(target)
+        free["source"].remove(source)
+        yield target, got[target], expected[source]
 
 
 def _to_name(name: Any) -> str:
