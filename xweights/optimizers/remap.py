@@ -7,7 +7,7 @@ whole arrays (a norm, rows and columns) is supported only where every array is w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from xweights.optimizers.biases import JoinedBias, double_lr, find_joined_biases
 from xweights.optimizers.rules.updates import NON_ELEMENTWISE_RULES
 from xweights.optimizers.state import OptimizerGroup, OptimizerState
 from xweights.porting.matching.pairs import Pair
+from xweights.porting.matching.trace import read_arrays
 from xweights.porting.units import ALIASES, FeaturePermutation, LayerUnit, ParamSlice, permute, translate
 
 # (source slice, target slice, role in the target, pair of layers)
@@ -64,8 +65,8 @@ def remap_mask(masks: Mapping[str, Array], feeds: Sequence[SlicePair]) -> Array:
     whole = np.ones(feeds[0][1].parameter.shape, np.bool_)
     for source_slice, target_slice, role, pair in feeds:
         if source_slice.parameter.name in masks:
-            value = source_slice.read(masks[source_slice.parameter.name]).reshape(target_slice.shape)
-            target_slice.write(permute(role, value, pair.target.kind, pair.permutation), whole)
+            value = source_slice.read(masks[source_slice.parameter.name])
+            target_slice.write(_move(role, value, target_slice, pair, np.ones), whole)
     return whole
 
 
@@ -118,11 +119,19 @@ def _slots(state: OptimizerState, feeds: Sequence[SlicePair], first: str) -> dic
         whole = np.zeros(target.shape, sample.dtype)
         for source_slice, target_slice, role, pair in feeds:
             value = source_slice.read(state.slots[source_slice.parameter.name][slot])
-            target_slice.write(
-                permute(role, value.reshape(target_slice.shape), pair.target.kind, pair.permutation), whole
-            )
+            target_slice.write(_move(role, value, target_slice, pair, np.zeros), whole)
         slots[slot] = whole
     return slots
+
+
+def _move(role: str, value: Array, target: ParamSlice, pair: Pair, fill: Callable[..., Array]) -> Array:
+    """Return what belongs to a slice of the source as that of the target has it; ``fill`` makes rows without a twin."""
+    if pair.permutation.shift is None:
+        return permute(role, value.reshape(target.shape), pair.target.kind, pair.permutation)
+    first, start = pair.permutation.shift
+    rows = fill(target.shape, value.dtype)
+    rows[start : start + value.shape[0] - first] = value[first:]
+    return rows
 
 
 def _permute_factor(value: Array, piece: ParamSlice, permutation: FeaturePermutation) -> Array:
@@ -188,11 +197,12 @@ def _is_whole(piece: ParamSlice) -> bool:
 
 
 def remap_weights(values: Mapping[str, Array], pairs: Sequence[Pair]) -> dict[str, Array]:
-    """Return weights, given by name, as the twin has them."""
+    """Return weights, given by name, as the twin has them; rows of tables that have no twin are its own."""
     weights: dict[str, Array] = {}
     for pair in pairs:
         arrays = {role: piece.read(values[piece.parameter.name]) for role, piece in pair.source.slices.items()}
-        for role, value in translate(pair.source, arrays, pair.target, pair.permutation)[0].items():
+        kept = None if pair.permutation.shift is None else read_arrays(pair.target)
+        for role, value in translate(pair.source, arrays, pair.target, pair.permutation, kept)[0].items():
             piece = pair.target.slices[role]
             p = piece.parameter
             piece.write(value, weights.setdefault(p.name, np.zeros(p.shape, value.dtype)))

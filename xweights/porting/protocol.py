@@ -38,10 +38,11 @@ class LayerRecord:
     why it has no counterpart anywhere.
 
     A record may also be one operation of a layer that computes by a forward of its own, seen while the model ran. Its
-    kind is that of the layer that computes the same, or one of two more: ``multiply``, by ``scale`` along the last axis
-    of its input, and ``rows``, a parameter that is added, joined or selected as it is: ``rows`` (rows, features), of
-    which ``attributes["first"]`` is the first that was used and ``attributes["count"]`` their number. It has neither
-    input nor output. ``views`` are the ways from the parameters to these arrays, by role.
+    kind is that of the layer that computes the same, or one of two more. ``multiply`` is by ``gamma``, to which
+    ``attributes["offset"]`` is added first, along the last axis of its input, plus ``beta`` if it has one. ``rows`` is
+    a parameter that is added, joined or selected as it is: ``rows`` (rows, features), of which ``attributes["first"]``
+    is the first that was used and ``attributes["count"]`` their number; it has neither input nor output.
+    ``views`` are the ways from the parameters to these arrays, by role.
     """
 
     kind: str

@@ -44,18 +44,20 @@ class ParamSlice:
 
     @property
     def place(self) -> str:
-        """Which part of the parameter it is, so that two slices of one parameter are told apart."""
-        columns = str(self.columns) if isinstance(self.columns, slice) else ""
-        if isinstance(self.columns, np.ndarray):
-            columns = f"{self.columns.size} from {self.columns.flat[0]} by {hash(self.columns.tobytes())}"
-        return f"{self.index} {columns} {self.shape if self.view else ''}"
+        """Which part of the parameter it is, whichever way it is turned, so that two slices of one are told apart."""
+        if self.columns is None and self.view is None:
+            return repr(self.index)
+        if math.prod(self.shape) == self.parameter.size:
+            return repr(())
+        columns = self.columns
+        if self.view is None and columns is not None:
+            ends = (columns.start, columns.stop - 1) if isinstance(columns, slice) else (columns.min(), columns.max())
+            return f"{self.index} columns {ends[0]} to {ends[1]}, {self.shape[-1]}"
+        entries = self.read(np.arange(self.parameter.size).reshape(self.parameter.shape))
+        return f"entries {entries.min()} to {entries.max()}, {entries.size}"
 
     def read(self, neutral: Array) -> Array:
         """Return the canonical array; a view where strides allow."""
-        whole = self._read_whole(neutral)
-        return whole if self.columns is None else whole[..., self.columns].reshape(self.shape)
-
-    def _read_whole(self, neutral: Array) -> Array:
         if self.view is not None:
             neutral = self.view(neutral)
         part = neutral[self.index] if self.index else neutral
@@ -63,7 +65,9 @@ class ParamSlice:
         part = part if self.order is None else part.transpose(self.order)
         if self.gates is not None:
             part = part.take(self.gates[1], axis=self.gates[0])
-        return part if self.columns is not None else part.reshape(self.shape)
+        if self.columns is None:
+            return part.reshape(self.shape)
+        return part.reshape(*self.shape[:-1], -1)[..., self.columns]
 
     def write(self, canonical: Array, neutral: Array) -> None:
         """Write a canonical array to its part of a neutral one."""
