@@ -245,6 +245,63 @@ def test_a_table_of_positions_may_have_rows_before_the_first(offset):
     np.testing.assert_array_equal(after[:offset], before[:offset])
 
 
+class KerasFused(keras.layers.Layer):
+    """Query, key and value of each head in one einsum, as keras_hub's GPT-NeoX and BLOOM have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = L.EinsumDense("abc,cde->abde", output_shape=(None, 2, 12), bias_axes="de", name="qkv")
+        self.out = L.Dense(8, name="out")
+
+    def build(self, shape):
+        self.qkv.build(shape)
+        self.out.build(shape)
+
+    def call(self, x):
+        n, length = ops.shape(x)[:2]
+        q, k, v = (ops.transpose(part, (0, 2, 1, 3)) for part in ops.split(self.qkv(x), 3, axis=-1))
+        y = ops.matmul(ops.softmax(ops.matmul(q, ops.transpose(k, (0, 1, 3, 2)))), v)
+        return self.out(ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (n, length, 8)))
+
+
+class TorchSeparate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        n, length, _ = x.shape
+        q, k, v = (layer(x).view(n, length, 2, 4).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        return self.out((torch.softmax(q @ k.transpose(-1, -2), -1) @ v).transpose(1, 2).reshape(n, length, 8))
+
+
+def test_one_kernel_may_have_an_axis_of_heads():
+    assert_ported_both_ways(lambda: functional((5, 8), KerasFused()), TorchSeparate, images(2, 5, 8))
+
+
+class LeftOver(nn.Module):
+    """Tables that aren't called with this sample, beside a twin that calls its own."""
+
+    def __init__(self, called, tables=1):
+        super().__init__()
+        self.called, self.body = called, nn.Linear(6, 6)
+        self.tables = nn.ModuleList(nn.Embedding(5, 6) for _ in range(tables))
+
+    def forward(self, x):
+        x = self.body(x)
+        return x + 0 * self.tables[0](torch.arange(5)) if self.called else x
+
+
+def test_a_table_is_not_set_to_zero_if_the_source_has_one_for_it_that_is_not_called():
+    source, target = LeftOver(called=False), LeftOver(called=True)
+    xw.port(source, target, sample=images(2, 5, 6))
+    np.testing.assert_array_equal(target.tables[0].weight.detach(), source.tables[0].weight.detach())
+    before = target.tables[0].weight.detach().numpy().copy()
+    with pytest.raises(xw.PortError, match="'tables/0' of the target has no twin"):
+        xw.port(LeftOver(called=False, tables=2), target, sample=images(2, 5, 6))
+    np.testing.assert_array_equal(target.tables[0].weight.detach().numpy(), before)
+
+
 class WithTypes(nn.Module):
     """RoBERTa's table of types has one row, which keras_hub's model doesn't have."""
 
@@ -263,6 +320,12 @@ def test_a_table_that_only_the_target_adds_is_set_to_zero_and_said():
     report = xw.port(k, t, sample=ids)
     assert "types isn't in the source, and is zero" in report.notes
     assert not t.types.weight.detach().numpy().any()
+    assert xw.verify(k, t, sample=ids).ok
+    with torch.no_grad():
+        t.types.weight += 1
+    assert not xw.verify(k, t, sample=ids).ok
+    with torch.no_grad():
+        t.types.weight.zero_()
     with torch.no_grad():
         np.testing.assert_allclose(t(torch.from_numpy(ids)).numpy(), ops.convert_to_numpy(k(ids)), rtol=1e-5, atol=1e-6)
 

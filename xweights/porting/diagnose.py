@@ -111,8 +111,10 @@ def _diagnose_padding(
         find_padding(inner, arrays["kernel"], arrays.get("bias"), each.attributes, seen)
         for each, seen in ((source, call.output), (unit, output))
     ]
-    if found[0] is None or found[1] is None or found[0] == found[1]:
+    if found[0] is None or found[1] is None:
         return f"the same weights and input: padding differs ({settings[0]} against {settings[1]})"
+    if found[0] == found[1]:
+        return None
     shown = [describe_padding(padding) for padding in found if padding is not None]
     return f"the same weights and input: padding differs, zeros around the image {shown[0]} against {shown[1]}"
 

@@ -31,6 +31,9 @@ from xweights.porting.matching.samples import SilentWatcher
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.plan import plan_pairs
 from xweights.porting.refusal import (
+    CANT,
+    FAILED,
+    FIX,
     list_hard,
     name_some,
     refuse_findings,
@@ -181,15 +184,18 @@ def _port_with_sample(
 ) -> tuple[PortReport, list[Pair]]:
     matching, attempt = run.match(sample, sample_target, outputs, write=True)
     differing = list_differences(matching, attempt)
+    fix = FIX
     if attributes == "fix":
         fixed: dict[tuple[str, str], Difference] = {}
+        fix = CANT
         for _ in range(_ROUNDS):
             if not _fix_settings(run, differing, fixed):
                 break
             try:
                 matching, attempt = run.match(sample, sample_target, outputs, write=True)
             except PortError:
-                fixed.clear()  # the target can't even be called like this: it isn't the settings alone
+                fixed.clear()
+                fix = FAILED
                 break
             differing = list_differences(matching, attempt)
         differing = list({**{(one.target, one.name): one for one in differing}, **fixed}.values())
@@ -209,7 +215,7 @@ def _port_with_sample(
     unpaired, notes = _list_unpaired(run, attempt)
     notes += [*note_variants(attempt.suspects, matching), *_note_rows(pairs)]
     refused = [] if attributes == "ignore" else blocking
-    _refuse(attempt, refused, unexplained, unpaired, tried=attributes == "fix")
+    _refuse(attempt, refused, unexplained, unpaired, fix)
     got = run.call(run.target, matching.sample, SilentWatcher(), "target")
     errors, ok = {}, True
     if run.whole:
@@ -244,18 +250,17 @@ def _refuse(
     blocking: Sequence[Difference],
     findings: Sequence[Finding],
     unpaired: Sequence[LayerUnit],
-    *,
-    tried: bool,
+    fix: str,
 ) -> None:
     """Raise everything that is wrong with an attempt, the cause first."""
     problems = Problems(_WRONG)
     hard = list_hard(blocking)
     explained = {difference.target for difference in blocking}
     explained |= {finding.layer for finding in findings if finding.cause in attempt.lost}
-    refuse_settings(problems, hard, tried=tried)
+    refuse_settings(problems, hard, fix)
     refuse_findings(problems, [finding for finding in findings if finding.layer not in explained])
     refuse_losses(problems, attempt.lost)
-    refuse_settings(problems, [difference for difference in blocking if difference not in hard], tried=tried)
+    refuse_settings(problems, [difference for difference in blocking if difference not in hard], fix)
     for text in dict.fromkeys(attempt.candidates.doubts):
         problems.add(PortError, text, fix="pass a sample of random numbers, which tells everything apart")
     refuse_unpaired(problems, unpaired)
@@ -286,7 +291,9 @@ def _fix_settings(run: Run, differing: Sequence[Difference], fixed: dict[tuple[s
 def _list_unpaired(run: Run, attempt: Attempt) -> tuple[list[LayerUnit], list[str]]:
     """Return the units of the target that need a twin and have none, and notes on what one of the models has more."""
     written = {hold_registry.identity(p) for pair in attempt.pairs.values() for p in pair.target.parameters}
+    # Zero is right for a table that the source doesn't have, not for one whose twin this sample doesn't call.
     zeroed = [] if attempt.divergences else attempt.zeroed
+    zeroed = [unit for unit in zeroed if not any(fit(left, unit) for left in attempt.unused)]
     written |= {hold_registry.identity(p) for unit in zeroed for p in unit.parameters}
     unpaired = [
         unit

@@ -13,13 +13,14 @@ from xweights.porting.units import LayerUnit
 SETTABLE = frozenset({"eps", "momentum", "slope", "alpha", "approximate", "activation", "recurrent_activation"})
 # As many layers with the same cause are named.
 _NAMED = 3
-_FIX = 'attributes="fix" to set it on the target, or attributes="ignore"'
-_CANT = 'make the target with it (it can\'t be set on a layer that exists), or attributes="ignore"'
+FIX = 'attributes="fix" to set it on the target, or attributes="ignore"'
+CANT = 'make the target with it (it can\'t be set on a layer that exists), or attributes="ignore"'
+FAILED = "make the target otherwise: with this set it can't be called, so this isn't all that differs"
 _PATH = re.compile(r"'[^']*'")
 
 
-def refuse_settings(problems: Problems, differing: Sequence[Difference], *, tried: bool = False) -> None:
-    """Add settings that differ, equal ones as one problem."""
+def refuse_settings(problems: Problems, differing: Sequence[Difference], fix: str = FIX) -> None:
+    """Add settings that differ, equal ones as one problem, and what to do about them."""
     groups: dict[tuple[str, str, str], list[Difference]] = {}
     for difference in differing:
         groups.setdefault((difference.name, repr(difference.expected), repr(difference.got)), []).append(difference)
@@ -32,7 +33,7 @@ def refuse_settings(problems: Problems, differing: Sequence[Difference], *, trie
         ]
         if len(equal) > 1:
             lines.append(f"likewise: {name_some([difference.target for difference in equal[1:]])}")
-        problems.add(PortError, "\n".join(lines), fix=_CANT if tried else _FIX)
+        problems.add(PortError, "\n".join(lines), fix=fix)
 
 
 def refuse_losses(problems: Problems, lost: Sequence[str]) -> None:

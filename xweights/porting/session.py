@@ -46,6 +46,7 @@ class Run:
         self._problems = self._select()
         self._check_counterparts()
         self.undo: list[tuple[LayerRecord, str, Any]] = []  # settings to restore on failure
+        self._failed: PortError | None = None  # why the target couldn't be called with a sample
         known_names = {p.name for p in self.target.parameters}
         everything = parameters(target)
         self.remains = tuple(p.name for p in everything if p.name in known_names and p.name not in self._wanted)
@@ -156,7 +157,7 @@ class Run:
         self, sample: Any, sample_target: Any, outputs: OutputMap, *, write: bool, observed: bool
     ) -> Iterator[Matching]:
         """Yield what is to be tried, for each sample that the target may take."""
-        self._failed: PortError | None = None
+        self._failed = None
         self.source = self._trace(self.source, sample, "source", observed=observed)
         recorder = Recorder(self.source)
         expected = self.call(self.source, sample, recorder, "source")

@@ -32,7 +32,7 @@ from xweights.porting.matching.packed import find_joined, find_parts, take_colum
 from xweights.porting.matching.packing import Packing
 from xweights.porting.matching.pairs import Divergence, Pair
 from xweights.porting.matching.similarity import cropped_distance, distance, tolerance
-from xweights.porting.matching.trace import UnitCall, find_grids, select_array
+from xweights.porting.matching.trace import UnitCall, find_grids, read_arrays, select_array
 from xweights.porting.protocol import Arrays, LayerRecord
 from xweights.porting.units import RECURRENT, UNPERMUTED, FeaturePermutation, LayerUnit, split_columns
 
@@ -155,8 +155,10 @@ class Attempt:
 
     def _clear(self, unit: LayerUnit, array: Array | None) -> bool:
         """Set a table that the source doesn't have to zero: if it is only added, the outputs show that it is right."""
-        if self.matching.assign is None or id(unit) in self.matching.skipped or find_used_rows(unit, array) is None:
+        if id(unit) in self.matching.skipped or find_used_rows(unit, array) is None:
             return False
+        if self.matching.assign is None:
+            return not any(table.any() for table in read_arrays(unit).values())
         if unit not in self.zeroed:
             self.zeroed.append(unit)
             self.matching.assign.clear(unit)
