@@ -288,6 +288,31 @@ def test_an_adapter_from_outside_is_taken_at_its_word_and_checked() -> None:
             adapt([1, 2, 3, 4], (2,), wrong)
 
 
+class InPlace(Halve):
+    def __call__(self, array, wanted):
+        array *= 2
+        return array[::2]
+
+
+class Listed(Halve):
+    def __call__(self, array, wanted):
+        return array[::2].tolist()
+
+
+def test_an_adapter_from_outside_can_not_change_the_values_that_it_is_given() -> None:
+    target, values = {"kernel": np.zeros(2)}, {"kernel": np.arange(4.0)}
+    for source in (values, xw.Params(dict(values))):
+        with pytest.raises(ValueError, match="read-only"):
+            xw.set_params(target, source, adapt={"kernel": InPlace()})
+    assert np.array_equal(values["kernel"], np.arange(4.0))
+    assert not target["kernel"].any()
+
+
+def test_an_adapter_from_outside_that_returns_no_array_is_refused() -> None:
+    with pytest.raises(xw.ArgumentError, match="of 'kernel' returns no NumPy array"):
+        adapt([1, 2, 3, 4], (2,), Listed())
+
+
 # Leave.
 
 

@@ -18,7 +18,7 @@ from xweights.core.params import Params
 from xweights.core.selection import Where, select
 from xweights.core.values import host_array
 from xweights.edit import adapt
-from xweights.edit.adapt.base import Adapter, Leave, Wanted
+from xweights.edit.adapt.base import Adapter, Leave, Wanted, apply_adapter
 from xweights.edit.adapt.suggest import suggest
 from xweights.edit.pairing import Pair
 from xweights.errors import (
@@ -139,7 +139,7 @@ class AdaptedValue:
             array = reorder(array, axes, self.wanted.axes)
         array = _without_lead(array, self.wanted)
         for step in self.steps:
-            array = step(array, self.wanted)
+            array = apply_adapter(step, array, self.wanted)
         lead = (1,) * (len(self.shape) - array.ndim)
         result = array.reshape(lead + array.shape) if lead else array
         # An adapter from outside may not do what its check has said.

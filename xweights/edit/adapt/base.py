@@ -64,7 +64,7 @@ class Adapter:
         raise NotImplementedError
 
     def __call__(self, array: Array, wanted: Wanted) -> Array:
-        """Return a new array of the same dtype."""
+        """Return a new array of the same dtype; the one passed is read-only."""
         raise NotImplementedError
 
     def describe(self, shape: Shape, wanted: Wanted) -> str:
@@ -82,6 +82,19 @@ class Leave(Adapter):
         >>> w["head"]
         array([1., 1., 1.])
     """
+
+
+def apply_adapter(adapter: Adapter, array: Array, wanted: Wanted) -> Array:
+    """Return what an adapter makes of an array, which it can't change: it may be the caller's, or a live weight."""
+    guarded = array.view()
+    guarded.flags.writeable = False
+    result: Any = adapter(guarded, wanted)
+    if not isinstance(result, np.ndarray):
+        raise ArgumentError(
+            f"{adapter!r} of {wanted.name!r} returns no NumPy array\ngot: {type(result).__name__}\n"
+            "Fix: __call__(array, wanted) returns a new array of the same dtype"
+        )
+    return result
 
 
 def find_axis(axis: Axis, shape: Shape, wanted: Wanted, what: object) -> int:
