@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -171,3 +173,30 @@ def test_penalties_and_averages_of_a_base_under_factors_are_refused():
         with pytest.raises(xw.WriteError, match=r"xweights\.merge_lora\(model\)"):
             call()
     assert float(xw.penalty(model, l2=0.1, where=xw.role("lora_*"))) > 0
+
+
+def adapter_with_a_whole_head(folder, head, **config):
+    """Write PEFT's folder: factors for one layer, and another that was trained as a whole, in torch's order."""
+    ones = np.ones((2, 6), np.float32)
+    arrays = {"fc.lora_A.weight": ones, "fc.lora_B.weight": ones.T.copy(), "head.weight": head}
+    xw.save({f"base_model.model.{name}": array for name, array in arrays.items()}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 2, **config}))
+    return folder
+
+
+@pytest.mark.parametrize("units", [6, 3])
+def test_a_kernel_that_peft_trained_as_a_whole_is_turned_also_if_it_is_square(units, tmp_path):
+    head = np.random.default_rng(3).normal(size=(units, 6)).astype(np.float32)
+    model = keras.Sequential([keras.Input((6,)), L.Dense(6, name="fc"), L.Dense(units, name="head")])
+    report = xw.merge_lora(model, adapter_with_a_whole_head(tmp_path, head))
+    assert report.replaced == ("head/kernel",)
+    np.testing.assert_array_equal(xw.get_params(model)["head/kernel"], head.T)
+
+
+def test_a_whole_kernel_of_which_nothing_tells_the_order_is_refused_and_nothing_changes(tmp_path):
+    model = keras.Sequential([keras.Input((6,)), L.Dense(6, name="fc"), L.Dense(6, name="head")])
+    before = xw.get_params(model)
+    adapter = adapter_with_a_whole_head(tmp_path, np.ones((6, 6), np.float32), fan_in_fan_out=True)
+    with pytest.raises(xw.LayoutError, match="nothing tells the order"):
+        xw.merge_lora(model, adapter)
+    assert xw.equal(xw.get_params(model), before)

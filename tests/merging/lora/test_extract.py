@@ -52,6 +52,16 @@ def test_what_is_no_matrix_is_listed_and_what_is_equal_left_alone():
     assert lora.as_dict()["rank"] == 2
 
 
+def test_integers_that_differ_are_listed_and_counters_are_not():
+    before = make_base() | {"ids": np.arange(4), "bn.num_batches_tracked": np.array(1)}
+    after = trained(2) | {"ids": np.arange(4) + 1, "bn.num_batches_tracked": np.array(9)}
+    lora = xw.extract_lora(after, before, rank=2)
+    assert lora.left_out["ids"] == f"it holds {before['ids'].dtype.name}, and factors are for floats"
+    assert set(lora.left_out) == {"fc.bias", "ids"}
+    same = xw.extract_lora(trained(2), make_base(), rank=2)
+    assert set(same.left_out) == {"fc.bias"}
+
+
 def test_a_folder_of_peft_merges_to_the_same_and_states_smaller_ranks(tmp_path):
     base = make_base() | {"small.weight": np.zeros((3, 16), np.float32)}
     lora = xw.extract_lora(trained(4, base), base, rank=6)

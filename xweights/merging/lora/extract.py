@@ -15,11 +15,11 @@ from xweights.core.dtypes import Array
 from xweights.core.layout import Axes, Layout, LayoutName
 from xweights.core.names import Names
 from xweights.core.params import Params
-from xweights.core.selection import WhereLike, select
+from xweights.core.selection import WhereLike
 from xweights.core.targets import tracing
 from xweights.errors import ArgumentError, LayoutError, NonfiniteError, Problems, SelectionError, TraceError
 from xweights.files.save import save
-from xweights.merging.groups import Group
+from xweights.merging.groups import Group, is_counter
 from xweights.merging.inputs import list_inputs, settle_names
 from xweights.merging.lora.decompose import decompose
 from xweights.merging.lora.factors import Adapter, Factors
@@ -221,14 +221,17 @@ def extract_lora(
     separate_ties(inputs)
     groups, _ = group_parameters(inputs, 2, ... if where is None else where, layout, True, problems)
     problems.check()
-    chosen = None if where is None else {id(p) for p in select(inputs[0].parameters, where)}
     weights: list[_Extracted] = []
     left_out: dict[str, str] = {}
     for group in groups:
+        if not group.first.floating:
+            if not is_counter(group.first) and not _is_equal(group):
+                left_out[group.first.name] = f"it holds {group.first.dtype.name}, and factors are for floats"
+            continue
         difference, wrong = _subtract(group)
         if wrong:
             problems.add(NonfiniteError, f"{group.first.name!r}: {wrong:,} entries of the difference aren't finite")
-        elif difference is None or not np.any(difference):
+        elif not np.any(difference):
             continue
         elif difference.ndim < 2:
             left_out[group.first.name] = "it has less than two axes"
@@ -236,15 +239,18 @@ def extract_lora(
             weights.append(_extract(group, difference, rank))
     problems.check()
     if not weights:
-        what = "the selected weights are equal" if chosen else "they have the same matrices"
+        what = "they have the same matrices" if where is None else "the selected matrices are equal"
         raise SelectionError(f"there is nothing to extract: {what}\nFix: compare them: xweights.diff(before, after)")
     return ExtractedLora(rank, {w.name: w.error for w in weights}, left_out, tuple(weights), fan_in_fan_out)
 
 
-def _subtract(group: Group) -> tuple[Array | None, int]:
-    """Return ``after - before`` in float64 (None for integers), and the number of entries that aren't finite."""
-    if not group.first.floating:
-        return None, 0
+def _is_equal(group: Group) -> bool:
+    before, after = (member.read_neutral(group) for member in group.members)
+    return np.array_equal(before, after)
+
+
+def _subtract(group: Group) -> tuple[Array, int]:
+    """Return ``after - before`` in float64, and the number of entries that aren't finite."""
     before, after = (member.read_neutral(group).astype(np.float64) for member in group.members)
     with np.errstate(all="ignore"):
         difference = after - before

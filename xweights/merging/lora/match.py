@@ -15,6 +15,7 @@ from xweights.core.readings import find_readings
 from xweights.edit.execute import add_edit_refusal
 from xweights.errors import (
     DtypeError,
+    LayoutError,
     Problems,
     SelectionError,
     ShapeError,
@@ -51,7 +52,8 @@ class Change:
         p = self.parameter
         with np.errstate(all="ignore"):
             if self.value is not None and self.scaling is None:
-                return cast_exactly(self.value.read().reshape(p.layout.stored), p.dtype, what=repr(p.name), cast=True)
+                whole = np.ascontiguousarray(self.value.read().transpose(self.order))
+                return cast_exactly(whole, p.dtype, what=repr(p.name), cast=True)
             if self.value is not None:
                 added = round_to(self.value.read() * np.asarray(self.scaling, self.value.dtype), self.value.dtype)
                 return add_product(p.read(), added)
@@ -156,17 +158,41 @@ def _check(adapter: Adapter, name: str, p: Parameter, problems: Problems) -> Cha
     if value is None and name in adapter.added:
         value, scaling = adapter.added[name]
     if value is not None:
-        if value.layout.stored != p.layout.stored:
-            text = f"{adapter.label} has another shape of {p.name!r}\n"
-            problems.add(ShapeError, text + got_expected(value.layout.stored, p.layout.stored))
+        try:
+            return Change(p, value=value, scaling=scaling, order=_find_order_of_whole(value, p, adapter))
+        except XweightsError as wrong:
+            problems.add(type(wrong), str(wrong))
             return None
-        return Change(p, value=value, scaling=scaling)
     factors = adapter.factors[name]
     try:
         return Change(p, factors, find_order(factors, p, adapter.transposed))
     except XweightsError as wrong:
         problems.add(type(wrong), str(wrong))
         return None
+
+
+def _find_order_of_whole(value: Parameter, p: Parameter, adapter: Adapter) -> tuple[int, ...]:
+    """Return the permutation that brings an array which PEFT trained as a whole to the stored order of its weight.
+
+    The weight of a torch layer has the same order there. Elsewhere, as in Keras, a kernel goes by the names of its
+    axes, of which torch stores (out, in, ...): a square one would fit as it is, and be wrong.
+
+    Raises:
+        LayoutError, ShapeError: the array isn't one of this weight, or nothing tells its order.
+    """
+    stored, axes = value.layout.stored, p.layout.stored_axes
+    order = tuple(range(len(stored)))
+    if not p.native_name.endswith("weight") and axes is not None and "in" in axes and len(axes) == len(stored):
+        if axes[-2:] != ("in", "out") or (adapter.transposed and len(set(stored)) == 1):
+            raise LayoutError(
+                f"{adapter.label} has an array in the place of {p.name!r} ({', '.join(axes)}), and nothing tells the "
+                "order of its axes\nFix: leave it out with where=, and write it with set_params"
+            )
+        is_turned = adapter.transposed and stored == p.layout.stored
+        order = order if is_turned else (*order[2:], 1, 0)
+    if tuple(stored[axis] for axis in order) != p.layout.stored:
+        raise ShapeError(f"{adapter.label} has another shape of {p.name!r}\n{got_expected(stored, p.layout.stored)}")
+    return order
 
 
 def iter_nonfinite(changes: Sequence[Change]) -> Iterator[tuple[Parameter, int]]:
