@@ -17,6 +17,7 @@ from xweights.porting.matching.pairs import Divergence, Pair
 from xweights.porting.matching.similarity import trim_zeros
 from xweights.porting.matching.trace import read_arrays
 from xweights.porting.recipes import GATES
+from xweights.porting.refusal import name_some
 from xweights.porting.reports import Finding
 from xweights.porting.units import RECURRENT, LayerUnit, translate
 
@@ -254,8 +255,7 @@ def note_variants(suspects: Sequence[Divergence], matching: Matching) -> list[st
         if diagnosis is not None and suspect.target is not None:
             found.setdefault(diagnosis[1], []).append(suspect.target.path)
     return [
-        f"before {', '.join(paths[:3])}{f' and {len(paths) - 3} more' if len(paths) > 3 else ''} {text.lower()}, "
-        "by less than the tolerance with this sample"
+        f"before {name_some(paths)} {text}, by less than the tolerance with this sample"
         for text, paths in found.items()
     ]
 
