@@ -9,7 +9,8 @@ import xweights as xw
 from xweights.porting.skeletons.constants import TABLE, code_of_array
 from xweights.porting.skeletons.graph import BatchTimes, Operation, merge_runs
 from xweights.porting.skeletons.orders import permuted, reshaped
-from xweights.porting.skeletons.weights import store
+from xweights.porting.skeletons.proving import _compare
+from xweights.porting.skeletons.weights import Written, store
 
 keras = pytest.importorskip("keras")
 torch = pytest.importorskip("torch")
@@ -72,7 +73,7 @@ class Tokens(nn.Module):
     ("make", "sample", "names"),
     [
         (Images, normals(2, 3, 32, 32), ("self.stem = layers.Conv2D", "self.gamma = self.add_weight")),
-        (Tokens, np.arange(12).reshape(2, 6) % 11, ("self.cls = self.add_weight", '"tokens"', "batch = ")),
+        (Tokens, np.arange(12).reshape(2, 6) % 11, ("self.cls = self.add_weight", "'tokens'", "batch = ")),
     ],
 )
 def test_a_torch_module_that_calls_functions_is_written_and_proved(make, sample, names):
@@ -136,8 +137,56 @@ def test_code_that_computes_something_else_is_refused(monkeypatch):
     with pytest.raises(xw.PortError, match="the skeleton"):
         xw.skeleton(Images(), "keras", sample=normals(2, 3, 32, 32))
     monkeypatch.setattr(KerasGraphWriter, "source", lambda self: source(self).replace("ops.relu(", "ops.abs("))
-    with pytest.raises(xw.PortError, match=r"output 0 of the skeleton differs\ngot: .*\nexpected: at most"):
+    with pytest.raises(xw.PortError, match=r"output 0 of the skeleton differs\ngot: .*\nexpected: at most.*\nFix: "):
         xw.skeleton(Images(), "keras", sample=normals(2, 3, 32, 32))
+    assert "ops.abs(" in xw.skeleton(Images(), "keras", sample=normals(2, 3, 32, 32), verify=False)
+
+
+def test_an_infinite_output_of_the_other_sign_is_refused():
+    array = np.array([1, np.inf, np.nan], "float32")
+    written = Written("", {}, [], [(0,)])
+    _compare([array], [array.copy()], written)
+    with pytest.raises(xw.PortError, match="in another way"):
+        _compare([array], [array * [1, -1, 1]], written)
+
+
+class Named(nn.Module):
+    """A module whose outputs have names."""
+
+    def __init__(self, *keys):
+        super().__init__()
+        self.keys, self.head = keys, nn.Linear(3, 3)
+
+    def forward(self, x):
+        return {key: torch.sin(self.head(x)) * place for place, key in enumerate(self.keys, 1)}
+
+
+class KerasNamed(keras.Model):
+    """A model whose outputs have names."""
+
+    def __init__(self, *keys):
+        super().__init__()
+        self.keys, self.head = keys, L.Dense(3)
+
+    def call(self, x):
+        return {key: keras.ops.sin(self.head(x)) * place for place, key in enumerate(self.keys, 1)}
+
+
+@pytest.mark.parametrize(("make", "framework"), [(Named, "keras"), (KerasNamed, "torch")])
+def test_names_of_outputs_are_literals_in_the_code(make, framework):
+    keys = ('a"b', "'\\", 7, '": print(), "')
+    twin = twin_of(xw.skeleton(make(*keys), framework, sample=normals(2, 3)))
+    given = normals(2, 3) if framework == "keras" else torch.from_numpy(normals(2, 3))
+    assert set(twin(given)) == set(keys)
+    with pytest.raises(xw.PortError, match=r"a mapping with 1\.5, which is neither a string nor an integer"):
+        xw.skeleton(make(1.5), framework, sample=normals(2, 3))
+
+
+def test_a_sample_that_proves_nothing_is_refused():
+    with pytest.raises(xw.PortError, match="have no finite number, which proves nothing\nFix: give another sample"):
+        xw.skeleton(Named("y"), "keras", sample=normals(2, 3) * np.nan)
+    with pytest.raises(xw.errors.ArgumentError, match=r"the sample has no examples\ngot: .*\(0, 3\)\nFix: "):
+        xw.skeleton(Named("y"), "keras", sample=normals(0, 3))
 
 
 def test_an_operation_without_a_recipe_is_refused_by_name():
@@ -152,8 +201,11 @@ def test_an_operation_without_a_recipe_is_refused_by_name():
         def call(self, x):
             return keras.ops.sort(x)
 
+    before = [keras.Operation.symbolic_call, keras.Layer.symbolic_call, keras.ops.add, keras.Variable.__add__]
     with pytest.raises(xw.PortError, match=r"Sort has no recipe for code"):
         xw.skeleton(Asks(), "torch", sample=normals(2, 5))
+    after = [keras.Operation.symbolic_call, keras.Layer.symbolic_call, keras.ops.add, keras.Variable.__add__]
+    assert all(one is other for one, other in zip(before, after, strict=True))
 
 
 def test_a_branch_that_depends_on_numbers_is_refused():

@@ -20,6 +20,7 @@ from xweights.porting.port import port
 from xweights.porting.protocol import porting_for
 from xweights.porting.skeletons.graph import Graph, Reading
 from xweights.porting.skeletons.proving import prove
+from xweights.porting.skeletons.samples import map_arrays
 from xweights.porting.skeletons.weights import Written
 
 Shape = tuple[int | None, ...]
@@ -146,15 +147,15 @@ def skeleton(model: Any, framework: str, *, sample: Any = None, verify: bool = T
         model: The model. Without a sample, a Sequential or functional model, or a module that can be traced
             symbolically, made of the layers that have recipes.
         framework: The entry point of the framework that the code is for, such as "torch" or "keras".
-        sample: Input of the model (array, tuple or dict). With it, any model is recorded while it runs, whatever its
-            layers are.
+        sample: Input of the model (array, tuple or dict). With it, a model whose layers have no recipes is recorded
+            while it runs, and written as the layers and functions that it called.
         verify: With a sample, build the twin, write the weights to it and compare its outputs before its code is
             returned. False returns code that wasn't run.
 
     The code is a class ``Twin``, ready to edit; ``port(model, Twin(), sample=...)`` then moves the weights and proves
     that it is a twin.
-    Raises ArgumentError (no such framework), PortError (what can't be written, all of it listed, or a twin that
-    computes something else).
+    Raises ArgumentError (no such framework, or a sample without examples), PortError (what can't be written, all of it
+    listed, or a twin that computes something else).
 
     Example:
         >>> import keras
@@ -199,7 +200,7 @@ def _is_ported(model: Any, code: str, writer: Describing, sample: Any) -> bool:
         # The code is the writer's own; names and numbers of the model are in it as identifiers and literals only.
         exec(compile(code, "<skeleton>", "exec"), space)  # noqa: S102
         twin = space["Twin"]()
-        for least_rank in (4, 3, 99):
+        for least_rank in (4, 3, 99):  # channels of images are moved; those of sequences may be; or none
             with contextlib.suppress(Exception):
                 writer.run_twin(twin, _move_channels(sample, porting_for(model, "model").channels_first, least_rank))
                 break  # it is built by its first call
@@ -211,14 +212,13 @@ def _is_ported(model: Any, code: str, writer: Describing, sample: Any) -> bool:
 
 def _move_channels(sample: Any, first: bool, least_rank: int) -> Any:
     """Return a sample with the channels where the other framework has them, in arrays of at least so many axes."""
-    if isinstance(sample, Mapping):
-        return {key: _move_channels(value, first, least_rank) for key, value in sample.items()}
-    if isinstance(sample, (tuple, list)):
-        return tuple(_move_channels(value, first, least_rank) for value in sample)
-    array = np.asarray(sample.detach().cpu() if hasattr(sample, "detach") else sample)
-    if array.ndim < least_rank:
-        return array
-    return np.moveaxis(array, 1, -1) if first else np.moveaxis(array, -1, 1)
+
+    def move(array: Array) -> Array:
+        if array.ndim < least_rank:
+            return array
+        return np.moveaxis(array, 1, -1) if first else np.moveaxis(array, -1, 1)
+
+    return map_arrays(sample, move)
 
 
 def _write_layers(model: Any, reader: Describing, writer: Describing, sample: Any) -> str:

@@ -222,7 +222,7 @@ class KerasGraphWriter(KerasFunctions, GraphWriter):
             imports.insert(0, f"{head}".rstrip("\n"))
         names = [name for name, _ in self.input_names]
         if self.input_names and isinstance(self.input_names[0][1], str):
-            taken = [f'{name} = inputs["{key}"]' for name, key in self.input_names]
+            taken = [f"{name} = inputs[{key!r}]" for name, key in self.input_names]
         else:
             taken = [f"{', '.join(names)} = inputs"]
         lines = [*taken]

@@ -12,6 +12,7 @@ import numpy as np
 from xweights.core.dtypes import Array
 from xweights.errors import PortError
 from xweights.porting.skeletons.graph import Graph, Operation, Reading, merge_runs, names_in, prune
+from xweights.porting.skeletons.samples import resize
 from xweights_keras.skeleton import tape_functions, tape_images, tape_layers, tape_shapes
 from xweights_keras.skeleton.tape import Tape, recording
 from xweights_keras.walk import Walk
@@ -26,7 +27,7 @@ def record(model: Any, sample: Any) -> Reading:
         model(_tensors(sample), training=False)
     names = _name_variables(model)
     paths = _name_layers(model, names)
-    runs = [_read(model, _resized(sample, batch), names, paths) for batch in BATCHES]
+    runs = [_read(model, resize(sample, batch), names, paths) for batch in BATCHES]
     operations = prune(merge_runs(prune(runs[0]), prune(runs[1]), BATCHES))
     variables = {names[id(variable)]: variable for variable in model.variables if id(variable) in names}
     used = dict.fromkeys(names_in(operations))
@@ -37,7 +38,6 @@ def record(model: Any, sample: Any) -> Reading:
         Graph(tuple(operations), shapes, trainable),
         arrays,
         lambda changed, x: _run(model, variables, changed, x),
-        lambda batch: _resized(sample, batch),
     )
 
 
@@ -128,16 +128,6 @@ def _tensors(sample: Any) -> Any:
     if isinstance(sample, (tuple, list)):
         return [keras.ops.convert_to_tensor(value) for value in sample]
     return keras.ops.convert_to_tensor(sample)
-
-
-def _resized(sample: Any, batch: int) -> Any:
-    """Return the sample with another number of examples."""
-    if isinstance(sample, Mapping):
-        return {key: _resized(value, batch) for key, value in sample.items()}
-    if isinstance(sample, (tuple, list)):
-        return tuple(_resized(value, batch) for value in sample)
-    array = np.asarray(sample)
-    return array[np.arange(batch) % array.shape[0]] if array.ndim else array
 
 
 def _run(model: Any, variables: Mapping[str, Any], changed: Mapping[str, Array] | None, sample: Any) -> list[Array]:

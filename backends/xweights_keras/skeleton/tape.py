@@ -303,11 +303,9 @@ def recording(tape: Tape) -> Iterator[None]:
         for name in _ARITHMETIC:
             if hasattr(keras.KerasTensor, name) and hasattr(keras.Variable, name):
                 replace(keras.Variable, name, arithmetic(name))
-        seen: set[int] = set()
         for module in _modules_of_operations():
             for name, function in list(vars(module).items()):
                 if inspect.isfunction(function) and not name.startswith("_") and name not in _LEFT_ALONE:
-                    seen.add(id(function))
                     replace(module, name, with_symbols)
         for module in _modules_of_backend():
             for name, function in list(vars(module).items()):

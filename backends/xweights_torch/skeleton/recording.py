@@ -14,6 +14,7 @@ from torch import nn
 from xweights.core.dtypes import Array
 from xweights.errors import PortError
 from xweights.porting.skeletons.graph import Graph, Operation, Reading, merge_runs, names_in, prune
+from xweights.porting.skeletons.samples import resize
 from xweights_torch.skeleton import aten_functions, aten_images, aten_layers, aten_shapes
 from xweights_torch.skeleton.aten import ProgramReader
 
@@ -60,7 +61,7 @@ def record(model: nn.Module, sample: Any) -> Reading:
     """Return the graph of a module as it computes a sample in evaluation mode. Raise PortError where there is none."""
     called = _Called(model, _Found())
     with _evaluated(model):
-        runs = [_read(called, _resized(sample, batch)) for batch in BATCHES]
+        runs = [_read(called, resize(sample, batch)) for batch in BATCHES]
     merged = merge_runs(prune(runs[0]), prune(runs[1]), BATCHES)
     operations = prune(merged)
     state = {
@@ -74,15 +75,17 @@ def record(model: nn.Module, sample: Any) -> Reading:
     return Reading(
         Graph(tuple(operations), shapes, trainable),
         arrays,
-        lambda changed, x: _run(called, changed, x),
-        lambda batch: _resized(sample, batch),
+        lambda changed, x: _run(called, state, changed, x),
     )
 
 
 def _array(tensor: torch.Tensor) -> Callable[[], Array]:
-    return lambda: (
-        tensor.detach().cpu().float().numpy() if tensor.dtype == torch.bfloat16 else tensor.detach().cpu().numpy()
-    )
+    return lambda: _to_numpy(tensor)
+
+
+def _to_numpy(tensor: torch.Tensor) -> Array:
+    tensor = tensor.detach().cpu()
+    return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
 @contextlib.contextmanager
@@ -164,36 +167,15 @@ def _tensor(value: Any) -> Any:
     return torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else torch.as_tensor(value)
 
 
-def _resized(sample: Any, batch: int) -> Any:
-    """Return the sample with another number of examples."""
-    if isinstance(sample, Mapping):
-        return {key: _resized(value, batch) for key, value in sample.items()}
-    if isinstance(sample, (tuple, list)):
-        return tuple(_resized(value, batch) for value in sample)
-    array = sample.detach().cpu().numpy() if isinstance(sample, torch.Tensor) else np.asarray(sample)
-    return array[np.arange(batch) % array.shape[0]] if array.ndim else array
-
-
-def _run(called: _Called, changed: Mapping[str, Array] | None, sample: Any) -> list[Array]:
+def _run(
+    called: _Called, state: Mapping[str, torch.Tensor], changed: Mapping[str, Array] | None, sample: Any
+) -> list[Array]:
     """Return the module's outputs, with some of its arrays replaced by others for this run."""
     args, kwargs = _arguments(sample)
-    state = {}
-    for name, array in (changed or {}).items():
-        original = (
-            called.get_parameter(f"model.{name}") if _is_parameter(called, name) else called.get_buffer(f"model.{name}")
-        )
-        state[f"model.{name}"] = torch.from_numpy(np.ascontiguousarray(array)).to(original.dtype)
+    others = {
+        f"model.{name}": torch.from_numpy(np.ascontiguousarray(array)).to(state[name].dtype)
+        for name, array in (changed or {}).items()
+    }
     with _evaluated(called.model):
-        results = torch.func.functional_call(called, state, args, kwargs, tie_weights=True)
-    return [
-        result.detach().float().cpu().numpy() if result.dtype == torch.bfloat16 else result.detach().cpu().numpy()
-        for result in results
-    ]
-
-
-def _is_parameter(called: _Called, name: str) -> bool:
-    try:
-        called.get_parameter(f"model.{name}")
-    except AttributeError:
-        return False
-    return True
+        results = torch.func.functional_call(called, others, args, kwargs, tie_weights=True)
+    return [_to_numpy(result) for result in results]

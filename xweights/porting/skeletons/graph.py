@@ -197,12 +197,10 @@ class Reading:
         graph: Graph,
         arrays: Mapping[str, Callable[[], Array]],
         run: Callable[[Mapping[str, Array] | None, Any], list[Array]],
-        resize: Callable[[int], Any],
     ) -> None:
         self.graph = graph
         self.arrays = arrays
         self.run = run
-        self.resize = resize
 
 
 def names_in(operations: Sequence[Operation]) -> Iterator[str]:

@@ -11,12 +11,14 @@ from xweights.core.dtypes import Array
 from xweights.errors import PortError
 from xweights.porting.skeletons.graph import Reading
 from xweights.porting.skeletons.orders import inverse
+from xweights.porting.skeletons.samples import map_arrays, resize
 from xweights.porting.skeletons.weights import Written
 
 # Of the largest output. Deep networks of 32 bits differ by 1e-6 to 3e-5 between two frameworks; a setting that is wrong
 # changes outputs by 1e-3 and more.
 TOLERANCE = 3e-4
 _OTHER_BATCH = 3
+_FIX = "Fix: take the code with verify=False and correct it; xw.verify names the layer where two models part"
 
 
 class Twins(Protocol):
@@ -37,23 +39,26 @@ def prove(reading: Reading, written: Written, twins: Twins, sample: Any) -> None
     the original isn't changed.
     """
     space: dict[str, Any] = {}
-    # The code is the writer's own; names and numbers of the model are in it as identifiers and literals only.
-    exec(compile(written.code, "<skeleton>", "exec"), space)  # noqa: S102
     arrays = {name: read() for name, read in reading.arrays.items()}
     changed = _other_weights(arrays)
     twin = None
-    for weights, examples in ((None, sample), (changed, reading.resize(_OTHER_BATCH))):
+    for weights, examples in ((None, sample), (changed, resize(sample, _OTHER_BATCH))):
         inputs = _placed(examples, written)
         try:
             if twin is None:
+                # The code is the writer's own; names and numbers of the model are identifiers and literals in it.
+                exec(compile(written.code, "<skeleton>", "exec"), space)  # noqa: S102
                 twin = space["Twin"]()
                 twins.run_twin(twin, inputs)
             twins.fill_twin(twin, _converted(written, arrays if weights is None else weights))
             outputs = twins.run_twin(twin, inputs)
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
-            raise PortError(f"the skeleton doesn't run: {type(error).__name__}: {reason}") from error
-        _compare(reading.run(weights, examples), outputs, written)
+            raise PortError(f"the skeleton doesn't run: {type(error).__name__}: {reason}\n{_FIX}") from error
+        expected = reading.run(weights, examples)
+        if weights is None and not any(np.isfinite(output).any() for output in expected):
+            raise PortError("the model's outputs have no finite number, which proves nothing\nFix: give another sample")
+        _compare(expected, outputs, written)
 
 
 def _converted(written: Written, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -82,33 +87,30 @@ def _placed(sample: Any, written: Written) -> Any:
     """Return a sample as the twin takes it."""
     orders = iter(written.inputs)
 
-    def place(value: Any) -> Any:
-        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    def place(array: Array) -> Array:
         order = next(orders, None)
         return np.ascontiguousarray(array.transpose(order)) if order is not None and array.ndim else array
 
-    if isinstance(sample, Mapping):
-        return {key: place(value) for key, value in sample.items()}
-    if isinstance(sample, (tuple, list)):
-        return tuple(place(value) for value in sample)
-    return place(sample)
+    return map_arrays(sample, place)
 
 
 def _compare(expected: list[Array], got: list[Array], written: Written) -> None:
     if len(expected) != len(got):
-        raise PortError(f"the skeleton has {len(got)} outputs\nexpected: {len(expected)}")
+        raise PortError(f"the skeleton has {len(got)} outputs\nexpected: {len(expected)}\n{_FIX}")
     for place, (one, other, order) in enumerate(zip(expected, got, written.outputs, strict=True)):
         twin_output = other.transpose(inverse(order))
         if one.shape != twin_output.shape:
             raise PortError(
                 f"output {place} of the skeleton has another shape\n"
-                f"got:      {twin_output.shape}\nexpected: {one.shape}"
+                f"got:      {twin_output.shape}\nexpected: {one.shape}\n{_FIX}"
             )
         if not one.size:
             continue
-        if not np.array_equal(np.isfinite(one), np.isfinite(twin_output)):
-            raise PortError(f"output {place} of the skeleton is infinite where the original's isn't")
         finite = np.isfinite(one)
+        if not np.array_equal(finite, np.isfinite(twin_output)):
+            raise PortError(f"output {place} of the skeleton is infinite where the original's isn't\n{_FIX}")
+        if not np.array_equal(one[~finite], twin_output[~finite], equal_nan=True):
+            raise PortError(f"output {place} of the skeleton is infinite, or no number, in another way\n{_FIX}")
         if not finite.any():
             continue
         first, second = one[finite].astype(np.float64), twin_output[finite].astype(np.float64)
@@ -116,5 +118,5 @@ def _compare(expected: list[Array], got: list[Array], written: Written) -> None:
         if difference > TOLERANCE:
             raise PortError(
                 f"output {place} of the skeleton differs\ngot:      {difference:.2g} of the largest output\n"
-                f"expected: at most {TOLERANCE:.2g}"
+                f"expected: at most {TOLERANCE:.2g}\n{_FIX}"
             )

@@ -93,7 +93,10 @@ class GraphWriter(ValueWriter):
             codes.append(self.take(name, order))
         keys = operation.options["keys"]
         if keys is not None:
-            named = [f'"{key}": {code}' for key, code in zip(keys, codes, strict=True)]
+            other = next((key for key in keys if type(key) not in (str, int)), None)
+            if other is not None:
+                raise PortError(f"the model returns a mapping with {other!r}, which is neither a string nor an integer")
+            named = [f"{key!r}: {code}" for key, code in zip(keys, codes, strict=True)]
             self.result = f"{{{', '.join(named)}}}"
         else:
             self.result = ", ".join(codes)
