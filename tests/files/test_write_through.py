@@ -127,6 +127,19 @@ def test_a_file_that_can_not_be_rewritten_is_refused(tmp_path: Path) -> None:
         xw.set_params(tmp_path / "absent.safetensors", {"b": np.ones(3)})
 
 
+def test_a_run_with_two_parts_of_weights_is_refused_and_the_fix_works(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "run.pt"
+    torch.save({part: {name: torch.zeros(3) for name in ("w", "b")} for part in ("model", "ema")}, path)
+    before = files_of(tmp_path)
+    with pytest.raises(xw.RefusedFileError, match=r"Fix: xweights.convert\(path, a new file, part='model'\)"):
+        xw.set_params(path, {"w": np.ones(3), "b": np.ones(3)})
+    assert files_of(tmp_path) == before
+    xw.convert(path, tmp_path / "model.npz", part="model")
+    xw.set_params(tmp_path / "model.npz", {"w": np.ones(3), "b": np.ones(3)})
+    assert xw.get_params(tmp_path / "model.npz")["w"].all()
+
+
 def test_an_opened_file_is_only_read(tmp_path: Path) -> None:
     xw.save(weights(), tmp_path / "w.safetensors")
     with pytest.raises(xw.WriteError, match="it is in a file"):

@@ -19,6 +19,9 @@ from xweights.files.load import Checkpoint, FileStorage, load
 
 Result = TypeVar("Result")
 
+# Parts that an error names.
+_SHOWN = 8
+
 
 class _PendingStorage(FileStorage):
     """Storage of arrays in a file that keeps what is written in memory, until all of it goes into the file."""
@@ -75,6 +78,7 @@ def write_through(path: str | os.PathLike[str], write: Callable[[Any], Result]) 
         fmt = find_format(checkpoint.format)
         if not fmt.editable:
             raise refused(checkpoint.path, f"{fmt.name} files are only read", fix="xweights.convert, to another format")
+        _refuse_two_parts(checkpoint)
         target = PendingFile(checkpoint)
         result = write(target)
         parameters = checkpoint.__xweights_parameters__()
@@ -92,6 +96,15 @@ def write_through(path: str | os.PathLike[str], write: Callable[[Any], Result]) 
             reason = "its arrays are packed, or its ending isn't that of its format"
             raise refused(checkpoint.path, reason, fix="xweights.convert, to another file")
     return result
+
+
+def _refuse_two_parts(checkpoint: Checkpoint) -> None:
+    """Refuse a file with several parts of weights: ``part=`` of the call is that of the values."""
+    weights = [part.name for part in checkpoint.parts if part.kind == "weights"]
+    if checkpoint.part is None and len(weights) > 1:
+        shown = ", ".join(map(repr, weights[:_SHOWN])) + (", ..." if len(weights) > _SHOWN else "")
+        reason = f"it has {len(weights)} parts that hold weights, and nothing says which to write: {shown}"
+        raise refused(checkpoint.path, reason, fix=f"xweights.convert(path, a new file, part={weights[0]!r}), and that")
 
 
 def _return(value: Array) -> Callable[[], Array]:

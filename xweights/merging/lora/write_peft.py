@@ -111,7 +111,7 @@ def write_folder(folder: str, pairs: Sequence[PeftPair], rank: int, durable: boo
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as cause:
-        raise inaccessible(folder, cause, "written") from None
+        raise inaccessible(folder, cause, "write it") from None
     arrays = {key: np.ascontiguousarray(array) for pair in pairs for key, array in pair.iter_arrays()}
     texts = {"format": "pt"}
     save(arrays, Path(folder) / "adapter_model.safetensors", metadata=texts, durable=durable)
