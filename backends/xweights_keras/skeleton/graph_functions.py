@@ -45,6 +45,8 @@ _RESIZE = '''def resizing(size, new, mode, align):
 class KerasFunctions(GraphWriter):
     """Writer of functions of keras.ops."""
 
+    module, axis_word, dropout = "ops", "axis", "layers.Dropout"
+
     def reshape(self, code: str, shape: Shape) -> str:
         """Return the code of a reshape."""
         return f"ops.reshape({code}, {self.dims(shape, free=True)})"
@@ -84,9 +86,6 @@ class KerasFunctions(GraphWriter):
         else:
             self.combined(operation, f"ops.{function}({{}}, {{}})")
 
-    def write_where(self, operation: Operation) -> None:
-        self.combined(operation, "ops.where({}, {}, {})")
-
     def write_clip(self, operation: Operation) -> None:
         low, high = operation.options["low"], operation.options["high"]
         if low is None or high is None:
@@ -106,29 +105,11 @@ class KerasFunctions(GraphWriter):
             plain(len(operation.shape)),
         )
 
-    def write_range(self, operation: Operation) -> None:
-        self.let(operation, f"ops.arange({self.length(operation.shape[0])})", (0,))
-
-    def write_softmax(self, operation: Operation) -> None:
-        function = "log_softmax" if operation.options["log"] else "softmax"
-        self.along(operation, operation.options["axis"], f"ops.{function}({{x}}, axis={{axis}})")
-
-    def write_cumsum(self, operation: Operation) -> None:
-        self.along(operation, operation.options["axis"], "ops.cumsum({x}, axis={axis})")
-
     def write_reduce(self, operation: Operation) -> None:
         function = operation.options["function"]
         axes = "{axes[0]}" if function == "argmax" or len(operation.options["axes"]) == 1 else "{axes}"
         keeps = ", keepdims=True" if operation.options["keepdims"] else ""
         self.reduced(operation, f"ops.{function}({{x}}, axis={axes}{keeps})")
-
-    def write_matmul(self, operation: Operation) -> None:
-        self.plainly(operation, "ops.matmul({}, {})")
-
-    def write_einsum(self, operation: Operation) -> None:
-        codes = [self.take(name) for name in operation.inputs]
-        code = f"ops.einsum({operation.options['equation']!r}, {', '.join(codes)})"
-        self.let(operation, code, plain(len(operation.shape)))
 
     def write_attention(self, operation: Operation) -> None:
         self.helpers["attention"] = _ATTENTION

@@ -7,16 +7,15 @@ from typing import Any
 import keras
 
 from xweights.errors import PortError
-from xweights.porting.skeletons.graph import Operation, Shape
-from xweights.porting.skeletons.orders import Order, plain
+from xweights.porting.skeletons.graph import Operation
+from xweights.porting.skeletons.orders import plain
 from xweights.porting.skeletons.weights import Stored, store
-from xweights.porting.skeletons.writing import GraphWriter
 from xweights_keras.skeleton.graph_functions import KerasFunctions
 
 _SPACE = "dhw"
 
 
-class KerasGraphWriter(KerasFunctions, GraphWriter):
+class KerasGraphWriter(KerasFunctions):
     """Writer of one graph as Keras code: its layers."""
 
     channels_last = True
@@ -39,20 +38,10 @@ class KerasGraphWriter(KerasFunctions, GraphWriter):
             code = f"ops.matmul({x}, {self.take(view, (1, 0) if options['axes'] == 'oi' else (0, 1))})"
             self.let(operation, code if bias is None else f"{code} + {self.take(self.weight(bias))}", order)
             return
-        stored = {"kernel": self._kernel(operation, options["axes"], "io")}
-        stored |= {} if bias is None else {"bias": self._vector("bias", bias)}
+        stored = {"kernel": self.kernel("kernel", operation, "io")}
+        stored |= {} if bias is None else {"bias": self.vector("bias", bias)}
         layer = self.layer(operation, f"layers.Dense({options['units']}, use_bias={bias is not None})", stored)
         self.let(operation, f"{layer}({x})", order)
-
-    def _kernel(self, operation: Operation, axes: str, wanted: str) -> Stored:
-        name = operation.options["weights"]["kernel"]
-        shape = operation.options.get("split", {}).get("kernel", self.graph.parameters[name])
-        place = store("kernel", shape, axes, wanted)
-        return Stored("kernel", self.graph.parameters[name], shape, place.order, place.shape)
-
-    def _vector(self, path: str, name: str) -> Stored:
-        shape = self.graph.parameters[name]
-        return store(path, shape) if len(shape) < 2 else Stored(path, shape, shape, plain(len(shape)), (_size(shape),))
 
     def write_embedding(self, operation: Operation) -> None:
         name = operation.options["weights"]["table"]
@@ -95,8 +84,8 @@ class KerasGraphWriter(KerasFunctions, GraphWriter):
         else:
             groups = f", groups={options['groups']}" if options["groups"] > 1 else ""
             code = f"layers.Conv{rank}D({options['filters']}, {common}{groups}, use_bias={bias is not None})"
-            kernel = self._kernel(operation, options["axes"], f"{space}io")
-        stored = {"kernel": kernel} | ({} if bias is None else {"bias": self._vector("bias", bias)})
+            kernel = self.kernel("kernel", operation, f"{space}io")
+        stored = {"kernel": kernel} | ({} if bias is None else {"bias": self.vector("bias", bias)})
         layer = self.layer(operation, code, stored)
         if padding is None:
             sides = options["padding"]
@@ -124,8 +113,8 @@ class KerasGraphWriter(KerasFunctions, GraphWriter):
             f"layers.Conv{rank}DTranspose({options['filters']}, {options['size']}, strides={options['strides']}"
             f"{dilated}, use_bias={bias is not None})"
         )
-        stored = {"kernel": self._kernel(operation, options["axes"], f"{_SPACE[-rank:]}oi")}
-        stored |= {} if bias is None else {"bias": self._vector("bias", bias)}
+        stored = {"kernel": self.kernel("kernel", operation, f"{_SPACE[-rank:]}oi")}
+        stored |= {} if bias is None else {"bias": self.vector("bias", bias)}
         layer = self.layer(operation, code, stored)
         crop = []
         for size, spread, stride, (front, behind) in zip(
@@ -150,22 +139,13 @@ class KerasGraphWriter(KerasFunctions, GraphWriter):
             f"{self._scale_and_offset(weights)})"
         )
         names = {"scale": "gamma", "offset": "beta", "mean": "moving_mean", "variance": "moving_variance"}
-        self._norm(operation, code, names)
+        self.norm_of_channels(operation, code, names)
 
     def write_group_norm(self, operation: Operation) -> None:
         options = operation.options
         more = self._scale_and_offset(options["weights"])
         code = f"layers.GroupNormalization({options['groups']}, epsilon={options['eps']}{more})"
-        self._norm(operation, code, {"scale": "gamma", "offset": "beta"})
-
-    def _norm(self, operation: Operation, code: str, names: dict[str, str]) -> None:
-        weights = operation.options["weights"]
-        rank = len(operation.shape)
-        order = self.channels(rank, operation.options["axis"]) if rank > 2 else plain(rank)
-        stored = {role: self._vector(names[role], name) for role, name in weights.items() if name is not None}
-        layer = self.layer(operation, code, stored)
-        image = rank > 3 or operation.inputs[0] in self.images
-        self.let(operation, f"{layer}({self.take(operation.inputs[0], order)})", order, image=image)
+        self.norm_of_channels(operation, code, {"scale": "gamma", "offset": "beta"})
 
     def _scale_and_offset(self, weights: Any) -> str:
         scale = "" if weights["scale"] is not None else ", scale=False"
@@ -173,35 +153,17 @@ class KerasGraphWriter(KerasFunctions, GraphWriter):
 
     def write_layer_norm(self, operation: Operation) -> None:
         options, weights = operation.options, operation.options["weights"]
-        order = self._with_last(operation, options["axes"])
         axes = list(range(-len(options["axes"]), 0))
         where = f"axis={axes}, " if len(axes) > 1 else ""
         code = f"layers.LayerNormalization({where}epsilon={options['eps']}{self._scale_and_offset(weights)})"
-        stored = {
-            role: store({"scale": "gamma", "offset": "beta"}[role], self.graph.parameters[name])
-            for role, name in weights.items()
-            if name is not None
-        }
-        layer = self.layer(operation, code, stored)
-        x = self.take(operation.inputs[0], order)
-        self.let(operation, f"{layer}({x})", order, image=operation.inputs[0] in self.images)
-
-    def _with_last(self, operation: Operation, axes: Any) -> Order:
-        """Return the order in which a value is kept, if these axes are the last of it, or else the plain order."""
-        kept = self.orders[str(operation.inputs[0])]
-        return kept if kept[-len(axes) :] == tuple(axes) else plain(len(kept))
+        self.norm_of_last_axes(operation, code, {"scale": "gamma", "offset": "beta"})
 
     def write_rms_norm(self, operation: Operation) -> None:
         name = operation.options["weights"]["scale"]
-        order = self._with_last(operation, (len(operation.shape) - 1,))
+        order = self.with_last(operation, (len(operation.shape) - 1,))
         stored = {"scale": store("scale", self.graph.parameters[name])}
         layer = self.layer(operation, f"layers.RMSNormalization(epsilon={operation.options['eps']})", stored)
         self.let(operation, f"{layer}({self.take(operation.inputs[0], order)})", order)
-
-    def write_dropout(self, operation: Operation) -> None:
-        name = str(operation.inputs[0])
-        layer = self.layer(operation, f"layers.Dropout({operation.options['rate']})", {}, key=operation.name)
-        self.let(operation, f"{layer}({self.code_of[name]})", self.orders[name], image=name in self.images)
 
     # The whole.
 
@@ -213,20 +175,12 @@ class KerasGraphWriter(KerasFunctions, GraphWriter):
     def source(self) -> str:
         """Return the source code of the model."""
         imports = ["import keras", "from keras import layers, ops"]
-        head = ""
-        if "np." in "".join([*self.layers.values(), *self.lines, *self.helpers.values()]):
-            head = "import numpy as np\n"
-        if "table" in self.helpers:
-            head = "import base64\nimport zlib\n\n" + head
-        if head:
-            imports.insert(0, f"{head}".rstrip("\n"))
         names = [name for name, _ in self.input_names]
         if self.input_names and isinstance(self.input_names[0][1], str):
-            taken = [f"{name} = inputs[{key!r}]" for name, key in self.input_names]
+            lines = [f"{name} = inputs[{key!r}]" for name, key in self.input_names]
         else:
-            taken = [f"{', '.join(names)} = inputs"]
-        lines = [*taken]
-        if any("batch" in line for line in [*self.lines, self.result]):
+            lines = [f"{', '.join(names)} = inputs"]
+        if self.needs_batch():
             lines.append(f"batch = ops.shape({names[0]})[0]")
         lines += [*self.lines, f"return {self.result}"]
         made = [f"self.{name} = {code}" for name, code in self.layers.items()] or ["pass"]
@@ -237,12 +191,4 @@ class KerasGraphWriter(KerasFunctions, GraphWriter):
             + "\n    def call(self, inputs):\n"
             + "".join(f"        {line}\n" for line in lines)
         )
-        return "\n\n\n".join(["\n".join(imports), *self.helpers.values(), body])
-
-
-def _size(shape: Shape) -> int:
-    size = 1
-    for length in shape:
-        assert isinstance(length, int)
-        size *= length
-    return size
+        return self.whole(imports, made, body)

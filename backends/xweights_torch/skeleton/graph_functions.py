@@ -24,6 +24,8 @@ _RESIZE = '''def resizing(size, new, mode, align):
 class TorchFunctions(GraphWriter):
     """Writer of torch's functions."""
 
+    module, axis_word, dropout = "torch", "dim", "nn.Dropout"
+
     def reshape(self, code: str, shape: Shape) -> str:
         """Return the code of a reshape."""
         return f"{code}.reshape{self.dims(shape, free=True)}" if shape else f"{code}.reshape(())"
@@ -61,9 +63,6 @@ class TorchFunctions(GraphWriter):
         else:
             self.combined(operation, f"torch.{function}({{}}, {{}})")
 
-    def write_where(self, operation: Operation) -> None:
-        self.combined(operation, "torch.where({}, {}, {})")
-
     def write_clip(self, operation: Operation) -> None:
         low, high = operation.options["low"], operation.options["high"]
         bounds = [f"{name}={self.number(value)}" for name, value in (("min", low), ("max", high)) if value is not None]
@@ -77,16 +76,6 @@ class TorchFunctions(GraphWriter):
         code = f"torch.full({self.dims(operation.shape)}, {value}, dtype=torch.{operation.dtype})"
         self.let(operation, code, plain(len(operation.shape)))
 
-    def write_range(self, operation: Operation) -> None:
-        self.let(operation, f"torch.arange({self.length(operation.shape[0])})", (0,))
-
-    def write_softmax(self, operation: Operation) -> None:
-        function = "log_softmax" if operation.options["log"] else "softmax"
-        self.along(operation, operation.options["axis"], f"torch.{function}({{x}}, {{axis}})")
-
-    def write_cumsum(self, operation: Operation) -> None:
-        self.along(operation, operation.options["axis"], "torch.cumsum({x}, {axis})")
-
     def write_reduce(self, operation: Operation) -> None:
         function = operation.options["function"]
         axes = "{axes}"
@@ -99,14 +88,6 @@ class TorchFunctions(GraphWriter):
         # torch has no mean of integers
         x = "{x}.float()" if function == "mean" and not self.dtypes[name].startswith(("float", "bf")) else "{x}"
         self.reduced(operation, f"torch.{_REDUCTIONS.get(function, function)}({x}, {axes}{keeps})")
-
-    def write_matmul(self, operation: Operation) -> None:
-        self.plainly(operation, "torch.matmul({}, {})")
-
-    def write_einsum(self, operation: Operation) -> None:
-        codes = [self.take(name) for name in operation.inputs]
-        code = f"torch.einsum({operation.options['equation']!r}, {', '.join(codes)})"
-        self.let(operation, code, plain(len(operation.shape)))
 
     def write_attention(self, operation: Operation) -> None:
         query, key, value, *mask = (self.take(name) for name in operation.inputs)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import nn
 
 from xweights.errors import PortError
 from xweights.porting.skeletons.graph import Operation
-from xweights.porting.skeletons.orders import Order, plain
+from xweights.porting.skeletons.orders import plain
 from xweights.porting.skeletons.weights import Stored, store
 from xweights_torch.skeleton.graph_functions import TorchFunctions
 
@@ -44,21 +43,11 @@ class TorchGraphWriter(TorchFunctions):
             more = "" if bias is None else f", {self.reshape(self.take(self.weight(bias)), (options['units'],))}"
             self.let(operation, f"{code}{more})", order)
             return
-        stored = {"kernel": self._kernel(operation, options["axes"], "oi")}
-        stored |= {} if bias is None else {"bias": self._vector("bias", bias)}
+        stored = {"kernel": self.kernel("weight", operation, "oi")}
+        stored |= {} if bias is None else {"bias": self.vector("bias", bias)}
         inputs = shape[options["axes"].index("i")]
         layer = self.layer(operation, f"nn.Linear({inputs}, {options['units']}{_bias(bias)})", stored)
         self.let(operation, f"{layer}({x})", order)
-
-    def _kernel(self, operation: Operation, axes: str, wanted: str) -> Stored:
-        name = operation.options["weights"]["kernel"]
-        shape = operation.options.get("split", {}).get("kernel", self.graph.parameters[name])
-        place = store("weight", shape, axes, wanted)
-        return Stored("weight", self.graph.parameters[name], shape, place.order, place.shape)
-
-    def _vector(self, path: str, name: str) -> Stored:
-        shape = self.graph.parameters[name]
-        return Stored(path, shape, shape, plain(len(shape)), (math.prod(shape),))
 
     def write_embedding(self, operation: Operation) -> None:
         name = operation.options["weights"]["table"]
@@ -93,8 +82,8 @@ class TorchGraphWriter(TorchFunctions):
             turned = tuple(options["axes"].index(letter) for letter in f"gm{_SPACE[-rank:]}")
             kernel = Stored("weight", shape, shape, turned, (options["filters"], 1, *options["size"]))
         else:
-            kernel = self._kernel(operation, options["axes"], f"oi{_SPACE[-rank:]}")
-        stored = {"kernel": kernel} | ({} if bias is None else {"bias": self._vector("bias", bias)})
+            kernel = self.kernel("weight", operation, f"oi{_SPACE[-rank:]}")
+        stored = {"kernel": kernel} | ({} if bias is None else {"bias": self.vector("bias", bias)})
         layer = self.layer(operation, code, stored)
         self.let(operation, f"{layer}({x})", order, image=True)
 
@@ -114,8 +103,8 @@ class TorchGraphWriter(TorchFunctions):
         more += f", output_padding={tuple(extra)}" if any(extra) else ""
         more += f", dilation={options['dilation']}" if any(d != 1 for d in options["dilation"]) else ""
         code = f"nn.ConvTranspose{rank}d({channels}, {options['filters']}, {options['size']}{more}{_bias(bias)})"
-        stored = {"kernel": self._kernel(operation, options["axes"], f"io{_SPACE[-rank:]}")}
-        stored |= {} if bias is None else {"bias": self._vector("bias", bias)}
+        stored = {"kernel": self.kernel("weight", operation, f"io{_SPACE[-rank:]}")}
+        stored |= {} if bias is None else {"bias": self.vector("bias", bias)}
         layer = self.layer(operation, code, stored)
         made = f"{layer}({self.take(operation.inputs[0], order)})"
         if any(front or behind for front, behind in cut):
@@ -127,9 +116,7 @@ class TorchGraphWriter(TorchFunctions):
     def write_batch_norm(self, operation: Operation) -> None:
         options, weights = operation.options, operation.options["weights"]
         rank = len(operation.shape)
-        axis = options["axis"] % rank
-        order = self.channels(rank, axis) if rank > 2 else plain(rank)
-        channels = operation.shape[axis]
+        channels = operation.shape[options["axis"]]
         affine = weights["scale"] is not None or weights["offset"] is not None
         kind = {2: 1, 3: 1, 4: 2, 5: 3}.get(rank)
         if kind is None:
@@ -137,55 +124,28 @@ class TorchGraphWriter(TorchFunctions):
         code = f"nn.BatchNorm{kind}d({channels}, eps={options['eps']}, momentum={options['momentum']}"
         code += ")" if affine else ", affine=False)"
         names = {"scale": "weight", "offset": "bias", "mean": "running_mean", "variance": "running_var"}
-        stored = {role: self._vector(names[role], name) for role, name in weights.items() if name is not None}
-        layer = self.layer(operation, code, stored)
-        image = rank > 3 or operation.inputs[0] in self.images
-        self.let(operation, f"{layer}({self.take(operation.inputs[0], order)})", order, image=image)
+        self.norm_of_channels(operation, code, names)
 
     def write_group_norm(self, operation: Operation) -> None:
-        options, weights = operation.options, operation.options["weights"]
-        rank = len(operation.shape)
-        order = self.channels(rank, options["axis"] % rank) if rank > 2 else plain(rank)
+        options = operation.options
         channels = operation.shape[options["axis"]]
         code = f"nn.GroupNorm({options['groups']}, {channels}, eps={options['eps']})"
-        names = {"scale": "weight", "offset": "bias"}
-        stored = {role: self._vector(names[role], name) for role, name in weights.items() if name is not None}
-        layer = self.layer(operation, code, stored)
-        image = rank > 3 or operation.inputs[0] in self.images
-        self.let(operation, f"{layer}({self.take(operation.inputs[0], order)})", order, image=image)
+        self.norm_of_channels(operation, code, {"scale": "weight", "offset": "bias"})
 
     def write_layer_norm(self, operation: Operation) -> None:
         options, weights = operation.options, operation.options["weights"]
-        axes = options["axes"]
-        order = self._with_last(operation, axes)
-        normalized = tuple(operation.shape[axis] for axis in axes)
+        normalized = tuple(operation.shape[axis] for axis in options["axes"])
         shape = str(normalized[0]) if len(normalized) == 1 else str(normalized)
         more = "" if weights["offset"] is not None else ", bias=False"
         code = f"nn.LayerNorm({shape}, eps={options['eps']}{more})"
-        names = {"scale": "weight", "offset": "bias"}
-        stored = {
-            role: store(names[role], self.graph.parameters[name]) for role, name in weights.items() if name is not None
-        }
-        layer = self.layer(operation, code, stored)
-        x = self.take(operation.inputs[0], order)
-        self.let(operation, f"{layer}({x})", order, image=operation.inputs[0] in self.images)
-
-    def _with_last(self, operation: Operation, axes: Any) -> Order:
-        """Return the order in which a value is kept, if these axes are the last of it, or else the plain order."""
-        kept = self.orders[str(operation.inputs[0])]
-        return kept if kept[-len(axes) :] == tuple(axes) else plain(len(kept))
+        self.norm_of_last_axes(operation, code, {"scale": "weight", "offset": "bias"})
 
     def write_rms_norm(self, operation: Operation) -> None:
         name = operation.options["weights"]["scale"]
-        order = self._with_last(operation, (len(operation.shape) - 1,))
+        order = self.with_last(operation, (len(operation.shape) - 1,))
         code = f"nn.RMSNorm({operation.shape[-1]}, eps={operation.options['eps']})"
         layer = self.layer(operation, code, {"scale": store("weight", self.graph.parameters[name])})
         self.let(operation, f"{layer}({self.take(operation.inputs[0], order)})", order)
-
-    def write_dropout(self, operation: Operation) -> None:
-        name = str(operation.inputs[0])
-        layer = self.layer(operation, f"nn.Dropout({operation.options['rate']})", {}, key=operation.name)
-        self.let(operation, f"{layer}({self.code_of[name]})", self.orders[name], image=name in self.images)
 
     # The whole.
 
@@ -210,13 +170,9 @@ class TorchGraphWriter(TorchFunctions):
             code.removeprefix(_CALL) if code.startswith(_CALL) else f"self.{name} = {code}"
             for name, code in self.layers.items()
         ] or ["pass"]
-        if "np." in "".join([*made, *self.lines, *self.helpers.values()]):
-            imports.insert(0, "import numpy as np")
-        if "table" in self.helpers:
-            imports = ["import base64", "import zlib", "", *imports]
         names = [name for name, _ in self.input_names]
         lines = []
-        if any("batch" in line for line in [*self.lines, self.result]):
+        if self.needs_batch():
             lines.append(f"batch = {names[0]}.shape[0]")
         lines += [*self.lines, f"return {self.result}"]
         body = (
@@ -225,7 +181,7 @@ class TorchGraphWriter(TorchFunctions):
             + f"\n    def forward(self, {', '.join(names)}):\n"
             + "".join(f"        {line}\n" for line in lines)
         )
-        return "\n\n\n".join(["\n".join(imports), *self.helpers.values(), body])
+        return self.whole(imports, made, body)
 
 
 def _bias(name: Any) -> str:

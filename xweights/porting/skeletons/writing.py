@@ -5,7 +5,9 @@ Each value is kept in an order of axes (see ``orders``); a framework's writer ad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +15,17 @@ from xweights.core.dtypes import Array
 from xweights.errors import PortError
 from xweights.porting.skeletons.constants import TABLE, code_of_array
 from xweights.porting.skeletons.graph import Operation
-from xweights.porting.skeletons.orders import permuted, plain, reshaped, without
+from xweights.porting.skeletons.orders import Order, permuted, plain, reshaped, without
 from xweights.porting.skeletons.values import ValueWriter
-from xweights.porting.skeletons.weights import Stored, Written
+from xweights.porting.skeletons.weights import Stored, Written, store
 
 
 class GraphWriter(ValueWriter):
     """Writer of one graph. Subclasses have the code of a framework, in methods ``write_<kind>``."""
+
+    module: str  # where the functions are
+    axis_word: str  # what their axis is called
+    dropout: str
 
     def write(self) -> Written:
         """Return the source code; add what can't be written to the problems."""
@@ -35,6 +41,19 @@ class GraphWriter(ValueWriter):
     def source(self) -> str:
         """Return the source code of the whole."""
         raise NotImplementedError
+
+    def whole(self, imports: Sequence[str], made: Sequence[str], body: str) -> str:
+        """Return the source code, with what the lines of ``made`` and of the forward need besides ``imports``."""
+        lines = list(imports)
+        if "np." in "".join([*made, *self.lines, *self.helpers.values()]):
+            lines.insert(0, "import numpy as np")
+        if "table" in self.helpers:
+            lines = ["import base64", "import zlib", "", *lines]
+        return "\n\n\n".join(["\n".join(lines), *self.helpers.values(), body])
+
+    def needs_batch(self) -> bool:
+        """Return whether a line uses the number of examples."""
+        return any(re.search(r"(?<![.\w])batch\b", line) for line in [*self.lines, self.result])
 
     # Layers.
 
@@ -64,6 +83,48 @@ class GraphWriter(ValueWriter):
         self.shapes[operation.name] = shape
         self.write_parameter(operation)
         return operation.name
+
+    def kernel(self, path: str, operation: Operation, wanted: str) -> Stored:
+        """Return the place of a kernel whose axes are put into the order ``wanted``."""
+        name, axes = operation.options["weights"]["kernel"], operation.options["axes"]
+        shape = operation.options.get("split", {}).get("kernel", self.graph.parameters[name])
+        place = store(path, shape, axes, wanted)
+        return replace(place, original=self.graph.parameters[name])
+
+    def vector(self, path: str, name: str) -> Stored:
+        """Return the place of a parameter that is flat in the twin."""
+        shape = self.graph.parameters[name]
+        return Stored(path, shape, shape, plain(len(shape)), (math.prod(shape),))
+
+    def with_last(self, operation: Operation, axes: Sequence[int]) -> Order:
+        """Return the order in which a value is kept, if these axes are the last of it, or else the plain order."""
+        kept = self.orders[str(operation.inputs[0])]
+        return kept if kept[-len(axes) :] == tuple(axes) else plain(len(kept))
+
+    def norm_of_channels(self, operation: Operation, code: str, paths: Mapping[str, str]) -> None:
+        """Write a norm whose parameters, at ``paths`` by their roles, have an entry for each channel."""
+        rank = len(operation.shape)
+        order = self.channels(rank, operation.options["axis"]) if rank > 2 else plain(rank)
+        weights = operation.options["weights"]
+        stored = {role: self.vector(paths[role], name) for role, name in weights.items() if name is not None}
+        layer = self.layer(operation, code, stored)
+        image = rank > 3 or operation.inputs[0] in self.images
+        self.let(operation, f"{layer}({self.take(operation.inputs[0], order)})", order, image=image)
+
+    def norm_of_last_axes(self, operation: Operation, code: str, paths: Mapping[str, str]) -> None:
+        """Write a norm over its last axes, whose parameters have the same axes."""
+        order = self.with_last(operation, operation.options["axes"])
+        weights = operation.options["weights"]
+        stored = {
+            role: store(paths[role], self.graph.parameters[name]) for role, name in weights.items() if name is not None
+        }
+        layer = self.layer(operation, code, stored)
+        x = self.take(operation.inputs[0], order)
+        self.let(operation, f"{layer}({x})", order, image=operation.inputs[0] in self.images)
+
+    def write_dropout(self, operation: Operation) -> None:
+        layer = self.layer(operation, f"{self.dropout}({operation.options['rate']})", {}, key=operation.name)
+        self.entrywise(operation, f"{layer}({{x}})")
 
     # Inputs, parameters and constants.
 
@@ -148,6 +209,29 @@ class GraphWriter(ValueWriter):
     def constant_layer(self, path: str, code: str) -> str:
         """Return the code that makes a constant."""
         return code
+
+    # Functions that frameworks call alike.
+
+    def write_where(self, operation: Operation) -> None:
+        self.combined(operation, f"{self.module}.where({{}}, {{}}, {{}})")
+
+    def write_range(self, operation: Operation) -> None:
+        self.let(operation, f"{self.module}.arange({self.length(operation.shape[0])})", (0,))
+
+    def write_softmax(self, operation: Operation) -> None:
+        function = "log_softmax" if operation.options["log"] else "softmax"
+        self.along(operation, operation.options["axis"], f"{self.module}.{function}({{x}}, {self.axis_word}={{axis}})")
+
+    def write_cumsum(self, operation: Operation) -> None:
+        self.along(operation, operation.options["axis"], f"{self.module}.cumsum({{x}}, {self.axis_word}={{axis}})")
+
+    def write_matmul(self, operation: Operation) -> None:
+        self.plainly(operation, f"{self.module}.matmul({{}}, {{}})")
+
+    def write_einsum(self, operation: Operation) -> None:
+        codes = [self.take(name) for name in operation.inputs]
+        code = f"{self.module}.einsum({operation.options['equation']!r}, {', '.join(codes)})"
+        self.let(operation, code, plain(len(operation.shape)))
 
     # Functions that move numbers.
 
