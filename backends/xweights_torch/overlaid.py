@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from xweights.core.parameter import Parameter
+from xweights.errors import Problems, WriteError
 
 _TUNER, _COPY = "BaseTunerLayer", "ModulesToSaveWrapper"
 
@@ -77,11 +78,28 @@ def merged_array(wrapper: Any, key: str) -> torch.Tensor | None:
 
 
 def merge_factors(parameters: Sequence[Parameter]) -> None:
-    """Have PEFT merge the active adapters of the layers that own these arrays; unmerge_adapter() undoes it."""
-    wrappers = {id(w): w for p in parameters for place in p.handle.places for w in place.wrappers}
+    """Have PEFT merge the active adapters of the layers that own these arrays; unmerge_adapter() undoes it.
+
+    Raises WriteError, before anything is merged, if a layer has another array that PEFT would change with these.
+    """
+    layers: dict[int, Any] = {}
+    keys: dict[int, dict[str, Parameter]] = {}
+    for p in parameters:
+        for place in p.handle.places:
+            for wrapper in place.wrappers:
+                layers[id(wrapper)] = wrapper
+                keys.setdefault(id(wrapper), {})[place.key] = p
+    problems = Problems("these can't be merged, and nothing was changed")
+    for number, layer in layers.items():
+        chosen = keys[number]
+        for key, array in layer.get_base_layer()._parameters.items():
+            if array is not None and key not in chosen and overlay_refusal(layer, key) is not None:
+                name = next(iter(chosen.values())).name
+                text = f"{name!r}: PEFT merges the {key} of its layer with it, which where= leaves out"
+                problems.add(WriteError, text, fix="select both: where= with the names of both, or none at all")
+    problems.check()
     with torch.no_grad():
-        for wrapper in wrappers.values():
-            layer: Any = wrapper
+        for layer in layers.values():
             layer.merge()
 
 

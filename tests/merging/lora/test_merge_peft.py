@@ -129,6 +129,16 @@ def test_what_peft_merged_it_also_takes_back():
     torch.testing.assert_close(base, before)
 
 
+def test_an_array_that_peft_merges_along_is_not_merged_behind_where():
+    wrapped = make_wrapped(Net(), lora_bias=True, target_modules=["fc", "conv"])
+    before = {name: value.clone() for name, value in wrapped.state_dict().items()}
+    with pytest.raises(xw.WriteError, match="PEFT merges the bias of its layer with it"):
+        xw.merge_lora(wrapped, where=xw.role("kernel"))
+    assert_same_bits(wrapped.state_dict(), before)
+    report = xw.merge_lora(wrapped, where="*/fc/*")
+    assert [name.rpartition("/")[2] for name in report.merged] == ["kernel", "bias"]
+
+
 def test_values_that_are_not_finite_merge_nothing():
     wrapped = make_wrapped(Net())
     with torch.no_grad():
