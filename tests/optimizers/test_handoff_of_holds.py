@@ -284,3 +284,67 @@ def test_a_deep_copy_of_a_held_model_is_free_and_the_original_stays_held(make):
         assert all((value == np.float32(0.3)).all() for value in xw.get_params(model, where="*/kernel").values())
     if not isinstance(model, torch.nn.Module):
         assert all(variable.constraint is None for variable in twin.weights)
+
+
+def test_a_freeze_that_cleared_a_flag_sets_it_again_at_its_end_also_after_an_undo():
+    t, optimizer = in_torch()
+    RULES["freeze"](t)
+    train_torch(t, optimizer, 1)
+    k = in_keras()
+    xw.handoff((t, optimizer), (k, None), sample=torch.from_numpy(X))
+    first = xw.parameters(k, where=xw.layer(0))
+    with xw.transaction(k) as tx:
+        xw.unfreeze(k)
+        tx.rollback()
+    assert not any(p.trainable for p in first)
+    xw.unfreeze(k, where="a/bias")
+    assert [p.name for p in first if p.trainable] == ["a/bias"]
+    xw.unfreeze(k)
+    assert all(p.trainable for p in first)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["all of it", "entries"])
+def test_normalizations_that_a_freeze_runs_in_inference_mode_do_so_on_the_target(whole):
+    t = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    optimizer = torch.optim.Adam(t.parameters(), 0.1)
+    if whole:
+        xw.freeze(t, where=xw.layer(1), inference=True)
+    else:
+        xw.freeze(t, where="1/gamma", entries=(slice(2),), inference=True)
+    train_torch(t, optimizer, 1)
+    norm = keras.layers.BatchNormalization(epsilon=1e-5, name="norm")
+    layers = [keras.layers.Dense(4, name="a"), norm, keras.layers.Dense(2)]
+    k = keras.Sequential([keras.Input((5,)), *layers])
+    report = xw.handoff((t, optimizer), (k, None), sample=torch.from_numpy(X))
+    assert report.exact, report
+    k.compile(report.optimizer, "mse")
+    before = xw.get_params(k)
+    train_torch(t, optimizer, 3)
+    train_keras(k, 3)
+    twins = xw.get_params(t, where=~xw.role("num_batches_tracked")).values()
+    for value, twin in zip(xw.get_params(k).values(), twins, strict=True):
+        np.testing.assert_allclose(value, twin, atol=1e-5)
+    assert not np.array_equal(xw.get_params(k)["a/kernel"], before["a/kernel"])
+    report.release()
+    k(X, training=True)
+    assert not np.array_equal(xw.get_params(k)["norm/moving_mean"], before["norm/moving_mean"])
+
+
+def test_statistics_that_are_frozen_stay_as_they_are_on_the_target_which_collects_as_the_source_does():
+    layers = [keras.layers.Dense(4, name="a"), keras.layers.BatchNormalization(name="norm"), keras.layers.Dense(2)]
+    k = keras.Sequential([keras.Input((5,)), *layers])
+    k.compile(keras.optimizers.Adam(0.1), "mse")
+    train_keras(k, 1)
+    xw.freeze(k, where="norm/*")
+    t = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4, eps=1e-3), torch.nn.Linear(4, 2))
+    report = xw.handoff((k, k.optimizer), (t, None), sample=X)
+    assert report.exact, report
+    before = xw.get_params(t)
+    t.train()
+    t(torch.from_numpy(X))  # and no step
+    after = xw.get_params(t)
+    for name in ("1/moving_mean", "1/moving_variance"):
+        np.testing.assert_array_equal(after[name], before[name])
+    report.held[0].release()
+    t(torch.from_numpy(X))
+    assert not np.array_equal(xw.get_params(t)["1/moving_variance"], before["1/moving_variance"])

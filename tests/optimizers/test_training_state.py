@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -21,9 +23,10 @@ class Torch:
 
     first = "0"
 
-    def __init__(self, seed=0):
+    def __init__(self, seed=0, *, norm=False):
         torch.manual_seed(seed)
-        self.model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        middle = torch.nn.BatchNorm1d(4) if norm else torch.nn.Tanh()
+        self.model = torch.nn.Sequential(torch.nn.Linear(5, 4), middle, torch.nn.Linear(4, 2))
         self.optimizer = torch.optim.Adam(self.model.parameters(), 0.1)
 
     def train(self, steps):
@@ -38,9 +41,10 @@ class Keras:
 
     first = "a"
 
-    def __init__(self, seed=0):
+    def __init__(self, seed=0, *, norm=False):
         keras.utils.set_random_seed(seed)
         layers = [keras.layers.Dense(4, "tanh", name="a"), keras.layers.Dense(2, name="b")]
+        layers[1:1] = [keras.layers.BatchNormalization(name="norm")] if norm else []
         self.model = keras.Sequential([keras.Input((5,)), *layers])
         self.optimizer = keras.optimizers.Adam(0.1)
         self.model.compile(self.optimizer, "mse")
@@ -168,6 +172,9 @@ def test_a_state_that_does_not_fit_changes_nothing():
         (lambda meta: meta["attached"][0]["rule"].update(type="os.system"), "knows no such rule"),
         (lambda meta: meta["attached"][0]["rule"].update(low="x"), "low is no array"),
         (lambda meta: meta["attached"][0].update(step=-1), "damaged"),
+        (lambda meta: meta["attached"][0].update(schedule={"type": "OneShot"}), "a schedule belongs to pruning"),
+        (lambda meta: meta["attached"][0]["rule"].update(type="Mask", low=None, high=None), "damaged"),
+        (lambda meta: meta["attached"][0].update(rule={"type": "Mask", "keep": None}), "masks of"),
         (lambda meta: meta.pop("weights"), "damaged"),
         (lambda meta: meta["weights"].update(more=[None, "kernel", None]), "damaged"),
     ],
@@ -209,3 +216,83 @@ def test_verify_handoff_trains_both_sides_under_the_rules_that_are_held():
         (run.model, run.optimizer), report.training, batches=[(X, Y)] * 4, loss="mse", dtypes=(None,)
     )
     assert not proof.ok
+
+
+@pytest.mark.parametrize("side", [Torch, Keras])
+def test_a_failure_after_the_optimizer_was_filled_leaves_nothing_attached(side):
+    source = Keras() if side is Torch else Torch()
+    names = NAMES if side is Keras else BACK
+    source.optimizer = (
+        keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=0.5)
+        if side is Torch
+        else torch.optim.SGD(source.model.parameters(), 0.1, momentum=0.9, dampening=0.5)
+    )
+    if side is Torch:
+        source.model.compile(source.optimizer, "mse")
+    source.train(1)
+    xw.multiply_lr(source.model, {f"{source.first}/kernel": 0.5}, optimizer=source.optimizer)
+    state = xw.get_training_state(source.model, source.optimizer, step=1)
+    twice = replace(state, attached=(*state.attached, *state.attached))
+    # One that goes on by the bit as if nothing had been tried.
+    run, control = side(), side()
+    for one in (run, control):
+        one.optimizer = (
+            torch.optim.SGD(one.model.parameters(), 0.1, momentum=0.9)
+            if side is Torch
+            else keras.optimizers.SGD(0.1, momentum=0.9)
+        )
+        if side is Keras:
+            one.model.compile(one.optimizer, "mse")
+        one.train(1)
+    held = xw.hold(run.model, xw.Clip(-9, 9), where="*/kernel")
+    with pytest.raises(xw.HoldError, match="has a factor already"):
+        xw.set_training_state(run.model, run.optimizer, twice, names=names)
+    run.train(3)
+    control.train(3)
+    assert xw.equal(run.model, control.model)
+    assert len(held.parameters) == 2
+    held.release()
+
+
+def test_what_is_no_training_state_is_refused_with_the_way_out():
+    with pytest.raises(xw.HandoffError, match=r"TrainingState\.load"):
+        xw.set_training_state(Torch().model, None, "run.safetensors")
+
+
+def test_a_state_shares_no_array_with_the_run():
+    run = Torch()
+    xw.hold(run.model, xw.Mask({"0/kernel": np.ones((5, 4), bool)}), where="0/kernel")
+    xw.freeze(run.model, where="2/kernel", entries=(0,))
+    state = xw.get_training_state(run.model)
+    before = xw.get_params(run.model)
+    for record in state.attached:
+        for mask in record.entries.values():
+            mask[...] = False
+    for value in state.weights.values():
+        value[...] = 7.0
+    assert xw.equal(run.model, before)
+    xw.fill(run.model, 5.0)
+    assert (xw.get_params(run.model)["0/kernel"] == 5.0).all()
+    assert (xw.get_params(run.model)["2/kernel"][1:] == 5.0).all()
+
+
+@pytest.mark.parametrize("side", [Torch, Keras])
+def test_normalizations_that_a_freeze_runs_in_inference_mode_do_so_after_a_load(side, tmp_path):
+    run, again = side(norm=True), side(seed=1, norm=True)
+    xw.freeze(run.model, where=xw.layer(1), inference=True)
+    run.train(1)
+    xw.get_training_state(run.model, run.optimizer).save(tmp_path / "run.npz")
+    xw.set_training_state(again.model, again.optimizer, xw.TrainingState.load(tmp_path / "run.npz"))
+    before = xw.get_params(run.model)
+    run.train(2)
+    again.train(2)
+    assert not xw.equal(run.model, before)
+    assert xw.equal(run.model, again.model)
+
+
+def test_a_frozen_counter_that_the_other_framework_has_not_is_left_out():
+    run, other = Torch(norm=True), Keras(seed=1, norm=True)
+    xw.freeze(run.model, where="1/*")
+    state = xw.get_training_state(run.model)
+    report = xw.set_training_state(other.model, None, state, names={"norm/*": "1/*", **NAMES})
+    assert {p.name for p in report.held[0].parameters} == {p.name for p in xw.parameters(other.model, where="norm/*")}

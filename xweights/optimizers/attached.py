@@ -10,7 +10,7 @@ from xweights.core import attachments
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, Problems, near
-from xweights.optimizers.held_rules import freeze_untrained, held_owners, keeps_all, masks_of
+from xweights.optimizers.held_rules import freeze_untrained, held_owners, is_counter, keeps_all, masks_of
 from xweights.rules.base import Rule
 from xweights.rules.constraints import Keep
 from xweights.rules.elementwise import Mask
@@ -28,7 +28,10 @@ from xweights.training.sparsity_schedule import SparsitySchedule
 
 @dataclass(frozen=True, eq=False)
 class HeldRule:
-    """A rule that is held: ``entries`` are those that a mask keeps, or that a freeze leaves free, by name."""
+    """A rule that is held: ``entries`` are those that a mask keeps, or that a freeze leaves free, by name.
+
+    ``inference``: the freeze also runs batch normalizations in inference mode.
+    """
 
     names: tuple[str, ...]
     rule: Rule
@@ -36,6 +39,7 @@ class HeldRule:
     entries: Mapping[str, Array] = field(default_factory=dict)
     schedule: SparsitySchedule | None = None
     step: int = 0
+    inference: bool = False
 
     def __str__(self) -> str:
         return f"frozen: {_count(self.names)}" if self.frozen else f"held: {self.rule!r} on {_count(self.names)}"
@@ -103,10 +107,16 @@ def _describe_hold(owner: Hold, names: Sequence[str]) -> HeldRule:
         masks = {name: owner._masks[name].copy() for name in held if name in owner._masks}
         return HeldRule(held, owner.prune, False, masks, owner.schedule, owner.step)
     if isinstance(rule, Mask):
-        return HeldRule(held, Mask(None), False, masks_of(owner))
+        return HeldRule(held, Mask(None), False, _copied_masks(owner))
     if isinstance(rule, Keep):
-        return HeldRule(held, Keep(), isinstance(owner, Freeze), {} if keeps_all(rule) else masks_of(owner))
+        inference = isinstance(owner, Freeze) and owner._inference
+        entries = {} if keeps_all(rule) else _copied_masks(owner)
+        return HeldRule(held, Keep(), isinstance(owner, Freeze), entries, inference=inference)
     return HeldRule(held, rule)
+
+
+def _copied_masks(owner: Hold) -> dict[str, Array]:
+    return {name: mask.copy() for name, mask in masks_of(owner).items()}
 
 
 def attach_rules(
@@ -129,12 +139,14 @@ def attach_rules(
             for name, free in record.entries.items():
                 kept = ~free
                 handles.append(
-                    freeze(target, where=name, entries=kept) if record.frozen else hold(target, Keep(kept), where=name)
+                    freeze(target, where=name, entries=kept, inference=record.inference)
+                    if record.frozen
+                    else hold(target, Keep(kept), where=name)
                 )
         elif record.frozen and (trained is None or set(trained) & set(where)):
-            handles.append(freeze(target, where=where))
+            handles.append(freeze(target, where=where, inference=record.inference))
         elif record.frozen:
-            handles.append(freeze_untrained(target, [known[name] for name in where]))
+            handles.append(freeze_untrained(target, where, inference=record.inference))
         else:
             handles.append(hold(target, rule, where=where))
     return handles
@@ -178,6 +190,18 @@ def check_fit(attached: Sequence[Attached], own: Sequence[Parameter], problems: 
                     f"{name!r} has another shape ({record})\ngot:      {arrays[name].shape}\n"
                     f"expected: {known[name].shape}",
                 )
+
+
+def without_counters(attached: Sequence[Attached], own: Sequence[Parameter]) -> tuple[Attached, ...]:
+    """Return the same without frozen counters (``num_batches_tracked``) that a model of another framework lacks."""
+    known = {p.name for p in own}
+
+    def fit(record: Attached) -> Attached:
+        if not isinstance(record, HeldRule):
+            return record
+        return replace(record, names=tuple(name for name in record.names if name in known or not is_counter(name)))
+
+    return tuple(map(fit, attached))
 
 
 def rename(attached: Sequence[Attached], names: Mapping[str, str]) -> tuple[Attached, ...]:

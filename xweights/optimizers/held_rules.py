@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xweights.core import attachments, hold_registry
-from xweights.core.dtypes import Array
+from xweights.core.dtypes import COUNTERS, Array
 from xweights.core.parameter import Parameter
 from xweights.edit.execute import is_foreign
 from xweights.errors import XweightsError
@@ -99,9 +99,12 @@ def _carry(
         return [hold(target, Mask(masks), where=where)]
     if isinstance(rule, Keep):
         if rule.index is None and whole:
-            return [freeze_untrained(target, twins) if isinstance(owner, Freeze) else hold(target, rule, where=where)]
+            if not isinstance(owner, Freeze):
+                return [hold(target, rule, where=where)]
+            return [freeze_untrained(target, where, inference=owner._inference)]
         free = {name: remap_mask(masks_of(owner), pieces) for name, pieces in feeds.items()}
-        return [freeze(target, where=name, entries=~entries) for name, entries in free.items()]
+        inference = isinstance(owner, Freeze) and owner._inference
+        return [freeze(target, where=name, entries=~entries, inference=inference) for name, entries in free.items()]
     if is_foreign(rule):
         raise _StaysError("it is a function of one framework's tensors")
     if not whole:
@@ -113,27 +116,11 @@ def _carry(
     return [hold(target, rule, where=where)]
 
 
-class _Untrained:
-    """Parameters that their framework's own flag freezes as well, because the optimizer has no slots for them."""
-
-    def __init__(self, parameters: Sequence[Parameter]) -> None:
-        self.parameters = [p for p in parameters if p.trainable]
-        for p in self.parameters:
-            p.set_trainable(False)
-
-    def unfreeze(self, parameters: Sequence[Parameter] | None) -> None:
-        leaving = None if parameters is None else set(map(hold_registry.identity, parameters))
-        for p in list(self.parameters):
-            if leaving is None or hold_registry.identity(p) in leaving:
-                p.set_trainable(True)
-                self.parameters.remove(p)
-
-
-def freeze_untrained(target: Any, twins: Sequence[Parameter]) -> Freeze:
+def freeze_untrained(target: Any, names: Sequence[str], *, inference: bool = False) -> Freeze:
     """Freeze parameters for which the optimizer is to have no slots."""
-    frozen = freeze(target, where=[p.name for p in twins])
+    frozen = freeze(target, where=list(names), inference=inference)
     # xw.freeze leaves the flag of a Keras variable as it is, and an optimizer of the target is built by the flags.
-    frozen._frozen_handles.append(_Untrained(twins))
+    frozen.clear_flags()
     return frozen
 
 
@@ -245,12 +232,18 @@ def _carry_averages(
 
 
 def _feeds_of(names: Collection[str], feeding: Mapping[str, list[SlicePair]]) -> dict[str, list[SlicePair]]:
-    """Return what is made of these parameters; raise for one that nothing is made of."""
+    """Return what is made of these parameters; raise for one that nothing is made of, unless it is a counter."""
     feeds = {name: fed for name, fed in feeding.items() if any(piece.parameter.name in names for piece, *_ in fed)}
     fed = {piece.parameter.name for pieces in feeds.values() for piece, *_ in pieces}
-    if not set(names) <= fed:
-        raise _StaysError(f"{_list(sorted(set(names) - fed))} has no counterpart there")
+    unfed = sorted(name for name in set(names) - fed if not is_counter(name))
+    if unfed:
+        raise _StaysError(f"{_list(unfed)} has no counterpart there")
     return feeds
+
+
+def is_counter(name: str) -> bool:
+    """Return True for a counter beside the weights, of which other frameworks have no counterpart."""
+    return name.rpartition("/")[2] in COUNTERS
 
 
 def _list(names: Sequence[str]) -> str:

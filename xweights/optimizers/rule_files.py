@@ -79,6 +79,7 @@ class _Writer:
         return {
             "kind": "hold", "names": list(record.names), "rule": self._fields(record.rule, _RULES, "rule/"),
             "frozen": record.frozen, "entries": list(record.entries), "schedule": schedule, "step": record.step,
+            "inference": record.inference,
         }  # fmt: skip
 
     def _keep(self, what: str, arrays: Mapping[str, Array]) -> None:
@@ -118,12 +119,16 @@ class _Reader:
             decay = row["decay"] if row["decay"] == "swa" else float(row["decay"])
             counts = (_whole(row["every"]), _whole(row["updates"]), _whole(row["steps"]))
             return AveragedWeights(self._arrays("values", names), decay, *counts, bool(row["manual"]))
-        entries = self._arrays("entries", row["entries"])
-        return HeldRule(
-            names, self._made(row["rule"], _RULES), bool(row["frozen"]),
-            {name: mask.astype(np.bool_) for name, mask in entries.items()},
-            None if row["schedule"] is None else self._made(row["schedule"], _SCHEDULES), _whole(row["step"]),
-        )  # fmt: skip
+        entries = {name: mask.astype(np.bool_) for name, mask in self._arrays("entries", row["entries"]).items()}
+        rule = self._made(row["rule"], _RULES)
+        schedule = None if row["schedule"] is None else self._made(row["schedule"], _SCHEDULES)
+        complete = set(entries) == set(names)
+        if not complete and (entries or isinstance(rule, (Mask, Prune))):
+            raise ValueError(f"masks of {sorted(entries)} don't belong to {sorted(names)}")
+        if isinstance(rule, Prune) != (schedule is not None):
+            raise ValueError("a schedule belongs to pruning, and pruning to a schedule")
+        step, inference = _whole(row["step"]), bool(row["inference"])
+        return HeldRule(names, rule, bool(row["frozen"]), entries, schedule, step, inference)
 
     def _arrays(self, what: str, names: Sequence[str]) -> dict[str, Array]:
         return {name: self.arrays[f"{self.prefix}{what}/{name}"] for name in names}

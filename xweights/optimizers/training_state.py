@@ -19,7 +19,15 @@ from xweights.errors import HandoffError, Problems, got_expected
 from xweights.files.load import Checkpoint
 from xweights.files.save import save
 from xweights.optimizers import rule_files
-from xweights.optimizers.attached import Attached, attach_others, attach_rules, check_fit, describe, rename
+from xweights.optimizers.attached import (
+    Attached,
+    attach_others,
+    attach_rules,
+    check_fit,
+    describe,
+    rename,
+    without_counters,
+)
 from xweights.optimizers.get_set import get_optimizer, set_optimizer
 from xweights.optimizers.protocol import Part, Training, optimizing_for
 from xweights.optimizers.reports import HandoffReport
@@ -183,14 +191,17 @@ def set_training_state(
         (<Hold Clip(low=-1, high=1) on 1 parameter>,)
     """
     backend = optimizing_for(model, "model")
+    if not isinstance(state, TrainingState):
+        fix = "xw.TrainingState.load(path) for a file; xw.set_params for weights alone"
+        raise HandoffError(f"{got_expected(type(state).__name__, 'a TrainingState')}\nFix: {fix}")
     own = parameters(model)
     renamed = renamer(names)
     to_model = {renamed(p.name): p.name for p in own}
-    attached = rename(state.attached, to_model)
+    attached = without_counters(rename(state.attached, to_model), own)
     problems = Problems("this training state can't be set, and nothing was changed")
     check_fit(attached, own, problems)
     problems.check()
-    restore = backend.backup(optimizer)
+    undo = [backend.backup(optimizer)]
     parts = [Part("weights", "exact", "set to the bit")]
     try:
         with transaction(model):
@@ -204,9 +215,11 @@ def set_training_state(
             report = HandoffReport(Training(model, optimizer), "exact", tuple(parts))
             if state.optimizer is not None:
                 report = set_optimizer(model, optimizer, state.optimizer, names=names)
+                undo += report._release
             others = attach_others(attached, model, report.optimizer)
     except BaseException:
-        restore()
+        for call in reversed(undo):
+            call()
         raise
     handles = (*held, *others)
     parts += [*report.parts, *(Part("attached", "exact (hook)", str(record)) for record in attached)]

@@ -42,6 +42,7 @@ class Freeze(Hold):
         self._statistics: _Statistics | None = None
         self._frozen_handles: list[FrozenHandle] = []
         self._inference = False
+        self._clears_flags = False
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -77,6 +78,11 @@ class Freeze(Hold):
         for handle in self._frozen_handles:
             handle.unfreeze(parameters)
 
+    def clear_flags(self) -> None:
+        """Clear the framework's own flags of the frozen parameters, too, until they are unfrozen."""
+        self._clears_flags = True
+        self._frozen_handles.append(_ClearedFlags(self.parameters))
+
     def remember(self) -> Callable[[], None]:
         """Return a function that freezes again what is frozen now, at the values of now."""
         statistics = {} if self._statistics is None else self._statistics._members()
@@ -92,11 +98,29 @@ class Freeze(Hold):
         if statistics and self._statistics is not None:
             self._statistics._begin_again(statistics)
         _freeze_natively(self, target, [*trained, *statistics])
+        if self._clears_flags:
+            self.clear_flags()
 
     def __repr__(self) -> str:
         count = len(self.parameters)
         entries = "" if self.rule.index is None else f"entries {self.rule.index!r} of "  # type: ignore[attr-defined]
         return f"<Freeze of {entries}{count} parameter{'s' * (count != 1)}>"
+
+
+class _ClearedFlags:
+    """Parameters whose flag was set, and is set again when they are unfrozen."""
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        self.parameters = [p for p in parameters if p.trainable]
+        for p in self.parameters:
+            p.set_trainable(False)
+
+    def unfreeze(self, parameters: Sequence[Parameter] | None) -> None:
+        leaving = None if parameters is None else set(map(hold_registry.identity, parameters))
+        for p in list(self.parameters):
+            if leaving is None or hold_registry.identity(p) in leaving:
+                p.set_trainable(True)
+                self.parameters.remove(p)
 
 
 class _Statistics(Hold):

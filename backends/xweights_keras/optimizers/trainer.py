@@ -19,6 +19,7 @@ from xweights_keras.optimizers.saved import groups_of, read_saved, trained_order
 from xweights_keras.optimizers.write import backup, plan_route, use_floatx, write_state
 from xweights_keras.porting.double import copy_model
 from xweights_keras.precision import compute_dtype
+from xweights_keras.training.hooks import own_call, set_own_call
 
 LOSSES: dict[str, Callable[[str], Any]] = {
     "crossentropy": lambda dtype: keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=dtype),
@@ -45,14 +46,15 @@ class KerasOptimizing:
         return write_state(side, state, parameters, route)
 
     def collects_unbiased(self, layers: Sequence[Any]) -> bool:
-        return bool(layers) and all(hasattr(layer.call, _MARK) for layer in layers)
+        return bool(layers) and all(hasattr(own_call(layer), _MARK) for layer in layers)
 
     def set_statistics(self, model: Any, layers: Sequence[Any], *, unbiased: bool) -> Callable[[], None]:
-        changing = [layer for layer in layers if hasattr(layer.call, _MARK) != unbiased]
+        changing = [layer for layer in layers if hasattr(own_call(layer), _MARK) != unbiased]
 
         def switch(on: bool) -> None:
             for layer in changing:
-                layer.call = _unbiased(layer, layer.call) if on else getattr(layer.call, _MARK)
+                call = own_call(layer)
+                set_own_call(layer, _unbiased(layer, call) if on else getattr(call, _MARK))
             if changing and hasattr(model, "train_function"):
                 model.train_function = None  # a compiled step would ignore the switch
 

@@ -165,12 +165,29 @@ class LayerCall:
         self.stopped[key] -= 1
         if not +self.stopped:
             vars(self.layer).pop("call", None)
+            if getattr(self.former, "__self__", None) is not self.layer:  # a hand-off has changed it
+                object.__setattr__(self.layer, "call", self.former)
 
 
 def ensure_layer_call(layer: Any) -> LayerCall:
     """Return the LayerCall of a layer; add one if it has none."""
     installed = vars(layer).get("call")
     return installed if isinstance(installed, LayerCall) else LayerCall(layer)
+
+
+def own_call(layer: Any) -> Any:
+    """Return the ``call`` of a layer below that of a freeze, which decides first whether anything is collected."""
+    installed = vars(layer).get("call")
+    return installed.former if isinstance(installed, LayerCall) else layer.call
+
+
+def set_own_call(layer: Any, call: Callable[..., Any]) -> None:
+    """Replace what :func:`own_call` returns."""
+    installed = vars(layer).get("call")
+    if isinstance(installed, LayerCall):
+        installed.former = call
+    else:
+        layer.call = call
 
 
 class LRFactorsHandle:

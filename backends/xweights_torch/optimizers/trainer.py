@@ -121,7 +121,7 @@ def _collect_biased(layer: Any) -> list[Any]:
 
     def before(module: Any, args: Any) -> None:
         old_variance.clear()
-        if module.training and module.running_var is not None:
+        if module.training and module.track_running_stats and module.running_var is not None:
             old_variance.append(module.running_var.clone())
 
     def after(module: Any, args: Any, output: Any) -> None:
