@@ -116,6 +116,21 @@ def test_arrays_of_their_own_take_the_place_of_the_bases(tmp_path):
     assert report.replaced == ("fc.bias",)
 
 
+def test_factors_add_to_the_array_that_takes_the_place_of_the_bases(tmp_path):
+    """PEFT saves an embedding called embed_tokens with its factors, and trained biases with what is added to them."""
+    table, bias = np.ones((30, 16), np.float32), np.arange(24, dtype=np.float32)
+    more = {"emb.base_layer.weight": table, "fc.bias": bias, "fc.lora_B.bias": np.ones(24, np.float32)}
+    factors = make_factors()
+    merged = make_base()
+    arrays = factors | {f"base_model.model.{name}": array for name, array in more.items()}
+    report = xw.merge_lora(merged, write_adapter(tmp_path, arrays))
+    base = make_base() | {"emb.weight": table, "fc.bias": bias + 1.5}
+    for name, wanted in expected(base, factors).items():
+        np.testing.assert_allclose(merged[name], wanted, rtol=1e-5, atol=1e-5)
+    assert set(report.replaced) == {"emb.weight", "fc.bias"}
+    assert set(report.merged) == {"emb.weight", "fc.weight", "fc.bias", "conv.weight"}
+
+
 def test_prefixes_of_wrappers_are_seen_through_and_names_map_the_rest(tmp_path):
     adapter, plain = write_adapter(tmp_path), make_base()
     xw.merge_lora(plain, adapter)

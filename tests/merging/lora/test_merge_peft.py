@@ -81,6 +81,31 @@ def test_model_file_and_wrapped_model_have_the_bits_of_merge_and_unload(tmp_path
     assert_same_bits(wrapped.unload().state_dict(), wanted)
 
 
+class Embeds(nn.Module):
+    """A model whose embedding PEFT finds as it does a language model's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(70, 32)
+        self.fc = nn.Linear(32, 48)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed_tokens
+
+    def get_output_embeddings(self) -> None:
+        return None
+
+
+def test_an_embedding_that_peft_saves_with_its_factors_has_both(tmp_path):
+    base = Embeds()
+    wrapped = make_wrapped(base, target_modules=["embed_tokens", "fc"])
+    with torch.no_grad():
+        wrapped.base_model.model.embed_tokens.base_layer.weight += 1.0  # as new tokens were trained
+    wrapped.save_pretrained(tmp_path, save_embedding_layers=True)
+    assert "embed_tokens" in xw.merge_lora(base, tmp_path).replaced[0]
+    assert_same_bits(base.state_dict(), wrapped.merge_and_unload().state_dict())
+
+
 def test_dora_agrees_within_rounding_and_exactly_where_peft_merges_it(tmp_path):
     base = Net()
     wrapped = make_wrapped(base, use_dora=True, target_modules=["fc", "square"])

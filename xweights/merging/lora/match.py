@@ -9,6 +9,7 @@ import numpy as np
 
 from xweights.core.casting import cast_exactly, round_to
 from xweights.core.dtypes import Array
+from xweights.core.layout import Shape
 from xweights.core.names import Names, renamer
 from xweights.core.parameter import Parameter
 from xweights.core.readings import find_readings
@@ -34,41 +35,53 @@ _NATIVE = {"kernel": "weight", "embeddings": "weight", "gamma": "weight", "beta"
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What an adapter does to one weight: adds a product, adds to a bias, or replaces it."""
+    """What an adapter does to one weight: replaces it, adds to a bias, adds a product; PEFT's files may do it all.
+
+    Attributes:
+        whole: The array that takes the place of the weight, and the permutation to its stored order.
+        added: What is added to a bias, and its scaling.
+        factors: The factors of the product, and the permutation that brings it to the stored order.
+    """
 
     parameter: Parameter
-    factors: Factors | None = None
-    order: tuple[int, ...] = ()
-    value: Parameter | None = None
-    scaling: float | None = None
+    whole: tuple[Parameter, tuple[int, ...]] | None = None
+    added: tuple[Parameter, float] | None = None
+    factors: tuple[Factors, tuple[int, ...]] | None = None
 
     @property
     def rank(self) -> int:
         """The rank of the product; 0 for a bias."""
-        return 0 if self.factors is None else self.factors.rank
+        return 0 if self.factors is None else self.factors[0].rank
+
+    @property
+    def merges(self) -> bool:
+        """Whether anything is added to the weight."""
+        return self.added is not None or self.factors is not None
 
     def compute(self) -> Array:
-        """Return the changed weight on the host, in its stored order and dtype, in new memory."""
-        p = self.parameter
+        """Return the changed weight on the host, in its stored order and dtype."""
         with np.errstate(all="ignore"):
-            if self.value is not None and self.scaling is None:
-                whole = np.ascontiguousarray(self.value.read().transpose(self.order))
-                return cast_exactly(whole, p.dtype, what=repr(p.name), cast=True)
-            if self.value is not None:
-                added = round_to(self.value.read() * np.asarray(self.scaling, self.value.dtype), self.value.dtype)
-                return add_product(p.read(), added)
-            assert self.factors is not None
-            return self._add(self.factors)
+            base = self._read_base()
+            if self.added is not None:
+                value, scaling = self.added
+                base = add_product(base, round_to(value.read() * np.asarray(scaling, value.dtype), value.dtype))
+            return base if self.factors is None else self._add(base, *self.factors)
 
-    def _add(self, factors: Factors) -> Array:
+    def _read_base(self) -> Array:
+        p = self.parameter
+        if self.whole is None:
+            return p.read()
+        value, order = self.whole
+        return cast_exactly(np.ascontiguousarray(value.read().transpose(order)), p.dtype, what=repr(p.name), cast=True)
+
+    def _add(self, base: Array, factors: Factors, order: tuple[int, ...]) -> Array:
         p = self.parameter
         product = multiply_factors(factors.left(), factors.right(), factors.scaling, p.native(tensor=True))
         if factors.magnitude is not None:
-            base = p.read().transpose(np.argsort(self.order))
-            rows = apply_magnitude(base, product.reshape(factors.shape), factors.magnitude())
-            return np.ascontiguousarray(rows.transpose(self.order))
-        in_order = product.reshape(factors.shape).transpose(self.order).reshape(p.layout.stored)
-        return add_product(p.read(), in_order)
+            turned = base.transpose(np.argsort(order))
+            rows = apply_magnitude(turned, product.reshape(factors.shape), factors.magnitude())
+            return np.ascontiguousarray(rows.transpose(order))
+        return add_product(base, product.reshape(factors.shape).transpose(order).reshape(p.layout.stored))
 
 
 def find_changes(
@@ -153,22 +166,23 @@ def _check(adapter: Adapter, name: str, p: Parameter, problems: Problems) -> Cha
     if reason is not None:
         add_edit_refusal(problems, p, reason)
         return None
-    value = adapter.replaced.get(name)
-    scaling = None
-    if value is None and name in adapter.added:
-        value, scaling = adapter.added[name]
-    if value is not None:
-        try:
-            return Change(p, value=value, scaling=scaling, order=_find_order_of_whole(value, p, adapter))
-        except XweightsError as wrong:
-            problems.add(type(wrong), str(wrong))
-            return None
-    factors = adapter.factors[name]
+    whole, added, factors = adapter.replaced.get(name), adapter.added.get(name), adapter.factors.get(name)
     try:
-        return Change(p, factors, find_order(factors, p, adapter.transposed))
+        if added is not None and added[0].layout.stored != p.layout.stored:
+            raise _misfit(adapter, p, added[0].layout.stored)
+        return Change(
+            p,
+            None if whole is None else (whole, _find_order_of_whole(whole, p, adapter)),
+            added,
+            None if factors is None else (factors, find_order(factors, p, adapter.transposed)),
+        )
     except XweightsError as wrong:
         problems.add(type(wrong), str(wrong))
         return None
+
+
+def _misfit(adapter: Adapter, p: Parameter, stored: Shape) -> ShapeError:
+    return ShapeError(f"{adapter.label} has another shape of {p.name!r}\n{got_expected(stored, p.layout.stored)}")
 
 
 def _find_order_of_whole(value: Parameter, p: Parameter, adapter: Adapter) -> tuple[int, ...]:
@@ -191,7 +205,7 @@ def _find_order_of_whole(value: Parameter, p: Parameter, adapter: Adapter) -> tu
         is_turned = adapter.transposed and stored == p.layout.stored
         order = order if is_turned else (*order[2:], 1, 0)
     if tuple(stored[axis] for axis in order) != p.layout.stored:
-        raise ShapeError(f"{adapter.label} has another shape of {p.name!r}\n{got_expected(stored, p.layout.stored)}")
+        raise _misfit(adapter, p, stored)
     return order
 
 

@@ -107,8 +107,8 @@ def merge_lora(
         _write_live(kept, problems)
     return LoraReport(
         found.label,
-        {c.parameter.name: c.rank for c in kept if c.value is None or c.scaling is not None},
-        tuple(c.parameter.name for c in kept if c.value is not None and c.scaling is None),
+        {c.parameter.name: c.rank for c in kept if c.merges},
+        tuple(c.parameter.name for c in kept if c.whole is not None),
         left_out,
         os.fspath(out) if is_file and out is not None else "",
     )
