@@ -296,3 +296,24 @@ def test_a_frozen_counter_that_the_other_framework_has_not_is_left_out():
     state = xw.get_training_state(run.model)
     report = xw.set_training_state(other.model, None, state, names={"norm/*": "1/*", **NAMES})
     assert {p.name for p in report.held[0].parameters} == {p.name for p in xw.parameters(other.model, where="norm/*")}
+
+
+ON_A_LAYER = {
+    "mask": lambda layer: xw.hold(layer, xw.Mask(np.eye(5, 4) > 0), where="kernel"),
+    "schedule": lambda layer: xw.prune(layer, fraction=0.5, schedule=xw.Cubic(0, 6)),
+    "freeze of entries": lambda layer: xw.freeze(layer, where="kernel", entries=(0,)),
+}
+
+
+@pytest.mark.parametrize("kind", ON_A_LAYER)
+def test_what_began_on_a_layer_is_found_under_the_names_of_the_model(kind):
+    run, again = Torch(), Torch(seed=1)
+    ON_A_LAYER[kind](run.model[0])
+    run.train(2)
+    xw.set_training_state(again.model, again.optimizer, xw.get_training_state(run.model, run.optimizer))
+    other = Keras(seed=1)
+    report = xw.handoff((run.model, run.optimizer), (other.model, None), sample=torch.from_numpy(X))
+    assert report.exact, report
+    run.train(2)
+    again.train(2)
+    assert xw.equal(run.model, again.model)

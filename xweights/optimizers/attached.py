@@ -86,7 +86,7 @@ Attached = HeldRule | Factors | AveragedWeights
 def describe(own: Sequence[Parameter]) -> tuple[Attached, ...]:
     """Return what is attached to the training of a model, in the order in which it is applied; ``own``: all of it."""
     names = {p.identity(): p.name for p in own}
-    found: list[Attached] = [_describe_hold(owner, held) for owner, held in held_owners(own).items()]
+    found: list[Attached] = [_describe_hold(owner, held, masks_of(owner, own)) for owner, held in held_owners(own).items()]
     for handle in attachments.handles_on(own):
         here = {p: names[p.identity()] for p in handle.parameters if p.identity() in names}
         if isinstance(handle, Multipliers):
@@ -101,22 +101,18 @@ def describe(own: Sequence[Parameter]) -> tuple[Attached, ...]:
     return tuple(found)
 
 
-def _describe_hold(owner: Hold, names: Sequence[str]) -> HeldRule:
+def _describe_hold(owner: Hold, names: Sequence[str], operands: Mapping[str, Array]) -> HeldRule:
     held, rule = tuple(names), owner.rule
+    masks = {name: operands[name].copy() for name in held if name in operands}
     if isinstance(owner, PruneHold):
-        masks = {name: owner._masks[name].copy() for name in held if name in owner._masks}
         return HeldRule(held, owner.prune, False, masks, owner.schedule, owner.step)
     if isinstance(rule, Mask):
-        return HeldRule(held, Mask(None), False, _copied_masks(owner))
+        return HeldRule(held, Mask(None), False, masks)
     if isinstance(rule, Keep):
         inference = isinstance(owner, Freeze) and owner._inference
-        entries = {} if keeps_all(rule) else _copied_masks(owner)
+        entries = {} if keeps_all(rule) else masks
         return HeldRule(held, Keep(), isinstance(owner, Freeze), entries, inference=inference)
     return HeldRule(held, rule)
-
-
-def _copied_masks(owner: Hold) -> dict[str, Array]:
-    return {name: mask.copy() for name, mask in masks_of(owner).items()}
 
 
 def attach_rules(

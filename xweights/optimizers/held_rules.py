@@ -55,7 +55,7 @@ def carry_rules(
         frozen = f"{entries}{_list(names)} frozen"
         text = frozen if isinstance(owner, Freeze) else f"{owner.rule!r} on {_list(names)}"
         try:
-            handles = _carry(owner, names, target, own, feeding if held else {})
+            handles = _carry(owner, masks_of(owner, source), names, target, own, feeding if held else {})
         except (XweightsError, _StaysError) as wrong:
             first = str(wrong).partition("\n")[0]
             why = f"{text}: held on the source, and not on the target: {first}"
@@ -80,9 +80,14 @@ def held_owners(source: Sequence[Parameter]) -> dict[Hold, list[str]]:
 
 
 def _carry(
-    owner: Hold, names: Sequence[str], target: Any, own: Sequence[Parameter], feeding: dict[str, list[SlicePair]]
+    owner: Hold,
+    former: Mapping[str, Array],
+    names: Sequence[str],
+    target: Any,
+    own: Sequence[Parameter],
+    feeding: dict[str, list[SlicePair]],
 ) -> list[Hold]:
-    """Hold a rule on the target; nothing if it is held there already."""
+    """Hold a rule, with its former masks, on the target; nothing if it is held there already."""
     feeds = _feeds_of(names, feeding)
     whole = all(source.parameter.name in names for pieces in feeds.values() for source, *_ in pieces)
     twins = [p for p in own if p.name in feeds]
@@ -91,7 +96,7 @@ def _carry(
     where = list(feeds)
     rule: Any = owner.rule
     if isinstance(rule, Mask):
-        masks = {name: remap_mask(masks_of(owner), pieces) for name, pieces in feeds.items()}
+        masks = {name: remap_mask(former, pieces) for name, pieces in feeds.items()}
         if isinstance(owner, PruneHold) and owner.schedule != OneShot():
             if not all(map(is_like, feeds.values())):
                 raise _StaysError("arrays that aren't whole on both sides would be ranked in another way")
@@ -102,7 +107,7 @@ def _carry(
             if not isinstance(owner, Freeze):
                 return [hold(target, rule, where=where)]
             return [freeze_untrained(target, where, inference=owner._inference)]
-        free = {name: remap_mask(masks_of(owner), pieces) for name, pieces in feeds.items()}
+        free = {name: remap_mask(former, pieces) for name, pieces in feeds.items()}
         inference = isinstance(owner, Freeze) and owner._inference
         return [freeze(target, where=name, entries=~entries, inference=inference) for name, entries in free.items()]
     if is_foreign(rule):
@@ -142,14 +147,19 @@ def _operands(owner: Hold) -> list[Array]:
     return [operand for operands in _rules_of(owner).values() for operand in operands]
 
 
-def masks_of(owner: Hold) -> dict[str, Array]:
-    """Return the first operand by name: of a mask what is kept, of Keep what is free."""
-    return {name: operands[0] for name, operands in _rules_of(owner).items()}
+def masks_of(owner: Hold, own: Sequence[Parameter]) -> dict[str, Array]:
+    """Return the first operand by the name in ``own``: of a mask what is kept, of Keep what is free.
+
+    The hold has names of its own, if it began on a layer of the model.
+    """
+    names = {p.identity(): p.name for p in own}
+    found = {names.get(p.identity()): operands for p, operands in _rules_of(owner).items()}
+    return {name: operands[0] for name, operands in found.items() if name is not None and operands}
 
 
-def _rules_of(owner: Hold) -> dict[str, tuple[Array, ...]]:
+def _rules_of(owner: Hold) -> dict[Parameter, tuple[Array, ...]]:
     return {
-        held_rules.parameter.name: held_rule.operands
+        held_rules.parameter: held_rule.operands
         for held_rules in owner._held
         for held_rule in held_rules.rules
         if held_rule.owner is owner
