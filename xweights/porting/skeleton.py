@@ -154,8 +154,8 @@ def skeleton(model: Any, framework: str, *, sample: Any = None, verify: bool = T
 
     The code is a class ``Twin``, ready to edit; ``port(model, Twin(), sample=...)`` then moves the weights and proves
     that it is a twin.
-    Raises ArgumentError (no such framework, or a sample without examples), PortError (what can't be written, all of it
-    listed, or a twin that computes something else).
+    Raises ArgumentError (no such framework, or a sample without examples), PortError (what can't be written: all of it,
+    or the first that a recorded run can't be read beyond; or a twin that computes something else).
 
     Example:
         >>> import keras

@@ -32,10 +32,6 @@ _ACTIVATIONS = {
 }  # fmt: skip
 
 
-def _first(call: Call) -> Any:
-    return next(iter(call.args.values()))
-
-
 def _spec(call: Call) -> Any:
     """Return shape and type of what an operation makes, as Keras infers them."""
     return call.operation.compute_output_spec(*call.args.values())
