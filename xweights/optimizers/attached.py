@@ -86,7 +86,9 @@ Attached = HeldRule | Factors | AveragedWeights
 def describe(own: Sequence[Parameter]) -> tuple[Attached, ...]:
     """Return what is attached to the training of a model, in the order in which it is applied; ``own``: all of it."""
     names = {p.identity(): p.name for p in own}
-    found: list[Attached] = [_describe_hold(owner, held, masks_of(owner, own)) for owner, held in held_owners(own).items()]
+    found: list[Attached] = [
+        _describe_hold(owner, held, masks_of(owner, own)) for owner, held in held_owners(own).items()
+    ]
     for handle in attachments.handles_on(own):
         here = {p: names[p.identity()] for p in handle.parameters if p.identity() in names}
         if isinstance(handle, Multipliers):
