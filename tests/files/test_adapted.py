@@ -105,6 +105,15 @@ def test_what_can_not_be_adapted_is_refused_and_the_old_file_stays(
     assert (tmp_path / "b.safetensors").read_bytes() == b"the old one"
 
 
+def test_a_sum_that_overflows_is_refused_and_infinities_of_the_file_are_kept(tmp_path: Path) -> None:
+    xw.save({"big": np.full((3, 2), 6e4, np.float16), "inf": np.full((3, 2), np.inf)}, tmp_path / "a.npz")
+    with pytest.raises(xw.NonfiniteError, match=r"Sum\(0\) of 'big' isn't finite in float16"):
+        xw.convert(tmp_path / "a.npz", tmp_path / "b.npz", adapt={"*": A.Sum(0)})
+    assert not (tmp_path / "b.npz").exists()
+    xw.convert(tmp_path / "a.npz", tmp_path / "b.npz", adapt={"inf": A.Sum(0)})
+    assert np.isinf(xw.get_params(tmp_path / "b.npz")["inf"]).all()
+
+
 def test_a_keras_archive_is_refused(tmp_path: Path) -> None:
     xw.save(weights(), tmp_path / "a.safetensors")
     with pytest.raises(xw.RefusedFileError):

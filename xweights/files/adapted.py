@@ -7,11 +7,12 @@ from functools import partial
 
 import numpy as np
 
+from xweights.core.casting import check_finite
 from xweights.core.dtypes import Array
 from xweights.core.layout import Layout
 from xweights.core.parameter import Parameter
 from xweights.edit.adapting import Adapt, AdaptedValue, adapted_alone, layout_of_neutral, read_adapters
-from xweights.errors import Problems, WriteError, XweightsError
+from xweights.errors import NonfiniteError, Problems, WriteError, XweightsError
 from xweights.files.io.arrays_to_write import ArrayToWrite, array_to_write
 
 
@@ -46,4 +47,18 @@ def adapt_arrays(chosen: Sequence[Parameter], adapt: Adapt) -> list[ArrayToWrite
 
 
 def _compute(adapted: AdaptedValue, layout: Layout) -> list[Array]:
-    return [np.ascontiguousarray(layout.to_stored(adapted.compute()))]
+    result = adapted.compute()
+    if not _is_finite(result) and _is_finite(adapted.read()):
+        raise NonfiniteError(
+            f"{adapted.how} of {adapted.wanted.name!r} isn't finite in {result.dtype.name}, and no file was written\n"
+            "Fix: where= to leave it out, or adapt a file that has it in a wider dtype"
+        )
+    return [np.ascontiguousarray(layout.to_stored(result))]
+
+
+def _is_finite(array: Array) -> bool:
+    try:
+        check_finite(array, "")
+    except NonfiniteError:
+        return False
+    return True
