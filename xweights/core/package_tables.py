@@ -52,8 +52,8 @@ class PackageTables:
         key = (cls, attribute)
         if key not in self._free:
             tables = (self._table_of(base.__module__) for base in cls.__mro__)
-            found = (table.FREE[attribute] for table in tables if table is not None and attribute in table.FREE)
-            row = next(found, None)
+            found = (getattr(table, "FREE", {}).get(attribute) for table in tables)
+            row = next((row for row in found if row is not None), None)
             self._free[key] = None if row is None else Entry(attribute, attribute, row[1], role=row[0])
         return self._free[key]
 
