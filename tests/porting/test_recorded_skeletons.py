@@ -150,6 +150,13 @@ def test_an_infinite_output_of_the_other_sign_is_refused():
         _compare([array], [array * [1, -1, 1]], written)
 
 
+def test_a_sample_that_the_model_cannot_take_is_refused():
+    with pytest.raises(xw.PortError, match=r"(?s)can't be called with this sample.*\nFix: "):
+        xw.skeleton(Subclassed(), "torch", sample=normals(2, 9))
+    with pytest.raises(xw.PortError, match=r"(?s)can't be exported.*\nFix: "):
+        xw.skeleton(Images(), "keras", sample=normals(2, 9))
+
+
 class Named(nn.Module):
     """A module whose outputs have names."""
 
@@ -213,7 +220,7 @@ def test_a_branch_that_depends_on_numbers_is_refused():
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(xw.PortError, match="can't be exported"):
+    with pytest.raises(xw.PortError, match=r"(?s)can't be exported.*\nFix: "):
         xw.skeleton(Branches(), "keras", sample=normals(2, 5))
 
 

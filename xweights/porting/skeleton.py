@@ -239,8 +239,13 @@ def _write_layers(model: Any, reader: Describing, writer: Describing, sample: An
 
 def _write_recording(model: Any, reader: Describing, writer: Describing, sample: Any, verify: bool) -> str:
     """Return the code of a twin that computes what a model was seen to compute."""
-    reading = reader.record(model, sample)
     problems = Problems("no twin of this model can be written")
+    try:
+        reading = reader.record(model, sample)
+    except PortError as error:
+        problems.add(PortError, str(error), fix="write the twin by hand, and port into it")
+        problems.check()
+        raise
     written = writer.graph_code(reading.graph, problems)
     problems.check()
     if verify:

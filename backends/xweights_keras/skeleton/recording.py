@@ -24,7 +24,10 @@ _HANDLERS = (tape_functions, tape_images, tape_layers, tape_shapes)  # importing
 def record(model: Any, sample: Any) -> Reading:
     """Return the graph of a model as it computes a sample in inference mode. Raise PortError where there is none."""
     if not model.built:
-        model(_tensors(sample), training=False)
+        try:
+            model(_tensors(sample), training=False)
+        except Exception as error:
+            raise PortError(f"the model can't be called with this sample: {type(error).__name__}: {error}") from error
     names = _name_variables(model)
     paths = _name_layers(model, names)
     runs = [_read(model, resize(sample, batch), names, paths) for batch in BATCHES]
