@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from xweights.core.dtypes import Array
+from xweights_torch.newer import float8_e8m0fnu
 
 # Dtypes that Tensor.numpy() supports.
-_PLAIN = {
+PLAIN = {
     torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64,
     torch.int8: np.int8, torch.int16: np.int16, torch.int32: np.int32, torch.int64: np.int64,
     torch.uint8: np.uint8, torch.uint16: np.uint16, torch.uint32: np.uint32, torch.uint64: np.uint64,
@@ -23,10 +24,11 @@ _BY_BITS = {
     torch.bfloat16: ml_dtypes.bfloat16,
     torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn, torch.float8_e4m3fnuz: ml_dtypes.float8_e4m3fnuz,
     torch.float8_e5m2: ml_dtypes.float8_e5m2, torch.float8_e5m2fnuz: ml_dtypes.float8_e5m2fnuz,
-    torch.float8_e8m0fnu: ml_dtypes.float8_e8m0fnu,
 }  # fmt: skip
+if float8_e8m0fnu is not None:
+    _BY_BITS[float8_e8m0fnu] = ml_dtypes.float8_e8m0fnu
 
-NUMPY_OF: dict[torch.dtype, np.dtype[Any]] = {dtype: np.dtype(scalar) for dtype, scalar in (_PLAIN | _BY_BITS).items()}
+NUMPY_OF: dict[torch.dtype, np.dtype[Any]] = {dtype: np.dtype(scalar) for dtype, scalar in (PLAIN | _BY_BITS).items()}
 # By name, because Dynamo can look up strings but no NumPy dtypes.
 TORCH_OF: dict[str, torch.dtype] = {numpy.name: dtype for dtype, numpy in NUMPY_OF.items()}
 
@@ -36,7 +38,7 @@ BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _HOST_BITS = {1: np.dtype(np.int8), 2: np.dtype(np.int16)}
 
 # Types whose arithmetic NumPy does at full speed, in place, on one core (float8: torch has no arithmetic for it).
-FAST_IN_NUMPY = frozenset(_PLAIN) - {torch.float16} | (frozenset(_BY_BITS) - {torch.bfloat16})
+FAST_IN_NUMPY = frozenset(PLAIN) - {torch.float16} | (frozenset(_BY_BITS) - {torch.bfloat16})
 
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
@@ -66,7 +68,7 @@ def plain_bits(array: Array) -> Array:
     return array
 
 
-_SHARED = frozenset(np.dtype(scalar) for scalar in _PLAIN.values())
+_SHARED = frozenset(np.dtype(scalar) for scalar in PLAIN.values())
 _AS_INTEGERS = frozenset(np.dtype(scalar) for scalar in _BY_BITS.values())
 
 

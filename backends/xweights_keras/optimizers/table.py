@@ -62,7 +62,8 @@ _ALL = [
            {"momentum": "momentums", "velocity": "adam_velocities"},
            {**_DECOUPLED, "accumulate": "sum", "adjust": "rms", "narrow": None}),
 ]  # fmt: skip
-CLASSES = {row.name: row for row in _ALL}
+# Keras before 3.10 has no Muon: its rule is handed over as an optimizer of this package.
+CLASSES = {row.name: row for row in _ALL if hasattr(keras.optimizers, row.name)}
 
 
 def native_of(optimizer: Any) -> OptimizerRow | None:
@@ -75,7 +76,7 @@ def class_for(rule: str, *, decays: bool) -> OptimizerRow | None:
     """Return the row that fits a rule; None if Keras has none."""
     if rule == "adam":
         return CLASSES["AdamW" if decays else "Adam"]
-    return next((row for row in _ALL if row.rule == rule), None)
+    return next((row for row in CLASSES.values() if row.rule == rule), None)
 
 
 def cast_precision() -> str:

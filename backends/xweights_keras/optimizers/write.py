@@ -63,6 +63,8 @@ def shim_reason(state: OptimizerState) -> str:
 
 
 def _is_own_muon(state: OptimizerState) -> bool:
+    if "Muon" not in CLASSES:
+        return False
     own = {"muon": variant_of(CLASSES["Muon"]), "adam": variant_of(CLASSES["Adam"])}
     variants = [{key: value for key, value in group.variant.items() if key != "rows"} for group in state.groups]
     alike = all(variant == own[group.rule] for variant, group in zip(variants, state.groups, strict=True))

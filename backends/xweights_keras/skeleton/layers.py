@@ -107,7 +107,7 @@ def _conv_transpose(layer: Any, in_shape: Shape, out_shape: Shape) -> Options:
 
 
 def _batch_norm(layer: Any, in_shape: Shape, out_shape: Shape) -> Options:
-    if layer.axis not in (-1, len(in_shape)) or layer.renorm:
+    if layer.axis not in (-1, len(in_shape)) or getattr(layer, "renorm", False):
         return None
     return {
         "channels": in_shape[-1],

@@ -184,7 +184,7 @@ def _conv_transpose(tape: Tape, call: Call) -> Any:
 @handles("BatchNormalization", layer=True)
 def _batch_norm(tape: Tape, call: Call) -> Any:
     layer, x = call.operation, call["inputs"]
-    if layer.renorm if hasattr(layer, "renorm") else False:
+    if getattr(layer, "renorm", False):
         raise PortError(f"{call.path!r} renormalizes, which has no recipe for code")
     names = {"scale": layer.gamma, "offset": layer.beta, "mean": layer.moving_mean, "variance": layer.moving_variance}
     weights = {role: _name(tape, variable) for role, variable in names.items()}

@@ -20,7 +20,7 @@ from xweights_keras.training.step_counter import count_steps
 from xweights_keras.training.trainers import Trainers, iterations_of, owning_models, owns
 
 
-class HeldConstraint:
+class HeldConstraint(keras.constraints.Constraint):  # type: ignore[misc] # Keras before 3.14 takes no other
     """A ``variable.constraint`` that runs the former constraint, then the held rules."""
 
     def __init__(self, former: Any, chain: HeldChain) -> None:

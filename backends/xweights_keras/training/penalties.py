@@ -16,7 +16,7 @@ from xweights.core.parameter import Parameter
 from xweights.errors import HoldError, Problems, StaleTrainFunctionError, TargetError
 
 
-class CombinedRegularizer:
+class CombinedRegularizer(keras.regularizers.Regularizer):  # type: ignore[misc] # Keras before 3.14 takes no other
     """Sum of a variable's former regularizer and the added penalties; it replaces ``variable.regularizer``."""
 
     def __init__(self, former: Any) -> None:

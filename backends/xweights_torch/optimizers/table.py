@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from xweights_torch.newer import Muon
+
 
 @dataclass(frozen=True)
 class OptimizerRow:
@@ -70,14 +72,14 @@ _ALL = [
         {**_EXACT, "decay": "decoupled", "eps": "floor", "scale": "before"},
     ),
     OptimizerRow(
-        torch.optim.Muon, "muon",
+        Muon, "muon",
         {**_LR, "momentum": "momentum", "nesterov": "nesterov", "epsilon": "eps", "ns_steps": "ns_steps",
          "muon_a": "ns_coefficients.0", "muon_b": "ns_coefficients.1", "muon_c": "ns_coefficients.2"},
         {"momentum": "momentum_buffer"}, {**_EXACT, "decay": "decoupled", "accumulate": "mean", "narrow": "bfloat16"},
         counts=False,
     ),
 ]  # fmt: skip
-CLASSES = {row.kind: row for row in _ALL}
+CLASSES = {row.kind: row for row in _ALL if row.kind is not None}
 
 
 def native_of(optimizer: Any) -> OptimizerRow | None:
@@ -89,7 +91,7 @@ def class_for(rule: str, decay: str) -> OptimizerRow:
     """Return the row that fits a rule best."""
     if rule == "adam":
         return CLASSES[torch.optim.AdamW if decay == "decoupled" else torch.optim.Adam]
-    return next(row for row in _ALL if row.rule == rule)
+    return next(row for row in CLASSES.values() if row.rule == rule)
 
 
 def value_of(group: Mapping[str, Any], key: str) -> Any:
