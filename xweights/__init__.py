@@ -35,7 +35,7 @@ _TABLE = {
     "edit.write": "set_params",
     "errors": (
         "ArgumentError BackendBrokenError BackendMissingError CheckpointError DamagedFileError DtypeError "
-        "FileAccessError HandoffError HoldError LayoutError NonfiniteError NotBuiltError PortError "
+        "FileAccessError HandoffError HoldError LayoutError NonfiniteError NotBuiltError PortError RankError "
         "RefusedFileError SelectionError ShapeError StaleDrawError StaleTrainFunctionError TargetError TraceError "
         "UnknownRoleWarning UseBindError WriteError XweightsError"
     ),

@@ -21,6 +21,7 @@ The tree:
     │   ├── RefusedFileError (ValueError)     ... because it holds parts that are never loaded, or more than was allowed
     │   └── FileAccessError                   ... because the system refuses: no such file, no permission, no space
     ├── HandoffError (RuntimeError)           an optimizer whose state can't be read, or can't go on as it was elsewhere
+    ├── RankError (RuntimeError)              ranks that disagree about a call, or one that doesn't take part in it
     ├── TargetError (TypeError)               an object that holds no weights xweights can reach
     │   └── NotBuiltError                     a model whose weights don't exist yet
     └── BackendMissingError (ImportError)     the backend of a framework is not installed
@@ -128,6 +129,10 @@ class FileAccessError(CheckpointError):
 
 class HandoffError(XweightsError, RuntimeError):
     """An optimizer whose state can't be read, or that can't go on elsewhere as if nothing had happened."""
+
+
+class RankError(XweightsError, RuntimeError):
+    """Ranks of one group that disagree about a call, or one that doesn't take part in it."""
 
 
 class TargetError(XweightsError, TypeError):
