@@ -10,6 +10,7 @@ import numpy as np
 from xweights.core.dtypes import Array, is_floating
 from xweights.core.layout import Axes, Layout, Shape, inputs_of, outputs_of
 from xweights.core.protocols import Storage
+from xweights.core.shards import Shard, ShardedStorage
 
 Reader = Callable[["Parameter"], Array]
 Writer = Callable[["Parameter", Any], None]
@@ -109,6 +110,12 @@ class Parameter:
     def trainable(self) -> bool:
         """True if the framework would train it, as of now."""
         return self.storage.trainable(self.handle)
+
+    @property
+    def shard(self) -> Shard | None:
+        """The part of it that this rank holds, by global index ranges; None if no other rank holds any."""
+        storage = self.storage
+        return storage.shard(self.handle, self.layout) if isinstance(storage, ShardedStorage) else None
 
     @property
     def floating(self) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from xweights.core.casting import is_number
 from xweights.core.dtypes import Array, is_half
 from xweights.core.layout import unpack_axes
+from xweights.core.numpy_backend import NumpyOps
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
 from xweights.core.selection import DEFAULT_KERNELS
@@ -88,10 +89,10 @@ class _ScaleByNorm(Rule):
     def factor(self, norm: Any, ops: Ops, limit: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} must define factor")
 
-    def scale_units(self, w: Any, ops: Ops, parameter: Parameter, per: Per, limit: Any) -> Any:
+    def scale_units(self, w: Any, ops: Ops, parameter: Parameter, per: Per, limit: Any, squares: Any = None) -> Any:
         _, shape, others = per_axes(per, parameter)
         fine = w if shape == parameter.shape else ops.reshape(w, shape)
-        norm = ops.sqrt(ops.sum_squares(fine, others))
+        norm = ops.sqrt(ops.sum_squares(fine, others) if squares is None else squares)
         new = scale_by(fine, self.factor(norm, ops, limit), ops, parameter)
         return new if shape == parameter.shape else ops.reshape(new, parameter.shape)
 
@@ -124,7 +125,7 @@ class MaxNorm(_ScaleByNorm):
         return (np.asarray(self.max, FLOAT64), np.ones((), FLOAT64))
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
-        return self.scale_units(w, ops, parameter, self.per, operands)
+        return self.scale_units(w, ops, parameter, self.per, operands, shared)
 
     def factor(self, norm: Any, ops: Ops, limit: Any) -> Any:
         bound, one = limit
@@ -157,7 +158,7 @@ class UnitNorm(_ScaleByNorm):
         return (np.ones((), FLOAT64), np.zeros((), FLOAT64))
 
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
-        return self.scale_units(w, ops, parameter, self.per, operands)
+        return self.scale_units(w, ops, parameter, self.per, operands, shared)
 
     def factor(self, norm: Any, ops: Ops, limit: Any) -> Any:
         one, zero = limit
@@ -204,6 +205,13 @@ class ClipNorm(Rule):
             total = squares if total is None else ops.add(total, squares)
         return total
 
+    def join_squares(self, squares: Sequence[Array], parameters: Sequence[Parameter]) -> list[Array]:
+        """Return for each parameter the sum of all squares, added in the order of :meth:`measure`."""
+        total = np.zeros(())
+        for position in sorted(range(len(parameters)), key=lambda i: parameters[i].name):
+            total = np.asarray(total + squares[position])
+        return [total] * len(squares)
+
     def __call__(self, w: Any, ops: Ops, parameter: Parameter, *operands: Any, shared: Any = None) -> Any:
         bound, one = operands
         norm = ops.sqrt(ops.sum_squares(w, None) if shared is None else shared)
@@ -243,3 +251,23 @@ class SpectralNorm(Rule):
         sigma = ops.largest_singular_value(ops.reshape(ops.transpose(w, order), shape))
         factor = ops.where(ops.greater(sigma, bound), ops.divide(bound, sigma), one)
         return scale_by(w, factor, ops, parameter)
+
+
+def norm_axes(rule: Rule, parameter: Parameter) -> tuple[int, ...] | None:
+    """Return the neutral axes over which a rule sums squares to scale by a norm; None if it does nothing of the kind.
+
+    Also None where ``per=`` names parts of a packed axis, which a block of it doesn't have.
+    """
+    if isinstance(rule, ClipNorm):
+        return tuple(range(len(parameter.shape)))
+    if not isinstance(rule, (MaxNorm, UnitNorm)):
+        return None
+    _, shape, others = per_axes(rule.per, parameter)
+    return others if shape == parameter.shape else None
+
+
+def squares_of(rule: Rule, parameter: Parameter) -> Array:
+    """Return the sums of squares of a parameter by itself, over the axes that :func:`norm_axes` returned."""
+    axes = norm_axes(rule, parameter)
+    w = parameter.layout.to_neutral(parameter.read())
+    return np.asarray(NumpyOps().sum_squares(w, None if isinstance(rule, ClipNorm) else axes))

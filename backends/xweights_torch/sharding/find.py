@@ -1,0 +1,67 @@
+"""Find which arrays of a module other ranks hold, too, and give each its storage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from xweights.core.groups import Group
+from xweights_torch.sharding.life_cycle import FLATTENED, gathered_copies, has_full_parameters, is_flattened
+from xweights_torch.sharding.placements import group_of_meshes, group_of_parts, is_dtensor
+from xweights_torch.sharding.storage import shard_storage
+from xweights_torch.storage import RefusedStorage, TensorStorage
+
+# Wrappers that DistributedDataParallel may be inside of.
+_OUTER = ("_orig_mod", "_forward_module")
+_FLATTENED = RefusedStorage(FLATTENED)
+
+
+def are_ranks_running() -> bool:
+    """Return whether torch.distributed runs in this process: without it nothing is shared."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def find_storages(target: nn.Module | None, tensors: Sequence[torch.Tensor]) -> list[TensorStorage | None]:
+    """Return the storage of each tensor that other ranks hold, too; None for those of this process alone."""
+    if not are_ranks_running():
+        return [None] * len(tensors)
+    meshes = [tensor.device_mesh for tensor in tensors if is_dtensor(tensor)]  # type: ignore[attr-defined]
+    replicas = None if target is None else _replica_group(target)
+    copies = gathered_copies()
+    flattened = [is_flattened(tensor) for tensor in tensors]
+    if not meshes and replicas is None and not copies and not any(flattened):
+        return [None] * len(tensors)
+    group = group_of_meshes(meshes) if meshes else None
+    may_edit = target is not None and any(flattened) and has_full_parameters(target)
+    refused = {reason: RefusedStorage(reason) for reason in copies.values()}
+    found: list[TensorStorage | None] = []
+    for tensor, flat in zip(tensors, flattened, strict=True):
+        if is_dtensor(tensor):
+            found.append(shard_storage(group, False, tensor.device.type != "cpu"))
+        elif id(tensor) in copies:
+            found.append(refused[copies[id(tensor)]])
+        elif flat and not may_edit:
+            found.append(_FLATTENED)
+        elif replicas is not None:
+            found.append(shard_storage(replicas, False, not tensor.is_cpu))
+        else:
+            found.append(None)
+    return found
+
+
+def _replica_group(target: nn.Module) -> Group | None:
+    """Return the group of a DistributedDataParallel, also inside of compiled and Fabric's modules."""
+    for _ in range(8):
+        if type(target).__name__ == "DistributedDataParallel" and isinstance(
+            target, nn.parallel.DistributedDataParallel
+        ):
+            group = group_of_parts((target.process_group,))
+            return group if group.size > 1 else None
+        inner = next((target._modules[name] for name in _OUTER if target._modules.get(name) is not None), None)
+        if inner is None:
+            return None
+        target = inner
+    return None

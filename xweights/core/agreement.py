@@ -1,0 +1,206 @@
+"""Agree, then write: one small collective in which all ranks of a call find out whether they make the same call.
+
+Each rank checks everything first. Then they exchange whether one of them refuses, and digests of the call, its
+arguments, the parameters and how these are placed. Only if all agree does any of them write. One rank that raised by
+itself would leave the others waiting in their next collective until the group's timeout, which is half an hour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import numpy as np
+
+from xweights import errors
+from xweights.core.digests import digest_of
+from xweights.core.dtypes import Array
+from xweights.core.groups import Group
+from xweights.core.parameter import Parameter
+from xweights.core.shards import Shard, ShardedStorage
+from xweights.errors import RankError, XweightsError, combine_kinds
+
+AGREED, REFUSED, FAILED = range(3)
+# What is compared, in the order in which a difference is reported.
+COMPARED = ("calls", "arguments", "parameters", "placements")
+_KINDS = 64
+_MOST_TEXT = 6000
+_sharded_types: dict[type[Any], bool] = {}
+
+
+def is_shared(p: Parameter) -> bool:
+    """Return whether several ranks hold a parameter, in parts or as copies that only change together."""
+    kind = type(p.storage)
+    if kind not in _sharded_types:
+        _sharded_types[kind] = isinstance(p.storage, ShardedStorage)
+    return _sharded_types[kind]
+
+
+def shard_of(p: Parameter) -> Shard | None:
+    """Return this rank's part of a parameter that several ranks hold; None for one of this process alone."""
+    if not is_shared(p):
+        return None
+    shard: Shard = p.storage.shard(p.handle, p.layout)  # type: ignore[attr-defined]
+    return shard
+
+
+def open_shard(p: Parameter) -> Parameter:
+    """Return the same parameter with the storage that reads and writes, for calls whose ranks agree."""
+    return p.replace(storage=p.storage.opened()) if is_shared(p) else p  # type: ignore[attr-defined]
+
+
+def group_of(parameters: Iterable[Parameter]) -> Group | None:
+    """Return the ranks that a call on these parameters concerns; None if no other rank holds any of them."""
+    found: dict[tuple[int, ...], Group] = {}
+    seen: set[int] = set()
+    for p in parameters:
+        if id(p.storage) not in seen and is_shared(p):
+            seen.add(id(p.storage))
+            shard = shard_of(p)
+            assert shard is not None
+            found.setdefault(tuple(shard.group.ranks), shard.group)
+    if len(found) > 1:
+        shown = "\n".join(f"ranks {', '.join(map(str, ranks))}" for ranks in list(found)[:8])
+        raise RankError(
+            f"the parameters of this call lie on {len(found)} different groups of ranks\n{shown}\n"
+            "Fix: one call for each of the models"
+        )
+    return next(iter(found.values()), None)
+
+
+class Vote:
+    """The context in which a call checks everything: at its end all ranks raise, or all go on.
+
+    Without other ranks it does nothing. ``agree`` says what must be the same on all of them.
+    """
+
+    def __init__(self, everything: Iterable[Parameter], call: str, *, writing: bool) -> None:
+        group = group_of(everything)
+        if group is not None and not writing and not any(_is_cut(p) for p in everything):
+            group = None  # every rank has all of it, and may look at it by itself
+        self.group, self.call = group, call
+        self.flag = False
+        self.flags: list[bool] = []
+        self._digests = [bytes(8)] * len(COMPARED)
+        self._shown = ["", "", "", ""]
+
+    def open(self, chosen: Sequence[Parameter]) -> list[Parameter]:
+        """Return the parameters with the storage that reads and writes; the ranks will compare them."""
+        if self.group is None:
+            return [open_shard(p) for p in chosen] if any(map(is_shared, chosen)) else list(chosen)
+        shards = [shard_of(p) for p in chosen]
+        labels = ["" if shard is None else shard.label for shard in shards]
+        self._digests[2] = digest_of([(p.name, p.dtype.name, p.shape, p.layout.stored, p.trainable) for p in chosen])
+        self._digests[3] = digest_of(labels)
+        self._shown[2] = f"{len(chosen)} parameters: {', '.join(f'{p.name} {p.shape}' for p in chosen)}"
+        self._shown[3] = ", ".join(f"{p.name}: {label}" for p, label in zip(chosen, labels, strict=True) if label)
+        return [open_shard(p) for p in chosen]
+
+    def agree(self, shown: str, *arguments: Any) -> None:
+        """Let the ranks compare these arguments."""
+        if self.group is not None:
+            self._digests[1], self._shown[1] = digest_of(*arguments), shown
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.group is None or isinstance(error, RankError):
+            return
+        self._digests[0], self._shown[0] = digest_of(self.call), self.call
+        status = AGREED if error is None else REFUSED if isinstance(error, XweightsError) else FAILED
+        ballots = self.group.all_gather(_write_ballot(status, self.flag, self._digests, error))
+        self.flags = [bool(ballot[1]) for ballot in ballots]
+        states = [int(ballot[0]) for ballot in ballots]
+        if any(states):
+            self._raise_refusal(states, [_kinds_of(ballot) for ballot in ballots], error)
+        for position in range(len(COMPARED)):
+            digests = [ballot[2 + 8 * position : 10 + 8 * position].tobytes() for ballot in ballots]
+            if len(set(digests)) > 1:
+                self._raise_difference(position)
+
+    def _raise_refusal(
+        self, states: Sequence[int], kinds: Sequence[Sequence[type[XweightsError]]], error: BaseException | None
+    ) -> None:
+        """Raise what the ranks that can't do the call have found, on all of them."""
+        assert self.group is not None
+        own = "" if error is None else str(error) if isinstance(error, XweightsError) else _show_failure(error)
+        texts = exchange_texts(self.group, own)
+        alike = len(set(texts)) == 1
+        if error is not None and (alike or states[self.group.rank] == FAILED):
+            return  # the error goes on, as it is
+        found: dict[str, list[int]] = {}
+        for rank, state, text in zip(self.group.ranks, states, texts, strict=True):
+            if state != AGREED:
+                found.setdefault(text, []).append(rank)
+        shown = "\n".join(f"on {_name_ranks(ranks)}: {text}" for text, ranks in found.items())
+        refused = [kind for of_rank, state in zip(kinds, states, strict=True) if state == REFUSED for kind in of_rank]
+        if FAILED in states:
+            refused.append(RankError)
+        raise combine_kinds(tuple(dict.fromkeys(refused)) or (RankError,))(shown) from error
+
+    def _raise_difference(self, position: int) -> NoReturn:
+        assert self.group is not None
+        texts = exchange_texts(self.group, self._shown[position])
+        found: dict[str, list[int]] = {}
+        for rank, text in zip(self.group.ranks, texts, strict=True):
+            found.setdefault(text, []).append(rank)
+        lines = [f"{_name_ranks(ranks)}: {text[:500]}" for text, ranks in list(found.items())[:8]]
+        if len(found) == 1:
+            lines = [f"every rank: {lines[0].partition(': ')[2]}, with other values"]
+        raise RankError(
+            f"the ranks disagree about the {COMPARED[position]} of {self.call}, and nothing was changed\n"
+            + "\n".join(lines)
+            + "\nFix: make the same call, with the same arguments, on every rank"
+        )
+
+
+def _is_cut(p: Parameter) -> bool:
+    shard = shard_of(p)
+    return shard is not None and not shard.is_whole
+
+
+def _write_ballot(status: int, flag: bool, digests: Sequence[bytes], error: BaseException | None) -> Array:
+    names = "" if not isinstance(error, XweightsError) else " ".join(_names_of(type(error)))
+    text = names.encode()[:_KINDS].ljust(_KINDS, b" ")
+    return np.frombuffer(bytes([status, flag]) + b"".join(digests) + text, np.uint8)
+
+
+def _names_of(kind: type[BaseException]) -> list[str]:
+    """Return the names of the kinds that an error combines."""
+    if kind.__module__ == errors.__name__ and kind.__name__ in vars(errors):
+        return [kind.__name__]
+    return [name for base in kind.__bases__ if issubclass(base, XweightsError) for name in _names_of(base)]
+
+
+def _kinds_of(ballot: Array) -> list[type[XweightsError]]:
+    names = ballot[-_KINDS:].tobytes().decode(errors="replace").split()
+    kinds = [vars(errors).get(name) for name in names]
+    known = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, XweightsError)]
+    return known or [XweightsError]
+
+
+def _show_failure(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _name_ranks(ranks: Sequence[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8])) + (f", ... ({len(ranks)} in all)" if len(ranks) > 8 else "")
+    return f"rank{'s' * (len(ranks) > 1)} {shown}"
+
+
+def exchange_texts(group: Group, text: str) -> list[str]:
+    """Return the texts of all ranks."""
+    raw = text.encode()[:_MOST_TEXT]
+    lengths = group.all_gather(np.array([len(raw)], np.int64))
+    most = max(int(length[0]) for length in lengths)
+    if not most:
+        return [""] * group.size
+    padded = np.frombuffer(raw.ljust(most, b"\0"), np.uint8)
+    texts = group.all_gather(padded)
+    return [
+        part[: int(length[0])].tobytes().decode(errors="replace") for part, length in zip(texts, lengths, strict=True)
+    ]
