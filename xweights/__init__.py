@@ -82,7 +82,8 @@ _TABLE = {
     "training.hold": "hold",
     "training.learning_rates": "Multipliers multiply_lr",
     "training.penalties": "add_penalty AddedPenalty bind_penalty BoundPenalty Penalty penalty",
-    "training.prune": "prune PruneHold",
+    "training.prune": "prune",
+    "training.prune_hold": "PruneHold",
     "training.sparsity_schedule": "ByStep Constant Cubic OneShot Polynomial Schedule=SparsitySchedule",
 }
 _HOME = {
@@ -109,7 +110,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # What a Tab key offers: not what this file imports, nor the rooms that are loaded so far.
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 _opted_out: set[str] = set()

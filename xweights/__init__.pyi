@@ -140,8 +140,8 @@ from xweights.training.penalties import Penalty as Penalty
 from xweights.training.penalties import add_penalty as add_penalty
 from xweights.training.penalties import bind_penalty as bind_penalty
 from xweights.training.penalties import penalty as penalty
-from xweights.training.prune import PruneHold as PruneHold
 from xweights.training.prune import prune as prune
+from xweights.training.prune_hold import PruneHold as PruneHold
 from xweights.training.sparsity_schedule import ByStep as ByStep
 from xweights.training.sparsity_schedule import Constant as Constant
 from xweights.training.sparsity_schedule import Cubic as Cubic

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from xweights.core.layout import LayoutName
 from xweights.core.names import Names
@@ -27,6 +27,63 @@ from xweights.merging.report import MergeReport
 from xweights.merging.ties import separate_ties
 
 
+@overload
+def merge(
+    targets: Sequence[Any],
+    method: str = "average",
+    *,
+    base: Any = None,
+    where: WhereLike = ...,
+    names: Names | Sequence[Names | None] | None = None,
+    layout: LayoutName | None = None,
+    part: str | None = None,
+    into: None = None,
+    out: None = None,
+    rest: Literal["keep", "drop"] = "keep",
+    cast: bool = False,
+    allow_nonfinite: bool = False,
+    durable: bool = True,
+    adapt: Adapt | Sequence[Adapt | None] | None = None,
+    **options: Any,
+) -> Params: ...
+@overload
+def merge(
+    targets: Sequence[Any],
+    method: str = "average",
+    *,
+    base: Any = None,
+    where: WhereLike = ...,
+    names: Names | Sequence[Names | None] | None = None,
+    layout: LayoutName | None = None,
+    part: str | None = None,
+    into: None = None,
+    out: str | os.PathLike[str],
+    rest: Literal["keep", "drop"] = "keep",
+    cast: bool = False,
+    allow_nonfinite: bool = False,
+    durable: bool = True,
+    adapt: Adapt | Sequence[Adapt | None] | None = None,
+    **options: Any,
+) -> MergeReport: ...
+@overload
+def merge(
+    targets: Sequence[Any],
+    method: str = "average",
+    *,
+    base: Any = None,
+    where: WhereLike = ...,
+    names: Names | Sequence[Names | None] | None = None,
+    layout: LayoutName | None = None,
+    part: str | None = None,
+    into: Any,
+    out: None = None,
+    rest: Literal["keep", "drop"] = "keep",
+    cast: bool = False,
+    allow_nonfinite: bool = False,
+    durable: bool = True,
+    adapt: Adapt | Sequence[Adapt | None] | None = None,
+    **options: Any,
+) -> None: ...
 def merge(
     targets: Sequence[Any],
     method: str = "average",

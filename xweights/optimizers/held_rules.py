@@ -27,7 +27,7 @@ from xweights.training.held import Hold
 from xweights.training.held_rules import HeldRules
 from xweights.training.hold import hold
 from xweights.training.learning_rates import Multipliers, multiply_lr
-from xweights.training.prune import PruneHold, resume_pruned
+from xweights.training.prune_hold import PruneHold, resume_pruned
 from xweights.training.releasable import Releasable
 from xweights.training.sparsity_schedule import OneShot
 

@@ -15,7 +15,7 @@ from xweights.rules.pruning import Prune
 from xweights.rules.tying import Tied, TiedShare
 from xweights.training.held import Hold, begin, refuse_statistics
 from xweights.training.hooks import native_of
-from xweights.training.prune import hold_pruned
+from xweights.training.prune_hold import hold_pruned
 from xweights.training.sparsity_schedule import SparsitySchedule
 
 
