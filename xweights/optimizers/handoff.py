@@ -23,6 +23,7 @@ from xweights.optimizers.protocol import Grade, Optimizing, Part, Training, opti
 from xweights.optimizers.remap import remap_state
 from xweights.optimizers.reports import HandoffReport
 from xweights.optimizers.state import OptimizerState
+from xweights.porting.folded import suggest_fold
 from xweights.porting.matching.outputs import OutputMap
 from xweights.porting.matching.pairs import Pair
 from xweights.porting.port import Attributes, port_models
@@ -83,15 +84,36 @@ def handoff(
     before = snapshot(target_side.model)
     transfer.undo.append(before.restore)
     transfer.undo.append(backends[1].backup(target_side.optimizer))
+    models = (source_side.model, target_side.model)
+    options = (sample, sample_target, ..., names, attributes, outputs)
     try:
-        options = (sample, sample_target, ..., names, attributes, outputs)
-        report, pairs, run = port_models(source_side.model, target_side.model, *options)
+        report, pairs, run = port_models(*models, *options)
         transfer.undo += [partial(run.target.porting.set_attribute, *setting) for setting in run.undo]
         return transfer.finish(state, report, pairs, run)
-    except BaseException:
+    except BaseException as wrong:
         for undo in reversed(transfer.undo):
             undo()
+        if isinstance(wrong, PortError) and sample is not None:
+            attempt = partial(port_models, *models, *options[:4], outputs=outputs)
+            folded = suggest_fold(wrong, attempt, attributes, [parameters(model) for model in models])
+            if folded is not None:
+                raise _refuse_fold(folded) from None
         raise
+
+
+def _refuse_fold(refusal: PortError) -> HandoffError:
+    """Return the refusal of a hand-off between models of which one is folded."""
+    problems = Problems("this hand-off can't be made, and both sides are as they were")
+    problems.add(
+        HandoffError,
+        "the weights can only be ported with fold=True, and an optimizer's moments don't fold: what is one array in "
+        f"one model is computed from several in the other\n{str(refusal).splitlines()[1].strip(' -')}",
+        fix="xw.port(source, target, sample=..., fold=True), and a new optimizer",
+    )
+    try:
+        problems.throw()
+    except HandoffError as error:
+        return error
 
 
 @dataclass

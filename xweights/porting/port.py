@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
-
-import numpy as np
 
 from xweights.core import hold_registry
 from xweights.core.names import Names
-from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike
 from xweights.edit.guards import defer_interrupts
-from xweights.edit.read import neutral_view
+from xweights.edit.read import parameters
 from xweights.edit.undo import Snapshot
 from xweights.errors import ArgumentError, PortError, Problems
 from xweights.porting.attributes import compare_plain_layers, compare_settings
 from xweights.porting.diagnose import diagnose, note_variants
+from xweights.porting.folded import describe_folds, suggest_fold
+from xweights.porting.holds import check_holds, report_rules
 from xweights.porting.matching.attempt import Attempt
 from xweights.porting.matching.forms import fit
 from xweights.porting.matching.matching import Matching
@@ -61,6 +61,7 @@ def port(
     names: Names | None = None,
     attributes: Attributes = "check",
     outputs: OutputMap = None,
+    fold: bool = False,
 ) -> PortReport:
     """Move the weights of a model into its twin in another framework, and prove it by comparing the two forwards.
 
@@ -77,8 +78,11 @@ def port(
             "fix" sets them on the target, "ignore" lists them.
         outputs: Which output of the target corresponds to which of the source: ``{target's: source's}``, or a function
             of the target's output.
+        fold: Fold a batch norm into the layer beside it where only the source has one, write a norm that changes
+            nothing where only the target has one, and move a bias into the norm behind it where it has no other place.
 
     Exact: exactly the same bits, except that two biases of one framework are added where the other has only one.
+    What is folded is close (rtol 1e-5 in float32), and the report lists it.
     Raises PortError (also of the kind of each cause) with everything that is wrong; both models are then unchanged.
 
     Example:
@@ -93,9 +97,17 @@ def port(
         >>> np.array_equal(target[0].weight.detach().numpy(), np.transpose(source.get_weights()[0]))
         True
     """
-    options = (sample, sample_target, where, names, attributes, outputs)
-    report, pairs, run = port_models(source, target, *options)
-    return replace(report, notes=(*report.notes, *_report_rules(pairs, run)))
+    options = (sample, sample_target, where, names)
+    try:
+        report, pairs, run = port_models(source, target, *options, attributes, outputs, fold=fold)
+    except PortError as refusal:
+        models = parameters(source), parameters(target)
+        attempt = partial(port_models, source, target, *options, outputs=outputs)
+        better = None if fold or sample is None else suggest_fold(refusal, attempt, attributes, models)
+        if better is None:
+            raise
+        raise better from None
+    return replace(report, notes=(*report.notes, *report_rules(pairs, run)))
 
 
 def port_models(
@@ -107,11 +119,19 @@ def port_models(
     names: Names | None,
     attributes: Attributes,
     outputs: OutputMap,
+    *,
+    fold: bool = False,
+    keep: bool = True,
 ) -> tuple[PortReport, list[Pair], Run]:
-    """Port; return the report, the paired units and the run, so that a caller can remap other state the same way."""
+    """Port; return the report, the paired units and the run, so that a caller can remap other state the same way.
+
+    ``keep``: whether a port that is right stays; otherwise it is only tried.
+    """
+    if fold and sample is None:
+        raise ArgumentError("fold=True needs sample=: what is folded is close, not exact, and only a sample proves it")
     if attributes not in ("check", "fix", "ignore"):
         raise ArgumentError(f'attributes= is "check", "fix" or "ignore"\ngot: {attributes!r}')
-    run = Run(source, target, where, names)
+    run = Run(source, target, where, names, fold=fold)
     if source is target:
         raise PortError("source and target are the same object\nFix: port into another model")
     run.check_weights(writing=True)
@@ -123,34 +143,19 @@ def port_models(
             report, pairs = _port_without_sample(run)
         else:
             report, pairs = _port_with_sample(run, sample, sample_target, attributes, outputs)
-        _check_holds(run)
+        check_holds(run)
     except BaseException:
-        snapshot.restore()
-        for record, name, value in run.undo:
-            run.target.porting.set_attribute(record, name, value)
+        _undo(run, snapshot)
         raise
+    if not keep:
+        _undo(run, snapshot)
     return report, pairs, run
 
 
-def _report_rules(pairs: Sequence[Pair], run: Run) -> list[str]:
-    """Return a note for each rule that is held on the source and isn't on the target: a port moves weights only."""
-    hold_registry.refresh()
-    there = {repr(rule) for pair in pairs for p in pair.target.parameters for rule in _rules_on(p)}
-    held: dict[str, list[str]] = {}
-    for p in run.source.parameters:
-        for rule in _rules_on(p):
-            held.setdefault(repr(rule), []).append(p.name)
-    return [
-        f"{rule} is held on the source ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''}), and not on the "
-        "target: xw.hold(target, ...) holds it there, and xw.handoff takes it along"
-        for rule, names in held.items()
-        if rule not in there
-    ]
-
-
-def _rules_on(p: Parameter) -> list[Any]:
-    entry = hold_registry.find(p)
-    return [] if entry is None else [held_rule.rule for held_rule in entry.rules]
+def _undo(run: Run, snapshot: Snapshot) -> None:
+    snapshot.restore()
+    for record, name, value in run.undo:
+        run.target.porting.set_attribute(record, name, value)
 
 
 def _port_without_sample(run: Run) -> tuple[PortReport, list[Pair]]:
@@ -233,7 +238,8 @@ def _port_with_sample(
     else:
         notes.append("the outputs were not compared, because a part of the target was left out")
     first_found = findings[0] if findings else None
-    return _make_report(run, pairs, differing, ok, errors, notes=tuple(notes), first=first_found), pairs
+    report = _make_report(run, pairs, differing, ok, errors, notes=tuple(notes), first=first_found)
+    return replace(report, folded=describe_folds(matching, pairs)), pairs
 
 
 def list_differences(matching: Matching, attempt: Attempt) -> list[Difference]:
@@ -330,21 +336,6 @@ def _note_rows(pairs: Sequence[Pair]) -> list[str]:
         if moved < lengths[0]:
             notes.append(f"{lengths[0] - moved} of {lengths[0]} rows of {pair.source.path} have no twin")
     return notes
-
-
-def _check_holds(run: Run) -> None:
-    """Refuse a port that a hold on the target would undo."""
-    held = [p for p in run.target.parameters if hold_registry.find(p) is not None]
-    if not held:
-        return
-    before = [neutral_view(p).copy() for p in held]
-    hold_registry.check(held)
-    hold_registry.reapply(held)
-    problems = Problems("this port can't be made, and nothing was changed")
-    for p, value in zip(held, before, strict=True):
-        if not np.array_equal(neutral_view(p), value, equal_nan=True):
-            problems.add(PortError, f"a hold on {p.name!r} would change what is ported", fix="release it first")
-    problems.check()
 
 
 def _make_report(

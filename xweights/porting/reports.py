@@ -115,6 +115,7 @@ class PortReport:
         ignored: Arrays that have no counterpart by their nature (counters, seeds).
         notes: Further remarks.
         first_divergence: The first divergence of the models, with ``attributes="ignore"``.
+        folded: What was folded, with ``fold=True``: these arrays are close to the source's function, and not its bits.
 
     Example:
         >>> import xweights as xw
@@ -131,6 +132,7 @@ class PortReport:
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     first_divergence: Finding | None = None
+    folded: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the report as JSON."""
@@ -232,6 +234,7 @@ def _list_sections(report: Any) -> dict[str, list[str]]:
         "Ambiguous": "ambiguous",
         "Findings": "findings",
         "Settings that differ": "differences",
+        "Folded (close, not exact)": "folded",
         "Not ported": "remains",
         "Ignored": "ignored",
         "Notes": "notes",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from xweights.errors import (
     near,
 )
 from xweights.porting.matching.attempt import Attempt
+from xweights.porting.matching.folding import Folding, KeyWatcher
 from xweights.porting.matching.matching import Matching
 from xweights.porting.matching.outputs import OutputMap
 from xweights.porting.matching.samples import target_samples
@@ -34,15 +36,18 @@ from xweights.porting.matching.transfer import Writer
 from xweights.porting.protocol import LayerRecord
 from xweights.porting.units import LayerUnit
 
+Allowed = Callable[[LayerUnit, LayerUnit], bool]
+
 
 class Run:
     """Two models as units, with the selected part of them."""
 
-    def __init__(self, source: Any, target: Any, where: WhereLike, names: Names | None) -> None:
+    def __init__(self, source: Any, target: Any, where: WhereLike, names: Names | None, *, fold: bool = False) -> None:
         self.source, self.target = trace_model(source, "source"), trace_model(target, "target")
         # The traced models have their own handles; parameters are identified by name.
         self._wanted = {name for p in parameters(target, where=where) for name in (p.name, *p.aliases)}
         self._names = names
+        self._fold = fold
         self._problems = self._select()
         self._check_counterparts()
         self.undo: list[tuple[LayerRecord, str, Any]] = []  # settings to restore on failure
@@ -174,21 +179,31 @@ class Run:
                 self._check_counterparts()
             elif problems:
                 return
+            folding = None
+            if self._fold:
+                watcher = KeyWatcher(self.target)
+                try:
+                    self.call(self.target, target_sample, watcher, "target")
+                except PortError as wrong:
+                    self._failed = self._failed or wrong
+                    continue
+                folding = Folding(calls, watcher.calls, self.target.units)
             yield Matching(
                 source=self.source,
                 target=self.target,
-                calls=calls,
+                calls=calls if folding is None else folding.calls,
                 grids=recorder.grids,
                 expected=expected,
                 sample=target_sample,
                 outputs=outputs,
                 assign=Writer() if write else None,
-                allowed=self.allowed,
+                allowed=self.allowed if folding is None else partial(_allow_both, self.allowed, folding.allows),
                 prefer=(lambda one, other: 0) if write else _WeightPreference(self.target),
                 same=_have_same_weights,
                 skipped=self.skipped,
                 whole=self.whole,
                 events=recorder.events,
+                folding=folding,
             )
 
     def _settle(self, matching: Matching) -> Attempt:
@@ -223,6 +238,10 @@ class Run:
             raise
         except Exception as wrong:
             raise _call_error(what, sample, wrong) from wrong
+
+
+def _allow_both(first: Allowed, second: Allowed, source: LayerUnit, target: LayerUnit) -> bool:
+    return first(source, target) and second(source, target)
 
 
 def _call_error(what: str, sample: Any, wrong: Exception) -> PortError:

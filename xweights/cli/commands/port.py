@@ -40,6 +40,9 @@ def port(
         Literal["check", "fix", "ignore"],
         typer.Option(help="if settings that are no weights differ: refuse, set them on the target, or list them"),
     ] = "check",
+    fold: Annotated[
+        bool, typer.Option("--fold", help="fold batch norms that only one of the models has; needs --sample")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
     """Move the weights of a model into its twin in another framework, and prove it on a sample.
@@ -73,7 +76,7 @@ def port(
             step("porting and comparing")
             result = move(
                 source_model, target_model, sample=source_input, sample_target=target_input,
-                where=parse_where(where), names=parse_names(names), attributes=attributes,
+                where=parse_where(where), names=parse_names(names), attributes=attributes, fold=fold,
             )  # fmt: skip
             if out is not None:
                 from xweights.files.save import save

@@ -334,7 +334,8 @@ class Attempt:
 
     def _list_unused(self) -> list[LayerUnit]:
         """Return the source units whose arrays, or of which some columns, went nowhere."""
-        ported = {identity(p) for pair in self.pairs.values() for p in pair.source.parameters}
+        origins = [one for pair in self.pairs.values() for one in self.matching.list_origins(pair.source)]
+        ported = {identity(p) for unit in origins for p in unit.parameters}
         unused = [
             unit for unit in self.matching.source.units if not all(identity(p) in ported for p in unit.parameters)
         ]
@@ -350,7 +351,7 @@ class Attempt:
     def _pair_uncalled(self) -> bool:
         """Pair units that weren't called in either model, if there is only one way; the outputs have to prove it."""
         matching = self.matching
-        paired = {id(pair.source) for pair in self.pairs.values()}
+        paired = {id(one) for pair in self.pairs.values() for one in matching.list_origins(pair.source)}
         source_units = [unit for unit in matching.source.units if id(unit) not in paired]
         target_units = [
             unit for unit in matching.target.units if id(unit) not in self.pairs and id(unit) not in matching.skipped

@@ -9,6 +9,7 @@ from typing import Any
 
 from xweights.core.dtypes import Array
 from xweights.porting.matching.candidates import Prefer
+from xweights.porting.matching.folding import Folding
 from xweights.porting.matching.forms import Form, Forms
 from xweights.porting.matching.outputs import OutputMap
 from xweights.porting.matching.packing import Packing
@@ -47,6 +48,7 @@ class Matching:
         default_factory=dict
     )  # source units for units of the target that are never called
     packings: dict[tuple[Any, ...], Packing] = field(default_factory=dict)  # those of the layers before, by widths
+    folding: Folding | None = None
 
     def __post_init__(self) -> None:
         self.forms = Forms()
@@ -75,6 +77,10 @@ class Matching:
                     found[call.number] = call
             self._fitting[id(unit)] = [found[number] for number in sorted(found)]
         return [call for call in self._fitting[id(unit)] if self.allowed(call.unit, unit)]
+
+    def list_origins(self, unit: LayerUnit) -> tuple[LayerUnit, ...]:
+        """Return the layers of the source that a unit stands for: more than one if something was folded."""
+        return (unit,) if self.folding is None else self.folding.list_origins(unit)
 
     def list_dense(self, unit: LayerUnit) -> list[UnitCall]:
         """Return the calls of dense source units with as many inputs, which may be parts of a fused one."""
