@@ -28,6 +28,9 @@ settings.register_profile("ci", max_examples=10, derandomize=True, database=None
 settings.register_profile("nightly", max_examples=200, print_blob=True, **QUIET)
 settings.load_profile(os.environ.get("XWEIGHTS_HYPOTHESIS", "ci"))
 
+# Errors keep the frames inside xweights, which pytest and notebooks leave out for users.
+os.environ.setdefault("XWEIGHTS_FULL_TRACEBACKS", "1")
+
 SECONDS: dict[str, float] = {}
 # Their tests share what takes long to make, so that one process should run all of a file.
 IN_ONE_PROCESS = (

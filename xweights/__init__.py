@@ -103,7 +103,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'xweights' has no attribute {name!r}")
     module, own_name = _HOME[name]
-    value = getattr(import_module(module), own_name)
+    value = import_module("xweights.core.public_calls").guard_in(import_module(module), own_name, name)
     _opt_out_of_autograph()
     globals()[name] = value
     return value

@@ -33,9 +33,12 @@ and one warning, UnknownRoleWarning (UserWarning): a default selection left out 
 from __future__ import annotations
 
 import difflib
-from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, NoReturn
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 
 class XweightsError(Exception):
@@ -45,6 +48,17 @@ class XweightsError(Exception):
     # function.
     if not TYPE_CHECKING:
         __init__ = Exception.__init__
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that a notebook shows; IPython calls this, if an error has it."""
+        short = user_traceback(self.__traceback__)
+        shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+        if shell is not None:
+            lines: list[str] = shell.InteractiveTB.structured_traceback(type(self), self, short)
+            return lines
+        import traceback
+
+        return "".join(traceback.format_exception(type(self), self, short)).splitlines()
 
 
 class SelectionError(XweightsError, LookupError):
@@ -167,7 +181,8 @@ _combined: dict[tuple[type[XweightsError], ...], type[XweightsError]] = {}
 
 
 # An error is read at a terminal, above a traceback that has pushed everything else out of sight.
-_MOST_LINES, _MOST_FIXES = 40, 6
+_MOST_LINES, _MOST_FIXES, _MOST_CHARACTERS = 40, 6, 500
+_MOST_ALIKE = 3  # so many faults of one kind are shown each by itself; of more, the first, and the names of the others
 
 
 class Problems:
@@ -180,53 +195,149 @@ class Problems:
     def __init__(self, headline: str) -> None:
         self.headline = headline
         self._found: list[tuple[type[XweightsError], str]] = []
+        self._consequences: list[tuple[type[XweightsError], str]] = []
         self._fixes: list[str] = []
 
     def __bool__(self) -> bool:
-        return bool(self._found)
+        return bool(self._found or self._consequences)
 
-    def add(self, kind: type[XweightsError], text: str, *, fix: str | None = None) -> None:
-        """Add one problem, and its fix."""
-        self._found.append((kind, text))
+    def add(self, kind: type[XweightsError], text: str, *, fix: str | None = None, consequence: bool = False) -> None:
+        """Add one problem, and its fix; what is only a consequence of other problems stands behind them."""
+        (self._consequences if consequence else self._found).append((kind, text))
         if fix is not None and fix not in self._fixes:
             self._fixes.append(fix)
+
+    def add_fix(self, fix: str) -> None:
+        """Add a fix of several problems together, before those of each."""
+        self._fixes.insert(0, fix)
 
     def extend(self, others: Problems) -> None:
         """Add the problems of another collection."""
         self._found += others._found
+        self._consequences += others._consequences
         self._fixes += [fix for fix in others._fixes if fix not in self._fixes]
 
     def check(self) -> None:
         """Raise everything found so far, or do nothing."""
-        if self._found:
+        if self:
             self.throw()
 
     def throw(self) -> NoReturn:
         """Raise everything found so far as one error: equal problems once, every fix once and last."""
+        found = self._found + self._consequences
         fixes, shown = list(self._fixes), []
-        for text, count in Counter(text for _, text in self._found).items():
-            first, *rest = text.splitlines()
-            lines = [f"  - {first}" + (f" ({count} times)" if count > 1 else "")]
+        for alike in _group_alike([text for _, text in found]):
+            first, *rest = alike[0].splitlines() or [""]
+            same = len(set(alike)) == 1
+            lines = [f"  - {first}" + (f" ({len(alike)} times)" if same and len(alike) > 1 else "")]
             for line in rest:
                 if line.startswith("Fix: "):
                     fixes.append(line.removeprefix("Fix: "))
                 else:
                     lines.append(f"    {line}")
-            shown.append(lines)
+            if not same:
+                lines.append(_describe_others(alike))
+            shown.append((lines, len(alike)))
         fixes = [f"Fix: {fix}" for fix in dict.fromkeys(fixes)][:_MOST_FIXES]
         lines = [*self.headline.splitlines()]
         room = _MOST_LINES - len(lines) - sum(len(fix.splitlines()) for fix in fixes) - 1
         listed = 0
-        for problem in shown:
+        for problem, _ in shown:
             if listed and len(problem) > room - (listed + 1 < len(shown)):
                 break
             room -= len(problem)
             lines += problem
             listed += 1
-        if listed < len(shown):
-            lines.append(f"  ... and {len(shown) - listed:,} more")
+        left_out = sum(count for _, count in shown[listed:])
+        if left_out:
+            lines.append(f"  ... and {left_out:,} more")
         lines += fixes
-        raise combine_kinds(tuple(dict.fromkeys(kind for kind, _ in self._found)))("\n".join(lines))
+        raise combine_kinds(tuple(dict.fromkeys(kind for kind, _ in found)))(shorten("\n".join(lines)))
+
+
+def _group_alike(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Yield lists of problems that are shown as one: equal texts, and many that differ in names and numbers only."""
+    groups: dict[str, list[str]] = {}
+    for text in texts:
+        groups.setdefault(re.sub(r"\d+", "0", re.sub(r"'[^'\n]*'", "''", text)), []).append(text)
+    by_first: dict[str, list[str]] = {}
+    for alike in groups.values():
+        if len(set(alike)) > _MOST_ALIKE:
+            by_first[alike[0]] = alike
+        else:
+            for text in alike:
+                by_first.setdefault(text, []).append(text)
+    # In the order in which the first of each was found.
+    yield from (by_first[text] for text in dict.fromkeys(texts) if text in by_first)
+
+
+def _describe_others(alike: Sequence[str]) -> str:
+    names = [match[0] for match in (re.search(r"'[^'\n]*'", text) for text in alike[1:]) if match is not None]
+    names = [name for name in dict.fromkeys(names) if name not in alike[0]]
+    listed = f": {', '.join(names[:6])}" if names else ""
+    return f"    likewise {len(alike) - 1:,} more{listed}{', ...' if len(names) > 6 else ''}"
+
+
+def shorten(text: str) -> str:
+    """Return a message of at most 40 lines, whose last ones (the fix) are kept, none of them endless."""
+    lines = text.splitlines()
+    if len(lines) > _MOST_LINES:
+        at = next((i for i, line in enumerate(lines) if line.startswith("Fix: ")), len(lines))
+        end = lines[max(at, len(lines) - 12) :]
+        begin = lines[: _MOST_LINES - len(end) - 1]
+        lines = [*begin, f"  ... ({len(lines) - len(begin) - len(end):,} more lines)", *end]
+    return "\n".join(
+        line if len(line) <= _MOST_CHARACTERS else f"{line[: _MOST_CHARACTERS - 100]} ... {line[-90:]}"
+        for line in lines
+    )
+
+
+def shown(value: object) -> str:
+    """Return a value as one short line of a message: its repr, or else what it is."""
+    kind = type(value)
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None:
+        return f"{kind.__module__}.{kind.__qualname__} of {tuple(shape)}, {dtype}"
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a message must not fail on whatever a user's object raises
+        text = ""
+    if not text or "\n" in text or len(text) > 80:
+        return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    return text if value is None or isinstance(value, (list, tuple, dict)) else f"{text} ({kind.__qualname__})"
+
+
+_OWN = re.compile(r"xweights(_torch|_keras|_tensorflow|_jax)?(\.|$)")
+
+
+def user_traceback(traceback: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without frames of xweights, but for the outermost one; all of it if a maintainer asks.
+
+    With ``XWEIGHTS_FULL_TRACEBACKS`` in the environment nothing is left out.
+    """
+    if os.environ.get("XWEIGHTS_FULL_TRACEBACKS"):
+        return traceback
+    kept: list[TracebackType] = []
+    own = False
+    while traceback is not None:
+        frame = traceback.tb_frame
+        module = frame.f_globals.get("__name__", "")
+        is_own = _OWN.match(module) is not None
+        # The guard stands before every public function; the user called what is behind it.
+        if not is_own or not (own or module == "xweights.core.public_calls"):
+            kept.append(traceback)
+            own = own or is_own
+        traceback = traceback.tb_next
+    short: TracebackType | None = None
+    for entry in reversed(kept):
+        short = TracebackType(short, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    return short
+
+
+def hide_from_pytest(info: Any) -> bool:
+    """Return True for errors whose frames inside xweights say nothing to a user: ``__tracebackhide__`` of pytest."""
+    wrong = getattr(info, "value", None)
+    return isinstance(wrong, XweightsError) and not os.environ.get("XWEIGHTS_FULL_TRACEBACKS")
 
 
 def combine_kinds(kinds: tuple[type[XweightsError], ...]) -> type[XweightsError]:

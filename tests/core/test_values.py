@@ -21,7 +21,7 @@ SINGLE = np.dtype(np.float32)
 
 def fill_one(value, dtype) -> np.ndarray:
     target = {"w": np.zeros(2, dtype)}
-    xw.fill(target, value, where="w")
+    xw.fill(target, value, where="w", allow_nonfinite=True)
     return target["w"]
 
 

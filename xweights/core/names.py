@@ -102,3 +102,39 @@ def renamer(names: Names | None) -> Callable[[str], str]:
         return name
 
     return rename
+
+
+_MOST_PAIRS = 6  # of globs that a message suggests
+
+
+def suggest_names(wanted: Mapping[str, Any], known: Mapping[str, Any]) -> Names | None:
+    """Return the ``names=`` that pairs names of one model with nearly the same ones of its twin; None if none does.
+
+    Both map names to shapes. Names with the same last part and shape belong together, in their order.
+
+    Example:
+        >>> from xweights.core.names import suggest_names
+        >>> suggest_names({"dense/kernel": (2, 3)}, {"dense/0/kernel": (2, 3)})
+        {'dense/*': 'dense/0/*'}
+    """
+    theirs: dict[Any, list[str]] = {}
+    for name, shape in known.items():
+        if name not in wanted:
+            theirs.setdefault((name.rpartition("/")[2], tuple(shape)), []).append(name)
+    globs: dict[str, str] = {}
+    pairs: dict[str, str] = {}
+    for name, shape in wanted.items():
+        if name in known:
+            continue
+        alike = theirs.get((name.rpartition("/")[2], tuple(shape)))
+        if not alike:
+            return None
+        pairs[name] = alike.pop(0)
+        ours, twins = name.split("/"), pairs[name].split("/")
+        while ours and twins and ours[-1] == twins[-1]:
+            ours.pop()
+            twins.pop()
+        globs["/".join([*ours, "*"])] = "/".join([*twins, "*"])
+    rename = renamer(globs)
+    agree = all(rename(name) == twin for name, twin in pairs.items())
+    return globs if pairs and agree and len(globs) <= _MOST_PAIRS else None

@@ -15,7 +15,17 @@ from xweights.core.mappings import flatten_mapping, last_part, mapping_parameter
 from xweights.core.parameter import Parameter
 from xweights.core.selection import select
 from xweights.core.values import host_array
-from xweights.errors import DtypeError, LayoutError, Problems, SelectionError, ShapeError, near
+from xweights.errors import (
+    ArgumentError,
+    DtypeError,
+    LayoutError,
+    Problems,
+    SelectionError,
+    ShapeError,
+    got_expected,
+    near,
+    shown,
+)
 
 
 class Params(Mapping[str, Array]):
@@ -57,6 +67,8 @@ class Params(Mapping[str, Array]):
         self._axes: dict[str, Axes | None] = dict.fromkeys(self._arrays)
         self._roles = {name: last_part(name) for name in self._arrays}
         self._gates: dict[str, tuple[str, ...] | None] = dict.fromkeys(self._arrays)
+        if layout not in ("neutral", "native"):
+            raise ArgumentError(f'layout= is "neutral" or "native"\n{got_expected(shown(layout), "one of the two")}')
         self.layout: LayoutName = layout
         problems = Problems("these Params don't fit together")
         kinds: tuple[tuple[Any, dict[str, Any]], ...] = (

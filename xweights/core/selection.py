@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
+import numpy as np
+
 from xweights.core.dtypes import is_complex
 from xweights.core.names import NameIndex, find_named, glob_matcher, is_glob
+from xweights.core.numpy_backend import NumpyStorage
 from xweights.core.parameter import Parameter
+from xweights.core.registry import backend_for
 from xweights.core.tied_names import all_layers_of, first_layer, refuse_contradictions
 from xweights.core.unknown_roles import warn_of_unknown_roles
-from xweights.errors import ArgumentError, Problems, SelectionError, near
+from xweights.errors import ArgumentError, Problems, SelectionError, got_expected, near, shown
 
 WhereLike = Union[str, "Where", Callable[[Parameter], bool], Iterable[Any], Parameter, Any]
 
@@ -178,6 +182,20 @@ class These(Where):
         return repr(list(self.names))
 
 
+@dataclass(frozen=True, eq=False)
+class Objects(Where):
+    """The parameters that a framework's own object has, a module, a layer, a variable or a tensor, by identity."""
+
+    text: str
+    keys: frozenset[Any]
+
+    def matches(self, parameter: Parameter) -> bool:
+        return parameter.identity() in self.keys
+
+    def __repr__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True)
 class Both(Where):
     """Parameters that two predicates both select."""
@@ -266,6 +284,8 @@ def native(pattern: str) -> Where:
         >>> xw.native("*.weight")
         native('*.weight')
     """
+    if not isinstance(pattern, str):
+        raise ArgumentError(f"native() takes a glob\n{got_expected(shown(pattern), 'a str')}\nFix: native('*.weight')")
     return NativeName(pattern)
 
 
@@ -283,13 +303,34 @@ def to_where(value: WhereLike) -> Where:
         if not value:
             raise SelectionError("where= is an empty list: it selects nothing\nFix: give at least one name")
         return Either(tuple(to_where(part) for part in value))
+    objects = _objects(value)
+    if objects is not None:
+        return objects
     if callable(value) and not isinstance(value, type):
         return Predicate(value)
-    raise ArgumentError(
-        f"where= can't be understood\ngot:      {value!r} ({type(value).__name__})\n"
-        "expected: a glob, a name, role(...), layer(...), trainable(), native(...), a function of a parameter, "
-        "a list of these, or ..."
+    expected = (
+        "a glob, a name, role(...), layer(...), trainable(), native(...), a module, layer, variable or parameter, "
+        "a function of a parameter, a list of these, or ..."
     )
+    fix = "\nFix: where=list(...): it is read more than once" if isinstance(value, Iterator) else ""
+    raise ArgumentError(f"where= can't be understood\n{got_expected(shown(value), expected)}{fix}")
+
+
+def _objects(value: Any) -> Where | None:
+    """Return the predicate for an object of a framework, or an array; None for anything else."""
+    kind = type(value)
+    text = f"<{kind.__name__}>"
+    if isinstance(value, np.ndarray):
+        return Objects(text, frozenset({NumpyStorage().identity(value)}))
+    backend = backend_for(value)
+    if backend is None:
+        return None
+    adapter = backend.adapter(value)
+    if adapter is not None:
+        return Objects(text, frozenset(p.identity() for p in adapter.parameters(value)))
+    if backend.is_tensor(value):
+        return Objects(text, frozenset({backend.storage(value).identity(value)}))
+    return None
 
 
 @dataclass(frozen=True, repr=False)
@@ -358,9 +399,15 @@ def _explain_empty(part: Where, everything: Sequence[Parameter]) -> tuple[str]:
         return ("the target has no parameters at all",)
     if isinstance(part, Glob):
         hint = near(part.pattern, [p.name for p in visible] + [p.native_name for p in visible])
+        inside = part.pattern.strip("./").replace(".", "/") + "/"
+        if any(name.startswith(inside) for p in visible for name in (p.name, *p.aliases)):
+            return (f"{part!r} is a layer, and no parameter\nFix: where={inside + '*'!r} for all that it has",)
         if is_glob(part.pattern) and any(glob_matcher(part.pattern)(p.native_name) for p in visible):
             hint += f"\nIt does match native names: native({part.pattern!r})"
         return (f"{part!r} matches no neutral name\n{hint}",)
+    if isinstance(part, Objects):
+        problem = f"{part!r}: none of the target's parameters is one of its {len(part.keys)} parameters"
+        return (f"{problem}\nFix: a part of the target itself, or a name: {visible[0].name!r}",)
     if isinstance(part, NativeName):
         natives = [name for p in visible for name in (p.native_name, *p.native_aliases)]
         return (f"{part!r} matches no native name\n{near(part.pattern, natives)}",)

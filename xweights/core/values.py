@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from xweights.core.casting import as_number, cast_exactly, is_complex_number, is_number, largest, round_to
+from xweights.core.casting import as_number, cast_exactly, check_finite, is_complex_number, is_number, largest, round_to
 from xweights.core.dtypes import Array, is_complex, is_floating
 from xweights.core.layout import LayoutName, reorder
 from xweights.core.parameter import Parameter
 from xweights.core.registry import backend_for
-from xweights.errors import ArgumentError, DtypeError, LayoutError, SelectionError, ShapeError, got_expected, near
+from xweights.errors import (
+    ArgumentError,
+    DtypeError,
+    LayoutError,
+    NonfiniteError,
+    SelectionError,
+    ShapeError,
+    XweightsError,
+    got_expected,
+    near,
+)
 
 
 def host_array(value: Any, *, what: str = "the value", dtype: np.dtype[Any] | None = None) -> Array:
@@ -57,6 +68,30 @@ def _all_numbers(values: Sequence[Any]) -> bool:
         else isinstance(value, (int, float, complex)) and not isinstance(value, bool)
         for value in values
     )
+
+
+def refuse_nonfinite(value: Any, what: str, *, allow: bool) -> None:
+    """Raise NonfiniteError for NaN or infinity in a number, an array or a mapping of these."""
+    if allow or value is None or isinstance(value, (bool, str)):
+        return
+    if isinstance(value, Mapping):
+        for name, one in value.items():
+            refuse_nonfinite(one, f"{what}[{name!r}]", allow=False)
+        return
+    # A plain number without NumPy, whose arrays torch.compile can't trace here.
+    if isinstance(value, int) or (type(value) is float and math.isfinite(value)):
+        return
+    try:
+        array = host_array(value)
+    except XweightsError:
+        return  # whoever takes the value says more of what is wrong
+    if array.ndim:
+        check_finite(array, what)
+    elif (is_floating(array.dtype) or is_complex(array.dtype)) and not np.isfinite(array):
+        raise NonfiniteError(
+            f"{what}= isn't finite\n{got_expected(value, 'a finite number')}\n"
+            "Fix: allow_nonfinite=True if that is meant"
+        )
 
 
 def operand(value: Any, parameter: Parameter, *, what: str, dtype: np.dtype[Any] | None = None) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 
 from xweights.core.dtypes import COUNTERS, SAVED_COUNTERS
 from xweights.core.mappings import flatten_mapping, last_part
-from xweights.core.names import NameIndex, Names, find_named, renamer
+from xweights.core.names import NameIndex, Names, find_named, renamer, suggest_names
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
 from xweights.core.readings import Reading
@@ -295,12 +295,25 @@ def _match(
                 pairs[id(p)] = Pair(p, first.keys, first.values, same=(*first.same, (key, flat[key])))
         else:
             pairs[id(p)] = Pair(p, (key,), (flat[key],))
+    lost: dict[str, tuple[int, ...]] = {}
     if strict:
         for p in chosen:
             if id(p) not in pairs and p.role not in COUNTERS and p.identity() not in optional:
-                problems.add(
-                    SelectionError,
-                    f"there is no value for {p.name!r} {p.shape}\n{near(p.name, flat)}",
-                    fix="strict=False to write a subset",
-                )
+                lost[p.name] = p.shape
+        suggested = suggest_names(lost, {key: np.shape(flat[key]) for key in unknown}) if unknown else None
+        if suggested is not None:
+            problems.add_fix(f"names={suggested}, if these are the same layers under other names")
+        texts = [f"{name!r} {shape}" for name, shape in lost.items()]
+        if len(texts) > _SHOWN:
+            texts = [f"{len(lost):,} of {len(chosen):,} parameters: {', '.join(texts[:_SHOWN])}, ..."]
+        else:
+            texts = [f"{text}\n{near(name, flat)}" for text, name in zip(texts, lost, strict=True)]
+        # A misspelt key, or a dict with one array of many, is told before all that follows from it.
+        for text in texts:
+            problems.add(
+                SelectionError,
+                f"there is no value for {text}",
+                fix="strict=False to write a subset",
+                consequence=bool(by_key or unknown),
+            )
     return [pairs[id(p)] for p in chosen if id(p) in pairs]

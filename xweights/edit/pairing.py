@@ -13,7 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from xweights.core.backend import HasState
-from xweights.core.names import Names, renamer
+from xweights.core.dtypes import COUNTERS
+from xweights.core.names import Names, renamer, suggest_names
 from xweights.core.parameter import Parameter
 from xweights.core.readings import Reading, find_readings
 from xweights.core.registry import backend_for
@@ -241,10 +242,22 @@ def refuse_foreign(source: Source, parameters: Sequence[Parameter], pairings: Se
     natives = [p.native_name for p in parameters if not p.hidden]
     first = next(iter(natives), "")
     some = ", ".join(repr(key) for key in list(source.native)[:4])
+    ours, theirs = ({name: p.shape for name, p in named.items()} for named in _neutral(source, parameters))
+    suggested = suggest_names(ours, theirs)
+    line = (
+        'Fix: names={"glob of the target": "glob in the file"}, if it is the same model under other names'
+        if suggested is None
+        else f"Fix: names={suggested}, if it is the same model under other names"
+    )
     raise SelectionError(
         f"{source.label} has the weights of another model: {agree} of {len(natives)} names agree\n"
         f"got:      {some}{', ...' if len(source.native) > 4 else ''}\n"
         f"expected: {', '.join(map(repr, natives[:4]))}{', ...' if len(natives) > 4 else ''}\n"
-        f"{near(first, source.native)}\n"
-        'Fix: names={"glob of the target": "glob in the file"}, if it is the same model under other names'
+        f"{near(first, source.native)}\n{line}"
     )
+
+
+def _neutral(source: Source, parameters: Sequence[Parameter]) -> tuple[dict[str, Any], dict[str, Any]]:
+    ours = {p.name: p for p in parameters if not p.hidden and p.role not in COUNTERS}
+    theirs = {name: value for name, value in source.neutral.items() if isinstance(value, Parameter)}
+    return ours, theirs

@@ -12,6 +12,7 @@ from typing import Any
 
 from xweights.core.names import Names
 from xweights.core.selection import WhereLike
+from xweights.core.values import refuse_nonfinite
 from xweights.edit.apply import run
 from xweights.errors import SelectionError
 from xweights.rules.elementwise import Add, Clip, Fill, Mask, NonNegative, Scale
@@ -21,57 +22,63 @@ from xweights.rules.noise import Noise
 from xweights.rules.norms import ClipNorm, MaxNorm, Per, Scope, SpectralNorm, UnitNorm
 
 
-def fill(target: Any, value: Any, *, where: WhereLike | None = None) -> None:
+def fill(target: Any, value: Any, *, where: WhereLike | None = None, allow_nonfinite: bool = False) -> None:
     """Set every selected entry to ``value``.
 
     Args:
         target: What holds the weights.
         value: A number, an array that broadcasts to the neutral shape, or a mapping of these by name.
         where: Default: trainable floating-point parameters.
+        allow_nonfinite: Take NaN and infinity, too.
 
-    Exact. Raises SelectionError, ShapeError, DtypeError, WriteError.
+    Exact. Raises SelectionError, ShapeError, DtypeError, NonfiniteError, WriteError.
 
     Example:
         >>> import numpy as np, xweights as xw
         >>> w = {"b": np.zeros(2)}; xw.fill(w, 1.0); w["b"]
         array([1., 1.])
     """
+    refuse_nonfinite(value, "value", allow=allow_nonfinite)
     run(target, Fill(value), where=_default_to_names(value, where), call="fill")
 
 
-def scale(target: Any, factor: Any, *, where: WhereLike | None = None) -> None:
+def scale(target: Any, factor: Any, *, where: WhereLike | None = None, allow_nonfinite: bool = False) -> None:
     """Multiply the selected entries by ``factor``.
 
     Args:
         target: What holds the weights.
         factor: A number, an array that broadcasts to the neutral shape, or a mapping of these by name.
         where: Default: trainable floating-point parameters.
+        allow_nonfinite: Take NaN and infinity, too.
 
-    Exact (subnormals aside). Raises SelectionError, ShapeError, DtypeError, WriteError.
+    Exact (subnormals aside). Raises SelectionError, ShapeError, DtypeError, NonfiniteError, WriteError.
 
     Example:
         >>> import numpy as np, xweights as xw
         >>> w = {"b": np.ones(2)}; xw.scale(w, 0.9); w["b"]
         array([0.9, 0.9])
     """
+    refuse_nonfinite(factor, "factor", allow=allow_nonfinite)
     run(target, Scale(factor), where=_default_to_names(factor, where), call="scale")
 
 
-def add(target: Any, delta: Any, *, where: WhereLike | None = None) -> None:
+def add(target: Any, delta: Any, *, where: WhereLike | None = None, allow_nonfinite: bool = False) -> None:
     """Add ``delta`` to the selected entries.
 
     Args:
         target: What holds the weights.
         delta: A number, an array that broadcasts to the neutral shape, or a mapping of these by name.
         where: Default: trainable floating-point parameters; with a mapping: the names in it.
+        allow_nonfinite: Take NaN and infinity, too.
 
-    Exact (subnormals aside). Raises SelectionError, ShapeError, DtypeError, WriteError.
+    Exact (subnormals aside). Raises SelectionError, ShapeError, DtypeError, NonfiniteError, WriteError.
 
     Example:
         >>> import numpy as np, xweights as xw
         >>> w = {"b": np.ones(2)}; xw.add(w, {"b": np.array([0.5, -0.5])}); w["b"]
         array([1.5, 0.5])
     """
+    refuse_nonfinite(delta, "delta", allow=allow_nonfinite)
     run(target, Add(delta), where=_default_to_names(delta, where), call="add")
 
 
@@ -281,7 +288,7 @@ def mask(target: Any, keep: Any, *, where: WhereLike | None = None) -> None:
     run(target, Mask(keep), where=_default_to_names(keep, where), call="mask")
 
 
-def set_entries(target: Any, index: Any, value: Any, *, where: WhereLike) -> None:
+def set_entries(target: Any, index: Any, value: Any, *, where: WhereLike, allow_nonfinite: bool = False) -> None:
     """Set single entries, rows or blocks of the selected parameters to ``value``.
 
     Args:
@@ -290,8 +297,10 @@ def set_entries(target: Any, index: Any, value: Any, *, where: WhereLike) -> Non
             of the parameter's shape.
         value: A number, or an array that broadcasts to the indexed part.
         where: Which parameters; required.
+        allow_nonfinite: Take NaN and infinity, too.
 
-    Exact. Raises SelectionError (also if the index selects no entry), ShapeError, LayoutError, DtypeError, WriteError.
+    Exact. Raises SelectionError (also if the index selects no entry), ShapeError, LayoutError, DtypeError,
+    NonfiniteError, WriteError.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -299,6 +308,7 @@ def set_entries(target: Any, index: Any, value: Any, *, where: WhereLike) -> Non
         array([[1., 0.],
                [0., 0.]])
     """
+    refuse_nonfinite(value, "value", allow=allow_nonfinite)
     run(target, SetEntries(index, value), where=where, call="set_entries")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xweights.core.layout import LayoutName
-from xweights.core.names import renamer
+from xweights.core.names import renamer, suggest_names
 from xweights.core.parameter import Parameter
 from xweights.core.selection import Everything, WhereLike, select, to_where
 from xweights.edit.load_report import Adapted
@@ -80,6 +80,7 @@ def group_parameters(
         groups.append(group)
     for merge_input in others:
         known_names = [parameter.name for parameter in merge_input.parameters]
+        _suggest_names(merge_input, problems)
         for p in merge_input.missing[:SHOWN]:
             text = f"{merge_input.label} has no {p.name!r}\n{near(p.name, known_names)}"
             problems.add(SelectionError, text, fix=_suggest_tie(p, merge_input))
@@ -107,6 +108,14 @@ def _refuse_second(group: Group, written: dict[int, str], problems: Problems) ->
     if name != group.first.name:
         text = f"{name!r} and {group.first.name!r} are two arrays of the result and one tied one of into"
         problems.add(SelectionError, text, fix="merge without into=, or into a model that doesn't tie them")
+
+
+def _suggest_names(merge_input: MergeInput, problems: Problems) -> None:
+    """Add the ``names=`` line where the names that are missing nearly agree with those that are left."""
+    left = {p.name: p.shape for p in merge_input.parameters if id(p) not in merge_input.matched and not is_counter(p)}
+    suggested = suggest_names({p.name: p.shape for p in merge_input.missing}, left)
+    if suggested is not None:
+        problems.add_fix(f"names={suggested}, if {merge_input.label} has the same layers under other names")
 
 
 def _suggest_tie(p: Parameter, merge_input: MergeInput) -> str | None:

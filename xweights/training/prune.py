@@ -17,7 +17,7 @@ from xweights.rules.elementwise import Mask
 from xweights.rules.norms import Per, Scope
 from xweights.rules.pruning import Pattern, Prune, Score, host_masks
 from xweights.training.prune_hold import PruneHold, hold_pruned
-from xweights.training.sparsity_schedule import SparsitySchedule
+from xweights.training.sparsity_schedule import SparsitySchedule, check_schedule
 
 
 @overload
@@ -132,6 +132,8 @@ def prune(
         array([ 0., -2.,  0.,  4.])
     """
     rule = Prune(fraction, count, threshold, scope, per, pattern, block, score)
+    if schedule is not None:
+        check_schedule(schedule)
     where = where_of(rule, where, "prune")
     opened = open_for_editing(target, bind_line=partial(bind_line, rule, where))
     if opened.tracing:

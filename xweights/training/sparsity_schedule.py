@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from xweights.errors import ArgumentError
+from xweights.errors import ArgumentError, got_expected, shown
 
 
 class SparsitySchedule:
@@ -165,3 +165,24 @@ def _check_span(begin: int, end: int, every: int) -> None:
 def _in_span(step: int, begin: int, end: int, every: int) -> bool:
     # The last step is always due, so that the final fraction is reached whatever ``every`` is.
     return begin <= step <= end and ((step - begin) % every == 0 or step == end)
+
+
+def check_schedule(schedule: object) -> None:
+    """Raise ArgumentError for what is no schedule: a word, a class instead of an object of it."""
+    if isinstance(schedule, SparsitySchedule):
+        return
+    fixes = {
+        "cubic": "Cubic(begin=0, end=1000)",
+        "polynomial": "Polynomial(begin=0, end=1000)",
+        "linear": "Polynomial(begin=0, end=1000, power=1)",
+        "constant": "Constant(begin=0)",
+        "oneshot": "OneShot()",
+    }
+    word = (schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "")).lower().replace("_", "")
+    expected = (
+        "Cubic(...), Polynomial(...), Constant(...), OneShot(...), ByStep(...) or a SparsitySchedule of one's own"
+    )
+    fix = fixes.get(word, fixes["cubic"])
+    raise ArgumentError(
+        f"schedule= is no schedule\n{got_expected(shown(schedule), expected)}\nFix: schedule=xweights.{fix}"
+    )

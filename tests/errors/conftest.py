@@ -1,0 +1,6 @@
+"""The folder of this room is importable: its tests share the calls."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
