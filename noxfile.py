@@ -128,6 +128,14 @@ def lint(session: nox.Session) -> None:
         session.run("lint-imports", "--no-cache", env={"PYTHONPATH": source})
 
 
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site into build/site: strict, its links checked, without a server; `-- --dirty` builds what changed."""
+    with timed("docs"):
+        session.install(*INSTALL, *group("site"))
+        session.run("mkdocs", "build", "--quiet", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
+
+
 @nox.session(venv_backend="none")
 def check(session: nox.Session) -> None:
     """Run `tests` and `types`, mypy beside the tests of which there is one process each."""
