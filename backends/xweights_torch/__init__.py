@@ -22,6 +22,7 @@ from xweights_torch.dtypes import host_view
 from xweights_torch.entries import SetEntries, init_entries_
 from xweights_torch.ops import TorchOps
 from xweights_torch.overlaid import merge_factors
+from xweights_torch.sharding.find import copy_reason
 from xweights_torch.spellings import respell
 from xweights_torch.state_dict import match_state, read_state
 from xweights_torch.storage import storage_of
@@ -80,7 +81,7 @@ class TorchBackend(TorchTrainingHooks):
         return storage_of(variable)
 
     def to_host(self, value: Any) -> Array:
-        why = refusal_reason(value, writing=False)
+        why = copy_reason(value) or refusal_reason(value, writing=False)
         if why is not None:
             raise TargetError(f"this tensor can't be read: {why}")
         return host_view(value)

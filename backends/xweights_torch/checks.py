@@ -12,8 +12,8 @@ from torch import nn
 from xweights_torch.dtypes import NUMPY_OF
 
 _BY_NAME = {
-    "DTensor": "it is a DTensor, sharded over devices, which xweights can't write yet (a write could be lost)\n"
-    "Fix: edit the model before it is sharded, or a full_tensor() copy",
+    "DTensor": "it is a bare DTensor, sharded over devices: nobody knows which ranks make this call\n"
+    "Fix: pass the module that has it, or its full_tensor()",
     "FakeTensor": "it is a fake tensor: it has a shape and no values\nFix: build the model outside of FakeTensorMode",
     "FunctionalTensor": "it belongs to a program that is being traced\nFix: call it outside of the traced function",
 }

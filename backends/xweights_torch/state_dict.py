@@ -24,6 +24,7 @@ from xweights.errors import TargetError
 from xweights_torch.adapter import ModuleAdapter, wrapped_child
 from xweights_torch.dtypes import numpy_dtype
 from xweights_torch.parametrized import ComputedParameter
+from xweights_torch.sharding.storage import ShardStorage
 from xweights_torch.spellings import FileKeys, Kind, respell
 from xweights_torch.storage import RefusedStorage, TensorHandle, identity
 from xweights_torch.weight_formulas import evaluate, usual_dim
@@ -59,8 +60,9 @@ def read_state(module: nn.Module, adapter: ModuleAdapter) -> State:
 
 
 def _read(module: nn.Module, parameters: Sequence[Parameter], plain_key: Callable[[str], str]) -> State:
-    if any(type(p.storage) is RefusedStorage for p in parameters):
-        # state_dict() of FSDP gathers the shards of all processes, and hangs where one of them doesn't take part.
+    if any(type(p.storage) in (RefusedStorage, ShardStorage) for p in parameters):
+        # state_dict() of FSDP1 gathers the shards of all processes, and hangs where one of them doesn't take part; that
+        # of FSDP2 has DTensors, which are these parameters.
         return State([StateEntry((p.native_name,), (plain_key(p.native_name),), p) for p in parameters if not p.hidden])
     saved = _call_state_dict(module)
     known = _Known(parameters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import nn
 
 # Imported before the fork, or each rank would import them again.

@@ -23,7 +23,7 @@ from xweights.errors import RankError, XweightsError, combine_kinds
 
 AGREED, REFUSED, FAILED = range(3)
 # What is compared, in the order in which a difference is reported.
-COMPARED = ("calls", "arguments", "parameters", "placements")
+COMPARED = ("call", "arguments", "parameters", "placements")
 _KINDS = 64
 _MOST_TEXT = 6000
 _sharded_types: dict[type[Any], bool] = {}
@@ -47,7 +47,10 @@ def shard_of(p: Parameter) -> Shard | None:
 
 def open_shard(p: Parameter) -> Parameter:
     """Return the same parameter with the storage that reads and writes, for calls whose ranks agree."""
-    return p.replace(storage=p.storage.opened()) if is_shared(p) else p  # type: ignore[attr-defined]
+    if not is_shared(p):
+        return p
+    opened = p.storage.opened()  # type: ignore[attr-defined]
+    return p if opened is p.storage else p.replace(storage=opened)
 
 
 def group_of(parameters: Iterable[Parameter]) -> Group | None:
@@ -84,6 +87,10 @@ class Vote:
         self.flags: list[bool] = []
         self._digests = [bytes(8)] * len(COMPARED)
         self._shown = ["", "", "", ""]
+
+    def open_all(self, everything: Sequence[Parameter]) -> list[Parameter]:
+        """Return all parameters with the storage that reads and writes, to select from."""
+        return [open_shard(p) for p in everything]
 
     def open(self, chosen: Sequence[Parameter]) -> list[Parameter]:
         """Return the parameters with the storage that reads and writes; the ranks will compare them."""
@@ -144,6 +151,7 @@ class Vote:
 
     def _raise_difference(self, position: int) -> NoReturn:
         assert self.group is not None
+        what = f"{COMPARED[position]} of {self.call}" if position else "call that they make"
         texts = exchange_texts(self.group, self._shown[position])
         found: dict[str, list[int]] = {}
         for rank, text in zip(self.group.ranks, texts, strict=True):
@@ -152,10 +160,18 @@ class Vote:
         if len(found) == 1:
             lines = [f"every rank: {lines[0].partition(': ')[2]}, with other values"]
         raise RankError(
-            f"the ranks disagree about the {COMPARED[position]} of {self.call}, and nothing was changed\n"
+            f"the ranks disagree about the {what}, and nothing was changed\n"
             + "\n".join(lines)
             + "\nFix: make the same call, with the same arguments, on every rank"
         )
+
+
+class Outcome(Vote):
+    """A vote, after writes that may fail, on whether one of the ranks did: then all raise, and undo theirs."""
+
+    def __init__(self, group: Group | None) -> None:
+        super().__init__((), "the writes of this call", writing=True)
+        self.group = group
 
 
 def _is_cut(p: Parameter) -> bool:

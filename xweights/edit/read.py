@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from xweights.core.agreement import Vote
 from xweights.core.dtypes import Array
 from xweights.core.layout import LayoutName
 from xweights.core.parameter import Parameter
@@ -164,6 +165,8 @@ def select_for_reading(
     """Return the selected parameters as :func:`open_for_reading` does, and all of them."""
     refused = TraceError(f"values can't be read on the host inside a compiled step\nFix: {fix}")
     everything = open_eagerly(target, refused)
-    chosen = select(everything, where)
-    check_readable(chosen)
+    with Vote(everything, "a call that reads", writing=False) as vote:
+        everything = vote.open_all(everything)
+        chosen = vote.open(select(everything, where))
+        check_readable(chosen)
     return chosen, everything

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from xweights.core import hold_registry
-from xweights.core.agreement import Vote, is_shared, shard_of
+from xweights.core.agreement import Outcome, Vote, is_shared, shard_of
 from xweights.core.dtypes import Array
 from xweights.core.groups import Group
 from xweights.core.parameter import Parameter
@@ -168,17 +168,9 @@ def edit_blocks(rule: Rule, blocks: Sequence[Block], group: Group | None) -> Non
 def _edit_whole(rule: Rule, block: Block, shared: Any, group: Group | None) -> None:
     """Edit a gathered copy, and keep this rank's part; ``group`` votes on whether a foreign rule worked everywhere."""
     whole = whole_parameter(block.p)
-    with _Outcome(group):
+    with Outcome(group):
         edit_parameter(rule, whole, block.whole_operands, shared)
     block.p.write(whole.read())
-
-
-class _Outcome(Vote):
-    """A vote on whether the code of a user raised on one of the ranks."""
-
-    def __init__(self, group: Group | None) -> None:
-        super().__init__((), "apply", writing=True)
-        self.group = group
 
 
 def _edit_norm(rule: Rule, block: Block, squares: Array) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.agreement import is_shared
 from xweights.core.casting import cast_exactly, check_finite
 from xweights.core.dtypes import Array, is_complex, is_floating, is_half
 from xweights.core.layout import LayoutName
@@ -57,7 +58,7 @@ class StreamedValue:
     def write(self, cast: bool) -> None:
         """Write the value into its parameter; everything has been checked."""
         p, value = self.p, self.value
-        if isinstance(value.storage, StreamingStorage) and self._has_same_order():
+        if isinstance(value.storage, StreamingStorage) and self._has_same_order() and not is_shared(p):
             native = p.native()
             if isinstance(native, np.ndarray) and native.flags.writeable and native.flags.c_contiguous:
                 value.storage.read_into(value.handle, native.reshape(-1))

@@ -7,11 +7,12 @@ from typing import Any, Literal
 import numpy as np
 
 from xweights.core import hold_registry
+from xweights.core.agreement import Outcome, Vote
 from xweights.core.casting import cast_exactly, check_finite
 from xweights.core.dtypes import Array
 from xweights.core.layout import LayoutName
 from xweights.core.names import Names
-from xweights.core.openers import write_file
+from xweights.core.openers import HasParts, write_file
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
 from xweights.core.selection import WhereLike, select
@@ -19,10 +20,19 @@ from xweights.core.targets import is_path, open_target
 from xweights.core.values import fit_value, host_array
 from xweights.edit.adapting import Adapt, adapted_pair, read_adapters, refuse_unused, suggest_adapters
 from xweights.edit.find_values import check_tied, find_values
-from xweights.edit.guards import copy_aliased, defer_interrupts, enter_guards, order_fallible_first, undo_on_error
+from xweights.edit.guards import (
+    alone,
+    copy_aliased,
+    defer_interrupts,
+    enter_guards,
+    keys_of,
+    order_fallible_first,
+    undo_on_error,
+)
 from xweights.edit.idle_factors import find_idle_factors, refuse_missing_factors
 from xweights.edit.load_report import Adapted, LoadReport
 from xweights.edit.pairing import Pair
+from xweights.edit.sources import open_name
 from xweights.edit.stream import StreamedValue
 from xweights.errors import ArgumentError, LayoutError, Problems, ShapeError, WriteError, XweightsError
 
@@ -90,71 +100,84 @@ def set_params(
     if mismatched not in ("error", "skip"):
         raise ArgumentError(f'mismatched= is "error" or "skip"\ngot: {mismatched!r}')
     everything = open_target(target)
-    chosen = select(everything, where)
-    hold_registry.check(chosen)
-    problems = Problems("set_params can't write these values, and nothing was changed")
-    adapters = read_adapters(adapt, chosen, problems)
-    left = {identity for identity, adapting in adapters.items() if adapting.leaves}
-    idle = find_idle_factors(everything) if strict else {}
-    optional = left | idle.keys()
-    found = find_values(
-        target, values, chosen, everything, strict=strict, names=names, part=part, problems=problems, optional=optional
-    )
-    refuse_missing_factors(found, chosen, idle, problems, strict=strict)
-    order = values.layout if isinstance(values, Params) else layout
-    by_identity = {p.identity(): p for p in chosen}
-    writes: list[tuple[Parameter, Array]] = []
-    sources: list[StreamedValue] = []
-    skipped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    taken: dict[str, tuple[str, ...]] = {}
-    adapted: dict[str, Adapted] = {}
-    misfits: list[tuple[Pair, Parameter, str]] = []
-    refuse_unused(adapters, found.pairs, problems)
-    for pair in found.pairs:
-        p = by_identity.get(pair.parameter.identity(), pair.parameter)
-        adapting = adapters.get((pair.of or p).identity())
-        if adapting is not None and adapting.leaves:
-            found.left.update(dict.fromkeys(pair.keys, "Leave() keeps what the model has"))
-            continue
-        reason = p.refusal(writing=True)
-        if reason is not None:
-            problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
-            continue
-        try:
-            value = pair.values[0]
-            if adapting is not None:
-                change = adapted_pair(pair, p, order, values, adapting)
-                adapted[p.name] = Adapted(change.how, change.before, change.shape)
-                array = p.layout.to_stored(change.compute())
-                writes.append((p, _check_value(array, p, cast, allow_nonfinite)))
-            elif isinstance(value, Parameter) and pair.combine is None:
-                source = StreamedValue(value, p, order)
-                source.check(cast=cast, allow_nonfinite=allow_nonfinite)
-                sources.append(source)
-            else:
-                writes.append((p, _check_value(_fit(pair, p, order, values), p, cast, allow_nonfinite)))
-            check_tied(pair, problems)
-            taken[p.name] = pair.keys
-        except ShapeError as wrong:
-            if adapting is not None:
-                problems.add(ShapeError, str(wrong))
-            elif mismatched == "skip":
-                skipped[p.name] = (_shape_of(pair.values[0]), p.shape if order != "native" else p.layout.stored)
-            else:
-                misfits.append((pair, p, str(wrong)))
-        except XweightsError as wrong:
-            problems.add(type(wrong), str(wrong))
-    for position, (_, _, text) in enumerate(misfits):
-        suggested = "" if position else suggest_adapters([(pair, p) for pair, p, _ in misfits], chosen, order, values)
-        problems.add(ShapeError, f"{text}{suggested}", fix='mismatched="skip" to leave them out')
-    problems.check()
+    with Vote(everything, "set_params", writing=True) as vote:
+        if vote.group is not None:
+            given = None if is_path(values) or isinstance(values, HasParts) else values
+            vote.agree(open_name(values), given, layout, strict, cast, allow_nonfinite, names, part, mismatched)
+        everything = vote.open_all(everything)
+        chosen = vote.open(select(everything, where))
+        hold_registry.check(chosen)
+        problems = Problems("set_params can't write these values, and nothing was changed")
+        adapters = read_adapters(adapt, chosen, problems)
+        left = {identity for identity, adapting in adapters.items() if adapting.leaves}
+        idle = find_idle_factors(everything) if strict else {}
+        optional = left | idle.keys()
+        found = find_values(
+            target, values, chosen, everything,
+            strict=strict, names=names, part=part, problems=problems, optional=optional,
+        )  # fmt: skip
+        refuse_missing_factors(found, chosen, idle, problems, strict=strict)
+        order = values.layout if isinstance(values, Params) else layout
+        by_identity = {p.identity(): p for p in chosen}
+        writes: list[tuple[Parameter, Array]] = []
+        sources: list[StreamedValue] = []
+        skipped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        taken: dict[str, tuple[str, ...]] = {}
+        adapted: dict[str, Adapted] = {}
+        misfits: list[tuple[Pair, Parameter, str]] = []
+        refuse_unused(adapters, found.pairs, problems)
+        for pair in found.pairs:
+            p = by_identity.get(pair.parameter.identity(), pair.parameter)
+            adapting = adapters.get((pair.of or p).identity())
+            if adapting is not None and adapting.leaves:
+                found.left.update(dict.fromkeys(pair.keys, "Leave() keeps what the model has"))
+                continue
+            reason = p.refusal(writing=True)
+            if reason is not None:
+                problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
+                continue
+            try:
+                value = pair.values[0]
+                if adapting is not None:
+                    change = adapted_pair(pair, p, order, values, adapting)
+                    adapted[p.name] = Adapted(change.how, change.before, change.shape)
+                    array = p.layout.to_stored(change.compute())
+                    writes.append((p, _check_value(array, p, cast, allow_nonfinite)))
+                elif isinstance(value, Parameter) and pair.combine is None:
+                    source = StreamedValue(value, p, order)
+                    source.check(cast=cast, allow_nonfinite=allow_nonfinite)
+                    sources.append(source)
+                else:
+                    writes.append((p, _check_value(_fit(pair, p, order, values), p, cast, allow_nonfinite)))
+                check_tied(pair, problems)
+                taken[p.name] = pair.keys
+            except ShapeError as wrong:
+                if adapting is not None:
+                    problems.add(ShapeError, str(wrong))
+                elif mismatched == "skip":
+                    skipped[p.name] = (_shape_of(pair.values[0]), p.shape if order != "native" else p.layout.stored)
+                else:
+                    misfits.append((pair, p, str(wrong)))
+            except XweightsError as wrong:
+                problems.add(type(wrong), str(wrong))
+        for position, (_, _, text) in enumerate(misfits):
+            alike = [(pair, p) for pair, p, _ in misfits]
+            suggested = "" if position else suggest_adapters(alike, chosen, order, values)
+            problems.add(ShapeError, f"{text}{suggested}", fix='mismatched="skip" to leave them out')
+        problems.check()
     written = [p for p, _ in writes]
     arrays = copy_aliased(written, [(array,) for _, array in writes])
     # A source that may still fail makes all writes fallible: it would fail between them.
     unsure = any(source.fallible for source in sources)
     targets = [*written, *(source.p for source in sources)]
     risky = [p for p in targets if unsure or p.storage.fallible]
-    with defer_interrupts(), enter_guards([*chosen, *targets]), undo_on_error(risky):
+    with (
+        alone(keys_of(targets)),
+        defer_interrupts(),
+        enter_guards([*chosen, *targets]),
+        undo_on_error(risky),
+        Outcome(vote.group if unsure else None),
+    ):
         for position in order_fallible_first(written):
             written[position].write(arrays[position][0])
         for source in sorted(sources, key=lambda source: not source.p.storage.fallible):

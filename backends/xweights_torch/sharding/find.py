@@ -11,8 +11,8 @@ from torch import nn
 from xweights.core.groups import Group
 from xweights_torch.sharding.life_cycle import FLATTENED, gathered_copies, has_full_parameters, is_flattened
 from xweights_torch.sharding.placements import group_of_meshes, group_of_parts, is_dtensor
-from xweights_torch.sharding.storage import shard_storage
-from xweights_torch.storage import RefusedStorage, TensorStorage
+from xweights_torch.sharding.storage import replica_storage, shard_storage
+from xweights_torch.storage import RefusedStorage, TensorStorage, address_of
 
 # Wrappers that DistributedDataParallel may be inside of.
 _OUTER = ("_orig_mod", "_forward_module")
@@ -41,15 +41,21 @@ def find_storages(target: nn.Module | None, tensors: Sequence[torch.Tensor]) -> 
     for tensor, flat in zip(tensors, flattened, strict=True):
         if is_dtensor(tensor):
             found.append(shard_storage(group, False, tensor.device.type != "cpu"))
-        elif id(tensor) in copies:
-            found.append(refused[copies[id(tensor)]])
+        elif copies and (reason := copies.get(id(tensor)) or copies.get(address_of(tensor))):
+            found.append(refused[reason])
         elif flat and not may_edit:
             found.append(_FLATTENED)
         elif replicas is not None:
-            found.append(shard_storage(replicas, False, not tensor.is_cpu))
+            found.append(replica_storage(replicas, not tensor.is_cpu))
         else:
             found.append(None)
     return found
+
+
+def copy_reason(tensor: torch.Tensor) -> str | None:
+    """Return why a tensor outside of its module is no array to read: FSDP2 takes its memory back."""
+    copies = gathered_copies() if are_ranks_running() else {}
+    return copies.get(id(tensor)) or copies.get(address_of(tensor)) if copies else None
 
 
 def _replica_group(target: nn.Module) -> Group | None:

@@ -67,14 +67,14 @@ def _modules_of(group: Any) -> Iterator[int]:
 
 
 def gathered_copies() -> dict[int, str]:
-    """Return why each gathered copy of now, by identity, is no parameter to work on."""
+    """Return why each gathered copy of now, by identity and by address, is no parameter to work on."""
     found: dict[int, str] = {}
     for group in _gathered_groups():
         reason = GATHERED_COPY if group._training_state.name == "IDLE" else IN_STEP
         for parameter in group.fsdp_params:
             copy = getattr(parameter, "_unsharded_param", None)
-            if copy is not None:
-                found[id(copy)] = reason
+            if copy is not None and copy.untyped_storage().size():
+                found[id(copy)] = found[copy.data_ptr()] = reason
     return found
 
 

@@ -45,21 +45,19 @@ def placement_reason(tensor: Any) -> str | None:
     for placement in tensor.placements:
         kind = type(placement).__name__
         if kind not in ("Shard", "_StridedShard", "Replicate"):
+            if not kind.endswith("Partial"):
+                return f"it has the placement {placement}, an unknown one\nFix: Shard or Replicate placements"
             return (
                 f"it has the placement {placement}: each rank has a summand, and no entry by itself\n"
                 "Fix: p.redistribute(placements=[Replicate()]) before the call"
-                if kind == "Partial" or kind.endswith("Partial")
-                else f"it has the placement {placement}, an unknown one\nFix: Shard or Replicate placements"
             )
-    splits = _splits_of(tensor)
-    ranges = ranges_at(
-        tuple(tensor.shape), tuple(tensor.device_mesh.shape), splits, tensor.device_mesh.get_coordinate()
-    )
+    sizes = tuple(tensor.device_mesh.shape)
+    ranges = ranges_at(tuple(tensor.shape), sizes, _splits_of(tensor), tuple(tensor.device_mesh.get_coordinate()))
     expected = tuple(last - first for first, last in ranges)
     if tuple(tensor._local_tensor.shape) != expected:
         return (
-            f"its block isn't what its placements say\n{tensor.placements} on a mesh of {tuple(tensor.device_mesh.shape)}"
-            f"\ngot:      {tuple(tensor._local_tensor.shape)}\nexpected: {expected}\n"
+            f"its block isn't what its placements say\n{tensor.placements} on a mesh of {sizes}\n"
+            f"got:      {tuple(tensor._local_tensor.shape)}\nexpected: {expected}\n"
             "Fix: shard it with distribute_tensor, fully_shard or parallelize_module"
         )
     return None

@@ -583,12 +583,12 @@ def test_only_whole_weights_are_respelled():
 
 
 def test_a_sharded_module_is_refused_without_a_call_of_its_state_dict(monkeypatch):
-    class FSDPModule(nn.Linear):
+    class FullyShardedDataParallel(nn.Linear):
         def state_dict(self, *_, **__):
             raise AssertionError("it would wait for the other processes")
 
-    FSDPModule.__module__ = "torch.distributed.fsdp"
-    model = nn.Sequential(FSDPModule(2, 2))
+    FullyShardedDataParallel.__module__ = "torch.distributed.fsdp"
+    model = nn.Sequential(FullyShardedDataParallel(2, 2))
     with pytest.raises(WriteError, match="FSDP"):
         xw.save(model, "never.pt")
     assert [entry.keys for entry in backend.state(model).entries] == [("0.weight",), ("0.bias",)]

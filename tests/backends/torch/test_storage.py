@@ -212,13 +212,17 @@ def test_a_sharded_parameter_is_refused():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
-        assert "DTensor" in reasons(distribute_tensor(torch.zeros(2), mesh), writing=False)
+        lone = nn.Parameter(distribute_tensor(torch.zeros(2), mesh))
+        assert "sharded" in reasons(lone, writing=False)
         model = nn.Sequential(nn.Linear(2, 2))
         fully_shard(model, mesh=mesh)
         model.unshard()
-        p = parameter_of(model)
-        assert type(p.handle.tensor) is nn.Parameter
-        assert "FSDP" in p.refusal(writing=False)
+        assert "FSDP2 gathered" in reasons(model[0].weight, writing=False)
+        with pytest.raises(TargetError, match="FSDP2 gathered"):
+            backend.to_host(model[0].weight)
+        p = parameter_of(model)  # which gives it its shards back
+        assert type(p.handle.tensor).__name__ == "DTensor"
+        assert "sharded" in p.refusal(writing=False)
         for original in (True, False):
             wrapped = FullyShardedDataParallel(nn.Linear(2, 2), device_id=torch.device("cpu"), use_orig_params=original)
             p = parameter_of(wrapped)
