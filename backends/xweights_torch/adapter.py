@@ -22,7 +22,9 @@ from xweights.errors import LayoutError, NotBuiltError, Problems, TargetError
 from xweights_torch.dtypes import numpy_dtype
 from xweights_torch.layers import rows_of
 from xweights_torch.parametrized import COMPUTED
-from xweights_torch.storage import CPU, DEVICE, RefusedStorage, storage_of
+from xweights_torch.sharding.find import are_ranks_running, find_storages
+from xweights_torch.sharding.life_cycle import reshard
+from xweights_torch.storage import CPU, DEVICE, RefusedStorage, TensorStorage, storage_of
 from xweights_torch.tables import free_row_of
 from xweights_torch.walk import TRANSIENT, ModuleFacts, TensorFacts, walk
 
@@ -41,7 +43,7 @@ _WRAPPERS = {
     "lightning.pytorch.plugins.precision.double.LightningDoublePrecisionModule": ("module",),
     "pytorch_lightning.plugins.precision.double.LightningDoublePrecisionModule": ("module",),
 }
-_SHARDED = ("FullyShardedDataParallel", "FSDPModule")
+_SHARDED = ("FullyShardedDataParallel",)
 _HOLDERS = (nn.ParameterList, nn.ParameterDict)
 _NO_ENTRIES: Mapping[str, Entry] = {}
 
@@ -65,14 +67,21 @@ class ModuleAdapter:
 
     def parameters(self, target: nn.Module) -> Sequence[Parameter]:
         """Return the parameters in the order of ``state_dict``, a tied one once; persistent buffers included."""
+        if are_ranks_running():
+            reshard(target)
         facts, arrays, computed = walk(target)
+        shared = find_storages(target, [slot.tensor for slot in arrays]) if are_ranks_running() else None
         parameters = []
         for number, is_computed, refused, like in self._plan(target, facts):
             if is_computed:
                 parameters.append(_with_handle(like, refused or COMPUTED, computed[number]))
-            else:
-                slot = arrays[number]
-                parameters.append(_with_handle(like, refused or (CPU if slot.tensor.is_cpu else DEVICE), slot))
+                continue
+            slot = arrays[number]
+            own: TensorStorage = CPU if slot.tensor.is_cpu else DEVICE
+            if shared is not None:
+                # What is whole inside of FSDP1's context isn't refused.
+                own, refused = shared[number] or own, None
+            parameters.append(_with_handle(like, refused or own, slot))
         return parameters
 
     def _plan(self, target: nn.Module, facts: list[ModuleFacts]) -> tuple[PlannedParameter, ...]:
@@ -118,7 +127,7 @@ class TensorAdapter:
                 layer="",
                 layout=plain_layout(target.shape),
                 dtype=numpy_dtype(target.dtype),
-                storage=storage_of(target),
+                storage=find_storages(None, [target])[0] or storage_of(target),
                 handle=target,
             )
         ]

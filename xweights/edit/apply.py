@@ -11,6 +11,7 @@ from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_for_editing
 from xweights.edit.bind import Bound
 from xweights.edit.execute import as_rule, execute, prepare
+from xweights.edit.shards import edit_shards, has_shards
 from xweights.errors import UseBindError
 from xweights.rules.base import Rule, where_of
 
@@ -50,6 +51,9 @@ def edit(target: Any, rule: Rule, where: WhereLike, call: str) -> None:
     """Select, check everything, then edit."""
     line = partial(bind_line, rule, where)
     opened = open_for_editing(target, bind_line=line)
+    if has_shards(opened.parameters):
+        edit_shards(rule, opened.parameters, where, call)
+        return
     chosen = select(opened.parameters, where)
     hold_registry.check(chosen)
     if opened.tracing:
