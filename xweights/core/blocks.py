@@ -6,7 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import accumulate, product
+from itertools import accumulate, pairwise, product
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,12 @@ def aliased_values(values: Sequence[tuple[int, Array]], homes: Sequence[Array]) 
                 aliased.add(position)
             at -= 1
     return aliased
+
+
+def any_overlap(arrays: Sequence[Array]) -> bool:
+    """Return whether the memory of two of these arrays may be the same somewhere."""
+    spans = sorted(_span(array) for array in arrays if array.size)
+    return any(end > start for (_, end), (start, _) in pairwise(spans))
 
 
 def _span(array: Array) -> tuple[int, int]:

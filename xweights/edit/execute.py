@@ -14,6 +14,7 @@ import numpy as np
 from xweights.core.dispatch import ops_for, to_neutral, to_stored
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
+from xweights.edit.drawing import edit_with_draws, operands_ahead
 from xweights.edit.guards import copy_aliased, defer_interrupts, enter_guards, order_fallible_first, undo_on_error
 from xweights.errors import ArgumentError, Problems, SelectionError, WriteError, XweightsError
 from xweights.rules.base import Function, Rule
@@ -36,6 +37,7 @@ def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Ar
     prepared: list[tuple[Array, ...]] = []
     operands_of: dict[Any, tuple[Array, ...]] = {}
     by_dtype = rule.by_dtype
+    ahead = operands_ahead(rule, chosen) if rule.takes_long else {}
     for parameter in chosen:
         reason = parameter.refusal(writing=True)
         if reason is not None:
@@ -50,7 +52,8 @@ def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Ar
             # Random operands are as large as the weights: they are drawn later, one parameter at a time.
             key = parameter.dtype if by_dtype else len(prepared)
             if key not in operands_of:
-                operands_of[key] = () if rule.random else rule.operands(parameter)
+                made = ahead.get(id(parameter))
+                operands_of[key] = made if made is not None else () if rule.random else rule.operands(parameter)
             prepared.append(operands_of[key])
         except XweightsError as wrong:
             problems.add(type(wrong), str(wrong))
@@ -77,7 +80,11 @@ def execute(rule: Rule, chosen: Sequence[Parameter], prepared: Sequence[tuple[Ar
         prepared = copy_aliased(chosen, prepared)
         stack.enter_context(enter_guards(chosen))
         stack.enter_context(undo_on_error(risky))
-        for position in order_fallible_first(chosen):
+        positions = order_fallible_first(chosen)
+        if rule.random and not foreign:
+            edit_with_draws(rule, chosen, positions, edit_parameter)
+            return
+        for position in positions:
             own_share = shared[position] if isinstance(shared, list) else shared
             edit_parameter(rule, chosen[position], prepared[position], own_share)
 
@@ -95,7 +102,7 @@ def edit_parameter(rule: Rule, p: Parameter, operands: tuple[Array, ...], shared
         if rule.on_host(w, p):
             p.commit(native, native)
             return
-    if rule.random:
+    if rule.random and not operands:
         operands = rule.operands(p)
     ops = ops_for(native)
     w = to_neutral(ops, native, p.layout)

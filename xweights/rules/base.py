@@ -48,6 +48,11 @@ class Rule:
     """True: draws on the host, so a compiled step needs ``bound.draw(step)``; operands can't fail after check."""
 
     @property
+    def takes_long(self) -> bool:
+        """True if :meth:`operands` draws as many numbers as there are weights: several threads then share the work."""
+        return False
+
+    @property
     def by_dtype(self) -> bool:
         """True if :meth:`operands` looks at a parameter's dtype only: it is then called once for each dtype."""
         return False

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from xweights.core.blocks import BLOCK
 from xweights.core.casting import as_number, cast_exactly, check_finite, round_to
 from xweights.core.dtypes import Array, is_floating
 from xweights.core.names import Names, renamer
@@ -65,6 +67,11 @@ class Init(Rule):
     options: Mapping[str, Any] = field(default_factory=dict)
     names: Names | None = None
 
+    @property
+    def takes_long(self) -> bool:
+        # A user's function runs on the thread that called, one parameter after the other.
+        return not callable(self.initializer)
+
     def __post_init__(self) -> None:
         check_seed(self.seed)
         renamer(self.names)
@@ -105,23 +112,22 @@ def initial_weights(
         number = {"zeros": 0, "ones": 1}.get(initializer, options.get("value"))
         return np.broadcast_to(as_number(number, parameter.dtype), parameter.shape)
     need_floating(parameter, f"init {initializer!r}")
-    drawn = _draw(initializer, parameter, source, options)
-    return round_to(drawn, parameter.dtype)
+    return _draw(initializer, parameter, source, options)
 
 
 def _draw(name: str, parameter: Parameter, source: np.random.Generator, options: Mapping[str, Any]) -> Array:
-    shape, dtype = parameter.shape, drawing_dtype(parameter.dtype)
+    shape = parameter.shape
     if name == "uniform":
-        return _uniform(source, shape, dtype, options.get("low", -0.05), options.get("high", 0.05))
+        return _uniform(source, parameter, options.get("low", -0.05), options.get("high", 0.05))
     if name in ("normal", "truncated_normal"):
         make = _normal if name == "normal" else _truncated_normal
-        return make(source, shape, dtype, options.get("mean", 0.0), options.get("std", 0.05))
+        return make(source, parameter, options.get("mean", 0.0), options.get("std", 0.05))
     if name == "orthogonal":
-        return _orthogonal(parameter, source, options.get("gain", 1.0))
+        return round_to(_orthogonal(parameter, source, options.get("gain", 1.0)), parameter.dtype)
     if name == "identity":
         if len(shape) != 2:
             raise ShapeError(f"'identity' needs a matrix\n{parameter.name!r} has the shape {shape}")
-        return np.eye(*shape) * float(options.get("gain", 1.0))
+        return round_to(np.eye(*shape) * float(options.get("gain", 1.0)), parameter.dtype)
     scale, mode, distribution = VARIANCE_SCALING.get(name, (1.0, "fan_in", "truncated_normal"))
     scale, mode = float(options.get("scale", scale)), options.get("mode", mode)
     distribution = options.get("distribution", distribution)
@@ -134,36 +140,70 @@ def _draw(name: str, parameter: Parameter, source: np.random.Generator, options:
     variance = scale / max(1.0, by_mode[mode])
     if distribution == "uniform":
         limit = math.sqrt(3.0 * variance)
-        return _uniform(source, shape, dtype, -limit, limit)
+        return _uniform(source, parameter, -limit, limit)
     if distribution == "normal":
-        return _normal(source, shape, dtype, 0.0, math.sqrt(variance))
+        return _normal(source, parameter, 0.0, math.sqrt(variance))
     if distribution == "truncated_normal":
-        return _truncated_normal(source, shape, dtype, 0.0, math.sqrt(variance) / TRUNCATED_STD)
+        return _truncated_normal(source, parameter, 0.0, math.sqrt(variance) / TRUNCATED_STD)
     raise ArgumentError(f"distribution= is uniform, normal or truncated_normal\ngot: {distribution!r}")
 
 
-def _uniform(source: Any, shape: tuple[int, ...], dtype: np.dtype[Any], low: float, high: float) -> Array:
+def _uniform(source: np.random.Generator, p: Parameter, low: float, high: float) -> Array:
     if not low < high:
         raise ArgumentError(f"low must be smaller than high\ngot: low={low!r}, high={high!r}")
-    return np.asarray(low + (high - low) * np.asarray(source.random(shape, dtype=dtype.type), np.float64))
+    draw = partial(source.random, dtype=drawing_dtype(p.dtype).type)
+    return _fill(p, lambda part: draw(out=part), low, high - low)
 
 
-def _normal(source: Any, shape: tuple[int, ...], dtype: np.dtype[Any], mean: float, std: float) -> Array:
+def _normal(source: np.random.Generator, p: Parameter, mean: float, std: float) -> Array:
     if not std >= 0:
         raise ArgumentError(f"std= must be >= 0\ngot: {std!r}")
-    return np.asarray(mean + std * np.asarray(source.standard_normal(shape, dtype=dtype.type), np.float64))
+    draw = partial(source.standard_normal, dtype=drawing_dtype(p.dtype).type)
+    return _fill(p, lambda part: draw(out=part), mean, std)
 
 
-def _truncated_normal(source: Any, shape: tuple[int, ...], dtype: np.dtype[Any], mean: float, std: float) -> Array:
+def _truncated_normal(source: np.random.Generator, p: Parameter, mean: float, std: float) -> Array:
     """Return normal numbers truncated at two standard deviations: numbers outside are drawn again."""
     if not std >= 0:
         raise ArgumentError(f"std= must be >= 0\ngot: {std!r}")
-    numbers = np.asarray(source.standard_normal(shape, dtype=dtype.type), np.float64).reshape(-1)
-    outside = np.flatnonzero(np.abs(numbers) > 2)
+    dtype = drawing_dtype(p.dtype)
+    draw = partial(source.standard_normal, dtype=dtype.type)
+    numbers = np.empty(p.size, dtype)
+    places = [np.empty(0, np.intp)]
+    for start in range(0, p.size, BLOCK):
+        part = numbers[start : start + BLOCK]
+        draw(out=part)
+        places.append(np.flatnonzero(np.abs(part) > 2) + start)
+    outside = np.concatenate(places)
     while outside.size:
-        numbers[outside] = source.standard_normal(outside.size, dtype=dtype.type)
+        numbers[outside] = draw(outside.size)
         outside = outside[np.abs(numbers[outside]) > 2]
-    return (mean + std * numbers).reshape(shape)
+    position = iter(range(0, p.size, BLOCK))
+
+    def copy(part: Array) -> None:
+        start = next(position)
+        part[...] = numbers[start : start + part.size]
+
+    return _fill(p, copy, mean, std)
+
+
+def _fill(p: Parameter, draw: Callable[[Array], Any], shift: float, scale: float) -> Array:
+    """Return ``shift + scale * x`` in the dtype of a parameter, x drawn block by block, in flat neutral order.
+
+    Computed in float64 and rounded once; in blocks, because whole arrays of it would take six times the memory.
+    """
+    filled = np.empty(p.shape, p.dtype)
+    flat = filled.reshape(-1)
+    drawn = np.empty(min(flat.size, BLOCK), drawing_dtype(p.dtype))
+    wide = np.empty(drawn.size, np.float64)
+    for start in range(0, flat.size, BLOCK):
+        out = flat[start : start + BLOCK]
+        part, product = drawn[: out.size], wide[: out.size]
+        draw(part)
+        np.multiply(part, scale, out=product, dtype=np.float64)
+        np.add(product, shift, out=product)
+        out[...] = round_to(product, p.dtype)
+    return filled
 
 
 def _orthogonal(parameter: Parameter, source: Any, gain: float) -> Array:
