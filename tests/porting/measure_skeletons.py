@@ -1,9 +1,11 @@
 """Write, run, fill and compare skeletons of models that nobody here wrote, and make a table of the outcomes.
 
-    python tests/porting/measure_skeletons.py [torch|keras] [--only NAME,NAME] [--write PAGE]
+    python tests/porting/measure_skeletons.py [torch|keras] [--family NAME] [--only NAME,NAME] [--write PAGE]
 
-Each model is built small, in a process of its own with a time limit. "right" means that the skeleton was written,
-built, given the original's weights and others, and computed what the original does, both times.
+Each model is built small, in a process of its own with a time limit. Two things are measured of each: whether its
+skeleton was written, built, given the original's weights and others, and computed what the original does, both times
+("right"); and whether ``port`` moves the original's weights into a fresh twin, compared here without xweights.
+With ``--cells FOLDER`` the rows are kept in a file of each family, and ``--write`` makes the page of all that is there.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import json
 import os
 import sys
 import time
@@ -22,38 +25,134 @@ from pathlib import Path
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parent))
-LIMIT = 150
+LIMIT = 150  # seconds
+TOLERANCE = 1e-3
 PRELOADED = ("timm", "torchvision", "transformers", "keras_hub", "torch._dynamo", "torch.export._trace")
 
 
 def measure(framework, make, pipe):
-    """Send the outcome of one model: a word and the reason."""
+    """Send the outcome of one model's skeleton, and then that of a port into it: a word and the reason."""
     warnings.filterwarnings("ignore")
+    import numpy as np
     import torch
 
     import xweights as xw
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    start = time.perf_counter()
     try:
         model, sample = make()
     except Exception as error:  # noqa: BLE001
-        pipe.send(("not built", f"{type(error).__name__}: {error}".partition("\n")[0], 0, 0))
+        pipe.send({"outcome": "not built", "reason": f"{type(error).__name__}: {error}".partition("\n")[0]})
         return
+    other = "keras" if framework == "torch" else "torch"
+    start = time.perf_counter()
+    row, code = attempt(lambda: xw.skeleton(model, other, sample=sample))
+    row["seconds"] = time.perf_counter() - start
+    if code is not None:
+        row["lines"] = len(code.splitlines())
+    pipe.send(row)
+    if code is None:
+        return
+    start = time.perf_counter()
+    row, error = attempt(lambda: port_into(model, code, sample, framework))
+    if error is not None and not (np.isfinite(error) and error <= TOLERANCE):
+        row = {"outcome": "WRONG", "reason": f"{error:.2g} of the largest output"}
+    pipe.send({**row, "seconds": time.perf_counter() - start})
+
+
+def attempt(function):
+    """Return an outcome and what a function returned, None where it raised."""
+    import xweights as xw
+
     try:
-        code = xw.skeleton(model, "keras" if framework == "torch" else "torch", sample=sample)
-        pipe.send(("right", "", time.perf_counter() - start, len(code.splitlines())))
+        return {"outcome": "right", "reason": ""}, function()
     except xw.errors.XweightsError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = next((line for line in lines if line.startswith("(1)")), "") or " ".join(lines)
-        pipe.send(("refused", reason[:200], time.perf_counter() - start, 0))
+        return {"outcome": "refused", "reason": reason[:300]}, None
     except Exception:  # noqa: BLE001
-        pipe.send(("crashed", traceback.format_exc()[-300:].replace("\n", " "), time.perf_counter() - start, 0))
+        return {"outcome": "crashed", "reason": traceback.format_exc()[-300:].replace("\n", " ")}, None
+
+
+def port_into(model, code, sample, framework):
+    """Port a model into a fresh twin, and return by how much their outputs differ."""
+    import xweights as xw
+
+    space = {}
+    exec(compile(code, "<skeleton>", "exec"), space)
+    twin = space["Twin"]()
+    if framework == "torch":
+        call(twin, move(sample, first=True))  # a model of Keras is built by its first call
+    xw.port(model, twin, sample=sample)
+    expected, got = call(model, sample), call(twin, move(sample, first=framework == "torch"))
+    assert len(expected) == len(got)
+    return max(difference(one, other, framework) for one, other in zip(expected, got, strict=True))
+
+
+def move(sample, *, first):
+    """Return a sample with the channels of images where the other framework has them."""
+    import numpy as np
+
+    if isinstance(sample, dict):
+        return {key: move(value, first=first) for key, value in sample.items()}
+    if isinstance(sample, tuple):
+        return tuple(move(value, first=first) for value in sample)
+    if sample.ndim < 4:
+        return sample
+    return np.ascontiguousarray(np.moveaxis(sample, 1, -1) if first else np.moveaxis(sample, -1, 1))
+
+
+def call(model, sample):
+    """Return the outputs of a model in inference."""
+    import torch
+
+    if not isinstance(model, torch.nn.Module):
+        return flat(model(sample, training=False))
+    mode = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            if isinstance(sample, dict):
+                given = {key: torch.from_numpy(value) for key, value in sample.items()}
+                try:
+                    return flat(model(**given))
+                except TypeError:  # a twin takes them by names of its own
+                    return flat(model(*given.values()))
+            arrays = sample if isinstance(sample, tuple) else (sample,)
+            return flat(model(*(torch.from_numpy(array) for array in arrays)))
+    finally:
+        model.train(mode)
+
+
+def flat(result):
+    """Return the arrays of what a model returned."""
+    import numpy as np
+
+    if isinstance(result, dict) or hasattr(result, "items"):
+        return [array for value in result.values() for array in flat(value)]
+    if isinstance(result, (tuple, list)):
+        return [array for value in result for array in flat(value)]
+    if result is None or not hasattr(result, "shape"):
+        return []
+    return [np.asarray(result.detach() if hasattr(result, "detach") else result)]
+
+
+def difference(one, other, framework):
+    """Return how much two outputs differ, by the largest number; images may have their channels elsewhere."""
+    import numpy as np
+
+    if one.shape != other.shape or one.ndim == 4:
+        moved = move(other, first=framework != "torch")
+        if moved.shape == one.shape:
+            other = moved
+    if one.shape != other.shape:
+        return float("inf")
+    return float(np.abs(one - other).max() / max(np.abs(one).max(), 1e-6)) if one.size else 0.0
 
 
 def outcomes(framework, models):
-    """Yield name, outcome, reason, seconds and lines of each model."""
+    """Yield the row of each model."""
     import keras
     import torch
 
@@ -69,52 +168,84 @@ def outcomes(framework, models):
         process = context.Process(target=measure, args=(framework, make, there))
         process.start()
         there.close()
-        result = ("out of time", f"more than {LIMIT} s", LIMIT, 0)
-        if here.poll(LIMIT):
-            try:
-                result = here.recv()
-            except EOFError:
-                result = ("crashed", "the process ended", 0, 0)
+        row = {"name": name, "framework": framework, **receive(here)}
+        if row["outcome"] == "right":
+            row["port"] = receive(here)
         process.kill()
         process.join()
-        yield (name, *result)
+        yield row
+
+
+def receive(pipe):
+    """Return what a process says, or that it took too long."""
+    if not pipe.poll(LIMIT):
+        return {"outcome": "out of time", "reason": f"more than {LIMIT} s", "seconds": LIMIT}
+    try:
+        return pipe.recv()
+    except EOFError:
+        return {"outcome": "crashed", "reason": "the process ended"}
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("framework", nargs="?", choices=("torch", "keras"))
+    parser.add_argument("--family", default="", help="the first word of the models' names")
     parser.add_argument("--only", default="")
-    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--part", default="0/1", help="such as 1/3: every third model, from the second")
+    parser.add_argument("--cells", default="")
     parser.add_argument("--write", default="")
     options = parser.parse_args()
     from skeleton_models import models_of
 
-    rows = {}
+    rows = []
     for framework in (options.framework,) if options.framework else ("torch", "keras"):
         models = models_of(framework)
-        only = options.only.split(",") if options.only else None
-        chosen = models if only is None else {name: models[name] for name in only}
-        chosen = dict(list(chosen.items())[:: options.every])
-        rows[framework] = []
-        for row in outcomes(framework, chosen):
-            rows[framework].append(row)
-            print(*row[:2], f"{row[3]:.0f} s", row[4], row[2], sep=" | ", flush=True)
-        right = sum(row[1] == "right" for row in rows[framework])
-        print(f"{framework}: {right} of {len(rows[framework])} right", flush=True)
+        chosen = {name: models[name] for name in options.only.split(",")} if options.only else models
+        chosen = {name: make for name, make in chosen.items() if name.startswith(options.family)}
+        place, parts = map(int, options.part.split("/"))
+        for row in outcomes(framework, dict(list(chosen.items())[place::parts])):
+            rows.append(row)
+            port = row.get("port", {})
+            said = (row["name"], row["outcome"], port.get("outcome", ""), f"{row.get('seconds', 0):.0f} s")
+            print(
+                *said, f"{port.get('seconds', 0):.0f} s", row["reason"] or port.get("reason", ""), sep=" | ", flush=True
+            )
+        both = [(row["outcome"], row.get("port", {}).get("outcome")) for row in rows if row["framework"] == framework]
+        right = sum(outcome == "right" for outcome, _ in both)
+        print(f"{framework}: {right} of {len(both)} right, {both.count(('right', 'right'))} ported into", flush=True)
+    if options.cells:
+        rows = remember(Path(options.cells), rows)
     if options.write:
         write(Path(options.write), rows)
 
 
+def remember(folder, rows):
+    """Keep the rows in a folder, and return all that are in it: those of each model that was measured last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        name = "".join(letter if letter.isalnum() else "_" for letter in row["name"])
+        (folder / f"{row['framework']}_{name}.json").write_text(json.dumps(row), encoding="utf-8")
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+
+
 def write(page, rows):
-    """Put the table between the page's two marks, or write a page of its own."""
+    """Put the table between the page's two marks."""
     parts = []
-    for framework, found in rows.items():
+    for framework in ("torch", "keras"):
+        found = [row for row in rows if row["framework"] == framework]
+        if not found:
+            continue
         other = "Keras" if framework == "torch" else "torch"
-        right = sum(row[1] == "right" for row in found)
-        parts.append(f"### {framework} to {other}: {right} of {len(found)}\n")
-        parts.append("| model | outcome | seconds | lines | reason |\n|---|---|---|---|---|")
-        for name, outcome, reason, seconds, lines in found:
-            parts.append(f"| {name} | {outcome} | {seconds:.0f} | {lines or ''} | {reason.replace('|', '/')} |")
+        right = [row for row in found if row["outcome"] == "right"]
+        ported = sum(row["port"]["outcome"] == "right" for row in right)
+        parts.append(f"### {framework} to {other}: {len(right)} of {len(found)} right, {ported} ported into\n")
+        parts.append("| model | skeleton | port into it | seconds | lines | reason |\n|---|---|---|---|---|---|")
+        for row in found:
+            port = row.get("port", {})
+            reason = (row["reason"] or port.get("reason", "")).replace("|", "/")
+            took = f"{row.get('seconds', 0):.0f} + {port.get('seconds', 0):.0f}"
+            cells = (row["name"], row["outcome"], port.get("outcome", ""), took, row.get("lines", ""), reason)
+            parts.append(f"| {' | '.join(map(str, cells))} |")
         parts.append("")
     text = "\n".join(parts)
     begin, end = "<!-- skeletons: begin -->", "<!-- skeletons: end -->"

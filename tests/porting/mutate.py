@@ -1,10 +1,21 @@
-"""Inject faults into ported twins and count verify's findings: python tests/porting/mutate.py [docs/porting.md]."""
+"""Inject faults into ported twins and count verify's findings.
+
+    python tests/porting/mutate.py [--public | --zoo] [--only NAME,NAME] [--write docs/porting.md]
+
+Half of the faults go into the twins of the tests' zoo, half into public models: the torch side of the pairs of
+tests/porting/pairs, whose Keras side was ported into it. Those whose packages aren't installed are left out.
+"""
 
 from __future__ import annotations
 
+import argparse
+import inspect
+import json
 import os
 import sys
+import warnings
 from collections import Counter, defaultdict
+from multiprocessing import get_context
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -16,11 +27,16 @@ from zoo.faults import faults_in
 
 import xweights as xw
 
-COUNT = 200
+COUNT = 200  # of the zoo, and as many of public models
 HEAD = ("fault", "injected", "detected", "layer right", "cause right")
 # The source has no scale, so one is what it has to be.
 HARMLESS = {("gamma left at one", "batch_norm_without_scale")}
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+# Seconds for all faults of one pair.
+LIMIT = 300
+# Large ones of keras.applications take a minute a fault.
+SMALL = ("keras hub both", "keras hub decoders", "keras hub encoders", "keras hub images")
+SMALL_ONES = ("mobilenet", "resnet50")
 
 
 def choose(count=COUNT):
@@ -51,23 +67,125 @@ def judge(taken):
     for name, numbers in taken.items():
         source, target, sample, _, options = sides(PAIRS[name], "to_torch")
         xw.port(source, target, sample=sample, **options)
-        if not xw.verify(source, target, sample=sample, **options).ok:
+        options = {**options, "sample": sample}
+        if not xw.verify(source, target, **options).ok:
             yield "no fault", name, True, False, False, "a false alarm"
         faults = list(faults_in(target))
         for number in sorted(numbers):
-            fault = faults[number]
-            with fault.injecting(target):
-                report = xw.verify(source, target, sample=sample, **options)
-            divergence = report.first_divergence
-            layer = divergence is not None and fault.shows_at(divergence.layer)
-            yield (
-                fault.kind,
-                name,
-                not report.ok,
-                layer,
-                divergence is not None and divergence.word in fault.words,
-                str(divergence),
-            )
+            yield judge_fault(faults[number], name, source, target, options)
+
+
+def judge_fault(fault, name, source, target, options):
+    """Inject a fault, and return what verify says of it."""
+    with fault.injecting(target):
+        report = xw.verify(source, target, **options)
+    divergence = report.first_divergence
+    layer = divergence is not None and fault.shows_at(divergence.layer)
+    cause = divergence is not None and divergence.word in fault.words
+    said = f"{divergence.layer}: {divergence.word}: {divergence.cause}" if divergence is not None else "nothing"
+    return fault.kind, name, not report.ok, layer, cause, f"{said} (at {', '.join(fault.layers[:2])})"
+
+
+# Public models.
+
+
+def public_pairs(only=()):
+    """Return the names of the pairs of public models that are injected, in turn by family."""
+    from pairs import corpus, run
+
+    families = defaultdict(list)
+    for name, pair in corpus.PAIRS.items():
+        wanted = name in only if only else pair.family in SMALL or name in SMALL_ONES
+        if wanted and not pair.different and "to_torch" in pair.directions and not run.missing(pair):
+            families[pair.family].append(name)
+    ordered = []
+    while any(families.values()):
+        ordered += [names.pop(0) for names in families.values() if names]
+    return ordered
+
+
+def judge_public(count=COUNT, only=()):
+    """Yield a row for each fault in public models: each pair in a process of its own, rare kinds first."""
+    from pairs import run
+
+    run.preload()
+    names = public_pairs(only)
+    kinds = Counter()
+    left = count
+    for place, name in enumerate(names):
+        quota = -(-left // (len(names) - place))
+        rows = in_a_process(name, dict(kinds), quota)
+        kinds.update(row[0] for row in rows if row[0] not in ("no fault", "not ported"))
+        left -= sum(row[0] not in ("no fault", "not ported") for row in rows)
+        yield from rows
+        if left <= 0:
+            return
+
+
+def in_a_process(name, kinds, quota):
+    """Return the rows of one pair, which a fork makes."""
+    context = get_context("fork")
+    here, there = context.Pipe(duplex=False)
+
+    def work():
+        warnings.filterwarnings("ignore")
+        for row in of_public(name, kinds, quota):
+            there.send(row)
+        there.send(None)
+
+    process = context.Process(target=work)
+    process.start()
+    there.close()
+    rows = []
+    try:
+        while here.poll(LIMIT) and (row := here.recv()) is not None:
+            rows.append(tuple(row))
+            print(*row, sep=" | ", flush=True)
+    except EOFError:
+        rows.append(("not ported", name, False, False, False, "the process ended"))
+    process.kill()
+    process.join()
+    return rows
+
+
+def of_public(name, kinds, quota):
+    """Yield the rows of one pair: as many faults as the quota says, of the kinds that were injected least."""
+    from pairs import making, run
+    from pairs.faults import public_faults
+
+    twins = run.build(name, "to_torch")
+    source, target = twins.keras, twins.torch
+    arguments = twins.arguments("to_torch")
+    for more in twins.attempts:
+        try:
+            xw.port(source, target, **arguments, **more)
+            break
+        except xw.errors.XweightsError as error:
+            said = str(error).splitlines()[:2]
+    else:
+        yield "not ported", name, False, False, False, " ".join(said)
+        return
+    known = inspect.signature(xw.verify).parameters
+    options = {key: value for key, value in arguments.items() if key in known}
+    report = xw.verify(source, target, **options)
+    if not report.ok:
+        yield "no fault", name, True, False, False, f"a false alarm: {report.first_divergence}"
+        return
+    by_kind = defaultdict(list)
+    for fault in public_faults(target, lambda: making.run_torch(target, twins.torch_x)):
+        by_kind[fault.kind].append(fault)
+    counts = Counter(kinds)
+    for _ in range(quota):
+        if not any(by_kind.values()):
+            return
+        kind = min((kind for kind in by_kind if by_kind[kind]), key=lambda kind: (counts[kind], kind))
+        counts[kind] += 1
+        # From all over the model, not its first layers only.
+        fault = by_kind[kind].pop(len(by_kind[kind]) * 7 // 13)
+        yield judge_fault(fault, name, source, target, options)
+
+
+# The table.
 
 
 def table(rows):
@@ -84,14 +202,32 @@ def table(rows):
 
 
 def main():
-    rows = list(judge(choose()))
-    lines = table(rows)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--public", action="store_true", help="only public models")
+    parser.add_argument("--zoo", action="store_true", help="only the zoo")
+    parser.add_argument("--only", default="", help="these pairs of public models")
+    parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--json", help="where rows are kept")
+    parser.add_argument("--write", help="the page whose table is written")
+    options = parser.parse_args()
+    parts = {}
+    if not options.zoo:  # first, as nothing may have been computed before the processes are forked
+        only = tuple(filter(None, options.only.split(",")))
+        parts["public models"] = list(judge_public(options.count, only))
+    if not options.public:
+        parts["the zoo"] = list(judge(choose(options.count)))
+    lines = []
+    for name, rows in parts.items():
+        faults = [row for row in rows if row[0] not in ("no fault", "not ported")]
+        lines += [f"In {name}:", "", *table(faults), ""]
     print(*lines, sep="\n")
-    for row in rows:
+    for row in (row for rows in parts.values() for row in rows):
         if not all(row[2:5]):
             print("missed:", row)
-    if len(sys.argv) > 1:
-        page = Path(sys.argv[1])
+    if options.json:
+        Path(options.json).write_text(json.dumps(parts, indent=1), encoding="utf-8")
+    if options.write:
+        page = Path(options.write)
         text = page.read_text(encoding="utf-8")
         before, after = text.partition(BEGIN)[0], text.partition(END)[2]
         page.write_text("\n".join([f"{before}{BEGIN}", *lines, f"{END}{after}"]), encoding="utf-8")

@@ -72,7 +72,7 @@ class Tokens(nn.Module):
 @pytest.mark.parametrize(
     ("make", "sample", "names"),
     [
-        (Images, normals(2, 3, 32, 32), ("self.stem = layers.Conv2D", "self.gamma = self.add_weight")),
+        (Images, normals(2, 3, 32, 32), ("self.stem = layers.Conv2D", "self.gamma = Scale((8,))")),
         (Tokens, np.arange(12).reshape(2, 6) % 11, ("self.cls = self.add_weight", "'tokens'", "batch = ")),
     ],
 )

@@ -102,13 +102,14 @@ def describe_padding(padding: Padding) -> str:
     )
 
 
-def find_activations(before: Array, after: Array) -> list[str]:
-    """Return the names of the elementwise functions that lead from one array to the other."""
+def find_activations(before: Array, after: Array, factor: Array | None = None) -> list[str]:
+    """Return the names of the elementwise functions that lead from one array, multiplied by a factor, to the other."""
     if before.shape != after.shape:
         return []
     some = slice(None, None, max(1, before.size // 4096))
     got, expected = before.reshape(-1)[some].astype(np.float64), after.reshape(-1)[some].astype(np.float64)
-    errors = {name: distance(function(got), expected) for name, function in _iter_activations()}
+    gate = 1.0 if factor is None else factor.reshape(-1)[some].astype(np.float64)
+    errors = {name: distance(function(got) * gate, expected) for name, function in _iter_activations()}
     # Variants of gelu differ by 5e-4 at most: the nearest one is meant, if it is near.
     nearest = min(errors.values())
     return [name for name, error in errors.items() if error <= min(_LIMIT, 4 * nearest + 1e-7)]

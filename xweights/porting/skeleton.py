@@ -19,6 +19,7 @@ from xweights.errors import ArgumentError, PortError, Problems, XweightsError
 from xweights.porting.port import port
 from xweights.porting.protocol import porting_for
 from xweights.porting.skeletons.graph import Graph, Reading
+from xweights.porting.skeletons.patterns import find_layers
 from xweights.porting.skeletons.proving import prove
 from xweights.porting.skeletons.samples import map_arrays
 from xweights.porting.skeletons.weights import Written
@@ -246,7 +247,7 @@ def _write_recording(model: Any, reader: Describing, writer: Describing, sample:
         problems.add(PortError, str(error), fix="write the twin by hand, and port into it")
         problems.check()
         raise
-    written = writer.graph_code(reading.graph, problems)
+    written = writer.graph_code(find_layers(reading.graph), problems)
     problems.check()
     if verify:
         prove(reading, written, writer, sample)

@@ -6,19 +6,33 @@ from typing import Any
 
 import keras
 
-from xweights.errors import PortError
-from xweights.porting.skeletons.graph import Operation
+from xweights.errors import PortError, Problems
+from xweights.porting.skeletons.graph import Graph, Operation
 from xweights.porting.skeletons.orders import plain
 from xweights.porting.skeletons.weights import Stored, store
 from xweights_keras.skeleton.graph_functions import KerasFunctions
 
 _SPACE = "dhw"
+_SCALE = '''class Scale(layers.Layer):
+    """Multiply by a learned scale."""
+
+    def __init__(self, shape, **options):
+        super().__init__(**options)
+        self.scale = self.add_weight(name="scale", shape=shape, initializer="ones")
+
+    def call(self, x):
+        return x * self.scale'''
 
 
 class KerasGraphWriter(KerasFunctions):
     """Writer of one graph as Keras code: its layers."""
 
     channels_last = True
+
+    def __init__(self, graph: Graph, problems: Problems) -> None:
+        super().__init__(graph, problems)
+        self.scales: dict[Any, Operation] = {}
+        self.taken.add("Scale")
 
     @staticmethod
     def reserved(name: str) -> bool:
@@ -164,6 +178,40 @@ class KerasGraphWriter(KerasFunctions):
         stored = {"scale": store("scale", self.graph.parameters[name])}
         layer = self.layer(operation, f"layers.RMSNormalization(epsilon={operation.options['eps']})", stored)
         self.let(operation, f"{layer}({self.take(operation.inputs[0], order)})", order)
+
+    # Parameters that belong to no layer.
+
+    def write_parameter(self, operation: Operation) -> None:
+        """Write a parameter; a scale that is used once is a layer, which ``port`` can watch."""
+        users = self.users.get(operation.name, [])
+        name = operation.options["name"]
+        if len(users) == 1 and name in self.graph.trainable and name not in self.stored:
+            other = [one for one in users[0].inputs if one != operation.name]
+            scales = users[0].kind == "binary" and users[0].options["function"] == "multiply"
+            if scales and len(other) == 1 and self.rank(other[0]) == len(users[0].shape) > 1:
+                self.scales[operation.name] = operation
+                self.alias(operation, "", plain(len(operation.shape)))
+                return
+        super().write_parameter(operation)
+
+    def write_binary(self, operation: Operation) -> None:
+        """Write a function of two values."""
+        scale = next((self.scales[name] for name in operation.inputs if name in self.scales), None)
+        if scale is None:
+            super().write_binary(operation)
+            return
+        name = next(name for name in operation.inputs if name != scale.name)
+        order = self.orders[str(name)]
+        shape = self.graph.parameters[scale.options["name"]]
+        split = (*(1,) * (len(order) - len(shape)), *shape)
+        kept = tuple(split[axis] for axis in order)
+        while kept[:1] == (1,) and len(kept) > 1:
+            kept = kept[1:]
+        path = self.attribute(scale.options["name"])
+        self.helpers["scale"] = _SCALE
+        self.layers[path] = f"Scale({kept})"
+        self.stored[scale.options["name"]] = [Stored(f"{path}.scale", shape, split, order, kept)]
+        self.let(operation, f"self.{path}({self.take(name, order)})", order, image=name in self.images)
 
     # The whole.
 

@@ -21,6 +21,11 @@ class Fault:
     words: tuple[str, ...]
     inject: Callable[[], None]
 
+    @property
+    def word(self) -> str:
+        """The first of the causes."""
+        return self.words[0]
+
     def shows_at(self, layer: str) -> bool:
         """Return True if a report may name this layer."""
         return any(layer == path or layer.startswith(f"{path}/") or not path for path in self.layers)
@@ -29,20 +34,24 @@ class Fault:
     def injecting(self, module) -> Iterator[None]:
         """Inject the fault into the module, and restore the module afterwards."""
         state = {name: value.clone() for name, value in module.state_dict().items()}
-        settings = [(part, dict(part.__dict__)) for part in module.modules()]
+        settings = [(part, dict(part.__dict__), dict(part._modules)) for part in module.modules()]
+        # Those that aren't saved, too.
+        buffers = {name: value.clone() for name, value in module.named_buffers()}
         try:
             with torch.no_grad():
                 self.inject()
             yield
         finally:
-            for part, former in settings:
-                for name in ("eps", "approximate", "negative_slope", "padding", "output_padding", "_forward"):
-                    if name in former:
-                        setattr(part, name, former[name])
+            for part, former, parts in settings:
+                part.__dict__.update(former)
+                part._modules.update(parts)
             module.load_state_dict(state)
+            for name, value in module.named_buffers():
+                value.copy_(buffers[name])
 
 
-def _set(tensor, value):
+def set_tensor(tensor, value):
+    """Write a value that may be made of the tensor itself."""
     tensor.copy_(value.clone())
 
 
@@ -75,7 +84,7 @@ def _flattened(named) -> Iterator[Fault]:
             positions = layer.in_features // channels
 
             def misorder(weight=layer.weight, channels=channels, positions=positions):
-                _set(weight, weight.reshape(-1, channels, positions).transpose(1, 2).reshape(weight.shape))
+                set_tensor(weight, weight.reshape(-1, channels, positions).transpose(1, 2).reshape(weight.shape))
 
             if positions > 1:
                 yield Fault("flattened the other way", (name,), ("flatten",), misorder)
@@ -111,15 +120,15 @@ def _in_layer(name, layer) -> Iterator[Fault]:
         if bias is not None and bias.any():
             yield Fault("bias dropped", where, ("bias",), lambda: bias.zero_())
         if weight.shape[0] == weight.shape[1] and weight.shape[0] > 1:
-            transpose = lambda: _set(weight, weight.transpose(0, 1))  # noqa: E731
+            transpose = lambda: set_tensor(weight, weight.transpose(0, 1))  # noqa: E731
             yield Fault("square kernel transposed", where, ("transposed",), transpose)
         yield Fault("kernel scaled by 1.01", where, ("scaled", "weights"), lambda: weight.mul_(1.01))
     if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
         height, width = weight.shape[2:]
         if height == width > 1:
-            exchange = lambda: _set(weight, weight.transpose(2, 3))  # noqa: E731
+            exchange = lambda: set_tensor(weight, weight.transpose(2, 3))  # noqa: E731
             yield Fault("height and width exchanged", where, ("transposed",), exchange)
-            yield Fault("kernel flipped", where, ("transposed",), lambda: _set(weight, weight.flip(2, 3)))
+            yield Fault("kernel flipped", where, ("transposed",), lambda: set_tensor(weight, weight.flip(2, 3)))
     if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)):
         larger = 1e-3 if layer.eps < 1e-4 else 1e-5
         yield Fault("wrong eps", where, ("eps",), lambda: setattr(layer, "eps", larger))
@@ -165,12 +174,12 @@ def _gates(name, rnn) -> Iterator[Fault]:
                 for key in (f"weight_ih_{part}", f"weight_hh_{part}", f"bias_ih_{part}", f"bias_hh_{part}"):
                     tensor = getattr(rnn, key, None)
                     if tensor is not None:
-                        _set(tensor, torch.cat([tensor.chunk(count)[gate] for gate in order]))
+                        set_tensor(tensor, torch.cat([tensor.chunk(count)[gate] for gate in order]))
 
             # Inside one module that runs several layers only its output can be seen.
             yield Fault("gates swapped", (f"{name}/{part}", name), ("gates",), swap)
     if rnn.bias and rnn.mode == "LSTM":
-        both = lambda: _set(rnn.bias_hh_l0, rnn.bias_ih_l0)  # noqa: E731
+        both = lambda: set_tensor(rnn.bias_hh_l0, rnn.bias_ih_l0)  # noqa: E731
         yield Fault("one bias put into both", (f"{name}/l0", name), ("weights", "scaled", "bias"), both)
 
 
@@ -180,7 +189,7 @@ def _heads(name, attention) -> Iterator[Fault]:
 
     def permute(part):
         block = weight[part * size : (part + 1) * size]
-        _set(block, block.reshape(heads, -1, block.shape[1]).flip(0).reshape(block.shape))
+        set_tensor(block, block.reshape(heads, -1, block.shape[1]).flip(0).reshape(block.shape))
 
     for part, key in enumerate(("query", "key", "value")):
         where = (f"{name}/{key}", f"{name}/attention_output", name)
@@ -190,7 +199,7 @@ def _heads(name, attention) -> Iterator[Fault]:
     order = [np.arange(size), np.arange(2 * size, 3 * size), np.arange(size, 2 * size)]
     rows = torch.from_numpy(np.concatenate(order))
     where = (f"{name}/key", f"{name}/value", f"{name}/attention_output", name)
-    yield Fault("key and value exchanged", where, ("pairing",), lambda: _set(weight, weight[rows]))
+    yield Fault("key and value exchanged", where, ("pairing",), lambda: set_tensor(weight, weight[rows]))
     out = attention.out_proj.weight
     where = (f"{name}/attention_output", name)
-    yield Fault("square kernel transposed", where, ("transposed",), lambda: _set(out, out.T))
+    yield Fault("square kernel transposed", where, ("transposed",), lambda: set_tensor(out, out.T))

@@ -200,9 +200,10 @@ class GraphWriter(ValueWriter):
         code = code_of_array(value)
         if code is None:
             raise PortError(f"{operation.name!r} is a table of {value.shape} numbers that the forward makes")
-        path = self.attribute(operation.name)
         if code.startswith("table("):
             self.helpers["table"] = TABLE
+        # Positions and masks are made anew in each block: one of them is kept.
+        path = self.attribute(operation.name, ("constant", code))
         self.layers[path] = self.constant_layer(path, code)
         self.alias(operation, f"self.{path}", plain(value.ndim))
 
