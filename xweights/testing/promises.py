@@ -1,19 +1,4 @@
-"""The conformance suite: checks that a backend keeps the promises of xweights.
-
-It is for authors of backends; the toy in ``examples/xweights_toy`` passes it.
-
-    from xweights.testing import check_backend
-    check_backend(lambda: my_framework.Model(...))      # a fresh target each time, with the same names and shapes
-
-or, one test for each promise::
-
-    @pytest.mark.parametrize("promise", CHECKS)
-    def test_my_backend_keeps_its_promises(promise):
-        CHECKS[promise](make_target)
-
-Targets should be small, and have a kernel with at least two axes and a bias. They are compared with the NumPy backend,
-bit by bit where a rule is exact, else within the rtol of its docstring (or the dtype's eps where that is larger).
-"""
+"""The promises that a backend keeps, each a function that takes a function that makes targets."""
 
 from __future__ import annotations
 
@@ -184,7 +169,7 @@ def edits_happen_in_place(make_target: MakeTarget) -> None:
     target = make_target()
     before = parameters(target)
     facts = [(p.name, p.dtype, p.trainable) for p in before]
-    for rule in _exact_rules(before):
+    for rule in exact_rules(before):
         apply(target, rule, where=_floating)
         undo = snapshot(target)
         filled(target, ordinary)
@@ -201,16 +186,21 @@ def edits_happen_in_place(make_target: MakeTarget) -> None:
 
 def exact_rules_give_the_bits_of_numpy(make_target: MakeTarget) -> None:
     """Check that elementwise rules, masks, pruning and noise give the bits of NumPy, applied or bound."""
-    for rule in _exact_rules(parameters(make_target())):
+    for rule in exact_rules(parameters(make_target())):
         for bound in (False, True):
-            target = make_target()
-            reference = filled(target, ordinary)
-            _run(target, rule, bound)
-            apply(reference, rule, where=_floating)
-            try:
-                _require_equal(target, reference)
-            except PromiseBrokenError as wrong:
-                raise PromiseBrokenError(f"{'bound ' * bound}{rule!r}\n{wrong}") from None
+            gives_the_bits_of_numpy(make_target, rule, bound)
+
+
+def gives_the_bits_of_numpy(make_target: MakeTarget, rule: Rule, bound: bool) -> None:
+    """Check that one rule, applied or bound, gives the bits of NumPy."""
+    target = make_target()
+    reference = filled(target, ordinary)
+    _run(target, rule, bound)
+    apply(reference, rule, where=_floating)
+    try:
+        _require_equal(target, reference)
+    except PromiseBrokenError as wrong:
+        raise PromiseBrokenError(f"{'bound ' * bound}{rule!r}\n{wrong}") from None
 
 
 def close_rules_keep_their_rtol(make_target: MakeTarget) -> None:
@@ -298,7 +288,8 @@ def _floating(parameter: Parameter) -> bool:
     return parameter.floating
 
 
-def _exact_rules(chosen: Sequence[Parameter]) -> list[Rule]:
+def exact_rules(chosen: Sequence[Parameter]) -> list[Rule]:
+    """Return the rules whose bits are compared, with masks and deltas for these parameters."""
     source = np.random.Generator(np.random.Philox(1))
     masks = {p.name: source.random(p.shape) < 0.5 for p in chosen}
     deltas = {p.name: source.integers(-8, 9, p.shape) / 8 for p in chosen}
@@ -340,5 +331,3 @@ CHECKS: dict[str, Callable[[MakeTarget], None]] = {
     )
 }
 """The checks by name of their promise; each takes a function that makes targets."""
-
-__all__ = ["CHECKS", "MakeTarget", "PromiseBrokenError", "check_backend", "filled", "ordinary", "tricky"]
