@@ -106,6 +106,14 @@ def _walk(
             )
             for name in (parameter.name, *parameter.aliases):
                 _record(found, array, path if parameter.handle is value else f"{path}/{name}", keys, parameter)
+    elif type(value).__name__ == "ShardedVariable":
+        # Its parts may be no tf.Variables, and would be left out without a word.
+        raise TargetError(
+            f"{path or 'the target'!r} is a ShardedVariable: parts of it are on several parameter servers\n"
+            f"got:      {len(value.variables)} parts, together {tuple(value.shape)}\n"
+            "expected: variables of one process, or of one that MirroredStrategy copies\n"
+            "Fix: make the model without ParameterServerStrategy's variable_partitioner, or edit its checkpoint"
+        )
     elif isinstance(value, _HOLDERS) and id(value) not in above:
         # A module may refer to its parent; a shared one is walked again, for its other names.
         above[id(value)] = None

@@ -80,7 +80,7 @@ class Vote:
 
     def __init__(self, everything: Iterable[Parameter], call: str, *, writing: bool) -> None:
         group = group_of(everything)
-        if group is not None and not writing and not any(_is_cut(p) for p in everything):
+        if group is not None and not writing and not any(is_cut(p) for p in everything):
             group = None  # every rank has all of it, and may look at it by itself
         self.group, self.call = group, call
         self.flag = False
@@ -117,6 +117,8 @@ class Vote:
     ) -> None:
         if self.group is None or isinstance(error, RankError):
             return
+        if error is not None:
+            mark_voted(error)
         self._digests[0], self._shown[0] = digest_of(self.call), self.call
         status = AGREED if error is None else REFUSED if isinstance(error, XweightsError) else FAILED
         ballots = self.group.all_gather(_write_ballot(status, self.flag, self._digests, error))
@@ -147,7 +149,9 @@ class Vote:
         refused = [kind for of_rank, state in zip(kinds, states, strict=True) if state == REFUSED for kind in of_rank]
         if FAILED in states:
             refused.append(RankError)
-        raise combine_kinds(tuple(dict.fromkeys(refused)) or (RankError,))(shown) from error
+        merged = combine_kinds(tuple(dict.fromkeys(refused)) or (RankError,))(shown)
+        mark_voted(merged)
+        raise merged from error
 
     def _raise_difference(self, position: int) -> NoReturn:
         assert self.group is not None
@@ -166,6 +170,16 @@ class Vote:
         )
 
 
+def mark_voted(error: BaseException) -> None:
+    """Note that all ranks know of an error."""
+    vars(error)["__xweights_voted__"] = True
+
+
+def is_voted(error: BaseException) -> bool:
+    """Return whether all ranks know of an error, or can't be told any more."""
+    return isinstance(error, RankError) or "__xweights_voted__" in vars(error)
+
+
 class Outcome(Vote):
     """A vote, after writes that may fail, on whether one of the ranks did: then all raise, and undo theirs."""
 
@@ -174,7 +188,8 @@ class Outcome(Vote):
         self.group = group
 
 
-def _is_cut(p: Parameter) -> bool:
+def is_cut(p: Parameter) -> bool:
+    """Return whether this rank has only a part of a parameter, so that to read it is a collective."""
     shard = shard_of(p)
     return shard is not None and not shard.is_whole
 

@@ -52,6 +52,8 @@ _MEANT = {
     ("idx", "indices", "entries", "at"): ("index",),
 }  # fmt: skip
 _MADE_OFTEN = {"Parameter"}  # one for each array, at each call
+# Functions of (public name, arguments, keyword arguments, error) that hear of every call that fails.
+told_of_refusals: list[Callable[[str, Sequence[Any], Mapping[str, Any], Exception], None]] = []
 # For required arguments that were left out: what stands in the line that shows the call.
 _SAMPLES = {"seed": "0", "where": "'*/kernel'", "per": "'out'", "max": "1.0", "path": "'w.safetensors'", "value": "0.0"}
 
@@ -89,6 +91,8 @@ def guard(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             raise  # Dynamo, which traces this too, would stumble over what follows
         except Exception as wrong:
             better = explain(wrong, function, name, args, kwargs)
+            for tell in told_of_refusals:
+                tell(name, args, kwargs, wrong if better is None else better)
             if better is not None:
                 raise better from (None if isinstance(wrong, TypeError) and not _entered(wrong) else wrong)
             raise

@@ -1,9 +1,11 @@
 """Read, write and edit live targets."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter, register_io
+from xweights.core.public_calls import told_of_refusals
 
 
 def _read(parameter: Parameter) -> Array:
@@ -23,4 +25,11 @@ def connect_parameters() -> None:
     register_io(_read, _write)
 
 
+def _tell_ranks(name: str, arguments: Sequence[Any], keywords: Mapping[str, Any], error: Exception) -> None:
+    from xweights.edit.refusals import tell_ranks
+
+    tell_ranks(name, arguments, keywords, error)
+
+
 connect_parameters()
+told_of_refusals.append(_tell_ranks)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.agreement import group_of, is_cut
 from xweights.core.blocks import blocks
 from xweights.core.dtypes import COUNTERS, Array, bits_differ, widen
 from xweights.core.layout import reorder
@@ -74,15 +75,24 @@ def equal(a: Any, b: Any, *, rtol: float = 0, where: WhereLike = ..., names: Nam
     """
     if not 0 <= rtol < math.inf:
         raise ArgumentError(f"rtol= is a number >= 0\ngot: {rtol!r}")
-    for name, p, counterpart in _match(a, b, where, names):
+    matched = list(_match(a, b, where, names))
+    cut = [q for _, p, counterpart in matched for q in (p, counterpart) if q is not None and is_cut(q)]
+    group = group_of(cut)
+    verdict = True
+    for _, p, counterpart in matched:
         if p is None or counterpart is None:
+            verdict = False
+        elif verdict or is_cut(p) or is_cut(counterpart):
+            change = _change(p.name, p, counterpart)
+            verdict = verdict and (change is None or _is_small(change, rtol))
+        if not verdict and group is None:
             return False
-        change = _change(name, p, counterpart)
-        if change is None:
-            continue
-        if not rtol or change.note.startswith(("shape", "axes", "gates")) or not change.rel <= rtol:
-            return False
-    return True
+    # Every rank looks at all shards: what each of them has whole (statistics) may differ from rank to rank.
+    return verdict if group is None else bool(group.all_reduce(np.array([verdict], np.int64), "min")[0])
+
+
+def _is_small(change: Change, rtol: float) -> bool:
+    return bool(rtol) and not change.note.startswith(("shape", "axes", "gates")) and change.rel <= rtol
 
 
 def _match(

@@ -184,6 +184,17 @@ def _parts(arrays: Sequence[Array], absolute: bool) -> Iterator[Array]:
                 yield _magnitude(part, absolute).astype(wide, copy=False)
 
 
+class MagnitudeBits:
+    """The magnitudes of an array's entries as integers (uint64) of the same order: their bits in a common dtype."""
+
+    def __init__(self, array: Array, wide: np.dtype[Any]) -> None:
+        self.array, self.wide = array, wide
+
+    def __iter__(self) -> Iterator[Array]:
+        for part in _parts([self.array], True):
+            yield part.astype(self.wide, copy=False).view(f"u{self.wide.itemsize}").astype(np.uint64)
+
+
 def _magnitude(part: Array, absolute: bool) -> Array:
     part = part.astype(np.float32) if is_half(part.dtype) else part
     return np.abs(part) if absolute else part

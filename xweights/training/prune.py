@@ -12,11 +12,13 @@ from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_for_editing
 from xweights.edit.apply import bind_line, run
 from xweights.edit.execute import execute, prepare
+from xweights.edit.shards import has_shards
 from xweights.rules.base import where_of
 from xweights.rules.elementwise import Mask
 from xweights.rules.norms import Per, Scope
 from xweights.rules.pruning import Pattern, Prune, Score, host_masks
 from xweights.training.prune_hold import PruneHold, hold_pruned
+from xweights.training.prune_shards import prune_shards
 from xweights.training.sparsity_schedule import SparsitySchedule, check_schedule
 
 
@@ -121,6 +123,7 @@ def prune(
         schedule: When and how much is pruned (``Cubic(begin, end)``, ...); implies ``hold``.
         optimizer: As for :func:`xweights.hold`.
 
+    On a sharded model every rank makes the same call, and gets the masks of its own blocks.
     Exact: counts are exact, and ties are broken by (neutral name, neutral flat index), so the masks are the same on
     every backend. Inside a compiled step nothing is returned. Raises ArgumentError, NonfiniteError (NaN is neither
     small nor large), LayoutError, ShapeError, SelectionError, WriteError.
@@ -139,6 +142,8 @@ def prune(
     if opened.tracing:
         run(target, rule, where=where, call="prune")
         return None
+    if not hold and schedule is None and has_shards(opened.parameters):
+        return prune_shards(rule, opened.parameters, where)
     chosen = select(opened.parameters, where)
     if hold or schedule is not None:
         hold_registry.check(chosen)

@@ -165,3 +165,15 @@ def test_the_backend_keeps_the_protocol():
     assert np.array_equal(backend.to_host(tf.constant([1.0])), [1.0])
     assert np.array_equal(backend.to_host(tf.Variable([1.0])), [1.0])
     assert backend.ops(tf.constant(1.0)).name == "tensorflow"
+
+
+def test_a_variable_in_parts_on_parameter_servers_is_refused_by_name():
+    from tensorflow.python.distribute.sharded_variable import ShardedVariable
+
+    class Model(tf.Module):
+        def __init__(self):
+            self.bias = tf.Variable([1.0])
+            self.table = ShardedVariable([tf.Variable([[1.0]]), tf.Variable([[2.0]])])
+
+    with pytest.raises(TargetError, match="'table' is a ShardedVariable"):
+        backend.adapter(Model()).parameters(Model())

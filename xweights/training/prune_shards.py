@@ -1,0 +1,235 @@
+"""Prune parameters that several ranks hold: the masks of one process, exact counts and ties included.
+
+A threshold is found without gathering anything. Magnitudes are bit patterns in the order of their values, so each
+collective settles 11 bits of the threshold by a histogram: three for float32. Ties go by (neutral name, neutral flat
+index) as everywhere, which is settled the same way. Units, patterns, blocks and scores of one's own are selected on one
+gathered parameter at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from xweights.core import hold_registry
+from xweights.core.agreement import Vote, shard_of
+from xweights.core.dtypes import Array, is_half
+from xweights.core.groups import SINGLE, Group
+from xweights.core.owners import knows_owners, settle_owners
+from xweights.core.parameter import Parameter
+from xweights.core.params import Params
+from xweights.core.selection import WhereLike, select
+from xweights.core.shards import Shard
+from xweights.edit.execute import edit_parameter
+from xweights.edit.guards import defer_interrupts, enter_guards, undo_on_error
+from xweights.edit.shards import Block, prepare_blocks, whole_parameter
+from xweights.errors import NonfiniteError, Problems
+from xweights.rules.elementwise import Mask
+from xweights.rules.order_statistics import MagnitudeBits, at_least, has_nan
+from xweights.rules.pruning import Prune, stream_masks
+from xweights.rules.shards import cut_operand
+
+DIGIT = 11
+
+
+def prune_shards(rule: Prune, everything: Sequence[Parameter], where: WhereLike) -> Params:
+    """Prune, and return the masks of this rank's blocks."""
+    with Vote(everything, "prune", writing=True) as vote:
+        vote.agree(repr(rule), rule)
+        chosen = vote.open(select(everything, where))
+        hold_registry.check(chosen)
+        blocks = prepare_blocks(rule, chosen, "prune")
+        by_magnitude = _is_by_magnitude(rule) and all(b.shard is None or b.shard.ranges is not None for b in blocks)
+        if by_magnitude:
+            _refuse_nan(blocks)
+        vote.flag = vote.group is not None and knows_owners(vote.group, chosen)
+    group = vote.group or SINGLE
+    if by_magnitude:
+        masks = _masks_by_magnitude(rule, blocks, group, known=all(vote.flags))
+    else:
+        masks = _masks_of_wholes(rule, chosen)
+    fallible = [block.p for block in blocks if block.p.storage.fallible]
+    guards = enter_guards([block.local for block in blocks])
+    with defer_interrupts(), np.errstate(all="ignore"), guards, undo_on_error(fallible):
+        for block, mask in zip(blocks, masks, strict=True):
+            edit_parameter(Mask(None), block.local, (mask,), None)
+    hold_registry.reapply(chosen)
+    return Params(
+        {p.name: mask for p, mask in zip(chosen, masks, strict=True)},
+        axes={p.name: p.axes for p in chosen},
+        roles={p.name: p.role for p in chosen},
+        gates={p.name: p.gates for p in chosen},
+    )
+
+
+def _is_by_magnitude(rule: Prune) -> bool:
+    return rule.score is None and rule.per is None and rule.block is None and rule.pattern is None
+
+
+def _refuse_nan(blocks: Sequence[Block]) -> None:
+    problems = Problems("prune can't be done, and nothing was changed")
+    for block in blocks:
+        if has_nan(_view(block)):
+            problems.add(
+                NonfiniteError,
+                f"{block.p.name!r} has NaN, which is neither small nor large",
+                fix="mend it, or leave it out with where=",
+            )
+    problems.check()
+
+
+def _view(block: Block) -> Array:
+    """Return this rank's block in neutral order, with at least one axis."""
+    local = block.local
+    view = local.layout.to_neutral(local.read())
+    return view if view.shape else view.reshape(1)
+
+
+def _masks_of_wholes(rule: Prune, chosen: Sequence[Parameter]) -> list[Array]:
+    """Return the masks of this rank's blocks, selected on one gathered parameter at a time."""
+    mask_of = stream_masks(rule, chosen, lambda position: whole_parameter(chosen[position]))
+    masks = []
+    for position, p in enumerate(chosen):
+        mask, shard = mask_of(position, whole_parameter(p)), shard_of(p)
+        masks.append(mask if shard is None or shard.is_whole else cut_operand(mask, p, shard).copy())
+    return masks
+
+
+class _Pool(NamedTuple):
+    """Entries that are ranked together: the positions of their parameters, by name, and how many are dropped."""
+
+    positions: Sequence[int]
+    drop: int
+    total: int
+
+
+def _masks_by_magnitude(rule: Prune, blocks: Sequence[Block], group: Group, *, known: bool) -> list[Array]:
+    views = [_view(block) for block in blocks]
+    shapes = [block.local.shape for block in blocks]
+    if rule.threshold is not None:
+        kept = [at_least(view, rule.bound_above(view.dtype), absolute=True) for view in views]
+        return [mask.reshape(shape) for mask, shape in zip(kept, shapes, strict=True)]
+    order = sorted(range(len(blocks)), key=lambda position: blocks[position].p.name)
+    sizes = [block.p.size for block in blocks]
+    if rule.scope == "global":
+        pools = [_Pool(order, rule.dropped(sum(sizes)), sum(sizes))]
+    else:
+        pools = [_Pool([position], rule.dropped(sizes[position]), sizes[position]) for position in order]
+    masks = [np.ones(view.shape, np.bool_) for view in views]
+    open_pools = [pool for pool in pools if 0 < pool.drop < pool.total]
+    for pool in pools:
+        if 0 < pool.total <= pool.drop:
+            for position in pool.positions:
+                masks[position][...] = False
+    if open_pools:
+        owned = settle_owners(group, [block.p for block in blocks], known=known)
+        _drop_smallest(open_pools, blocks, views, masks, owned, group)
+    return [mask.reshape(shape) for mask, shape in zip(masks, shapes, strict=True)]
+
+
+def _drop_smallest(
+    pools: Sequence[_Pool],
+    blocks: Sequence[Block],
+    views: Sequence[Array],
+    masks: list[Array],
+    owned: Sequence[bool],
+    group: Group,
+) -> None:
+    """Set the masks to False where an entry is among the smallest of its pool."""
+    wides = [np.result_type(*(_comparison_dtype(views[i].dtype) for i in pool.positions)) for pool in pools]
+    values = [
+        [MagnitudeBits(views[i], wide) for i in pool.positions if owned[i]]
+        for pool, wide in zip(pools, wides, strict=True)
+    ]
+    bits = max(wide.itemsize * 8 - 1 for wide in wides)
+    edges, below, equal = _select(values, [pool.drop for pool in pools], bits, group)
+    tied: list[tuple[int, int]] = []  # (parameter, how many of its ties are dropped), if not all and not none
+    counts = np.zeros(len(blocks), np.int64)
+    limits = []
+    for pool, wide, edge in zip(pools, wides, edges, strict=True):
+        limit = np.asarray(edge, f"u{wide.itemsize}").view(wide)
+        limits.append(limit)
+        for position in pool.positions:
+            masks[position] = at_least(views[position], limit, absolute=True, strictly=True)
+    partial = [at for at, pool in enumerate(pools) if pool.drop - below[at] < equal[at]]
+    if not partial:
+        return
+    # Some of the ties stay: those at the end of the order.
+    ties = {
+        position: at_least(views[position], limits[at], absolute=True) & ~masks[position]
+        for at in partial
+        for position in pools[at].positions
+    }
+    for position, mask in ties.items():
+        counts[position] = int(np.count_nonzero(mask)) if owned[position] else 0
+    counts = group.all_reduce(counts)
+    for at in partial:
+        left = pools[at].drop - below[at]
+        for position in pools[at].positions:
+            share = min(left, int(counts[position]))
+            left -= share
+            if share == 0:
+                masks[position] |= ties[position]
+            elif share < counts[position]:
+                tied.append((position, share))
+    places = [_flat_places(ties[position], blocks[position]) for position, _ in tied]
+    if tied:
+        own = [[[place]] if owned[position] else [] for (position, _), place in zip(tied, places, strict=True)]
+        most = max(blocks[position].p.size for position, _ in tied)
+        last = _select(own, [share for _, share in tied], max(most.bit_length(), 1), group)[0]
+        for (position, _), place, end in zip(tied, places, last, strict=True):
+            masks[position][ties[position]] = place > end
+
+
+def _comparison_dtype(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    return np.dtype(np.float32) if is_half(dtype) else dtype.newbyteorder("=")
+
+
+def _flat_places(mask: Array, block: Block) -> Array:
+    """Return the neutral flat indices, in the whole parameter, of the entries that a mask of the block selects."""
+    shape = block.p.shape or (1,)
+    coordinates = np.nonzero(mask)
+    starts = _starts(block.shard, len(shape))
+    moved = tuple(axis + start for axis, start in zip(coordinates, starts, strict=True))
+    return np.ravel_multi_index(moved, shape).astype(np.uint64)
+
+
+def _starts(shard: Shard | None, axes: int) -> Sequence[int]:
+    if shard is None or shard.is_whole:
+        return [0] * axes
+    assert shard.ranges is not None
+    return [first for first, _ in shard.ranges]
+
+
+def _select(
+    pools: Sequence[Sequence[Iterable[Array]]], ranks: Sequence[int], bits: int, group: Group
+) -> tuple[list[int], list[int], list[int]]:
+    """Return, for each pool of uint64, its value of a rank (from 1), how many are below it, and how many equal it.
+
+    One collective for each 11 bits, for all pools together.
+    """
+    prefixes, below, equal = [0] * len(pools), [0] * len(pools), [0] * len(pools)
+    for shift in reversed(range(0, bits, DIGIT)):
+        histogram = np.zeros((len(pools), 1 << DIGIT), np.int64)
+        for at, pool in enumerate(pools):
+            for values in pool:
+                for part in values:
+                    histogram[at] += _count_digits(part, prefixes[at], shift)
+        histogram = group.all_reduce(histogram)
+        for at, rank in enumerate(ranks):
+            upto = np.cumsum(histogram[at])
+            digit = int(np.searchsorted(upto, rank - below[at]))
+            below[at] += int(upto[digit - 1]) if digit else 0
+            equal[at] = int(histogram[at][digit])
+            prefixes[at] = prefixes[at] << DIGIT | digit
+    return prefixes, below, equal
+
+
+def _count_digits(part: Array, prefix: int, shift: int) -> Array:
+    """Return how often each digit at ``shift`` occurs among the values that begin with a prefix."""
+    above = shift + DIGIT
+    inside = part if above >= 64 else part[part >> np.uint64(above) == np.uint64(prefix)]
+    digits = (inside >> np.uint64(shift)) & np.uint64((1 << DIGIT) - 1)
+    return np.bincount(digits.astype(np.int64), minlength=1 << DIGIT)
