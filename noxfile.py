@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -80,6 +81,7 @@ IN_ONE_PROCESS = ("pytest", "-n", "0", "--quiet")
 QUICK = "not slow and not thorough"
 NO_MATRIX = "not matrix and not training"
 NO_TEST_SELECTED = 5
+SAYS_SO_EVERY = 30  # seconds in which nothing else is printed
 # Hundreds of forks: CI has them where no framework is imported, as forking a process with all of them takes longer.
 FORKS = "tests/files/test_atomic.py"
 # What shows that a framework does without the others: in CI, where those are installed and left out ...
@@ -113,6 +115,17 @@ BUILT: list[str] = []  # the wheel, once there is one
 SECONDS: dict[str, float] = {}  # what each part of this run took
 
 
+# What the demo needs of all that the tests need: the environment is the same, and the tests install the rest.
+DEMO = ("torch,tensorflow-cpu,keras,jax", ("scikit-learn", *MODELS))
+DEMO_TAKES = """
+The demo installs PyTorch, TensorFlow, Keras and JAX (builds for the CPU) into .nox/everything.
+    the first time: about 5 minutes on two cores, 0.8 GB to download, 3 GB of disk
+    after that:     about 3 minutes
+Step 1 of 3: installing"""
+# The tests of oldest do without what asks for newer releases of the frameworks' own dependencies.
+OLDEST_TESTS = ("hypothesis", "pytest", "pytest-xdist", "scikit-learn", "msgpack")
+
+
 # What CI runs: the cheap one first.
 
 
@@ -138,16 +151,16 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def check(session: nox.Session) -> None:
-    """Run `tests` and `types`, mypy beside the tests of which there is one process each."""
+    """Run `tests` and `types`, the type checkers beside the tests of which there is one process each."""
     everything = Everything(session, *group("types"))
-    everything.run_tests(beside=[everything.job("types", "mypy")])
+    everything.run_tests(beside=everything.checkers())
 
 
 @nox.session(venv_backend="none", default=False)
 def types(session: nox.Session) -> None:
-    """Check the types with mypy --strict, of the core, of every backend and of this file."""
+    """Check the types with mypy --strict: of the core, every backend and this file; a user's code also with pyright."""
     everything = Everything(session, *group("types"))
-    everything.run("mypy", *session.posargs)
+    everything.side_by_side(everything.checkers(*session.posargs))
 
 
 @nox.session(venv_backend="none", default=False)
@@ -166,7 +179,8 @@ def tests(session: nox.Session) -> None:
 def nightly(session: nox.Session) -> None:
     """Run everything that CI leaves out: all tests and examples, real bare environments, random order, benchmarks."""
     Everything(session).run_tests(thorough=True)
-    for name in ("slow", *(f"alone({framework})" for framework in ALONE), "shuffled", "bench"):
+    alone = (f"alone({framework})" for framework in ALONE)
+    for name in ("slow", *alone, "oldest", "shuffled", "package", "bench"):
         session.notify(name)
 
 
@@ -179,6 +193,30 @@ def alone(session: nox.Session, framework: str) -> None:
     session.install(*INSTALL, "--no-deps", "--force-reinstall", wheel)  # it may bear the version that was there before
     chosen = session.posargs or ALONE[framework]
     session.run(*PYTEST, "-m", f"not slow and {NO_MATRIX}", *chosen, env=keras_on(KERAS_BACKENDS[0]))
+
+
+@nox.session(default=False)
+def oldest(session: nox.Session) -> None:
+    """Run the tests with the oldest release of everything that pyproject.toml allows (docs/versions.md)."""
+    pins = oldest_versions(session)
+    install = ("--no-compile", "-c", pins)
+    wheel = build_wheel(session)
+    session.install(*install, f"{wheel}[{Everything.extras}]", *OLDEST_TESTS)
+    session.install("--no-deps", "--force-reinstall", wheel)  # it may bear the version that was there before
+    for backend in KERAS_BACKENDS:
+        wanted = QUICK if backend == KERAS_BACKENDS[0] else f"keras_backend and {QUICK}"
+        chosen = ("-m", f"({wanted}) and not matrix", "--old-torch", *session.posargs)
+        session.run(*PYTEST, *chosen, env=keras_on(backend), success_codes=[0, NO_TEST_SELECTED])
+
+
+@nox.session(default=False)
+def package(session: nox.Session) -> None:
+    """Build the source distribution, and the wheel out of it; check what a package index will show."""
+    session.install(*INSTALL, *group("package"))
+    folder = Path(session.cache_dir) / "package"
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(folder), silent=True)
+    session.run("twine", "check", "--strict", *sorted(str(path) for path in folder.iterdir()))
 
 
 @nox.session(venv_backend="none", default=False)
@@ -194,10 +232,15 @@ def shuffled(session: nox.Session) -> None:
 @nox.session(venv_backend="none", default=False)
 def demo(session: nox.Session) -> None:
     """Run the examples: edits of twins and of a pretrained network; then, on each Keras backend, pruned training."""
-    everything = Everything(session)
-    everything.run("python", "examples/demo.py", *session.posargs, env={"KERAS_BACKEND": KERAS_BACKENDS[0]})
-    for backend in KERAS_BACKENDS:
-        everything.run("python", "examples/pruned_training.py", *session.posargs, env={"KERAS_BACKEND": backend})
+    session.log(DEMO_TAKES)
+    everything = Everything(session, only=DEMO)
+    session.log("Step 2 of 3: edits of twins, and of a pretrained network")
+    everything.run("python", "examples/demo.py", *session.posargs, env=demo_on(KERAS_BACKENDS[0]))
+    for place, backend in enumerate(KERAS_BACKENDS):
+        session.log(f"Step 3 of 3: pruning while training, Keras on {backend} ({place + 1} of {len(KERAS_BACKENDS)})")
+        # PyTorch by itself is trained once, and not beside Keras on each backend.
+        twins = () if backend == KERAS_BACKENDS[0] else ("--keras-only",)
+        everything.run("python", "examples/pruned_training.py", *twins, *session.posargs, env=demo_on(backend))
 
 
 @nox.session(venv_backend="none", default=False)
@@ -309,6 +352,29 @@ def keras_on(backend: str) -> dict[str, str]:
     return {**WHEEL_IS_TESTED, "KERAS_BACKEND": backend}
 
 
+def demo_on(backend: str) -> dict[str, str]:
+    """The environment of a demo under one Keras backend."""
+    return {**QUIET, "KERAS_BACKEND": backend}
+
+
+def oldest_versions(session: nox.Session) -> str:
+    """Write constraints with the oldest release that pyproject.toml allows of each package; return the file's path.
+
+    Of PyTorch no release is installed but the tested one: older ones may come as builds for GPUs of several gigabytes.
+    """
+    project = PYPROJECT["project"]
+    lines = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", Path("constraints.txt").read_text("utf-8"), re.MULTILINE))
+    kept = {re.split(r"\W", one)[0] for one in OLDEST_TESTS} | {"pytest", "pytest-xdist", "torch"}
+    oldest = dict(re.findall(r"^([\w-]+)>=([\d.]+)$", "\n".join(lines), re.MULTILINE))
+    oldest["jaxlib"] = oldest["jax"]
+    chosen = {**oldest, **{name: pins[name] for name in kept if name in pins}}
+    path = Path(session.cache_dir).resolve() / "oldest.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{name}=={version}\n" for name, version in chosen.items()), encoding="utf-8")
+    return str(path)
+
+
 def build_wheel(session: nox.Session, python: str = "python") -> str:
     """Build the wheel, once per run of nox, and return its path."""
     if not BUILT:
@@ -362,8 +428,11 @@ class Everything:
 
     extras = "torch,tensorflow-cpu,keras,jax,files,gguf,plot"
 
-    def __init__(self, session: nox.Session, *more: str) -> None:
-        """Make it if it isn't there, and bring it up to date; what a session needs more is installed with the rest."""
+    def __init__(self, session: nox.Session, *more: str, only: tuple[str, tuple[str, ...]] | None = None) -> None:
+        """Make it if it isn't there, and bring it up to date; what a session needs more is installed with the rest.
+
+        With ``only`` (extras and packages), a new one gets no more than these.
+        """
         self.session = session
         self.home = Path(session.cache_dir).parent.resolve()
         home = self.home / "everything"
@@ -373,7 +442,8 @@ class Everything:
             if new:
                 session.run_install(sys.executable, "-m", "virtualenv", "--quiet", str(home), external=True)
             wheel = build_wheel(session, str(self.bin / "python"))
-            packages = (f"{wheel}[{self.extras}]", *group("tests"), *LOOPS, *MODELS, *more)
+            extras, others = only or (self.extras, (*group("tests"), *LOOPS, *MODELS))
+            packages = (f"{wheel}[{extras}]", *others, *more)
             if new:
                 pip = ("python", "-m", "pip", "install", "--quiet", *INSTALL)
                 self.side_by_side([self.job(f"install {names[0]}", *pip, "--no-deps", *names) for names in LARGE])
@@ -441,6 +511,17 @@ class Everything:
             self.session.log(summary(seconds))
         return cells
 
+    def checkers(self, *args: str) -> list[Job]:
+        """The type checkers: mypy of everything, and pyright of a user's code, where there is a Node to run it."""
+        jobs = [self.job("types", "mypy", *args)]
+        if all(shutil.which(program) for program in ("node", "npm")):
+            where = ("--project", "tests/typing", "--pythonpath", str(self.bin / "python"))
+            env = {"PYRIGHT_PYTHON_CACHE_DIR": str(self.home / "pyright"), "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+            jobs.append(self.job("types, pyright", "pyright", *where, env=env))
+        else:
+            self.session.log("pyright is left out: it needs node, and npm to be fetched with")
+        return jobs
+
     def fresh_folder(self, name: str) -> Path:
         """Make an empty folder of that name for what this run leaves behind."""
         folder = Path(self.session.cache_dir).resolve() / name
@@ -456,12 +537,26 @@ class Everything:
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
 
+    def size(self) -> str:
+        """What the environment holds on the disk so far."""
+        folders = (os.scandir(folder) for folder, _, _ in os.walk(self.bin.parent))
+        size = sum(
+            entry.stat().st_size for folder in folders for entry in folder if entry.is_file(follow_symlinks=False)
+        )
+        return f"{size / 1e9:.1f} GB in {self.bin.parent.name}"
+
     def side_by_side(self, jobs: list[Job]) -> None:
         """Run the jobs in this order, as many at a time as there are cores; every one of them has to succeed."""
         logs = self.fresh_folder("logs")
         waiting, running, failed = list(jobs), list[Job](), list[str]()
+        begun = said_at = time.perf_counter()
         try:
             while waiting or running:
+                now = time.perf_counter()
+                if running and now - said_at > SAYS_SO_EVERY:
+                    said_at = now
+                    names = "; ".join(job.name for job in running)
+                    self.session.log(f"{now - begun:.0f} s: {names} ({len(waiting)} waiting, {self.size()})")
                 while waiting and len(running) < CORES:
                     job = waiting.pop(0)
                     self.session.log(f"{job.name}: {' '.join(job.command)}")

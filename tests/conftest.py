@@ -9,7 +9,9 @@ import random
 import re
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,6 +19,7 @@ from hypothesis import HealthCheck, settings
 sys.path.insert(0, str(Path(__file__).parent / "packaging"))
 
 from absent import LEFT_OUT, leave_out
+from older import absent_here, age_torch, reason_to_skip
 
 # No deadlines, and no check of how quickly data is drawn: a busy machine says nothing about the code. CI draws the same
 # examples every time, so that a red run is about the change; `nox -s nightly` draws many more, and others each time.
@@ -104,9 +107,12 @@ YET_ON_JAX = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Take --only and --shuffle."""
+    """Take --only, --old-torch and --shuffle."""
     told = "run as though no framework were installed but this one (TensorFlow has Keras with it)"
     parser.addoption("--only", choices=sorted(LEFT_OUT), help=told)
+    parser.addoption(
+        "--old-torch", action="store_true", help="run without what PyTorch's oldest supported release lacks"
+    )
     parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in a random order, the same for a seed")
 
 
@@ -120,6 +126,8 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.only:
         leave_out(LEFT_OUT[config.option.only])
+    if config.option.old_torch:
+        age_torch()
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -147,6 +155,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.thorough)
     if config.option.shuffle is not None:
         random.Random(config.option.shuffle).shuffle(items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
+    """Skip what a release of a framework can't do yet, and say since when it can (tests/packaging/older.py)."""
+    report = yield
+    if report.failed and call.excinfo is not None:
+        absent = list(absent_here(item.config.option.old_torch))
+        if reason := reason_to_skip(call.excinfo.value, absent):
+            report.outcome = "skipped"
+            report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {reason}")
+    return report
 
 
 def pytest_collection_finish() -> None:

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,6 +19,9 @@ from forks import in_a_fork
 
 import xweights as xw
 from xweights.files.io import transaction
+
+if TYPE_CHECKING:
+    from typing import Self
 
 posix = pytest.mark.skipif(os.name != "posix", reason="fork, kill -9 and links are POSIX's")
 COUNT = 3

@@ -23,6 +23,6 @@ def misname() -> None:
 
 def mistake_the_result() -> None:
     xw.prune(weights, fraction=0.5).release()  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue]
-    xw.prune(weights, fraction=0.5, hold=True)["dense/kernel"]  # type: ignore[index] # pyright: ignore[reportIndexIssue] # noqa: B018
-    xw.merge([weights], out="w.npz")["dense/kernel"]  # type: ignore[index] # pyright: ignore[reportIndexIssue] # noqa: B018
+    xw.prune(weights, fraction=0.5, hold=True)["dense/kernel"]  # type: ignore[index] # pyright: ignore[reportIndexIssue]
+    xw.merge([weights], out="w.npz")["dense/kernel"]  # type: ignore[index] # pyright: ignore[reportIndexIssue]
     xw.stats(weights)["dense/kernel"].avg  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue] # noqa: B018

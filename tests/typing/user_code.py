@@ -17,7 +17,10 @@ Weights = dict[str, npt.NDArray[np.float32]]
 
 def make_weights(seed: int) -> xw.Params:
     rng = np.random.default_rng(seed)
-    arrays: Weights = {"dense/kernel": rng.normal(size=(6, 4)).astype(np.float32), "dense/bias": np.zeros(4, np.float32)}
+    arrays: Weights = {
+        "dense/kernel": rng.normal(size=(6, 4)).astype(np.float32),
+        "dense/bias": np.zeros(4, np.float32),
+    }
     return xw.Params(arrays, axes={"dense/kernel": ("in", "out"), "dense/bias": ("out",)})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from xweights.core import attachments, hold_registry
 from xweights.core.mappings import replaceable_entries
@@ -14,6 +14,9 @@ from xweights.core.targets import open_eagerly
 from xweights.edit.guards import defer_interrupts, enter_guards
 from xweights.edit.read import check_readable
 from xweights.errors import HoldError, Problems, TraceError, XweightsError
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 
 class Snapshot:

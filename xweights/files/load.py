@@ -6,7 +6,7 @@ import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
@@ -27,6 +27,9 @@ from xweights.files.io.limits import Limits
 from xweights.files.io.metadata import ArrayMetadata
 from xweights.files.io.open_file import OpenFile, damaged, refused
 from xweights.files.io.records import ByteRange, Index, Record
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 _READ_ONLY = "it is in a file\nFix: xweights.edit_file(path, rule, where=...), or get_params and save"
 

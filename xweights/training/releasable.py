@@ -5,7 +5,10 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sized
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 
 class Releasable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import keras
@@ -62,8 +63,15 @@ _ALL = [
            {"momentum": "momentums", "velocity": "adam_velocities"},
            {**_DECOUPLED, "accumulate": "sum", "adjust": "rms", "narrow": None}),
 ]  # fmt: skip
-# Keras before 3.10 has no Muon: its rule is handed over as an optimizer of this package.
-CLASSES = {row.name: row for row in _ALL if hasattr(keras.optimizers, row.name)}
+
+
+def _is_known(row: OptimizerRow) -> bool:
+    # Keras before 3.10 has no Muon, and before 3.13 one of another rule: it scales without rms_rate.
+    kind = getattr(keras.optimizers, row.name, None)
+    return kind is not None and set(row.hyper) <= set(signature(kind.__init__).parameters)
+
+
+CLASSES = {row.name: row for row in _ALL if _is_known(row)}
 
 
 def native_of(optimizer: Any) -> OptimizerRow | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
+from enum import Enum
 
 from xweights.core.parameter import Parameter
 from xweights.errors import Problems, RefusedFileError, SelectionError
@@ -29,7 +29,7 @@ FOREIGN = {
 }
 
 
-class Part(StrEnum):
+class Part(str, Enum):
     """One array of a module's adapter."""
 
     A = "lora_A"
