@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from xweights.core.groups import Group
 from xweights.core.parameter import Parameter
 from xweights.core.shards import Shard, ShardedStorage
 from xweights.errors import RankError, XweightsError, combine_kinds
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 AGREED, REFUSED, FAILED = range(3)
 # What is compared, in the order in which a difference is reported.
@@ -186,6 +189,10 @@ class Outcome(Vote):
     def __init__(self, group: Group | None) -> None:
         super().__init__((), "the writes of this call", writing=True)
         self.group = group
+
+    def settle(self, error: BaseException | None) -> None:
+        """Vote on what was found elsewhere; raise what all ranks raise, if this one found nothing or others more."""
+        self.__exit__(None if error is None else type(error), error, None)
 
 
 def is_cut(p: Parameter) -> bool:

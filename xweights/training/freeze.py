@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from xweights.core import hold_registry
+from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
 from xweights.core.targets import open_eagerly
@@ -18,6 +19,7 @@ from xweights.errors import ArgumentError, HoldError, SelectionError
 from xweights.rules.constraints import Keep
 from xweights.training.held import Hold, Members, begin
 from xweights.training.held_rules import HeldRules
+from xweights.training.hold_shards import agree_on_blocks
 from xweights.training.hooks import FrozenHandle, TrainingHooks, training_for
 from xweights.training.releasable import refer_to
 
@@ -175,28 +177,38 @@ def freeze(
     everything = open_eagerly(
         target, ArgumentError("a freeze can't begin inside a compiled step\nFix: freeze before the step is traced")
     )
-    chosen = select(everything, DEFAULT_EDITED if where is None else where)
-    moved = [p for p in chosen if _is_statistic(p)]
-    trained = [p for p in chosen if not any(p is statistic for statistic in moved)]
-    if moved and entries is not None:
-        raise HoldError(
-            f"{moved[0].name!r} is changed by the forward pass, not by an optimizer: only all of it can be frozen\n"
-            "Fix: leave it out with where=, or leave out entries="
-        )
     frozen = Freeze(entries)
+    selected = DEFAULT_EDITED if where is None else where
     try:
-        begin(frozen, target, trained, optimizer if trained else None)
-        if moved:
-            frozen._statistics = _Statistics(frozen)
-            begin(frozen._statistics, target, moved, None)
-        frozen._target, frozen._optimizer, frozen._inference = refer_to(target), optimizer, inference
-        _freeze_natively(frozen, target, chosen)
+        with agree_on_blocks(everything, selected, frozen.rule, "freeze") as (chosen, members):
+            moved = [p for p in chosen if _is_statistic(p)]
+            trained = [p for p in chosen if not any(p is statistic for statistic in moved)]
+            if moved and entries is not None:
+                _refuse_entries_of(moved[0])
+            operands = None if members is None else partial(_operands_of, members)
+            begin(frozen, target, trained, optimizer if trained else None, operands=operands)
+            if moved:
+                frozen._statistics = _Statistics(frozen)
+                begin(frozen._statistics, target, moved, None, operands=operands)
+            frozen._target, frozen._optimizer, frozen._inference = refer_to(target), optimizer, inference
+            _freeze_natively(frozen, target, chosen)
     except BaseException:
         frozen.release()
         raise
     if moved and not trained:
         frozen.manual = not frozen._frozen_handles
     return frozen
+
+
+def _refuse_entries_of(statistic: Parameter) -> NoReturn:
+    raise HoldError(
+        f"{statistic.name!r} is changed by the forward pass, not by an optimizer: only all of it can be frozen\n"
+        "Fix: leave it out with where=, or leave out entries="
+    )
+
+
+def _operands_of(members: Members, p: Parameter) -> tuple[Array, ...]:
+    return members[p][1]
 
 
 def unfreeze(target: Any, *, where: WhereLike | None = None) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from xweights.core.parameter import Parameter
 from xweights.core.registry import backend_for
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_eagerly
 from xweights.edit.execute import as_rule
+from xweights.edit.shards import has_shards
 from xweights.errors import ArgumentError
 from xweights.rules.base import Rule
 from xweights.rules.pruning import Prune
 from xweights.rules.tying import Tied, TiedShare
 from xweights.training.held import Hold, begin, refuse_statistics
+from xweights.training.hold_shards import agree_on_blocks
 from xweights.training.hooks import native_of
 from xweights.training.prune_hold import hold_pruned
 from xweights.training.sparsity_schedule import SparsitySchedule
@@ -61,6 +64,8 @@ def hold(
     everything = open_eagerly(
         target, ArgumentError("a hold can't begin inside a compiled step\nFix: hold before the step is traced")
     )
+    if has_shards(everything) and not isinstance(rule, (Prune, Tied)) and schedule is None:
+        return _hold_blocks(target, rule, everything, where, optimizer)
     chosen = select(everything, where)
     if isinstance(rule, Prune):
         return hold_pruned(target, rule, chosen, schedule, optimizer)
@@ -77,3 +82,17 @@ def hold(
         raise ArgumentError("parameters of several frameworks can't be tied\nFix: set_params after each step")
     shares = {id(p): TiedShare(rule, chosen, position) for position, p in enumerate(chosen)}
     return begin(Hold(rule, []), target, chosen, optimizer, rule_of=lambda p: shares[id(p)])
+
+
+def _hold_blocks(target: Any, rule: Rule, everything: Sequence[Parameter], where: WhereLike, optimizer: Any) -> Hold:
+    """Hold a rule on this rank's blocks; every rank makes this call, or none holds anything."""
+    held = Hold(rule, [])
+    try:
+        with agree_on_blocks(everything, where, rule, "hold") as (blocks, members):
+            refuse_statistics(blocks)
+            rules = members or {}
+            begin(held, target, blocks, optimizer, operands=lambda p: rules[p][1], rule_of=lambda p: rules[p][0])
+    except BaseException:
+        held.release()
+        raise
+    return held

@@ -19,6 +19,7 @@ from xweights.core.shards import Shard
 from xweights.errors import WriteError
 from xweights_torch.checks import packed_reason, refusal_reason
 from xweights_torch.dtypes import from_host, host_view
+from xweights_torch.sharding.life_cycle import reshard
 from xweights_torch.sharding.placements import local_of, placement_reason, read_shard
 from xweights_torch.storage import (
     TensorBackup,
@@ -100,23 +101,22 @@ class ShardStorage(TensorStorage):
         return reason or refusal_reason(local_of(tensor), writing=writing)
 
     def edit_refusal(self, handle: Handle) -> str | None:
-        return packed_reason(local_of(tensor_of(handle)))
+        return packed_reason(_block(handle))
 
     def effective(self, handle: Handle) -> Array | None:
         return None
 
-    def local(self, handle: Handle) -> tuple[TensorStorage, torch.Tensor]:
-        block = local_of(tensor_of(handle))
-        return storage_of(block), block
+    def local(self, handle: Handle) -> tuple[TensorStorage, Handle]:
+        return (DEVICE_BLOCKS if self.fallible else CPU_BLOCKS), handle
 
     def whole(self, handle: Handle, value: Array) -> tuple[TensorStorage, Handle]:
-        return _copied(value, local_of(tensor_of(handle)))
+        return _copied(value, _block(handle))
 
     def read(self, handle: Handle) -> Array:
-        return self._open_shard(handle).gather(host_view(local_of(tensor_of(handle))))
+        return self._open_shard(handle).gather(host_view(_block(handle)))
 
     def write(self, handle: Handle, value: Array) -> None:
-        write_tensor(local_of(tensor_of(handle)), self._open_shard(handle).cut_stored(value))
+        write_tensor(_block(handle), self._open_shard(handle).cut_stored(value))
 
     def _open_shard(self, handle: Handle) -> Shard:
         if not self.is_open:
@@ -133,15 +133,66 @@ class ShardStorage(TensorStorage):
         raise WriteError(_CLOSED)
 
     def backup(self, handle: Handle) -> Any:
-        block = local_of(tensor_of(handle))
+        block = _block(handle)
         return [(block, back_up(block))]
 
     def restore(self, handle: Handle, kept: list[tuple[torch.Tensor, TensorBackup]]) -> None:
+        if isinstance(handle, TensorHandle):
+            for place in handle.places:
+                reshard(place.owner)  # a gathered copy is no replacement
         for block, tensor_backup in kept:
             restore_tensor(block, tensor_backup)
         if isinstance(handle, TensorHandle):
             for place in handle.places:
                 place.reregister()
+
+
+class BlockStorage(TensorStorage):
+    """Storage of this rank's block of a DTensor, as an array of its own; the handle is still that of the parameter."""
+
+    def identity(self, handle: Handle) -> Hashable:
+        return id(tensor_of(handle))
+
+    def group_key(self, handle: Handle) -> Hashable | None:
+        return None
+
+    def refusal(self, handle: Handle, *, writing: bool) -> str | None:
+        return refusal_reason(_block(handle), writing=writing)
+
+    def edit_refusal(self, handle: Handle) -> str | None:
+        return packed_reason(_block(handle))
+
+    def effective(self, handle: Handle) -> Array | None:
+        return None
+
+    def read(self, handle: Handle) -> Array:
+        return host_view(_block(handle))
+
+    def write(self, handle: Handle, value: Array) -> None:
+        write_tensor(_block(handle), value)
+
+    def native_array(self, handle: Handle, *, tensor: bool = False) -> Any:
+        return super().native_array(_block(handle), tensor=tensor)
+
+    def tracked(self, handle: Handle) -> torch.Tensor:
+        raise WriteError(_CLOSED)
+
+    def commit(self, handle: Handle, native: Any, value: Any) -> None:
+        super().commit(_block(handle), native, value)
+
+    def backup(self, handle: Handle) -> Any:
+        return super().backup(_block(handle))
+
+    def restore(self, handle: Handle, kept: list[tuple[torch.Tensor, TensorBackup]]) -> None:
+        super().restore(_block(handle), kept)
+
+
+def _block(handle: Handle) -> torch.Tensor:
+    return local_of(tensor_of(handle))
+
+
+CPU_BLOCKS = BlockStorage(fallible=False)
+DEVICE_BLOCKS = BlockStorage(fallible=True)
 
 
 def _copied(value: Array, like: torch.Tensor) -> tuple[TensorStorage, Handle]:
