@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from xweights.core import attachments, hold_registry
+from xweights.core.agreement import Outcome, Vote, group_of, is_voted
 from xweights.core.mappings import replaceable_entries
 from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike, select
@@ -49,8 +50,15 @@ class Snapshot:
             release: What was attached since then: False, it stays, and its rules are true of the restored values, as
                 when weights are rewound under a mask; True, it is released.
 
+        On a sharded model every rank makes this call, and restores its own blocks.
         Raises HoldError if something can't be attached again; all else is restored then.
         """
+        with Vote(self.parameters, "restore", writing=True) as vote:
+            vote.open(self.parameters)
+        self.write_back(release=release)
+
+    def write_back(self, *, release: bool) -> None:
+        """Restore what this rank has, without asking the others: they do the same."""
         problems = Problems("the values were restored, and not all that was attached to their training")
         if release:
             former = [handle for handle, _ in self._attached]
@@ -103,8 +111,9 @@ def snapshot(target: Any, *, where: WhereLike = ...) -> Snapshot:
     everything = open_eagerly(
         target, TraceError("a snapshot can't be taken inside a compiled step\nFix: take it before the step")
     )
-    chosen = select(everything, where)
-    check_readable(chosen)
+    with Vote(everything, "snapshot", writing=True) as vote:
+        chosen = vote.open(select(everything, where))
+        check_readable(chosen)
     return Snapshot(chosen, replaceable_entries(target))
 
 
@@ -132,8 +141,15 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         before = self._snapshots.pop()
+        if error is None or not is_voted(error):
+            try:
+                # If the block failed on one rank, it failed on all.
+                Outcome(group_of(before.parameters)).settle(error)
+            except BaseException:
+                before.write_back(release=True)
+                raise
         if kind is not None:
-            before.restore(release=True)
+            before.write_back(release=True)
 
 
 def transaction(target: Any, *, where: WhereLike = ...) -> Transaction:
