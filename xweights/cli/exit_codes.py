@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -16,21 +17,53 @@ class Commands(TyperGroup):
     """The group of all commands: a user error is a message and exit status 2, never a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        from xweights.cli.output import prepare_streams
+
+        as_json = "--json" in (*getattr(ctx, "_protected_args", ()), *ctx.args)
+        prepare_streams()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo("interrupted: no file was changed", err=True)
+            _say("interrupted", "no file was changed", "Interrupted", INTERRUPTED, as_json)
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             raise  # the reader of the pipe has closed it; typer handles this
         except OSError as wrong:
             named = f": {wrong.filename}" if wrong.filename is not None else ""
-            typer.echo(f"error: {wrong.strerror or wrong}{named}", err=True)
+            _say("error", f"{wrong.strerror or wrong}{named}", type(wrong).__name__, WRONG, as_json)
             raise typer.Exit(WRONG) from None
         except Exception as wrong:
             from xweights.errors import XweightsError
 
             if not isinstance(wrong, XweightsError):
                 raise
-            typer.echo(f"error: {wrong}", err=True)
+            _say("error", str(wrong), type(wrong).__name__, WRONG, as_json)
             raise typer.Exit(WRONG) from None
+
+
+def _say(what: str, text: str, kind: str, status: int, as_json: bool) -> None:
+    from xweights.errors import shorten
+
+    text = shorten(text)
+    if not as_json:
+        typer.echo(f"{what}: {text}", err=True)
+        return
+    import json
+
+    # On stderr, as every error: standard output has the result or nothing.
+    typer.echo(json.dumps({"error": {"type": kind, **split_message(text), "status": status}}, indent=2), err=True)
+
+
+def split_message(text: str) -> dict[str, Any]:
+    """Return the parts of a message: what is wrong, what was got and expected, and how to mend it."""
+    lines: Sequence[str] = text.splitlines()
+    fields: dict[str, Any] = {"message": text, "fact": lines[0] if lines else "", "problems": [], "fix": []}
+    for line in lines[1:]:
+        bare = line.strip()
+        if bare.startswith("- "):
+            fields["problems"].append(bare[2:])
+        elif bare.startswith("Fix: "):
+            fields["fix"].append(bare[5:])
+        elif bare.startswith(("got: ", "expected: ")) and bare.partition(":")[0] not in fields:
+            fields[bare.partition(":")[0]] = bare.partition(":")[2].strip()
+    return fields

@@ -8,10 +8,20 @@ from typing import Annotated, Any
 
 import typer
 
+from xweights.cli.completion import complete_where
+
 Target = Annotated[
     str,
     typer.Argument(
-        help="a weight file (FILE#PART: a part of it), or package.module:factory[@weights]", show_default=False
+        help="a weight file (FILE#PART: a part of it; - is stdin), or package.module:factory[@weights]",
+        show_default=False,
+    ),
+]
+Targets = Annotated[
+    list[str],
+    typer.Argument(
+        help="weight files, folders (FILE#PART: a part of it; - is stdin), or package.module:factory[@weights]",
+        show_default=False,
     ),
 ]
 Where = Annotated[
@@ -20,6 +30,7 @@ Where = Annotated[
         "--where",
         "-w",
         metavar="WHERE",
+        autocompletion=complete_where,
         help="which parameters: a glob on names, role:kernel, layer:0, native:GLOB or trainable:yes; given twice, "
         "either; ~ before it leaves out",
         show_default=False,
@@ -29,6 +40,19 @@ NamePairs = Annotated[
     list[str] | None,
     typer.Option(
         "--names", metavar="GLOB=GLOB", help="where names differ, as 0/*=dense/0/*; may be repeated", show_default=False
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="do it all in a temporary file, say the result, keep nothing")]
+Format = Annotated[
+    str | None, typer.Option("--format", metavar="ENDING", help="of standard output: safetensors, npz, pt, ...")
+]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapt",
+        metavar="GLOB=HOW",
+        help="bring arrays to another shape: 'stem/kernel=sum(in)', mean, repeat, take, pad, resample, leave",
+        show_default=False,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-Step = Callable[[str], None]
+from typing import Any, Protocol
 
 
-def show_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, width: int | None = None) -> None:
+class Step(Protocol):
+    """Shows the name of the next step, and how large it is beside the others."""
+
+    def __call__(self, text: str, size: int = 1) -> None: ...
+
+
+def prepare_streams() -> None:
+    """Let no text fail that a stream can't encode, as in a pipe of one of Windows' code pages: it is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def show_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, width: int | None = None, keep: Sequence[str] = ()
+) -> None:
     """Print a table: as wide as needed in a pipe, no wider than the terminal on one.
 
-    Columns that don't fit are left out from the right and named; the first one, the name, is folded.
+    Names, the first column, are shortened where too much is common to them. Other columns that don't fit are left out
+    from the right and listed, those whose titles are in ``keep`` at last.
     """
-    from xweights.core.tables import printable, render
+    from xweights.core.tables import can_show, printable, render
 
     if width is None and not sys.stdout.isatty():
         print(render(head, rows))
@@ -29,22 +44,52 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, width: int
     rows = [[printable(cell) for cell in row] for row in rows]
     console = Console(width=width, highlight=False, markup=False, emoji=False)
     widths = [max(len(title), *(len(row[i]) for row in rows)) if rows else len(title) for i, title in enumerate(head)]
-    kept = len(head)
-    while kept > 2 and min(widths[0], _NAME) + sum(widths[1:kept]) + 2 * (kept - 1) > console.width:
-        kept -= 1
+    shown = list(range(len(head)))
+    while len(shown) > 2 and min(widths[0], _NAME) + sum(widths[i] + 2 for i in shown[1:]) > console.width:
+        shown.remove(next((i for i in reversed(shown[1:]) if head[i] not in keep), shown[-1]))
+    room = max(console.width - sum(widths[i] + 2 for i in shown[1:]) - 1, 8)
+    names, note = fit_names([row[0] for row in rows], room, "…" if can_show("…") else "...")
+    if note:
+        console.print(note)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for position, title in enumerate(head[:kept]):
+    for position in shown:
         cells = [row[position] for row in rows if row[position]]
         numeric = bool(cells) and all(cell[0] in "+-.0123456789∞" for cell in cells)
         if position == 0:
-            table.add_column(title, overflow="fold", style="cyan")
+            table.add_column(head[0], overflow="fold", style="cyan")
         else:
-            table.add_column(title, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
-    for row in rows:
-        table.add_row(*row[:kept])
+            table.add_column(head[position], justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+    for row, name in zip(rows, names, strict=True):
+        table.add_row(name, *(row[i] for i in shown[1:]))
     console.print(table)
-    if kept < len(head):
-        console.print(f"(no room for: {', '.join(head[kept:])}; a wider terminal, a pipe or --json has them)")
+    if len(shown) < len(head):
+        left_out = ", ".join(title for i, title in enumerate(head) if i not in shown)
+        console.print(f"(no room for: {left_out}; a wider terminal, a pipe or --json has them)")
+
+
+def fit_names(names: Sequence[str], room: int, dots: str) -> tuple[list[str], str]:
+    """Return names that fit, and a line about what they all begin with, if that is left out."""
+    from xweights.core.short_names import common_prefix, shorten_names
+
+    if max(map(len, names), default=0) <= room:
+        return list(names), ""
+    prefix = common_prefix(names)
+    bare = [name.removeprefix(prefix) for name in names]
+    # The lines of a tree are indented: they are cut at the end of the indent, so that they stay a tree.
+    short = (
+        shorten_names(bare, room, dots)
+        if not any(name.startswith(" ") for name in names)
+        else [name if len(name) <= room else _shorten_branch(name, room, dots) for name in names]
+    )
+    return short, f"all names begin with {prefix}" if prefix else ""
+
+
+def _shorten_branch(name: str, room: int, dots: str) -> str:
+    from xweights.core.short_names import shorten_names
+
+    text = name.lstrip()
+    indent = min(len(name) - len(text), max(room - 8, 0))
+    return " " * indent + shorten_names([text], room - indent, dots)[0]
 
 
 _NAME = 24  # a name gets at least this many characters before a column is left out
@@ -52,7 +97,10 @@ _NAME = 24  # a name gets at least this many characters before a column is left 
 
 def show_json(value: Any) -> None:
     """Print a value as JSON."""
-    print(json.dumps(to_json_value(value), indent=2, ensure_ascii=False, allow_nan=False))
+    from xweights.core.tables import can_show
+
+    text = json.dumps(to_json_value(value), indent=2, ensure_ascii=False, allow_nan=False)
+    print(text if can_show(text) else json.dumps(to_json_value(value), indent=2, allow_nan=False))
 
 
 def to_json_value(value: Any) -> Any:
@@ -68,27 +116,34 @@ def to_json_value(value: Any) -> Any:
 
 @contextmanager
 def progress_bar(steps: int) -> Iterator[Step]:
-    """Show a progress bar on stderr during slow work; in a pipe, nothing.
+    """Show a progress bar on stderr during slow work, with the time left; in a pipe, nothing.
 
-    The function that it yields shows the name of the next step and advances the bar.
+    The function that it yields shows the name of the next step and advances the bar. ``steps`` is the number of them,
+    or the sum of their sizes.
     """
     if not sys.stderr.isatty():
-        yield lambda text: None
+        yield lambda text, size=1: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from xweights.core.short_names import shorten_names
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    left = (TextColumn("left:"), TimeRemainingColumn()) if steps > _TIMED else ()
+    with Progress(*columns, *left, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=steps)
-        begun = False
+        pending = 0
 
-        def step(text: str) -> None:
-            nonlocal begun
-            bar.update(task, description=text, advance=1 if begun else 0)
-            begun = True
+        def step(text: str, size: int = 1) -> None:
+            nonlocal pending
+            bar.update(task, description=shorten_names([text], 40)[0], advance=pending)
+            pending = size
 
         yield step
+
+
+_TIMED = 8  # fewer steps than this are unlike, and say nothing about the time left
 
 
 @contextmanager
@@ -98,7 +153,15 @@ def file_progress(path: Path, total: int, text: str) -> Iterator[None]:
         yield
         return
     from rich.console import Console, RenderableType
-    from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     from xweights.files.io.atomic import count_written_bytes
 
@@ -117,6 +180,8 @@ def file_progress(path: Path, total: int, text: str) -> Iterator[None]:
         BarColumn(),
         DownloadColumn(),
         TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
     )
     with WritingProgress(*columns, console=Console(stderr=True), transient=True) as bar:
         bar.add_task(text, total=max(total, 1))

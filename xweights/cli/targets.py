@@ -14,6 +14,8 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xweights.cli.streams import STDIO, read_stdin
+
 if TYPE_CHECKING:
     from xweights.errors import XweightsError
 
@@ -24,6 +26,8 @@ _FACTORY = re.compile(rf"(?P<module>{_NAME}):(?P<factory>{_NAME})(?:@(?P<weights
 
 def load_target(text: str) -> Any:
     """Return a target: the model that a factory builds, or a weight file."""
+    if text == STDIO or text.startswith(f"{STDIO}#"):
+        return load_file(Path(f"{read_stdin()}{text[1:]}"))
     match = _match_factory(text)
     if match is not None:
         return load_model(text)

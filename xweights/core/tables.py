@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
@@ -15,7 +16,9 @@ def render(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     from rich.table import Table
 
     rows = [[printable(cell) for cell in row] for row in rows]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    # A pipe of Windows' code pages can't take the line, and print() would raise.
+    line = box.SIMPLE_HEAD if can_show("─") else box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+    table = Table(box=line, show_edge=False, pad_edge=False)
     for position, title in enumerate(head):
         cells = [row[position] for row in rows]
         table.add_column(title, justify="right" if _numeric(cells) and position else "left", no_wrap=True)
@@ -50,6 +53,16 @@ def render_html(
         lines.append(f"<tr>{cells}</tr>")
     lines += ["</tbody>", "</table>", *(f"<p>{escape(note)}</p>" for note in notes)]
     return "\n".join(lines)
+
+
+def can_show(text: str) -> bool:
+    """Return whether standard output can show a text, by its encoding."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except (UnicodeError, LookupError):
+        return False
+    return True
 
 
 def _numeric(cells: Sequence[str]) -> bool:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from xweights.cli import option_values
-from xweights.cli.options import Json, Out, Where, parse_where
+from xweights.cli.options import DryRun, Json, Out, Where, parse_where
 from xweights.cli.output import file_progress, need_folder, show_json, show_table
+from xweights.cli.streams import say_saved, trial_path
 from xweights.cli.targets import weight_file
 
 if TYPE_CHECKING:
@@ -54,8 +55,12 @@ def edit(
     per: Annotated[str, typer.Option(metavar="AXES", help="what a unit is, for --max-norm")] = "out",
     seed: Annotated[int | None, typer.Option(help="of --noise", show_default=False)] = None,
     scope: Scope = "each",
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="edits from a .yaml or .json file, before those of the options")
+    ] = None,
     where: Where = None,
     out: Out = None,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Edit the weights in a file, one array in memory at a time; several edits are done in the order given.
@@ -64,19 +69,29 @@ def edit(
     what it changes in the library: trainable floating-point parameters, and for --prune and --max-norm kernels and
     embeddings.
     """
+    from xweights.cli.recipes import edit_recipe
     from xweights.errors import ArgumentError
-    from xweights.files.edit.edit import edit_file
 
     edits = ctx.meta.get(_EDITS, [])
-    if not edits:
-        raise ArgumentError("nothing is to be done\nFix: --set, --scale, --add, --clip, --max-norm, --noise or --prune")
-    rules = [_make_rule(name, text, per, seed, scope) for name, text in edits]
+    chosen = parse_where(where, None)
+    steps = [] if recipe is None else edit_recipe(recipe, chosen)
+    if not edits and not steps:
+        options = "--set, --scale, --add, --clip, --max-norm, --noise, --prune or --recipe"
+        raise ArgumentError(f"nothing is to be done\nFix: {options}")
+    steps += [(_make_rule(name, text, per, seed, scope), chosen) for name, text in edits]
+    _edit(file, steps, out, dry_run, json)
+
+
+def _edit(file: str, steps: Any, out: Path | None, dry_run: bool, json: bool) -> None:
+    """Edit a file with (rule, where) pairs, or a copy of it that nobody keeps."""
+    from xweights.files.edit.edit import edit_file
+
     path, part = weight_file(file)
     need_folder(out)
-    chosen = parse_where(where, None)
-    with file_progress(out or path, path.stat().st_size, f"editing {file}"):
-        report = edit_file(path, [(rule, chosen) for rule in rules], out=out, part=part)
-    _print_report(report, json)
+    size = path.stat().st_size
+    with trial_path(out or path, dry_run) as written, file_progress(written, size, f"editing {file}"):
+        report = edit_file(path, steps, out=written if dry_run else out, part=part)
+    _print_report(report, json, str(out or path), dry_run)
 
 
 def _make_rule(name: str, text: str, per: str, seed: int | None, scope: Any) -> Any:
@@ -111,13 +126,13 @@ def prune(
     scope: Scope = "each",
     where: Where = None,
     out: Out = None,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Set the smallest weights in a file to zero: kernels and embeddings, unless --where says otherwise.
 
     The file itself is replaced, as a whole or not at all, unless --out names another.
     """
-    from xweights.files.edit.edit import edit_file
     from xweights.rules.pruning import Prune
 
     parsed = None if pattern is None else option_values.parse_pattern(pattern, "--pattern")
@@ -129,16 +144,15 @@ def prune(
         per=option_values.parse_axes(per),
         scope=scope,
     )
-    path, part = weight_file(file)
-    need_folder(out)
-    with file_progress(out or path, path.stat().st_size, f"pruning {file}"):
-        report = edit_file(path, rule, where=parse_where(where, None), out=out, part=part)
-    _print_report(report, json)
+    _edit(file, [(rule, parse_where(where, None))], out, dry_run, json)
 
 
-def _print_report(report: EditReport, json: bool) -> None:
+def _print_report(report: EditReport, json: bool, path: str, dry_run: bool) -> None:
     if json:
-        show_json({"path": report.path, "in_place": report.in_place, "changed": report.changed})
+        in_place = report.in_place and not dry_run
+        show_json(
+            {"path": path, "in_place": in_place, "changed": report.changed} | ({"dry_run": True} if dry_run else {})
+        )
         return
     show_table(["name", "entries changed"], [[name, f"{count:,}"] for name, count in report.changed.items()])
-    typer.echo(f"saved: {Path(report.path)}")
+    say_saved(Path(path), dry_run=dry_run)

@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from xweights.cli import option_values
-from xweights.cli.options import NamePairs, Where, parse_names, parse_where
+from xweights.cli.adapters import parse_adapters
+from xweights.cli.options import Adapters, DryRun, NamePairs, Where, parse_names, parse_where
 from xweights.cli.output import file_progress, need_folder
+from xweights.cli.streams import say_saved, trial_path
 from xweights.cli.targets import count_bytes, load_target
 
 Method = Literal[
@@ -34,8 +36,18 @@ def _numbers(text: str) -> Any:
 
 
 def merge(
-    targets: Annotated[list[str], typer.Argument(help="weight files, or package.module:factory[@weights]")],
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="the file to write")],
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="weight files, or package.module:factory[@weights]; none with --recipe", show_default=False
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="what to merge, and how: a .yaml or .json file in mergekit's format"),
+    ] = None,
     method: Annotated[Method, typer.Option(metavar="METHOD", help=f"how: {', '.join(get_args(Method))}")] = "average",
     base: Annotated[
         str | None,
@@ -69,11 +81,15 @@ def merge(
     cast: Annotated[bool, typer.Option("--cast", help="also merge different dtypes, into that of the first")] = False,
     where: Where = None,
     names: NamePairs = None,
+    adapt: Adapters = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Merge weight files and models, of any framework and mixed, into one file, a block at a time.
 
     Numbers are one for all, one for each target (1,2), or WHERE=NUMBERS, repeated; the last match counts.
     """
+    from xweights.cli.recipes import merge_recipe
+    from xweights.errors import ArgumentError
     from xweights.merging.inputs import open_part
     from xweights.merging.merge import merge as merge_targets
 
@@ -87,9 +103,22 @@ def merge(
     options = {name: value for name, value in options.items() if value is not None}
     if rescale is not None:
         options["rescale"] = None if rescale == "none" else rescale
+    targets = list(targets or [])
+    if recipe is not None:
+        given = [one for one in ("targets", "method", "base") if _is_given(ctx, one)]
+        if given or options:
+            words = ", ".join([*given, *options])
+            raise ArgumentError(f"a recipe says this itself\ngot: {words} beside --recipe {recipe}\nFix: leave one out")
+        options = merge_recipe(recipe)
+        targets, method, base = options.pop("targets"), options.pop("method"), options.pop("base", None)
+        texts_of_where, pairs = options.pop("where"), options.pop("names")
+        where = where or ([texts_of_where] if isinstance(texts_of_where, str) else texts_of_where)
+        names = names or ([f"{one}={other}" for one, other in pairs.items()] if isinstance(pairs, dict) else None)
+    if not targets:
+        raise ArgumentError("nothing is to be merged\nFix: xweights merge a.npz b.npz -o c.npz, or --recipe merge.yaml")
     opened = [open_part(load_target(target), part) for target in targets]
     start = None if base is None else open_part(load_target(base), part)
-    with file_progress(out, count_bytes(opened[0]), f"merging into {out}"):
+    with trial_path(out, dry_run) as written, file_progress(written, count_bytes(opened[0]), f"merging into {out}"):
         report = merge_targets(
             opened,
             method,
@@ -98,10 +127,16 @@ def merge(
             base=start,
             where=parse_where(where),
             names=parse_names(names),
-            out=out,
+            out=written,
             cast=cast,
+            adapt=parse_adapters(adapt),
             **options,
         )
-    typer.echo(f"saved: {out}")
+    say_saved(out, dry_run=dry_run)
     for line in str(report).splitlines()[1:]:
         typer.echo(line)
+
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE" and bool(ctx.params.get(name))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xweights.cli.options import Json, Target, Where, parse_where
+from xweights.cli.options import Json, Targets, Where, parse_where
 from xweights.cli.output import progress_bar, show_json, show_table
 from xweights.cli.targets import load_target
 
@@ -18,12 +18,22 @@ QUICK = "read no values: no sparsity, but a file of any size is shown at once"
 
 
 def show(
-    target: Target,
+    targets: Targets,
     where: Where = None,
     quick: Annotated[bool, typer.Option("--quick", help=QUICK)] = False,
     json: Json = False,
 ) -> None:
-    """Show the parameters of a target as a tree: axes and shape, dtype, entries, and the share of zeros."""
+    """Show the parameters of each target as a tree: axes and shape, dtype, entries, and the share of zeros."""
+    found = {}
+    for position, target in enumerate(targets):
+        if len(targets) > 1 and not json:
+            typer.echo(f"{'' if not position else chr(10)}{target}:")
+        found[target] = _show(target, where, quick, json)
+    if json:
+        show_json(next(iter(found.values())) if len(targets) == 1 else found)
+
+
+def _show(target: str, where: list[str] | None, quick: bool, json: bool) -> list[Any]:
     from xweights.edit.read import check_readable, parameters
     from xweights.inspection.histograms import zeros_in
 
@@ -34,11 +44,10 @@ def show(
         weights = sum(p.kind == "weights" for p in parts)
         if opened.part is None and weights != 1:
             if json:
-                show_json([dict(zip(("part", "kind", "arrays", "entries"), row, strict=True)) for row in rows])
-                return
+                return [dict(zip(("part", "kind", "arrays", "entries"), row, strict=True)) for row in rows]
             show_table(["part", "kind", "arrays", "entries"], rows)
             typer.echo(f"{len(parts)} parts, {weights} of them with weights\nFix: {target}#{parts[0].name}")
-            return
+            return []
         if not json:
             show_table(["part", "kind", "arrays", "entries"], rows)
             typer.echo("")
@@ -46,13 +55,12 @@ def show(
     zeros: list[int | None] = [None] * len(chosen)
     if not quick:
         check_readable(chosen)
-        with progress_bar(len(chosen)) as step:
+        with progress_bar(sum(p.size for p in chosen)) as step:
             for position, p in enumerate(chosen):
-                step(p.name)
+                step(p.name, p.size)
                 zeros[position] = zeros_in(p)
     if json:
-        show_json([_describe(p, count) for p, count in zip(chosen, zeros, strict=True)])
-        return
+        return [_describe(p, count) for p, count in zip(chosen, zeros, strict=True)]
     head = ["name", "axes", "shape", "dtype", "entries", *([] if quick else ["zero"])]
     show_table(head, list(_tree_rows(chosen, zeros)))
     entries = sum(p.size for p in chosen)
@@ -60,6 +68,7 @@ def show(
     known = [count for count in zeros if count is not None]
     share = f", {sum(known) / entries:.1%} zero" if known and entries else ""
     typer.echo(f"{len(chosen)} parameters, {entries:,} entries, {_format_bytes(size)}{share}")
+    return []
 
 
 def _format_bytes(size: int) -> str:
@@ -93,12 +102,14 @@ def _tree_rows(chosen: list[Parameter], zeros: list[int | None]) -> list[list[st
     rows = []
     above: list[str] = []
     for p, count in zip(chosen, zeros, strict=True):
-        *folders, last = p.name.split("/")
+        # Names of a framework's own are dotted.
+        mark = "/" if "/" in p.name else "."
+        *folders, last = p.name.split(mark)
         shared = 0
         while shared < min(len(folders), len(above)) and folders[shared] == above[shared]:
             shared += 1
         empty = [""] * (4 + width)
-        rows += [["  " * depth + folders[depth] + "/", *empty] for depth in range(shared, len(folders))]
+        rows += [["  " * depth + folders[depth] + mark, *empty] for depth in range(shared, len(folders))]
         above = folders
         share = [] if not width else ["" if count is None else f"{count / p.size:.1%}" if p.size else "-"]
         axes = "?" if p.axes is None else ", ".join(p.axes)
@@ -107,19 +118,24 @@ def _tree_rows(chosen: list[Parameter], zeros: list[int | None]) -> list[list[st
     return rows
 
 
-def stats(target: Target, where: Where = None, json: Json = False) -> None:
+def stats(targets: Targets, where: Where = None, json: Json = False) -> None:
     """Show count, norm, mean, standard deviation, extremes, share of zeros and NaN count of each parameter."""
     from xweights.edit.read import parameters
     from xweights.inspection.results import Stats
     from xweights.inspection.stats import stats as compute_stats
 
-    chosen = parameters(load_target(target), where=parse_where(where))
-    rows = []
-    with progress_bar(len(chosen)) as step:
-        for p in chosen:
-            step(p.name)
-            rows += compute_stats(p).rows
+    found = {}
+    for position, target in enumerate(targets):
+        chosen = parameters(load_target(target), where=parse_where(where))
+        rows = []
+        with progress_bar(sum(p.size for p in chosen)) as step:
+            for p in chosen:
+                step(p.name, p.size)
+                rows += compute_stats(p).rows
+        found[target] = [asdict(row) | {"sparsity": row.sparsity} for row in rows]
+        if not json:
+            if len(targets) > 1:
+                typer.echo(f"{'' if not position else chr(10)}{target}:")
+            show_table(*Stats(rows).table(), keep=("NaN", "sparsity"))
     if json:
-        show_json([asdict(row) | {"sparsity": row.sparsity} for row in rows])
-    else:
-        show_table(*Stats(rows).table())
+        show_json(next(iter(found.values())) if len(targets) == 1 else found)
