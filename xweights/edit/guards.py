@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from xweights.core.blocks import aliased_values
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
+from xweights.errors import WriteError
+
+# What each thread is writing to: the keys of arrays, by an object of its call.
+_writing: dict[object, tuple[int, frozenset[Hashable]]] = {}
+_turn = threading.Condition()
+
+
+def _forget_other_threads() -> None:
+    """Begin anew in a forked process, in which the other threads, and what they held, don't exist."""
+    global _turn
+    _turn = threading.Condition()
+    _writing.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 def order_fallible_first(chosen: Sequence[Parameter]) -> list[int]:
@@ -35,6 +52,38 @@ def copy_aliased(chosen: Sequence[Parameter], values: Sequence[tuple[Array, ...]
     aliased = aliased_values(indexed, [p.read() for p in homes])
     copied = {id(indexed[position][1]) for position in aliased}
     return [tuple(value.copy() if id(value) in copied else value for value in group) for group in values]
+
+
+def keys_of(parameters: Iterable[Parameter]) -> frozenset[Hashable]:
+    """Return a key for the array of each parameter, for :func:`alone`."""
+    identities = (p.identity() for p in parameters)
+    # Where it is an address with a shape and strides, another view of the same memory has the address, too.
+    return frozenset(identity[0] if isinstance(identity, tuple) else identity for identity in identities)
+
+
+@contextmanager
+def alone(keys: frozenset[Hashable]) -> Iterator[None]:
+    """Wait until no other thread writes to any of these arrays, and have others wait meanwhile.
+
+    A call from within another one doesn't wait, since the other thread might wait for that: it raises WriteError.
+    """
+    thread, call = threading.get_ident(), object()
+    with _turn:
+        is_nested = any(owner == thread for owner, _ in _writing.values())
+        while any(owner != thread and not keys.isdisjoint(theirs) for owner, theirs in _writing.values()):
+            if is_nested:
+                raise WriteError(
+                    "another thread is writing to the same parameters, and this call is inside of one that writes\n"
+                    "Fix: edit one model from one thread at a time"
+                )
+            _turn.wait()
+        _writing[call] = (thread, keys)
+    try:
+        yield
+    finally:
+        with _turn:
+            _writing.pop(call, None)
+            _turn.notify_all()
 
 
 @contextmanager
