@@ -17,10 +17,11 @@ from xweights.core.layer_rows import on_change
 from xweights.core.layer_table import Entry
 from xweights.core.layout import Layout, plain_layout
 from xweights.core.parameter import Parameter
-from xweights.core.protocols import Storage
+from xweights.core.plan import Plan
 from xweights.errors import LayoutError, NotBuiltError, Problems, TargetError
 from xweights_torch.dtypes import numpy_dtype
 from xweights_torch.layers import rows_of
+from xweights_torch.outline import ModuleOutline, outline_module, with_handle
 from xweights_torch.parametrized import COMPUTED
 from xweights_torch.sharding.find import are_ranks_running, find_storages
 from xweights_torch.sharding.life_cycle import reshard
@@ -63,25 +64,51 @@ class ModuleAdapter:
     def __init__(self) -> None:
         self._plans: weakref.WeakKeyDictionary[nn.Module, tuple[list[ModuleFacts], tuple[PlannedParameter, ...]]]
         self._plans = weakref.WeakKeyDictionary()
+        self._outlines: weakref.WeakKeyDictionary[nn.Module, ModuleOutline] = weakref.WeakKeyDictionary()
         on_change(self._plans.clear)
+        on_change(self._outlines.clear)
 
     def parameters(self, target: nn.Module) -> Sequence[Parameter]:
         """Return the parameters in the order of ``state_dict``, a tied one once; persistent buffers included."""
+        return self.plan(target).everything
+
+    def plan(self, target: nn.Module) -> Plan:
+        """Return the plan of a module; what is kept of it is checked, and made again if it isn't true any more."""
         if are_ranks_running():
+            # Which of its arrays are shards may change with each forward pass.
             reshard(target)
+            shared = self._walk(target)
+            return Plan(lambda: shared)
+        try:
+            outline = self._outlines.get(target)
+        except TypeError:  # a module that defines its own equality and no hash
+            parameters = self._walk(target)
+            return Plan(lambda: parameters)
+        plan = None if outline is None else outline.open()
+        if plan is not None:
+            return plan
+        parameters = self._walk(target)
+        outline = outline_module(target, parameters)
+        if outline is None:
+            self._outlines.pop(target, None)
+        else:
+            self._outlines[target] = outline
+        return Plan(lambda: parameters, outline, [p.handle for p in parameters])
+
+    def _walk(self, target: nn.Module) -> list[Parameter]:
         facts, arrays, computed = walk(target)
         shared = find_storages(target, [slot.tensor for slot in arrays]) if are_ranks_running() else None
         parameters = []
         for number, is_computed, refused, like in self._plan(target, facts):
             if is_computed:
-                parameters.append(_with_handle(like, refused or COMPUTED, computed[number]))
+                parameters.append(with_handle(like, refused or COMPUTED, computed[number]))
                 continue
             slot = arrays[number]
             own: TensorStorage = CPU if slot.tensor.is_cpu else DEVICE
             if shared is not None:
                 # What is whole inside of FSDP1's context isn't refused.
                 own, refused = shared[number] or own, None
-            parameters.append(_with_handle(like, refused or own, slot))
+            parameters.append(with_handle(like, refused or own, slot))
         return parameters
 
     def _plan(self, target: nn.Module, facts: list[ModuleFacts]) -> tuple[PlannedParameter, ...]:
@@ -93,24 +120,6 @@ class ModuleAdapter:
             # A module that defines its own equality and no hash.
             return plan_parameters(facts)
         return cached[1]
-
-
-def _with_handle(like: Parameter, storage: Storage, handle: Any) -> Parameter:
-    # Four times as fast as the constructor, which would run for each parameter at each call.
-    parameter = Parameter.__new__(Parameter)
-    parameter.name = like.name
-    parameter.native_name = like.native_name
-    parameter.role = like.role
-    parameter.layer = like.layer
-    parameter.gates = like.gates
-    parameter.aliases = like.aliases
-    parameter.native_aliases = like.native_aliases
-    parameter.layout = like.layout
-    parameter.dtype = like.dtype
-    parameter.hidden = like.hidden
-    parameter.storage = storage
-    parameter.handle = handle
-    return parameter
 
 
 class TensorAdapter:

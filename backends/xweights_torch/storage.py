@@ -7,7 +7,7 @@ counter goes up, so that a backward pass that needed the old values raises inste
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,10 +19,11 @@ from torch.nn.utils import parametrize
 
 from xweights.core.blocks import copy_into
 from xweights.core.dtypes import Array
+from xweights.core.numpy_groups import NUMPY_GROUP_OPS
 from xweights.core.protocols import BaseStorage
 from xweights.errors import WriteError
 from xweights_torch.checks import packed_reason, refusal_reason
-from xweights_torch.dtypes import BITS, FAST_IN_NUMPY, from_host, host_view, is_lazy_view, plain_bits
+from xweights_torch.dtypes import BITS, FAST_IN_NUMPY, PLAIN, from_host, host_view, is_lazy_view, plain_bits
 from xweights_torch.overlaid import merged_array, overlay_refusal
 
 Table = Literal["parameter", "buffer"]
@@ -254,6 +255,41 @@ class TensorStorage(BaseStorage):
             for place in handle.places:
                 place.reregister()
 
+    def group_key(self, handle: TensorHandle | torch.Tensor) -> Hashable | None:
+        return "cpu" if may_be_grouped(tensor_of(handle)) else None
+
+    def group_state(self, handles: Sequence[TensorHandle | torch.Tensor]) -> list[Hashable]:
+        tensors = [handle.tensor if type(handle) is TensorHandle else handle for handle in handles]
+        state: list[Hashable] = list(zip(*(map(fact, tensors) for fact in PLACE_FACTS), strict=True))
+        for position, handle in enumerate(handles):
+            if type(handle) is TensorHandle and not handle.is_registered:
+                state[position] = None
+        return state
+
+    def read_group(self, handles: Sequence[TensorHandle | torch.Tensor]) -> list[Array]:
+        return [(handle.tensor if type(handle) is TensorHandle else handle).numpy(force=True) for handle in handles]
+
+    def write_group(self, handles: Sequence[TensorHandle | torch.Tensor], values: Sequence[Array]) -> None:
+        tensors = [handle.tensor if type(handle) is TensorHandle else handle for handle in handles]
+        small = []
+        for tensor, value in zip(tensors, values, strict=True):
+            if value.nbytes < _LARGE:
+                np.copyto(tensor.numpy(force=True), value)
+                small.append(tensor)
+            else:
+                write_tensor(tensor, value)
+        torch.autograd.graph.increment_version(small)
+
+    def apply_group(
+        self, edit: Callable[..., Any], handles: Sequence[TensorHandle | torch.Tensor], operands: Sequence[Any]
+    ) -> None:
+        tensors = [handle.tensor if type(handle) is TensorHandle else handle for handle in handles]
+        views = [tensor.numpy(force=True) for tensor in tensors]
+        try:
+            edit(views, NUMPY_GROUP_OPS, *operands)
+        finally:
+            torch.autograd.graph.increment_version(tensors)
+
     def trainable(self, handle: TensorHandle | torch.Tensor) -> bool:
         tensor = tensor_of(handle)
         if isinstance(handle, TensorHandle):
@@ -278,6 +314,36 @@ class TensorStorage(BaseStorage):
             raise WriteError(f"torch can't train {tensors[0].dtype}")
         for tensor in tensors:
             tensor.requires_grad_(flag)
+
+
+_Tensor: Any = torch.Tensor
+
+# Where and what the memory of a tensor is. Each fact is read for many tensors at once, in C.
+PLACE_FACTS: tuple[Callable[[Any], Any], ...] = (
+    _Tensor.data_ptr,
+    _Tensor.dtype.__get__,
+    _Tensor.shape.__get__,
+    _Tensor.stride,
+    _Tensor.device.__get__,
+    _Tensor.is_neg,
+    _Tensor.is_inference,
+)
+
+
+def may_be_grouped(tensor: torch.Tensor) -> bool:
+    """Return whether NumPy can edit the tensor's own memory through a plain view."""
+    return (
+        type(tensor) in (nn.Parameter, torch.Tensor)
+        and tensor.is_cpu
+        and tensor.dtype in GROUPED
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()
+        and not tensor.is_inference()
+    )
+
+
+# What Tensor.numpy() views without a copy, and NumPy computes with as fast.
+GROUPED = frozenset(d for d in FAST_IN_NUMPY if d in PLAIN and d is not torch.bool and not d.is_complex)
 
 
 def tensor_of(handle: TensorHandle | torch.Tensor) -> torch.Tensor:

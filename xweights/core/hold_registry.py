@@ -50,6 +50,11 @@ def refresh() -> None:
             _by_identity[identity(entry.parameter)] = entry
 
 
+def is_empty() -> bool:
+    """Return whether nothing is held at all."""
+    return not _entries
+
+
 def find(parameter: Parameter) -> HeldEntry | None:
     """Return the entry of a held parameter, or None; as of the last :func:`refresh`."""
     return _by_identity.get(identity(parameter)) if _by_identity else None

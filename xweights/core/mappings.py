@@ -9,7 +9,7 @@ import numpy as np
 
 from xweights.core.dtypes import Array, is_complex
 from xweights.core.layout import plain_layout
-from xweights.core.numpy_backend import NumpyStorage
+from xweights.core.numpy_groups import HostArrays
 from xweights.core.parameter import Parameter
 from xweights.core.parts import find_parts, is_array, is_run, show_parts
 from xweights.core.protocols import Storage
@@ -48,10 +48,10 @@ def last_part(name: str) -> str:
     return name.rsplit("/", 1)[-1].rsplit(".", 1)[-1]
 
 
-NUMPY = NumpyStorage()
+NUMPY = HostArrays()
 
 
-class _TransientArrays(NumpyStorage):
+class _TransientArrays(HostArrays):
     """Arrays of a mapping that makes them again at each access, as an open .npz file does."""
 
     def refusal(self, handle: Array, *, writing: bool) -> str | None:

@@ -19,7 +19,7 @@ from xweights.errors import WriteError
 
 # Same-width integers to move bits through: a float multiplication by a mask would turn dropped negatives into -0.0
 # and keep NaN; the integer product of a bit pattern with 0 or 1 is exact and as fast (measured: 1.0x).
-_BITS: dict[int, np.dtype[Any]] = {
+BITS: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.int8),
     2: np.dtype(np.int16),
     4: np.dtype(np.int32),
@@ -61,7 +61,7 @@ class NumpyOps:
 
     def clip(self, x: Array, low: Array | None, high: Array | None) -> Array:
         out = _out(x)
-        if _clip_is_exact(low, high) and not is_half(x.dtype):
+        if clip_is_exact(low, high) and not is_half(x.dtype):
             return np.clip(x, low, high, out=out)
         result = x.copy() if out is None else out
         for block in blocks(x.shape):
@@ -76,7 +76,7 @@ class NumpyOps:
         return result
 
     def keep(self, x: Array, mask: Array) -> Array:
-        bits = _BITS.get(x.dtype.itemsize)
+        bits = BITS.get(x.dtype.itemsize)
         if bits is None:  # wider than any integer
             return self.choose(x, mask, np.zeros((), x.dtype))
         out = _out(x)
@@ -91,7 +91,7 @@ class NumpyOps:
     def choose(self, x: Array, mask: Array, y: Array) -> Array:
         out = _out(x)
         result = x.copy() if out is None else out
-        bits = _BITS.get(x.dtype.itemsize)
+        bits = BITS.get(x.dtype.itemsize)
         if bits is None or np.shape(y) != x.shape or y.dtype != x.dtype or not _is_scattered(mask):
             np.copyto(result, y, where=~mask)
             return result
@@ -210,7 +210,8 @@ def _out(x: Array) -> Array | None:
     return x if x.flags.writeable else None
 
 
-def _clip_is_exact(low: Array | None, high: Array | None) -> bool:
+def clip_is_exact(low: Array | None, high: Array | None) -> bool:
+    """Return whether np.clip with these bounds has the bits of the definition."""
     # np.clip turns -0.0 into a bound of +0.0 (and the reverse); the comparison of the definition keeps it.
     # (bool() rather than "!= 0", which takes as long as clipping a thousand entries.)
     return all(bound is None or (bound.shape == () and bool(bound)) for bound in (low, high))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
 from types import MappingProxyType
 from typing import Any
 
@@ -126,6 +126,16 @@ class Params(Mapping[str, Array]):
             layout,
         )
 
+    def with_arrays(self, arrays: dict[str, Array]) -> Params:
+        """Return other arrays under the same names, with the axes, roles and gates of these.
+
+        Example:
+            >>> import numpy as np, xweights as xw
+            >>> xw.Params({"b": np.ones(2)}, axes={"b": ("out",)}).with_arrays({"b": np.zeros(2)}).axes["b"]
+            ('out',)
+        """
+        return Params._made(arrays, dict(self._axes), dict(self._roles), dict(self._gates), self.layout)
+
     # NumPy's own numbers then defer to Params in arithmetic.
     __array_ufunc__ = None
 
@@ -143,6 +153,13 @@ class Params(Mapping[str, Array]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._arrays
+
+    # Mapping's own views look each name up again.
+    def values(self) -> ValuesView[Array]:
+        return self._arrays.values()
+
+    def items(self) -> ItemsView[str, Array]:
+        return self._arrays.items()
 
     @property
     def axes(self) -> Mapping[str, Axes | None]:

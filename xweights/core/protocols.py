@@ -193,6 +193,36 @@ class Storage(Protocol):
 
 
 @runtime_checkable
+class GroupStorage(Protocol):
+    """A storage that edits many arrays in one call; one without it edits them one after the other."""
+
+    def group_key(self, handle: Any) -> Hashable | None:
+        """Return what the arrays of one group share beyond their dtype (a device), None for one that goes by itself.
+
+        An array in a group can be written by an edit that can't fail.
+        """
+
+    def group_state(self, handles: Sequence[Any]) -> list[Hashable]:
+        """Return for each array a value that is equal as long as it is where and what it was; None if it was replaced.
+
+        It decides whether what was prepared for these arrays may still be used.
+        """
+
+    def read_group(self, handles: Sequence[Any]) -> list[Array]:
+        """Return the values on the host, as new views of the arrays' own memory."""
+
+    def write_group(self, handles: Sequence[Any], values: Sequence[Array]) -> None:
+        """Copy host arrays of the right shape and dtype, in stored order, that share no memory with these."""
+
+    def apply_group(self, edit: Callable[..., Any], handles: Sequence[Any], operands: Sequence[Any]) -> None:
+        """Edit arrays of one group in place and commit them: ``new = edit(ws, ops, *operands)``.
+
+        ``ws`` is a list of native arrays in stored order, and ``ops`` an :class:`Ops` that edits such lists. An operand
+        is a 0-d host array for all of them, or a list of host arrays in stored order, one for each.
+        """
+
+
+@runtime_checkable
 class StreamingStorage(Protocol):
     """A storage whose arrays needn't be in memory as a whole, such as that of a file."""
 

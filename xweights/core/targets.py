@@ -12,6 +12,7 @@ from xweights.core.mappings import mapping_parameters
 from xweights.core.numpy_backend import NumpyStorage
 from xweights.core.openers import open_path
 from xweights.core.parameter import Parameter
+from xweights.core.plan import KeepsPlans, Plan
 from xweights.core.registry import backend_for, installed_backends, loaded, roots
 from xweights.errors import TargetError, UseBindError, XweightsError
 
@@ -53,16 +54,35 @@ def open_target(target: Any, *, bind_line: BindLine = _any_bind_line) -> list[Pa
     return list(adapter.parameters(target))
 
 
-class Opened(NamedTuple):
-    """The parameters of a target, and whether an edit becomes part of a compiled step."""
+def open_plan(target: Any, *, bind_line: BindLine = _any_bind_line) -> Plan:
+    """Return the plan of a call on a target: a kept one where the backend keeps it and the target is as it was."""
+    if not isinstance(target, (Parameter, Mapping, list, tuple)) and not is_path(target):
+        backend = backend_for(target)
+        adapter = None if backend is None else backend.adapter(target)
+        if isinstance(adapter, KeepsPlans) and not hasattr(type(target), "__xweights_parameters__"):
+            refuse_in_trace(target, bind_line)
+            plan = adapter.plan(target)
+            if plan is not None:
+                return plan
+    parameters = open_target(target, bind_line=bind_line)
+    return Plan(lambda: parameters)
 
-    parameters: list[Parameter]
+
+class Opened(NamedTuple):
+    """The plan of a target, and whether an edit becomes part of a compiled step."""
+
+    plan: Plan
     tracing: bool
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """All parameters of the target."""
+        return self.plan.everything
 
 
 def open_for_editing(target: Any, *, bind_line: BindLine) -> Opened:
-    """Return the parameters of a target, and whether a compiled step that traces xweights is being traced."""
-    return Opened(open_target(target, bind_line=bind_line), tracing(target))
+    """Return the plan of a target, and whether a compiled step that traces xweights is being traced."""
+    return Opened(open_plan(target, bind_line=bind_line), tracing(target))
 
 
 def open_eagerly(target: Any, refused: XweightsError) -> list[Parameter]:

@@ -101,15 +101,18 @@ def operand(value: Any, parameter: Parameter, *, what: str, dtype: np.dtype[Any]
     """
     target_dtype = parameter.dtype if dtype is None else dtype
     if isinstance(value, Mapping):
-        key = next(
-            (name for name in (parameter.name, *parameter.aliases, parameter.native_name) if name in value), None
-        )
+        key: str | None = parameter.name
+        if key not in value:
+            key = next((name for name in (*parameter.aliases, parameter.native_name) if name in value), None)
         if key is None:
             raise SelectionError(f"{what} has nothing for {parameter.name!r}\n{near(parameter.name, value)}")
         named_axes = getattr(value, "axes", {}).get(key)
         value = value[key]
         if named_axes is not None and parameter.axes is not None and named_axes != parameter.axes:
             value = reorder(host_array(value), named_axes, parameter.axes, what=f"{what}[{key!r}]")
+    # The common case: what follows would take longer than editing 10,000 entries.
+    if type(value) is np.ndarray and value.ndim and value.dtype == target_dtype and value.shape == parameter.shape:
+        return value
     if (is_number(value) or is_complex_number(value)) and not (
         isinstance(value, np.ndarray) and target_dtype.kind == "b"
     ):

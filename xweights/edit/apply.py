@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any
 
 from xweights.core import hold_registry
-from xweights.core.selection import WhereLike, select
+from xweights.core.selection import WhereLike
 from xweights.core.targets import open_for_editing
 from xweights.edit.bind import Bound
 from xweights.edit.execute import as_rule, execute, prepare
-from xweights.edit.shards import edit_shards, has_shards
+from xweights.edit.grouped import edit_groups
+from xweights.edit.shards import edit_shards
 from xweights.errors import UseBindError
 from xweights.rules.base import Rule, where_of
 
@@ -51,10 +52,13 @@ def edit(target: Any, rule: Rule, where: WhereLike, call: str) -> None:
     """Select, check everything, then edit."""
     line = partial(bind_line, rule, where)
     opened = open_for_editing(target, bind_line=line)
-    if has_shards(opened.parameters):
+    if opened.plan.is_shared:
         edit_shards(rule, opened.parameters, where, call)
         return
-    chosen = select(opened.parameters, where)
+    selection = opened.plan.select(where)
+    if not opened.tracing and hold_registry.is_empty() and edit_groups(rule, selection, call):
+        return
+    chosen = selection.parameters
     hold_registry.check(chosen)
     if opened.tracing:
         if rule.random:
@@ -64,7 +68,7 @@ def edit(target: Any, rule: Rule, where: WhereLike, call: str) -> None:
                 "    ... before each step: bound.draw(step)    ... in the step: bound()"
             )
         Bound(rule, chosen, prepare(rule, chosen, call))()
-    else:
+    elif not edit_groups(rule, selection, call):
         execute(rule, chosen, prepare(rule, chosen, call))
     hold_registry.reapply(chosen)
 

@@ -15,7 +15,15 @@ from xweights.core.dispatch import ops_for, to_neutral, to_stored
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.edit.drawing import edit_with_draws, operands_ahead
-from xweights.edit.guards import copy_aliased, defer_interrupts, enter_guards, order_fallible_first, undo_on_error
+from xweights.edit.guards import (
+    alone,
+    copy_aliased,
+    defer_interrupts,
+    enter_guards,
+    keys_of,
+    order_fallible_first,
+    undo_on_error,
+)
 from xweights.errors import ArgumentError, Problems, SelectionError, WriteError, XweightsError
 from xweights.rules.base import Function, Rule
 
@@ -72,6 +80,7 @@ def execute(rule: Rule, chosen: Sequence[Parameter], prepared: Sequence[tuple[Ar
     foreign = is_foreign(rule)
     risky = [p for p in chosen if foreign or p.storage.fallible]
     with ExitStack() as stack:
+        stack.enter_context(alone(keys_of(chosen)))
         if not foreign:
             stack.enter_context(defer_interrupts())
             # An overflow is a value like any other; if the user made NumPy raise, it would raise halfway.

@@ -6,14 +6,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from xweights.core.agreement import Vote
+from xweights.core.blocks import copy_into
 from xweights.core.dtypes import Array
 from xweights.core.layout import LayoutName
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
+from xweights.core.plan import Selection
 from xweights.core.readings import words_of
 from xweights.core.selection import WhereLike, select
-from xweights.core.targets import open_eagerly, open_target
-from xweights.errors import ArgumentError, Problems, TraceError, WriteError
+from xweights.core.targets import open_eagerly, open_plan, open_target, tracing
+from xweights.errors import (
+    ArgumentError,
+    DtypeError,
+    LayoutError,
+    Problems,
+    SelectionError,
+    ShapeError,
+    TraceError,
+    WriteError,
+    got_expected,
+    near,
+)
 
 FIX = "\nFix: "
 # PEFT's two modules around a model.
@@ -39,7 +52,14 @@ def parameters(target: Any, *, where: WhereLike = ...) -> list[Parameter]:
     return select(open_target(target), where)
 
 
-def get_params(target: Any, *, where: WhereLike = ..., layout: LayoutName = "neutral", copy: bool = True) -> Params:
+def get_params(
+    target: Any,
+    *,
+    where: WhereLike = ...,
+    layout: LayoutName = "neutral",
+    copy: bool = True,
+    out: Params | None = None,
+) -> Params:
     """Return the values as NumPy arrays with their axes and roles.
 
     Args:
@@ -47,9 +67,12 @@ def get_params(target: Any, *, where: WhereLike = ..., layout: LayoutName = "neu
         where: Default: all.
         layout: "neutral" (Keras' axis order, whatever the framework) or "native" (as the framework stores it).
         copy: False gives read-only views without a copy where the framework can; they follow or miss later updates.
+        out: Params of an earlier call, whose arrays are filled and which are returned: new memory takes longer than
+            the copy.
 
     Exact: the same bits, bfloat16 and float8 as ml_dtypes arrays.
-    Raises TargetError, SelectionError, TraceError (inside a compiled step), WriteError (no memory behind it).
+    Raises TargetError, SelectionError, TraceError (inside a compiled step), WriteError (no memory behind it), and for
+    ``out`` that doesn't fit SelectionError, ShapeError, DtypeError, LayoutError, with nothing written.
 
     Example:
         >>> import numpy as np, xweights as xw
@@ -58,22 +81,77 @@ def get_params(target: Any, *, where: WhereLike = ..., layout: LayoutName = "neu
     """
     if layout not in ("neutral", "native"):
         raise ArgumentError(f'layout= is "neutral" or "native"\ngot: {layout!r}')
-    chosen = open_for_reading(
-        target,
-        where,
-        fix="read before or after the step; inside, edit with a verb or apply(target, function, where=...)",
-    )
-    arrays = {}
-    for p in chosen:
-        array = p.read()
-        if copy and not p.storage.fresh:
-            # K order: a copy in the stored order is one memcpy; its neutral view costs nothing.
-            array = array.copy(order="K")
-        elif not copy:
-            array = array.view()
-            array.flags.writeable = False
-        arrays[p.name] = array if layout == "native" else p.layout.to_neutral(array)
-    return Params.of(chosen, arrays, layout=layout)
+    if out is not None and not copy:
+        raise ArgumentError("out= takes copies, and copy=False asks for views\nFix: leave one of them out")
+    selection = select_kept(target, where)
+    if selection is not None:
+        likes, stored = selection.choice.likes, selection.read()
+        is_own = [False] * len(stored)
+    else:
+        fix = "read before or after the step; inside, edit with a verb or apply(target, function, where=...)"
+        likes = open_for_reading(target, where, fix=fix)
+        stored = [p.read() if copy else p.read().view() for p in likes]
+        is_own = [p.storage.fresh for p in likes]
+    if out is not None:
+        fill_params(out, likes, stored, layout)
+        return out
+    if copy:
+        # K order: a copy in the stored order is one memcpy; its neutral view costs nothing.
+        stored = [array if own else array.copy(order="K") for array, own in zip(stored, is_own, strict=True)]
+    else:
+        for array in stored:
+            array.setflags(write=False)
+    if layout == "native":
+        arrays = {p.name: array for p, array in zip(likes, stored, strict=True)}
+    else:
+        arrays = {p.name: p.layout.to_neutral(array) for p, array in zip(likes, stored, strict=True)}
+    if selection is None:
+        return Params.of(likes, arrays, layout=layout)
+    like = selection.choice.notes.get(("params", layout))
+    if like is None:
+        like = selection.choice.notes["params", layout] = Params.of(likes, {}, layout=layout)
+    return like.with_arrays(arrays)
+
+
+def select_kept(target: Any, where: WhereLike) -> Selection | None:
+    """Return the selected parameters of a target whose plan is kept; None for others, and inside a compiled step."""
+    if tracing(target):
+        return None
+    plan = open_plan(target)
+    if plan.outline is None:
+        return None
+    selection = plan.select(where)
+    # Whatever is in a group can be read.
+    check_readable([selection.parameters[position] for position in selection.choice.singles])
+    return selection
+
+
+def fill_params(out: Params, likes: Sequence[Parameter], stored: Sequence[Array], layout: LayoutName) -> None:
+    """Copy values into the arrays of Params, or raise everything that doesn't fit and copy nothing."""
+    problems = Problems("out= doesn't fit these parameters, and nothing was written")
+    if out.layout != layout:
+        problems.add(LayoutError, f"out= is in {out.layout} order, and layout={layout!r}")
+    arrays: list[tuple[Array, Array]] = []
+    names = {p.name for p in likes}
+    for name in out:
+        if name not in names:
+            problems.add(SelectionError, f"out= has {name!r}, which isn't selected\n{near(name, names)}")
+    for p, value in zip(likes, stored, strict=True):
+        if p.name not in out:
+            problems.add(SelectionError, f"out= has no array for {p.name!r}\n{near(p.name, out)}")
+            continue
+        home = out[p.name]
+        neutral = value if layout == "native" else p.layout.to_neutral(value)
+        if home.shape != neutral.shape:
+            problems.add(ShapeError, f"out[{p.name!r}]\n{got_expected(home.shape, neutral.shape)}")
+        elif home.dtype != neutral.dtype:
+            problems.add(DtypeError, f"out[{p.name!r}]\n{got_expected(home.dtype.name, neutral.dtype.name)}")
+        elif not home.flags.writeable:
+            problems.add(WriteError, f"out[{p.name!r}] is read-only", fix="Params that get_params() returned as copies")
+        arrays.append((home, neutral))
+    problems.check()
+    for home, value in arrays:
+        copy_into(home, value)
 
 
 def effective_params(target: Any, *, where: WhereLike = ..., layout: LayoutName = "neutral") -> Params:

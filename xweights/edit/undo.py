@@ -12,7 +12,7 @@ from xweights.core.mappings import replaceable_entries
 from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_eagerly
-from xweights.edit.guards import defer_interrupts, enter_guards
+from xweights.edit.guards import alone, defer_interrupts, enter_guards, keys_of
 from xweights.edit.read import check_readable
 from xweights.errors import HoldError, Problems, TraceError, XweightsError
 
@@ -73,7 +73,7 @@ class Snapshot:
         hold_registry.refresh()
         for p, owners in zip(self.parameters, self._owners, strict=True):
             hold_registry.arrange(p, owners)
-        with enter_guards(self.parameters), defer_interrupts():
+        with alone(keys_of(self.parameters)), enter_guards(self.parameters), defer_interrupts():
             for p, backup, trainable in self._kept:
                 p.restore(backup)
                 if p.trainable != trainable:

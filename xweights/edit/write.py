@@ -34,6 +34,7 @@ from xweights.edit.load_report import Adapted, LoadReport
 from xweights.edit.pairing import Pair
 from xweights.edit.sources import open_name
 from xweights.edit.stream import StreamedValue
+from xweights.edit.write_groups import write_plainly
 from xweights.errors import ArgumentError, LayoutError, Problems, ShapeError, WriteError, XweightsError
 
 
@@ -99,6 +100,10 @@ def set_params(
         raise ArgumentError(f'layout= is "neutral" or "native"\ngot: {layout!r}')
     if mismatched not in ("error", "skip"):
         raise ArgumentError(f'mismatched= is "error" or "skip"\ngot: {mismatched!r}')
+    if names is None and part is None and adapt is None:
+        written = write_plainly(target, values, where, layout, allow_nonfinite=allow_nonfinite)
+        if written is not None:
+            return written
     everything = open_target(target)
     with Vote(everything, "set_params", writing=True) as vote:
         if vote.group is not None:
@@ -165,11 +170,11 @@ def set_params(
             suggested = "" if position else suggest_adapters(alike, chosen, order, values)
             problems.add(ShapeError, f"{text}{suggested}", fix='mismatched="skip" to leave them out')
         problems.check()
-    written = [p for p, _ in writes]
-    arrays = copy_aliased(written, [(array,) for _, array in writes])
+    homes = [p for p, _ in writes]
+    arrays = copy_aliased(homes, [(array,) for _, array in writes])
     # A source that may still fail makes all writes fallible: it would fail between them.
     unsure = any(source.fallible for source in sources)
-    targets = [*written, *(source.p for source in sources)]
+    targets = [*homes, *(source.p for source in sources)]
     risky = [p for p in targets if unsure or p.storage.fallible]
     with (
         alone(keys_of(targets)),
@@ -178,8 +183,8 @@ def set_params(
         undo_on_error(risky),
         Outcome(vote.group if unsure else None),
     ):
-        for position in order_fallible_first(written):
-            written[position].write(arrays[position][0])
+        for position in order_fallible_first(homes):
+            homes[position].write(arrays[position][0])
         for source in sorted(sources, key=lambda source: not source.p.storage.fallible):
             source.write(cast)
     hold_registry.reapply(chosen)

@@ -47,6 +47,12 @@ class Rule:
     random: bool = False
     """True: draws on the host, so a compiled step needs ``bound.draw(step)``; operands can't fail after check."""
 
+    elementwise: ClassVar[bool] = False
+    """True: :meth:`__call__` looks at ``w`` and the operands only, entry by entry, and uses edits of ``ops`` only.
+
+    It may then be called once for many arrays in their stored order, and ``parameter`` is any of them.
+    """
+
     @property
     def takes_long(self) -> bool:
         """True if :meth:`operands` draws as many numbers as there are weights: several threads then share the work."""
@@ -54,7 +60,7 @@ class Rule:
 
     @property
     def by_dtype(self) -> bool:
-        """True if :meth:`operands` looks at a parameter's dtype only: it is then called once for each dtype."""
+        """True if :meth:`check` and :meth:`operands` look at a parameter's dtype only: called once for each dtype."""
         return False
 
     def check(self, parameter: Parameter) -> None:

@@ -31,6 +31,7 @@ class Keep(Rule):
         array([0., 7., 7.])
     """
 
+    elementwise = True
     index: Any = None
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:

@@ -1,0 +1,151 @@
+"""Write arrays by full name into a target whose plan is kept: the plain case of `set_params`, in a few passes.
+
+Whatever isn't plain is left to `set_params` itself, which finds out what is meant, or what is wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xweights.core import hold_registry
+from xweights.core.blocks import quick_sum
+from xweights.core.dtypes import Array, is_half
+from xweights.core.layout import Axes, LayoutName, Shape
+from xweights.core.params import Params
+from xweights.core.plan import Selection
+from xweights.core.selection import WhereLike
+from xweights.edit.guards import alone, defer_interrupts, keys_of
+from xweights.edit.load_report import LoadReport
+from xweights.edit.read import select_kept
+
+
+def write_plainly(
+    target: Any, values: Any, where: WhereLike, layout: LayoutName | None, *, allow_nonfinite: bool
+) -> LoadReport | None:
+    """Write arrays that fit the selected parameters one to one; return None, with nothing done, for any others."""
+    if type(values) not in (Params, dict) or not values or not hold_registry.is_empty():
+        return None
+    selection = select_kept(target, where)
+    if selection is None or selection.choice.singles or len(values) != len(selection.choice.likes):
+        return None
+    choice = selection.choice
+    if "expected" not in choice.notes:
+        choice.notes["expected"] = _expect(selection)
+        choice.notes["keys"] = keys_of(selection.parameters)
+    expected: _Expected = choice.notes["expected"]
+    stored = _fit_all(values, selection, layout, expected)
+    if stored is None or not (allow_nonfinite or _are_finite(stored)) or _are_aliased(stored, expected):
+        return None
+    with alone(choice.notes["keys"]), defer_interrupts():
+        for group in choice.groups:
+            group.storage.write_group(
+                selection.handles(group.positions), [stored[position] for position in group.positions]
+            )
+    return LoadReport("values", taken={p.name: (p.name,) for p in choice.likes})
+
+
+class _Expected(NamedTuple):
+    """What values in the order of a selection have to be, compared for all of them at once."""
+
+    names: list[str]
+    axes: list[Axes | None]
+    gates: list[tuple[str, ...] | None]
+    dtypes: list[np.dtype[Any]]
+    neutral: list[Shape]
+    native: list[Shape]
+    is_plain: bool
+    starts: Array
+    reach: Array
+
+
+def _expect(selection: Selection) -> _Expected:
+    likes = selection.choice.likes
+    homes = selection.read()
+    starts, ends = _spans(homes)
+    order = np.argsort(starts)
+    return _Expected(
+        [p.name for p in likes],
+        [p.layout.axes for p in likes],
+        [p.gates for p in likes],
+        [p.dtype for p in likes],
+        [p.layout.shape for p in likes],
+        [p.layout.stored for p in likes],
+        _are_names_unique(selection) and all(home.flags.forc for home in homes),
+        starts[order],
+        np.maximum.accumulate(ends[order]),
+    )
+
+
+def _fit_all(
+    values: Params | dict[str, Any], selection: Selection, layout: LayoutName | None, expected: _Expected
+) -> list[Array] | None:
+    """Return the values in stored order, in the order of the selection; None if one of them isn't as it should be."""
+    names = expected.names
+    order = values.layout if isinstance(values, Params) else layout
+    if not expected.is_plain or (order == "native" and isinstance(values, Params)):
+        return None
+    if list(values) == names:
+        arrays = list(values.values())
+        if isinstance(values, Params) and not (
+            _agree(list(values.axes.values()), expected.axes) and _agree(list(values.gates.values()), expected.gates)
+        ):
+            return None
+    elif isinstance(values, dict) and values.keys() == set(names):
+        arrays = [values[name] for name in names]
+    else:
+        return None
+    if set(map(type, arrays)) != {np.ndarray} or [array.dtype for array in arrays] != expected.dtypes:
+        return None
+    if [array.shape for array in arrays] != (expected.native if order == "native" else expected.neutral):
+        return None
+    if order != "native":
+        layouts = [p.layout for p in selection.choice.likes]
+        arrays = [a if own.is_identity else own.to_stored(a) for a, own in zip(arrays, layouts, strict=True)]
+    return arrays
+
+
+def _agree(passed: list[Any], expected: list[Any]) -> bool:
+    """Return whether axes or gates are the same, where both are known."""
+    return passed == expected or all(a is None or b is None or a == b for a, b in zip(passed, expected, strict=True))
+
+
+def _are_names_unique(selection: Selection) -> bool:
+    """Return whether each name of the selection means its parameter and no other, whichever kind of name it is."""
+    owners: dict[str, set[int]] = {}
+    for p in selection.everything:
+        for name in (p.name, *p.aliases, p.native_name, *p.native_aliases):
+            owners.setdefault(name, set()).add(id(p))
+    return all(len(owners[p.name]) == 1 for p in selection.choice.likes)
+
+
+def _are_finite(arrays: Sequence[Array]) -> bool:
+    """Return whether all entries are finite; False also if it takes a closer look to tell."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        for array in arrays:
+            if array.dtype.char in "fd" and array.dtype.isnative and array.flags.c_contiguous:
+                # A finite sum of squares rules out all others, and BLAS takes half the time of a comparison.
+                flat = array.reshape(-1)
+                if not math.isfinite(np.dot(flat, flat)):
+                    return False
+            elif array.dtype.kind not in "biu" and (is_half(array.dtype) or not np.isfinite(quick_sum(array))):
+                return False
+    return True
+
+
+def _are_aliased(arrays: Sequence[Array], expected: _Expected) -> bool:
+    """Return whether a value may share memory with a parameter: it would change before it is read."""
+    if not all(array.flags.forc for array in arrays):
+        return True
+    starts, ends = _spans(arrays)
+    # The last home that begins before the end of a value; those before it may reach further.
+    at = np.searchsorted(expected.starts, ends) - 1
+    return bool(np.any((at >= 0) & (expected.reach[at] > starts)))
+
+
+def _spans(arrays: Sequence[Array]) -> tuple[Array, Array]:
+    starts = np.array([array.__array_interface__["data"][0] for array in arrays], np.int64)
+    return starts, starts + np.array([array.nbytes for array in arrays], np.int64)
