@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomllib
 
 import xweights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = REPOSITORY / "README.md"
 
+tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
 pytestmark = pytest.mark.skipif(not README.is_file(), reason="these files lie in the checkout, and this is none")
 
 

@@ -11,9 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import older
 import pytest
-import tomllib
+
+import xweights as xw
+from xweights.core import registry
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "versions.md"
@@ -21,6 +24,7 @@ TITLES = {"keras": "Keras", "torch": "PyTorch", "tensorflow": "TensorFlow", "jax
 # What is compared: the releases at which something came.
 RELEASES = {"keras": ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14", "3.15"), "torch": ("2.6", "2.7", "2.8", "2.9")}
 
+tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
 in_checkout = pytest.mark.skipif(not PAGE.is_file(), reason="the page lies in the checkout, and this is none")
 
 
@@ -151,3 +155,27 @@ def test_versions_are_compared_as_numbers() -> None:
     assert older.release("3.9.0") < older.release("3.13.2") < older.release("3.15")
     assert older.release("2.13.0+cpu") == (2, 13, 0)
     assert sys.version_info[:2] >= (3, 10)
+
+
+def test_a_backend_that_cannot_be_imported_names_what_failed_first_and_the_versions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a framework does that is older than it may be, and wraps the error of an import in one of its own."""
+
+    class Door:
+        value = "xweights_numpy:backend"
+
+        def load(self) -> None:
+            first = AttributeError("module 'numpy' has no attribute 'float128x'")
+            raise ImportError("numpy could not be set up") from first
+
+    monkeypatch.setattr(registry, "_points", {"numpy": Door()})
+    monkeypatch.setattr(registry, "_loaded", {})
+    with pytest.raises(xw.BackendBrokenError) as caught:
+        registry.load("numpy")
+    said = str(caught.value).splitlines()
+    assert said[1] == (
+        "cause: ImportError: numpy could not be set up, because of "
+        "AttributeError: module 'numpy' has no attribute 'float128x'"
+    )
+    assert said[2:4] == [f"installed: numpy {np.__version__}", f"supported: numpy>={lower_bounds()['numpy']}"]

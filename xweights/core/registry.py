@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ from xweights.core.backend import Backend
 from xweights.errors import BackendBrokenError, BackendMissingError
 
 GROUP = "xweights.backends"
+_DISTRIBUTION = "xweights-nn"
 
 
 _registered: dict[str, Backend] = {}
@@ -80,7 +82,8 @@ def load(framework: str) -> Backend:
         except Exception as cause:
             raise BackendBrokenError(
                 f"the backend {points[framework].value!r} for {framework!r} is installed but can't be imported\n"
-                f"cause: {type(cause).__name__}: {cause}\n"
+                f"cause: {_causes(cause)}\n"
+                f"{_versions(framework)}"
                 f"Fix: make `python -c 'import {framework}'` work, or reinstall with "
                 f"python -m pip install 'xweights-nn[{framework}]'"
             ) from cause
@@ -96,6 +99,27 @@ def load(framework: str) -> Backend:
 def loaded() -> list[Backend]:
     """Return the backends that are loaded so far."""
     return [*_registered.values(), *_loaded.values()]
+
+
+def _causes(error: BaseException) -> str:
+    """Return an error, and what it was raised from: frameworks wrap the import that failed in one of their own."""
+    texts = [f"{type(error).__name__}: {error}"]
+    if error.__cause__ is not None:
+        texts.append(_causes(error.__cause__))
+    return ", because of ".join(texts)
+
+
+def _versions(framework: str) -> str:
+    """Return a line with the release that is installed and those that are supported; "" if either isn't known."""
+    from importlib.metadata import PackageNotFoundError, requires, version
+
+    for name in (framework, f"{framework}-cpu"):
+        try:
+            known = re.findall(rf"^({re.escape(name)}\W[^;]*)", "\n".join(requires(_DISTRIBUTION) or ()), re.MULTILINE)
+            return f"installed: {name} {version(name)}\nsupported: {known[0].strip()}\n" if known else ""
+        except PackageNotFoundError:
+            continue
+    return ""
 
 
 def _entry_points() -> dict[str, Any]:
