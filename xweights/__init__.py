@@ -42,6 +42,8 @@ _TABLE = {
     "files.edit.edit": "edit_file EditReport",
     "files.load": "Checkpoint load parts",
     "files.save": "convert save",
+    "hub.export": "export_hf",
+    "hub.load_folder": "import_hf",
     "inspection.checksum": "checksum",
     "inspection.diff": "diff equal",
     "inspection.plots": "plot plot_diff",

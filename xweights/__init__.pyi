@@ -48,6 +48,7 @@ from xweights.errors import LayoutError as LayoutError
 from xweights.errors import NonfiniteError as NonfiniteError
 from xweights.errors import NotBuiltError as NotBuiltError
 from xweights.errors import PortError as PortError
+from xweights.errors import RankError as RankError
 from xweights.errors import RefusedFileError as RefusedFileError
 from xweights.errors import SelectionError as SelectionError
 from xweights.errors import ShapeError as ShapeError
@@ -66,6 +67,8 @@ from xweights.files.load import load as load
 from xweights.files.load import parts as parts
 from xweights.files.save import convert as convert
 from xweights.files.save import save as save
+from xweights.hub.export import export_hf as export_hf
+from xweights.hub.load_folder import import_hf as import_hf
 from xweights.inspection.checksum import checksum as checksum
 from xweights.inspection.diff import diff as diff
 from xweights.inspection.diff import equal as equal
@@ -207,6 +210,7 @@ __all__ = [
     "PortReport",
     "Prune",
     "PruneHold",
+    "RankError",
     "RateSchedule",
     "RefusedFileError",
     "Rule",
@@ -252,6 +256,7 @@ __all__ = [
     "edit_file",
     "effective_params",
     "equal",
+    "export_hf",
     "extract_lora",
     "fill",
     "freeze",
@@ -260,6 +265,7 @@ __all__ = [
     "get_training_state",
     "handoff",
     "hold",
+    "import_hf",
     "init",
     "layer",
     "load",

@@ -30,6 +30,7 @@ from xweights.porting.matching.pairs import Divergence, Pair
 from xweights.porting.matching.samples import SilentWatcher
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.plan import plan_pairs
+from xweights.porting.progress import show_progress
 from xweights.porting.refusal import (
     CANT,
     FAILED,
@@ -99,7 +100,8 @@ def port(
     """
     options = (sample, sample_target, where, names)
     try:
-        report, pairs, run = port_models(source, target, *options, attributes, outputs, fold=fold)
+        with show_progress():
+            report, pairs, run = port_models(source, target, *options, attributes, outputs, fold=fold)
     except PortError as refusal:
         models = parameters(source), parameters(target)
         attempt = partial(port_models, source, target, *options, outputs=outputs)

@@ -33,6 +33,7 @@ from xweights.porting.matching.samples import target_samples
 from xweights.porting.matching.search import run_attempt, settle
 from xweights.porting.matching.trace import Recorder, TracedModel, read_arrays, trace_model
 from xweights.porting.matching.transfer import Writer
+from xweights.porting.progress import count_layers
 from xweights.porting.protocol import LayerRecord
 from xweights.porting.units import LayerUnit
 
@@ -233,6 +234,7 @@ class Run:
     def call(self, traced: TracedModel, sample: Any, watcher: Any, what: str) -> dict[str, Any]:
         """Call one of the models and return its outputs; raise PortError for a sample that it doesn't take."""
         try:
+            watcher = count_layers(watcher, f"running the {what}", traced.count_layers())
             return traced.porting.run(traced.model, traced.records, sample, watcher)
         except XweightsError:
             raise

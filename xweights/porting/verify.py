@@ -17,6 +17,7 @@ from xweights.porting.diagnose import diagnose
 from xweights.porting.matching.outputs import OutputMap, compare_outputs, list_uncompared
 from xweights.porting.matching.samples import SilentWatcher
 from xweights.porting.port import list_differences, make_entry
+from xweights.porting.progress import show_progress
 from xweights.porting.reports import Finding, VerifyReport
 from xweights.porting.session import Run
 
@@ -47,10 +48,11 @@ def verify(
         >>> report.ok, report.first_divergence.layer, report.first_divergence.cause
         (False, '0', 'eps 1e-05 against 0.001')
     """
-    report, sample_target = _compare(source, target, sample, sample_target, outputs)
-    if report.ok and report.max_error < 1e-5:
-        return report
-    return _repeat_in_float64(report, source, target, sample, sample_target, outputs)
+    with show_progress():
+        report, sample_target = _compare(source, target, sample, sample_target, outputs)
+        if report.ok and report.max_error < 1e-5:
+            return report
+        return _repeat_in_float64(report, source, target, sample, sample_target, outputs)
 
 
 def _compare(source: Any, target: Any, sample: Any, sample_target: Any, outputs: OutputMap) -> tuple[VerifyReport, Any]:

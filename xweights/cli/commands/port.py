@@ -72,12 +72,14 @@ def port(
             result = plan_port(source_model, target_model, where=parse_where(where), names=parse_names(names))
         else:
             from xweights.porting.port import port as move
+            from xweights.porting.progress import hide_progress
 
             step("porting and comparing")
-            result = move(
-                source_model, target_model, sample=source_input, sample_target=target_input,
-                where=parse_where(where), names=parse_names(names), attributes=attributes, fold=fold,
-            )  # fmt: skip
+            with hide_progress():
+                result = move(
+                    source_model, target_model, sample=source_input, sample_target=target_input,
+                    where=parse_where(where), names=parse_names(names), attributes=attributes, fold=fold,
+                )  # fmt: skip
             if out is not None:
                 from xweights.files.save import save
 

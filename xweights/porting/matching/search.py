@@ -14,6 +14,7 @@ from functools import partial
 from xweights.porting.matching.attempt import Attempt, StopAttempt
 from xweights.porting.matching.forms import fit
 from xweights.porting.matching.matching import Matching
+from xweights.porting.progress import count_layers
 from xweights.porting.units import LayerUnit
 
 # Number of pairings that are tried before the port is given up.
@@ -84,7 +85,8 @@ def run_attempt(matching: Matching, decisions: list[int], *, lenient: bool = Fal
     while True:
         attempt = Attempt(matching, decisions, lenient)
         with contextlib.suppress(StopAttempt):
-            attempt.finish(target.porting.run(target.model, target.records, matching.sample, attempt))
+            watcher = count_layers(attempt, "pairing the layers", target.count_layers())
+            attempt.finish(target.porting.run(target.model, target.records, matching.sample, watcher))
         if not attempt.restart:
             matching.target_events = attempt.events
             return attempt

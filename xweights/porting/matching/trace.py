@@ -44,6 +44,10 @@ class TracedModel:
             units.setdefault(id(unit.record), []).append(unit)
         return units
 
+    def count_layers(self) -> int:
+        """Return the number of layers with weights."""
+        return sum(bool(record.parameters) for record in self.records)
+
     @cached_property
     def parameters(self) -> list[Parameter]:
         """Every parameter that contains a unit's arrays."""
