@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 # On the other Keras backends CI runs these; `nox -s slow` runs all, and the matrix every rule under every optimizer.
-EVERYWHERE = ("test_holds.py", "test_prune.py", "test_ties.py", "test_late_attachments.py")
+EVERYWHERE = ("test_callbacks.py", "test_holds.py", "test_prune.py", "test_ties.py", "test_late_attachments.py")
 
 
 @pytest.hookimpl(tryfirst=True)

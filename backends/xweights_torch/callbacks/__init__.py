@@ -1,0 +1,1 @@
+"""Callbacks for the trainers of others; each module imports the one it is named after."""
