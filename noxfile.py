@@ -365,10 +365,9 @@ def oldest_versions(session: nox.Session) -> str:
     project = PYPROJECT["project"]
     lines = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
     pins = dict(re.findall(r"^([\w-]+)==(\S+)$", Path("constraints.txt").read_text("utf-8"), re.MULTILINE))
-    kept = {re.split(r"\W", one)[0] for one in OLDEST_TESTS} | {"pytest", "pytest-xdist", "torch"}
     oldest = dict(re.findall(r"^([\w-]+)>=([\d.]+)$", "\n".join(lines), re.MULTILINE))
     oldest["jaxlib"] = oldest["jax"]
-    chosen = {**oldest, **{name: pins[name] for name in kept if name in pins}}
+    chosen = {**oldest, **{name: pins[name] for name in (*OLDEST_TESTS, "torch")}}
     path = Path(session.cache_dir).resolve() / "oldest.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{name}=={version}\n" for name, version in chosen.items()), encoding="utf-8")
