@@ -11,7 +11,7 @@ from torch import nn
 from xweights.core.groups import Group
 from xweights_torch.sharding.life_cycle import FLATTENED, gathered_copies, has_full_parameters, is_flattened
 from xweights_torch.sharding.placements import group_of_meshes, group_of_parts, is_dtensor
-from xweights_torch.sharding.storage import replica_storage, shard_storage
+from xweights_torch.sharding.storage import UNVIEWED, replica_storage, shard_storage
 from xweights_torch.storage import RefusedStorage, TensorStorage, address_of
 
 # Wrappers that DistributedDataParallel may be inside of.
@@ -31,11 +31,11 @@ def find_storages(target: nn.Module | None, tensors: Sequence[torch.Tensor]) -> 
     meshes = [tensor.device_mesh for tensor in tensors if is_dtensor(tensor)]  # type: ignore[attr-defined]
     replicas = None if target is None else _replica_group(target)
     copies = gathered_copies()
-    flattened = [is_flattened(tensor) for tensor in tensors]
+    full = target is not None and has_full_parameters(target)
+    flattened = [full or is_flattened(tensor) for tensor in tensors]
     if not meshes and replicas is None and not copies and not any(flattened):
         return [None] * len(tensors)
     group = group_of_meshes(meshes) if meshes else None
-    may_edit = target is not None and any(flattened) and has_full_parameters(target)
     refused = {reason: RefusedStorage(reason) for reason in copies.values()}
     found: list[TensorStorage | None] = []
     for tensor, flat in zip(tensors, flattened, strict=True):
@@ -43,8 +43,8 @@ def find_storages(target: nn.Module | None, tensors: Sequence[torch.Tensor]) -> 
             found.append(shard_storage(group, False, tensor.device.type != "cpu"))
         elif copies and (reason := copies.get(id(tensor)) or copies.get(address_of(tensor))):
             found.append(refused[reason])
-        elif flat and not may_edit:
-            found.append(_FLATTENED)
+        elif flat:
+            found.append(UNVIEWED if full else _FLATTENED)
         elif replicas is not None:
             found.append(replica_storage(replicas, not tensor.is_cpu))
         else:

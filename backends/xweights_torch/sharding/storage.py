@@ -10,6 +10,7 @@ from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 
 from xweights.core.dtypes import Array
@@ -147,6 +148,31 @@ class ShardStorage(TensorStorage):
                 place.reregister()
 
 
+class UnviewedStorage(TensorStorage):
+    """Storage of whole tensors that FSDP1 takes back by resizing their memory: a NumPy view of it would forbid that."""
+
+    fresh = True
+
+    def group_key(self, handle: Handle) -> Hashable | None:
+        return None
+
+    def read(self, handle: Handle) -> Array:
+        return host_view(tensor_of(handle).detach().clone())
+
+    def write(self, handle: Handle, value: Array) -> None:
+        with torch.no_grad():
+            tensor_of(handle).copy_(from_host(np.ascontiguousarray(value)))
+
+    def native_array(self, handle: Handle, *, tensor: bool = False) -> Any:
+        return tensor_of(handle).detach()
+
+    def commit(self, handle: Handle, native: Any, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            super().commit(handle, native, value)
+        else:
+            self.write(handle, value)
+
+
 class BlockStorage(TensorStorage):
     """Storage of this rank's block of a DTensor, as an array of its own; the handle is still that of the parameter."""
 
@@ -191,6 +217,7 @@ def _block(handle: Handle) -> torch.Tensor:
     return local_of(tensor_of(handle))
 
 
+UNVIEWED = UnviewedStorage(fallible=True)
 CPU_BLOCKS = BlockStorage(fallible=False)
 DEVICE_BLOCKS = BlockStorage(fallible=True)
 

@@ -1,0 +1,177 @@
+"""Ranks that disagree, refuse or are late: a typed error on every rank or the right result, never a hang."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="the ranks are PyTorch's")
+if not hasattr(os, "fork"):
+    pytest.skip("ranks are forked processes", allow_module_level=True)
+
+import torch
+import torch.distributed as dist
+from ranks import run_ranks
+from worlds import blocks, shard, small
+
+import xweights as xw
+from xweights.errors import ArgumentError, NonfiniteError, RankError, SelectionError, ShapeError, XweightsError
+
+UP = "up/kernel"
+
+
+def caught(call: Any) -> Any:
+    """Return the error that a call raises, with its text; None if it raises nothing."""
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - the test looks at what it is
+        kinds = [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, XweightsError)]
+        return kinds or [type(error).__name__], str(error)
+    return None
+
+
+class Only:
+    """A call that is another one on rank 1."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def __call__(self, here: Any, there: Any) -> Any:
+        return there if self.rank == 1 else here
+
+
+def disagree(rank: int) -> dict[str, Any]:
+    model = shard(small(), "fsdp2-2")
+    before = [block.clone() for block in blocks(model)]
+    of = Only(rank)
+
+    def fails_here(w: torch.Tensor) -> torch.Tensor:
+        if rank == 1:
+            raise KeyError("only here")
+        return w * 2
+
+    def rollback() -> None:
+        with xw.transaction(model):
+            xw.scale(model, 3.0)
+            if rank == 1:
+                raise KeyError("only here")
+
+    found = {
+        "other arguments": caught(lambda: xw.scale(model, of(2.0, 3.0))),
+        "another seed": caught(lambda: xw.noise(model, 0.1, seed=rank)),
+        "other values": caught(lambda: xw.set_params(model, {UP: torch.full((8, 18), float(rank))}, strict=False)),
+        "other parameters": caught(lambda: xw.scale(model, 2.0, where=of(UP, "down/kernel"))),
+        "another call": caught(of(lambda: xw.scale(model, 2.0), lambda: xw.checksum(model))),
+        "no such name": caught(lambda: xw.scale(model, 2.0, where=of(UP, "upp/kernel"))),
+        "a bad bound": caught(lambda: xw.clip(model, *of((1.0, 2.0), (2.0, 1.0)))),
+        "a bad number": caught(lambda: xw.scale(model, of(1.0, float("nan")))),
+        "a misnamed argument": caught(lambda: xw.scale(model, 2.0, **of({}, {"scope": "x"}))),
+        "a bad shape": caught(
+            lambda: xw.set_params(model, {UP: torch.zeros(*of((8, 18), (3, 3)))}, strict=False, layout="neutral")
+        ),
+        "a function that raises": caught(lambda: xw.apply(model, fails_here, where="*")),
+        "a block that raises": caught(rollback),
+        "a hold": caught(lambda: xw.hold(model, xw.Clip(-0.01, 0.01), where=of(UP, "nix"))),
+    }
+    found["unchanged"] = all(map(torch.equal, blocks(model), before))
+    if rank == 1:
+        blocks(model)[0][0] = float("nan")
+    found["NaN"] = caught(lambda: xw.prune(model, fraction=0.5))
+    blocks(model)[0].copy_(before[0])
+    xw.scale(model, 2.0)
+    found["goes on"] = all(map(torch.equal, blocks(model), [block * 2 for block in before]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def found() -> list[dict[str, Any]]:
+    return run_ranks(2, disagree)
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "text"),
+    [
+        ("other arguments", RankError, "arguments of scale"),
+        ("another seed", RankError, "arguments of noise"),
+        ("other values", RankError, "arguments of set_params"),
+        ("other parameters", RankError, "parameters of scale"),
+        ("another call", RankError, "the call that they make"),
+        ("no such name", SelectionError, "on rank 1: where='upp/kernel'"),
+        ("a bad bound", ArgumentError, "on rank 1: low is greater"),
+        ("a bad number", NonfiniteError, "on rank 1: factor= isn't finite"),
+        ("a misnamed argument", ArgumentError, "on rank 1: scale() has no argument 'scope'"),
+        ("a hold", SelectionError, "on rank 1: where='nix'"),
+        ("NaN", NonfiniteError, "on rank 1: prune can't be done"),
+    ],
+)
+def test_all_ranks_raise_the_same_error_for(what, kind, text, found):
+    for answer in found:
+        assert answer[what] is not None
+        kinds, message = answer[what]
+        assert kind.__name__ in kinds
+        assert text in message
+
+
+def test_a_wrong_shape_on_one_rank_is_an_error_on_all(found):
+    for answer in found:
+        assert {ShapeError.__name__, RankError.__name__} & set(answer["a bad shape"][0])
+
+
+@pytest.mark.parametrize("what", ["a function that raises", "a block that raises"])
+def test_what_a_user_s_code_raises_on_one_rank_undoes_the_call_on_all(what, found):
+    assert found[1][what] == (["KeyError"], "'only here'")
+    assert "RankError" in found[0][what][0]
+    assert "on rank 1: KeyError: 'only here'" in found[0][what][1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_nothing_was_changed_and_the_ranks_can_go_on(rank, found):
+    assert found[rank]["unchanged"]
+    assert found[rank]["goes on"]
+
+
+def wait(rank: int) -> Any:
+    model = shard(small(), "fsdp2-2")
+    if rank == 1:
+        time.sleep(5)
+    xw.scale(model, 2.0)
+    return xw.checksum(model)
+
+
+@pytest.mark.thorough
+def test_a_rank_that_is_late_is_waited_for():
+    model = small()
+    xw.scale(model, 2.0)
+    assert run_ranks(2, wait) == [xw.checksum(model)] * 2
+
+
+def call_alone(rank: int) -> Any:
+    model = shard(small(), "fsdp2-2")
+    before = [block.clone() for block in blocks(model)]
+    if rank == 1:
+        time.sleep(3)
+        return None
+    return caught(lambda: xw.scale(model, 2.0)), all(map(torch.equal, blocks(model), before))
+
+
+def test_a_call_on_one_rank_only_is_named_within_the_group_s_timeout():
+    (kinds, text), unchanged = run_ranks(2, call_alone, timeout=1.0)[0]
+    assert "RankError" in kinds
+    assert "every rank" in text
+    assert unchanged
+
+
+def call_without_group(rank: int) -> Any:
+    model = shard(small(), "fsdp2-2")
+    xw.scale(model, 2.0)
+    dist.destroy_process_group()
+    return caught(lambda: xw.scale(model, 2.0))
+
+
+def test_a_process_group_that_was_destroyed_is_a_typed_error():
+    for answer in run_ranks(2, call_without_group):
+        assert answer is not None
+        assert {"RankError", "WriteError"} & set(answer[0])

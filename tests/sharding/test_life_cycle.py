@@ -1,0 +1,203 @@
+"""FSDP's life cycle: calls between steps keep training as it was, and copies that would lose a write are found."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="FSDP is PyTorch's")
+if not hasattr(os, "fork"):
+    pytest.skip("ranks are forked processes", allow_module_level=True)
+
+import torch
+from ranks import run_ranks
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Partial
+from worlds import blocks, shard, small
+
+import xweights as xw
+from xweights.errors import TargetError, WriteError
+
+BATCH = torch.arange(20).reshape(4, 5)
+
+
+def evaluate(model: Any) -> None:
+    with torch.no_grad():
+        model(BATCH)
+
+
+def step(model: Any) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(BATCH).backward()
+    optimizer.step()
+
+
+def refusal(call: Any) -> str:
+    with pytest.raises((WriteError, TargetError)) as caught:
+        call()
+    return str(caught.value)
+
+
+def run_fsdp2(rank: int, expected: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    model = shard(small(), "fsdp2-2")
+    evaluate(model)
+    found["a copy is in the place of the root's shards"] = not isinstance(model.norm.weight, DTensor)
+    copy = model.norm.weight
+    found["a lone copy"] = refusal(lambda: xw.scale(copy, 2.0))
+    found["a copy in a dict"] = refusal(lambda: xw.checksum({"w": copy}))
+    xw.checksum(model.norm)
+    xw.scale(model.norm, 2.0)
+    found["a submodule has its shards back"] = isinstance(model.norm.weight, DTensor)
+    evaluate(model)
+    xw.scale(model, 0.5, where="head/*")
+    model(BATCH).backward()  # "Trying to resize storage that is not resizable", if a view was taken
+    model.zero_grad()
+    step(model)
+    found["trained as one process"] = xw.checksum(model) == expected
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        seen: list[str] = []
+        model.head.register_forward_pre_hook(lambda *_: seen.append(refusal(lambda: xw.scale(model, 2.0))))
+        evaluate(model)
+    found["inside of a forward pass"] = seen[0]
+    return found
+
+
+def one_process() -> str:
+    model = small()
+    xw.scale(model.norm, 2.0)
+    xw.scale(model, 0.5, where="head/*")
+    model(BATCH).backward()
+    model.zero_grad()
+    step(model)
+    return xw.checksum(model)
+
+
+def test_calls_after_an_evaluation_neither_break_training_nor_are_lost():
+    for answer in run_ranks(2, run_fsdp2, one_process()):
+        assert answer["a copy is in the place of the root's shards"]
+        assert answer["a submodule has its shards back"]
+        assert answer["trained as one process"]
+        assert "FSDP2 gathered" in answer["a lone copy"]
+        assert "FSDP2 gathered" in answer["a copy in a dict"]
+        assert "going on" in answer["inside of a forward pass"]
+
+
+def run_kinds(rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    mesh = init_device_mesh("cpu", (2,))
+    halves = small()
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    fully_shard(halves, mesh=mesh, mp_policy=policy)
+    evaluate(halves)
+    xw.scale(halves, 2.0)
+    found["mixed precision"] = {p.dtype.name for p in xw.parameters(halves)}, xw.checksum(halves)
+    tied = small()
+    tied.again = tied.emb
+    fully_shard(tied, mesh=mesh)
+    xw.scale(tied, 2.0)
+    found["tied"] = xw.checksum(tied), [p.aliases for p in xw.parameters(tied) if p.aliases]
+    with torch.device("meta"):
+        empty = nn.Linear(4, 4)
+    fully_shard(empty, mesh=mesh)
+    found["meta"] = refusal(lambda: xw.fill(empty, 1.0))
+    empty.to_empty(device="cpu")
+    xw.fill(empty, 1.0)
+    found["materialized"] = float(blocks(empty)[0].min())
+    summand = nn.Module()
+    summand.w = nn.Parameter(DTensor.from_local(torch.ones(4), mesh, [Partial()]))
+    found["partial"] = refusal(lambda: xw.scale(summand, 2.0, where="w"))
+    wide = nn.Linear(3, 2, dtype=torch.float64)
+    narrow = nn.Linear(3, 2, dtype=torch.bfloat16)
+    for layer in (wide, narrow):
+        torch.nn.init.constant_(layer.weight, 1 / 3)
+        fully_shard(layer, mesh=mesh)
+        xw.scale(layer, 0.7)
+        xw.max_norm(layer, 0.1, per="out")
+    found["dtypes"] = [xw.checksum(layer, where="kernel") for layer in (wide, narrow)]
+    return found
+
+
+def test_mixed_precision_tied_meta_and_partial_parameters():
+    model = small()
+    xw.scale(model, 2.0)
+    alike = []
+    for dtype in (torch.float64, torch.bfloat16):
+        layer = nn.Linear(3, 2, dtype=dtype)
+        torch.nn.init.constant_(layer.weight, 1 / 3)
+        xw.scale(layer, 0.7)
+        xw.max_norm(layer, 0.1, per="out")
+        alike.append(xw.checksum(layer, where="kernel"))
+    for answer in run_ranks(2, run_kinds):
+        assert answer["mixed precision"] == ({"float32"}, xw.checksum(model))  # the shard is the master
+        assert answer["tied"] == (xw.checksum(model), [("again/embeddings",)])
+        assert "to_empty" in answer["meta"]
+        assert answer["materialized"] == 1.0
+        assert "redistribute" in answer["partial"]
+        assert answer["dtypes"] == alike
+
+
+def run_fsdp1(rank: int, keep: bool) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = FullyShardedDataParallel(nn.Linear(4, 4), device_id=torch.device("cpu"), use_orig_params=keep)
+        found = {
+            "wrapped": refusal(lambda: xw.scale(model, 0.5, where=...)),
+            "inside": refusal(lambda: xw.scale(model.module, 0.5, where=...)),
+        }
+        with FullyShardedDataParallel.summon_full_params(model, writeback=True):
+            xw.fill(model, 0.25)
+        with FullyShardedDataParallel.summon_full_params(model):
+            found["kept"] = all(bool((p == 0.25).all()) for p in model.parameters())
+    return found
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["original parameters", "flat parameter"])
+def test_fsdp1_is_refused_but_for_its_full_parameters(keep):
+    for answer in run_ranks(2, run_fsdp1, keep):
+        assert "summon_full_params" in answer["wrapped"]
+        assert "summon_full_params" in answer["inside"]
+        assert answer["kept"]
+
+
+UNBUILT = {
+    "save": lambda model, path: xw.save(model, path),
+    "bind": lambda model, _: xw.bind(model, xw.Clip(-1, 1), where="*/kernel"),
+    "hold of a prune": lambda model, _: xw.prune(model, fraction=0.5, hold=True),
+    "average": lambda model, _: xw.average(model, decay=0.9),
+    "multiply_lr": lambda model, _: xw.multiply_lr(model, {"up/kernel": 0.5}),
+    "penalty": lambda model, _: xw.penalty(model, l2=0.1),
+    "merge": lambda model, _: xw.merge([model, small()]),
+    "a hold over a cut axis": lambda model, _: xw.hold(model, xw.MaxNorm(1.0, per="in"), where="up/kernel"),
+    "plot": lambda model, _: xw.plot(model),
+    "port": lambda model, _: xw.port(small(), model),
+}
+
+
+def run_unbuilt(rank: int, folder: str) -> dict[str, str]:
+    model = shard(small(), "fsdp2-2")
+    found = {}
+    for name, call in UNBUILT.items():
+        try:
+            call(model, f"{folder}/{rank}.npz")
+        except xw.XweightsError as error:
+            found[name] = str(error)
+        except Exception as error:  # noqa: BLE001 - shown by the test
+            found[name] = f"untyped {type(error).__name__}: {error}"
+        else:
+            found[name] = "done"
+    return found
+
+
+def test_calls_that_do_not_work_on_shards_are_refused_by_name(tmp_path):
+    for answer in run_ranks(2, run_unbuilt, str(tmp_path)):
+        for name, text in answer.items():
+            assert "sharded" in text or "has of it" in text, f"{name}: {text}"
+            assert "Fix: " in text, f"{name}: {text}"
+    assert not list(tmp_path.iterdir())
