@@ -268,9 +268,20 @@ def handoff(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", default=False)
 def faults(session: nox.Session) -> None:
-    """Inject 200 faults into ported twins and write what verify says of them into docs/porting.md."""
+    """Inject 400 faults into ported twins and public models, and write what verify says of them into docs/porting.md.
+
+    Then try to mislead ports of public pairs. Names after `--` are pairs, of which the faults are printed only.
+    """
     everything = Everything(session)
-    everything.run("python", "tests/porting/mutate.py", "docs/porting.md", env={"KERAS_BACKEND": KERAS_BACKENDS[0]})
+    beside = str(everything.home / "pairs")
+    everything.install("--no-deps", "--target", beside, *PAIRED, *MEASURED_NEED)
+    env = {**QUIET, **ONE_THREAD, "KERAS_BACKEND": KERAS_BACKENDS[0], "PYTHONPATH": beside}
+    if session.posargs:
+        only = ",".join(session.posargs)
+        everything.run("python", "tests/porting/mutate.py", "--public", "--only", only, env=env)
+        return
+    everything.run("python", "tests/porting/mutate.py", "--write", "docs/porting.md", env=env)
+    everything.run(*PYTEST, "tests/porting/test_silence_of_pairs.py", env={**WHEEL_IS_TESTED, **env})
 
 
 @nox.session(venv_backend="none", default=False)
@@ -296,12 +307,17 @@ def pairs(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", default=False)
 def skeletons(session: nox.Session) -> None:
-    """Write skeletons of the models of other packages and make the table of outcomes, docs/skeletons.md."""
+    """Write skeletons of the models of other packages, port into them, and make the table of docs/skeletons.md.
+
+    What stands after `--` is measured in the place of all: `torch --family transformers`, `keras --part 0/3`. The rows
+    are kept in .nox/skeletons, and the table is made of all that are there.
+    """
     everything = Everything(session)
     beside = str(everything.home / "layers")
     everything.install("--no-deps", "--target", beside, *MEASURED, *MEASURED_NEED)
     env = {**keras_on(KERAS_BACKENDS[0]), **QUIET, "PYTHONPATH": beside}
-    everything.run("python", "tests/porting/measure_skeletons.py", "--write", "docs/skeletons.md", env=env)
+    where = ("--cells", str(everything.home / "skeletons"), "--write", "docs/skeletons.md")
+    everything.run("python", "tests/porting/measure_skeletons.py", *session.posargs, *where, env={**ONE_THREAD, **env})
 
 
 @nox.session(venv_backend="none", default=False)

@@ -98,11 +98,14 @@ ALIKE_ON_JAX = (
     "tests/optimizers/",
     "tests/porting/",
 )
-# Training goes on in both directions, and in a step that JAX compiles; fit brings variables that are no parameters.
+# Training goes on in both directions, and in a step that JAX compiles; fit brings variables that are no parameters; a
+# port and a skeleton stand for the others, which are run at night.
 YET_ON_JAX = (
     "test_seed_states_metrics_and_optimizer_variables",
     "goes_on_in_float32_there_and_back[adam",
     "goes_on_in_a_compiled_keras_step",
+    "test_a_pair_is_ported_right[conv1d-",
+    "test_a_network_of_equal_blocks_",
 )
 
 

@@ -117,8 +117,11 @@ class Describing(Protocol):
     def record(self, model: Any, sample: Any) -> Reading:
         """Run a model on a sample and return the graph of what it computed; raise PortError where there is none."""
 
-    def graph_code(self, graph: Graph, problems: Problems) -> Written:
-        """Return the source code of a model that computes a graph; add what can't be written to ``problems``."""
+    def graph_code(self, graph: Graph, problems: Problems, *, blocks: bool = True) -> Written:
+        """Return the source code of a model that computes a graph; add what can't be written to ``problems``.
+
+        ``blocks``: equal runs of lines are a class and a loop.
+        """
 
     def run_twin(self, twin: Any, inputs: Any) -> list[Array]:
         """Call a twin in inference mode and return its outputs; the first call builds it."""
@@ -247,8 +250,18 @@ def _write_recording(model: Any, reader: Describing, writer: Describing, sample:
         problems.add(PortError, str(error), fix="write the twin by hand, and port into it")
         problems.check()
         raise
-    written = writer.graph_code(find_layers(reading.graph), problems)
+    graph = find_layers(reading.graph)
+    written = writer.graph_code(graph, problems)
     problems.check()
-    if verify:
+    if not verify:
+        return written.code
+    try:
         prove(reading, written, writer, sample)
+    except PortError:
+        # What frameworks do around the call of a layer (casts, masks) may be what a block can't do with.
+        flat = writer.graph_code(graph, problems, blocks=False)
+        if flat.code == written.code:
+            raise
+        prove(reading, flat, writer, sample)
+        return flat.code
     return written.code

@@ -32,8 +32,10 @@ class KerasDescribing:
     def record(self, model: Any, sample: Any) -> Reading:
         return record(model, sample)
 
-    def graph_code(self, graph: Graph, problems: Problems) -> Written:
-        return KerasGraphWriter(graph, problems).write()
+    def graph_code(self, graph: Graph, problems: Problems, *, blocks: bool = True) -> Written:
+        writer = KerasGraphWriter(graph, problems)
+        writer.blocks = blocks
+        return writer.write()
 
     def run_twin(self, twin: Any, inputs: Any) -> list[Array]:
         outputs = twin(inputs, training=False)
@@ -43,4 +45,9 @@ class KerasDescribing:
 
     def fill_twin(self, twin: Any, arrays: Mapping[str, Array]) -> None:
         for path, array in arrays.items():
-            functools.reduce(getattr, path.split("."), twin).assign(array)
+            functools.reduce(_part, path.split("."), twin).assign(array)
+
+
+def _part(whole: Any, name: str) -> Any:
+    """Return an attribute, or an entry of a list of blocks."""
+    return whole[int(name)] if name.isdigit() else getattr(whole, name)

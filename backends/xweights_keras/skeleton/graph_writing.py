@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from xweights.errors import PortError, Problems
+from xweights.porting.skeletons.blocks import Block
 from xweights.porting.skeletons.graph import Graph, Operation
 from xweights.porting.skeletons.orders import plain
 from xweights.porting.skeletons.weights import Stored, store
@@ -220,6 +221,21 @@ class KerasGraphWriter(KerasFunctions):
         more = "" if trainable else ", trainable=False"
         return f'self.add_weight(name="{path}", shape={shape}, initializer="zeros"{more})'
 
+    def block_class(self, block: Block) -> str:
+        """Return the class of a block."""
+        return (
+            f"class {block.name}(layers.Layer):\n    def __init__(self, **options):\n"
+            "        super().__init__(**options)\n"
+            + "".join(f"        self.{name} = {code}\n" for name, code in block.made.items())
+            + f"\n    def call(self, {', '.join(block.arguments)}):\n"
+            + "".join(f"        {line}\n" for line in block.lines)
+            + f"        return {', '.join(block.results)}"
+        )
+
+    def block_list(self, block: Block) -> str:
+        """Return the code that makes all blocks of a class."""
+        return f"[{block.name}() for _ in range({block.count})]"
+
     def source(self) -> str:
         """Return the source code of the model."""
         imports = ["import keras", "from keras import layers, ops"]
@@ -230,6 +246,7 @@ class KerasGraphWriter(KerasFunctions):
             lines = [f"{', '.join(names)} = inputs"]
         if self.needs_batch():
             lines.append(f"batch = ops.shape({names[0]})[0]")
+        self.find_blocks()
         lines += [*self.lines, f"return {self.result}"]
         made = [f"self.{name} = {code}" for name, code in self.layers.items()] or ["pass"]
         body = (

@@ -34,8 +34,10 @@ class TorchDescribing:
     def record(self, model: nn.Module, sample: Any) -> Reading:
         return record(unwrap_module(model), sample)
 
-    def graph_code(self, graph: Graph, problems: Problems) -> Written:
-        return TorchGraphWriter(graph, problems).write()
+    def graph_code(self, graph: Graph, problems: Problems, *, blocks: bool = True) -> Written:
+        writer = TorchGraphWriter(graph, problems)
+        writer.blocks = blocks
+        return writer.write()
 
     def run_twin(self, twin: Any, inputs: Any) -> list[Array]:
         tensors = list(inputs.values()) if isinstance(inputs, Mapping) else inputs

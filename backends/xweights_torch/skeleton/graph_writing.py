@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from xweights.errors import PortError
+from xweights.porting.skeletons.blocks import Block
 from xweights.porting.skeletons.graph import Operation
 from xweights.porting.skeletons.orders import plain
 from xweights.porting.skeletons.weights import Stored, store
@@ -163,16 +164,29 @@ class TorchGraphWriter(TorchFunctions):
         """Return the code that makes a constant that moves with the module."""
         return f'{_CALL}self.register_buffer("{path}", {code}, persistent=False)'
 
+    def block_class(self, block: Block) -> str:
+        """Return the class of a block."""
+        return (
+            f"class {block.name}(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+            + "".join(f"        {_line(name, code)}\n" for name, code in block.made.items())
+            + f"\n    def forward(self, {', '.join(block.arguments)}):\n"
+            + "".join(f"        {line}\n" for line in block.lines)
+            + f"        return {', '.join(block.results)}"
+        )
+
+    def block_list(self, block: Block) -> str:
+        """Return the code that makes all blocks of a class."""
+        return f"nn.ModuleList([{block.name}() for _ in range({block.count})])"
+
     def source(self) -> str:
         """Return the source code of the module."""
         imports = ["import torch", "from torch import nn", "from torch.nn import functional"]
-        made = [
-            code.removeprefix(_CALL) if code.startswith(_CALL) else f"self.{name} = {code}"
-            for name, code in self.layers.items()
-        ] or ["pass"]
+        batch = self.needs_batch()
+        self.find_blocks()
+        made = [_line(name, code) for name, code in self.layers.items()] or ["pass"]
         names = [name for name, _ in self.input_names]
         lines = []
-        if self.needs_batch():
+        if batch:
             lines.append(f"batch = {names[0]}.shape[0]")
         lines += [*self.lines, f"return {self.result}"]
         body = (
@@ -182,6 +196,10 @@ class TorchGraphWriter(TorchFunctions):
             + "".join(f"        {line}\n" for line in lines)
         )
         return self.whole(imports, made, body)
+
+
+def _line(name: str, code: str) -> str:
+    return code.removeprefix(_CALL) if code.startswith(_CALL) else f"self.{name} = {code}"
 
 
 def _bias(name: Any) -> str:

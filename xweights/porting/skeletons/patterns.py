@@ -111,7 +111,8 @@ class _Finder:
 def _is_square(operation: Operation, of: Operand) -> bool:
     if operation.kind == "unary":
         return operation.options["function"] == "square" and operation.inputs == (of,)
-    return operation.kind == "binary" and operation.options["function"] == "multiply" and operation.inputs == (of, of)
+    forms = {"multiply": (of, of), "power": (of, 2)}
+    return operation.kind == "binary" and operation.inputs == forms.get(operation.options["function"], ())
 
 
 def _owner(name: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from xweights.core.dtypes import Array
 from xweights.errors import PortError
+from xweights.porting.skeletons.blocks import Block, BlockFinder
 from xweights.porting.skeletons.constants import TABLE, code_of_array
 from xweights.porting.skeletons.graph import Operation
 from xweights.porting.skeletons.orders import Order, permuted, plain, reshaped, without
@@ -26,6 +27,7 @@ class GraphWriter(ValueWriter):
     module: str  # where the functions are
     axis_word: str  # what their axis is called
     dropout: str
+    blocks = True  # whether equal runs of lines are a class and a loop
 
     def write(self) -> Written:
         """Return the source code; add what can't be written to the problems."""
@@ -40,6 +42,49 @@ class GraphWriter(ValueWriter):
 
     def source(self) -> str:
         """Return the source code of the whole."""
+        raise NotImplementedError
+
+    def find_blocks(self) -> None:
+        """Write runs of equal lines as classes and loops."""
+        taken = {
+            *self.layers,
+            "Twin",
+            *re.findall(r"^(?:class|def) (\w+)", "\n".join(self.helpers.values()), re.MULTILINE),
+        }
+        inputs = [name for name, _ in self.input_names]
+        while self.blocks:
+            found = BlockFinder(self.lines, self.result, self.layers, inputs, self.reserved).find()
+            if found is None:
+                return
+            first, count, block = found
+            number = 1
+            name, attribute = block.name, block.attribute
+            while {name, attribute} & taken or self.reserved(attribute):
+                number += 1
+                name, attribute = f"{block.name}{number}", f"{block.attribute}_{number}"
+            taken |= {name, attribute}
+            block = block.called(name, attribute)
+            self.lines[first : first + count] = block.loop
+            old = self.layers
+            self.layers = {}
+            for layer, code in old.items():
+                if layer in block.moved:
+                    self.layers.setdefault(attribute, self.block_list(block))
+                else:
+                    self.layers[layer] = code
+            for places in self.stored.values():
+                for place, one in enumerate(places):
+                    layer, dot, rest = one.path.partition(".")
+                    if layer in block.moved:
+                        places[place] = replace(one, path=f"{block.moved[layer]}{dot}{rest}")
+            self.helpers[name] = self.block_class(block)
+
+    def block_class(self, block: Block) -> str:
+        """Return the source code of a block's class."""
+        raise NotImplementedError
+
+    def block_list(self, block: Block) -> str:
+        """Return the code that makes all blocks of a class."""
         raise NotImplementedError
 
     def whole(self, imports: Sequence[str], made: Sequence[str], body: str) -> str:
