@@ -97,10 +97,27 @@ def test_the_tables_have_the_numbers_of_the_library(single: str) -> None:
     cells = Reader(single).cells
     for row in xw.stats(weights()).rows:
         at = cells.index(row.name)
-        assert cells[at + 4] == f"{row.count:,}"
-        assert cells[at + 5] == f"{row.norm:.4g}"
-        assert cells[at + 10] == f"{row.sparsity:.1%}"
-        assert cells[at + 11] == str(row.nan)
+        assert cells[at + 1] == f"{row.count:,}"
+        assert cells[at + 2] == f"{row.norm:.4g}"
+        assert cells[at + 7] == f"{row.sparsity:.1%}"
+        assert cells[at + 8] == str(row.nan)
+
+
+def test_parameters_with_nan_or_infinity_stand_first_and_are_marked() -> None:
+    target = {f"block/{i}/kernel": np.ones((2, 2)) for i in range(12)}
+    target["block/7/kernel"][0, 0] = np.nan
+    target["block/9/kernel"][0, 0] = np.inf
+    text = page(target)
+    rows = re.findall(r'<tr( class="bad")?><td>(.*?)</td>', text)
+    assert [name for mark, name in rows if mark] == ["block/7/kernel", "block/9/kernel"]
+    assert all(mark for mark, _ in rows[:2])
+    assert "2 parameters with NaN or infinity stand first" in text
+
+
+def test_what_all_names_begin_with_can_be_left_out_on_a_phone() -> None:
+    text = page({f"language_model/encoder/{i}/kernel": np.ones((2, 2)) for i in range(3)})
+    assert '<p class="begin">All names begin with language_model/encoder/</p>' in text
+    assert text.count('<span class="prefix">language_model/encoder/</span>') == 3
 
 
 def test_a_comparison_shows_the_differences_and_both_sides(double: str) -> None:
@@ -162,27 +179,27 @@ def column(dom: str, name: str, place: int) -> list[str]:
     """Return one column of the table whose first row of titles has this name."""
     for table in re.findall(r"<table.*?</table>", dom, re.DOTALL):
         if f">{name}</button>" in table:
-            rows = re.findall(r"<tr(?: hidden=\"\")?>(.*?)</tr>", table.partition("</thead>")[2], re.DOTALL)
+            rows = re.findall(r"<tr[^>]*>(.*?)</tr>", table.partition("</thead>")[2], re.DOTALL)
             return [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)[place] for row in rows]
     raise AssertionError(name)
 
 
 @needs_browser
 def test_in_a_browser_a_click_sorts_by_number_and_another_reverses_the_order(single: str, tmp_path: Path) -> None:
-    click = "const norm = document.querySelectorAll('th button')[5]; norm.click();"
+    click = "const norm = document.querySelectorAll('th button')[2]; norm.click();"
     norms = [row.norm for row in xw.stats(weights()).rows]
-    up = [float(text) for text in column(dump_page(single, click, tmp_path), "norm", 5)]
+    up = [float(text) for text in column(dump_page(single, click, tmp_path), "norm", 2)]
     assert up == [float(f"{norm:.4g}") for norm in sorted(norms)]
     dom = dump_page(single, click + "norm.click();", tmp_path)
-    assert [float(text) for text in column(dom, "norm", 5)] == up[::-1]
+    assert [float(text) for text in column(dom, "norm", 2)] == up[::-1]
     assert 'aria-sort="descending"' in dom
 
 
 @needs_browser
 def test_in_a_browser_nan_goes_last_and_names_sort_as_people_count(single: str, tmp_path: Path) -> None:
     for clicks in (1, 2):
-        click = "document.querySelectorAll('th button')[6].click();" * clicks
-        assert column(dump_page(single, click, tmp_path), "norm", 6)[-1] == "nan"
+        click = "document.querySelectorAll('th button')[3].click();" * clicks
+        assert column(dump_page(single, click, tmp_path), "norm", 3)[-1] == "nan"
     names = column(dump_page(single, "document.querySelector('th button').click();", tmp_path), "norm", 0)
     assert names.index("dense/9/kernel") < names.index("dense/10/kernel")
 
@@ -200,7 +217,7 @@ def test_in_a_browser_rows_are_searched_and_nothing_of_a_name_runs(double: str, 
     """
     dom = dump_page(double, script, tmp_path)
     title = dom.partition("<title>")[2].partition("</title>")[0]
-    assert title == "dense/9/kernel|dense/9/bias 0 2"
+    assert title == "dense/9/bias|dense/9/kernel 0 2"
 
 
 @needs_browser
@@ -240,12 +257,17 @@ def test_notebooks_show_results_as_tables_with_names_escaped() -> None:
         "port": xw.PortReport(entries, ok=True, max_error=1e-7, remains=(EVIL,))._repr_html_(),
         "plan": xw.PortPlan(entries, ambiguous=(EVIL,))._repr_html_(),
         "verify": xw.VerifyReport(entries, ok=False, max_error=0.5, findings=(finding,))._repr_html_(),
+        "summary": xw.summary(weights())._repr_html_(),  # type: ignore[attr-defined]
+        "parameters": xw.parameters(weights())._repr_html_(),  # type: ignore[attr-defined]
+        "load": xw.LoadReport(EVIL, taken={EVIL: (EVIL,)})._repr_html_(),
+        "edit": xw.EditReport("w.npz", {EVIL: 3}, False)._repr_html_(),
     }
     for kind, text in shown.items():
         reader = Reader(text)
         assert "script" not in {tag for tag, _ in reader.tags}, kind
         assert {tag for tag, _ in reader.tags} <= {"table", "thead", "tbody", "tr", "th", "td", "p"}, kind
-    assert EVIL in Reader(shown["params"]).cells
+    assert all(EVIL in Reader(shown[kind]).cells for kind in ("params", "summary", "parameters", "edit"))
+    assert EVIL not in shown["load"]
     assert EVIL in Reader(shown["stats"]).cells
     assert "dense/9/kernel" in Reader(shown["diff"]).cells
     assert all(EVIL in Reader(shown[kind]).cells for kind in ("port", "plan", "verify"))

@@ -137,7 +137,10 @@ def test_a_plot_has_a_panel_a_parameter_with_its_name_and_count() -> None:
     target = weights(kernel=RANDOM.normal(size=(3, 3, 2, 4)), dense=np.zeros((4, 2)), bias=np.ones(2))
     titles = [panel.get_title() for panel in xw.plot(target).axes]
     assert titles == ["kernel/kernel\n72 entries", "dense/kernel\n8 entries, 100 % zero", "bias\n2 entries"]
-    titles = [panel.get_title() for panel in xw.plot(target, kind="sparsity").axes]
+    bars, *panels = xw.plot(target, kind="sparsity").axes
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["all together", "kernel/kernel", "dense/kernel"]
+    assert [bar.get_width() for bar in bars.patches] == [10.0, 0.0, 100.0]
+    titles = [panel.get_title() for panel in panels]
     assert titles == ["kernel/kernel\n3 x 3 x 2 x 4, 0 % zero", "dense/kernel\n4 x 2, 100 % zero"]
 
 
@@ -153,11 +156,11 @@ def test_spectra_are_drawn_relative_to_the_largest_value_which_is_shown_too() ->
 def test_where_and_the_role_select_the_plotted_parameters() -> None:
     target = weights(dense=np.ones((4, 2)), bias=np.ones((2, 2)))
     assert len(xw.plot(target).axes) == 2
-    assert len(xw.plot(target, kind="sparsity").axes) == 1
-    assert [axis.get_title() for axis in xw.plot(target, kind="sparsity", where="bias").axes] == [
+    assert len(xw.plot(target, kind="sparsity").axes) == 2
+    assert [axis.get_title() for axis in xw.plot(target, kind="sparsity", where="bias").axes][1:] == [
         "bias\n2 x 2, 0 % zero"
     ]
-    assert len(xw.plot({"a": np.ones((2, 2)), "b": np.ones((2, 2))}, kind="sparsity").axes) == 2
+    assert len(xw.plot({"a": np.ones((2, 2)), "b": np.ones((2, 2))}, kind="sparsity").axes) == 3
 
 
 def test_of_more_parameters_than_can_be_read_the_largest_are_drawn_and_it_says_so() -> None:
@@ -245,3 +248,53 @@ def test_a_share_that_is_not_quite_all_or_nothing_does_not_look_so(share: float,
 def test_a_long_name_keeps_its_two_ends() -> None:
     assert shorten("abcdefghij", 7) == "abc…hij"
     assert shorten("abc", 7) == "abc"
+
+
+LONG = "model/language_model/encoder/layers"
+
+
+def test_what_all_names_begin_with_is_shown_once() -> None:
+    many = {f"{LONG}/{i}/self_attention/query/kernel": np.ones((2, 2)) for i in range(3)}
+    figure = xw.plot(many)
+    assert figure.get_suptitle() == f"Values\nall names begin with {LONG}/"
+    assert [panel.get_title().split("\n")[0] for panel in figure.axes] == [
+        f"{i}/self_attention/query/kernel" for i in range(3)
+    ]
+
+
+def test_what_is_not_finite_is_marked_on_every_picture() -> None:
+    target = {f"{i}/kernel": np.ones((3, 3)) * (i + 1) for i in range(60)}
+    target["0/kernel"] = np.array([[1.0, np.nan], [np.inf, 0.0]])
+    other = dict(target) | {"1/kernel": np.array([[np.nan, 1, 1]] * 3)}
+    for figure in (xw.plot(target), xw.plot(target, kind="sparsity")):
+        assert "2 not finite" in draw_svg(figure)
+    assert "1 with NaN or infinity, which have none: 0/kernel" in draw_svg(xw.plot(target, kind="spectra"))
+    drawing = draw_svg(xw.plot_diff(target, other))
+    assert "NaN or infinity on one side" in drawing
+    assert "3 not finite" in drawing
+
+
+def test_values_far_from_all_others_do_not_press_those_into_one_bar() -> None:
+    array = RANDOM.normal(size=5000)
+    array[:3] = (1e6, -1e6, 2e6)
+    found = histogram(parameter(array))
+    assert 3 <= found.beyond <= 10
+    assert found.counts.sum() == 5000 - found.beyond
+    assert found.edges[-1] - found.edges[0] < 50
+    assert f"{found.beyond} farther out" in xw.plot({"w": array}).axes[0].get_title()
+
+
+def test_the_share_of_zeros_of_each_parameter_is_a_bar_and_that_of_all_the_first() -> None:
+    target = {"a/kernel": np.eye(4), "b/kernel": np.zeros((2, 2))}
+    bars = xw.plot(target, kind="sparsity").axes[0]
+    assert [bar.get_width() for bar in bars.patches] == [80.0, 75.0, 100.0]
+    assert {text.get_text() for text in bars.texts} == {"80 %", "75 %", "100 %"}
+
+
+def test_the_spectra_of_many_kernels_are_rows_beside_their_bars() -> None:
+    many = {f"{i}/kernel": RANDOM.normal(size=(6, 4)) for i in range(50)}
+    left, right, _ = xw.plot(many, kind="spectra").axes
+    (picture,) = left.images
+    assert picture.get_array().shape == (50, 100)
+    assert len(right.patches) == 50
+    assert left.get_ylim() == right.get_ylim()

@@ -55,6 +55,30 @@ def render_html(
     return "\n".join(lines)
 
 
+def render_text_html(text: str) -> str:
+    """Return a report's lines as HTML for a notebook, escaped."""
+    from html import escape
+
+    return "\n".join(f"<p>{escape(printable(line))}</p>" for line in text.splitlines())
+
+
+class Text(str):
+    """A text that a notebook shows as the table that it is."""
+
+    __slots__ = ("html",)
+    html: str
+
+    @classmethod
+    def of(cls, text: str, html: str) -> Text:
+        """Return a text with its HTML."""
+        made = cls(text)
+        made.html = html
+        return made
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
 def can_show(text: str) -> bool:
     """Return whether standard output can show a text, by its encoding."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from xweights.core.tables import render_text_html
+
 _LINES = 40
 _LISTED = 8
 
@@ -84,6 +86,9 @@ class LoadReport:
             more = f" and {len(shown) - _LISTED} more" * (len(shown) > _LISTED)
             lines.append(f"other parts:     {', '.join(shown[:_LISTED])}{more}")
         return "\n".join(lines[:_LINES])
+
+    def _repr_html_(self) -> str:
+        return render_text_html(str(self))
 
     __repr__ = __str__
 

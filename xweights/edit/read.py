@@ -14,6 +14,7 @@ from xweights.core.params import Params
 from xweights.core.plan import Selection
 from xweights.core.readings import words_of
 from xweights.core.selection import WhereLike, select
+from xweights.core.tables import render_html
 from xweights.core.targets import open_eagerly, open_plan, open_target, tracing
 from xweights.errors import (
     ArgumentError,
@@ -33,6 +34,19 @@ FIX = "\nFix: "
 _PEFT = "base_model/model/"
 
 
+class _ParameterList(list[Parameter]):
+    """A list that a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        head = ["name", "axes", "shape", "dtype", "trainable"]
+        rows = [
+            [p.name, "?" if p.axes is None else ", ".join(p.axes), str(p.shape), p.dtype.name,
+             "yes" if p.trainable else "no"]
+            for p in self
+        ]  # fmt: skip
+        return render_html(head, rows)
+
+
 def parameters(target: Any, *, where: WhereLike = ...) -> list[Parameter]:
     """Return the parameters of a target, in its order; a tied one once.
 
@@ -49,7 +63,7 @@ def parameters(target: Any, *, where: WhereLike = ...) -> list[Parameter]:
         >>> xw.parameters({"dense/kernel": np.ones((3, 2), np.float32)})
         [<Parameter 'dense/kernel' (?) = (3, 2) float32>]
     """
-    return select(open_target(target), where)
+    return _ParameterList(select(open_target(target), where))
 
 
 def get_params(

@@ -30,6 +30,7 @@ class Histogram:
     edges: Array
     zeros: int
     nonfinite: int
+    beyond: int = 0  # finite values outside of the edges: a few far from all others would press those into one bar
 
 
 @np.errstate(all="ignore")
@@ -56,11 +57,40 @@ def histogram(p: Parameter, *, minus: Parameter | None = None) -> Histogram:
     if low > high:
         return Histogram(np.zeros(1, np.int64), np.array([-0.5, 0.5]), zeros, nonfinite)
     edges = _edges(low, high, bins)
+    counts = _count(view, other, edges)
+    total = int(counts.sum())
+    for _ in range(_CLOSER):
+        inside = _crowded(counts, edges)
+        if inside is None:
+            break
+        edges = _edges(*inside, bins)
+        counts = _count(view, other, edges)
+    return Histogram(counts, edges, zeros, nonfinite, total - int(counts.sum()))
+
+
+# How often the range is narrowed, to a quarter or less; from how many values on; and the share that may be left out.
+_CLOSER, _MANY, _FAR = 4, 500, 0.002
+
+
+def _count(view: Array, other: Array | None, edges: Array) -> Array:
     counts = np.zeros(len(edges) - 1, np.int64)
     for cut in blocks(view.shape):
         wide = _wide(view, other, cut)
         counts += np.histogram(wide[np.isfinite(wide) & (wide != 0)], edges)[0]
-    return Histogram(counts, edges, zeros, nonfinite)
+    return counts
+
+
+def _crowded(counts: Array, edges: Array) -> tuple[float, float] | None:
+    """Return the range of a few bins that have nearly all values; None if the values are spread over more."""
+    total = int(counts.sum())
+    if total < _MANY:
+        return None
+    running = np.cumsum(counts)
+    low = int(np.searchsorted(running, total * _FAR / 2, side="right"))
+    high = int(np.searchsorted(running, total * (1 - _FAR / 2)))
+    if 4 * (high - low + 1) > len(counts):
+        return None
+    return float(edges[low]), float(edges[min(high + 1, len(edges) - 1)])
 
 
 def _edges(low: float, high: float, bins: int) -> Array:
@@ -135,6 +165,12 @@ def zeros_in(p: Parameter) -> int:
     """Return how many entries are zero, of either sign."""
     view = neutral_view(p)
     return sum(int(np.count_nonzero(view[cut] == 0)) for cut in blocks(view.shape))
+
+
+def count_nonfinite(p: Parameter) -> int:
+    """Return how many entries are NaN or infinite."""
+    view = neutral_view(p)
+    return sum(view[cut].size - int(np.count_nonzero(np.isfinite(widen(view[cut])))) for cut in blocks(view.shape))
 
 
 @dataclass(frozen=True)

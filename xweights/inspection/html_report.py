@@ -62,11 +62,9 @@ def page(
 
 def _numbers(target: Any, title: str, where: WhereLike) -> str:
     target_stats = stats(target, where=where)
+    # The numbers first: on a phone there is room for the name and two or three columns.
     head = [
         "name",
-        "axes",
-        "shape",
-        "dtype",
         "entries",
         "norm",
         "mean",
@@ -75,20 +73,26 @@ def _numbers(target: Any, title: str, where: WhereLike) -> str:
         "max",
         "zero",
         "NaN",
+        "axes",
+        "shape",
+        "dtype",
         "trainable",
     ]
     rows: list[list[Cell]] = []
-    for row in target_stats.rows:
+    bad = {row.name for row in target_stats.rows if row.nan or math.isinf(row.min) or math.isinf(row.max)}
+    in_order = sorted(target_stats.rows, key=lambda row: row.name not in bad)
+    for row in in_order:
         axes = "?" if row.axes is None else ", ".join(row.axes)
         shape = ", ".join(map(str, row.shape))
         numbers = [_cell(x, 4) for x in (row.norm, row.mean, row.std, row.min, row.max)]
         rows.append(
             [
-                *(Cell(text) for text in (row.name, axes, shape, row.dtype)),
+                Cell(row.name),
                 Cell(f"{row.count:,}", row.count),
                 *numbers,
                 Cell(f"{row.sparsity:.1%}", row.sparsity),
                 Cell(f"{row.nan:,}", row.nan),
+                *(Cell(text) for text in (axes, shape, row.dtype)),
                 Cell("yes" if row.trainable else "no"),
             ]
         )
@@ -97,7 +101,10 @@ def _numbers(target: Any, title: str, where: WhereLike) -> str:
     lost = sum(row.nan for row in target_stats.rows)
     share = f"{zeros / entries:.1%}" if entries else "0 %"
     facts = f"{len(rows)} parameters, {entries:,} entries, {share} of them zero" + (f", {lost:,} NaN" if lost else "")
-    return f"<h2>Numbers of {escape(title)}</h2>\n<p>{facts}.</p>\n{table(head, rows)}"
+    if bad:
+        facts += f"; {len(bad)} parameters with NaN or infinity stand first"
+    marked = [row.name in bad for row in in_order]
+    return f"<h2>Numbers of {escape(title)}</h2>\n<p>{facts}.</p>\n{table(head, rows, bad=marked)}"
 
 
 def _cell(number: complex, digits: int) -> Cell:
@@ -109,19 +116,21 @@ def _differences(a: Any, b: Any, where: WhereLike, names: Names | None) -> str:
     differences = diff(a, b, where=where, names=names)
     if not differences:
         return f"<h2>Differences</h2>\n<p>{escape(differences.verdict)}.</p>"
+    # NaN on one side first; math.nan is another shape, which says so in its note.
+    changes = sorted(differences.changes, key=lambda c: not math.isinf(c.max_abs))
     rows = [
         [
             *(Cell(c.name), Cell(f"{c.changed:,}", c.changed), Cell(f"{c.count:,}", c.count)),
             *(Cell(f"{c.max_abs:.4g}", c.max_abs), Cell(f"{c.rel:.4g}", c.rel), Cell(c.note)),
         ]
-        for c in differences.changes
+        for c in changes
     ]
     for side, only in (("a", differences.only_a), ("b", differences.only_b)):
         rows += [[Cell(name), *(Cell("", math.nan) for _ in range(4)), Cell(f"only in {side}")] for name in only]
     head = ["name", "entries that differ", "of", "largest |a - b|", "/ largest |a|", "note"]
     parts = [
         f"<h2>Differences</h2>\n<p>{len(rows)} parameters differ; {escape(differences.verdict)}.</p>",
-        table(head, rows),
+        table(head, rows, bad=[math.isinf(c.max_abs) for c in changes]),
     ]
     top = top_entries(differences, a, b, TOP, names=names)
     if top:

@@ -17,18 +17,30 @@ from xweights.errors import ArgumentError, SelectionError
 from xweights.inspection.diff import diff
 from xweights.inspection.drawing import (
     BLUE,
+    NAME_ON_BAR,
+    NAME_ON_PANEL,
     ORANGE,
+    display_names,
     draw_bars,
     draw_histogram,
+    draw_shares,
     draw_spectra,
     draw_zeros,
     format_percent,
     make_grid,
     make_panels,
+    mark_nonfinite,
     new_figure,
     select_largest,
 )
-from xweights.inspection.histograms import Histogram, histogram, pair_changed, singular_values
+from xweights.inspection.histograms import (
+    Histogram,
+    count_nonfinite,
+    histogram,
+    pair_changed,
+    singular_values,
+    zeros_in,
+)
 from xweights.inspection.results import Diff
 
 if TYPE_CHECKING:
@@ -40,6 +52,8 @@ KINDS: tuple[str, ...] = get_args(Kind)
 # More panels and bars than these can't be read; then the largest parameters are shown, and the figure says so.
 PANELS = 24
 BARS = 40
+MAPS = 12
+SPECTRA = 60
 SPREADS = 8
 
 
@@ -68,16 +82,53 @@ def plot(target: Any, *, where: WhereLike | None = None, kind: Kind = "histogram
     check_readable(chosen)
     if kind == "spectra":
         return _plot_spectra(chosen)
+    if kind == "sparsity":
+        return _plot_sparsity(chosen)
     shown, note = select_largest(chosen, PANELS)
-    figure, panels = make_grid(len(shown), height=1.7 if kind == "histograms" else 2.2)
-    for p, panel in zip(shown, panels, strict=True):
-        if kind == "histograms":
-            counts = histogram(p)
-            draw_histogram(panel, counts, BLUE, p.name, _describe_counts(p, counts))
-        else:
-            draw_zeros(panel, p)
-    title = "Values" if kind == "histograms" else "Zeros, dark: none, light: all"
-    figure.suptitle(f"{title}{note}", fontsize=10)
+    figure, panels = make_grid(len(shown), height=1.7)
+    names, prefix = display_names([p.name for p in shown], NAME_ON_PANEL)
+    for p, name, panel in zip(shown, names, panels, strict=True):
+        counts = histogram(p)
+        draw_histogram(panel, counts, BLUE, name, _describe_counts(p, counts))
+        mark_nonfinite(panel, counts.nonfinite)
+    _title(figure, f"Values{note}", prefix)
+    return figure
+
+
+def _title(figure: Any, text: str, prefix: str) -> None:
+    """Give a figure its title, and below what all names on it begin with."""
+    figure.suptitle(f"{text}\n{prefix}" if prefix else text, fontsize=10)
+    if figure.get_suptitle():
+        figure._suptitle.set_parse_math(False)
+
+
+def _plot_sparsity(chosen: list[Parameter]) -> Figure:
+    """Plot the share of zeros of each parameter as a bar, and below where they are in the largest."""
+    largest, note = select_largest(chosen, BARS)
+    names, prefix = display_names([p.name for p in largest], NAME_ON_BAR)
+    zeros = {id(p): zeros_in(p) for p in chosen}
+    entries = sum(p.size for p in chosen)
+    shown, _ = select_largest(chosen, MAPS)
+    columns = min(4, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    heights = [1.0 + 0.2 * (len(largest) + 1), 2.2 * rows]
+    figure = new_figure(max(2.6 * columns, 7.0), sum(heights) + 0.4)
+    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    bars = above.subplots()
+    shares = [zeros[id(p)] / p.size if p.size else 0.0 for p in largest]
+    draw_shares(bars, names, shares, sum(zeros.values()) / entries if entries else 0.0)
+    for position, p in enumerate(largest, 1):
+        lost = count_nonfinite(p)
+        if lost:
+            bars.text(117, position, f"{lost:,} not finite", fontsize=6.5, va="center", ha="right", weight="bold")
+    panels = make_panels(below, rows, columns, len(shown))
+    of_panels, _ = display_names([p.name for p in shown], NAME_ON_PANEL)
+    for p, name, panel in zip(shown, of_panels, panels, strict=True):
+        draw_zeros(panel, p, name)
+        mark_nonfinite(panel, count_nonfinite(p))
+    maps = "Where they are, dark: no zeros, light: all"
+    below.suptitle(maps + (f" (the {len(shown)} largest)" if len(shown) < len(chosen) else ""), fontsize=9)
+    _title(figure, f"Zeros{note}", prefix)
     return figure
 
 
@@ -113,19 +164,30 @@ def plot_diff(a: Any, b: Any, *, where: WhereLike = ..., names: Names | None = N
     figure = new_figure(10.0, sum(heights))
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     left, right = parts[0].subplots(1, 2, sharey=True)
-    names_shown = [c.name for c in bars]
+    names_shown, prefix = display_names([c.name for c in bars], NAME_ON_BAR)
     draw_bars(left, names_shown, [100 * c.changed / c.count for c in bars], BLUE)
     left.set_title("entries that differ", fontsize=9)
-    left.set(xlabel="%", xlim=(0, 100), xscale="linear")
+    left.set_xscale("linear")
+    left.set(xlabel="%", xlim=(0, 100))
     finite = [c.rel if math.isfinite(c.rel) else math.nan for c in bars]
     draw_bars(right, names_shown, finite, ORANGE)
+    for position, change in enumerate(bars):
+        if not math.isfinite(change.rel):
+            right.text(
+                0.02, position, "NaN or infinity on one side", transform=right.get_yaxis_transform(), fontsize=6.5,
+                va="center", weight="bold",
+            )  # fmt: skip
     right.set_title("largest |a - b| / largest |a|", fontsize=9)
     more = f" (the {len(bars)} that differ most of {len(compared)})" if len(compared) > len(bars) else ""
-    parts[0].suptitle("; ".join(filter(None, [f"Differences{more}", rest, differences.verdict])), fontsize=10)
+    _title(parts[0], "; ".join(filter(None, [f"Differences{more}", rest, differences.verdict])), prefix)
     if rows:
-        for name, panel in zip(spread, make_panels(parts[1], rows, columns, len(spread)), strict=True):
+        of_panels, _ = display_names(spread, NAME_ON_PANEL)
+        panels = make_panels(parts[1], rows, columns, len(spread))
+        for name, shown, panel in zip(spread, of_panels, panels, strict=True):
             gaps = histogram(pairs[name][0], minus=pairs[name][1])
-            draw_histogram(panel, gaps, ORANGE, name, "a - b, where they differ")
+            far = f"; {gaps.beyond:,} farther out" if gaps.beyond else ""
+            draw_histogram(panel, gaps, ORANGE, shown, f"a - b, where they differ{far}")
+            mark_nonfinite(panel, gaps.nonfinite)
     return figure
 
 
@@ -144,14 +206,17 @@ def _choose(target: Any, where: WhereLike | None, *, kernels: bool) -> list[Para
 def _describe_counts(p: Parameter, counts: Histogram) -> str:
     lost = f", {counts.nonfinite:,} not finite" if counts.nonfinite else ""
     zeros = f", {format_percent(counts.zeros / p.size)} zero" if counts.zeros else ""
-    return f"{p.size:,} entries{zeros}{lost}"
+    far = f", {counts.beyond:,} farther out" if counts.beyond else ""
+    return f"{p.size:,} entries{zeros}{lost}{far}"
 
 
 def _plot_spectra(chosen: list[Parameter]) -> Figure:
-    shown, note = select_largest([p for p in chosen if len(p.shape) > 1], BARS)
-    spectra = [(p.name, singular_values(p)) for p in shown]
+    shown, note = select_largest([p for p in chosen if len(p.shape) > 1], SPECTRA)
+    names, prefix = display_names([p.name for p in shown], NAME_ON_BAR)
+    spectra = [(name, singular_values(p)) for name, p in zip(names, shown, strict=True)]
     decomposed = [(name, values) for name, values in spectra if values is not None]
-    lost = len(shown) - len(decomposed)
+    broken = [name for (name, values), p in zip(spectra, shown, strict=True) if values is None and count_nonfinite(p)]
+    lost = len(shown) - len(decomposed) - len(broken)
     if not decomposed:
         raise SelectionError(
             "none of these parameters has singular values\n"
@@ -159,10 +224,13 @@ def _plot_spectra(chosen: list[Parameter]) -> Figure:
             "expected: finite values, and two axes, or more whose names are known\n"
             "Fix: where= to choose others, or Params(..., axes=...) to name the axes"
         )
-    figure = new_figure(10.0, max(3.4, 1.0 + 0.2 * len(decomposed)))
+    figure = new_figure(10.0, max(3.4, 1.2 + 0.2 * len(decomposed)))
     draw_spectra(figure, decomposed)
-    left_out = f"; {lost} left out, whose axes aren't known or whose values aren't finite" if lost else ""
-    figure.suptitle(f"Singular values{note}{left_out}", fontsize=10)
+    left_out = f"; {lost} left out, whose axes aren't known" if lost else ""
+    if broken:
+        some = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
+        left_out += f"\n{len(broken)} with NaN or infinity, which have none: {some}"
+    _title(figure, f"Singular values{note}{left_out}", prefix)
     return figure
 
 

@@ -11,7 +11,7 @@ from xweights.core.blocks import as_stored, blocks
 from xweights.core.dtypes import Array, widen
 from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike, select
-from xweights.core.tables import render
+from xweights.core.tables import Text, render, render_html
 from xweights.core.targets import open_target
 from xweights.core.unknown_roles import unknown_roles
 from xweights.edit.read import neutral_view, open_for_reading
@@ -131,4 +131,4 @@ def summary(target: Any, *, where: WhereLike = ...) -> str:
     if unknown:
         shown = ", ".join(unknown[:8]) + (f", ... ({len(unknown)} in all)" if len(unknown) > 8 else "")
         foot += f"\nunknown roles, left out where kernels are the default: {shown}"
-    return render(head, rows) + "\n" + foot
+    return Text.of(render(head, rows) + "\n" + foot, render_html(head, rows, notes=foot.splitlines()))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from xweights.core.tables import render
+from xweights.core.tables import render, render_text_html
 from xweights.optimizers.protocol import Part, Training
 from xweights.porting.reports import PortReport
 
@@ -86,6 +86,9 @@ class HandoffReport:
         lines = [render(*self._table()), "", self._headline()]
         lines += [f"  - {note}" for note in self.notes]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return render_text_html(str(self))
 
     __repr__ = __str__
 
@@ -198,6 +201,9 @@ class HandoffProof:
         ]
         notes = (f"  - {note}" for note in (*coarse, *self.notes))
         return "\n".join([render(*self._table()), "", self._headline(), *notes])
+
+    def _repr_html_(self) -> str:
+        return render_text_html(str(self))
 
     __repr__ = __str__
 

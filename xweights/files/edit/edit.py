@@ -16,6 +16,7 @@ import numpy as np
 from xweights.core.dtypes import Array, bits_differ
 from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike
+from xweights.core.tables import render_html
 from xweights.errors import ArgumentError
 from xweights.files.edit.archive import can_repack_archive, repack_archive
 from xweights.files.edit.in_place import set_entries_in_place
@@ -54,6 +55,10 @@ class EditReport:
     path: str
     changed: dict[str, int]
     in_place: bool
+
+    def _repr_html_(self) -> str:
+        rows = [[name, f"{count:,}"] for name, count in self.changed.items()]
+        return render_html(["name", "entries changed"], rows, notes=[f"saved: {self.path}"])
 
 
 def edit_file(
