@@ -14,6 +14,7 @@ if not hasattr(os, "fork"):
     pytest.skip("ranks are forked processes", allow_module_level=True)
 
 import torch
+import torch.distributed as dist
 from ranks import run_ranks
 from sharded_calls import PRUNES, UP, VERBS
 from worlds import WORLDS, blocks, shard, small
@@ -146,7 +147,14 @@ def run_all(rank: int, world: str, expected: dict[Any, Any], files: Path) -> dic
 def run_reading(model: Any, expected: dict[Any, Any], files: Path) -> dict[str, Any]:
     values, other = expected["start"], expected["other"]
     stats = xw.stats(model)
+    alone, own = xw.get_params(model, on_rank=1), xw.get_params(model, on_rank="local", layout="native")
+    shards = {p.name: p.shard for p in xw.parameters(model)}
+    native = xw.get_params(small(), layout="native")
     return {
+        "get_params on one rank": xw.equal(alone, values) if dist.get_rank() == 1 else not alone,
+        "get_params of what is here": all(
+            np.array_equal(own[n], native[n] if shards[n] is None else shards[n].cut_stored(native[n])) for n in own
+        ),
         "checksum": xw.checksum(model) == expected["checksums"][0],
         "get_params": xw.equal(xw.get_params(model), values),
         "numpy": all(np.array_equal(p.numpy(), values[p.name]) for p in xw.parameters(model)),

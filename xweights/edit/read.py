@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from xweights.core.agreement import Vote
 from xweights.core.blocks import copy_into
@@ -73,6 +73,7 @@ def get_params(
     layout: LayoutName = "neutral",
     copy: bool = True,
     out: Params | None = None,
+    on_rank: int | Literal["all", "local"] = "all",
 ) -> Params:
     """Return the values as NumPy arrays with their axes and roles.
 
@@ -83,6 +84,8 @@ def get_params(
         copy: False gives read-only views without a copy where the framework can; they follow or miss later updates.
         out: Params of an earlier call, whose arrays are filled and which are returned: new memory takes longer than
             the copy.
+        on_rank: Of a sharded model: "all", every rank gets whole arrays; a number, that rank alone, the others get an
+            empty Params; "local", each rank what it has. All ranks make the call.
 
     Exact: the same bits, bfloat16 and float8 as ml_dtypes arrays.
     Raises TargetError, SelectionError, TraceError (inside a compiled step), WriteError (no memory behind it), and for
@@ -97,6 +100,12 @@ def get_params(
         raise ArgumentError(f'layout= is "neutral" or "native"\ngot: {layout!r}')
     if out is not None and not copy:
         raise ArgumentError("out= takes copies, and copy=False asks for views\nFix: leave one of them out")
+    if on_rank != "all":
+        if out is not None or not copy:
+            raise ArgumentError(f"on_rank={on_rank!r} goes with neither out= nor copy=False\nFix: leave them out")
+        from xweights.edit.read_shards import params_on
+
+        return params_on(target, where, layout, on_rank, check_readable)
     selection = select_kept(target, where)
     if selection is not None:
         likes, stored = selection.choice.likes, selection.read()
