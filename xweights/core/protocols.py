@@ -234,3 +234,14 @@ class StreamingStorage(Protocol):
 
     def may_fail(self, handle: Any) -> bool:
         """Return whether reading may still fail after a check."""
+
+
+@runtime_checkable
+class UnpackingStorage(Protocol):
+    """A storage some of whose arrays have to be unpacked, as compressed ones, each time that they are read."""
+
+    def unpacks(self, handle: Any) -> bool:
+        """Return whether reading means unpacking; it may then also fail after a check."""
+
+    def is_plain(self, handle: Any) -> bool:
+        """Return whether arrays may be read by several threads at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +34,7 @@ from xweights.edit.idle_factors import find_idle_factors, refuse_missing_factors
 from xweights.edit.load_report import Adapted, LoadReport
 from xweights.edit.pairing import Pair
 from xweights.edit.sources import open_name
-from xweights.edit.stream import StreamedValue
+from xweights.edit.stream import StreamedValue, fill_on_threads, scan_on_threads
 from xweights.edit.write_groups import write_plainly
 from xweights.errors import ArgumentError, LayoutError, Problems, ShapeError, WriteError, XweightsError
 
@@ -149,9 +150,7 @@ def set_params(
                     array = p.layout.to_stored(change.compute())
                     writes.append((p, _check_value(array, p, cast, allow_nonfinite)))
                 elif isinstance(value, Parameter) and pair.combine is None:
-                    source = StreamedValue(value, p, order)
-                    source.check(cast=cast, allow_nonfinite=allow_nonfinite)
-                    sources.append(source)
+                    sources.append(StreamedValue(value, p, order))
                 else:
                     writes.append((p, _check_value(_fit(pair, p, order, values), p, cast, allow_nonfinite)))
                 check_tied(pair, problems)
@@ -169,6 +168,15 @@ def set_params(
             alike = [(pair, p) for pair, p, _ in misfits]
             suggested = "" if position else suggest_adapters(alike, chosen, order, values)
             problems.add(ShapeError, f"{text}{suggested}", fix='mismatched="skip" to leave them out')
+        if not allow_nonfinite:
+            scan_on_threads(sources)
+        for late in (False, True):
+            # Where anything is wrong, those that would be checked as they are written are checked now: all is said.
+            if late and not problems:
+                break
+            for source in sources:
+                if source.is_checked_late is late:
+                    _note_wrong(problems, source.check, cast=cast, allow_nonfinite=allow_nonfinite)
         problems.check()
     homes = [p for p, _ in writes]
     arrays = copy_aliased(homes, [(array,) for _, array in writes])
@@ -185,13 +193,25 @@ def set_params(
     ):
         for position in order_fallible_first(homes):
             homes[position].write(arrays[position][0])
-        for source in sorted(sources, key=lambda source: not source.p.storage.fallible):
-            source.write(cast)
+        unread = fill_on_threads(sources) if not any(source.p.storage.fallible for source in sources) else sources
+        for source in sorted(unread, key=lambda source: not source.p.storage.fallible):
+            if source.is_checked_late:
+                _note_wrong(problems, source.write, cast=cast, allow_nonfinite=allow_nonfinite)
+            else:
+                source.write(cast=cast, allow_nonfinite=allow_nonfinite)
+        problems.check()  # everything is undone then
     hold_registry.reapply(chosen)
     for p in chosen:
         if p.identity() in left:
             found.missing[p.name] = "Leave()"
     return found.report(taken, skipped, adapted)
+
+
+def _note_wrong(problems: Problems, call: Callable[..., None], **options: bool) -> None:
+    try:
+        call(**options)
+    except XweightsError as wrong:
+        problems.add(type(wrong), str(wrong))
 
 
 def _check_value(array: Array, p: Parameter, cast: bool, allow_nonfinite: bool) -> Array:

@@ -84,6 +84,14 @@ class FileStorage(BaseStorage):
         verify = location.verify if isinstance(location, ByteRange) else None
         return not isinstance(location, ByteRange) or (verify is not None and not getattr(verify, "sound", False))
 
+    def unpacks(self, handle: Record) -> bool:
+        """Return whether reading the array means unpacking it: decompressing, decoding, joining."""
+        return not isinstance(handle.location, ByteRange)
+
+    def is_plain(self, handle: Record) -> bool:
+        """Return whether the array is plain bytes that nothing else checks: several threads may read them."""
+        return isinstance(handle.location, ByteRange) and handle.location.verify is None
+
     def trainable(self, handle: Record) -> bool:
         return handle.metadata.trainable
 

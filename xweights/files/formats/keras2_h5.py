@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -226,6 +226,8 @@ def _describe_records(
 @dataclass(frozen=True, slots=True, eq=False)
 class ConvertedEntries:
     """Location of entries that are computed from those of another array."""
+
+    whole: ClassVar[bool] = True
 
     source: Record
     convert: Callable[[Array], Array]

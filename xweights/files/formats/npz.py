@@ -13,7 +13,7 @@ import struct
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,6 +36,8 @@ _DESCRIPTION = re.compile(r"([<>|=]?)([biufcV])(\d{1,3})|\|?b1|\?")
 @dataclass(frozen=True, slots=True, eq=False)
 class CompressedEntries:
     """Location of entries in a compressed member, after its header."""
+
+    whole: ClassVar[bool] = True
 
     archive: Archive
     member: Member

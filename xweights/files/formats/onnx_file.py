@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -67,6 +67,8 @@ class _Tensor:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Varints:
     """Location of entries that are written as numbers of varying length."""
+
+    whole: ClassVar[bool] = True
 
     file: OpenFile
     offset: int

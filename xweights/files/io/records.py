@@ -14,9 +14,14 @@ from xweights.core.layout import Shape
 from xweights.files.io.metadata import ArrayMetadata
 from xweights.files.io.open_file import PIECE, OpenFile, byte_view
 
+_PAGE, _LINE = 4096, 64
+
 
 class DataLocation(Protocol):
-    """The source of one array's entries."""
+    """The source of one array's entries.
+
+    One that has an attribute ``whole`` that is True reads all entries for any of them, as compressed data has to be.
+    """
 
     def read(self, record: Record) -> Array:
         """Return all entries in the stored shape, in new memory."""
@@ -63,10 +68,25 @@ class Record:
         if out.size:
             self.location.read_into(self, out, start)
 
+    def _allocate_buffer(self, entries: int) -> Array:
+        """Return new memory that lies in a page where the first entry lies in a page of the file, or just before.
+
+        The kernel takes three times as long to copy to an address that, in its page, is up to 64 bytes after the source
+        (16 MB: 7.5 ms, and 2.6 ms anywhere else): the processor mistakes what it reads for what it has just written.
+        """
+        offset = self.location.offset if isinstance(self.location, ByteRange) else 0
+        space = np.empty(entries * self.dtype.itemsize + 2 * _PAGE, np.uint8)
+        start = (offset // _LINE * _LINE - space.ctypes.data) % _PAGE
+        return space[start : start + entries * self.dtype.itemsize].view(self.dtype)
+
     def pieces(self, entries: int | None = None) -> Iterator[Array]:
         """Yield all entries in C order as flat arrays that are valid until the next one (they share one buffer)."""
         step = entries or max(1, PIECE // self.dtype.itemsize)
-        buffer = np.empty(min(step, self.size), self.dtype)
+        if getattr(self.location, "whole", False) and self.size > step:
+            flat = self.read().reshape(-1)
+            yield from (flat[start : start + step] for start in range(0, self.size, step))
+            return
+        buffer = self._allocate_buffer(min(step, self.size))
         for start in range(0, self.size, step):
             part = buffer[: min(step, self.size - start)]
             self.read_into(part, start)
@@ -90,6 +110,11 @@ class ByteRange:
     check_from: int = 0
     check_to: int = 0
     verify: Callable[[int, memoryview | None], bool] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """True where entries in C order lie all over the bytes."""
+        return self.strides is not None
 
     def extent(self, record: Record) -> int:
         """Return the number of bytes from the first entry to the end of the last."""
