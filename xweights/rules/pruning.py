@@ -249,19 +249,24 @@ def _block_units(block: Mapping[str, int], p: Parameter) -> tuple[tuple[int, ...
 def host_masks(rule: Prune, parameters: Sequence[Parameter]) -> list[Array]:
     """Return the bool mask of each parameter in neutral order, True = kept, selected on the host."""
     scores = [_host_score(rule, p) for p in parameters]
-    for score, p in zip(scores, parameters, strict=True):
-        _refuse_nan(score, p)
     absolute = rule.score is None and rule.per is None and rule.block is None
+
+    def refuse_any_nan() -> None:
+        for score, p in zip(scores, parameters, strict=True):
+            _refuse_nan(score, p)
+
+    if rule.pattern is not None or rule.threshold is not None or rule.scope != "global":
+        refuse_any_nan()
     if rule.pattern is not None:
         return [_pattern_mask(rule, score, p, absolute) for score, p in zip(scores, parameters, strict=True)]
     if rule.threshold is not None:
         kept = [at_least(score, rule.bound_above(score.dtype), absolute=absolute) for score in scores]
     elif rule.scope == "global":
         order = sorted(range(len(parameters)), key=lambda i: parameters[i].name)
-        joined = keep_largest(
-            [scores[i] for i in order], rule.dropped(sum(score.size for score in scores)), absolute=absolute
-        )
-        kept = [joined[order.index(i)] for i in range(len(order))]
+        drop = rule.dropped(sum(score.size for score in scores))
+        joined = keep_largest([scores[i] for i in order], drop, absolute=absolute, suspect=refuse_any_nan)
+        position = {i: at for at, i in enumerate(order)}
+        kept = [joined[position[i]] for i in range(len(order))]
     else:
         kept = [keep_largest([score], rule.dropped(score.size), absolute=absolute)[0] for score in scores]
     return [spread_mask(rule, mask, p) for mask, p in zip(kept, parameters, strict=True)]
