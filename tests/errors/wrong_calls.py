@@ -52,7 +52,7 @@ SAMPLES: dict[str, Callable[[], Any]] = {
     "kind": lambda: "constant", "set_optimizer.state": Strange, "training": Strange, "length": lambda: 8,
     "count": lambda: 8, "learning_rate": lambda: 0.1, "framework": lambda: "torch", "batches": lambda: [np.ones(2)],
     "dropout_mask.name": lambda: "dropout", "loss": lambda: lambda *_: 0.0,
-    "register_layer.kind": lambda: Strange, "parameters": lambda: {"kernel": ("in", "out")},
+    "folder": lambda: "saved", "register_layer.kind": lambda: Strange, "parameters": lambda: {"kernel": ("in", "out")},
 }  # fmt: skip
 # Not made by users: the results of calls, and what is no function.
 RULES = ("xweights.rules.", "xweights.training.sparsity_schedule", "xweights.core.params")
