@@ -15,7 +15,12 @@ import xweights as xw
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 # The frameworks that a page's examples use.
-PAGES = {"adapting.md": [], "lora.md": ["keras"]}
+PAGES = {
+    "adapting.md": [],
+    "folding.md": ["keras", "torch"],
+    "hub.md": ["keras_hub", "transformers"],
+    "lora.md": ["keras"],
+}
 
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="only a checkout has the pages")
 

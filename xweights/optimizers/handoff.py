@@ -85,16 +85,15 @@ def handoff(
     transfer.undo.append(before.restore)
     transfer.undo.append(backends[1].backup(target_side.optimizer))
     models = (source_side.model, target_side.model)
-    options = (sample, sample_target, ..., names, attributes, outputs)
     try:
-        report, pairs, run = port_models(*models, *options)
+        report, pairs, run = port_models(*models, sample, sample_target, ..., names, attributes, outputs)
         transfer.undo += [partial(run.target.porting.set_attribute, *setting) for setting in run.undo]
         return transfer.finish(state, report, pairs, run)
     except BaseException as wrong:
         for undo in reversed(transfer.undo):
             undo()
         if isinstance(wrong, PortError) and sample is not None:
-            attempt = partial(port_models, *models, *options[:4], outputs=outputs)
+            attempt = partial(port_models, *models, sample, sample_target, ..., names, outputs=outputs)
             folded = suggest_fold(wrong, attempt, attributes, [parameters(model) for model in models])
             if folded is not None:
                 raise _refuse_fold(folded) from None

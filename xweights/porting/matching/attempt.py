@@ -130,7 +130,8 @@ class Attempt:
             unused = same_source or [
                 call for call in matching.list_fitting(unit) if matching.same(call.unit, former.source)
             ]
-        candidates = self.candidates.find(unit, array, unused, self._following)
+        possible = matching.sizes.shortlist(unit, array, unused)
+        candidates = self.candidates.find(unit, array, possible, self._following)
         if unit.kind == "dense" and array is not None and not any(one.error is not None for one in candidates):
             candidates = self._find_packed(unit, array) or candidates
         if not candidates and array is not None and unit.kind in IMAGES:

@@ -90,7 +90,7 @@ class Links:
                 self.before[id(layer.unit)] = norm.unit
                 if layer.call is not None and norm.call is not None:
                     self.norm_calls_before[layer.call.number] = norm.call
-        self.owners |= {id(norm): layer.unit for layer in calls if (norm := self.before.get(id(layer.unit)))}
+        self.owners |= {id(self.before[id(c.unit)]): c.unit for c in calls if id(c.unit) in self.before}
 
 
 class Folding:
@@ -263,7 +263,7 @@ def _may_fold(unit: LayerUnit) -> bool:
 def _make_key(array: Array | None) -> _Key | None:
     if array is None or not array.ndim or array.dtype.kind != "f":
         return None
-    digest = hashlib.blake2b(np.ascontiguousarray(array), digest_size=16).digest()
+    digest = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).digest()
     return array.shape[-1], array.size, digest
 
 

@@ -14,6 +14,7 @@ from xweights.porting.matching.forms import Form, Forms
 from xweights.porting.matching.outputs import OutputMap
 from xweights.porting.matching.packing import Packing
 from xweights.porting.matching.similarity import Grid
+from xweights.porting.matching.sizes import InputSizes
 from xweights.porting.matching.trace import TracedModel, UnitCall
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.protocol import LayerRecord
@@ -52,6 +53,7 @@ class Matching:
 
     def __post_init__(self) -> None:
         self.forms = Forms()
+        self.sizes = InputSizes(self.forms, self.calls)
         self._fitting: dict[int, list[UnitCall]] = {}
         self._by_form: dict[Form, list[UnitCall]] = {}
         self._by_width: dict[int, list[UnitCall]] = {}
