@@ -12,6 +12,7 @@ from xweights.core.casting import as_number
 from xweights.core.dtypes import Array
 from xweights.core.layout import Axes, LayoutName
 from xweights.core.mappings import flatten_mapping, last_part, mapping_parameters
+from xweights.core.packed_masks import PackedMask
 from xweights.core.parameter import Parameter
 from xweights.core.selection import select
 from xweights.core.values import host_array
@@ -61,7 +62,7 @@ class Params(Mapping[str, Array]):
         gates: Mapping[str, tuple[str, ...] | None] | None = None,
         layout: LayoutName = "neutral",
     ) -> None:
-        self._arrays: dict[str, Array] = {
+        self._arrays: dict[str, Any] = {  # arrays, or masks as bits
             name: host_array(value, what=repr(name)) for name, value in flatten_mapping(mapping).items()
         }
         self._axes: dict[str, Axes | None] = dict.fromkeys(self._arrays)
@@ -136,14 +137,16 @@ class Params(Mapping[str, Array]):
         """
         return Params._made(arrays, dict(self._axes), dict(self._roles), dict(self._gates), self.layout)
 
+    _packed = False  # True where the arrays are masks as bits
     # NumPy's own numbers then defer to Params in arithmetic.
     __array_ufunc__ = None
 
     def __getitem__(self, name: str) -> Array:
         try:
-            return self._arrays[name]
+            array = self._arrays[name]
         except KeyError:
             raise SelectionKeyError(f"no array is named {name!r}\n{near(str(name), self._arrays)}") from None
+        return array.unpack() if self._packed else array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -156,10 +159,10 @@ class Params(Mapping[str, Array]):
 
     # Mapping's own views look each name up again.
     def values(self) -> ValuesView[Array]:
-        return self._arrays.values()
+        return ValuesView(self) if self._packed else self._arrays.values()
 
     def items(self) -> ItemsView[str, Array]:
-        return self._arrays.items()
+        return ItemsView(self) if self._packed else self._arrays.items()
 
     @property
     def axes(self) -> Mapping[str, Axes | None]:
@@ -197,18 +200,49 @@ class Params(Mapping[str, Array]):
         """
         return self._map(lambda array: array.copy(order="K"))
 
+    def pack_bits(self) -> Params:
+        """Return bool arrays kept as bits, which takes an eighth of the memory: masks that are kept for long.
+
+        They are masks like others, for ``mask``, ``hold``, ``save``, ``equal``: each array is unpacked when it is asked
+        for, and read-only. ``copy()`` has bools again, which may be edited.
+
+        Raises DtypeError for an array that isn't bool.
+
+        Example:
+            >>> import numpy as np, xweights as xw
+            >>> masks = xw.prune({"d/kernel": np.arange(4.0)}, fraction=0.5).pack_bits(); masks["d/kernel"]
+            array([False, False,  True,  True])
+        """
+        problems = Problems("only masks can be kept as bits")
+        for name, array in self._arrays.items():
+            if array.dtype.kind != "b":
+                problems.add(
+                    DtypeError, f"{name!r} is {array.dtype.name}", fix="use .select(...) for those that are bool"
+                )
+        problems.check()
+        packed = self._subset(list(self._arrays))
+        packed._packed = True
+        packed._arrays = {
+            name: array if isinstance(array, PackedMask) else PackedMask(array)
+            for name, array in packed._arrays.items()
+        }
+        return packed
+
     def _subset(self, names: list[str]) -> Params:
-        return Params._made(
+        subset = Params._made(
             {name: self._arrays[name] for name in names},
             {name: self._axes[name] for name in names},
             {name: self._roles[name] for name in names},
             {name: self._gates[name] for name in names},
             self.layout,
         )
+        subset._packed = self._packed
+        return subset
 
     def _map(self, function: Callable[[Array], Array]) -> Params:
         result = self._subset(list(self._arrays))
         result._arrays = {name: np.asarray(function(array)) for name, array in self._arrays.items()}
+        result._packed = False
         return result
 
     def _check_dtypes(self, function: Any, sign: str) -> None:
