@@ -164,6 +164,18 @@ def test_a_call_on_one_rank_only_is_named_within_the_group_s_timeout():
     assert unchanged
 
 
+def read_alone(rank: int, folder: str) -> Any:
+    model = shard(small(), "ddp-2")
+    if rank == 1:
+        return None
+    xw.save(model, f"{folder}/copy.npz")
+    return xw.checksum(model), xw.equal(f"{folder}/copy.npz", small()), xw.summary(model) == xw.summary(small())
+
+
+def test_one_rank_may_read_and_save_what_every_rank_has(tmp_path):
+    assert run_ranks(2, read_alone, str(tmp_path))[0] == (xw.checksum(small()), True, True)
+
+
 def call_without_group(rank: int) -> Any:
     model = shard(small(), "fsdp2-2")
     xw.scale(model, 2.0)

@@ -167,7 +167,6 @@ def test_fsdp1_is_refused_but_for_its_full_parameters(keep):
 
 
 UNBUILT = {
-    "save": lambda model, path: xw.save(model, path),
     "bind": lambda model, _: xw.bind(model, xw.Clip(-1, 1), where="*/kernel"),
     "hold of a prune": lambda model, _: xw.prune(model, fraction=0.5, hold=True),
     "average": lambda model, _: xw.average(model, decay=0.9),

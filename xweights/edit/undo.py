@@ -111,7 +111,7 @@ def snapshot(target: Any, *, where: WhereLike = ...) -> Snapshot:
     everything = open_eagerly(
         target, TraceError("a snapshot can't be taken inside a compiled step\nFix: take it before the step")
     )
-    with Vote(everything, "snapshot", writing=True) as vote:
+    with Vote(everything, "snapshot", writing=False) as vote:
         chosen = vote.open(select(everything, where))
         check_readable(chosen)
     return Snapshot(chosen, replaceable_entries(target))

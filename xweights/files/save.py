@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from xweights.core.agreement import Vote, is_shared
 from xweights.core.backend import FileLayout, HasState, NamesFiles
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
@@ -14,6 +15,7 @@ from xweights.core.selection import WhereLike, select
 from xweights.core.targets import is_path, open_target
 from xweights.edit.adapting import Adapt
 from xweights.edit.read import check_readable, effective_array
+from xweights.edit.serve import work_on_one_rank
 from xweights.errors import ArgumentError
 from xweights.files.adapted import adapt_arrays
 from xweights.files.formats.sharded import SHARD_BYTES
@@ -64,13 +66,32 @@ def save(
     """
     if names not in (None, "neutral", "native"):
         raise ArgumentError(f'names= is "neutral" or "native"\ngot: {names!r}')
-    chosen = select(open_target(target), where)
-    check_readable(chosen)
+    everything = open_target(target)
+    options: dict[str, Any] = {"where": where, "names": names, "metadata": metadata, "shard_bytes": shard_bytes}
+    with Vote(everything, "save", writing=False) as vote:
+        vote.agree("save", str(path), names, metadata, shard_bytes)
+        chosen = vote.open(select(everything, where))
+        check_readable(chosen)
+    # Of a sharded model one rank writes, and the others send it their blocks.
+    work_on_one_rank(vote.group, chosen, lambda chosen: _save(target, chosen, path, **options, durable=durable))
+
+
+def _save(
+    target: Any,
+    chosen: Sequence[Parameter],
+    path: str | os.PathLike[str],
+    *,
+    where: WhereLike,
+    names: Names | None,
+    metadata: Mapping[str, str] | None,
+    shard_bytes: int,
+    durable: bool,
+) -> None:
     if format_of(os.fspath(path)).name == "keras":
         save_model(target, path, where=where, names=names, metadata=metadata, durable=durable)
         return
     if where is ... and names != "neutral":
-        state = _read_state(target)
+        state = _read_state(target, chosen)
         if state is not None:
             texts = {**state.texts, **(metadata or {})} if format_of(os.fspath(path)).keeps_metadata else metadata
             write_arrays(
@@ -172,7 +193,7 @@ class _StateToWrite(NamedTuple):
     texts: Mapping[str, str]
 
 
-def _read_state(target: Any) -> _StateToWrite | None:
+def _read_state(target: Any, chosen: Sequence[Parameter]) -> _StateToWrite | None:
     """Return what a framework's own saver would write of a target; None where it has none."""
     if isinstance(target, (Mapping, list, tuple, Parameter)) or is_path(target):
         return None
@@ -180,7 +201,17 @@ def _read_state(target: Any) -> _StateToWrite | None:
     state = backend.state(target) if isinstance(backend, HasState) else None
     if state is None or not isinstance(backend, HasState):
         return None
-    entries = [(entry, entry.parameter) for entry in state.entries if entry.parameter is not None]
+    readable = {p.identity(): p for p in chosen}
+    entries = [
+        (
+            entry,
+            readable.get(entry.parameter.identity(), entry.parameter)
+            if is_shared(entry.parameter)
+            else entry.parameter,
+        )
+        for entry in state.entries
+        if entry.parameter is not None
+    ]
     check_readable([p for _, p in entries])
     arrays = [array_to_write(p, key=entry.keys[0], aliases=entry.keys[1:]) for entry, p in entries]
     values = {key: entry.value for entry in state.entries if entry.parameter is None for key in entry.keys}

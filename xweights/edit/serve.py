@@ -1,0 +1,94 @@
+"""Run a piece of work on one rank, while the others send it the blocks of the parameters that it reads.
+
+The rank that works may read in any order, several times or never: before each read it says which parameter it wants, so
+that all take part in the same collective. One whole parameter at a time is in its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xweights.core.agreement import Outcome, shard_of
+from xweights.core.dtypes import Array
+from xweights.core.groups import Group
+from xweights.core.parameter import Parameter
+from xweights.core.protocols import BaseStorage
+from xweights.edit.shards import local_parameter
+
+DONE = -1
+WORKER = 0
+
+
+class ServedStorage(BaseStorage):
+    """Storage of a parameter that one rank reads whole, and nobody writes."""
+
+    fresh = True
+
+    def __init__(self, p: Parameter, read: Callable[[], Array]) -> None:
+        self._p, self._read = p, read
+
+    def identity(self, handle: Any) -> Hashable:
+        return self._p.identity()
+
+    def refusal(self, handle: Any, *, writing: bool) -> str | None:
+        return "it is only read here" if writing else None
+
+    def trainable(self, handle: Any) -> bool:
+        return self._p.trainable
+
+    def read(self, handle: Any) -> Array:
+        return self._read()
+
+
+def work_on_one_rank(group: Group | None, chosen: Sequence[Parameter], work: Callable[[list[Parameter]], None]) -> None:
+    """Call ``work`` with parameters to read on the first rank of the group; if it raises, all ranks do."""
+    if group is None:
+        work(list(chosen))
+        return
+    if group.rank != WORKER:
+        while (wanted := _announce(group, DONE)) != DONE:
+            _join_read(group, chosen[wanted])
+        Outcome(group).settle(None)
+        return
+    served = [
+        p.replace(storage=ServedStorage(p, _reader(group, chosen, position))) for position, p in enumerate(chosen)
+    ]
+    try:
+        work(served)
+    except BaseException as error:
+        _announce(group, DONE)
+        Outcome(group).settle(error)
+        raise
+    _announce(group, DONE)
+    Outcome(group).settle(None)
+
+
+def _announce(group: Group, wanted: int) -> int:
+    """Return which parameter the worker wants; only its own word counts."""
+    return int(group.all_gather(np.array([wanted], np.int64))[WORKER][0])
+
+
+def _reader(group: Group, chosen: Sequence[Parameter], position: int) -> Callable[[], Array]:
+    def read() -> Array:
+        p = chosen[position]
+        shard = shard_of(p)
+        if shard is None or shard.is_whole:
+            return (p if shard is None else local_parameter(p, shard)).read().copy(order="K")
+        _announce(group, position)
+        whole = _join_read(group, p)
+        assert whole is not None
+        return whole
+
+    return read
+
+
+def _join_read(group: Group, p: Parameter) -> Array | None:
+    """Return the whole array on the worker; the ranks whose blocks it needs send them, others do nothing."""
+    shard = shard_of(p)
+    assert shard is not None
+    holders = list(shard.holders.ranks)
+    worker = group.ranks[WORKER]
+    return shard.gather_to(local_parameter(p, shard).read(), holders.index(worker)) if worker in holders else None
