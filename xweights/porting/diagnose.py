@@ -85,6 +85,9 @@ def _diagnose_layer(
             diagnosis = _diagnose_weights(role, value, got, unit, matching)
             if diagnosis is not None:
                 return diagnosis
+    fused = _diagnose_fused(unit, pairs)
+    if fused is not None:
+        return fused
     unequal = [difference for difference in compare_settings([(source, unit)]) if not difference.training]
     if unequal:
         names = ", ".join(f"{difference.name} {difference.expected} against {difference.got}" for difference in unequal)
@@ -210,6 +213,25 @@ def _diagnose_permutation(value: Array, actual: Array, unit: LayerUnit, matching
             return "flatten", "its columns are in the order of an image reshaped the other way (channels first or last)"
         return "heads", f"its {axis_name} are permuted: heads or features in another order"
     return None
+
+
+def _diagnose_fused(unit: LayerUnit, pairs: Sequence[Pair]) -> tuple[str, str] | None:
+    """Return that the columns of a fused kernel are those of its parts in another order, if they are."""
+    parts = [
+        pair for pair in pairs if pair.packing and pair.target.path == unit.path and "kernel" in pair.target.slices
+    ]
+    if len(parts) < 2:
+        return None
+    kernels: tuple[list[Array], list[Array]] = ([], [])
+    for pair in parts:
+        got = read_arrays(pair.target)
+        expected, _ = translate(pair.source, read_arrays(pair.source), pair.target, pair.permutation, got)
+        if "kernel" not in expected:
+            return None
+        kernels[0].append(expected["kernel"])
+        kernels[1].append(got["kernel"])
+    order = _find_order(np.concatenate(kernels[0], axis=1), np.concatenate(kernels[1], axis=1), 1)
+    return None if order is None else ("heads", "the columns of its parts are permuted: packed in another order")
 
 
 def _find_order(value: Array, actual: Array, axis: int) -> Array | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,22 @@ from xweights.porting.skeletons.graph import BatchTimes, Graph, Length, Operand,
 from xweights.porting.skeletons.naming import to_identifier
 from xweights.porting.skeletons.orders import Order, moves, plain, with_channels
 from xweights.porting.skeletons.weights import Stored
+
+# What the code calls by these names.
+_GLOBALS = frozenset(
+    {
+        "self", "inputs", "batch", "block", "np", "base64", "zlib", "table", "attention", "resizing", "keras", "layers",
+        "ops", "torch", "nn", "functional", "float", "range", "super",
+    }
+)  # fmt: skip
+
+
+def _short_name(operation: Operation) -> str:
+    """Return what a value is called: the last part of its layer's path, where there is one."""
+    parts = [part.strip("_") for part in re.split(r"[./]", operation.layer) if part.strip("_")]
+    if not parts:
+        return operation.name
+    return "_".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
 
 
 class ValueWriter:
@@ -35,7 +52,7 @@ class ValueWriter:
         self.free: set[str] = set()
         self.lines: list[str] = []
         self.helpers: dict[str, str] = {}
-        self.taken = {"self", "inputs", "batch", "np", "base64", "zlib", "table"}
+        self.taken = set(_GLOBALS)
         self.input_names: list[tuple[str, Any]] = []
         self.input_orders: list[Order] = []
         self.result = ""
@@ -71,7 +88,7 @@ class ValueWriter:
 
     def let(self, operation: Operation, code: str, order: Order, *, image: bool = False) -> None:
         """Add a line that makes an operation's value."""
-        name = self.variable(operation.name)
+        name = self.variable(_short_name(operation))
         self.lines.append(f"{name} = {code}")
         self.alias(operation, name, order, image=image)
 
