@@ -22,7 +22,7 @@ from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike, select
 from xweights.core.shards import Shard
 from xweights.edit.execute import add_edit_refusal, edit_parameter, is_foreign
-from xweights.edit.guards import defer_interrupts, enter_guards, order_fallible_first, undo_on_error
+from xweights.edit.guards import alone, defer_interrupts, enter_guards, keys_of, order_fallible_first, undo_on_error
 from xweights.errors import Problems, SelectionError, WriteError, XweightsError
 from xweights.rules.base import Rule
 from xweights.rules.elementwise import Add, Fill
@@ -142,6 +142,7 @@ def edit_blocks(rule: Rule, blocks: Sequence[Block], group: Group | None) -> Non
     foreign = is_foreign(rule)
     risky = [p for p in chosen if foreign or p.storage.fallible]
     with ExitStack() as stack:
+        stack.enter_context(alone(keys_of(chosen)))
         if not foreign:
             stack.enter_context(defer_interrupts())
             stack.enter_context(np.errstate(all="ignore"))

@@ -114,7 +114,8 @@ class ShardStorage(TensorStorage):
         return _copied(value, _block(handle))
 
     def read(self, handle: Handle) -> Array:
-        return self._open_shard(handle).gather(host_view(_block(handle)))
+        shard, block = self._open_shard(handle), host_view(_block(handle))
+        return block.copy(order="K") if shard.is_whole else shard.gather(block)
 
     def write(self, handle: Handle, value: Array) -> None:
         write_tensor(_block(handle), self._open_shard(handle).cut_stored(value))
