@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,31 @@ def _time_loading(folder: Path, model: nn.Module, shape: str) -> Iterator[Timing
     yield compare(name, "torch", shape, unchecked, peers, 1.3, idiom=idiom, idiom_goal=2.5, seconds=8)
     checked = lambda: xw.set_params(model, path, layout="native")  # noqa: E731
     yield compare("set_params(model, path)", "torch", shape, checked, peers, 1.7, seconds=8)
+    yield compare(
+        "set_params(model, path), two threads", "torch", shape, _on_two_threads(checked), peers, 1.2, seconds=8
+    )
     yield extra_memory("set_params(model, path)", "torch", shape, checked, 2)
+    packed = str(folder / "w.npz")
+    half = {key: (64 * array).round() / 64 for key, array in list(arrays.items())[:2]}
+    np.savez_compressed(packed, **half)
+    target = {key: array.copy() for key, array in half.items()}
+    size = f"{sum(array.size for array in half.values()) / 1e6:.0f}M"
+    load = {"np.load, each array": lambda: [np.load(packed)[key] for key in half]}
+    yield compare(
+        "set_params(arrays, compressed .npz)", "numpy", size, lambda: xw.set_params(target, packed), load, None
+    )
+
+
+def _on_two_threads(call: Callable[[], object]) -> Callable[[], None]:
+    def with_two() -> None:
+        before = os.environ.get("OMP_NUM_THREADS", "1")
+        os.environ["OMP_NUM_THREADS"] = "2"
+        try:
+            call()
+        finally:
+            os.environ["OMP_NUM_THREADS"] = before
+
+    return with_two
 
 
 def _time_saving(folder: Path, model: nn.Module, shape: str) -> Iterator[Timing | Memory]:

@@ -27,6 +27,15 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
         seconds=4 if quick else 12,
     )
     yield compare(
+        "import xweights; xweights.clip",
+        "process",
+        "-",
+        partial(_python, "import xweights; xweights.clip"),
+        {"import numpy": partial(_python, "import numpy")},
+        1.15,
+        seconds=4 if quick else 12,
+    )
+    yield compare(
         "xweights --help",
         "process",
         "-",

@@ -55,6 +55,13 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
                 idiom = ("safetensors.numpy", lambda paths=paths, by_hand=by_hand: _idiom(paths, by_hand))
                 yield compare("merge(out=), average of two", "files", shape, ours, peers, 1.15, idiom=idiom,
                               idiom_goal=2.0, before=no_file, seconds=10)  # fmt: skip
+                checked = {
+                    "the same, and the sum of squares": lambda paths=paths, by_hand=by_hand: _by_hand(
+                        paths, by_hand, check=True
+                    )
+                }
+                title = "merge(out=), average, a peer that looks for NaN"
+                yield compare(title, "files", shape, ours, checked, 1.15, before=no_file, seconds=10)
                 weighted = lambda paths=paths, out=out: xw.merge(paths, weights=(1, 2), out=out, durable=False)  # noqa: E731
                 peers = {
                     "readinto, multiply, add, write": lambda paths=paths, by_hand=by_hand: _by_hand(
@@ -87,7 +94,7 @@ def _two_files(folder: Path, arrays: int, entries: int) -> list[Path]:
     return paths
 
 
-def _by_hand(paths: list[Path], out: Path, weight: float = 0.5) -> None:
+def _by_hand(paths: list[Path], out: Path, weight: float = 0.5, *, check: bool = False) -> None:
     a, b = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
     with paths[0].open("rb", 0) as first, paths[1].open("rb", 0) as second, out.open("wb", 0) as result:
         length = 8 + int.from_bytes(first.read(8), "little")
@@ -104,6 +111,8 @@ def _by_hand(paths: list[Path], out: Path, weight: float = 0.5) -> None:
                 np.multiply(part, np.float32(weight), out=part)
                 np.multiply(rest, np.float32(1.0 - weight), out=rest)
                 np.add(part, rest, out=part)
+            if check and not np.isfinite(np.dot(part, part)):
+                raise ValueError("not finite")
             result.write(part)
 
 

@@ -209,6 +209,17 @@ def _time_pruning(shape: Shape) -> Iterator[Timing]:
     def whole() -> None:
         prune.global_unstructured([(layer, "weight") for layer in others.pop()], prune.L1Unstructured, amount=0.9)
 
+    def bracket() -> list[Any]:
+        edge, masks = _bracket(views, drop), []
+        for view in views:
+            masks.append(np.abs(view) > edge)
+            np.multiply(view, masks[-1], out=view)
+        return masks
+
+    yield compare(
+        "prune 90 % global", "torch", shape.name, lambda: xw.prune(model, fraction=0.9, scope="global"),
+        {"bracket, mask, np.multiply": bracket}, 1.5 if shape.count > 100 else 1.2, before=first.restore, most=10,
+    )  # fmt: skip
     others = [torch_model(shape) for _ in range(3)]
     for idiom, call, factor in (("kthvalue, p.mul_(bool)", kth, 2.5), ("prune.global_unstructured", whole, 20.0)):
         yield compare(

@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 PARTS = {
     "imports": {},
     "torch": {},
+    "drawing": {},
     "keras_tensorflow": {"KERAS_BACKEND": "tensorflow"},
     "keras_torch": {"KERAS_BACKEND": "torch"},
     "holds_torch": {},
@@ -38,7 +39,7 @@ PARTS = {
 }
 # The tables of RESULTS.md, each with its parts.
 TABLES = {
-    "tables": ("imports", "torch", "keras_tensorflow", "keras_torch", "memory"),
+    "tables": ("imports", "torch", "drawing", "keras_tensorflow", "keras_torch", "memory"),
     "holds": ("holds_torch", "holds_keras"),
     "porting": ("porting",),
     "files": ("files",),
