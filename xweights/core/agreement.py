@@ -19,7 +19,7 @@ from xweights.core.dtypes import Array
 from xweights.core.groups import Group
 from xweights.core.parameter import Parameter
 from xweights.core.shards import Shard, ShardedStorage
-from xweights.errors import RankError, XweightsError, combine_kinds
+from xweights.errors import RankError, WriteError, XweightsError, combine_kinds
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
@@ -73,6 +73,14 @@ def group_of(parameters: Iterable[Parameter]) -> Group | None:
             "Fix: one call for each of the models"
         )
     return next(iter(found.values()), None)
+
+
+def refuse_shards(parameters: Iterable[Parameter], what: str) -> None:
+    """Raise WriteError for parameters of which this rank has a part, in a call that doesn't work on parts."""
+    for p in parameters:
+        reason = p.refusal(writing=False) if is_shared(p) else None
+        if reason is not None:
+            raise WriteError(f"{what} of {p.name!r}: {reason}")
 
 
 class Vote:

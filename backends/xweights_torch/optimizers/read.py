@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from xweights.core.agreement import refuse_shards
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, Problems, XweightsError, near
@@ -44,6 +45,7 @@ class StateReading:
 
 def read_state(side: Training, parameters: Sequence[Parameter], step: int | None) -> OptimizerState:
     """Return the state of an optimizer of PyTorch; see ``Optimizing.read``."""
+    refuse_shards(parameters, "the optimizer's state")
     optimizer = side.optimizer
     problems = Problems("this optimizer can't be read, and nothing was changed")
     if not isinstance(optimizer, Optimizer):

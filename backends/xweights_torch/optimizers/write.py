@@ -15,6 +15,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from xweights.core.agreement import refuse_shards
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.optimizers.protocol import (
@@ -80,6 +81,7 @@ def need_of(state: OptimizerState, group: OptimizerGroup) -> GroupNeed:
 
 def plan_route(state: OptimizerState, parameters: Sequence[Parameter], optimizer: Any, grade: str) -> Route:
     """Return how a state gets into an optimizer; see ``Optimizing.plan``."""
+    refuse_shards(parameters, "the optimizer's state")
     needs = [need_of(state, group) for group in state.groups]
     parts, refusals = [], []
     kinds = {need.native.kind for need in needs if need.native is not None and not need.shim}
