@@ -202,7 +202,12 @@ def remap_weights(values: Mapping[str, Array], pairs: Sequence[Pair]) -> dict[st
     for pair in pairs:
         arrays = {role: piece.read(values[piece.parameter.name]) for role, piece in pair.source.slices.items()}
         kept = None if pair.permutation.shift is None else read_arrays(pair.target)
-        for role, value in translate(pair.source, arrays, pair.target, pair.permutation, kept)[0].items():
+        permutation = pair.permutation
+        if pair.absorbed:
+            rows = [next(iter(row.slices.values())) for row in pair.absorbed]
+            addend = np.sum([row.read(values[row.parameter.name]).reshape(-1) for row in rows], axis=0)
+            permutation = replace(permutation, addend=addend)
+        for role, value in translate(pair.source, arrays, pair.target, permutation, kept)[0].items():
             piece = pair.target.slices[role]
             p = piece.parameter
             piece.write(value, weights.setdefault(p.name, np.zeros(p.shape, value.dtype)))

@@ -27,6 +27,7 @@ from xweights.porting.matching.forms import fit
 from xweights.porting.matching.matching import Matching
 from xweights.porting.matching.outputs import OutputMap, compare_outputs, list_uncompared
 from xweights.porting.matching.pairs import Divergence, Pair
+from xweights.porting.matching.rows import is_written
 from xweights.porting.matching.samples import SilentWatcher
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.plan import plan_pairs
@@ -59,6 +60,7 @@ def port(
     sample: Any = None,
     sample_target: Any = None,
     where: WhereLike = ...,
+    where_source: WhereLike = ...,
     names: Names | None = None,
     attributes: Attributes = "check",
     outputs: OutputMap = None,
@@ -74,6 +76,7 @@ def port(
         sample_target: Input of the target: likewise, or a function of ``sample``. By default the channels are moved
             where the two frameworks have them on different axes.
         where: Which parameters of the target are ported; the others are kept and listed. Default: all.
+        where_source: Which parameters of the source may be used. Those that went nowhere are listed in the report.
         names: ``{"0/*": "dense/0/*"}`` where a pair is known (target glob: source glob).
         attributes: How to treat settings other than weights that differ (eps, strides, activations): "check" raises,
             "fix" sets them on the target, "ignore" lists them.
@@ -101,10 +104,12 @@ def port(
     options = (sample, sample_target, where, names)
     try:
         with show_progress():
-            report, pairs, run = port_models(source, target, *options, attributes, outputs, fold=fold)
+            report, pairs, run = port_models(
+                source, target, *options, attributes, outputs, fold=fold, where_source=where_source
+            )
     except PortError as refusal:
         models = parameters(source), parameters(target)
-        attempt = partial(port_models, source, target, *options, outputs=outputs)
+        attempt = partial(port_models, source, target, *options, outputs=outputs, where_source=where_source)
         better = None if fold or sample is None else suggest_fold(refusal, attempt, attributes, models)
         if better is None:
             raise
@@ -124,6 +129,7 @@ def port_models(
     *,
     fold: bool = False,
     keep: bool = True,
+    where_source: WhereLike = ...,
 ) -> tuple[PortReport, list[Pair], Run]:
     """Port; return the report, the paired units and the run, so that a caller can remap other state the same way.
 
@@ -133,7 +139,7 @@ def port_models(
         raise ArgumentError("fold=True needs sample=: what is folded is close, not exact, and only a sample proves it")
     if attributes not in ("check", "fix", "ignore"):
         raise ArgumentError(f'attributes= is "check", "fix" or "ignore"\ngot: {attributes!r}')
-    run = Run(source, target, where, names, fold=fold)
+    run = Run(source, target, where, names, fold=fold, where_source=where_source)
     if source is target:
         raise PortError("source and target are the same object\nFix: port into another model")
     run.check_weights(writing=True)
@@ -241,7 +247,8 @@ def _port_with_sample(
         notes.append("the outputs were not compared, because a part of the target was left out")
     first_found = findings[0] if findings else None
     report = _make_report(run, pairs, differing, ok, errors, notes=tuple(notes), first=first_found)
-    return replace(report, folded=describe_folds(matching, pairs)), pairs
+    unused = _list_unused(run, pairs, matching)
+    return replace(report, folded=describe_folds(matching, pairs), unused=unused), pairs
 
 
 def list_differences(matching: Matching, attempt: Attempt) -> list[Difference]:
@@ -308,7 +315,7 @@ def _list_unpaired(run: Run, attempt: Attempt) -> tuple[list[LayerUnit], list[st
         for unit in run.target.units
         if id(unit) not in attempt.pairs
         and id(unit) not in run.skipped
-        and not all(hold_registry.identity(p) in written for p in unit.parameters)
+        and not is_written(unit, attempt.pairs.values(), written)
     ]
     # What no output needs stays as it is, unless the source has something left that may belong there.
     spare = [unit for unit in unpaired if id(unit) not in attempt.called and attempt.outputs]
@@ -328,6 +335,10 @@ def _note_rows(pairs: Sequence[Pair]) -> list[str]:
     """Return a note on each table of which some rows are no twins of any in the other one."""
     notes = []
     for pair in pairs:
+        notes += [
+            f"{row.path} is always added, and is now a part of {pair.target.path}: exact up to a rounding"
+            for row in pair.absorbed
+        ]
         if pair.permutation.shift is None:
             continue
         first_source, first_target = pair.permutation.shift
@@ -364,7 +375,17 @@ def _make_report(
         ignored=run.ignored,
         notes=notes,
         first_divergence=first,
+        unused=_list_unused(run, pairs),
     )
+
+
+def _list_unused(run: Run, pairs: Sequence[Pair], matching: Matching | None = None) -> tuple[str, ...]:
+    """Return the names of the source's parameters that went nowhere."""
+    ported = [pair for pair in pairs if id(pair.target) not in run.skipped]
+    origins = [(pair.source,) if matching is None else matching.list_origins(pair.source) for pair in ported]
+    used = [unit for units in (*origins, *(pair.absorbed for pair in ported)) for unit in units]
+    names = {name for unit in used for p in unit.parameters for name in (p.name, *p.aliases)}
+    return tuple(name for name in run.source_names if name not in names)
 
 
 def make_entry(pair: Pair) -> PortEntry:

@@ -116,6 +116,7 @@ class PortReport:
         notes: Further remarks.
         first_divergence: The first divergence of the models, with ``attributes="ignore"``.
         folded: What was folded, with ``fold=True``: these arrays are close to the source's function, and not its bits.
+        unused: Parameters of the source that went nowhere.
 
     Example:
         >>> import xweights as xw
@@ -133,6 +134,7 @@ class PortReport:
     notes: tuple[str, ...] = ()
     first_divergence: Finding | None = None
     folded: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the report as JSON."""
@@ -236,6 +238,7 @@ def _list_sections(report: Any) -> dict[str, list[str]]:
         "Settings that differ": "differences",
         "Folded (close, not exact)": "folded",
         "Not ported": "remains",
+        "Not used of the source": "unused",
         "Ignored": "ignored",
         "Notes": "notes",
     }

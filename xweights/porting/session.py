@@ -43,10 +43,25 @@ Allowed = Callable[[LayerUnit, LayerUnit], bool]
 class Run:
     """Two models as units, with the selected part of them."""
 
-    def __init__(self, source: Any, target: Any, where: WhereLike, names: Names | None, *, fold: bool = False) -> None:
+    def __init__(
+        self,
+        source: Any,
+        target: Any,
+        where: WhereLike,
+        names: Names | None,
+        *,
+        fold: bool = False,
+        where_source: WhereLike = ...,
+    ) -> None:
         self.source, self.target = trace_model(source, "source"), trace_model(target, "target")
         # The traced models have their own handles; parameters are identified by name.
         self._wanted = {name for p in parameters(target, where=where) for name in (p.name, *p.aliases)}
+        everything_of_source = self.source.parameters
+        self._taken: set[str] | None = None
+        if where_source is not ...:
+            self._taken = {name for p in parameters(source, where=where_source) for name in (p.name, *p.aliases)}
+            self.source = self._take_part(self.source)
+        self.source_names = tuple(p.name for p in everything_of_source)
         self._names = names
         self._fold = fold
         self._problems = self._select()
@@ -57,6 +72,27 @@ class Run:
         everything = parameters(target)
         self.remains = tuple(p.name for p in everything if p.name in known_names and p.name not in self._wanted)
         self.ignored = tuple(p.name for p in everything if p.name not in known_names)
+
+    def _take_part(self, traced: TracedModel) -> TracedModel:
+        """Return the source with the units that take part alone."""
+        if self._taken is None:
+            return traced
+        kept, problems = [], Problems("this port can't be made, and nothing was changed")
+        for unit in traced.units:
+            inside = [p.name in self._taken for p in unit.parameters]
+            if all(inside):
+                kept.append(unit)
+            elif any(inside):
+                text = f"where_source= takes a part of {unit.path!r}\n{', '.join(p.name for p in unit.parameters)}"
+                problems.add(SelectionError, text, fix="select whole layers")
+        problems.check()
+        traced.units = kept
+        traced.refused = [
+            (record, why)
+            for record, why in traced.refused
+            if any(p.name in self._taken for p in record.parameters.values())
+        ]
+        return traced
 
     def _select(self) -> Problems:
         """Find the units of the target that aren't part of the port, and what `names=` allows; return what can't be."""
@@ -229,7 +265,8 @@ class Run:
             raise
         except Exception as wrong:
             raise _call_error(what, sample, wrong) from wrong
-        return TracedModel(traced.model, traced.porting, records)
+        found = TracedModel(traced.model, traced.porting, records)
+        return self._take_part(found) if what == "source" else found
 
     def call(self, traced: TracedModel, sample: Any, watcher: Any, what: str) -> dict[str, Any]:
         """Call one of the models and return its outputs; raise PortError for a sample that it doesn't take."""

@@ -189,6 +189,8 @@ class FeaturePermutation:
     shift: tuple[int, int] | None = None
     # (batch, time): the rows of the input run over time first. This doesn't concern the weights.
     swapped: tuple[int, int] | None = None
+    # What is added to each row of a table.
+    addend: Array | None = None
 
 
 UNPERMUTED = FeaturePermutation()
@@ -213,6 +215,8 @@ def translate(
     if "other" in (source.kind, target.kind):
         roles = _match_roles(source, target) or {}
         by_role = {role: arrays[source_role] for role, source_role in roles.items()}
+    if permutation.addend is not None:
+        by_role = {role: value + permutation.addend for role, value in by_role.items()}
     if permutation.shift is not None:
         return _shift_rows(source, by_role, target, permutation.shift, kept or {})
     if source.kind in SUMMED and "recurrent_bias" in by_role and "recurrent_bias" not in target.slices:
@@ -263,7 +267,9 @@ def _shift_rows(
 def permute(role: str, value: Array, kind: str, permutation: FeaturePermutation) -> Array:
     """Return a canonical array of the source in the order of the target's features."""
     if kind == "conv" and role == "kernel" and permutation.rows is not None:
-        return value.reshape(-1, value.shape[-1])[permutation.rows].reshape(value.shape)
+        value = value.reshape(-1, value.shape[-1])[permutation.rows].reshape(value.shape)
+    if kind in ("conv", "conv_transpose") and permutation.columns is not None:
+        return value.take(permutation.columns, axis=-2 if kind == "conv_transpose" and role == "kernel" else -1)
     if kind == "dense" or kind in RECURRENT:
         if role == "kernel" and permutation.rows is not None:
             value = value[permutation.rows]

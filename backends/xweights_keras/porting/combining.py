@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from xweights.core.dtypes import Array
+from xweights_keras.porting.contractions import find_bias, find_contractions, is_lookup
 from xweights_keras.porting.frames import Frame, Point
 from xweights_keras.porting.operations import Operation
 from xweights_keras.porting.probing import Probe, Use, are_close, list_eps, move_last, normalise, table_shape
@@ -18,6 +19,8 @@ from xweights_keras.porting.probing import Probe, Use, are_close, list_eps, move
 def find_operations(frame: Frame, variables: Iterable[Any]) -> list[Operation]:
     """Return the operations of a layer with these variables, in the order in which it reads them."""
     listed, random = list(variables), np.random.default_rng(0)
+    direct, joined_biases = _list_direct(frame, listed)
+    listed = [variable for variable in listed if id(variable) not in joined_biases]
     uses = [_find_taken(frame, variable) or Probe(frame, variable, random).find_use() for variable in listed]
     for use in [use for use in uses if use.form == "none" and len(uses) > 1]:
         others = [variable for variable in listed if variable is not use.variable]
@@ -31,6 +34,7 @@ def find_operations(frame: Frame, variables: Iterable[Any]) -> list[Operation]:
     ]
     joined = {id(v) for operation in operations for v in operation.variables.values()}
     uses = [use for use in uses if id(use.variable) not in joined]
+    operations += direct
     operations += [_make_embedding(frame.layer, use) for use in uses if use.form == "embedding"]
     operations += [make_rows(frame.layer, use) for use in uses if use.form in ("rows", "none", "unknown")]
     operations += [make_rows(frame.layer, use) for use in added]
@@ -38,10 +42,39 @@ def find_operations(frame: Frame, variables: Iterable[Any]) -> list[Operation]:
     return sorted(operations, key=lambda each: min(reads.get(id(v), len(reads)) for v in each.variables.values()))
 
 
+def _list_direct(frame: Frame, variables: list[Any]) -> tuple[list[Operation], set[int]]:
+    """Return the products with variables that show in calls, one for each matrix, and the variables in them."""
+    found = find_contractions(frame, variables)
+    by_id = {id(variable): variable for variable in variables}
+    operations: list[Operation] = []
+    joined: set[int] = set()
+    for key, (number, one) in found.items():
+        joined.add(key)
+        point = Point(number, 0)
+        if one is None:
+            operations.append(make_rows(frame.layer, Use(by_id[key], "unknown", point)))
+            continue
+        if is_lookup(frame, number, one):
+            made = Operation(frame.layer, "embedding", {"embeddings": by_id[key]}, point, argument=one.argument)
+            made.contraction, made.taken = one, True
+            operations.append(made)
+            continue
+        free = [variable for variable in variables if id(variable) not in joined and id(variable) not in found]
+        bias = find_bias(frame, number, one, free)
+        roles = {"kernel": by_id[key]} if bias is None else {"kernel": by_id[key], "bias": bias}
+        joined |= set() if bias is None else {id(bias)}
+        for part in range(one.parts):
+            attributes = {"place": part} if one.stack else {}
+            made = Operation(frame.layer, "dense", roles, point, attributes=attributes, argument=one.argument)
+            made.contraction, made.part, made.taken = one, part, True
+            operations.append(made)
+    return operations, joined
+
+
 def _find_taken(frame: Frame, variable: Any) -> Use | None:
     """Return a variable's use if its layer calls ``keras.ops.take`` with it."""
     for number, call in enumerate(frame.calls):
-        if call.leaves and call.leaves[0] is variable:
+        if call.leaves and call.leaves[0] is variable and getattr(call.key, "__name__", "") == "take":
             rank = len(call.output.shape)
             return Use(variable, "embedding", Point(number, 0), rank - 1, 1, attributes={"argument": 1, "taken": True})
     return None

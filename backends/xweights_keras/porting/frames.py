@@ -77,6 +77,7 @@ class Frame:
     output: Any = None
     _position: int | None = None
     _until: int | None = None
+    _given: Mapping[int, Any] = field(default_factory=dict)
 
     @property
     def is_repeated(self) -> bool:
@@ -100,14 +101,22 @@ class Frame:
         self.output = self.function(*self.args, **self.named)
         return self.output
 
-    def find_change(self, values: Sequence[tuple[Any, Any]]) -> tuple[Point, Array] | None:
-        """Call again with other values of variables; return the first tensor that is another, None if all are equal."""
+    def find_change(
+        self, values: Sequence[tuple[Any, Any]], given: Mapping[int, Any] | None = None
+    ) -> tuple[Point, Array] | None:
+        """Call again with other values of variables; return the first tensor that is another, None if all are equal.
+
+        ``given``: what inner calls return instead of what they returned, by number.
+        """
+        self._given = given or {}
         try:
             output = self._repeat(values, None)
         except _Reached as reached:
             if reached.point is None:
                 raise ProbeError("another layer is called") from None
             return reached.point, _to_float(reached.leaves[reached.point.tensor])
+        finally:
+            self._given = {}
         leaves = flatten(output)
         changed = _first_change(flatten(self.output), leaves)
         return None if changed is None else (Point(OUTPUT, changed), _to_float(leaves[changed]))
@@ -122,7 +131,8 @@ class Frame:
             return list(reached.leaves)
         if call != OUTPUT:
             raise ProbeError("a layer isn't called")
-        self.output = output
+        if not values:  # with others it isn't what the layer puts out
+            self.output = output
         return flatten(output)
 
     def read(self, values: Sequence[tuple[Any, Any]], point: Point) -> Array:
@@ -163,7 +173,7 @@ class Frame:
             changed = _first_change(self.calls[place].leaves, leaves)
             if changed is not None:
                 raise _Reached(Point(place, changed), leaves)
-        return self.calls[place].output
+        return self._given.get(place, self.calls[place].output)
 
 
 # What happens when a layer is called: it gets the frame and returns the output.

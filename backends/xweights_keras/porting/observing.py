@@ -13,6 +13,7 @@ import numpy as np
 
 from xweights.porting.protocol import LayerRecord, Watcher
 from xweights_keras.porting.combining import find_operations, make_rows
+from xweights_keras.porting.contractions import PRODUCTS
 from xweights_keras.porting.frames import (
     OUTPUT,
     CallStack,
@@ -66,11 +67,13 @@ def watch_calls(model: Any, calls: CallStack, handlers: Mapping[int, Handler], s
                 patch_attribute(layer, name, calls.wrap(value, value), stack)
     if handlers:
         for module in (keras.ops, keras.ops.nn, keras.ops.numpy, keras.activations):
-            for name in (*_FUNCTIONS, "take"):
+            for name in (*_FUNCTIONS, "take", *PRODUCTS):
                 function = getattr(module, name, None)
                 if function is not None:
                     stack.callback(setattr, module, name, function)
                     watched = calls.wrap(function, function)
+                    if name in PRODUCTS:
+                        watched = _watch_product(function, watched)
                     setattr(module, name, _watch_take(function, watched) if name == "take" else watched)
 
 
@@ -83,6 +86,16 @@ def _watch_take(function: Callable[..., Any], watched: Callable[..., Any]) -> Ca
         return function(x, indices, axis)
 
     return keep_signature(take, function)
+
+
+def _watch_product(function: Callable[..., Any], watched: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that is watched where a variable itself is a factor."""
+
+    def product(*args: Any, **named: Any) -> Any:
+        factors = [value for value in (*args, *named.values()) if isinstance(value, keras.Variable)]
+        return (watched if len(factors) == 1 else function)(*args, **named)
+
+    return keep_signature(product, function)
 
 
 def watch_operations(model: Any, records: Sequence[LayerRecord], watcher: Watcher, stack: contextlib.ExitStack) -> None:

@@ -18,6 +18,7 @@ from xweights.core.dtypes import Array
 from xweights.core.layout import plain_layout
 from xweights.core.parameter import Parameter
 from xweights.porting.protocol import LayerRecord, View, Watcher
+from xweights_keras.porting.contractions import Contraction
 from xweights_keras.porting.frames import OUTPUT, Frame, Point, ProbeError
 from xweights_keras.porting.layers import tensor_like, to_host
 from xweights_keras.porting.probing import move_back, move_last, table_shape
@@ -34,7 +35,8 @@ class Operation:
     ``variables``: by role. ``start`` and ``length``: the axes of the array at ``point`` that are its features.
     ``argument``: the number of the layer's argument that is the input. ``repeats``: of so many leading axes, each entry
     is the same lookup. ``residual``: something else is added to it at that point. ``taken``: it is a call of
-    ``keras.ops.take``, whose arguments and output are those of the operation.
+    ``keras.ops.take``, whose arguments and output are those of the operation, or likewise of a product: the
+    ``contraction``, of which this is one ``part``.
     """
 
     layer: Any
@@ -51,6 +53,39 @@ class Operation:
     repeats: int = 0
     residual: bool = False
     taken: bool = False
+    contraction: Contraction | None = None
+    part: int = 0
+
+    def read_taken(self, leaves: Sequence[Any]) -> Array | None:
+        """Return the input of a call that is the operation itself."""
+        assert self.argument is not None, "a call has arguments"
+        given = to_host(leaves[self.argument])
+        if given is None:
+            return None
+        if self.contraction is None:
+            return given.reshape(-1)
+        rows = self.contraction.read_input(given, self.part)
+        return rows.argmax(axis=-1) if self.kind == "embedding" else rows
+
+    def read_result(self, array: Array) -> Array:
+        """Return the output of a call that is the operation itself."""
+        if self.contraction is None:
+            return array.reshape(-1, array.shape[-1])
+        result: Array = self.contraction.read_output(array, self.part) + self._bias(array.dtype)
+        return result
+
+    def write_result(self, array: Array, value: Array) -> None:
+        """Write another output into that of the call."""
+        if self.contraction is None:
+            array[...] = value.reshape(array.shape)
+        elif value.size == self.contraction.read_output(array, self.part).size:
+            self.contraction.write_output(array, self.part, value - self._bias(array.dtype))
+
+    def _bias(self, dtype: Any) -> Any:
+        bias = None if self.contraction is None or "bias" not in self.variables else to_host(self.variables["bias"])
+        if bias is None or self.contraction is None:
+            return np.zeros((), dtype)
+        return self.contraction.view_bias(bias, self.part).astype(dtype)
 
     def read_input(self, frame: Frame) -> Array | None:
         """Return the input in neutral form; None for rows."""
@@ -148,9 +183,12 @@ def make_record(operation: Operation, parameters: dict[int, Parameter], path: st
     """
     by_role = {role: _as_stored(parameters[id(v)]) for role, v in operation.variables.items()}
     first = next(iter(by_role.values()))
+    path = path or first.name
+    if "place" in operation.attributes:
+        path = f"{path}/{operation.part}"
     return LayerRecord(
         operation.kind,
-        path or first.name,
+        path,
         by_role,
         operation.attributes,
         operation,
@@ -164,6 +202,10 @@ def _as_stored(parameter: Parameter) -> Parameter:
 
 
 def _make_view(operation: Operation, role: str) -> View:
+    contraction, part = operation.contraction, operation.part
+    if contraction is not None:
+        read = contraction.view if role in ("kernel", "embeddings") else contraction.view_bias
+        return lambda neutral: read(neutral, part)
     if role in ("rows", "embeddings"):
         return lambda neutral: neutral.reshape(table_shape(neutral.shape))
     if role == "kernel":
@@ -201,19 +243,22 @@ class Performer:
         if not records:
             return leaves
         for record in [record for record in records if record.layer.taken]:
-            ids = to_host(leaves[record.layer.argument])
-            self._watcher.enter(record, {"": None if ids is None else ids.reshape(-1)})
+            self._watcher.enter(record, {"": record.layer.read_taken(leaves)})
         seen = [record for record in records if not record.layer.taken]
         return self._perform(frame, seen, call) if seen else leaves
 
     def after(self, frame: Frame, output: Any) -> Any:
         """Return the output of an inner call, which may be an operation itself."""
-        for record in [record for record in self._by_call.get(len(frame.calls), ()) if record.layer.taken]:
-            array = to_host(output)
-            value = self._watcher.leave(record, {"": None if array is None else array.reshape(-1, array.shape[-1])})
-            if value is not None and array is not None and value.size == array.size:
-                output = tensor_like(value.reshape(array.shape), output)
-        return output
+        taken = [record for record in self._by_call.get(len(frame.calls), ()) if record.layer.taken]
+        array = to_host(output) if taken else None
+        changed = False
+        for record in taken:
+            value = self._watcher.leave(record, {"": None if array is None else record.layer.read_result(array)})
+            if value is not None and array is not None and value.size:
+                array = array if changed else np.array(array)
+                record.layer.write_result(array, value)
+                changed = True
+        return tensor_like(array, output) if changed and array is not None else output
 
     def _perform(self, frame: Frame, records: Sequence[LayerRecord], call: int) -> list[Any]:
         replaced: dict[int, Any] = {}

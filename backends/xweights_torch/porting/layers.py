@@ -26,6 +26,7 @@ KINDS: dict[type[Any], str] = {
     _ConvTransposeNd: "conv_transpose",
     _ConvNd: "conv",
     nn.Embedding: "embedding",
+    nn.EmbeddingBag: "embedding",
     _BatchNorm: "batch_norm",
     _InstanceNorm: "group_norm",
     nn.GroupNorm: "group_norm",
@@ -236,7 +237,8 @@ def outputs_of(module: Any, kind: str, output: Any) -> dict[str, Array | None]:
     first = output[0] if isinstance(output, (tuple, list)) else output
     array = host(first)
     if kind == "embedding":
-        return {"": None if array is None else array.reshape(-1, array.shape[-1])}
+        seen = array is not None and not isinstance(module, nn.EmbeddingBag)  # whose rows are reduced at once
+        return {"": array.reshape(-1, array.shape[-1]) if seen and array is not None else None}
     return {"": to_neutral(module, kind, array)}
 
 

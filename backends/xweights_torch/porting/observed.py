@@ -118,8 +118,10 @@ def _to_records(key: tuple[Any, ...], events: Sequence[Event], *, joined: bool) 
     for part, steps in stack.items():
         views = {role: StepsView(each) for role, each in steps.items()}
         layer = replace(operation, part=part)
-        record = LayerRecord(kind, "", parameters, attributes, layer, use.refused, views)
-        yield _Seen(first.number, record, main, part if use.parts else _picked(steps))
+        place = part if use.parts else _picked(steps)
+        settings = attributes if place is None or kind == "rows" else {**attributes, "place": place}
+        record = LayerRecord(kind, "", parameters, settings, layer, use.refused, views)
+        yield _Seen(first.number, record, main, place)
 
 
 def _picked(steps: Mapping[str, Steps]) -> int | None:
@@ -145,6 +147,7 @@ def _list_idle(seen: Sequence[_Seen]) -> Iterator[_Seen]:
             views = {role: view.steps[1:] for role, view in first.record.views.items() if isinstance(view, StepsView)}
             record = replace(
                 first.record,
+                attributes={**first.record.attributes, "place": part},
                 views={role: StepsView((pick(part), *steps)) for role, steps in views.items()},
                 layer=Operation(first.record.layer.module, ("idle", part, id(first)), eps=first.record.layer.eps),
             )

@@ -1,5 +1,7 @@
 """Encoders with decoders: keras_hub's backbones against transformers', in small configurations."""
 
+import importlib
+
 import numpy as np
 
 from pairs.hub import HUB, backbone, hub
@@ -72,6 +74,7 @@ def t5_gated():
         feed_forward_proj="gated-gelu",
         use_cache=False,
     )
+    tanh = importlib.import_module("keras_hub.src.utils.keras_utils").gelu_approximate  # as "gated-gelu" is
     ours = backbone("T5")(
         vocabulary_size=100,
         num_layers=2,
@@ -79,7 +82,7 @@ def t5_gated():
         hidden_dim=32,
         intermediate_dim=64,
         key_value_dim=8,
-        activation="gelu",
+        activation=tanh,
         use_gated_activation=True,
     )
     return two_sequences(ours, T5Model(config), *two_texts())

@@ -53,9 +53,9 @@ def albert():
     return text(ours, AlbertModel(config), segments=True, convert=convert)
 
 
-@pair("keras_hub ELECTRA", "transformers ElectraModel", needs=HUB)
+@pair("keras_hub ELECTRA", "transformers ElectraModel", needs=HUB, different="gelu")
 def electra():
-    """keras_hub has a pooler, transformers none."""
+    """keras_hub has a pooler, transformers none, and the gelu is another one (as of BERT)."""
     from transformers import ElectraConfig, ElectraModel
 
     ours = backbone("Electra")(

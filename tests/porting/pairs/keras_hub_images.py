@@ -5,12 +5,15 @@ read names that transformers 5 has changed); sizes are small.
 """
 
 import importlib
+from dataclasses import replace
 
+import keras
+import numpy as np
 from torch import nn
 
 from pairs.hub import HUB, backbone, hub
 from pairs.keras_applications import timm_model
-from pairs.making import Twins, converter, image, load_torchvision, pair
+from pairs.making import Twins, channels_first, converter, image, load_torchvision, pair
 
 TIMM = ("keras_hub", "timm")
 
@@ -197,10 +200,23 @@ def hub_dinov3():
 
 @pair("keras_hub CLIP's vision encoder", "transformers CLIPVisionModel", needs=HUB)
 def hub_clip_vision():
+    """The last norm is of all positions in keras_hub, of the class token alone in transformers."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     encoder = importlib.import_module("keras_hub.src.models.clip.clip_vision_encoder").CLIPVisionEncoder
-    return images(encoder(**PLAIN, image_shape=(32, 32, 3)), CLIPVisionModel(CLIPVisionConfig(**VISION)))
+    ours = encoder(**PLAIN, image_shape=(32, 32, 3))
+    for v in ours.variables:
+        if v.path.endswith("position_ids"):  # zeros, until keras_hub's converter writes them
+            v.assign(np.arange(v.shape[1])[None])
+    pooled = keras.Model(ours.input, ours.output[:, 0])
+    return Twins(
+        pooled,
+        CLIPVisionModel(CLIPVisionConfig(**VISION)),
+        image(32),
+        torch_outputs=lambda a: a[1:],
+        to_torch={"outputs": {"pooler_output": "output"}},
+        to_keras={"outputs": {"output": "pooler_output"}},
+    )
 
 
 @pair("keras_hub SigLIP's vision encoder", "transformers SiglipVisionModel", needs=HUB)
@@ -264,6 +280,7 @@ def hub_sam_encoder():
         patch_size=8,
         num_output_channels=16,
         window_size=4,
+        use_rel_pos=True,
     )
     config = SamVisionConfig(
         hidden_size=32,
@@ -276,7 +293,11 @@ def hub_sam_encoder():
         window_size=4,
         global_attn_indexes=[1],
     )
-    return images(ours, SamVisionEncoder(config), 64)
+    # keras_hub's model has in it what transformers leaves to the processor.
+    mean, deviation = (np.array(each, "float32") for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    found = images(ours, SamVisionEncoder(config), 64)
+    normalized = channels_first((found.keras_x - mean) / deviation)
+    return replace(found, torch_x=normalized)
 
 
 @pair("keras_hub Swin", "transformers SwinModel", needs=HUB)

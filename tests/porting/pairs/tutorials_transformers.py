@@ -201,8 +201,18 @@ def encoder_convolved():
 
 @pair("mini GPT with causal attention", "nanoGPT (c_attn, c_proj, tied to nothing)")
 def nano_gpt():
-    x = inputs = keras.Input((12,), dtype="int32")
-    x = layers.Embedding(40, 32)(inputs) + layers.Embedding(12, 32)(ops.arange(12))
+    class Embedded(layers.Layer):
+        """A table that is looked up while the model is made would be a constant of it."""
+
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.positions = layers.Embedding(40, 32), layers.Embedding(12, 32)
+
+        def call(self, ids):
+            return self.tokens(ids) + self.positions(ops.arange(12))
+
+    inputs = keras.Input((12,), dtype="int32")
+    x = Embedded()(inputs)
     for _ in range(2):
         y = layers.LayerNormalization(epsilon=1e-5)(x)
         x = x + layers.MultiHeadAttention(4, 8)(y, y, use_causal_mask=True)

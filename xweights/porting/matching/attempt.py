@@ -25,14 +25,16 @@ from xweights.porting.matching.candidates import (
     input_error,
     permute_output,
 )
-from xweights.porting.matching.forms import find_used_rows, fit
+from xweights.porting.matching.forms import find_used_rows
 from xweights.porting.matching.matching import Matching
 from xweights.porting.matching.outputs import compare_outputs
 from xweights.porting.matching.packed import find_joined, find_parts, take_columns
 from xweights.porting.matching.packing import Packing
 from xweights.porting.matching.pairs import Divergence, Pair
+from xweights.porting.matching.rows import RowMatch, is_elsewhere, is_used
 from xweights.porting.matching.similarity import cropped_distance, distance, tolerance
-from xweights.porting.matching.trace import UnitCall, find_grids, read_arrays, select_array
+from xweights.porting.matching.trace import UnitCall, add_rows, find_grids, read_arrays, select_array
+from xweights.porting.matching.uncalled import has_idle_twin, pair_uncalled
 from xweights.porting.protocol import Arrays, LayerRecord
 from xweights.porting.units import RECURRENT, UNPERMUTED, FeaturePermutation, LayerUnit, split_columns
 
@@ -55,6 +57,7 @@ class _OpenUnit:
     permutation: FeaturePermutation = UNPERMUTED
     sound: bool = True
     error: float = 0.0
+    rows: RowMatch | None = None
 
 
 class Attempt:
@@ -70,7 +73,11 @@ class Attempt:
         self.lost: list[str] = []
         self.events: list[LayerRecord] = []
         self.outputs: dict[str, float] = {}
+        self.got: Mapping[str, Array] = {}
+        # The unit that was called last before each unit of the target; 0: before the end.
+        self.makers: dict[int, LayerUnit] = {}
         self.progress = 0
+        self.reach = float("inf")  # the progress up to the first divergence
         self.restart = False
         self.may_be_mispaired = False
         first = matching.target.porting.channels_first
@@ -93,9 +100,14 @@ class Attempt:
             matching.assign.start()
         by_id = {id(unit): unit for unit in matching.target.units}
         for key, source in matching.unseen.items():
-            self.pairs[key] = Pair(source, by_id[key], evidence="the only one left of its kind and shape", seen=False)
-            if matching.assign is not None:
-                self.lost += matching.assign(source, by_id[key], UNPERMUTED)
+            self._pair_unseen(source, by_id[key], "the only one left of its kind and shape")
+        for source, unit in matching.idle:
+            self._pair_unseen(source, unit, "at the same place in a stack of which the others were seen")
+
+    def _pair_unseen(self, source: LayerUnit, unit: LayerUnit, evidence: str) -> None:
+        self.pairs[id(unit)] = Pair(source, unit, evidence=evidence, seen=False)
+        if self.matching.assign is not None:
+            self.lost += self.matching.assign(source, unit, UNPERMUTED)
 
     # While the target runs
 
@@ -105,6 +117,7 @@ class Attempt:
         self.grids |= find_grids(inputs.values(), channels_first=first)
         units = [unit for unit in self.matching.target.by_record.get(id(record), ()) if unit.call in inputs]
         self.called.update(id(unit) for unit in units)
+        self.makers |= {id(unit): self.makers[0] for unit in units if 0 in self.makers and id(unit) not in self.makers}
         open_units = [self._pair(unit, select_array(unit, inputs, 0)) for unit in units]
         self._open.setdefault(id(record), []).append(open_units)
 
@@ -113,6 +126,8 @@ class Attempt:
         self.grids |= find_grids(outputs.values(), channels_first=first)
         open_units = self._open[id(record)].pop()
         replacement = None
+        if open_units:
+            self.makers[0] = open_units[-1].unit
         for open_unit in open_units:
             if open_unit.call is not None:
                 replacement = self._compare(open_unit, open_unit.call, select_array(open_unit.unit, outputs, 1))
@@ -124,6 +139,8 @@ class Attempt:
         unused = [call for call in matching.list_fitting(unit) if call.number not in self._used]
         if former is not None:
             same_source = [call for call in unused if matching.same(call.unit, former.source)]
+            if not former.seen:
+                self.called.discard(id(unit))  # it was paired as one that isn't called
             if not same_source and (former.source.kind in RECURRENT or not former.seen):
                 return _OpenUnit(unit)  # one step of a loop that the other model runs inside a layer
             # It may be called more often than its twin, with an input that its twin was given once.
@@ -134,6 +151,11 @@ class Attempt:
         candidates = self.candidates.find(unit, array, possible, self._following)
         if unit.kind == "dense" and array is not None and not any(one.error is not None for one in candidates):
             candidates = self._find_packed(unit, array) or candidates
+        if array is not None and not any(one.error is not None for one in candidates):
+            candidates = self._find_by_rows(unit, array, unused) or candidates
+        if all(is_elsewhere(one.call.unit, unit) for one in candidates) and has_idle_twin(matching, unit):
+            self.called.discard(id(unit))
+            return _OpenUnit(unit)
         if not candidates and array is not None and unit.kind in IMAGES:
             self._restart_if_reshaped(array, unused)
         if not candidates and id(unit) in matching.skipped:
@@ -152,7 +174,8 @@ class Attempt:
         if array is not None and (chosen.error or 0.0) > _FEW * tolerance(array):
             self.suspects.append(Divergence("input", unit, chosen.call, chosen.error or 0.0, output=np.array(array)))
         self._take(unit, chosen, len(candidates) - 1)
-        return _OpenUnit(unit, chosen.call, self._permutation_of(unit, chosen.permutation), sound, chosen.error or 0.0)
+        permutation = self._permutation_of(unit, chosen.permutation)
+        return _OpenUnit(unit, chosen.call, permutation, sound, chosen.error or 0.0, chosen.rows)
 
     def _clear(self, unit: LayerUnit, array: Array | None) -> bool:
         """Set a table that the source doesn't have to zero: if it is only added, the outputs show that it is right."""
@@ -165,26 +188,33 @@ class Attempt:
             self.matching.assign.clear(unit)
         return True
 
-    def _find_packed(self, unit: LayerUnit, array: Array) -> list[Candidate]:
+    def _find_by_rows(self, unit: LayerUnit, array: Array, unused: Sequence[UnitCall]) -> list[Candidate]:
+        """Return what was given the same numbers in some rows of the input only."""
+        found = self.candidates.find_by_rows(unit, array, unused, self._following)
+        return found or (self._find_packed(unit, array, rows=True) if unit.kind == "dense" else [])
+
+    def _find_packed(self, unit: LayerUnit, array: Array, *, rows: bool = False) -> list[Candidate]:
         """Return the ways in which a unit is made of several of the source, or is a part of one."""
         matching = self.matching
         pool = [call for call in matching.list_dense(unit) if call.number not in self._used]
+        pool = [call for call in pool if not is_elsewhere(call.unit, unit)] or pool
         joined, former = self._joined.get(id(unit)), self.pairs.get(id(unit))
         found: list[Candidate] = []
         if former is None:
-            found += find_joined(unit, array, pool, matching.list_heads, self._packings)
+            found += find_joined(unit, array, pool, matching.list_heads, self._packings, rows=rows)
             if joined is not None:
                 sources = {id(pair.source) for pair in joined}
                 found = [one for one in found if {id(call.unit) for call, _ in one.parts} == sources]
                 found = [one for one in found if one.packing == joined[0].packing][:1]
         if joined is None:
-            parts = find_parts(unit, array, pool, matching.list_heads, self._packings, self._taken)
+            parts = find_parts(unit, array, pool, matching.list_heads, self._packings, self._taken, rows=rows)
             found += [one for one in parts if former is None or matching.same(one.call.unit, former.source)]
         return found
 
     def _permutation_of(self, unit: LayerUnit, permutation: FeaturePermutation) -> FeaturePermutation:
-        columns = self.matching.columns.get(id(unit))
-        return permutation if columns is None else replace(permutation, columns=columns)
+        columns, absorbed = self.matching.columns.get(id(unit)), self.matching.absorbed.get(id(unit))
+        permutation = permutation if columns is None else replace(permutation, columns=columns)
+        return replace(permutation, addend=add_rows(absorbed)) if absorbed else permutation
 
     def _decide(self, count: int) -> int:
         if count == 1:
@@ -207,7 +237,7 @@ class Attempt:
     def _take(self, unit: LayerUnit, chosen: Candidate, rivals: int) -> None:
         call, matching = chosen.call, self.matching
         if chosen.whole is None or take_columns(chosen, self._taken):
-            self._used.add(call.number)
+            self._used.update(chosen.numbers or (call.number,))
         self._following = call.number + 1
         self.progress += 1
         if chosen.split is not None:
@@ -227,6 +257,7 @@ class Attempt:
             return
         pair = self.pairs[id(unit)] = Pair(call.unit, unit, permutation, rivals=rivals, seen=chosen.error is not None)
         pair.evidence = chosen.evidence(permutation, rivals)
+        pair.absorbed = matching.absorbed.get(id(unit), ())
         if matching.assign is not None and id(unit) not in matching.skipped:
             self.lost += matching.assign(call.unit, unit, permutation)
 
@@ -253,7 +284,11 @@ class Attempt:
             return None
         expected = permute_output(unit, expected, open_unit.permutation)
         limit = max(tolerance(got, expected), _GROWTH * open_unit.error)
-        if unit.kind in RECURRENT:
+        replaced = expected
+        if open_unit.rows is not None:
+            error, own_limit, common = open_unit.rows.compare(got, expected)
+            limit, replaced = max(limit, own_limit), got if common is None else common
+        elif unit.kind in RECURRENT:
             steps = got.shape[1]
             if unit.record.attributes.get("cell"):
                 if call.input is None or expected.shape[1] != call.input.shape[1]:
@@ -268,6 +303,7 @@ class Attempt:
             if got.shape != expected.shape and got.size == expected.size:
                 expected = expected.reshape(got.shape)  # the same numbers in another form of the layer
             error = distance(got, expected)
+            replaced = expected
         pair = self.pairs.get(id(unit))
         for one in self._joined.get(id(unit), [pair] if pair is not None else []):
             one.error = max(error, one.error or 0.0)
@@ -275,9 +311,10 @@ class Attempt:
             # The input was the same, so another pairing wouldn't help, unless the input wasn't seen.
             unseen_input = pair is not None and not pair.seen
             self._add_divergence(Divergence("output", unit, call, error, output=np.array(got)), mispaired=unseen_input)
-        return expected if got.shape == expected.shape and unit.kind not in RECURRENT else None
+        return replaced if got.shape == replaced.shape and unit.kind not in RECURRENT else None
 
     def _add_divergence(self, divergence: Divergence, *, mispaired: bool = True) -> None:
+        self.reach = self.reach if self.divergences else self.progress
         self.divergences.append(divergence)
         self.may_be_mispaired |= mispaired
         if mispaired and not self.lenient:
@@ -297,7 +334,8 @@ class Attempt:
     def finish(self, got: Mapping[str, Array]) -> None:
         """Compare the outputs of the two models, and check that every unit has a twin."""
         matching = self.matching
-        if self._pair_uncalled():
+        self.got = got
+        if pair_uncalled(matching, self.pairs, self.called):
             self.restart = True
             return
         try:
@@ -336,10 +374,9 @@ class Attempt:
     def _list_unused(self) -> list[LayerUnit]:
         """Return the source units whose arrays, or of which some columns, went nowhere."""
         origins = [one for pair in self.pairs.values() for one in self.matching.list_origins(pair.source)]
+        origins += [row for pair in self.pairs.values() for row in pair.absorbed]
         ported = {identity(p) for unit in origins for p in unit.parameters}
-        unused = [
-            unit for unit in self.matching.source.units if not all(identity(p) in ported for p in unit.parameters)
-        ]
+        unused = [unit for unit in self.matching.source.units if not is_used(unit, self.pairs.values(), ported)]
         partly = [number for number, split in self._taken.items() if not split.columns.all()]
         return unused + [call.unit for call in self.matching.calls if call.number in partly]
 
@@ -348,26 +385,6 @@ class Attempt:
         if got is None or expected is None or got.size == expected.size:
             return f"the output {name!r} differs"
         return f"the output {name!r} has the shape {got.shape}, its twin {expected.shape}"
-
-    def _pair_uncalled(self) -> bool:
-        """Pair units that weren't called in either model, if there is only one way; the outputs have to prove it."""
-        matching = self.matching
-        paired = {id(one) for pair in self.pairs.values() for one in matching.list_origins(pair.source)}
-        source_units = [unit for unit in matching.source.units if id(unit) not in paired]
-        target_units = [
-            unit for unit in matching.target.units if id(unit) not in self.pairs and id(unit) not in matching.skipped
-        ]
-        forced = {}
-        for unit in target_units:
-            fitting = [source for source in source_units if source.form == unit.form]
-            if not fitting and unit.kind not in ("rows", "embedding"):  # which are told by the rows that are used
-                fitting = [source for source in source_units if fit(source, unit)]
-            rivals = [target for target in target_units if fitting and target.form == fitting[0].form]
-            rivals = rivals or [target for target in target_units if fitting and fit(fitting[0], target)]
-            if len(fitting) == 1 and len(rivals) == 1 and matching.allowed(fitting[0], unit):
-                forced[id(unit)] = fitting[0]
-        matching.unseen.update(forced)
-        return bool(forced)
 
 
 def _are_same(first: FeaturePermutation, second: FeaturePermutation) -> bool:

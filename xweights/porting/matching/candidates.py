@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from xweights.core.dtypes import Array
-from xweights.porting.matching.forms import Form, Forms, find_used_rows
+from xweights.porting.matching.forms import Bring, Form, Forms, find_used_rows
 from xweights.porting.matching.packing import Packing
+from xweights.porting.matching.rows import KINDS, RowMatch, is_elsewhere, match_rows
 from xweights.porting.matching.similarity import (
     Grid,
     distance,
@@ -48,7 +49,8 @@ class Candidate:
     """A call of the source that may be the twin's. ``error`` is None if the input wasn't seen in both models.
 
     ``parts`` are the calls that make up a fused unit of the target, each with the columns that it fills; ``whole`` is
-    the fused call of which ``call`` is a part, ``split`` which one. ``packing`` says how they are packed.
+    the fused call of which ``call`` is a part, ``split`` which one. ``packing`` says how they are packed. ``rows`` are
+    those that the two inputs have in common, if not all.
     """
 
     call: UnitCall
@@ -58,10 +60,14 @@ class Candidate:
     whole: UnitCall | None = None
     split: Split | None = None
     packing: str = ""
+    rows: RowMatch | None = None
+    numbers: tuple[int, ...] = ()  # of the calls that ``call`` is made of, if it is several
 
     def evidence(self, permutation: FeaturePermutation, rivals: int) -> str:
         """Return the evidence for it in a few words."""
         text = "by its place" if self.error is None else "given the same numbers"
+        if self.rows is not None:
+            text += f" in {self.rows.target.size} of {self.rows.counts[0]} rows"
         if self.packing:
             text += f", {self.packing}"
         if permutation.shift is not None and permutation.shift[0] != permutation.shift[1]:
@@ -99,6 +105,7 @@ class Candidates:
             is_other_part = _is_other_part(source, unit)
             return (
                 found.error is None,
+                is_elsewhere(source, unit),
                 is_other_part,
                 self.prefer(source, unit),
                 -count_equal_parts(source, unit),
@@ -106,6 +113,33 @@ class Candidates:
             )
 
         return sorted(by_unit.values(), key=key) if len(by_unit) > 1 else list(by_unit.values())
+
+    def find_by_rows(self, unit: LayerUnit, array: Array, calls: Sequence[UnitCall], following: int) -> list[Candidate]:
+        """Return the candidates of whose inputs some rows are the same, those at the same place in a stack first."""
+        if unit.kind not in KINDS:
+            return []
+        by_unit: dict[int, list[UnitCall]] = {}
+        for call in calls:
+            by_unit.setdefault(id(call.unit), []).append(call)
+        found = [one for same in by_unit.values() if (one := self._match_rows(unit, array, same)) is not None]
+
+        def key(one: Candidate) -> tuple[Any, ...]:
+            far = one.call.number - following
+            return is_elsewhere(one.call.unit, unit), -count_equal_parts(one.call.unit, unit), far < 0, abs(far)
+
+        return sorted(found, key=key)
+
+    def _match_rows(self, unit: LayerUnit, array: Array, calls: Sequence[UnitCall]) -> Candidate | None:
+        source = calls[0].unit
+        for _, bring_source, bring_target in self.forms.list_common(source, unit):
+            got = bring_target(array)
+            joined = join_calls(calls, bring_source)
+            match = None if got is None or joined is None else match_rows(got, joined[0])
+            if match is not None and joined is not None:
+                used = [call for call, ends in zip(calls, joined[2], strict=True) if _touches(match.source, ends)]
+                call = UnitCall(source, used[0].number, joined[0], joined[1])
+                return Candidate(call, UNPERMUTED, match.error, rows=match, numbers=tuple(one.number for one in used))
+        return None
 
     def _check(self, unit: LayerUnit, array: Array | None, call: UnitCall) -> Candidate | None:
         for form, bring_source, bring_target in self.forms.list_common(call.unit, unit):
@@ -187,6 +221,30 @@ class Candidates:
         return None
 
 
+def join_calls(calls: Sequence[UnitCall], bring: Bring) -> tuple[Array, Array | None, list[tuple[int, int]]] | None:
+    """Return the inputs of several calls of one unit below one another, their outputs, and the rows of each."""
+    inputs = [None if call.input is None else bring(call.input) for call in calls]
+    first = inputs[0]
+    if first is None or any(each is None or each.shape[1:] != first.shape[1:] for each in inputs):
+        return None
+    shown = [each for each in inputs if each is not None]
+    ends, at = [], 0
+    for each in shown:
+        ends.append((at, at + len(each)))
+        at += len(each)
+    outputs = [
+        None if call.output is None or call.output.size % len(each) else call.output.reshape(len(each), -1)
+        for call, each in zip(calls, shown, strict=True)
+    ]
+    seen = [each for each in outputs if each is not None]
+    alike = len(seen) == len(calls) and all(each.shape[1:] == seen[0].shape[1:] for each in seen)
+    return np.concatenate(shown), np.concatenate(seen) if alike else None, ends
+
+
+def _touches(rows: Array, ends: tuple[int, int]) -> bool:
+    return bool(((rows >= ends[0]) & (rows < ends[1])).any())
+
+
 def find_nearest(unit: LayerUnit, array: Array | None, calls: Sequence[UnitCall], following: int) -> UnitCall | None:
     """Return the likeliest twin if none had the same input; None if no call is left."""
 
@@ -225,8 +283,10 @@ def permute_output(unit: LayerUnit, expected: Array, permutation: FeaturePermuta
     """Return the output of the source with its features in the target's order."""
     if permutation.swapped is not None and expected.shape[0] == permutation.swapped[0] * permutation.swapped[1]:
         expected = swap_batch_and_time(expected, permutation.swapped)
+    if permutation.addend is not None:
+        return expected + permutation.addend
     if permutation.columns is not None:
-        return expected[:, permutation.columns]
+        return expected[..., permutation.columns]
     if permutation.rows is not None and (unit.kind in VECTORS or unit.kind == "other"):
         flat = expected.reshape(expected.shape[0], -1)
         return flat[:, permutation.rows] if flat.shape[1] == permutation.rows.size else expected

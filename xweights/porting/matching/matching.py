@@ -48,6 +48,10 @@ class Matching:
     unseen: dict[int, LayerUnit] = field(
         default_factory=dict
     )  # source units for units of the target that are never called
+    # Likewise, by their places in stacks of which others were called.
+    idle: list[tuple[LayerUnit, LayerUnit]] = field(default_factory=list)
+    # Rows of the source that are added to the rows of a table of the target, by its identity.
+    absorbed: dict[int, tuple[LayerUnit, ...]] = field(default_factory=dict)
     packings: dict[tuple[Any, ...], Packing] = field(default_factory=dict)  # those of the layers before, by widths
     folding: Folding | None = None
 
@@ -57,6 +61,7 @@ class Matching:
         self._fitting: dict[int, list[UnitCall]] = {}
         self._by_form: dict[Form, list[UnitCall]] = {}
         self._by_width: dict[int, list[UnitCall]] = {}
+        self._called = {id(call.unit) for call in self.calls}
         self.channels_differ = self.source.porting.channels_first != self.target.porting.channels_first
         # A patch that a convolution looks at may be flattened in either order.
         for unit in (*self.source.units, *self.target.units):
@@ -68,6 +73,10 @@ class Matching:
                 self._by_form.setdefault(form, []).append(call)
             if call.unit.kind == "dense":
                 self._by_width.setdefault(call.unit.form[1][0], []).append(call)
+
+    def is_called(self, unit: LayerUnit) -> bool:
+        """Return True if a unit of the source was called."""
+        return id(unit) in self._called
 
     def list_fitting(self, unit: LayerUnit) -> list[UnitCall]:
         """Return the calls of source units that a target unit could be the twin of, by their forms."""

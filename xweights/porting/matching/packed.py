@@ -18,6 +18,7 @@ from xweights.porting.matching.packing import (
     list_splits,
     rank_in,
 )
+from xweights.porting.matching.rows import RowMatch, match_rows
 from xweights.porting.matching.similarity import distance, input_tolerance
 from xweights.porting.matching.trace import UnitCall
 from xweights.porting.units import UNPERMUTED, LayerUnit, split_columns
@@ -28,13 +29,19 @@ Known = Mapping[tuple[int, ...], Packing]
 
 
 def find_joined(
-    unit: LayerUnit, array: Array, pool: Sequence[UnitCall], heads: Heads, known: Known
+    unit: LayerUnit, array: Array, pool: Sequence[UnitCall], heads: Heads, known: Known, *, rows: bool = False
 ) -> Iterator[Candidate]:
-    """Yield the ways in which calls of the source with the same input make up a fused unit of the target."""
+    """Yield the ways in which calls of the source with the same input make up a fused unit of the target.
+
+    ``rows``: with some rows of the input in common is enough.
+    """
     total = unit.form[1][1]
-    same = _list_same_input(array, [call for call in pool if call.unit.form[1][1] < total])
-    for chosen in list_combinations([call.unit.form[1][1] for call, _ in same], total):
+    same = _list_same_input(array, [call for call in pool if call.unit.form[1][1] < total], rows=rows)
+    for chosen in list_combinations([call.unit.form[1][1] for call, _, _ in same], total):
         calls = [same[index][0] for index in chosen]
+        match = same[chosen[0]][2]
+        if match is not None and not all(match.is_like(same[index][2]) for index in chosen):
+            continue
         widths = tuple(call.unit.form[1][1] for call in calls)
         names = [get_name(call.unit) for call in calls]
         for packing in _prefer(list_packings(widths, heads(min(widths)), names), known.get(widths)):
@@ -43,17 +50,26 @@ def find_joined(
             joined = UnitCall(calls[0].unit, calls[0].number, calls[0].input, join_outputs(parts, total))
             split = Split(np.arange(total), widths, packing)
             error = same[chosen[0]][1]
-            yield Candidate(joined, UNPERMUTED, error, parts=parts, split=split, packing=packing.describe(names))
+            packed = packing.describe(names)
+            yield Candidate(joined, UNPERMUTED, error, parts=parts, split=split, packing=packed, rows=match)
 
 
 def find_parts(
-    unit: LayerUnit, array: Array, pool: Sequence[UnitCall], heads: Heads, known: Known, taken: Mapping[int, Split]
+    unit: LayerUnit,
+    array: Array,
+    pool: Sequence[UnitCall],
+    heads: Heads,
+    known: Known,
+    taken: Mapping[int, Split],
+    *,
+    rows: bool = False,
 ) -> list[Candidate]:
     """Return the parts of fused calls of the source with the same input that a unit of the target may be."""
     width = unit.form[1][1]
     found: list[tuple[tuple[bool, ...], Candidate]] = []
     seen: set[tuple[int, tuple[int, ...], bytes]] = set()
-    for call, error in _list_same_input(array, [call for call in pool if call.unit.form[1][1] > width]):
+    larger = [call for call in pool if call.unit.form[1][1] > width]
+    for call, error, match in _list_same_input(array, larger, rows=rows):
         total = call.unit.form[1][1]
         before = taken.get(call.number)
         for widths, place in list_splits(total, width):
@@ -78,6 +94,7 @@ def find_parts(
                     whole=call,
                     split=Split(columns, widths, packing),
                     packing=_describe_part(place, packing),
+                    rows=match,
                 )
                 found.append(
                     ((wanted not in (None, place), known.get(widths) != packing, packing.groups > 1), candidate)
@@ -108,15 +125,22 @@ def join_outputs(parts: Sequence[tuple[UnitCall, Columns]], total: int) -> Array
     return joined
 
 
-def _list_same_input(array: Array, calls: Sequence[UnitCall]) -> list[tuple[UnitCall, float]]:
-    same: dict[int, tuple[UnitCall, float]] = {}
+def _list_same_input(
+    array: Array, calls: Sequence[UnitCall], *, rows: bool
+) -> list[tuple[UnitCall, float, RowMatch | None]]:
+    same: dict[int, tuple[UnitCall, float, RowMatch | None]] = {}
     for call in calls:
-        if call.input is None or id(call.unit) in same or call.input.size != array.size:
+        if call.input is None or id(call.unit) in same:
             continue
-        rows = array.reshape(call.input.shape)
-        error = distance(rows, call.input)
-        if error <= input_tolerance(rows, call.input):
-            same[id(call.unit)] = (call, error)
+        if rows:
+            match = match_rows(array.reshape(-1, array.shape[-1]), call.input)
+            if match is not None:
+                same[id(call.unit)] = (call, match.error, match)
+        elif call.input.size == array.size:
+            shaped = array.reshape(call.input.shape)
+            error = distance(shaped, call.input)
+            if error <= input_tolerance(shaped, call.input):
+                same[id(call.unit)] = (call, error, None)
     return list(same.values())
 
 

@@ -33,3 +33,4 @@ class Pair:
     rivals: int = 0
     seen: bool = True
     packing: str = ""
+    absorbed: tuple[LayerUnit, ...] = ()  # rows of the source that are a part of the target's table

@@ -11,9 +11,12 @@ import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from xweights.core.dtypes import Array
+from xweights.porting.matching.absorbing import list_absorptions
 from xweights.porting.matching.attempt import Attempt, StopAttempt
 from xweights.porting.matching.forms import fit
 from xweights.porting.matching.matching import Matching
+from xweights.porting.matching.orders import MOST, find_reordered, list_orders
 from xweights.porting.progress import count_layers
 from xweights.porting.units import LayerUnit
 
@@ -24,6 +27,63 @@ RIVALS = 8
 
 
 def settle(matching: Matching) -> Attempt:
+    """Return the first pairing that works, or the one that gets furthest.
+
+    If none works, other orders of features are tried, and rows of the source that are always added elsewhere.
+    """
+    attempt = _settle(matching)
+    for _ in range(MOST):
+        if not attempt.divergences:
+            break
+        better = _reorder(matching, attempt) or _absorb(matching, attempt)
+        if better is None:
+            break
+        attempt = better
+    return attempt
+
+
+def _reorder(matching: Matching, attempt: Attempt) -> Attempt | None:
+    """Return an attempt that gets further because the features of one layer are in another order; None if none does."""
+    maker = find_reordered(matching, attempt)
+    if maker is None:
+        return None
+    decisions = [chosen for chosen, _ in attempt.decisions]
+    reached: list[tuple[float, Array]] = []
+    for order in list_orders(maker.form[1][-2 if maker.kind == "conv_transpose" else -1]):
+        matching.columns[id(maker)] = order
+        reached.append((run_attempt(matching, decisions, lenient=True).reach, order))
+    matching.columns.pop(id(maker), None)
+    furthest = max((far for far, _ in reached), default=0.0)
+    if furthest > attempt.reach:
+        orders = [order for far, order in reached if far == furthest]
+        matching.columns[id(maker)] = orders[0]
+        better = _settle(matching)
+        if len(orders) > 1:
+            text = (
+                f"the sample doesn't tell in which of {len(orders)} orders the features of {maker.path!r} are reshaped"
+            )
+            better.candidates.doubts.append(text)
+        return better
+    run_attempt(matching, decisions, lenient=True)
+    return None
+
+
+def _absorb(matching: Matching, attempt: Attempt) -> Attempt | None:
+    """Return an attempt that gets further because a row that is always added is part of a table; None if none does."""
+    decisions = [chosen for chosen, _ in attempt.decisions]
+    hypotheses = list_absorptions(matching, attempt)
+    for row, table in hypotheses:
+        before = matching.absorbed.get(id(table), ())
+        matching.absorbed[id(table)] = (*before, row)
+        if run_attempt(matching, decisions, lenient=True).reach > attempt.reach:
+            return _settle(matching)
+        matching.absorbed[id(table)] = before
+    if hypotheses:
+        run_attempt(matching, decisions, lenient=True)
+    return None
+
+
+def _settle(matching: Matching) -> Attempt:
     """Try one pairing after another; return the first that works, or the one that gets furthest."""
     decisions: list[int] = []
     best: Attempt | None = None

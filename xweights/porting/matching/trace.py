@@ -65,6 +65,12 @@ def read_arrays(unit: LayerUnit) -> dict[str, Array]:
     return {role: param_slice.read(neutral_view(param_slice.parameter)) for role, param_slice in unit.slices.items()}
 
 
+def add_rows(tables: Iterable[LayerUnit]) -> Array:
+    """Return the sum of the rows of tables of one row."""
+    total: Array = np.sum([next(iter(read_arrays(table).values())).reshape(-1) for table in tables], axis=0)
+    return total
+
+
 @dataclass(eq=False)
 class UnitCall:
     """One call of a unit: its number in the order of calls, its input and its output, if they were seen."""
