@@ -70,4 +70,4 @@ def _update_array(digest: Any, array: Array) -> None:
     for block in blocks(stored.shape, _BLOCK):
         # A checksum of the bytes: BLAKE2b itself takes six times as long.
         part = np.ascontiguousarray(stored[block])
-        digest.update(zlib.crc32(part.reshape(-1).view(np.uint8)).to_bytes(4, "little"))
+        digest.update(zlib.crc32(part.reshape(-1).view(np.uint8).data).to_bytes(4, "little"))

@@ -6,7 +6,7 @@ a group must make the same calls in the same order, with arrays of the same shap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Literal, Protocol, TypeVar
 
 from xweights.core.dtypes import Array
@@ -15,7 +15,7 @@ How = Literal["sum", "min", "max"]
 Item = TypeVar("Item")
 
 
-class Group(Protocol):
+class Group(Hashable, Protocol):
     """Ranks that act together, and their collectives on host arrays. Raise RankError where a collective fails."""
 
     @property

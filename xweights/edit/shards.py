@@ -154,8 +154,9 @@ def edit_blocks(rule: Rule, blocks: Sequence[Block], group: Group | None) -> Non
         for position in order_fallible_first(chosen):
             block = blocks[position]
             share = shared[position] if isinstance(shared, list) else shared
-            if squares is not None and squares[position] is not None:
-                _edit_norm(rule, block, squares[position])
+            norm = None if squares is None else squares[position]
+            if norm is not None:
+                _edit_norm(rule, block, norm)
             elif position in drawn:
                 part = drawn.pop(position)
                 assert block.rule is not None

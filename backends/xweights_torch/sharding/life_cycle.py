@@ -85,5 +85,7 @@ def is_flattened(tensor: torch.Tensor) -> bool:
 
 def has_full_parameters(target: nn.Module) -> bool:
     """Return whether all parameters of FSDP1 below a target are whole, inside of ``summon_full_params``."""
-    flat = [module for module in target.modules() if hasattr(module, "_handle") and hasattr(module, "training_state")]
+    flat: list[Any] = [
+        module for module in target.modules() if hasattr(module, "_handle") and hasattr(module, "training_state")
+    ]
     return bool(flat) and all(module.training_state.name == "SUMMON_FULL_PARAMS" for module in flat)
