@@ -35,6 +35,10 @@ class Commands(TyperGroup):
         except Exception as wrong:
             from xweights.errors import XweightsError
 
+            # click's, which newer versions of typer bring along under another name
+            if as_json and hasattr(wrong, "format_message"):
+                _say("error", wrong.format_message(), "UsageError", WRONG, as_json)
+                raise typer.Exit(WRONG) from None
             if not isinstance(wrong, XweightsError):
                 raise
             _say("error", str(wrong), type(wrong).__name__, WRONG, as_json)
