@@ -38,7 +38,7 @@ FEATURES = (
         r"module 'keras.*layers' has no attribute 'ReversibleEmbedding'",
     ),
     Feature(
-        "keras", "3.13", "`Muon`", "'rms_rate' in parameters(getattr(keras.optimizers, 'Muon', int))",
+        "keras", "3.13", "`Muon`", "'rms_rate' in parameters(getattr(keras.optimizers, 'Muon', keras.optimizers.SGD))",
         "its rule goes on as an optimizer of this package; that of 3.10 to 3.12 is another rule, and refused",
         r"module 'keras.*optimizers' has no attribute 'Muon'|Muon.*unexpected keyword argument",
     ),
@@ -51,6 +51,12 @@ FEATURES = (
         "keras", "3.14", "`use_gate=` of `MultiHeadAttention`",
         "'use_gate' in parameters(keras.layers.MultiHeadAttention)", KERAS_HAS_NONE,
         r"Unrecognized keyword arguments passed to MultiHeadAttention: \{'use_gate'",
+    ),
+    Feature(
+        "keras", "3.15", "layers that are attributes of a functional model",
+        "'self._layers = self.layers' not in inspect.getsource(keras.src.models.functional.Functional.__init__)",
+        "Keras neither trains nor saves them, and they are no parameters of the model",
+        r"'extra/kernel' matches no neutral name",
     ),
     Feature(
         "torch", "2.7", "tensors of `float8_e8m0fnu`", "hasattr(torch, 'float8_e8m0fnu')",

@@ -100,7 +100,7 @@ def test_a_release_has_a_feature_from_the_version_on_that_the_page_says(
     if request.config.option.old_torch and feature.framework == "torch":
         pytest.skip("this PyTorch was made to look old")
     framework = importlib.import_module(feature.framework)
-    there = eval(feature.there, {feature.framework: framework, "parameters": parameters})
+    there = eval(feature.there, {feature.framework: framework, "parameters": parameters, "inspect": inspect})
     assert there == (older.release(version) >= older.release(feature.since)), version
 
 
