@@ -1,0 +1,110 @@
+"""The number of Python functions that a call enters for each parameter: what a plan saves, the same on every machine.
+
+Times are in benchmarks/.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xweights as xw
+from xweights.core import hold_registry
+
+torch = pytest.importorskip("torch", reason="PyTorch isn't installed")
+
+COUNT = 1_000
+
+
+def count_calls(call: Callable[[], Any]) -> int:
+    """Return the number of Python functions that a call begins, in this package or anywhere else."""
+    count = 0
+    if sys.version_info < (3, 12):
+
+        def profile(frame: FrameType, event: str, argument: Any) -> None:
+            nonlocal count
+            count += event == "call"
+
+        sys.setprofile(profile)
+        try:
+            call()
+        finally:
+            sys.setprofile(None)
+        return count
+
+    def start(code: CodeType, offset: int) -> None:
+        nonlocal count
+        count += 1
+
+    monitoring: Any = sys.monitoring
+    tool, events = monitoring.PROFILER_ID, monitoring.events
+    monitoring.use_tool_id(tool, "calls per parameter")
+    try:
+        for event in (events.PY_START, events.PY_RESUME):
+            monitoring.register_callback(tool, event, start)
+        monitoring.set_events(tool, events.PY_START | events.PY_RESUME)
+        call()
+    finally:
+        monitoring.set_events(tool, 0)
+        monitoring.free_tool_id(tool)
+    return count
+
+
+class Case:
+    """A model of many small layers, and everything that the calls need."""
+
+    def __init__(self) -> None:
+        self.model = torch.nn.Sequential(*[torch.nn.Linear(2, 3, bias=False) for _ in range(COUNT)])
+        self.params = xw.get_params(self.model)
+        self.masks = {name: array > 0 for name, array in self.params.items()}
+        self.deltas = {name: np.ones_like(array) for name, array in self.params.items()}
+        kernels = {"where": "*/kernel"}
+        self.clip = xw.bind(self.model, xw.Clip(-1, 1), **kernels)
+        self.mask = xw.bind(self.model, xw.Mask(self.masks), **kernels)
+
+
+# Before there was a plan these were 60 for a clip, 66 for a mask, 22 for a bound clip, 14 for get_params and 87 for
+# set_params (Python 3.11). What NumPy itself calls in Python (copyto, dot) counts, too.
+CALLS: dict[str, tuple[Callable[[Case], object], float]] = {
+    "clip": (lambda case: xw.clip(case.model, -1, 1), 0.5),
+    "scale": (lambda case: xw.scale(case.model, 0.5), 0.5),
+    "fill": (lambda case: xw.fill(case.model, 0.5, where="*/kernel"), 1.5),
+    "add arrays": (lambda case: xw.add(case.model, case.deltas), 41),
+    "mask": (lambda case: xw.mask(case.model, case.masks), 16),
+    "bound clip": (lambda case: case.clip(), 0.2),
+    "bound mask": (lambda case: case.mask(), 1.2),
+    "get_params": (lambda case: xw.get_params(case.model), 1.5),
+    "get_params(copy=False)": (lambda case: xw.get_params(case.model, copy=False), 1.5),
+    "set_params": (lambda case: xw.set_params(case.model, case.params), 4.5),
+}
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return Case()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_of_python_functions_per_parameter(name: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What other tests hold costs a few calls for each parameter of theirs.
+    monkeypatch.setattr(hold_registry, "is_empty", lambda: True)
+    call, most = CALLS[name]
+    call(case)  # what is kept is made by the first call
+    assert count_calls(lambda: call(case)) / COUNT <= most
+
+
+def test_a_step_with_a_hold_calls_a_few_functions_for_all_parameters(case: Case) -> None:
+    optimizer = torch.optim.SGD(case.model.parameters(), lr=0.0, foreach=True)
+    for p in case.model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    plain = count_calls(optimizer.step)
+    held = xw.hold(case.model, xw.Mask(case.masks), where="*/kernel")
+    optimizer.step()
+    assert (count_calls(optimizer.step) - plain) / COUNT <= 1.2
+    held.release()

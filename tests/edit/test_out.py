@@ -1,0 +1,78 @@
+"""get_params(out=...): values go into the arrays of an earlier call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xweights as xw
+
+
+def mapping() -> xw.Params:
+    rng = np.random.default_rng(0)
+    arrays = {"a/kernel": rng.normal(size=(3, 4)).astype(np.float32), "a/bias": np.arange(4.0), "n": np.arange(2)}
+    return xw.Params(arrays, axes={"a/kernel": ("in", "out")})
+
+
+def module() -> Any:
+    torch = pytest.importorskip("torch", reason="PyTorch isn't installed")
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2).to(torch.bfloat16))
+
+
+TARGETS = {"a mapping": mapping, "a torch module": module}
+
+
+@pytest.mark.parametrize("layout", ["neutral", "native"])
+@pytest.mark.parametrize("kind", TARGETS)
+def test_the_arrays_of_an_earlier_call_are_filled_and_returned(kind: str, layout: Any) -> None:
+    target = TARGETS[kind]()
+    out = xw.get_params(target, layout=layout)
+    homes = dict(out)
+    xw.fill(target, 0.5)
+    assert xw.get_params(target, layout=layout, out=out) is out
+    assert all(out[name] is homes[name] for name in homes)
+    assert xw.equal(out, xw.get_params(target, layout=layout))
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_out_may_be_of_a_selection_and_in_another_memory_order(kind: str) -> None:
+    target = TARGETS[kind]()
+    out = xw.Params(
+        {name: np.ascontiguousarray(a) for name, a in xw.get_params(target, where=xw.role("kernel")).items()}
+    )
+    xw.scale(target, 2.0, where=xw.role("kernel"))
+    xw.get_params(target, where=xw.role("kernel"), out=out)
+    expected = xw.get_params(target, where=xw.role("kernel"))
+    assert all(np.array_equal(out[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_everything_that_does_not_fit_is_said_at_once_and_nothing_is_copied(kind: str) -> None:
+    target = TARGETS[kind]()
+    fitting = xw.get_params(target)
+    names = list(fitting)
+    wrong = {
+        names[0]: np.full((9, 9), 7.0, np.float32),
+        names[1]: fitting[names[1]].astype(np.complex64),
+        "other": np.ones(1),
+    }
+    out = xw.Params(wrong)
+    before = {name: array.copy() for name, array in out.items()}
+    with pytest.raises(xw.ShapeError) as caught:
+        xw.get_params(target, out=out)
+    assert isinstance(caught.value, (xw.DtypeError, xw.SelectionError))
+    assert "'other'" in str(caught.value)
+    assert all(np.array_equal(out[name], before[name]) for name in before)
+
+
+def test_views_can_not_be_filled() -> None:
+    target = mapping()
+    with pytest.raises(xw.WriteError, match="read-only"):
+        xw.get_params(target, out=xw.get_params(target, copy=False))
+    with pytest.raises(xw.ArgumentError, match="copy=False"):
+        xw.get_params(target, copy=False, out=xw.get_params(target))
+    with pytest.raises(xw.LayoutError, match="native"):
+        xw.get_params(target, out=xw.get_params(target, layout="native"))
