@@ -27,6 +27,7 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
         yield from _time_reads(model, shape)
         yield from _time_writes(model, shape)
         yield from _time_edits(model, shape)
+        yield from _time_bound(model, shape)
     yield from _time_pruning(shapes(quick)[0])
 
 
@@ -46,6 +47,17 @@ def _time_reads(model: Any, shape: Shape) -> Iterator[Timing]:
          "p.detach().clone().numpy()": lambda: [p.detach().clone().numpy() for p in model.parameters()]},
         1.15,
         idiom=("state_dict, .numpy().copy()", lambda: {k: v.numpy().copy() for k, v in model.state_dict().items()}),
+    )  # fmt: skip
+    home = xw.get_params(model)
+    stored = [value.T for value in home.values()]
+
+    def copy_out() -> None:
+        for out, p in zip(stored, model.parameters(), strict=True):
+            np.copyto(out, p.detach().numpy())
+
+    yield compare(
+        "get_params(out=)", "torch", shape.name, lambda: xw.get_params(model, out=home),
+        {"np.copyto": copy_out}, 1.25 if shape.name == "many" else 1.15,
     )  # fmt: skip
     yield compare(
         "get_params(copy=False)", "numpy", shape.name,
@@ -180,6 +192,33 @@ def _time_edits(model: Any, shape: Shape) -> Iterator[Timing]:
         {"standard_normal(f4) into a scratch": noise}, 1.15,
         idiom=("np.random.normal", seed_idiom), idiom_goal=2.0, most=10,
     )  # fmt: skip
+
+
+def _time_bound(model: Any, shape: Shape) -> Iterator[Timing]:
+    keep_masks = masks(shape)
+    keep = name_values(model, [mask.T for mask in keep_masks])
+    goal = 1.1 if shape.name == "many" else 1.05
+
+    @torch.no_grad()
+    def clamp() -> None:
+        for p in model.parameters():
+            p.clamp_(-0.05, 0.05)
+
+    def multiply() -> None:
+        for p, mask in zip(model.parameters(), keep_masks, strict=True):
+            view = p.detach().numpy()
+            np.multiply(view, mask, out=view)
+
+    rules: dict[str, tuple[xw.Rule, dict[str, Call]]] = {
+        "clip, bound": (xw.Clip(-0.05, 0.05), {"p.clamp_": clamp}),
+        "scale, bound": (
+            xw.Scale(0.999),
+            {"_foreach_mul_": torch.no_grad()(lambda: torch._foreach_mul_(list(model.parameters()), 0.999))},
+        ),
+        "mask, bound": (xw.Mask(keep), {"np.multiply(v, bool, out=v)": multiply}),
+    }
+    for title, (rule, peers) in rules.items():
+        yield compare(title, "torch", shape.name, xw.bind(model, rule, where=...), peers, goal)
 
 
 def _time_pruning(shape: Shape) -> Iterator[Timing]:

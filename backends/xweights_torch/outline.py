@@ -30,7 +30,12 @@ from xweights_torch.storage import PLACE_FACTS, TensorHandle, TensorStorage
 _Tensor: Any = torch.Tensor
 
 # What the state of a tensor is, beside which object it is: each is read for all tensors at once.
-_FACTS: tuple[Callable[[Any], Any], ...] = (type, *PLACE_FACTS, _Tensor.requires_grad.__get__)
+_FACTS: tuple[Callable[[Any], Any], ...] = (
+    type,
+    *PLACE_FACTS,
+    _Tensor.device.__get__,
+    _Tensor.requires_grad.__get__,
+)
 _REGISTRIES = tuple(
     map(itemgetter, ("_parameters", "_buffers", "_modules", "_forward_pre_hooks", "_non_persistent_buffers_set"))
 )
@@ -63,7 +68,7 @@ class ModuleOutline(Outline):
 
     def open(self) -> Plan | None:
         """Return a plan on the tensors that the module has now; None if anything is not as it was."""
-        modules = list(map(call, self._modules))
+        modules: list[Any] = list(map(call, self._modules))
         now = None if None in modules else read_registries(modules)
         if now is None or now.structure != self._structure:
             return None
@@ -139,12 +144,12 @@ def _is_plain(modules: list[Any], now: Registries, parameters: Sequence[Paramete
     )
 
 
+# A function in C that returns None, for a bias that a layer doesn't have: one in Python would be called 1,000 times.
+_nothing: Callable[[], Any] = [].clear
+
+
 def _reference(value: Any) -> Callable[[], Any]:
     return _nothing if value is None else weakref.ref(value)
-
-
-def _nothing() -> None:
-    """Stand for the reference to a bias that a layer doesn't have."""
 
 
 def _are_same(references: list[Callable[[], Any]], now: list[Any]) -> bool:

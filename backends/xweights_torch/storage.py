@@ -259,18 +259,20 @@ class TensorStorage(BaseStorage):
         return "cpu" if may_be_grouped(tensor_of(handle)) else None
 
     def group_state(self, handles: Sequence[TensorHandle | torch.Tensor]) -> list[Hashable]:
-        tensors = [handle.tensor if type(handle) is TensorHandle else handle for handle in handles]
+        tensors = tensors_of(handles)
         state: list[Hashable] = list(zip(*(map(fact, tensors) for fact in PLACE_FACTS), strict=True))
         for position, handle in enumerate(handles):
-            if type(handle) is TensorHandle and not handle.is_registered:
-                state[position] = None
+            if type(handle) is TensorHandle:
+                registry = handle.owner._parameters if handle.table == "parameter" else handle.owner._buffers
+                if registry.get(handle.key) is not handle.tensor:
+                    state[position] = None
         return state
 
     def read_group(self, handles: Sequence[TensorHandle | torch.Tensor]) -> list[Array]:
-        return [(handle.tensor if type(handle) is TensorHandle else handle).numpy(force=True) for handle in handles]
+        return [tensor.numpy(force=True) for tensor in tensors_of(handles)]
 
     def write_group(self, handles: Sequence[TensorHandle | torch.Tensor], values: Sequence[Array]) -> None:
-        tensors = [handle.tensor if type(handle) is TensorHandle else handle for handle in handles]
+        tensors = tensors_of(handles)
         small = []
         for tensor, value in zip(tensors, values, strict=True):
             if value.nbytes < _LARGE:
@@ -281,12 +283,16 @@ class TensorStorage(BaseStorage):
         torch.autograd.graph.increment_version(small)
 
     def apply_group(
-        self, edit: Callable[..., Any], handles: Sequence[TensorHandle | torch.Tensor], operands: Sequence[Any]
+        self,
+        edit: Callable[..., Any],
+        handles: Sequence[TensorHandle | torch.Tensor],
+        operands: Sequence[Any],
+        views: Sequence[Array] | None = None,
     ) -> None:
-        tensors = [handle.tensor if type(handle) is TensorHandle else handle for handle in handles]
-        views = [tensor.numpy(force=True) for tensor in tensors]
+        tensors = tensors_of(handles)
+        own = [tensor.numpy(force=True) for tensor in tensors] if views is None else list(views)
         try:
-            edit(views, NUMPY_GROUP_OPS, *operands)
+            edit(own, NUMPY_GROUP_OPS, *operands)
         finally:
             torch.autograd.graph.increment_version(tensors)
 
@@ -324,10 +330,14 @@ PLACE_FACTS: tuple[Callable[[Any], Any], ...] = (
     _Tensor.dtype.__get__,
     _Tensor.shape.__get__,
     _Tensor.stride,
-    _Tensor.device.__get__,
     _Tensor.is_neg,
     _Tensor.is_inference,
 )
+
+
+def tensors_of(handles: Sequence[TensorHandle | torch.Tensor]) -> list[torch.Tensor]:
+    """Return the tensors behind many handles."""
+    return [handle.tensor if isinstance(handle, TensorHandle) else handle for handle in handles]
 
 
 def may_be_grouped(tensor: torch.Tensor) -> bool:

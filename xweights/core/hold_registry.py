@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
 from xweights.core.parameter import Parameter
@@ -53,6 +53,12 @@ def refresh() -> None:
 def is_empty() -> bool:
     """Return whether nothing is held at all."""
     return not _entries
+
+
+def are_held(identities: Collection[Hashable]) -> bool:
+    """Return whether any of the arrays with these identities is held."""
+    refresh()
+    return any(identity in identities for identity in _by_identity)
 
 
 def find(parameter: Parameter) -> HeldEntry | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy._core.umath import clip as clip_ufunc
+from numpy._core.umath import clip as clip_ufunc  # type: ignore[attr-defined]
 
 from xweights.core.blocks import BLOCK, copy_into
 from xweights.core.dtypes import Array, is_half
@@ -62,8 +62,11 @@ class NumpyGroupOps:
             return [_ONE.keep(x, keep) for x, keep in zip(xs, masks, strict=True)]
         scratch = np.empty(BLOCK, bits)
         for x, keep in zip(xs, masks, strict=True):
-            if keep.shape == x.shape and x.flags.c_contiguous and keep.flags.c_contiguous:
-                _keep_flat(x.reshape(-1).view(bits), keep.reshape(-1), scratch)
+            if x.size <= BLOCK and keep.shape == x.shape and x.flags.c_contiguous and keep.flags.c_contiguous:
+                # A small mask that is widened first costs 8.1 us for 10,000 entries, one that the product widens 10.2.
+                flat, wide = x.reshape(-1).view(bits), scratch[: x.size]
+                np.copyto(wide, keep.reshape(-1))
+                np.multiply(flat, wide, flat)
             else:
                 _ONE.keep(x, keep)
         return xs
@@ -81,17 +84,6 @@ class NumpyGroupOps:
 
     def fence(self, xs: list[Array]) -> list[Array]:
         return xs
-
-
-def _keep_flat(bits: Array, mask: Array, scratch: Array) -> None:
-    """Multiply integers by a mask, a block at a time."""
-    # A mask that is widened by a plain copy costs 8.1 us for 10,000 entries, one that the product widens 10.2.
-    size = bits.size
-    for start in range(0, size, BLOCK):
-        part, kept = (bits, mask) if size <= BLOCK else (bits[start : start + BLOCK], mask[start : start + BLOCK])
-        wide = scratch[: part.size]
-        np.copyto(wide, kept)
-        np.multiply(part, wide, part)
 
 
 NUMPY_GROUP_OPS: Any = NumpyGroupOps()
@@ -114,5 +106,11 @@ class HostArrays(NumpyStorage):
         for array, value in zip(handles, values, strict=True):
             copy_into(array, value)
 
-    def apply_group(self, edit: Callable[..., Any], handles: Sequence[Array], operands: Sequence[Any]) -> None:
+    def apply_group(
+        self,
+        edit: Callable[..., Any],
+        handles: Sequence[Array],
+        operands: Sequence[Any],
+        views: Sequence[Array] | None = None,
+    ) -> None:
         edit(list(handles), NUMPY_GROUP_OPS, *operands)

@@ -170,9 +170,13 @@ class Selection:
         return self._parameters
 
     @property
-    def is_kept(self) -> bool:
-        """True if the groups, and all that is known without the arrays, are kept from call to call."""
-        return self._plan is not None
+    def identities(self) -> frozenset[Hashable]:
+        """The identities of the arrays."""
+        notes = self.choice.notes
+        if "identities" not in notes:
+            notes["identities"] = frozenset(p.identity() for p in self.parameters)
+        known: frozenset[Hashable] = notes["identities"]
+        return known
 
     @property
     def everything(self) -> Sequence[Parameter]:
@@ -238,6 +242,6 @@ def _is_pure(where: Where) -> bool:
         return True
     if isinstance(where, predicates.Both):
         return kind in (predicates.Both, predicates.Default) and _is_pure(where.left) and _is_pure(where.right)
-    if kind is predicates.Either:
+    if isinstance(where, predicates.Either):
         return all(map(_is_pure, where.these))
-    return kind is predicates.Except and _is_pure(where.this)
+    return isinstance(where, predicates.Except) and _is_pure(where.this)

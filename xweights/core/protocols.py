@@ -214,11 +214,18 @@ class GroupStorage(Protocol):
     def write_group(self, handles: Sequence[Any], values: Sequence[Array]) -> None:
         """Copy host arrays of the right shape and dtype, in stored order, that share no memory with these."""
 
-    def apply_group(self, edit: Callable[..., Any], handles: Sequence[Any], operands: Sequence[Any]) -> None:
+    def apply_group(
+        self,
+        edit: Callable[..., Any],
+        handles: Sequence[Any],
+        operands: Sequence[Any],
+        views: Sequence[Array] | None = None,
+    ) -> None:
         """Edit arrays of one group in place and commit them: ``new = edit(ws, ops, *operands)``.
 
         ``ws`` is a list of native arrays in stored order, and ``ops`` an :class:`Ops` that edits such lists. An operand
-        is a 0-d host array for all of them, or a list of host arrays in stored order, one for each.
+        is a 0-d host array for all of them, or a list of host arrays in stored order, one for each. ``views`` is what
+        :meth:`read_group` returned for these handles, if :meth:`group_state` is as it was then.
         """
 
 

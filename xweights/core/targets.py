@@ -56,16 +56,27 @@ def open_target(target: Any, *, bind_line: BindLine = _any_bind_line) -> list[Pa
 
 def open_plan(target: Any, *, bind_line: BindLine = _any_bind_line) -> Plan:
     """Return the plan of a call on a target: a kept one where the backend keeps it and the target is as it was."""
-    if not isinstance(target, (Parameter, Mapping, list, tuple)) and not is_path(target):
-        backend = backend_for(target)
-        adapter = None if backend is None else backend.adapter(target)
-        if isinstance(adapter, KeepsPlans) and not hasattr(type(target), "__xweights_parameters__"):
-            refuse_in_trace(target, bind_line)
-            plan = adapter.plan(target)
-            if plan is not None:
-                return plan
+    plan = _plan_of_adapter(target, bind_line)
+    if plan is not None:
+        return plan
     parameters = open_target(target, bind_line=bind_line)
     return Plan(lambda: parameters)
+
+
+def open_kept(target: Any) -> Plan | None:
+    """Return the plan of a target whose backend keeps plans; None for others, and inside a compiled step."""
+    return None if is_path(target) or tracing(target) else _plan_of_adapter(target, _any_bind_line)
+
+
+def _plan_of_adapter(target: Any, bind_line: BindLine) -> Plan | None:
+    if isinstance(target, (Parameter, Mapping, list, tuple)) or is_path(target):
+        return None
+    backend = backend_for(target)
+    adapter = None if backend is None else backend.adapter(target)
+    if not isinstance(adapter, KeepsPlans) or hasattr(type(target), "__xweights_parameters__"):
+        return None
+    refuse_in_trace(target, bind_line)
+    return adapter.plan(target)
 
 
 class Opened(NamedTuple):

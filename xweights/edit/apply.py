@@ -56,7 +56,8 @@ def edit(target: Any, rule: Rule, where: WhereLike, call: str) -> None:
         edit_shards(rule, opened.parameters, where, call)
         return
     selection = opened.plan.select(where)
-    if not opened.tracing and hold_registry.is_empty() and edit_groups(rule, selection, call):
+    is_free = not opened.tracing and (hold_registry.is_empty() or not hold_registry.are_held(selection.identities))
+    if is_free and edit_groups(rule, selection, call):
         return
     chosen = selection.parameters
     hold_registry.check(chosen)

@@ -13,7 +13,7 @@ from xweights.core.parameter import Parameter
 from xweights.core.plan import Group, Selection, group_key
 from xweights.core.protocols import Ops
 from xweights.edit.execute import execute, is_foreign, prepare
-from xweights.edit.guards import alone, copy_aliased, defer_interrupts, keys_of
+from xweights.edit.guards import alone, copy_aliased, defer_interrupts, keys_from, keys_of
 from xweights.errors import Problems, WriteError, XweightsError, got_expected
 from xweights.rules.base import Rule
 
@@ -39,7 +39,7 @@ def edit_groups(rule: Rule, selection: Selection, call: str) -> bool:
     if operands is None:
         return False
     if "keys" not in choice.notes:
-        choice.notes["keys"] = keys_of(selection.parameters)
+        choice.notes["keys"] = keys_from(selection.identities)
     with ExitStack() as stack:
         stack.enter_context(alone(choice.notes["keys"]))
         stack.enter_context(defer_interrupts())
@@ -115,6 +115,7 @@ class BoundGroups:
 
     def _remember(self) -> None:
         self._states = self._read_states()
+        self._views = [group.storage.read_group(own) for group, own in zip(self._groups, self._handles, strict=True)]
         self._keys = keys_of(self._chosen)
 
     def _read_states(self) -> list[list[Any]]:
@@ -127,10 +128,10 @@ class BoundGroups:
             self._check(states)
             self._remember()
         with alone(self._keys), defer_interrupts(), np.errstate(all="ignore"):
-            for group, edit, handles, values in zip(
-                self._groups, self._edits, self._handles, self._operands, strict=True
+            for group, edit, handles, values, views in zip(
+                self._groups, self._edits, self._handles, self._operands, self._views, strict=True
             ):
-                group.storage.apply_group(edit, handles, values)
+                group.storage.apply_group(edit, handles, values, views)
 
     def _check(self, states: list[list[Any]]) -> None:
         problems = Problems("what was bound can't be done any more, and nothing was changed")

@@ -56,7 +56,11 @@ def copy_aliased(chosen: Sequence[Parameter], values: Sequence[tuple[Array, ...]
 
 def keys_of(parameters: Iterable[Parameter]) -> frozenset[Hashable]:
     """Return a key for the array of each parameter, for :func:`alone`."""
-    identities = (p.identity() for p in parameters)
+    return keys_from(p.identity() for p in parameters)
+
+
+def keys_from(identities: Iterable[Hashable]) -> frozenset[Hashable]:
+    """Return the same for the identities of parameters."""
     # Where it is an address with a shape and strides, another view of the same memory has the address, too.
     return frozenset(identity[0] if isinstance(identity, tuple) else identity for identity in identities)
 

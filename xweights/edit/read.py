@@ -11,11 +11,11 @@ from xweights.core.dtypes import Array
 from xweights.core.layout import LayoutName
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
-from xweights.core.plan import Selection
+from xweights.core.plan import Plan, Selection
 from xweights.core.readings import words_of
 from xweights.core.selection import WhereLike, select
 from xweights.core.tables import render_html
-from xweights.core.targets import open_eagerly, open_plan, open_target, tracing
+from xweights.core.targets import open_eagerly, open_kept, open_target
 from xweights.errors import (
     ArgumentError,
     DtypeError,
@@ -106,13 +106,15 @@ def get_params(
         from xweights.edit.read_shards import params_on
 
         return params_on(target, where, layout, on_rank, check_readable)
-    selection = select_kept(target, where)
+    plan = open_kept(target)
+    selection = None if plan is None else select_kept(plan, where)
+    likes: Sequence[Parameter]
     if selection is not None:
         likes, stored = selection.choice.likes, selection.read()
         is_own = [False] * len(stored)
     else:
         fix = "read before or after the step; inside, edit with a verb or apply(target, function, where=...)"
-        likes = open_for_reading(target, where, fix=fix)
+        likes, _ = select_for_reading(target, where, fix=fix, plan=plan)
         stored = [p.read() if copy else p.read().view() for p in likes]
         is_own = [p.storage.fresh for p in likes]
     if out is not None:
@@ -136,11 +138,8 @@ def get_params(
     return like.with_arrays(arrays)
 
 
-def select_kept(target: Any, where: WhereLike) -> Selection | None:
-    """Return the selected parameters of a target whose plan is kept; None for others, and inside a compiled step."""
-    if tracing(target):
-        return None
-    plan = open_plan(target)
+def select_kept(plan: Plan, where: WhereLike) -> Selection | None:
+    """Return the selected parameters if their plan is kept; None if it isn't."""
     if plan.outline is None:
         return None
     selection = plan.select(where)
@@ -261,11 +260,11 @@ def open_for_reading(target: Any, where: WhereLike, *, fix: str = "look before o
 
 
 def select_for_reading(
-    target: Any, where: WhereLike, *, fix: str = "look before or after the step"
+    target: Any, where: WhereLike, *, fix: str = "look before or after the step", plan: Plan | None = None
 ) -> tuple[list[Parameter], list[Parameter]]:
-    """Return the selected parameters as :func:`open_for_reading` does, and all of them."""
+    """Return the selected parameters as :func:`open_for_reading` does, and all of them; of a plan if there is one."""
     refused = TraceError(f"values can't be read on the host inside a compiled step\nFix: {fix}")
-    everything = open_eagerly(target, refused)
+    everything = open_eagerly(target, refused) if plan is None else plan.everything
     with Vote(everything, "a call that reads", writing=False) as vote:
         everything = vote.open_all(everything)
         chosen = vote.open(select(everything, where))

@@ -17,7 +17,7 @@ from xweights.core.openers import HasParts, write_file
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
 from xweights.core.selection import WhereLike, select
-from xweights.core.targets import is_path, open_target
+from xweights.core.targets import is_path, open_kept, open_target
 from xweights.core.values import fit_value, host_array
 from xweights.edit.adapting import Adapt, adapted_pair, read_adapters, refuse_unused, suggest_adapters
 from xweights.edit.find_values import check_tied, find_values
@@ -101,11 +101,12 @@ def set_params(
         raise ArgumentError(f'layout= is "neutral" or "native"\ngot: {layout!r}')
     if mismatched not in ("error", "skip"):
         raise ArgumentError(f'mismatched= is "error" or "skip"\ngot: {mismatched!r}')
-    if names is None and part is None and adapt is None:
-        written = write_plainly(target, values, where, layout, allow_nonfinite=allow_nonfinite)
+    plan = open_kept(target)
+    if plan is not None and names is None and part is None and adapt is None:
+        written = write_plainly(plan, values, where, layout, allow_nonfinite=allow_nonfinite)
         if written is not None:
             return written
-    everything = open_target(target)
+    everything = open_target(target) if plan is None else plan.everything
     with Vote(everything, "set_params", writing=True) as vote:
         if vote.group is not None:
             given = None if is_path(values) or isinstance(values, HasParts) else values

@@ -16,26 +16,28 @@ from xweights.core.blocks import quick_sum
 from xweights.core.dtypes import Array, is_half
 from xweights.core.layout import Axes, LayoutName, Shape
 from xweights.core.params import Params
-from xweights.core.plan import Selection
+from xweights.core.plan import Plan, Selection
 from xweights.core.selection import WhereLike
-from xweights.edit.guards import alone, defer_interrupts, keys_of
+from xweights.edit.guards import alone, defer_interrupts, keys_from
 from xweights.edit.load_report import LoadReport
 from xweights.edit.read import select_kept
 
 
 def write_plainly(
-    target: Any, values: Any, where: WhereLike, layout: LayoutName | None, *, allow_nonfinite: bool
+    plan: Plan, values: Any, where: WhereLike, layout: LayoutName | None, *, allow_nonfinite: bool
 ) -> LoadReport | None:
     """Write arrays that fit the selected parameters one to one; return None, with nothing done, for any others."""
-    if type(values) not in (Params, dict) or not values or not hold_registry.is_empty():
+    if type(values) not in (Params, dict) or not values:
         return None
-    selection = select_kept(target, where)
-    if selection is None or selection.choice.singles or len(values) != len(selection.choice.likes):
+    selection = select_kept(plan, where)
+    if selection is None or (not hold_registry.is_empty() and hold_registry.are_held(selection.identities)):
+        return None
+    if selection.choice.singles or len(values) != len(selection.choice.likes):
         return None
     choice = selection.choice
     if "expected" not in choice.notes:
         choice.notes["expected"] = _expect(selection)
-        choice.notes["keys"] = keys_of(selection.parameters)
+        choice.notes["keys"] = keys_from(selection.identities)
     expected: _Expected = choice.notes["expected"]
     stored = _fit_all(values, selection, layout, expected)
     if stored is None or not (allow_nonfinite or _are_finite(stored)) or _are_aliased(stored, expected):

@@ -26,6 +26,18 @@ from xweights.training.hooks import native_of
 
 APPLIED_LAST = (Mask, Keep)
 
+_changes = 0
+
+
+def count_changes() -> int:
+    """Return how often held rules or their operands have changed so far, on any parameter."""
+    return _changes
+
+
+def _note_change() -> None:
+    global _changes
+    _changes += 1
+
 
 class Owner(Protocol):
     """The hold that a held rule belongs to."""
@@ -63,6 +75,7 @@ class HeldRule:
     def replace(self, operands: tuple[Array, ...], ops: Ops | None) -> None:
         """Replace the operands, also in steps that are compiled already."""
         self.operands, self.native = operands, None
+        _note_change()
         if self.buffers is not None and ops is not None:
             for buffer, operand in zip(self.buffers, operands, strict=True):
                 ops.refill(buffer, operand)
@@ -74,12 +87,21 @@ class HeldRules:
     def __init__(self, parameter: Parameter) -> None:
         self.parameter = parameter
         self.backend = backend_for(native_of(parameter))
-        self.rules: list[HeldRule] = []
+        self._rules: list[HeldRule] = []
+
+    @property
+    def rules(self) -> list[HeldRule]:
+        """The rules, in the order in which they apply."""
+        return self._rules
+
+    @rules.setter
+    def rules(self, rules: list[HeldRule]) -> None:
+        self._rules = rules
+        _note_change()
 
     def add(self, held_rule: HeldRule) -> None:
         """Insert a rule in its place in the order."""
-        self.rules.append(held_rule)
-        self.rules.sort(key=lambda member: isinstance(member.rule, APPLIED_LAST))
+        self.rules = sorted([*self.rules, held_rule], key=lambda member: isinstance(member.rule, APPLIED_LAST))
 
     def owners(self) -> list[Any]:
         """Return the holds of the rules, in the order in which these apply."""
@@ -88,8 +110,9 @@ class HeldRules:
     def arrange(self, owners: Sequence[Any]) -> None:
         """Bring the rules into the order of their holds; rules of others come after these, Mask and Keep last."""
         places = {id(owner): place for place, owner in enumerate(owners)}
-        self.rules.sort(
-            key=lambda member: (isinstance(member.rule, APPLIED_LAST), places.get(id(member.owner), len(places)))
+        self.rules = sorted(
+            self.rules,
+            key=lambda member: (isinstance(member.rule, APPLIED_LAST), places.get(id(member.owner), len(places))),
         )
 
     @property

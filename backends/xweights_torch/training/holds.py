@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from xweights.core.backend import HeldChain
 from xweights.core.parameter import Parameter
 from xweights.errors import HoldError, Problems, StaleTrainFunctionError
+from xweights.training.held_groups import HeldGroups
 from xweights_torch.storage import TensorHandle, tensor_of
 
 # Dynamo would trace a hook into a compiled step and fix the current rules there. It is untyped.
@@ -31,7 +32,7 @@ class HoldHooks:
     def __init__(self, optimizer: Optimizer | None) -> None:
         self.chains: dict[int, tuple[HeldChain, int]] = {}  # by tensor, with the number of holds
         self.after: list[tuple[int, Callable[[Any], None]]] = []  # the tensor whose steps count, and the callback
-        self._owned: tuple[tuple[int, ...], list[HeldChain], set[int]] | None = None
+        self._owned: tuple[tuple[int, ...], HeldGroups, set[int]] | None = None
         self._hook = plain_python(self._run)
         self.handle = self._register(optimizer)
         self.optimizer = optimizer
@@ -73,20 +74,20 @@ class HoldHooks:
                 self.other_optimizers.handle.remove()
 
     def _run(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        chains, stepped = self._chains_of(optimizer)
-        for chain in chains:
-            chain.apply()
+        groups, stepped = self._groups_of(optimizer)
+        groups.apply()
         for counted, call in self.after:
             if counted in stepped:
                 call(None)
 
-    def _chains_of(self, optimizer: Optimizer) -> tuple[list[HeldChain], set[int]]:
+    def _groups_of(self, optimizer: Optimizer) -> tuple[HeldGroups, set[int]]:
         # Cached for each optimizer and set of parameters: a loop over all of them costs as much as a rule.
         key = (id(optimizer), *(id(group["params"]) for group in optimizer.param_groups))
         key = (*key, *(len(group["params"]) for group in optimizer.param_groups))
         if self._owned is None or self._owned[0] != key:
             stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            self._owned = (key, [chain for tensor, (chain, _) in self.chains.items() if tensor in stepped], stepped)
+            chains = [chain for tensor, (chain, _) in self.chains.items() if tensor in stepped]
+            self._owned = (key, HeldGroups(chains), stepped)
         return self._owned[1], self._owned[2]
 
 

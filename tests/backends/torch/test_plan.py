@@ -313,3 +313,46 @@ def test_a_grouped_edit_counts_in_the_version_of_each_tensor_and_keeps_the_objec
     xw.scale(net, 0.5)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+RULES = {"clip": xw.Clip(-0.1, 0.1), "mask": xw.Mask(np.eye(6, dtype=bool)), "add": xw.Add(np.ones((6, 6), np.float32))}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_bound_step_goes_on_in_other_memory_of_the_same_kind(rule: str) -> None:
+    net = Net()
+    step = xw.bind(net, RULES[rule], where=["body/0/kernel", "body/2/kernel"])
+    step()
+    net.body[0].weight.data = net.body[0].weight.data.clone() + 1
+    expected = copy.deepcopy(net)
+    xw.apply(expected, RULES[rule], where=["body/0/kernel", "body/2/kernel"])
+    step()
+    assert torch.equal(net.body[0].weight, expected.body[0].weight)
+    assert torch.equal(net.body[2].weight, expected.body[2].weight)
+
+
+@pytest.mark.parametrize("change", ["a parameter is replaced", "half", "another shape of the same memory", "to(meta)"])
+@pytest.mark.parametrize("rule", ["clip", "mask"])
+def test_a_bound_step_refuses_parameters_that_are_others_by_now(rule: str, change: str) -> None:
+    net = Net()
+    step = xw.bind(net, RULES[rule], where=["body/0/kernel", "body/2/kernel"])
+    step()
+    former = net.body[0].weight
+    CHANGES[change](net)
+    before = values(net), None if former.is_meta else former.tolist()
+    with pytest.raises(xw.WriteError, match="body/0/kernel"):
+        step()
+    assert (values(net), None if former.is_meta else former.tolist()) == before
+
+
+def test_a_bound_step_outlives_its_model() -> None:
+    net = Net()
+    weight = net.body[0].weight
+    step = xw.bind(net, xw.Fill(2.0), where="body/0/kernel")
+    step()
+    del net
+    gc.collect()
+    with torch.no_grad():
+        weight.zero_()
+    step()
+    assert weight.unique().tolist() == [2.0]
