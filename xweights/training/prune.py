@@ -8,10 +8,11 @@ from typing import Any, Literal, overload
 
 from xweights.core import hold_registry
 from xweights.core.params import Params
-from xweights.core.selection import WhereLike, select
+from xweights.core.selection import WhereLike
 from xweights.core.targets import open_for_editing
 from xweights.edit.apply import bind_line, run
 from xweights.edit.execute import execute, prepare
+from xweights.edit.grouped import edit_groups
 from xweights.edit.shards import has_shards
 from xweights.rules.base import where_of
 from xweights.rules.elementwise import Mask
@@ -144,7 +145,8 @@ def prune(
         return None
     if not hold and schedule is None and has_shards(opened.parameters):
         return prune_shards(rule, opened.parameters, where)
-    chosen = select(opened.parameters, where)
+    selection = opened.plan.select(where)
+    chosen = selection.parameters
     if hold or schedule is not None:
         hold_registry.check(chosen)
         prepare(rule, chosen, "prune")
@@ -152,6 +154,7 @@ def prune(
     hold_registry.check(chosen)
     prepare(rule, chosen, "prune")
     masks = dict(zip((p.name for p in chosen), host_masks(rule, chosen), strict=True))
-    execute(Mask(masks), chosen, [(masks[p.name],) for p in chosen])
+    if not edit_groups(Mask(masks), selection, "prune"):
+        execute(Mask(masks), chosen, [(masks[p.name],) for p in chosen])
     hold_registry.reapply(chosen)
     return Params.of(chosen, masks)
