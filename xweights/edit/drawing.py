@@ -29,11 +29,11 @@ def edit_with_draws(rule: Rule, chosen: Sequence[Parameter], positions: Sequence
     others: list[Parameter] = []
     for position in positions:
         p = chosen[position]
-        native = None if p.storage.fallible else p.native()
-        if isinstance(native, np.ndarray) and native.flags.writeable:
-            visible.append((p, native))
-        else:
+        memory = _visible_memory(p)
+        if memory is None:
             others.append(p)
+        else:
+            visible.append((p, memory))
     # A thread takes as long to start as drawing some thousands of numbers.
     threads = count_threads() if sum(p.size for p in chosen) > BLOCK else 1
     # Those that may fail come first: nothing else has been written then.
@@ -50,6 +50,12 @@ def edit_with_draws(rule: Rule, chosen: Sequence[Parameter], positions: Sequence
     run_all([partial(rule.on_host, p.layout.to_neutral(native), p) for p, native in visible], threads=threads)
     for p, native in visible:
         p.commit(native, native)
+
+
+def _visible_memory(p: Parameter) -> Array | None:
+    # In a function of its own, so that no other native array outlives it: TensorFlow would copy what is still held.
+    native = None if p.storage.fallible else p.native()
+    return native if isinstance(native, np.ndarray) and native.flags.writeable else None
 
 
 def operands_ahead(rule: Rule, chosen: Sequence[Parameter]) -> dict[int, tuple[Array, ...]]:
