@@ -36,7 +36,7 @@ def test_a_backbone_goes_to_transformers_and_comes_back_with_the_same_bits(name,
     assert equal(backbone, again)
     left_out = {"name", "head_dim"}  # None means what transformers writes as a number
     first, second = ({k: v for k, v in one.get_config().items() if k not in left_out} for one in (backbone, again))
-    assert json.dumps(first, default=str) == json.dumps(second, default=str)
+    assert first == second
 
 
 def test_a_causal_model_is_exported_with_its_head(tmp_path):
@@ -71,7 +71,7 @@ def test_a_setting_that_keras_hub_lacks_is_refused_or_warned_of(tmp_path):
         ('{"model_type": 3}', xw.DamagedFileError),
         ('{"model_type": "no such"}', xw.TargetError),
         ('{"model_type": "bert", "hidden_size": "many"}', xw.XweightsError),
-        ('{"model_type": "bert"}', xw.RefusedFileError),
+        ('{"model_type": "distilbert"}', xw.RefusedFileError),
     ],
 )
 def test_a_folder_that_isnt_what_it_says_is_refused_with_a_type(text, kind, tmp_path):

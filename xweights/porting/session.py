@@ -27,7 +27,7 @@ from xweights.errors import (
 )
 from xweights.porting.matching.attempt import Attempt
 from xweights.porting.matching.folding import Folding, KeyWatcher
-from xweights.porting.matching.matching import Matching
+from xweights.porting.matching.matching import Matching, allow_all
 from xweights.porting.matching.outputs import OutputMap
 from xweights.porting.matching.samples import target_samples
 from xweights.porting.matching.search import run_attempt, settle
@@ -336,7 +336,7 @@ def _make_pin_check(
 ) -> Callable[[LayerUnit, LayerUnit], bool]:
     """Return a function that returns whether ``names=`` allows a source unit as the twin of a target unit."""
     if not names:
-        return lambda source_unit, target_unit: True
+        return allow_all
     rename, globs = renamer(names), [glob_matcher(glob) for glob in names]
     known = [name for p in source.parameters for name in (p.name, *p.aliases)]
     pinned: dict[int, set[str]] = {}

@@ -1,7 +1,8 @@
 """Sizes of inputs: which calls of the source can't have been given the same numbers, without comparing them.
 
-The mean absolute entry is the same in whatever order the entries are. It is found once for each input, so that a unit
-of the target is compared with the few calls that may be its twin: of 1,000 equal layers in a row, with one.
+The mean absolute entry and the two extremes are the same in whatever order the entries are. They are found once for
+each input, so that a unit of the target is compared with the few calls that may be its twin: of 1,000 equal layers in a
+row, with one. The mean alone doesn't tell normalized inputs apart.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class _Table:
     def __init__(self, form: Form, forms: Forms, calls: Sequence[UnitCall]) -> None:
         count = max((call.number for call in calls), default=-1) + 1
         self.has_form = np.zeros(count, bool)
-        self.means = np.full(count, np.nan)
+        self.sizes = np.full((count, 3), np.nan)
         self.largest = np.ones(count)
         self.shapes = np.full(count, -1)
         self.codes: dict[tuple[Any, ...], int] = {}
@@ -39,7 +40,8 @@ class _Table:
             array = None if call.input is None else bring(call.input)
             if array is not None and array.dtype.kind == "f" and array.size:
                 self.shapes[call.number] = self.codes.setdefault((array.shape, array.dtype), len(self.codes))
-                self.means[call.number], self.largest[call.number] = _measure(array)
+                self.sizes[call.number] = _measure(array)
+                self.largest[call.number] = np.abs(self.sizes[call.number]).max() or 1.0
 
     def may_be_equal(self, array: Array | None, numbers: Array) -> Array:
         """Return which of the calls have the form, and aren't excluded by the sizes of their inputs."""
@@ -48,7 +50,8 @@ class _Table:
         if array is None or code is None:
             return possible
         with np.errstate(invalid="ignore"):
-            far = np.abs(self.means[numbers] - _measure(array)[0]) > input_tolerance(array) * self.largest[numbers]
+            difference = np.abs(self.sizes[numbers] - _measure(array)).max(axis=1)
+            far = difference > input_tolerance(array) * self.largest[numbers]
         excluded: Array = (self.shapes[numbers] == code) & far
         left: Array = possible & ~excluded
         return left
@@ -73,13 +76,13 @@ class InputSizes:
             if form not in self._tables:
                 self._tables[form] = _Table(form, self._forms, self._calls)
             table = self._tables[form]
-            known |= table.has_form[numbers]
-            kept |= table.may_be_equal(bring(array), numbers)
+            if table.has_form[numbers].any():
+                known |= table.has_form[numbers]
+                kept |= table.may_be_equal(bring(array), numbers)
         return [call for call, keep in zip(calls, kept | ~known, strict=True) if keep]
 
 
-def _measure(array: Array) -> tuple[float, float]:
-    """Return the mean and the largest absolute entry; NaN for what isn't finite, which is compared with everything."""
-    entries = np.abs(array)
-    mean = float(entries.mean(dtype=np.float64))
-    return (mean, float(entries.max()) or 1.0) if np.isfinite(mean) else (float("nan"), 1.0)
+def _measure(array: Array) -> tuple[float, float, float]:
+    """Return the mean absolute entry and the extremes; NaN if one isn't finite, which is compared with everything."""
+    sizes = float(np.abs(array).mean(dtype=np.float64)), float(array.max()), float(array.min())
+    return sizes if np.isfinite(sizes).all() else (float("nan"),) * 3

@@ -71,6 +71,10 @@ def add_rows(tables: Iterable[LayerUnit]) -> Array:
     return total
 
 
+# An input is compared with so many arrays before it: query, key and value of attention are given one.
+_LATEST = 4
+
+
 @dataclass(eq=False)
 class UnitCall:
     """One call of a unit: its number in the order of calls, its input and its output, if they were seen."""
@@ -111,6 +115,7 @@ class Recorder:
         self.events: list[LayerRecord] = []  # every layer in call order, including those without weights
         self.grids: set[Grid] = set()
         self._open: dict[int, list[list[UnitCall]]] = {}
+        self._latest: list[Array] = []
 
     def enter(self, record: LayerRecord, inputs: Arrays) -> None:
         self.events.append(record)
@@ -118,7 +123,7 @@ class Recorder:
         calls = []
         for unit in self.traced.by_record.get(id(record), ()):
             if unit.call in inputs:
-                call = UnitCall(unit, len(self.calls), _copy(select_array(unit, inputs, 0)))
+                call = UnitCall(unit, len(self.calls), self._keep(select_array(unit, inputs, 0)))
                 self.calls.append(call)
                 calls.append(call)
         self._open.setdefault(id(record), []).append(calls)
@@ -126,7 +131,7 @@ class Recorder:
     def leave(self, record: LayerRecord, outputs: Arrays) -> None:
         self._add_grids(record, outputs)
         for call in self._open[id(record)].pop():
-            call.output = _copy(select_array(call.unit, outputs, 1))
+            call.output = self._keep(select_array(call.unit, outputs, 1))
 
     def join_loops(self) -> list[UnitCall]:
         """Return the calls, with those of a recurrent cell in a loop as one call on the whole sequence."""
@@ -143,6 +148,17 @@ class Recorder:
                 loop.input, loop.output = _append(loop.input, call.input), _append(loop.output, call.output)
         return joined
 
+    def _keep(self, array: Array | None) -> Array | None:
+        """Return a copy, or one that exists: what a layer puts out is often the input of the next ones."""
+        if array is None:
+            return None
+        for kept in self._latest:
+            if kept.shape == array.shape and kept.dtype == array.dtype and np.array_equal(kept, array):
+                return kept
+        copy = np.array(array)  # the framework may write to it at its next layer
+        self._latest = [copy, *self._latest[: _LATEST - 1]]
+        return copy
+
     def _add_grids(self, record: LayerRecord, arrays: Arrays) -> None:
         # Arrays of layers with weights are in neutral form, the others in their framework's.
         self.grids |= find_grids(
@@ -152,8 +168,3 @@ class Recorder:
 
 def _append(array: Array | None, step: Array | None) -> Array | None:
     return None if array is None or step is None else np.concatenate([array, step], axis=1)
-
-
-def _copy(array: Array | None) -> Array | None:
-    # The framework may write to it at its next layer.
-    return None if array is None else np.array(array)
