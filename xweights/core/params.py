@@ -146,7 +146,8 @@ class Params(Mapping[str, Array]):
             array = self._arrays[name]
         except KeyError:
             raise SelectionKeyError(f"no array is named {name!r}\n{near(str(name), self._arrays)}") from None
-        return array.unpack() if self._packed else array
+        found: Array = array.unpack() if self._packed else array
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)

@@ -50,7 +50,8 @@ def generator(seed: int, name: str, step: int = 0) -> np.random.Generator:
     # Philox(key=key) asks the system for random bits that it doesn't use: 44 us, and this way 11.
     seed_sequence, start = _fresh_state()
     bits = np.random.Philox(seed_sequence)
-    bits.state = {**start, "state": {"counter": np.zeros(4, np.uint64), "key": key}}
+    state: Any = {**start, "state": {"counter": np.zeros(4, np.uint64), "key": key}}
+    bits.state = state
     return np.random.Generator(bits)
 
 
@@ -189,7 +190,8 @@ class Noise(Rule):
         order = _across(w) if across else tuple(range(w.ndim))
         with np.errstate(all="ignore"):  # of this thread: each has its own
             for block, part in self.parts(parameter, ACROSS if across else BLOCK, padded=across):
-                piece = w[(*block, ...)].transpose(order)
+                cut: tuple[Any, ...] = (*block, ...)
+                piece = w[cut].transpose(order)
                 np.add(piece, part.transpose(order), out=piece)
         return True
 
