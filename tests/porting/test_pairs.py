@@ -19,9 +19,12 @@ RIGHT = (
     "conditional_discriminator",
     "cyclegan_block",
     "dueling_dqn",
+    "fasttext_bag",
     "gan_generator",
     "nerf",
     "recommender",
+    "super_resolution",
+    "video_cnn_gru",
     "wide_and_deep",
 )
 DIFFERENT = ("denoising_autoencoder",)

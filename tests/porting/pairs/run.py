@@ -178,7 +178,14 @@ def main():
     parser.add_argument("--in-principle", action="store_true", help="convert without xweights instead")
     parser.add_argument("--json", help="where results are kept")
     parser.add_argument("--write", help="the page whose table is written")
+    parser.add_argument("--results", nargs="+", help="files of --json: nothing is ported, the later ones count")
     options = parser.parse_args()
+    if options.results:
+        results = merge(options.results)
+        print("\n".join(summary(results)))
+        if options.write:
+            write(Path(options.write), results)
+        return
     preload()
     task = in_principle if options.in_principle else attempt
     results = []
@@ -201,6 +208,15 @@ def main():
         write(Path(options.write), results)
     if any(r["outcome"] in ("WRONG", "CRASH", "BROKEN PAIR", "CAN'T BE RIGHT") for r in results):
         sys.exit(1)
+
+
+def merge(files):
+    """The results of several runs in the order of the corpus, the last of each port."""
+    found = {}
+    for file in files:
+        found |= {(r["name"], r["direction"]): r for r in json.loads(Path(file).read_text(encoding="utf-8"))}
+    ordered = [(p.name, direction) for p in PAIRS.values() for direction in p.directions]
+    return [{**found[key], "family": PAIRS[key[0]].family} for key in ordered if key in found]
 
 
 def preload():
