@@ -70,7 +70,7 @@ def _find_operands(rule: Rule, selection: Selection) -> list[Sequence[Any]] | No
         for like in first:
             rule.check(like)
         return [rule.operands(like) for like in first]
-    parameters = selection.parameters
+    parameters: Sequence[Parameter] = selection.parameters if rule.reads_weights else choice.likes
     each: list[tuple[Array, ...]] = []
     for p in parameters:
         rule.check(p)
@@ -79,7 +79,7 @@ def _find_operands(rule: Rule, selection: Selection) -> list[Sequence[Any]] | No
         if any(value.shape and value.shape != p.layout.shape for value in values):
             return None
     if any(value.dtype != np.bool_ for value in each[0]):
-        each = copy_aliased(parameters, each)
+        each = copy_aliased(selection.parameters, each)
     return [_in_stored_order(group, parameters, each) for group in choice.groups]
 
 

@@ -52,6 +52,8 @@ class Rule:
 
     It may then be called once for many arrays in their stored order, and ``parameter`` is any of them.
     """
+    reads_weights: ClassVar[bool] = False
+    """True: :meth:`operands` reads the weights, and doesn't only look at names, axes, shapes and dtypes."""
 
     @property
     def takes_long(self) -> bool:

@@ -32,6 +32,7 @@ class Keep(Rule):
     """
 
     elementwise = True
+    reads_weights = True
     index: Any = None
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
