@@ -53,7 +53,18 @@ def test_no_error_is_longer_than_a_screen(outcomes: dict[str, BaseException | No
 
 
 def test_an_error_says_more_than_that_something_is_wrong(outcomes: dict[str, BaseException | None]) -> None:
-    marks = ("got:", "Fix: ", "Near names", "Known names", "expected:", "takes", "installed", "shape:", "names a part", "file: ")
+    marks = (
+        "got:",
+        "Fix: ",
+        "Near names",
+        "Known names",
+        "expected:",
+        "takes",
+        "installed",
+        "shape:",
+        "names a part",
+        "file: ",
+    )
     thin = [label for label, wrong in outcomes.items() if wrong is not None and not any(m in str(wrong) for m in marks)]
     # What is said in one sentence.
     assert all("optimizer= was given, and nothing here is trained" in str(outcomes[label]) for label in thin)
