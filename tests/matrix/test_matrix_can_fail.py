@@ -19,9 +19,10 @@ from harness.running import family_of, run, run_steps
 from harness.twins import NAMES
 
 import xweights as xw
-from xweights.core import numpy_backend
+from xweights.core import numpy_backend, numpy_groups
 from xweights.core.layout import plain_layout
 from xweights.core.parameter import Parameter
+from xweights.core.plan import KeepsPlans, Plan
 from xweights.core.registry import backend_for
 from xweights.merging import sparsify
 from xweights.rules import pruning
@@ -64,8 +65,27 @@ def plant_in_adapter(
     backend = backend_for(target)
     assert backend is not None
     kind = type(backend.adapter(target))
-    real = kind.parameters
-    patch.setattr(kind, "parameters", lambda self, it: [change(p) if p.name == name else p for p in real(self, it)])
+    keeps_plans = issubclass(kind, KeepsPlans)
+    parameters, plan = kind.parameters, getattr(kind, "plan", None)
+
+    def changed(self: Any, it: Any) -> list[Parameter]:
+        real = plan(self, it).everything if plan is not None else parameters(self, it)
+        return [change(p) if p.name == name else p for p in real]
+
+    patch.setattr(kind, "parameters", changed)
+    if keeps_plans:
+        patch.setattr(kind, "plan", lambda self, it: Plan(lambda: changed(self, it)))
+
+
+def plant_in_numpy(patch: pytest.MonkeyPatch, name: str, edit: Callable[..., Any]) -> None:
+    """Have NumPy's ops edit in another way: those of one array, and those of many."""
+
+    def edit_each(self: Any, xs: list[Any], *operands: Any) -> list[Any]:
+        each = [operand if isinstance(operand, list) else [operand] * len(xs) for operand in operands]
+        return [edit(self, x, *own) for x, *own in zip(xs, *each, strict=True)]
+
+    patch.setattr(numpy_backend.NumpyOps, name, edit)
+    patch.setattr(numpy_groups.NumpyGroupOps, name, edit_each)
 
 
 TRANSPOSED = ["get_params", "set_params(Params)", "noise(std=)", "set_entries(axis names)", "merge(into=), average"]
@@ -135,7 +155,7 @@ def test_a_clip_that_loses_the_sign_of_zero_turns_red(row: str, dtype: str, monk
         x[...] = np.where(x <= low, low, x)
         return x
 
-    monkeypatch.setattr(numpy_backend.NumpyOps, "clip", positive)
+    plant_in_numpy(monkeypatch, "clip", positive)
     assert red(row, Column.NUMPY, dtype)
 
 
@@ -147,7 +167,7 @@ def test_a_number_that_is_not_rounded_to_the_dtype_first_turns_red(dtype: str, m
         x[...] = (x.astype(np.float32) * np.float32(0.9)).astype(x.dtype)
         return x
 
-    monkeypatch.setattr(numpy_backend.NumpyOps, "multiply", in_float32)
+    plant_in_numpy(monkeypatch, "multiply", in_float32)
     assert red("scale(number)", Column.NUMPY, dtype)
 
 
@@ -197,7 +217,7 @@ def test_a_mask_that_multiplies_turns_red(monkeypatch: pytest.MonkeyPatch) -> No
             x[...] = x * mask.astype(x.dtype)
         return x
 
-    monkeypatch.setattr(numpy_backend.NumpyOps, "keep", multiplied)
+    plant_in_numpy(monkeypatch, "keep", multiplied)
     assert red("mask(arrays by name)", Column.NUMPY, "float32")
 
 
