@@ -134,7 +134,7 @@ def draw_spectra(figure: Figure, spectra: Sequence[tuple[str, Array]]) -> None:
     import matplotlib as mpl
 
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-    shades = mpl.colormaps["viridis"](np.linspace(0.15, 0.85, len(spectra)))
+    shades: Sequence[Any] = [*mpl.colormaps["viridis"](np.linspace(0.15, 0.85, len(spectra)))]
     if len(spectra) > _LINES:
         _draw_decays(figure, left, spectra)
         shades = [BLUE] * len(spectra)

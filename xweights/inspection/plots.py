@@ -113,7 +113,8 @@ def _plot_sparsity(chosen: list[Parameter]) -> Figure:
     rows = math.ceil(len(shown) / columns)
     heights = [1.0 + 0.2 * (len(largest) + 1), 2.2 * rows]
     figure = new_figure(max(2.6 * columns, 7.0), sum(heights) + 0.4)
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    parts: Any = figure.subfigures(2, 1, height_ratios=heights)
+    above, below = parts
     bars = above.subplots()
     shares = [zeros[id(p)] / p.size if p.size else 0.0 for p in largest]
     draw_shares(bars, names, shares, sum(zeros.values()) / entries if entries else 0.0)

@@ -155,6 +155,7 @@ def _cast(p: Parameter, dtype: Any) -> ArrayToWrite:
     from xweights.errors import NonfiniteError
 
     array = _keep(p)
+    largest = ml_dtypes.finfo(dtype).max  # type: ignore[no-untyped-call]
 
     def pieces() -> Iterable[Any]:
         for piece in array.pieces():
@@ -163,7 +164,7 @@ def _cast(p: Parameter, dtype: Any) -> ArrayToWrite:
             if lost:
                 raise NonfiniteError(
                     f"{p.name!r} has {lost:,} numbers that {dtype.name} can't hold\n"
-                    f"largest: {float(ml_dtypes.finfo(dtype).max):.6g}\n"
+                    f"largest: {float(largest):.6g}\n"
                     "Fix: --dtype bfloat16, which has the range of float32, or --where '~...' to leave it out"
                 )
             yield rounded
@@ -198,7 +199,8 @@ def _renamed(chosen: Sequence[Parameter], pairs: dict[str, str]) -> list[ArrayTo
     for glob in pairs:
         if not any(map(glob_matcher(glob), shown)):
             problems.add(SelectionError, f"--names {glob!r} matches no name in the file\n{near(glob, shown)}")
-    arrays, taken = [], {}
+    arrays: list[ArrayToWrite] = []
+    taken: dict[str, str] = {}
     for p in chosen:
         name, key = rename_one(p.name), rename_one(_key(p))
         key = name if _key(p) == p.name else key
