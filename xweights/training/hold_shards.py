@@ -73,9 +73,11 @@ def _cut(rule: Rule, p: Parameter) -> tuple[Parameter, tuple[Rule, tuple[Array, 
         raise WriteError(f"{p.name!r} can't be written: {reason}")
     rule.check(p)
     shard = shard_of(p)
-    if shard is None or shard.is_whole:
+    if shard is None:
         return p, (rule, rule.operands(p))
     block = local_parameter(p, shard)
+    if shard.is_whole:  # a world of one rank, or replicas
+        return block, (rule, rule.operands(p))
     if isinstance(rule, Keep):
         return block, (rule, _keep_operands(rule, p, block, shard))
     operands = rule.operands(p)
