@@ -11,10 +11,11 @@ sharded ones nothing is kept: they are walked at each call.
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Callable, Sequence
 from itertools import chain
-from operator import call, is_, itemgetter
+from operator import is_, itemgetter, methodcaller
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +42,8 @@ _REGISTRIES = tuple(
 )
 _values: Any = dict.values  # half the time of methodcaller("values")
 _type: Callable[[Any], Any] = type
+# New in Python 3.11, and twice as fast as its stand-in.
+_call: Callable[[Any], Any] = getattr(operator, "call", methodcaller("__call__"))
 
 
 class ModuleOutline(Outline):
@@ -68,7 +71,7 @@ class ModuleOutline(Outline):
 
     def open(self) -> Plan | None:
         """Return a plan on the tensors that the module has now; None if anything is not as it was."""
-        modules: list[Any] = list(map(call, self._modules))
+        modules: list[Any] = list(map(_call, self._modules))
         now = None if None in modules else read_registries(modules)
         if now is None or now.structure != self._structure:
             return None
@@ -153,7 +156,7 @@ def _reference(value: Any) -> Callable[[], Any]:
 
 
 def _are_same(references: list[Callable[[], Any]], now: list[Any]) -> bool:
-    return len(references) == len(now) and all(map(is_, map(call, references), now))
+    return len(references) == len(now) and all(map(is_, map(_call, references), now))
 
 
 def with_handle(like: Parameter, storage: Storage, handle: Any) -> Parameter:

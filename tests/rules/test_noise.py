@@ -195,3 +195,14 @@ def test_noise_beyond_the_dtype_is_refused_before_anything_is_written() -> None:
     with pytest.raises(xw.DtypeError, match="overflows float16"):
         xw.noise(target, 1e6, seed=0)
     assert not target["a"].any()
+
+
+def test_noise_across_the_order_of_storage_ends_its_blocks_along_any_axis(monkeypatch) -> None:
+    """A block that was shorter along its second axis raised, when those before it had been written."""
+    from xweights.rules import noise
+
+    monkeypatch.setattr(noise, "ACROSS", 2 * 40)
+    shape = (2, 3, 40)
+    stored = {"w": np.zeros(shape[::-1], np.float32).transpose()}
+    xw.noise(stored, std=1.0, seed=0)
+    np.testing.assert_array_equal(stored["w"], noise_of("w", shape))

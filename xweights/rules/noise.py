@@ -176,7 +176,7 @@ class Noise(Rule):
             part = scratch[:size].reshape(shape)
             if factor is not None:
                 source.standard_normal(dtype=dtype.type, out=part)
-                out = rows[: shape[0]] if padded and dtype == parameter.dtype else part
+                out = rows[tuple(map(slice, shape))] if padded and dtype == parameter.dtype else part
                 part = np.multiply(part, factor, out=out)
             else:
                 source.random(dtype=dtype.type, out=part)
