@@ -39,7 +39,9 @@ def save_all(rank: int, world: str, folder: Path) -> Any:
     return xw.checksum(model), errors, before == (folder / "whole.npz").read_bytes()
 
 
-@pytest.mark.parametrize("world", ["fsdp2-4", "2d-4", "hsdp-4"])
+@pytest.mark.parametrize(
+    "world", ["2d-4", *(pytest.param(world, marks=pytest.mark.thorough) for world in ("fsdp2-4", "hsdp-4"))]
+)
 def test_the_file_is_that_of_one_process_and_loads_anywhere(world, tmp_path):
     model = small()
     xw.scale(model, 2.0)

@@ -209,7 +209,11 @@ def is_uniform(model: Any) -> bool:
 EXPECTED_FALSE = ("equal to others",)
 
 
-@pytest.mark.parametrize("world", WORLDS)
+# Each takes 5 to 15 seconds of CI's two cores: one world of each number of ranks is enough there, beside DDP.
+AT_NIGHT = ("fsdp2-4", "tp-2", "hsdp-4")
+
+
+@pytest.mark.parametrize("world", [pytest.param(w, marks=pytest.mark.thorough) if w in AT_NIGHT else w for w in WORLDS])
 def test_every_call_has_the_bytes_of_one_process_on_every_rank(world, expected, files):
     answers = run_ranks(WORLDS[world], run_all, world, expected, files)
     wrong = {

@@ -109,8 +109,10 @@ class Vote:
             return [open_shard(p) for p in chosen] if any(map(is_shared, chosen)) else list(chosen)
         shards = [shard_of(p) for p in chosen]
         labels = ["" if shard is None else shard.label for shard in shards]
-        self._digests[2] = digest_of([(p.name, p.dtype.name, p.shape, p.layout.stored, p.trainable) for p in chosen])
-        self._digests[3] = digest_of(labels)
+        self._digests[2] = digest_of(
+            repr([(p.name, p.dtype.str, p.shape, p.layout.stored, p.trainable) for p in chosen])
+        )
+        self._digests[3] = digest_of(repr(labels))
         self._shown[2] = f"{len(chosen)} parameters: {', '.join(f'{p.name} {p.shape}' for p in chosen)}"
         self._shown[3] = ", ".join(f"{p.name}: {label}" for p, label in zip(chosen, labels, strict=True) if label)
         return [open_shard(p) for p in chosen]

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from xweights.core import hold_registry
 from xweights.core.agreement import Outcome, Vote, is_shared, shard_of
-from xweights.core.dtypes import Array
+from xweights.core.dtypes import Array, is_complex
 from xweights.core.groups import Group
 from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike, select
@@ -67,7 +68,7 @@ class Block:
     rule: Rule | None
     operands: Operands
 
-    @property
+    @cached_property
     def local(self) -> Parameter:
         """This rank's block as a parameter."""
         return self.p if self.shard is None else local_parameter(self.p, self.shard)
@@ -93,6 +94,7 @@ def prepare_blocks(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[B
     if not chosen:
         problems.add(SelectionError, "the target has no parameters at all")
     blocks: list[Block] = []
+    operands_of: dict[Any, Operands] = {}
     for position, p in enumerate(chosen):
         reason = p.refusal(writing=True)
         if reason is not None:
@@ -104,15 +106,21 @@ def prepare_blocks(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[B
             continue
         try:
             rule.check(p)
-            blocks.append(_prepare_block(rule, p, position))
+            blocks.append(_prepare_block(rule, p, position, operands_of))
         except XweightsError as wrong:
             problems.add(type(wrong), str(wrong))
     problems.check()
     return blocks
 
 
-def _prepare_block(rule: Rule, p: Parameter, position: int) -> Block:
+def _prepare_block(rule: Rule, p: Parameter, position: int, operands_of: dict[Any, Operands]) -> Block:
     shard = shard_of(p)
+    if rule.by_dtype:
+        if p.dtype not in operands_of:
+            operands_of[p.dtype] = rule.operands(p)
+        operands = operands_of[p.dtype]
+        if rule.elementwise and not is_complex(p.dtype) and not any(value.shape for value in operands):
+            return Block(p, shard, operands, rule, operands)  # the same numbers for every block
     if shard is None or shard.is_whole:
         # Copies, since an operand may be a view of another parameter's memory.
         operands = () if rule.random else tuple(value.copy() if value.shape else value for value in rule.operands(p))

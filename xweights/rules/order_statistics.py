@@ -189,10 +189,20 @@ def _bracket(sample: Array | None, fraction: float, width: float) -> tuple[Any, 
     )
 
 
-def _sample(arrays: Sequence[Array], absolute: bool) -> Array:
+def entries_between(arrays: Sequence[Array], low: Any, high: Any) -> tuple[Array, int]:
+    """Return (the magnitudes strictly between low and high, how many are up to low); of no NaN."""
+    return _between(arrays, True, low, high, _do_nothing)
+
+
+def sample_entries(arrays: Sequence[Array], count: int) -> Array:
+    """Return the magnitudes of some entries of all arrays."""
+    return _sample(arrays, True, count)
+
+
+def _sample(arrays: Sequence[Array], absolute: bool, count: int = SAMPLE) -> Array:
     """Return a sample of the entries of all arrays; which entries it has affects only the speed."""
     ends = np.cumsum(_sizes(arrays))
-    positions = np.sort(np.random.Generator(np.random.Philox(0)).integers(0, ends[-1], SAMPLE))
+    positions = np.sort(np.random.Generator(np.random.Philox(0)).integers(0, ends[-1], count))
     cuts = np.searchsorted(positions, ends)
     # Magnitudes are taken of all picked entries together: there may be a thousand arrays.
     picked: dict[np.dtype[Any], list[Array]] = {}

@@ -1,26 +1,25 @@
 """Prune parameters that several ranks hold: the masks of one process, exact counts and ties included.
 
-A threshold is found without gathering anything. Magnitudes are bit patterns in the order of their values, so each
-collective settles 11 bits of the threshold by a histogram: three for float32. Ties go by (neutral name, neutral flat
+A threshold is found without gathering anything (`select_shards`). Ties go by (neutral name, neutral flat
 index) as everywhere, which is settled the same way. Units, patterns, blocks and scores of one's own are selected on one
 gathered parameter at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from xweights.core import hold_registry
+from xweights.core import hold_registry, selection
 from xweights.core.agreement import Vote, shard_of
 from xweights.core.dtypes import Array, is_half
 from xweights.core.groups import SINGLE, Group
 from xweights.core.owners import knows_owners, settle_owners
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
-from xweights.core.selection import WhereLike, select
+from xweights.core.selection import WhereLike
 from xweights.core.shards import Shard
 from xweights.edit.execute import edit_parameter
 from xweights.edit.guards import defer_interrupts, enter_guards, undo_on_error
@@ -30,15 +29,14 @@ from xweights.rules.elementwise import Mask
 from xweights.rules.order_statistics import MagnitudeBits, at_least, has_nan
 from xweights.rules.pruning import Prune, stream_masks
 from xweights.rules.shards import cut_operand
-
-DIGIT = 11
+from xweights.training.select_shards import Found, select, select_in_bracket
 
 
 def prune_shards(rule: Prune, everything: Sequence[Parameter], where: WhereLike) -> Params:
     """Prune, and return the masks of this rank's blocks."""
     with Vote(everything, "prune", writing=True) as vote:
         vote.agree(repr(rule), rule)
-        chosen = vote.open(select(everything, where))
+        chosen = vote.open(selection.select(everything, where))
         hold_registry.check(chosen)
         blocks = prepare_blocks(rule, chosen, "prune")
         by_magnitude = _is_by_magnitude(rule) and all(b.shard is None or b.shard.ranges is not None for b in blocks)
@@ -139,21 +137,16 @@ def _drop_smallest(
 ) -> None:
     """Set the masks to False where an entry is among the smallest of its pool."""
     wides = [np.result_type(*(_comparison_dtype(views[i].dtype) for i in pool.positions)) for pool in pools]
-    values = [
-        [MagnitudeBits(views[i], wide) for i in pool.positions if owned[i]]
-        for pool, wide in zip(pools, wides, strict=True)
-    ]
-    bits = max(wide.itemsize * 8 - 1 for wide in wides)
-    edges, below, equal = _select(values, [pool.drop for pool in pools], bits, group)
+    found = _find_edges(pools, wides, views, owned, group)
     tied: list[tuple[int, int]] = []  # (parameter, how many of its ties are dropped), if not all and not none
     counts = np.zeros(len(blocks), np.int64)
     limits = []
-    for pool, wide, edge in zip(pools, wides, edges, strict=True):
-        limit = np.asarray(edge, f"u{wide.itemsize}").view(wide)
+    for pool, wide, edge in zip(pools, wides, found, strict=True):
+        limit = np.asarray(edge.bits, f"u{wide.itemsize}").view(wide)
         limits.append(limit)
         for position in pool.positions:
             masks[position] = at_least(views[position], limit, absolute=True, strictly=True)
-    partial = [at for at, pool in enumerate(pools) if pool.drop - below[at] < equal[at]]
+    partial = [at for at, pool in enumerate(pools) if pool.drop - found[at].below < found[at].equal]
     if not partial:
         return
     # Some of the ties stay: those at the end of the order.
@@ -166,7 +159,7 @@ def _drop_smallest(
         counts[position] = int(np.count_nonzero(mask)) if owned[position] else 0
     counts = group.all_reduce(counts)
     for at in partial:
-        left = pools[at].drop - below[at]
+        left = pools[at].drop - found[at].below
         for position in pools[at].positions:
             share = min(left, int(counts[position]))
             left -= share
@@ -178,9 +171,27 @@ def _drop_smallest(
     if tied:
         own = [[[place]] if owned[position] else [] for (position, _), place in zip(tied, places, strict=True)]
         most = max(blocks[position].p.size for position, _ in tied)
-        last = _select(own, [share for _, share in tied], max(most.bit_length(), 1), group)[0]
+        last = select(own, [share for _, share in tied], max(most.bit_length(), 1), group)
         for (position, _), place, end in zip(tied, places, last, strict=True):
-            masks[position][ties[position]] = place > end
+            masks[position][ties[position]] = place > end.bits
+
+
+def _find_edges(
+    pools: Sequence[_Pool],
+    wides: Sequence[np.dtype[np.generic]],
+    views: Sequence[Array],
+    owned: Sequence[bool],
+    group: Group,
+) -> list[Found]:
+    """Return the largest magnitude that each pool drops, as bits, with the counts of those below and equal."""
+    own = [[views[i] for i in pool.positions if owned[i]] for pool in pools]
+    if len(pools) == 1 and all(_comparison_dtype(views[i].dtype) == wides[0] for i in pools[0].positions):
+        found = select_in_bracket(own[0], pools[0].total, pools[0].drop, wides[0], group)
+        if found is not None:
+            return [found]
+    values = [[MagnitudeBits(view, wide) for view in of_pool] for of_pool, wide in zip(own, wides, strict=True)]
+    bits = max(wide.itemsize * 8 - 1 for wide in wides)
+    return select(values, [pool.drop for pool in pools], bits, group)
 
 
 def _comparison_dtype(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
@@ -201,35 +212,3 @@ def _starts(shard: Shard | None, axes: int) -> Sequence[int]:
         return [0] * axes
     assert shard.ranges is not None
     return [first for first, _ in shard.ranges]
-
-
-def _select(
-    pools: Sequence[Sequence[Iterable[Array]]], ranks: Sequence[int], bits: int, group: Group
-) -> tuple[list[int], list[int], list[int]]:
-    """Return, for each pool of uint64, its value of a rank (from 1), how many are below it, and how many equal it.
-
-    One collective for each 11 bits, for all pools together.
-    """
-    prefixes, below, equal = [0] * len(pools), [0] * len(pools), [0] * len(pools)
-    for shift in reversed(range(0, bits, DIGIT)):
-        histogram = np.zeros((len(pools), 1 << DIGIT), np.int64)
-        for at, pool in enumerate(pools):
-            for values in pool:
-                for part in values:
-                    histogram[at] += _count_digits(part, prefixes[at], shift)
-        histogram = group.all_reduce(histogram)
-        for at, rank in enumerate(ranks):
-            upto = np.cumsum(histogram[at])
-            digit = int(np.searchsorted(upto, rank - below[at]))
-            below[at] += int(upto[digit - 1]) if digit else 0
-            equal[at] = int(histogram[at][digit])
-            prefixes[at] = prefixes[at] << DIGIT | digit
-    return prefixes, below, equal
-
-
-def _count_digits(part: Array, prefix: int, shift: int) -> Array:
-    """Return how often each digit at ``shift`` occurs among the values that begin with a prefix."""
-    above = shift + DIGIT
-    inside = part if above >= 64 else part[part >> np.uint64(above) == np.uint64(prefix)]
-    digits = (inside >> np.uint64(shift)) & np.uint64((1 << DIGIT) - 1)
-    return np.bincount(digits.astype(np.int64), minlength=1 << DIGIT)

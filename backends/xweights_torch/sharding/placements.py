@@ -37,36 +37,49 @@ def local_of(tensor: Any) -> torch.Tensor:
 
 def placement_reason(tensor: Any) -> str | None:
     """Return why the placements of a DTensor can't be understood, or None."""
-    if tensor.device_mesh.get_coordinate() is None:
-        return (
+    mesh, placements = tensor.device_mesh, tensor.placements
+    reason, expected = _understand(mesh, placements, tuple(tensor.shape))
+    if reason is not None or tuple(tensor._local_tensor.shape) == expected:
+        return reason
+    return (
+        f"its block isn't what its placements say\n{placements} on a mesh of {tuple(mesh.shape)}\n"
+        f"got:      {tuple(tensor._local_tensor.shape)}\nexpected: {expected}\n"
+        "Fix: shard it with distribute_tensor, fully_shard or parallelize_module"
+    )
+
+
+# Kept, as the shards are: a call on one small parameter took 0.1 ms to understand it anew, three times over.
+@lru_cache(maxsize=4096)
+def _understand(
+    mesh: Any, placements: tuple[Any, ...], shape: tuple[int, ...]
+) -> tuple[str | None, tuple[int, ...] | None]:
+    """Return why placements can't be understood, or the shape of this rank's block."""
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:
+        reason = (
             "this rank isn't in its mesh, and holds no part of it\n"
             "Fix: make the call on the ranks that have this stage of the model"
         )
-    for placement in tensor.placements:
+        return reason, None
+    for placement in placements:
         kind = type(placement).__name__
         if kind not in ("Shard", "_StridedShard", "Replicate"):
             if not kind.endswith("Partial"):
-                return f"it has the placement {placement}, an unknown one\nFix: Shard or Replicate placements"
-            return (
+                reason = f"it has the placement {placement}, an unknown one\nFix: Shard or Replicate placements"
+                return reason, None
+            reason = (
                 f"it has the placement {placement}: each rank has a summand, and no entry by itself\n"
                 "Fix: p.redistribute(placements=[Replicate()]) before the call"
             )
-    sizes = tuple(tensor.device_mesh.shape)
-    ranges = ranges_at(tuple(tensor.shape), sizes, _splits_of(tensor), tuple(tensor.device_mesh.get_coordinate()))
-    expected = tuple(last - first for first, last in ranges)
-    if tuple(tensor._local_tensor.shape) != expected:
-        return (
-            f"its block isn't what its placements say\n{tensor.placements} on a mesh of {sizes}\n"
-            f"got:      {tuple(tensor._local_tensor.shape)}\nexpected: {expected}\n"
-            "Fix: shard it with distribute_tensor, fully_shard or parallelize_module"
-        )
-    return None
+            return reason, None
+    ranges = ranges_at(shape, tuple(mesh.shape), _splits_of(placements), tuple(coordinate))
+    return None, tuple(last - first for first, last in ranges)
 
 
-def _splits_of(tensor: Any) -> Splits:
+def _splits_of(placements: Sequence[Any]) -> Splits:
     return tuple(
         (placement.dim, type(placement).__name__ == "_StridedShard") if hasattr(placement, "dim") else None
-        for placement in tensor.placements
+        for placement in placements
     )
 
 
@@ -95,9 +108,13 @@ def group_of_parts(parts: tuple[Any, ...]) -> Group:
 
 def read_shard(tensor: Any, layout: Layout, group: Group) -> Shard:
     """Return the shard of a DTensor whose placements have been understood."""
-    mesh = tensor.device_mesh
-    sizes, splits = tuple(mesh.shape), _splits_of(tensor)
-    shape = tuple(tensor.shape)
+    return _shard_at(tensor.device_mesh, tensor.placements, tuple(tensor.shape), layout, group)
+
+
+@lru_cache(maxsize=4096)
+def _shard_at(mesh: Any, placements: tuple[Any, ...], shape: tuple[int, ...], layout: Layout, group: Group) -> Shard:
+    # Meshes are equal by their ranks; the group is another object once there are new process groups.
+    sizes, splits = tuple(mesh.shape), _splits_of(placements)
     cutting = tuple(i for i, split in enumerate(splits) if split is not None and sizes[i] > 1)
     groups = tuple(
         group_of_parts(tuple(mesh.get_group(i) for i in cutting if splits[i][0] == axis))  # type: ignore[index]
@@ -111,7 +128,7 @@ def read_shard(tensor: Any, layout: Layout, group: Group) -> Shard:
         holders=group_of_parts(tuple(mesh.get_group(i) for i in cutting)),
         groups=groups,
         ranges_of=partial(_ranges_of_holder, shape, sizes, splits, cutting),
-        label=f"{', '.join(map(str, tensor.placements))} on {sizes}",
+        label=f"{', '.join(map(str, placements))} on {sizes}",
     )
 
 
