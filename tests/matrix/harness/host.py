@@ -228,6 +228,8 @@ def check_host_refusal(call: str, column: Column) -> None:
     """Check that inside a compiled step the call is refused with a clear error and changes nothing."""
     twin, start = column.twin(DTYPES["float32"]), values.make("plain", DTYPES["float32"])
     twin.load(start)
+    # What is installed is looked up before the step: Dynamo can't trace importlib.metadata.
+    xw.parameters(twin.target)
     raised: list[BaseException] = []
 
     def body() -> None:
