@@ -1,12 +1,13 @@
-"""Run a piece of work on one rank, while the others send it the blocks of the parameters that it reads.
+"""Run a piece of work on one rank, while the others send it the blocks that it reads, and take those that it writes.
 
-The rank that works may read in any order, several times or never: before each read it says which parameter it wants, so
-that all take part in the same collective. One whole parameter at a time is in its memory.
+The rank that works may read and write in any order, several times or never: before each it says which parameter it
+means, so that all take part in the same collective. One whole parameter at a time is in its memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,24 +24,45 @@ WORKER = 0
 
 
 class ServedStorage(BaseStorage):
-    """Storage of a parameter that one rank reads whole, and nobody writes."""
+    """Storage of a parameter that one rank reads whole; ``write`` is None if nobody writes it."""
 
     fresh = True
+    # No value shares the memory of what is served, and to read it to find out would be a collective.
+    replaces = True
 
-    def __init__(self, p: Parameter, read: Callable[[], Array]) -> None:
-        self._p, self._read = p, read
+    def __init__(self, p: Parameter, read: Callable[[], Array], write: Callable[[Array], None] | None = None) -> None:
+        self._p, self._read, self._write = p, read, write
 
     def identity(self, handle: Any) -> Hashable:
         return self._p.identity()
 
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
-        return "it is only read here" if writing else None
+        return self._p.refusal(writing=True) if self._write else "it is only read here" if writing else None
 
     def trainable(self, handle: Any) -> bool:
         return self._p.trainable
 
     def read(self, handle: Any) -> Array:
         return self._read()
+
+    def write(self, handle: Any, value: Array) -> None:
+        assert self._write is not None
+        self._write(value)
+
+    def native_array(self, handle: Any, *, tensor: bool = False) -> Any:
+        return self._read()
+
+    def commit(self, handle: Any, native: Any, value: Any) -> None:
+        self.write(handle, value)
+
+    def guard(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def backup(self, handle: Any) -> Any:
+        return None  # what was written is undone on all ranks together
+
+    def restore(self, handle: Any, kept: Any) -> None:
+        pass
 
 
 def work_on_one_rank(group: Group | None, chosen: Sequence[Parameter], work: Callable[[list[Parameter]], None]) -> None:
@@ -49,8 +71,8 @@ def work_on_one_rank(group: Group | None, chosen: Sequence[Parameter], work: Cal
         work(list(chosen))
         return
     if group.rank != WORKER:
-        while (wanted := _announce(group, DONE)) != DONE:
-            _join_read(group, chosen[wanted])
+        while (wanted := announce(group, DONE)) != DONE:
+            join_read(group, chosen[wanted])
         Outcome(group).settle(None)
         return
     served = [
@@ -59,16 +81,16 @@ def work_on_one_rank(group: Group | None, chosen: Sequence[Parameter], work: Cal
     try:
         work(served)
     except BaseException as error:
-        _announce(group, DONE)
+        announce(group, DONE)
         Outcome(group).settle(error)
         raise
-    _announce(group, DONE)
+    announce(group, DONE)
     Outcome(group).settle(None)
 
 
-def _announce(group: Group, wanted: int) -> int:
+def announce(group: Group, wanted: int, worker: int = WORKER) -> int:
     """Return which parameter the worker wants; only its own word counts."""
-    return int(group.all_gather(np.array([wanted], np.int64))[WORKER][0])
+    return int(group.all_gather(np.array([wanted], np.int64))[worker][0])
 
 
 def _reader(group: Group, chosen: Sequence[Parameter], position: int) -> Callable[[], Array]:
@@ -77,18 +99,18 @@ def _reader(group: Group, chosen: Sequence[Parameter], position: int) -> Callabl
         shard = shard_of(p)
         if shard is None or shard.is_whole:
             return (p if shard is None else local_parameter(p, shard)).read().copy(order="K")
-        _announce(group, position)
-        whole = _join_read(group, p)
+        announce(group, position)
+        whole = join_read(group, p)
         assert whole is not None
         return whole
 
     return read
 
 
-def _join_read(group: Group, p: Parameter) -> Array | None:
+def join_read(group: Group, p: Parameter, worker: int = WORKER) -> Array | None:
     """Return the whole array on the worker; the ranks whose blocks it needs send them, others do nothing."""
     shard = shard_of(p)
     assert shard is not None
     holders = list(shard.holders.ranks)
-    worker = group.ranks[WORKER]
-    return shard.gather_to(local_parameter(p, shard).read(), holders.index(worker)) if worker in holders else None
+    rank = group.ranks[worker]
+    return shard.gather_to(local_parameter(p, shard).read(), holders.index(rank)) if rank in holders else None

@@ -36,6 +36,7 @@ from xweights.edit.pairing import Pair
 from xweights.edit.sources import open_name
 from xweights.edit.stream import StreamedValue, fill_on_threads, scan_on_threads
 from xweights.edit.write_groups import write_plainly
+from xweights.edit.write_on_rank import set_params_on
 from xweights.errors import ArgumentError, LayoutError, Problems, ShapeError, WriteError, XweightsError
 
 
@@ -52,6 +53,7 @@ def set_params(
     part: str | None = None,
     mismatched: Literal["error", "skip"] = "error",
     adapt: Adapt | None = None,
+    on_rank: int | Literal["all"] = "all",
 ) -> LoadReport:
     """Write values into a target in place; everything is checked first, and nothing is written unless all of it fits.
 
@@ -77,6 +79,8 @@ def set_params(
         adapt: ``{name or glob of the target: adapter}`` to bring values to the parameters' shapes: those of
             ``xweights.adapt`` (``Sum``, ``Resample``, ``Rows``, ...), or a list of them. ``Leave()`` keeps what the
             target has. Listed in the report.
+        on_rank: The rank that has the values, for a model that several ranks hold: the others pass None, take their
+            parts from it, and get a report of names alone. Default: every rank passes the same values.
 
     Returns:
         What was taken, and what was left in the file and in the model.
@@ -91,6 +95,8 @@ def set_params(
         array([1., 2.])
     """
     if is_path(target):
+        if on_rank != "all":
+            raise ArgumentError("on_rank= is for a model that several ranks hold\ngot: the path of a file")
         options: dict[str, Any] = {
             "where": where, "layout": layout, "strict": strict, "cast": cast, "allow_nonfinite": allow_nonfinite,
             "names": names, "part": part, "mismatched": mismatched, "adapt": adapt,
@@ -101,12 +107,41 @@ def set_params(
         raise ArgumentError(f'layout= is "neutral" or "native"\ngot: {layout!r}')
     if mismatched not in ("error", "skip"):
         raise ArgumentError(f'mismatched= is "error" or "skip"\ngot: {mismatched!r}')
+
+    def set_all(everything: list[Parameter]) -> LoadReport:
+        return _set_all(
+            target, values, everything, where,
+            layout=layout, strict=strict, cast=cast, allow_nonfinite=allow_nonfinite, names=names, part=part,
+            mismatched=mismatched, adapt=adapt,
+        )  # fmt: skip
+
+    if on_rank != "all":
+        options_alike = (layout, strict, cast, allow_nonfinite, names, part, mismatched)
+        return set_params_on(target, on_rank, where, set_all, *options_alike)
     plan = open_kept(target)
     if plan is not None and names is None and part is None and adapt is None:
         written = write_plainly(plan, values, where, layout, allow_nonfinite=allow_nonfinite)
         if written is not None:
             return written
-    everything = open_target(target) if plan is None else plan.everything
+    return set_all(open_target(target) if plan is None else plan.everything)
+
+
+def _set_all(
+    target: Any,
+    values: Any,
+    everything: list[Parameter],
+    where: WhereLike,
+    *,
+    layout: LayoutName | None,
+    strict: bool,
+    cast: bool,
+    allow_nonfinite: bool,
+    names: Names | None,
+    part: str | None,
+    mismatched: Literal["error", "skip"],
+    adapt: Adapt | None,
+) -> LoadReport:
+    """Do what :func:`set_params` does to a target whose parameters these are."""
     with Vote(everything, "set_params", writing=True) as vote:
         if vote.group is not None:
             given = None if is_path(values) or isinstance(values, HasParts) else values
