@@ -258,14 +258,16 @@ class Problems:
 def _group_alike(texts: Sequence[str]) -> Iterator[list[str]]:
     """Yield lists of problems that are shown as one: equal texts, and many that differ in names and numbers only."""
     groups: dict[str, list[str]] = {}
+    many = len(texts) > _MOST_ALIKE  # few aren't looked at: Dynamo, which traces refusals, can't trace `re`
     for text in texts:
-        groups.setdefault(re.sub(r"\d+", "0", re.sub(r"'[^'\n]*'", "''", text)), []).append(text)
+        alike = re.sub(r"\d+", "0", re.sub(r"'[^'\n]*'", "''", text)) if many else text
+        groups.setdefault(alike, []).append(text)
     by_first: dict[str, list[str]] = {}
-    for alike in groups.values():
-        if len(set(alike)) > _MOST_ALIKE:
-            by_first[alike[0]] = alike
+    for members in groups.values():
+        if len(set(members)) > _MOST_ALIKE:
+            by_first[members[0]] = members
         else:
-            for text in alike:
+            for text in members:
                 by_first.setdefault(text, []).append(text)
     # In the order in which the first of each was found.
     yield from (by_first[text] for text in dict.fromkeys(texts) if text in by_first)
