@@ -76,3 +76,29 @@ def test_views_can_not_be_filled() -> None:
         xw.get_params(target, copy=False, out=xw.get_params(target))
     with pytest.raises(xw.LayoutError, match="native"):
         xw.get_params(target, out=xw.get_params(target, layout="native"))
+
+
+def test_out_of_another_order_of_axes_or_gates_is_refused() -> None:
+    """It would go on to say so of the new values, and a set_params elsewhere would swap them."""
+    arrays = {"gru/kernel": np.ones((4, 4)), "b": np.ones(2)}
+    gates = {"gru/kernel": ("r", "z")}
+    target = xw.Params(arrays, axes={"gru/kernel": ("in", "gate*unit")}, gates=gates)
+    for axes, order in ((("gate*unit", "in"), ("r", "z")), (("in", "gate*unit"), ("z", "r"))):
+        copies = {name: np.zeros_like(array) for name, array in arrays.items()}
+        out = xw.Params(copies, axes={"gru/kernel": axes}, gates={"gru/kernel": order})
+        with pytest.raises(xw.LayoutError, match="out\\['gru/kernel'\\]"):
+            xw.get_params(target, out=out)
+        assert not copies["b"].any()
+
+
+def test_out_that_shares_memory_with_itself_or_with_the_target_is_refused() -> None:
+    target = {"a": np.arange(4.0), "b": np.ones(4)}
+    buffer = np.zeros(8)
+    for arrays in ({"a": buffer[:4], "b": buffer[2:6]}, {"a": target["b"], "b": buffer[:4]}):
+        with pytest.raises(xw.WriteError, match="shares memory"):
+            xw.get_params(target, out=xw.Params(arrays))
+    assert not buffer.any()
+    assert target["b"].all()
+    columns = np.zeros((4, 2))
+    xw.get_params(target, out=xw.Params({"a": columns[:, 0], "b": columns[:, 1]}))
+    assert np.array_equal(columns.T, [*target.values()])

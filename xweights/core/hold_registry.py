@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import weakref
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import Any, Protocol
@@ -32,9 +34,22 @@ class HeldEntry(Protocol):
 
 
 _entries: weakref.WeakSet[Any] = weakref.WeakSet()
+# Held while that set changes or is listed, which one thread may do for its model while another does for its own.
+_listing = threading.RLock()
 # Entries that no framework's training keeps alive: a hold lasts until it is released, whether or not anybody kept it.
 _kept_alive: set[HeldEntry] = set()
+# Replaced as a whole, never emptied: another thread, which edits another model, may be looking for its holds in it.
 _by_identity: weakref.WeakValueDictionary[Hashable, HeldEntry] = weakref.WeakValueDictionary()
+
+
+def _begin_anew() -> None:
+    """Forget, in a forked process, another thread's lock: that thread doesn't exist there."""
+    global _listing
+    _listing = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def identity(parameter: Parameter) -> Hashable:
@@ -44,10 +59,14 @@ def identity(parameter: Parameter) -> Hashable:
 
 def refresh() -> None:
     """Look up the held arrays again: ``model.to(dtype)`` and ``.data =`` in torch move them to other memory."""
+    global _by_identity
     if _entries or _by_identity:
-        _by_identity.clear()
-        for entry in _entries:
-            _by_identity[identity(entry.parameter)] = entry
+        fresh: weakref.WeakValueDictionary[Hashable, HeldEntry] = weakref.WeakValueDictionary()
+        with _listing:
+            entries = list(_entries)
+        for entry in entries:
+            fresh[identity(entry.parameter)] = entry
+        _by_identity = fresh
 
 
 def is_empty() -> bool:
@@ -58,7 +77,7 @@ def is_empty() -> bool:
 def are_held(identities: Collection[Hashable]) -> bool:
     """Return whether any of the arrays with these identities is held."""
     refresh()
-    return any(identity in identities for identity in _by_identity)
+    return any(identity in identities for identity in list(_by_identity))
 
 
 def find(parameter: Parameter) -> HeldEntry | None:
@@ -68,7 +87,8 @@ def find(parameter: Parameter) -> HeldEntry | None:
 
 def register(entry: HeldEntry, *, keep: bool) -> None:
     """Register a held parameter: for as long as ``entry`` is referenced, or (``keep``) until :func:`unregister`."""
-    _entries.add(entry)
+    with _listing:
+        _entries.add(entry)
     _by_identity[identity(entry.parameter)] = entry
     if keep:
         _kept_alive.add(entry)
@@ -76,10 +96,11 @@ def register(entry: HeldEntry, *, keep: bool) -> None:
 
 def unregister(entry: HeldEntry) -> None:
     """Remove a parameter that is no longer held."""
-    _entries.discard(entry)
+    with _listing:
+        _entries.discard(entry)
     _kept_alive.discard(entry)
     if find(entry.parameter) is entry:
-        del _by_identity[identity(entry.parameter)]
+        _by_identity.pop(identity(entry.parameter), None)
 
 
 def check(parameters: Iterable[Parameter]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from xweights.core.agreement import Vote
-from xweights.core.blocks import copy_into
+from xweights.core.blocks import aliased_values, any_overlap, copy_into
 from xweights.core.dtypes import Array
 from xweights.core.layout import LayoutName
 from xweights.core.parameter import Parameter
@@ -158,11 +160,17 @@ def fill_params(out: Params, likes: Sequence[Parameter], stored: Sequence[Array]
     for name in out:
         if name not in names:
             problems.add(SelectionError, f"out= has {name!r}, which isn't selected\n{near(name, names)}")
+    out_axes, out_gates = out.axes, out.gates
     for p, value in zip(likes, stored, strict=True):
         if p.name not in out:
             problems.add(SelectionError, f"out= has no array for {p.name!r}\n{near(p.name, out)}")
             continue
         home = out[p.name]
+        axes = p.layout.axes if layout == "neutral" else p.layout.stored_axes
+        # What is returned would say of the values what is true of those before.
+        for what, has, wanted in (("axes", out_axes[p.name], axes), ("gates", out_gates[p.name], p.gates)):
+            if has != wanted and None not in (has, wanted):
+                problems.add(LayoutError, f"the {what} of out[{p.name!r}]\n{got_expected(has, wanted)}")
         neutral = value if layout == "native" else p.layout.to_neutral(value)
         if home.shape != neutral.shape:
             problems.add(ShapeError, f"out[{p.name!r}]\n{got_expected(home.shape, neutral.shape)}")
@@ -171,9 +179,27 @@ def fill_params(out: Params, likes: Sequence[Parameter], stored: Sequence[Array]
         elif not home.flags.writeable:
             problems.add(WriteError, f"out[{p.name!r}] is read-only", fix="Params that get_params() returned as copies")
         arrays.append((home, neutral))
+    for position in () if problems else _find_shared([home for home, _ in arrays], stored):
+        problems.add(
+            WriteError, f"out[{likes[position].name!r}] shares memory with another array of out= or the target"
+        )
     problems.check()
     for home, value in arrays:
         copy_into(home, value)
+
+
+def _find_shared(homes: Sequence[Array], stored: Sequence[Array]) -> list[int]:
+    """Return the positions of arrays that can't be filled without changing another one, or a value."""
+    arrays = [*homes, *stored]
+    if not any_overlap(arrays):
+        return []
+    suspects = sorted(aliased_values(list(enumerate(homes)), arrays))
+    # Spans that overlap may still be of columns that lie between each other.
+    return [
+        at
+        for at in suspects
+        if any(np.may_share_memory(homes[at], other, 1000) for place, other in enumerate(arrays) if place != at)
+    ]
 
 
 def effective_params(target: Any, *, where: WhereLike = ..., layout: LayoutName = "neutral") -> Params:
