@@ -142,7 +142,7 @@ def test_a_norm_before_a_layer_is_folded_into_it_where_it_doesnt_pad():
             assert xw.port(k, t, sample=x, fold=True).ok
             assert np.allclose(np.moveaxis(run_torch(t, x), 1, -1), run_keras(k, x), atol=1e-5)
         else:
-            with pytest.raises(xw.PortError):
+            with pytest.raises(xw.PortError, match="can't be folded into a layer that pads"):
                 xw.port(k, t, sample=x, fold=True)
             assert all(torch.equal(before[name], value) for name, value in state(t).items())
 
@@ -219,6 +219,20 @@ def test_nothing_is_folded_where_another_layer_uses_what_the_norm_is_given():
     k = keras.Model(inputs, L.Dense(2)(L.ReLU()(y) + y))
     with pytest.raises(xw.PortError):
         xw.port(t, k, sample=images()[0, 0], fold=True)
+
+
+def test_no_norm_is_folded_through_a_rectifier_that_the_sample_doesnt_show():
+    s = fill_torch(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)))
+    t = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Tanh(), nn.Linear(4, 2))
+    with torch.no_grad():  # everything is positive on both sides of the rectifier
+        s[0].weight.abs_()
+        s[0].bias.fill_(3.0)
+        s[2].weight.fill_(0.1)
+        s[2].bias.fill_(0.5)
+    before = state(t)
+    with pytest.raises(xw.PortError):
+        xw.port(s, t, sample=np.abs(images()[0, 0]), fold=True)
+    assert all(torch.equal(before[name], value) for name, value in state(t).items())
 
 
 def test_folding_needs_a_sample():

@@ -196,6 +196,33 @@ def test_experts_that_the_sample_does_not_reach_are_refused_if_the_others_have_o
     assert all(torch.equal(before[name], value) for name, value in t.state_dict().items())
 
 
+def test_one_expert_that_is_reached_does_not_prove_the_places_of_the_others():
+    # In a list of three the other way round, the expert in the middle has the same place.
+    class Three(nn.Module):
+        def __init__(self, *, listed):
+            super().__init__()
+            self.router, self.listed = nn.Linear(2, 3), listed
+            if listed:
+                self.experts = nn.ModuleList([nn.Linear(2, 2, bias=False) for _ in range(3)])
+            else:
+                self.kernels = nn.Parameter(torch.randn(3, 2, 2))
+
+        def forward(self, x):
+            best, out = self.router(x).argmax(-1), torch.zeros(len(x), 2)
+            for number in range(3):
+                chosen = torch.where(best == number)[0]
+                if len(chosen):
+                    made = self.experts[2 - number](x[chosen]) if self.listed else x[chosen] @ self.kernels[number]
+                    out = out.index_add(0, chosen, made)
+            return out + self.router(x)[:, :2]
+
+    source, target = Three(listed=False), Three(listed=True)
+    with torch.no_grad():
+        source.router.bias.copy_(torch.tensor([0.0, 50.0, 0.0]))
+    with pytest.raises(xw.PortError, match="isn't called with this sample"):
+        xw.port(source, target, sample=floats(4, 2))
+
+
 class FirstAfter(L.Layer):
     def __init__(self):
         super().__init__()

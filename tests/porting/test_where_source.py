@@ -61,3 +61,8 @@ def test_a_layer_that_takes_part_only_partly_is_refused(sample):
 def test_a_target_whose_twin_does_not_take_part_is_refused(sample):
     with pytest.raises(xw.errors.PortError):
         xw.port(TwoHeads(), OneHead(), sample=sample, where_source=["first/*"])
+
+
+def test_a_selection_that_matches_nothing_names_its_own_argument(sample):
+    with pytest.raises(xw.errors.SelectionError, match=r"where_source='third/\*' selects nothing in the source"):
+        xw.port(TwoHeads(), OneHead(), sample=sample, where_source="third/*")

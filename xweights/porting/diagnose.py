@@ -12,6 +12,7 @@ from xweights.core.dtypes import Array
 from xweights.porting.attributes import compare_plain_layers, compare_settings, describe_unlike_padding
 from xweights.porting.causes import describe_padding, find_padding
 from xweights.porting.diagnose_inputs import diagnose_activation, diagnose_input
+from xweights.porting.matching.folds import NORMS
 from xweights.porting.matching.matching import Matching
 from xweights.porting.matching.pairs import Divergence, Pair
 from xweights.porting.matching.similarity import trim_zeros
@@ -95,6 +96,9 @@ def _diagnose_layer(
     unequal_roles = [role for role, value in expected.items() if not np.array_equal(value, got[role])]
     if unequal_roles:
         return "weights", f"other weights: {', '.join(unequal_roles)}"
+    origins = matching.list_origins(source)
+    if unit.kind == "conv" and origins[0].kind in NORMS and source.attributes.get("padding") != "valid":
+        return "fold", f"{origins[0].path!r} before it can't be folded into a layer that pads: its zeros aren't shifted"
     if unit.kind in ("conv", "conv_transpose"):
         padding = _diagnose_padding(divergence, unit, source, expected)
         if padding is not None:
@@ -120,6 +124,8 @@ def _diagnose_padding(
         for each, seen in ((source, call.output), (unit, output))
     ]
     if found[0] is None or found[1] is None:
+        if settings[0] == settings[1]:
+            return None
         return f"the same weights and input: padding differs ({settings[0]} against {settings[1]})"
     if found[0] == found[1]:
         return None

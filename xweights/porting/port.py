@@ -161,9 +161,10 @@ def port_models(
 
 
 def _undo(run: Run, snapshot: Snapshot) -> None:
-    snapshot.restore()
-    for record, name, value in run.undo:
-        run.target.porting.set_attribute(record, name, value)
+    with defer_interrupts():
+        snapshot.restore()
+        for record, name, value in run.undo:
+            run.target.porting.set_attribute(record, name, value)
 
 
 def _port_without_sample(run: Run) -> tuple[PortReport, list[Pair]]:

@@ -12,9 +12,11 @@ import numpy as np
 
 from xweights.core.casting import check_finite
 from xweights.core.names import Names, glob_matcher, renamer
+from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike
 from xweights.edit.read import neutral_view, parameters
 from xweights.errors import (
+    ArgumentError,
     DtypeError,
     NonfiniteError,
     PortError,
@@ -59,7 +61,7 @@ class Run:
         everything_of_source = self.source.parameters
         self._taken: set[str] | None = None
         if where_source is not ...:
-            self._taken = {name for p in parameters(source, where=where_source) for name in (p.name, *p.aliases)}
+            self._taken = {name for p in _select_source(source, where_source) for name in (p.name, *p.aliases)}
             self.source = self._take_part(self.source)
         self.source_names = tuple(p.name for p in everything_of_source)
         self._names = names
@@ -204,6 +206,9 @@ class Run:
         recorder = Recorder(self.source)
         expected = self.call(self.source, sample, recorder, "source")
         calls = recorder.join_loops()
+        probe = KeyWatcher(self.source)
+        if self._fold:
+            self.call(self.source, sample, probe, "source")
         for target_sample in target_samples(self.source, self.target, sample, sample_target):
             try:
                 self.target = self._trace(self.target, target_sample, "target", observed=observed)
@@ -224,7 +229,7 @@ class Run:
                 except PortError as wrong:
                     self._failed = self._failed or wrong
                     continue
-                folding = Folding(calls, watcher.calls, self.target.units)
+                folding = Folding(calls, probe, watcher, self.target.units)
             yield Matching(
                 source=self.source,
                 target=self.target,
@@ -277,6 +282,15 @@ class Run:
             raise
         except Exception as wrong:
             raise _call_error(what, sample, wrong) from wrong
+
+
+def _select_source(source: Any, where_source: WhereLike) -> list[Parameter]:
+    """Return the selected parameters of the source; a refusal names the argument that was given."""
+    try:
+        return list(parameters(source, where=where_source))
+    except (SelectionError, ArgumentError) as wrong:
+        text = str(wrong).replace("where=", "where_source=").replace("in this target", "in the source")
+        raise type(wrong)(text) from None
 
 
 def _allow_both(first: Allowed, second: Allowed, source: LayerUnit, target: LayerUnit) -> bool:

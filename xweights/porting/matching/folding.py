@@ -49,7 +49,10 @@ class _KeyedCall:
 
 
 class KeyWatcher:
-    """A watcher that keeps a digest of what goes in and out of layers and norms that may be folded."""
+    """A watcher that keeps a digest of what goes in and out of layers and norms that may be folded.
+
+    An output that is nowhere negative is replaced by one that is: else no rectifier behind it would show.
+    """
 
     def __init__(self, traced: TracedModel) -> None:
         self.calls: list[_KeyedCall] = []
@@ -64,29 +67,40 @@ class KeyWatcher:
         self.calls += calls
         self._open.setdefault(id(record), []).append(calls)
 
-    def leave(self, record: LayerRecord, outputs: Arrays) -> None:
-        """Note the output of a call."""
-        for call in self._open[id(record)].pop():
-            call.made = _make_key(select_array(call.unit, outputs, 1))
+    def leave(self, record: LayerRecord, outputs: Arrays) -> Array | None:
+        """Note the output of a call; return one that has negative numbers if it has none."""
+        calls, replaced = self._open[id(record)].pop(), None
+        for call in calls:
+            array = select_array(call.unit, outputs, 1)
+            if array is not None and len(calls) == 1 and array.dtype.kind == "f" and not (array < 0).any():
+                array = replaced = -1 - array
+            call.made = _make_key(array)
+        return replaced
 
 
 class Links:
-    """Which norm follows which layer of a model, and which comes before which, by the ids of the units."""
+    """Which norm follows which layer of a model, and which comes before which, by the ids of the units.
 
-    def __init__(self, calls: Sequence[_KeyedCall]) -> None:
+    ``probed`` are the calls as a ``KeyWatcher`` saw them.
+    """
+
+    def __init__(self, calls: Sequence[_KeyedCall], probed: Sequence[_KeyedCall]) -> None:
         self.behind: dict[int, LayerUnit] = {}  # a layer's: the norm that is given what it puts out
         self.before: dict[int, LayerUnit] = {}  # a layer's: the norm that puts out what it is given
         self.owners: dict[int, LayerUnit] = {}  # a norm's: the layer that it belongs to
         self.norm_calls: dict[int, UnitCall] = {}  # by the number of the layer's call
         self.norm_calls_before: dict[int, UnitCall] = {}
+        kinds = frozenset(OUTPUTS) | NORMS
+        linked = {(id(first.unit), id(second.unit)) for first, second in _find_next(probed, kinds, kinds)}
         for layer, norm in _find_next(calls, frozenset(OUTPUTS), frozenset({"batch_norm"})):
-            if is_foldable(norm.unit):
+            if is_foldable(norm.unit) and (id(layer.unit), id(norm.unit)) in linked:
                 self.behind[id(layer.unit)] = norm.unit
                 self.owners[id(norm.unit)] = layer.unit
                 if layer.call is not None and norm.call is not None:
                     self.norm_calls[layer.call.number] = norm.call
         for norm, layer in _find_next(calls, NORMS, frozenset({"dense", "conv"})):
-            if is_foldable(norm.unit) and id(norm.unit) not in self.owners:
+            free = is_foldable(norm.unit) and id(norm.unit) not in self.owners
+            if free and (id(norm.unit), id(layer.unit)) in linked:
                 self.before[id(layer.unit)] = norm.unit
                 if layer.call is not None and norm.call is not None:
                     self.norm_calls_before[layer.call.number] = norm.call
@@ -96,9 +110,11 @@ class Links:
 class Folding:
     """The folds of two models: the source's calls with those of folded units among them, and what may be paired."""
 
-    def __init__(self, calls: Sequence[UnitCall], target_calls: Sequence[_KeyedCall], units: Sequence[LayerUnit]):
+    def __init__(
+        self, calls: Sequence[UnitCall], probed: KeyWatcher, target_probed: KeyWatcher, units: Sequence[LayerUnit]
+    ) -> None:
         keyed = [_KeyedCall(c.unit, _make_key(c.input), _make_key(c.output), c) for c in calls if _may_fold(c.unit)]
-        self._source, self._target = Links(keyed), Links(target_calls)
+        self._source, self._target = Links(keyed, probed.calls), Links(target_probed.calls, target_probed.calls)
         self._layers = [unit for unit in units if unit.kind in OUTPUTS]
         self._norms = [unit for unit in units if id(unit) in self._target.owners]
         self._made: dict[tuple[object, ...], LayerUnit] = {}

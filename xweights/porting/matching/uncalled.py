@@ -81,6 +81,11 @@ def _find_idle(unit: LayerUnit, matching: Matching, pairs: Mapping[int, Pair]) -
         return []
     if any(place_of(pair.source) != place_of(pair.target) for pair in siblings):
         return []
+    # In the opposite order the place in the middle is the same, so one place alone proves nothing.
+    seen = {place_of(pair.target) for pair in siblings}
+    places = {place_of(one) for one in matching.target.units if series_of(one) == series}
+    if len(seen) == 1 and len(places) > 2:
+        return []
     first = [pair for pair in siblings if pair.target.record is siblings[0].target.record]
     found = []
     for sibling in first:
