@@ -55,11 +55,11 @@ def _adapter(text: str, name: str, arguments: str) -> Any:
 
 
 def _value(text: str) -> Any:
-    if re.fullmatch(r"-?\d+", text):
+    if re.fullmatch(r"-?\d{1,18}", text):
         return int(text)
-    if re.fullmatch(r"\d+(x\d+)+", text):
+    if re.fullmatch(r"\d{1,18}(x\d{1,18})+", text):
         return tuple(map(int, text.split("x")))
-    match = re.fullmatch(r"(-?\d+)?:(-?\d+)?(?::(-?\d+))?", text)
+    match = re.fullmatch(r"(-?\d{1,18})?:(-?\d{1,18})?(?::(-?\d{1,18}))?", text)
     if match is not None:
         return slice(*(None if bound is None else int(bound) for bound in match.groups()))
     if text in ("yes", "true", "no", "false"):

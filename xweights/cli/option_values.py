@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from xweights.errors import XweightsError
 
 _ENTRIES = re.compile(r"\[(?P<index>[^\]]*)\]\s*=\s*(?P<value>.+)", re.DOTALL)
-_SLICE = re.compile(r"(-?\d+)?:(-?\d+)?(?::(-?\d+))?")
+_SLICE = re.compile(r"(-?\d{1,18})?:(-?\d{1,18})?(?::(-?\d{1,18}))?")
 
 
 def parse_number(text: str, option: str) -> float:
@@ -53,7 +53,8 @@ def parse_entries(text: str, option: str) -> tuple[Any, float] | float:
 
 
 def _parse_index(part: str, option: str, text: str) -> Any:
-    if re.fullmatch(r"-?\d+", part):
+    # Python itself refuses to read numbers of more than 4,300 digits.
+    if re.fullmatch(r"-?\d{1,18}", part):
         return int(part)
     match = _SLICE.fullmatch(part)
     if match is None:
@@ -63,7 +64,7 @@ def _parse_index(part: str, option: str, text: str) -> Any:
 
 def parse_pattern(text: str, option: str) -> tuple[int, int, str]:
     """Parse ``2:4:in`` into ``(2, 4, "in")``."""
-    match = re.fullmatch(r"(\d+):(\d+):(.+)", text)
+    match = re.fullmatch(r"(\d{1,18}):(\d{1,18}):(.+)", text)
     if match is None:
         raise _error(option, "N:M:AXIS, as in 2:4:in", text)
     return int(match[1]), int(match[2]), match[3]

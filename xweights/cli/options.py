@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,7 +88,7 @@ def _parse_part(text: str) -> Any:
     if kind == "native":
         return native(rest)
     if kind == "layer":
-        return layer(int(rest) if rest.removeprefix("-").isdigit() else rest)
+        return layer(int(rest) if re.fullmatch(r"-?\d{1,18}", rest) else rest)
     if rest not in ("yes", "no"):
         raise ArgumentError(f"--where trainable: is yes or no\ngot: {text!r}")
     return trainable() if rest == "yes" else ~trainable()

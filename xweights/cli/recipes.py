@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xweights.core.parameter import Parameter
     from xweights.errors import Problems
 
 _LARGEST = 1 << 20  # bytes
@@ -22,6 +25,10 @@ SETTINGS = {
     "normalize": "normalize", "rescale": "rescale",
 }  # fmt: skip
 _PER_MODEL = ("weight", "density", "gamma", "epsilon")
+_SWITCHES = ("normalize", "rescale")
+# mergekit scales what it keeps until the sum of magnitudes is the same as before.
+_RESCALED = "l1"
+_RESCALING = ("dare_linear", "dare_ties", "della", "della_linear")  # unless a recipe says otherwise
 _NOTHING_HERE = ("int8_mask", "tokenizer_source", "tokenizer", "chat_template")
 _EDITS = ("set", "fill", "scale", "add", "clip", "max_norm", "noise", "prune")
 
@@ -115,28 +122,55 @@ def merge_recipe(path: Path) -> dict[str, Any]:
         if not isinstance(entry.get("model"), str):
             problems.add(ArgumentError, f"models: has an entry without model:\ngot: {model!r:.80}")
             continue
+        for key in set(entry) - {"model", "parameters"}:
+            problems.add(ArgumentError, f"models: {key}: isn't known\ngot: {model!r:.80}", fix="parameters: {...}")
         # The base may be listed, without any say.
         if entry["model"] == base and ours not in ("average", "slerp", "lerp"):
             continue
-        targets.append(_resolve(entry["model"], path))
+        targets.append(_resolve(entry["model"], path, problems))
         settings.append(entry.get("parameters") or {})
     options = _settings(recipe.get("parameters") or {}, settings, problems)
     if isinstance(base, str):
         if ours in ("slerp", "lerp"):
             # There the base is the model at t = 0.
-            first = _resolve(base, path)
+            first = _resolve(base, path, problems)
             targets = [first, *(target for target in targets if target != first)]
         elif ours != "average":
-            options["base"] = _resolve(base, path)
+            options["base"] = _resolve(base, path, problems)
     elif base is not None:
         problems.add(ArgumentError, f"base_model: is the name of a file\ngot: {base!r:.80}")
+    if ours in _RESCALING:
+        options.setdefault("rescale", _RESCALED)
+    names = recipe.get("names")
+    texts = [*names, *names.values()] if isinstance(names, dict) else [names]
+    if names is not None and not all(isinstance(text, str) for text in texts):
+        problems.add(ArgumentError, f"names: are GLOB: GLOB, the first model's first\ngot: {names!r:.80}")
+    where = _texts(recipe.get("where"), "where:", problems)
     problems.check()
-    return {"targets": targets, "method": ours, "where": recipe.get("where"), "names": recipe.get("names")} | options
+    return {"targets": targets, "method": ours, "where": where, "names": names} | options
 
 
-def _resolve(name: str, recipe: Path) -> str:
+def _texts(value: Any, what: str, problems: Problems) -> list[str] | None:
+    """Return one text or several as a list; None for what isn't there."""
+    from xweights.errors import ArgumentError
+
+    texts = [value] if isinstance(value, str) else value
+    if texts is None or (isinstance(texts, list) and texts and all(isinstance(text, str) and text for text in texts)):
+        return texts
+    problems.add(ArgumentError, f"{what} is one selection, or a list of them\ngot: {value!r:.80}")
+    return None
+
+
+def _resolve(name: str, recipe: Path, problems: Problems) -> str:
     """Return a path beside the recipe as it is from here; anything else as it stands."""
+    from xweights.cli.targets import is_factory
+    from xweights.errors import ArgumentError
+
     beside = recipe.parent / name
+    if is_factory(name) and not beside.exists():
+        # A recipe comes from elsewhere, and a factory is code that would run.
+        fix = "xweights convert PACKAGE.MODULE:FACTORY w.safetensors, and name that file"
+        problems.add(ArgumentError, f"a recipe names files, and runs no code\ngot: {name!r:.80}", fix=fix)
     return str(beside) if not Path(name).exists() and beside.exists() else name
 
 
@@ -152,54 +186,93 @@ def _settings(shared: Any, of_models: Sequence[Any], problems: Problems) -> dict
             continue
         if key not in SETTINGS:
             problems.add(ArgumentError, f"parameters: {key} isn't known\n{near(str(key), SETTINGS)}")
-            continue
-        own = [one.get(key, shared.get(key)) for one in of_models]
-        if key == "rescale":
-            options["rescale"] = "density" if shared.get(key, True) else None
-        elif key == "normalize":
-            options["normalize"] = bool(shared.get(key))
-        elif key in _PER_MODEL and any(key in one for one in of_models):
-            if any(value is None for value in own):
+        elif key not in _PER_MODEL and key not in shared:
+            fix = f"parameters: {{{key}: ...}} beside models:, not inside"
+            problems.add(ArgumentError, f"parameters: {key} is one for all models", fix=fix)
+        elif key in _SWITCHES:
+            if shared[key] not in (True, False):
+                problems.add(ArgumentError, f"parameters: {key} is true or false\ngot: {shared[key]!r:.80}")
+            options[SETTINGS[key]] = bool(shared[key]) if key == "normalize" else _RESCALED if shared[key] else None
+        elif any(key in one for one in of_models):
+            if key not in shared and not all(key in one for one in of_models):
                 problems.add(ArgumentError, f"parameters: {key} is missing in some of the models", fix="give all one")
-            else:
-                options[SETTINGS[key]] = _by_where([_conditions(key, value, problems) for value in own])
+            # What a model's own conditions leave open is as parameters: beside models: says.
+            said = [shared[key]] if key in shared else []
+            own = [[*([one[key]] if key in one else []), *said] for one in of_models]
+            options[SETTINGS[key]] = _numbers(key, own, problems, single=False)
         else:
-            options[SETTINGS[key]] = _by_where([_conditions(key, shared[key], problems)], single=True)
+            options[SETTINGS[key]] = _numbers(key, [[shared[key]]], problems, single=True)
     return options
 
 
+@dataclass(frozen=True)
+class ByFilter:
+    """Numbers that depend on a parameter: of each model's conditions, the first whose filter is in the name counts.
+
+    An empty filter is in every name.
+    """
+
+    setting: str
+    of_models: tuple[tuple[tuple[str, float], ...], ...]
+    single: bool
+
+    def __call__(self, p: Parameter) -> float | tuple[float, ...]:
+        from xweights.errors import SelectionError
+
+        names = (p.native_name, *p.native_aliases)
+        found: list[float] = []
+        for conditions in self.of_models:
+            numbers = [number for part, number in conditions if any(part in name for name in names)]
+            if not numbers:
+                raise SelectionError(
+                    f"parameters: {self.setting} says nothing for {p.native_name!r}\n"
+                    "Fix: end its list with - value: NUMBER, which counts where no filter does"
+                )
+            found.append(numbers[0])
+        return found[0] if self.single else tuple(found)
+
+    def check(self, parameters: Sequence[Parameter]) -> None:
+        """Raise for filters that are in no name, which are misspelt."""
+        from xweights.errors import Problems, SelectionError, near
+
+        names = [name for p in parameters for name in (p.native_name, *p.native_aliases)]
+        problems = Problems(f"parameters: {self.setting} can't be followed, and nothing was merged")
+        for part in dict.fromkeys(part for conditions in self.of_models for part, _ in conditions):
+            if not any(part in name for name in names):
+                problems.add(SelectionError, f"filter: {part!r} is in no name\n{near(part, names)}")
+        problems.check()
+
+
+def _numbers(key: str, of_models: Sequence[Sequence[Any]], problems: Problems, *, single: bool) -> Any:
+    conditions = [tuple(pair for value in values for pair in _conditions(key, value, problems)) for values in of_models]
+    if all(first and first[0][0] == "" for first in conditions):
+        numbers = tuple(first[0][1] for first in conditions)
+        return numbers[0] if single else numbers
+    return ByFilter(key, tuple(conditions), single)
+
+
 def _conditions(key: str, value: Any, problems: Problems) -> list[tuple[str, float]]:
-    """Return (filter, number) pairs; the first filter that is in a name counts, and an empty one is in every name."""
+    """Return (filter, number) pairs; an empty filter is in every name."""
+    from xweights.core.casting import is_number
     from xweights.errors import ArgumentError
 
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return [("", float(value))]
-    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
-        pairs = [(one.get("filter") or "", one.get("value")) for one in value]
-        if all(isinstance(number, (int, float)) and isinstance(name, str) for name, number in pairs):
-            return [(name, float(number)) for name, number in pairs if isinstance(number, (int, float))]
-    fix = "a number, or a list of filter: and value:"
-    problems.add(
-        ArgumentError, f"parameters: {key} can't be understood (a gradient over layers?)\ngot: {value!r:.80}", fix=fix
-    )
-    return [("", 0.0)]
-
-
-def _by_where(of_models: Sequence[Sequence[tuple[str, float]]], *, single: bool = False) -> Any:
-    """Return numbers for all, or by selection: in a mapping the last match counts, so filters go in from the end."""
-    filters = dict.fromkeys(name for conditions in of_models for name, _ in conditions)
-    if list(filters) == [""]:
-        numbers = tuple(conditions[0][1] for conditions in of_models)
-        return numbers[0] if single or len(numbers) == 1 else numbers
-    from xweights.core.selection import native
-
-    found: dict[Any, Any] = {}
-    for name in reversed([*(one for one in filters if one), *([""] if "" in filters else [])]):
-        numbers = tuple(
-            next((number for own, number in conditions if own in (name, "")), 0.0) for conditions in of_models
+    entries = value if isinstance(value, list) else [{"value": value}]
+    pairs: list[tuple[str, float]] = []
+    for one in entries:
+        name: Any = one.get("filter") if isinstance(one, dict) else None
+        number: Any = one.get("value") if isinstance(one, dict) else None
+        if is_number(number) and (name is None or isinstance(name, str)) and not set(one) - {"filter", "value"}:
+            with suppress(OverflowError):  # a whole number of 400 digits
+                # As in mergekit: * is any name, and everything else is a part of one.
+                pairs.append(("" if name in (None, "*") else name, float(number)))
+    if not pairs or len(pairs) < len(entries):
+        fix = "a number, or a list of filter: and value:"
+        problems.add(
+            ArgumentError,
+            f"parameters: {key} can't be understood (a gradient over layers?)\ngot: {value!r:.80}",
+            fix=fix,
         )
-        found["*" if not name else native(f"*{name}*")] = numbers[0] if single else numbers
-    return found
+    return pairs
 
 
 def edit_recipe(path: Path, default_where: Any) -> list[tuple[Any, Any]]:
@@ -221,8 +294,7 @@ def edit_recipe(path: Path, default_where: Any) -> list[tuple[Any, Any]]:
         if len(names) != 1 or names[0] not in _EDITS:
             problems.add(ArgumentError, f"edit {number} is none of {', '.join(_EDITS)}\ngot: {edit!r:.120}")
             continue
-        where = edit.get("where")
-        texts = [where] if isinstance(where, str) else where
+        texts = _texts(edit.get("where"), f"edit {number}: where:", problems)
         try:
             value = edit[names[0]]
             if names[0] == "set" and isinstance(value, str):

@@ -125,6 +125,11 @@ def missing_file_error(path: Path) -> XweightsError:
     return ArgumentError(f"there is no file {str(path)!r}\n{hint}{fix}")
 
 
+def is_factory(text: str) -> bool:
+    """Return True if a text names a model that Python code builds."""
+    return _match_factory(text) is not None
+
+
 def _match_factory(text: str) -> re.Match[str] | None:
     return None if Path(text).exists() else _FACTORY.fullmatch(text)
 

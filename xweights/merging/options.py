@@ -79,6 +79,10 @@ class Settings:
 
     def _take(self, name: str, value: Any, default: Any, parameters: Sequence[Parameter]) -> None:
         self._by_parameter[name] = {}
+        if callable(value):  # as the command line makes it of a recipe
+            found = {p.name: self._number(name, value(p)) for p in parameters if p.floating}
+            self._by_parameter[name], self._numbers[name] = found, None
+            return
         if not isinstance(value, Mapping):
             self._numbers[name] = self._number(name, value)
             return

@@ -155,16 +155,19 @@ def _cast(p: Parameter, dtype: Any) -> ArrayToWrite:
     from xweights.errors import NonfiniteError
 
     array = _keep(p)
-    largest = ml_dtypes.finfo(dtype).max  # type: ignore[no-untyped-call]
+    # They have neither infinity nor NaN: ml_dtypes makes their largest number of everything beyond it.
+    saturates = dtype.name.startswith(("float4", "float6"))
+    largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
 
     def pieces() -> Iterable[Any]:
         for piece in array.pieces():
             rounded = cast_exactly(piece, dtype, what=repr(p.name), cast=True)
-            lost = int(np.count_nonzero(np.isfinite(piece) & ~np.isfinite(rounded)))
+            beyond = np.abs(piece) > largest if saturates else ~np.isfinite(rounded)
+            lost = int(np.count_nonzero(np.isfinite(piece) & beyond))
             if lost:
                 raise NonfiniteError(
                     f"{p.name!r} has {lost:,} numbers that {dtype.name} can't hold\n"
-                    f"largest: {float(largest):.6g}\n"
+                    f"largest: {largest:.6g}\n"
                     "Fix: --dtype bfloat16, which has the range of float32, or --where '~...' to leave it out"
                 )
             yield rounded

@@ -88,12 +88,14 @@ def merge(
 
     Numbers are one for all, one for each target (1,2), or WHERE=NUMBERS, repeated; the last match counts.
     """
-    from xweights.cli.recipes import merge_recipe
+    from xweights.cli.recipes import ByFilter, merge_recipe
+    from xweights.edit.read import parameters
     from xweights.errors import ArgumentError
     from xweights.merging.inputs import open_part
     from xweights.merging.merge import merge as merge_targets
 
     need_folder(out)
+    name_pairs = parse_names(names)
     texts = {"weights": weights, "t": t, "decay": decay, "scale": scale, "density": density, "gamma": gamma,
              "epsilon": epsilon}  # fmt: skip
     options: dict[str, Any] = {
@@ -105,18 +107,24 @@ def merge(
         options["rescale"] = None if rescale == "none" else rescale
     targets = list(targets or [])
     if recipe is not None:
+        read = merge_recipe(recipe)
         given = [one for one in ("targets", "method", "base") if _is_given(ctx, one)]
-        if given or options:
-            words = ", ".join([*given, *options])
+        # The seed of a draw and the axes of a unit stand in no recipe of mergekit's.
+        given += [one for one in options if one not in ("seed", "per")]
+        given += [one for one in ("where", "names") if _is_given(ctx, one) and read[one] is not None]
+        if given:
+            words = ", ".join(given)
             raise ArgumentError(f"a recipe says this itself\ngot: {words} beside --recipe {recipe}\nFix: leave one out")
-        options = merge_recipe(recipe)
+        options |= read
         targets, method, base = options.pop("targets"), options.pop("method"), options.pop("base", None)
-        texts_of_where, pairs = options.pop("where"), options.pop("names")
-        where = where or ([texts_of_where] if isinstance(texts_of_where, str) else texts_of_where)
-        names = names or ([f"{one}={other}" for one, other in pairs.items()] if isinstance(pairs, dict) else None)
+        where, pairs = options.pop("where") or where, options.pop("names")
+        name_pairs = pairs or name_pairs
     if not targets:
         raise ArgumentError("nothing is to be merged\nFix: xweights merge a.npz b.npz -o c.npz, or --recipe merge.yaml")
     opened = [open_part(load_target(target), part) for target in targets]
+    for option in options.values():
+        if isinstance(option, ByFilter):
+            option.check(parameters(opened[0]))
     start = None if base is None else open_part(load_target(base), part)
     with trial_path(out, dry_run) as written, file_progress(written, count_bytes(opened[0]), f"merging into {out}"):
         report = merge_targets(
@@ -126,7 +134,7 @@ def merge(
             rest=rest,
             base=start,
             where=parse_where(where),
-            names=parse_names(names),
+            names=name_pairs,
             out=written,
             cast=cast,
             adapt=parse_adapters(adapt),
