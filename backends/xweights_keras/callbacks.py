@@ -60,3 +60,27 @@ class Average(_Attached):
     """Average the weights, which validation then sees; arguments as in :func:`xweights.average`."""
 
     attach = staticmethod(average)
+    _evaluated: Any = None
+
+    def begin(self, model: Any, **more: Any) -> None:
+        """Attach it, and see to it that an evaluation that fails leaves the trained weights in the model."""
+        super().begin(model, **more)
+        evaluate = model.evaluate
+
+        # Keras tells no callback of an error, nor of Ctrl-C: the averages would stay in the model.
+        def swap_back_after_errors(*arguments: Any, **keywords: Any) -> Any:
+            try:
+                return evaluate(*arguments, **keywords)
+            except BaseException:
+                self.swap_back()
+                raise
+
+        model.evaluate = swap_back_after_errors
+        self._evaluated = model
+
+    def release(self) -> None:
+        """Detach it, whatever happened; the handle stays readable."""
+        super().release()
+        model, self._evaluated = self._evaluated, None
+        if model is not None:
+            vars(model).pop("evaluate", None)

@@ -49,12 +49,42 @@ def test_callbacks_of_fit_hold_while_it_runs_and_are_released_after_it() -> None
     assert (xw.get_params(model)["a/kernel"] == 0).sum() == 0, "it was released"
 
 
+@pytest.mark.keras_backend
+@pytest.mark.skipif(not has("keras"), reason="Keras is not installed")
+def test_a_validation_that_fails_leaves_the_trained_weights_in_the_model() -> None:
+    import keras
+
+    from xweights_keras import callbacks
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, name="a")])
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    trained = {}
+
+    class Fail(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            trained.update(xw.get_params(self.model))
+
+        def on_test_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    mean = callbacks.Average(decay=0.9)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, batch_size=8, verbose=0, validation_data=(X, Y), callbacks=[mean, Fail()])
+    assert xw.equal(model, trained)
+    assert not xw.equal(model, mean.attached.params)
+    model.fit(X, Y, batch_size=8, verbose=0, validation_data=(X, Y), callbacks=[mean])
+    assert mean.attached.updates == 3
+    assert "evaluate" not in vars(model)
+
+
 @pytest.mark.skipif(not has("lightning"), reason="Lightning is not installed")
 def test_callbacks_of_lightning_hold_while_it_runs_and_are_released_after_it(tmp_path) -> None:
     import lightning
     import torch
 
     from xweights_torch.callbacks.lightning import Average, Hold, Prune
+
+    checked = []
 
     class Net(lightning.LightningModule):
         def __init__(self):
@@ -67,6 +97,8 @@ def test_callbacks_of_lightning_hold_while_it_runs_and_are_released_after_it(tmp
 
         def validation_step(self, batch, _):
             self.seen = self.net.weight.detach().clone()
+            if self.trainer.sanity_checking:
+                checked.append(self.seen)
 
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
@@ -86,6 +118,9 @@ def test_callbacks_of_lightning_hold_while_it_runs_and_are_released_after_it(tmp
     assert np.array_equal(net.seen.numpy().T, mean.attached.params["net/kernel"])
     xw.fill(net, 1.0)
     assert (xw.get_params(net)["net/kernel"] == 1).all(), "they were released"
+    again = lightning.Trainer(max_epochs=1, callbacks=[mean], enable_model_summary=False, **quiet)
+    again.fit(net, data, data)
+    assert (checked[-1] == 1).all(), "a check before the training sees no averages of the training before"
 
 
 @pytest.mark.skipif(not (has("transformers") and has("accelerate")), reason="transformers is not installed")
@@ -141,3 +176,22 @@ def test_a_callback_used_again_begins_anew_and_one_that_is_refused_attaches_noth
         wrong.begin(second)
     wrong.end()
     assert wrong.attached is None
+
+
+def test_a_wrong_call_of_a_callback_is_refused_as_that_of_its_function() -> None:
+    from xweights.training.while_training import WhileTraining, average, hold_pruned
+
+    class Average(WhileTraining):
+        attach = staticmethod(average)
+
+    class Prune(WhileTraining):
+        attach = staticmethod(hold_pruned)
+
+    with pytest.raises(xw.ArgumentError, match=r"average\(\) needs decay="):
+        Average()
+    with pytest.raises(xw.ArgumentError, match="'amount'"):
+        Prune(amount=0.5)
+    with pytest.raises(xw.ArgumentError, match="leave out hold="):
+        Prune(fraction=0.5, hold=True).begin({"a/kernel": np.ones((2, 2))})
+    with pytest.raises(xw.HoldError, match="stay empty"):
+        Average(decay=0.5).begin({"w": np.ones(2)})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from inspect import signature
 from typing import Any, ClassVar
 
+from xweights.core.public_calls import explain
+from xweights.errors import ArgumentError, HoldError
 from xweights.training.averages import Averages, average
 from xweights.training.freeze import freeze
 from xweights.training.hold import hold
@@ -18,6 +21,8 @@ __all__ = ["WhileTraining", "average", "freeze", "hold", "hold_pruned", "multipl
 
 def hold_pruned(target: Any, **keywords: Any) -> Any:
     """Prune, and hold the masks: `xweights.prune(..., hold=True)`."""
+    if "hold" in keywords:
+        raise ArgumentError("a callback holds the masks by itself\nFix: leave out hold=")
     return prune(target, hold=True, **keywords)
 
 
@@ -32,6 +37,7 @@ class WhileTraining:
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__()
+        _check_call(type(self), arguments, keywords)
         self.attached: Any = None
         self._arguments, self._keywords = arguments, keywords
         self._swapped: AbstractContextManager[Any] | None = None
@@ -39,7 +45,10 @@ class WhileTraining:
     def begin(self, model: Any, **more: Any) -> None:
         """Attach it to a model that is about to be trained."""
         self.release()
+        self.attached = None
         self.attached = type(self).attach(model, *self._arguments, **{**self._keywords, **more})
+        if isinstance(self.attached, Averages) and self.attached.manual:
+            raise HoldError("averages that follow no optimizer stay empty\nFix: leave out attach=False")
 
     def end(self) -> None:
         """Make sure that it was true to the end, and release it."""
@@ -67,3 +76,12 @@ class WhileTraining:
         swapped, self._swapped = self._swapped, None
         if swapped is not None:
             swapped.__exit__(None, None, None)
+
+
+def _check_call(kind: type[WhileTraining], arguments: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+    """Raise for arguments that the call doesn't have, or needs, when they are written and not when training begins."""
+    called = prune if kind.attach is hold_pruned else kind.attach
+    try:
+        signature(called).bind(None, *arguments, **keywords)
+    except TypeError as wrong:
+        raise explain(wrong, called, called.__name__, (None, *arguments), keywords) or wrong from None

@@ -32,7 +32,9 @@ class _Attached(WhileTraining, lightning.Callback):
         self.release()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        self.swap_in()
+        # Before a second training the averages are still those of the first.
+        if not trainer.sanity_checking:
+            self.swap_in()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         self.swap_back()
