@@ -187,3 +187,37 @@ def test_a_process_group_that_was_destroyed_is_a_typed_error():
     for answer in run_ranks(2, call_without_group):
         assert answer is not None
         assert {"RankError", "WriteError"} & set(answer[0])
+
+
+def edit_one_copy(rank: int) -> dict[str, Any]:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+    model = torch.nn.parallel.DistributedDataParallel(model)
+    xw.fill(model, 0.5)
+    if rank == 1:
+        with torch.no_grad():
+            model.module[0].weight[2, 1] = 1.0
+            model.module[1].running_mean.fill_(3.0)
+    found = {
+        "scale": caught(lambda: xw.scale(model, 2.0)),
+        "prune": caught(lambda: xw.prune(model, fraction=0.5)),
+        "hold": caught(lambda: xw.hold(model, xw.Clip(-1, 1), where="*")),
+        "of others": caught(lambda: xw.scale(model, 2.0, where="1/*")),
+        "statistics": caught(lambda: xw.scale(model, 2.0, where="1/moving_mean")),
+        "unchanged": float(xw.get_params(model)["0/kernel"].sum()),
+    }
+    xw.set_params(model, xw.get_params(model) if rank == 0 else None, on_rank=0)
+    found["healed"] = caught(lambda: xw.scale(model, 2.0))
+    return found
+
+
+def test_copies_of_trained_weights_that_differ_are_named_and_can_be_mended():
+    for rank, answer in enumerate(run_ranks(2, edit_one_copy)):
+        for call in ("scale", "prune", "hold"):
+            kinds, message = answer[call]
+            assert "RankError" in kinds
+            assert "different values of parameters" in message
+            assert "'0/kernel'" in message
+        assert answer["of others"] is None
+        assert answer["statistics"] is None
+        assert answer["unchanged"] == 8 + rank / 2
+        assert answer["healed"] is None

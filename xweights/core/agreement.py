@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from xweights import errors
-from xweights.core.digests import digest_of
+from xweights.core.digests import digest_bits, digest_of
 from xweights.core.dtypes import Array
 from xweights.core.groups import Group
 from xweights.core.parameter import Parameter
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 AGREED, REFUSED, FAILED = range(3)
 # What is compared, in the order in which a difference is reported.
-COMPARED = ("call", "arguments", "parameters", "placements")
+COMPARED = ("call", "arguments", "parameters", "placements", "copies")
 _KINDS = 64
 _MOST_TEXT = 6000
 _sharded_types: dict[type[Any], bool] = {}
@@ -97,14 +97,19 @@ class Vote:
         self.flag = False
         self.flags: list[bool] = []
         self._digests = [bytes(8)] * len(COMPARED)
-        self._shown = ["", "", "", ""]
+        self._shown = [""] * len(COMPARED)
+        self._copies: list[tuple[str, int]] = []
 
     def open_all(self, everything: Sequence[Parameter]) -> list[Parameter]:
         """Return all parameters with the storage that reads and writes, to select from."""
         return [open_shard(p) for p in everything]
 
-    def open(self, chosen: Sequence[Parameter]) -> list[Parameter]:
-        """Return the parameters with the storage that reads and writes; the ranks will compare them."""
+    def open(self, chosen: Sequence[Parameter], *, copies: bool = False) -> list[Parameter]:
+        """Return the parameters with the storage that reads and writes; the ranks will compare them.
+
+        ``copies``: also by their values, those that every rank has on its host and trains: an edit of one rank alone
+        would never be found. Statistics may differ.
+        """
         if self.group is None:
             return [open_shard(p) for p in chosen] if any(map(is_shared, chosen)) else list(chosen)
         shards = [shard_of(p) for p in chosen]
@@ -115,7 +120,16 @@ class Vote:
         self._digests[3] = digest_of(repr(labels))
         self._shown[2] = f"{len(chosen)} parameters: {', '.join(f'{p.name} {p.shape}' for p in chosen)}"
         self._shown[3] = ", ".join(f"{p.name}: {label}" for p, label in zip(chosen, labels, strict=True) if label)
-        return [open_shard(p) for p in chosen]
+        opened = [open_shard(p) for p in chosen]
+        if copies:
+            alike = [
+                p
+                for p, shard in zip(opened, shards, strict=True)
+                if shard is not None and shard.is_whole and p.trainable and not p.storage.fallible
+            ]
+            self._copies = [(p.name, digest_bits(p.read())) for p in alike if p.refusal(writing=False) is None]
+            self._digests[4] = digest_of(repr(self._copies))
+        return opened
 
     def agree(self, shown: str, *arguments: Any) -> None:
         """Let the ranks compare these arguments."""
@@ -142,7 +156,7 @@ class Vote:
         for position in range(len(COMPARED)):
             digests = [ballot[2 + 8 * position : 10 + 8 * position].tobytes() for ballot in ballots]
             if len(set(digests)) > 1:
-                self._raise_difference(position)
+                self._raise_difference(position) if COMPARED[position] != "copies" else self._raise_copies()
 
     def _raise_refusal(
         self, states: Sequence[int], kinds: Sequence[Sequence[type[XweightsError]]], error: BaseException | None
@@ -180,6 +194,21 @@ class Vote:
             f"the ranks disagree about the {what}, and nothing was changed\n"
             + "\n".join(lines)
             + "\nFix: make the same call, with the same arguments, on every rank"
+        )
+
+    def _raise_copies(self) -> NoReturn:
+        """Raise which parameters have other values on some rank."""
+        assert self.group is not None
+        every = np.stack(self.group.all_gather(np.array([bits for _, bits in self._copies], np.uint64)))
+        differ = [
+            name for (name, _), column in zip(self._copies, every.T, strict=True) if len(set(column.tolist())) > 1
+        ]
+        shown = ", ".join(map(repr, differ[:8])) + (", ..." if len(differ) > 8 else "")
+        raise RankError(
+            f"the ranks have different values of parameters of which each has a copy, and nothing was "
+            f"changed: {shown}\n"
+            "Fix: take those of one rank: values = xweights.get_params(model) if rank == 0 else None; "
+            "xweights.set_params(model, values, on_rank=0)"
         )
 
 

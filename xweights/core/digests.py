@@ -26,6 +26,18 @@ def digest_of(*values: Any) -> bytes:
     return digest.digest()
 
 
+def digest_bits(array: Array) -> int:
+    """Return 64 bits that differ, but for chance, where an array was edited; at the speed of memory.
+
+    The wrapping sum of its words, and a checksum of a thousand of them.
+    """
+    raw = np.ascontiguousarray(as_stored(array)).reshape(-1).view(np.uint8)
+    words = raw[: raw.size // 8 * 8].view(np.uint64)
+    sample = np.ascontiguousarray(words[:: words.size // 1024 + 1]).view(np.uint8)
+    total = int(np.add.reduce(words)) ^ zlib.crc32(raw[words.size * 8 :].data, zlib.crc32(sample.data)) << 32
+    return total & (1 << 64) - 1
+
+
 def _update(digest: Any, value: Any) -> None:
     # Addresses differ between processes, so nothing is shown by its repr but what is plain.
     if isinstance(value, (str, bytes, int, float, complex, bool, type(None), type(...))):

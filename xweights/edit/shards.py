@@ -78,7 +78,7 @@ def edit_shards(rule: Rule, everything: Sequence[Parameter], where: WhereLike, c
     """Select, check everything, agree, then edit: what `edit` does on one rank."""
     with Vote(everything, call, writing=True) as vote:
         vote.agree(repr(rule), rule)
-        chosen = vote.open(select(everything, where))
+        chosen = vote.open(select(everything, where), copies=not isinstance(rule, (Fill, Init)))
         hold_registry.check(chosen)
         blocks = prepare_blocks(rule, chosen, call)
     edit_blocks(rule, blocks, vote.group)

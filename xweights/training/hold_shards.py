@@ -5,7 +5,7 @@ That needs a rule that looks at single entries, or at units (``per=``) of which 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,7 @@ def agree_on_blocks(
     try:
         with Vote(everything, call, writing=True) as vote:
             vote.agree(repr(rule), rule)
-            members = _cut_all(rule, vote.open(select(everything, where)))
+            members = _cut_all(rule, vote.open(select(everything, where), copies=True))
             kept += [(block, block.backup()) for block in members]
             yield list(members), members
     except BaseException:
@@ -50,6 +50,21 @@ def agree_on_blocks(
             for block, backup in kept:
                 block.restore(backup)
         raise
+
+
+@contextmanager
+def choose_blocks(
+    everything: Sequence[Parameter], choose: Callable[[list[Parameter]], list[Parameter]], call: str, *arguments: Any
+) -> Iterator[tuple[list[Parameter], list[Parameter]]]:
+    """Yield this rank's blocks of what ``choose`` picks, and the parameters themselves; what is inside is voted on.
+
+    Without other ranks both are the same parameters.
+    """
+    with Vote(everything, call, writing=True) as vote:
+        vote.agree(call, *arguments)
+        chosen = vote.open(choose(vote.open_all(everything)), copies=True)
+        shards = [shard_of(p) if p.refusal(writing=True) is None else None for p in chosen]
+        yield [p if s is None else local_parameter(p, s) for p, s in zip(chosen, shards, strict=True)], chosen
 
 
 def _cut_all(rule: Rule, chosen: Sequence[Parameter]) -> dict[Parameter, tuple[Rule, tuple[Array, ...]]]:

@@ -36,7 +36,7 @@ def prune_shards(rule: Prune, everything: Sequence[Parameter], where: WhereLike)
     """Prune, and return the masks of this rank's blocks."""
     with Vote(everything, "prune", writing=True) as vote:
         vote.agree(repr(rule), rule)
-        chosen = vote.open(selection.select(everything, where))
+        chosen = vote.open(selection.select(everything, where), copies=True)
         hold_registry.check(chosen)
         blocks = prepare_blocks(rule, chosen, "prune")
         by_magnitude = _is_by_magnitude(rule) and all(b.shard is None or b.shard.ranges is not None for b in blocks)
