@@ -206,10 +206,7 @@ def adam_state() -> Any:
 
 
 UNBUILT = {
-    "bind": lambda model, _: xw.bind(model, xw.Clip(-1, 1), where="*/kernel"),
     "hold of a prune": lambda model, _: xw.prune(model, fraction=0.5, hold=True),
-    "average": lambda model, _: xw.average(model, decay=0.9),
-    "multiply_lr": lambda model, _: xw.multiply_lr(model, {"up/kernel": 0.5}),
     "penalty": lambda model, _: xw.penalty(model, l2=0.1),
     "merge": lambda model, _: xw.merge([model, small()]),
     "a hold over a cut axis": lambda model, _: xw.hold(model, xw.MaxNorm(1.0, per="in"), where="up/kernel"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.agreement import Vote
 from xweights.core.backend import Backend
 from xweights.core.dispatch import ops_for, to_neutral, to_stored
 from xweights.core.dtypes import Array
@@ -17,7 +18,8 @@ from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_target
 from xweights.edit.execute import as_rule, is_foreign, prepare
 from xweights.edit.grouped import BoundGroups, bind_groups
-from xweights.errors import ArgumentError, StaleDrawError
+from xweights.edit.shards import has_shards, prepare_blocks
+from xweights.errors import ArgumentError, Problems, StaleDrawError, WriteError
 from xweights.rules.base import Rule
 
 
@@ -43,8 +45,36 @@ def bind(target: Any, rule: Rule | Callable[[Any], Any], *, where: WhereLike) ->
         array([-1.])
     """
     rule = as_rule(rule)
-    chosen = select(open_target(target), where)
+    everything = open_target(target)
+    if has_shards(everything):
+        return _bind_blocks(rule, everything, where)
+    chosen = select(everything, where)
     return Bound(rule, chosen, prepare(rule, chosen, f"bind {rule!r}"))
+
+
+def _bind_blocks(rule: Rule, everything: Sequence[Parameter], where: WhereLike) -> Bound:
+    """Bind a rule to this rank's blocks, so that its calls need no other rank."""
+    with Vote(everything, "bind", writing=True) as vote:
+        vote.agree(repr(rule), rule)
+        chosen = vote.open(select(vote.open_all(everything), where), copies=True)
+        blocks = prepare_blocks(rule, chosen, f"bind {rule!r}")
+        problems = Problems(f"bind {rule!r} can't be done, and nothing was changed")
+        for block in blocks:
+            is_part = block.shard is not None and not block.shard.is_whole
+            if is_part and (block.rule is None or rule.random or rule.joint):
+                assert block.shard is not None
+                problems.add(
+                    WriteError,
+                    f"{block.p.name!r}: it looks at more than this rank has of it: {block.shard.label}",
+                    fix="call the verb between steps, on every rank",
+                )
+        problems.check()
+        return Bound(
+            rule,
+            [block.local for block in blocks],
+            [block.operands for block in blocks],
+            [block.rule or rule for block in blocks],
+        )
 
 
 class _BoundParameter:
@@ -84,8 +114,15 @@ class Bound:
         <Bound Scale(factor=0.5) on 1 parameter>
     """
 
-    def __init__(self, rule: Rule, chosen: Sequence[Parameter], prepared: Sequence[tuple[Array, ...]]) -> None:
+    def __init__(
+        self,
+        rule: Rule,
+        chosen: Sequence[Parameter],
+        prepared: Sequence[tuple[Array, ...]],
+        rules: Sequence[Rule] | None = None,
+    ) -> None:
         self.rule = rule
+        self._rules = [rule] * len(chosen) if rules is None else list(rules)
         self.parameters = tuple(chosen)
         self._steps = tuple(
             _BoundParameter(p, operands, rule.random) for p, operands in zip(chosen, prepared, strict=True)
@@ -102,7 +139,7 @@ class Bound:
             elif not is_foreign(rule):
                 self._run = backend.compiled(self._edit_all)
         # A backend that compiles a bound step has a faster way than the arrays one by one.
-        if self._run in (self._edit_all, self._edit_quietly):
+        if rules is None and self._run in (self._edit_all, self._edit_quietly):
             self._groups = bind_groups(rule, chosen, prepared)
             if self._groups is not None:
                 self._run = self._edit_groups
@@ -147,7 +184,7 @@ class Bound:
                 continue
             operands = [step.ops.current(buffer) for buffer in step.operands] if rule.random else step.operands
             own_share = shared[position] if isinstance(shared, list) else shared
-            new = rule(ws[position], step.ops, step.parameter, *operands, shared=own_share)
+            new = self._rules[position](ws[position], step.ops, step.parameter, *operands, shared=own_share)
             if new is ws[position]:
                 step.storage.commit(step.handle, natives[position], natives[position])
             else:

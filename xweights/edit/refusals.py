@@ -14,8 +14,8 @@ from xweights.errors import XweightsError
 READING = frozenset({"get_params", "stats", "checksum", "diff", "equal"})
 WRITING = frozenset(
     {
-        "add", "apply", "clip", "clip_norm", "fill", "init", "mask", "max_norm", "noise", "non_negative", "prune",
-        "scale", "set_entries", "set_params", "spectral_norm", "unit_norm",
+        "add", "apply", "average", "bind", "clip", "clip_norm", "fill", "init", "mask", "max_norm", "multiply_lr",
+        "noise", "non_negative", "prune", "scale", "set_entries", "set_params", "spectral_norm", "unit_norm",
     }
 )  # fmt: skip
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from xweights.core import attachments, hold_registry
+from xweights.core.agreement import shard_of
 from xweights.core.backend import StepState
 from xweights.core.blocks import blocks
 from xweights.core.casting import cast_exactly, is_number
@@ -28,6 +29,7 @@ from xweights.edit.guards import defer_interrupts, enter_guards
 from xweights.edit.read import check_readable
 from xweights.edit.write import set_params
 from xweights.errors import ArgumentError, DtypeError, HoldError, Problems, TraceError, WriteError
+from xweights.training.hold_shards import choose_blocks
 from xweights.training.hooks import ExpectsOptimizer, TrainingChange, training_for
 from xweights.training.releasable import Releasable, count_of, refer_to
 
@@ -54,8 +56,9 @@ class Averages(Releasable):
         array([2.])
     """
 
-    def __init__(self, chosen: Sequence[Parameter], decay: Decay, every: int) -> None:
+    def __init__(self, chosen: Sequence[Parameter], wholes: Sequence[Parameter], decay: Decay, every: int) -> None:
         self.parameters = list(chosen)
+        self._wholes = list(wholes)
         self.decay, self.every = decay, every
         self.updates = 0
         self.manual = True
@@ -99,10 +102,14 @@ class Averages(Releasable):
 
     @property
     def params(self) -> Params:
-        """The averages as Params: float32 for narrower dtypes, else of the parameter's dtype."""
-        chosen = self.parameters
-        averages = {p.name: p.layout.to_neutral(a.copy()) for p, a in zip(chosen, self._averages, strict=True)}
-        return Params.of(chosen, averages)
+        """The averages as Params: float32 for narrower dtypes, else of the parameter's dtype.
+
+        Of a sharded model whole arrays, gathered, so to be asked for on every rank.
+        """
+        averages = {
+            p.name: p.layout.to_neutral(_gather(p, a)) for p, a in zip(self._wholes, self._averages, strict=True)
+        }
+        return Params.of(self._wholes, averages)
 
     @contextmanager
     def swapped_in(self) -> Iterator[Averages]:
@@ -170,6 +177,14 @@ class Averages(Releasable):
         """Stop following the optimizer."""
         self.release()
 
+    def _attach(self) -> None:
+        """Follow the optimizer, if there is one."""
+        if not self._follow() and self._optimizer is not None:
+            raise HoldError(
+                "optimizer= was given, and nothing here is trained by an optimizer that can be attached to\n"
+                "Fix: attach=False, and call averages.update() after each step"
+            )
+
     def _follow(self) -> bool:
         """Follow the optimizer; return False where there is nothing to attach to."""
         training = next((hooks for hooks in map(training_for, self.parameters) if hooks is not None), None)
@@ -233,7 +248,26 @@ def average(
     everything = open_eagerly(
         target, TraceError("averages can't begin inside a compiled step\nFix: call this before the step")
     )
-    chosen = select(everything, DEFAULT_EDITED if where is None else where)
+    averages = None
+    try:
+        with choose_blocks(
+            everything, lambda every: select(every, DEFAULT_EDITED if where is None else where),
+            "average", decay, every, attach,
+        ) as (chosen, wholes):  # fmt: skip
+            _check_averaged(wholes)
+            averages = Averages(chosen, wholes, decay, every)
+            averages._target, averages._optimizer = refer_to(target), optimizer
+            if attach:
+                averages._attach()
+    except BaseException:
+        if averages is not None:  # another rank can't
+            averages.release()
+        raise
+    attachments.register(averages)
+    return averages
+
+
+def _check_averaged(chosen: Sequence[Parameter]) -> None:
     problems = Problems("these can't be averaged")
     for p in chosen:
         if not p.floating:
@@ -241,15 +275,12 @@ def average(
     problems.check()
     check_readable(chosen)
     _check_writable(chosen)
-    averages = Averages(chosen, decay, every)
-    averages._target, averages._optimizer = refer_to(target), optimizer
-    if attach and not averages._follow() and optimizer is not None:
-        raise HoldError(
-            "optimizer= was given, and nothing here is trained by an optimizer that can be attached to\n"
-            "Fix: attach=False, and call averages.update() after each step"
-        )
-    attachments.register(averages)
-    return averages
+
+
+def _gather(p: Parameter, mean: Array) -> Array:
+    """Return a copy of the average of the whole parameter, of which this rank has a block."""
+    shard = shard_of(p)
+    return mean.copy() if shard is None or shard.is_whole else shard.gather(mean)
 
 
 def resume_average(
@@ -272,8 +303,9 @@ def resume_average(
         if isinstance(attachment, ExpectsOptimizer):
             attachment.expect(optimizer)
     averages.updates, averages._steps = counts
-    for p, mean in zip(averages.parameters, averages._averages, strict=True):
-        np.copyto(mean, p.layout.to_stored(values[p.name]), casting="same_kind")
+    for p, mean in zip(averages._wholes, averages._averages, strict=True):
+        stored, shard = p.layout.to_stored(values[p.name]), shard_of(p)
+        np.copyto(mean, stored if shard is None else shard.cut_stored(stored), casting="same_kind")
     return averages
 
 

@@ -19,6 +19,7 @@ from xweights.core.protocols import Ops
 from xweights.core.selection import DEFAULT_EDITED, select
 from xweights.core.targets import open_eagerly
 from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, WriteError, XweightsError
+from xweights.training.hold_shards import choose_blocks
 from xweights.training.hooks import TrainingChange, TrainingHooks, training_for
 from xweights.training.releasable import Releasable, count_of, refer_to
 
@@ -117,9 +118,31 @@ def multiply_lr(target: Any, factors: Mapping[Any, float], *, optimizer: Any = N
     everything = open_eagerly(
         target, ArgumentError("learning rates can't change inside a compiled step\nFix: call this before the step")
     )
-    chosen = _select_factors(everything, factors)
+    pairs: list[tuple[Parameter, float]] = []
+
+    def choose(opened: list[Parameter]) -> list[Parameter]:
+        pairs.extend(_select_factors(opened, factors))
+        return [p for p, _ in pairs]
+
+    multipliers: Multipliers | None = None
+    try:
+        with choose_blocks(everything, choose, "multiply_lr", list(factors.values())) as (blocks, chosen):
+            _check_trained(chosen)
+            rates = [factor for _, factor in pairs]
+            multipliers = Multipliers({p.name: factor for p, factor in pairs}, [])
+            multipliers._pairs = list(zip(blocks, rates, strict=True))
+            multipliers._target, multipliers._optimizer = refer_to(target), optimizer
+            multipliers._attach()
+    except BaseException:
+        if multipliers is not None:  # another rank can't
+            multipliers.release()
+        raise
+    return multipliers
+
+
+def _check_trained(chosen: Sequence[Parameter]) -> None:
     problems = Problems("these learning rates can't be multiplied, and nothing was changed")
-    for p, _ in chosen:
+    for p in chosen:
         training = training_for(p)
         reason = p.refusal(writing=True)
         if training is None:
@@ -131,11 +154,6 @@ def multiply_lr(target: Any, factors: Mapping[Any, float], *, optimizer: Any = N
         elif reason is not None:
             problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
     problems.check()
-    multipliers = Multipliers({p.name: factor for p, factor in chosen}, [])
-    multipliers._pairs = chosen
-    multipliers._target, multipliers._optimizer = refer_to(target), optimizer
-    multipliers._attach()
-    return multipliers
 
 
 def _select_factors(everything: list[Parameter], factors: Mapping[Any, float]) -> list[tuple[Parameter, float]]:

@@ -20,6 +20,7 @@ from xweights.core.parameter import Parameter
 from xweights.errors import ArgumentError, HoldError, Problems
 from xweights.training.learning_rates import blend_step
 from xweights_torch.ops import TorchOps
+from xweights_torch.sharding.placements import is_dtensor, local_of
 from xweights_torch.storage import TensorHandle, tensor_of
 from xweights_torch.training.holds import (
     AFTER_HOLDS,
@@ -212,13 +213,13 @@ class LRFactors:
         return [(p, factor) for p, factor in self.factors.values() if factor != 1.0]
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._saved = [tensor_of(p.handle).detach().clone() for p, _ in self._scaled_parameters()]
+        self._saved = [_values_of(p).clone() for p, _ in self._scaled_parameters()]
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         saved, self._saved = self._saved, []
         with torch.no_grad():
             for (p, factor), old in zip(self._scaled_parameters(), saved, strict=True):
-                native = tensor_of(p.handle).detach()
+                native = _values_of(p)
                 new = blend_step(_OPS, native, old, factor, p.dtype)
                 if new is not native:
                     native.copy_(new)
@@ -233,6 +234,12 @@ class LRFactors:
                 handle.remove()
             self.other_optimizers.handle.remove()
             _lr_factors.pop(id(self.optimizer), None)
+
+
+def _values_of(p: Parameter) -> torch.Tensor:
+    """Return the tensor of a parameter, or this rank's block of it."""
+    tensor = tensor_of(p.handle)
+    return local_of(tensor) if is_dtensor(tensor) else tensor.detach()
 
 
 def _move_first(hooks: dict[int, Any], key: int) -> None:
