@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+import xweights as xw
+
 pytest.importorskip("keras", reason="the tables belong to the backend of Keras")
 
 from xweights_keras.hub.families import FAMILIES, UnmappedError, find_family, list_lost, map_back, map_settings
@@ -70,3 +72,13 @@ def test_two_generations_in_one_class_are_told_by_their_norms():
     assert find_family(["GemmaBackbone"], {"use_post_ffw_norm": False}) == "gemma"
     assert find_family(["Llama3Backbone", "LlamaBackbone"], {}) == "llama"
     assert find_family(["OPTBackbone", "Backbone"], {}) is None
+
+
+def test_an_adapter_in_a_folder_is_refused_before_anything_is_loaded(tmp_path):
+    pytest.importorskip("safetensors", reason="folders of transformers are read with safetensors")
+    from xweights_keras.hub.folders import check_folder
+
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    (tmp_path / "adapter_model.bin").write_bytes(b"a pickle, which is never opened")
+    with pytest.raises(xw.RefusedFileError, match=r"(?s)it is an adapter beside the model.*merge_lora"):
+        check_folder(str(tmp_path))

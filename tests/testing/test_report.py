@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from xweights.testing import CHECKS, check_conformance
+from xweights.testing.__main__ import main
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -36,6 +38,23 @@ def test_a_dtype_that_a_framework_lacks_is_said_and_not_counted() -> None:
 
 def test_a_factory_without_arguments_has_one_column() -> None:
     assert check_conformance(lambda: {"kernel": np.ones((2, 2), np.float32)}).columns == ("float32",)
+
+
+def test_a_factory_that_makes_nothing_keeps_no_promise() -> None:
+    def make(dtype: Any) -> Any:
+        raise RuntimeError("out of order")
+
+    report = check_conformance(make)
+    assert not report.ok
+    assert "nothing was tried" in str(report)
+    assert "float32 was not tried: RuntimeError: out of order" in str(report)
+
+
+def test_a_misspelt_dtype_is_a_mistake_of_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["nets:make", "--dtypes", "float32,flaot16"])
+    assert left.value.code == 2
+    assert "got: flaot16" in capsys.readouterr().err
 
 
 toy = pytest.mark.skipif(not EXAMPLES.exists(), reason="only a checkout has the toy backend")

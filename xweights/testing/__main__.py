@@ -11,6 +11,8 @@ from typing import Any
 from xweights.core import registry
 from xweights.testing.conformance import DTYPES, check_conformance
 
+_KNOWN = (*DTYPES, "complex64", "complex128", "int8", "int16", "int32", "int64", "uint8", "bool")
+
 
 def named(name: str) -> Any:
     """Return the object at ``package.module:attribute``."""
@@ -35,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.backend:
         root, _, name = options.backend.partition("=")
         registry.register(root, named(name))
+    unknown = [name for name in options.dtypes.split(",") if name not in _KNOWN]
+    if unknown:
+        parser.error(f"--dtypes are some of {', '.join(_KNOWN)}\ngot: {', '.join(unknown)}")
     report = check_conformance(named(options.factory), options.dtypes.split(","))
     sys.stdout.write(f"{json.dumps(report.as_dict(), indent=2) if options.json else report}\n")
     return 0 if report.ok else 1

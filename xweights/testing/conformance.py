@@ -38,8 +38,8 @@ class Conformance:
 
     @property
     def ok(self) -> bool:
-        """True if every promise is kept in every column."""
-        return not any(any(row) for row in self.results.values())
+        """True if every promise is kept in every column, and there is one."""
+        return bool(self.columns) and not any(any(row) for row in self.results.values())
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values, for JSON."""
@@ -56,7 +56,8 @@ class Conformance:
                 if error is not None:
                     lines += ["", f"{name} ({column})", *(f"  {line}" for line in error.splitlines()[:12])]
         count = sum(error is not None for row in self.results.values() for error in row)
-        lines.append(f"\n{count} promises are broken" if count else "\nevery promise is kept")
+        kept = "every promise is kept" if self.columns else "nothing was tried, and no promise is known to be kept"
+        lines.append(f"\n{count} promises are broken" if count else f"\n{kept}")
         return "\n".join(lines)
 
 

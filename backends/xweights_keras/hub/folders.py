@@ -36,6 +36,10 @@ def check_folder(folder: str) -> set[str]:
     """Return the names of the arrays in a folder; raise CheckpointError without safetensors of its own."""
     from safetensors import SafetensorError, safe_open
 
+    adapter = Path(folder) / "adapter_config.json"
+    if adapter.exists():
+        # With peft, from_pretrained loads it too, also from a pickle.
+        raise _make_error(RefusedFileError, adapter, "it is an adapter beside the model\nFix: xw.merge_lora it first")
     single, index = (Path(folder) / f"model.safetensors{end}" for end in ("", ".index.json"))
     names = ["model.safetensors"]
     if not single.exists():
