@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -13,15 +14,27 @@ from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.errors import WriteError
 
-# What each thread is writing to: the keys of arrays, by an object of its call.
-_writing: dict[object, tuple[int, frozenset[Hashable]]] = {}
-_turn = threading.Condition()
+
+class _Call:
+    """A call that writes. Its turn ends with it, even where Ctrl-C kept it from saying so."""
+
+    __slots__ = ("__weakref__",)
+
+
+# What each thread is writing to: the keys of arrays, by call.
+_writing: weakref.WeakKeyDictionary[_Call, tuple[int, frozenset[Hashable]]] = weakref.WeakKeyDictionary()
+# Taken as it is, in C: Condition's own `with` is Python, and Ctrl-C within would leave it locked.
+_lock = threading.RLock()
+_turn = threading.Condition(_lock)
+# Nobody is woken by a call that Ctrl-C ended between two lines.
+_LOOK_AGAIN = 0.2
 
 
 def _forget_other_threads() -> None:
     """Begin anew in a forked process, in which the other threads, and what they held, don't exist."""
-    global _turn
-    _turn = threading.Condition()
+    global _lock, _turn
+    _lock = threading.RLock()
+    _turn = threading.Condition(_lock)
     _writing.clear()
 
 
@@ -71,21 +84,21 @@ def alone(keys: frozenset[Hashable]) -> Iterator[None]:
 
     A call from within another one doesn't wait, since the other thread might wait for that: it raises WriteError.
     """
-    thread, call = threading.get_ident(), object()
-    with _turn:
-        is_nested = any(owner == thread for owner, _ in _writing.values())
-        while any(owner != thread and not keys.isdisjoint(theirs) for owner, theirs in _writing.values()):
-            if is_nested:
-                raise WriteError(
-                    "another thread is writing to the same parameters, and this call is inside of one that writes\n"
-                    "Fix: edit one model from one thread at a time"
-                )
-            _turn.wait()
-        _writing[call] = (thread, keys)
+    thread, call = threading.get_ident(), _Call()
     try:
+        with _lock:
+            is_nested = any(owner == thread for owner, _ in _writing.values())
+            while any(owner != thread and not keys.isdisjoint(theirs) for owner, theirs in _writing.values()):
+                if is_nested:
+                    raise WriteError(
+                        "another thread is writing to the same parameters, and this call is inside of one that writes\n"
+                        "Fix: edit one model from one thread at a time"
+                    )
+                _turn.wait(_LOOK_AGAIN)
+            _writing[call] = (thread, keys)
         yield
     finally:
-        with _turn:
+        with _lock:
             _writing.pop(call, None)
             _turn.notify_all()
 
