@@ -239,3 +239,20 @@ def test_calls_that_do_not_work_on_shards_are_refused_by_name(tmp_path):
         assert not silent
         assert all("Fix: " in text for text in answer.values())
     assert not list(tmp_path.iterdir())
+
+
+def prune_attention(rank: int) -> Any:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.MultiheadAttention(8, 2))
+    whole = xw.prune(model, fraction=0.5, where="*/qkv/kernel")
+    torch.manual_seed(0)
+    cut = nn.Sequential(nn.MultiheadAttention(8, 2))
+    fully_shard(cut, mesh=init_device_mesh("cpu", (2,)))
+    masks = xw.prune(cut, fraction=0.5, where="*/qkv/kernel")
+    (p,) = [p for p in xw.parameters(cut) if p.name.endswith("qkv/kernel")]
+    stored = p.layout.to_stored(whole[p.name])
+    return p.shard.ranges, masks.axes[p.name], bool((masks[p.name] == p.shard.cut_stored(stored)).all())
+
+
+def test_a_block_that_ends_within_query_key_and_value_has_the_mask_of_its_stored_entries():
+    assert run_ranks(2, prune_attention) == [(None, None, True)] * 2

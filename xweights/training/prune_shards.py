@@ -56,7 +56,8 @@ def prune_shards(rule: Prune, everything: Sequence[Parameter], where: WhereLike)
     hold_registry.reapply(chosen)
     return Params(
         {p.name: mask for p, mask in zip(chosen, masks, strict=True)},
-        axes={p.name: p.axes for p in chosen},
+        # A part of a head has no neutral axes: its mask is that of the stored block.
+        axes={b.p.name: b.p.axes if b.shard is None or b.shard.ranges is not None else None for b in blocks},
         roles={p.name: p.role for p in chosen},
         gates={p.name: p.gates for p in chosen},
     )
