@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import tracemalloc
@@ -257,3 +258,21 @@ def test_a_diff_prints_as_a_table() -> None:
     assert "note" not in lines[0]
     assert lines[2].split()[:4] == ["w", "1", "of", "3"]
     assert lines[-1] == "1 parameters are equal"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch isn't installed")
+@pytest.mark.parametrize("file_first", [True, False])
+def test_entries_that_differ_most_are_found_in_files_with_names_of_a_framework_s_own(tmp_path, file_first):
+    import torch
+
+    from xweights.inspection.histograms import top_entries
+
+    model, path = torch.nn.Sequential(torch.nn.Linear(3, 2)), tmp_path / "model.pt"
+    torch.save({"model": model.state_dict(), "epoch": 1}, path)
+    with torch.no_grad():
+        model[0].weight[1, 2] += 1
+    pair = (path, model) if file_first else (model, path)
+    [top] = top_entries(xw.diff(*pair), *pair, 5)
+    assert (top.name, top.index) == ("0/kernel", (2, 1))
+    assert top.gap == pytest.approx(1)
+    assert (top.a < top.b) is file_first

@@ -43,7 +43,7 @@ def diff(a: Any, b: Any, *, where: WhereLike = ..., names: Names | None = None) 
     only_a: list[str] = []
     only_b: list[str] = []
     same = 0
-    for name, p, counterpart in _match(a, b, where, names):
+    for name, p, counterpart in match_parameters(a, b, where, names):
         if p is None or counterpart is None:
             (only_b if p is None else only_a).append(name)
             continue
@@ -75,7 +75,7 @@ def equal(a: Any, b: Any, *, rtol: float = 0, where: WhereLike = ..., names: Nam
     """
     if not 0 <= rtol < math.inf:
         raise ArgumentError(f"rtol= is a number >= 0\ngot: {rtol!r}")
-    matched = list(_match(a, b, where, names))
+    matched = list(match_parameters(a, b, where, names))
     cut = [q for _, p, counterpart in matched for q in (p, counterpart) if q is not None and is_cut(q)]
     group = group_of(cut)
     verdict = True
@@ -95,9 +95,10 @@ def _is_small(change: Change, rtol: float) -> bool:
     return bool(rtol) and not change.note.startswith(("shape", "axes", "gates")) and change.rel <= rtol
 
 
-def _match(
+def match_parameters(
     a: Any, b: Any, where: WhereLike, names: Names | None
 ) -> Iterator[tuple[str, Parameter | None, Parameter | None]]:
+    """Yield (name, parameter of a, its counterpart in b) for all of both; None for what only one of them has."""
     if names is None and (is_source(a) or is_source(b)):
         # A file or a state dict has names of a framework's own, prefixes of wrappers, several parts.
         swapped = is_source(a) and not is_source(b)

@@ -16,9 +16,10 @@ import numpy as np
 from xweights.core.blocks import as_stored, blocks
 from xweights.core.dtypes import Array, widen
 from xweights.core.layout import reorder
-from xweights.core.names import Names, renamer
+from xweights.core.names import Names
 from xweights.core.parameter import Parameter
-from xweights.edit.read import neutral_view, parameters
+from xweights.edit.read import neutral_view
+from xweights.inspection.diff import match_parameters
 from xweights.inspection.results import Diff
 
 
@@ -213,15 +214,10 @@ def top_entries(differences: Diff, a: Any, b: Any, count: int, *, names: Names |
 
 def pair_changed(differences: Diff, a: Any, b: Any, names: Names | None) -> Sequence[tuple[str, Parameter, Parameter]]:
     """Return (name, parameter of a, its counterpart in b) for parameters that differ and have one shape."""
-    rename = renamer(names)
-    by_name = {p.name: p for p in parameters(a)}
-    others = {name: p for p in parameters(b) for name in (p.name, *p.aliases)}
-    pairs = []
-    for change in differences.changes:
-        p = by_name[change.name]
-        if math.isnan(change.max_abs):
-            continue  # shapes, axes or gates that don't match
-        counterpart = next((others[rename(name)] for name in (p.name, *p.aliases) if rename(name) in others), None)
-        if counterpart is not None:
-            pairs.append((change.name, p, counterpart))
-    return pairs
+    # Matched as they were compared: the names in a file may be a framework's own.
+    changed = {change.name for change in differences.changes if not math.isnan(change.max_abs)}
+    return [
+        (name, p, counterpart)
+        for name, p, counterpart in match_parameters(a, b, ..., names)
+        if p is not None and counterpart is not None and name in changed
+    ]
