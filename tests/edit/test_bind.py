@@ -146,3 +146,17 @@ def test_a_rule_without_a_call_says_what_it_must_define() -> None:
     target = model()
     with pytest.raises(NotImplementedError, match="Empty must define __call__"):
         xw.apply(target, Empty(), where=...)
+
+
+@pytest.mark.parametrize("rule", [xw.Fill(1.0), lambda w: w + 1])
+def test_an_entry_of_a_mapping_that_was_replaced_is_not_written_unseen(rule) -> None:
+    weights = {"a": np.zeros(3), "more": {"b": np.zeros(3)}}
+    step = xw.bind(weights, rule, where=...)
+    step()
+    former = weights["more"]["b"]
+    weights["more"]["b"] = np.full(3, 5.0)
+    before = former.copy(), weights["a"].copy()
+    with pytest.raises(xw.WriteError, match="'b' was replaced"):
+        step()
+    assert np.array_equal(former, before[0])
+    assert np.array_equal(weights["a"], before[1])

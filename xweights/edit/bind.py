@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from xweights.core.agreement import Vote
 from xweights.core.backend import Backend
 from xweights.core.dispatch import ops_for, to_neutral, to_stored
 from xweights.core.dtypes import Array
+from xweights.core.mappings import replaceable_entries
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Storage
 from xweights.core.registry import backend_for
@@ -49,7 +50,10 @@ def bind(target: Any, rule: Rule | Callable[[Any], Any], *, where: WhereLike) ->
     if has_shards(everything):
         return _bind_blocks(rule, everything, where)
     chosen = select(everything, where)
-    return Bound(rule, chosen, prepare(rule, chosen, f"bind {rule!r}"))
+    bound = Bound(rule, chosen, prepare(rule, chosen, f"bind {rule!r}"))
+    handles = {id(p.handle) for p in chosen}
+    bound._places = [place for place in replaceable_entries(target) if id(place[2]) in handles]
+    return bound
 
 
 def _bind_blocks(rule: Rule, everything: Sequence[Parameter], where: WhereLike) -> Bound:
@@ -127,6 +131,8 @@ class Bound:
         self._steps = tuple(
             _BoundParameter(p, operands, rule.random) for p, operands in zip(chosen, prepared, strict=True)
         )
+        # The entries of mappings at which the arrays are: `weights["b"] = other` replaces the array itself.
+        self._places: list[tuple[MutableMapping[str, Any], str, Any]] = []
         self._drawn = not rule.random
         self._storages = tuple({id(p.storage): p.storage for p in chosen}.values())
         self._run = self._edit_all
@@ -151,9 +157,18 @@ class Bound:
 
     def __call__(self) -> None:
         """Edit the parameters now. Traceable."""
+        if self._places and (self._backend is None or self._backend.tracing() == "no"):
+            self._check_places()
         if self.rule.random:
             self._use_draw()
         self._run()
+
+    def _check_places(self) -> None:
+        problems = Problems("what was bound can't be done any more, and nothing was changed")
+        for mapping, key, array in self._places:
+            if mapping.get(key) is not array:
+                problems.add(WriteError, f"{key!r} was replaced since it was bound", fix="bind again")
+        problems.check()
 
     def _edit_groups(self) -> None:
         # In a compiled step this is a constant, and the other way is traced.
