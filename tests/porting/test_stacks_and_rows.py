@@ -401,3 +401,33 @@ def test_a_token_that_is_not_used_does_not_look_used_after_another_was_looked_at
             return torch.cat([*tokens, self.project(x)], 1)
 
     port_both_ways(lambda: Bare(Tokens()), Torch, floats(2, 3, 3))
+
+
+class Ends(nn.Module):
+    """Two layers on the first and the last token, ``late``: on all tokens, exchanged."""
+
+    def __init__(self, *, late):
+        super().__init__()
+        self.first, self.last, self.late = nn.Linear(4, 3), nn.Linear(4, 3), late
+
+    def forward(self, x):
+        return self.last(x)[:, 0] + self.first(x)[:, -1] if self.late else self.first(x[:, 0]) + self.last(x[:, -1])
+
+
+def test_layers_that_an_even_sample_makes_equal_are_refused():
+    x = floats(2, 5, 4)
+    source, target = Ends(late=False), Ends(late=True)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    with pytest.raises(xw.errors.PortError, match="could change places"):
+        xw.port(source, target, sample=np.repeat(x[:, :1], 5, axis=1))
+    assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
+    xw.port(source, target, sample=x)
+    assert torch.equal(target.first.weight, source.last.weight)
+
+
+def test_a_sample_of_zeros_that_makes_every_output_zero_is_refused():
+    source, target = nn.Linear(3, 2, bias=False), nn.Linear(3, 2, bias=False)
+    with pytest.raises(xw.errors.PortError, match="every output is zero with this sample"):
+        xw.port(source, target, sample=np.zeros((2, 3), "float32"))
+    xw.port(source, target, sample=np.ones((2, 3), "float32"))
+    assert torch.equal(target.weight, source.weight)

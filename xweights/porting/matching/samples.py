@@ -86,3 +86,17 @@ def _are_equal(first: Sample, second: Sample) -> bool:
         a is b or (a.shape == b.shape and np.array_equal(a, b))
         for a, b in zip(first_arrays, second_arrays, strict=True)
     )
+
+
+def is_even(sample: Sample) -> bool:
+    """Return True if each array of a sample has the same numbers all along an axis, as ``np.ones`` has along all."""
+    if isinstance(sample, Mapping):
+        sample = tuple(sample.values())
+    if isinstance(sample, (tuple, list)):
+        return bool(sample) and all(is_even(part) for part in sample)  # a mask of ones is no reason
+    try:
+        array = np.asarray(sample)
+    except (TypeError, ValueError, RuntimeError):  # a tensor of a framework that NumPy can't read
+        return False
+    axes = [axis for axis in range(1, array.ndim) if array.shape[axis] > 1]
+    return any(np.array_equal(array, np.broadcast_to(array.take([0], axis), array.shape)) for axis in axes)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+
+import numpy as np
 
 from xweights.core.dtypes import Array
 from xweights.porting.matching.absorbing import list_absorptions
@@ -17,12 +19,14 @@ from xweights.porting.matching.attempt import Attempt, StopAttempt
 from xweights.porting.matching.forms import fit
 from xweights.porting.matching.matching import Matching
 from xweights.porting.matching.orders import MOST, find_reordered, list_orders
+from xweights.porting.matching.pairs import Pair
+from xweights.porting.matching.samples import is_even
 from xweights.porting.progress import count_layers
 from xweights.porting.units import LayerUnit
 
 # Number of pairings that are tried before the port is given up.
 BUDGET = 256
-# Pairs of parameters without an input that are exchanged, to see whether the sample tells them apart.
+# Pairs of parameters without an input, or of layers with the same one, that are exchanged, to see whether the sample tells them apart.
 RIVALS = 8
 
 
@@ -102,17 +106,28 @@ def _settle(matching: Matching) -> Attempt:
 
 
 def _doubt_rivals(matching: Matching, attempt: Attempt) -> Attempt:
-    """Return a complete attempt, with a doubt for each two parameters without an input that could change places."""
+    """Return a complete attempt, with a doubt for each two parameters without an input that could change places.
+
+    Likewise for layers that were given the same numbers if the sample is even along an axis, because others may tell
+    apart what they are given.
+    """
+    even = matching.assign is not None and is_even(matching.sample)
     unseen = [pair for pair in attempt.pairs.values() if pair.permutation.shift is not None]
-    rivals = [
+    pairs: Iterator[tuple[Pair, Pair]] = itertools.combinations(unseen, 2)
+    if even:
+        seen = [pair for pair in attempt.pairs.values() if pair.seen and pair.permutation.shift is None]
+        chosen = ((one, other) for one, other in itertools.combinations(seen, 2) if one.rivals or other.rivals)
+        pairs = itertools.chain(pairs, chosen)
+    fitting = (
         (one, other)
-        for one, other in itertools.combinations(unseen, 2)
+        for one, other in pairs
         if fit(one.source, other.target)
         and fit(other.source, one.target)
         and not matching.same(one.source, other.source)
-    ]
+    )
+    rivals = list(itertools.islice(fitting, RIVALS))
     allowed, doubts = matching.allowed, []
-    for one, other in rivals[:RIVALS]:
+    for one, other in rivals:
         swapped = {id(one.target): other.source, id(other.target): one.source}
         matching.allowed = partial(_is_swapped, swapped, allowed)
         try:
@@ -123,7 +138,10 @@ def _doubt_rivals(matching: Matching, attempt: Attempt) -> Attempt:
         if not again.divergences and exchanged and swapped.keys() <= again.pairs.keys():
             paths = f"{one.source.path!r} and {other.source.path!r}"
             doubts.append(f"{paths} could change places at {one.target.path!r}: the sample doesn't tell them apart")
+    if even and matching.expected and not any(np.any(array) for array in matching.expected.values()):
+        doubts.append("every output is zero with this sample, whatever the weights are")
     if rivals:
+        doubts = [*dict.fromkeys((*attempt.candidates.doubts, *doubts))]
         attempt = run_attempt(matching, [chosen for chosen, _ in attempt.decisions])
     attempt.candidates.doubts += doubts
     return attempt
