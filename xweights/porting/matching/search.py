@@ -26,7 +26,8 @@ from xweights.porting.units import LayerUnit
 
 # Number of pairings that are tried before the port is given up.
 BUDGET = 256
-# Pairs of parameters without an input, or of layers with the same one, that are exchanged, to see whether the sample tells them apart.
+# Pairs of parameters without an input, or of layers with the same one, that are exchanged,
+# to see whether the sample tells them apart.
 RIVALS = 8
 
 
