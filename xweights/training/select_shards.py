@@ -89,7 +89,8 @@ def _bracket(arrays: Sequence[Array], fraction: float, wide: np.dtype[Any], grou
     values = everybody[:, :each].reshape(-1)
     order = np.argsort(values, kind="stable")
     upto = np.cumsum(weights[order])
-    spread = WIDTH * math.sqrt(0.25 * float(np.square(weights).sum())) + float(weights.max())
+    counts = [int(sent) for sent in everybody[:, each]]  # whole numbers: no rank may round another way than others
+    spread = (WIDTH * math.sqrt(0.25 * each * sum(n * n for n in counts)) + max(counts)) / (each * sum(counts))
     low, high = np.searchsorted(upto, [fraction - spread, fraction + spread])
     smallest, largest = np.zeros((), wide), np.array(np.inf, wide)
     return (
