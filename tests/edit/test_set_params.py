@@ -268,3 +268,16 @@ def test_a_scalar_and_an_empty_array_are_parameters_like_others() -> None:
 
 def test_plain_layouts_know_no_axes() -> None:
     assert plain_layout((1, 2)).axes is None
+
+
+@pytest.mark.parametrize("source", ["a mapping", "a file"])
+def test_tiny_values_are_checked_where_numpy_is_set_to_raise(source: str, tmp_path) -> None:
+    """Their squares are too small for a float, which is no reason to raise."""
+    tiny = {"a": np.full(300, 1e-30, np.float32)}
+    if source == "a file":
+        xw.save(tiny, tmp_path / "tiny.npz")
+    target = {"a": np.zeros(300, np.float32)}
+    with np.errstate(all="raise"):
+        xw.set_params(target, tiny if source == "a mapping" else tmp_path / "tiny.npz")
+        xw.prune(target, fraction=0.5, where="a")
+    assert np.count_nonzero(target["a"] == tiny["a"]) == 150

@@ -87,7 +87,7 @@ def stored_order(array: Array) -> list[int]:
 
 def quick_sum(array: Array) -> Any:
     """Return a number that is finite only if every entry is, in one pass and without a temporary."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         if array.flags.forc and array.dtype.char in "fd" and array.dtype.isnative:
             # The sum of squares: BLAS takes half the time of a sum. If it overflows, the caller looks again.
             flat = array.reshape(-1, order="C" if array.flags.c_contiguous else "F")

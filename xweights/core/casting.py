@@ -119,7 +119,7 @@ def cast_exactly(array: Array, dtype: np.dtype[Any], *, what: str, cast: bool = 
         raise DtypeError(f"{what} has the wrong dtype\n{got_expected(array.dtype.name, dtype.name)}")
     if is_complex(array.dtype) or is_complex(dtype):
         return _cast_complex(array, dtype, what=what, cast=cast)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         converted = round_to(array, dtype) if is_floating(array.dtype) and is_floating(dtype) else array.astype(dtype)
         if cast:
             return converted

@@ -129,7 +129,7 @@ class NumpyOps:
         for block in blocks(x.shape):
             part = x[block].astype(np.float64)
             where = tuple(slice(0, 1) if i in axes else cut for i, cut in enumerate(block))
-            with np.errstate(over="ignore", invalid="ignore"):
+            with np.errstate(all="ignore"):
                 np.multiply(part, part, out=part)
                 result[where] += part.sum(axis=axes, keepdims=True)
         return result

@@ -126,7 +126,7 @@ def _are_names_unique(selection: Selection) -> bool:
 
 def _are_finite(arrays: Sequence[Array]) -> bool:
     """Return whether all entries are finite; False also if it takes a closer look to tell."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         for array in arrays:
             if array.dtype.char in "fd" and array.dtype.isnative and array.flags.c_contiguous:
                 # A finite sum of squares rules out all others, and BLAS takes half the time of a comparison.

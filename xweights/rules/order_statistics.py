@@ -148,7 +148,7 @@ def _between(
 ) -> tuple[Array, int]:
     """Return (the entries strictly between low and high, how many are up to low)."""
     inside, up_to_low = [], 0
-    with np.errstate(over="ignore", invalid="ignore"):  # once: entering it takes as long as a pass over a piece
+    with np.errstate(all="ignore"):  # once: entering it takes as long as a pass over a piece
         for part in _parts(arrays, absolute):
             if not is_surely_number(part):
                 suspect()
