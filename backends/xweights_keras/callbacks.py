@@ -72,6 +72,9 @@ class Average(_Attached):
             try:
                 return evaluate(*arguments, **keywords)
             except BaseException:
+                # On JAX fit would write the variables of the evaluation at its own end, after they were swapped back.
+                if hasattr(model, "jax_state_sync"):
+                    model.jax_state_sync()
                 self.swap_back()
                 raise
 

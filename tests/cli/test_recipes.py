@@ -114,6 +114,9 @@ NUMBERS = {
     "a slice": (["edit", "a.npz", "--set", f"[:{LONG}]=1"], "--set can't be understood"),
     "a pattern": (["prune", "a.npz", "--pattern", f"{LONG}:4:in"], "--pattern can't be understood"),
     "an adapter": (["merge", "a.npz", "b.npz", "-o", "c.npz", "--adapt", f"conv/bias=take(0, :{LONG})"], "--adapt"),
+    "more than any memory": (
+        ["convert", "a.npz", "c.npz", "--adapt", "conv/bias=pad(0, 9999999999999999)"], "the memory isn't enough"
+    ),
     "a layer": (["show", "a.npz", "--where", f"layer:{LONG}"], "selects nothing"),
     "no digit of ours": (["show", "a.npz", "--where", "layer:\u00b2"], "selects nothing"),
     "too large for a dtype that knows no infinity": (
@@ -131,3 +134,10 @@ def test_a_number_that_can_not_be_is_refused_and_nothing_is_written(run: Run, pl
     assert shown.exit_code == 2
     assert fact in shown.stderr, shown.stderr
     assert contents(place) == before
+
+
+def test_a_dry_run_into_a_pipe_writes_nothing(run: Run, place: Path) -> None:
+    ran = run("extract", "a.npz", "-", "--format", "safetensors", "--dry-run")
+    assert ran.exit_code == 0, ran.stderr
+    assert ran.stdout == ""
+    assert "dry run: nothing was written" in ran.stderr

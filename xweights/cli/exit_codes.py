@@ -32,6 +32,9 @@ class Commands(TyperGroup):
             named = f": {wrong.filename}" if wrong.filename is not None else ""
             _say("error", f"{wrong.strerror or wrong}{named}", type(wrong).__name__, WRONG, as_json)
             raise typer.Exit(WRONG) from None
+        except MemoryError as wrong:
+            _say("error", f"the memory isn't enough\ncause: {wrong}", "MemoryError", WRONG, as_json)
+            raise typer.Exit(WRONG) from None
         except Exception as wrong:
             from xweights.errors import XweightsError
 

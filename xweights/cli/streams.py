@@ -51,9 +51,10 @@ def output_path(out: Path, format_name: str | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="xweights-") as folder:
         path = Path(folder) / f"stdout.{format_name.lstrip('.')}"
         yield path
-        with path.open("rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.flush()
+        if path.exists():  # not after a dry run
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.flush()
 
 
 @contextmanager
