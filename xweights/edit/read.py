@@ -34,6 +34,8 @@ from xweights.errors import (
 FIX = "\nFix: "
 # PEFT's two modules around a model.
 _PEFT = "base_model/model/"
+# How many solutions NumPy tries before it takes memory for shared. (Its stubs know two values only.)
+_EFFORT: Any = 1000
 
 
 class _ParameterList(list[Parameter]):
@@ -198,7 +200,7 @@ def _find_shared(homes: Sequence[Array], stored: Sequence[Array]) -> list[int]:
     return [
         at
         for at in suspects
-        if any(np.may_share_memory(homes[at], other, 1000) for place, other in enumerate(arrays) if place != at)
+        if any(np.may_share_memory(homes[at], other, _EFFORT) for place, other in enumerate(arrays) if place != at)
     ]
 
 
