@@ -139,7 +139,8 @@ def _doubt_rivals(matching: Matching, attempt: Attempt) -> Attempt:
         if not again.divergences and exchanged and swapped.keys() <= again.pairs.keys():
             paths = f"{one.source.path!r} and {other.source.path!r}"
             doubts.append(f"{paths} could change places at {one.target.path!r}: the sample doesn't tell them apart")
-    if even and matching.expected and not any(np.any(array) for array in matching.expected.values()):
+    outputs = matching.expected.values()
+    if even and attempt.pairs and outputs and not any(np.any(array) for array in outputs):
         doubts.append("every output is zero with this sample, whatever the weights are")
     if rivals:
         doubts = [*dict.fromkeys((*attempt.candidates.doubts, *doubts))]
