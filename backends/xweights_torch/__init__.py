@@ -23,9 +23,9 @@ from xweights_torch.entries import SetEntries, init_entries_
 from xweights_torch.ops import TorchOps
 from xweights_torch.overlaid import merge_factors
 from xweights_torch.sharding.find import copy_reason
-from xweights_torch.spellings import respell
 from xweights_torch.state_dict import match_state, read_state
 from xweights_torch.storage import storage_of
+from xweights_torch.tables.spellings import respell
 from xweights_torch.training.holds import attach
 from xweights_torch.training.hooks import TorchTrainingHooks
 

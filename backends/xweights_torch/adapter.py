@@ -99,7 +99,8 @@ class ModuleAdapter:
         facts, arrays, computed = walk(target)
         shared = find_storages(target, [slot.tensor for slot in arrays]) if are_ranks_running() else None
         parameters = []
-        for number, is_computed, refused, like in self._plan(target, facts):
+        for number, is_computed, refusing, like in self._plan(target, facts):
+            refused = refusing
             if is_computed:
                 parameters.append(with_handle(like, refused or COMPUTED, computed[number]))
                 continue

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from xweights.core.dtypes import Array
-from xweights_torch.newer import float8_e8m0fnu
+from xweights_torch.tables.newer import float8_e8m0fnu
 
 # Dtypes that Tensor.numpy() supports.
 PLAIN = {

@@ -25,8 +25,8 @@ from xweights_torch.adapter import ModuleAdapter, wrapped_child
 from xweights_torch.dtypes import numpy_dtype
 from xweights_torch.parametrized import ComputedParameter
 from xweights_torch.sharding.storage import ShardStorage
-from xweights_torch.spellings import FileKeys, Kind, respell
 from xweights_torch.storage import RefusedStorage, TensorHandle, identity
+from xweights_torch.tables.spellings import FileKeys, Kind, respell
 from xweights_torch.weight_formulas import evaluate, usual_dim
 
 _EXTRA = "_extra_state"

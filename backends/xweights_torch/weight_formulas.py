@@ -14,7 +14,7 @@ from torch import nn
 from xweights.core.dtypes import Array
 from xweights.errors import ShapeError, got_expected
 from xweights_torch.dtypes import from_host, host_view
-from xweights_torch.spellings import Product
+from xweights_torch.tables.spellings import Product
 
 
 def usual_dim(owner: Any) -> int:

@@ -90,7 +90,7 @@ def test_a_file_may_replace_itself(tmp_path: Path) -> None:
         ({"stem/kernel": A.Pad("in")}, xw.ShapeError, r"Fix: Pad\(axis, length\)"),
         ({"stem/kernel": A.Pad("in", 4, init="keep")}, xw.WriteError, "a new file has no 'stem/kernel'"),
         ({"embed/*": A.Rows()}, xw.ShapeError, "Fix: the tokens of both"),
-        ({"embed": A.Rows()}, xw.SelectionError, "Near names"),
+        ({"embed": A.Rows()}, xw.SelectionError, "'embed' is a layer, and no parameter"),
         ({"stem/kernel": A.Sum("depth")}, xw.LayoutError, "has no axis 'depth'"),
         ({"stem/kernel": "sum"}, xw.ArgumentError, "needs an adapter"),
     ],

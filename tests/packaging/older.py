@@ -125,6 +125,6 @@ def age_torch() -> None:
     kept = torch.float8_e8m0fnu
     del torch.float8_e8m0fnu
     try:
-        import xweights_torch.newer  # noqa: F401
+        import xweights_torch.tables.newer  # noqa: F401
     finally:
         torch.float8_e8m0fnu = kept

@@ -67,7 +67,7 @@ def page() -> str:
         "",
         "`nox -s oldest` installs the oldest release of all that `pyproject.toml` allows, and runs the tests on it.",
         f"PyTorch is the newest there, too, but without the names that came after 2.6 ({newer}).",
-        "Nothing else that is newer is used: `backends/xweights_torch/newer.py` is the list.",
+        "Nothing else that is newer is used: `backends/xweights_torch/tables/newer.py` is the list.",
         "",
         "## What came later",
         "",
@@ -116,7 +116,7 @@ def test_one_module_alone_uses_names_that_the_oldest_supported_pytorch_lacks(nam
         path.name for path in home.rglob("*.py") if re.search(rf"\btorch\.{re.escape(name)}\b", path.read_text("utf-8"))
     ]
     assert users == []
-    assert name.rpartition(".")[2] in (home / "newer.py").read_text(encoding="utf-8")
+    assert name.rpartition(".")[2] in (home / "tables" / "newer.py").read_text(encoding="utf-8")
 
 
 def test_pytorch_without_its_newer_names_has_a_backend_and_hands_over_the_rule_of_muon(
@@ -127,8 +127,8 @@ def test_pytorch_without_its_newer_names_has_a_backend_and_hands_over_the_rule_o
         pytest.skip("this PyTorch is as new as it is: pytest --old-torch")
     import torch
 
-    from xweights_torch import newer
     from xweights_torch.optimizers.table import CLASSES
+    from xweights_torch.tables import newer
 
     assert newer.Muon is None
     assert newer.float8_e8m0fnu is None

@@ -10,15 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
-import numpy as np
-
 from xweights.core.dtypes import is_complex
+from xweights.core.identities import keys_of
 from xweights.core.names import NameIndex, find_named, glob_matcher, is_glob
-from xweights.core.numpy_backend import NumpyStorage
 from xweights.core.parameter import Parameter
-from xweights.core.registry import backend_for
 from xweights.core.tied_names import all_layers_of, first_layer, refuse_contradictions
 from xweights.core.unknown_roles import warn_of_unknown_roles
+from xweights.core.unmatched_names import explain_name
 from xweights.errors import ArgumentError, Problems, SelectionError, got_expected, near, shown
 
 WhereLike = Union[str, "Where", Callable[[Parameter], bool], Iterable[Any], Parameter, Any]
@@ -303,9 +301,9 @@ def to_where(value: WhereLike) -> Where:
         if not value:
             raise SelectionError("where= is an empty list: it selects nothing\nFix: give at least one name")
         return Either(tuple(to_where(part) for part in value))
-    objects = _objects(value)
-    if objects is not None:
-        return objects
+    keys = keys_of(value)
+    if keys is not None:
+        return Objects(f"<{type(value).__name__}>", keys)
     if callable(value) and not isinstance(value, type):
         return Predicate(value)
     expected = (
@@ -314,23 +312,6 @@ def to_where(value: WhereLike) -> Where:
     )
     fix = "\nFix: where=list(...): it is read more than once" if isinstance(value, Iterator) else ""
     raise ArgumentError(f"where= can't be understood\n{got_expected(shown(value), expected)}{fix}")
-
-
-def _objects(value: Any) -> Where | None:
-    """Return the predicate for an object of a framework, or an array; None for anything else."""
-    kind = type(value)
-    text = f"<{kind.__name__}>"
-    if isinstance(value, np.ndarray):
-        return Objects(text, frozenset({NumpyStorage().identity(value)}))
-    backend = backend_for(value)
-    if backend is None:
-        return None
-    adapter = backend.adapter(value)
-    if adapter is not None:
-        return Objects(text, frozenset(p.identity() for p in adapter.parameters(value)))
-    if backend.is_tensor(value):
-        return Objects(text, frozenset({backend.storage(value).identity(value)}))
-    return None
 
 
 @dataclass(frozen=True, repr=False)
@@ -398,13 +379,7 @@ def _explain_empty(part: Where, everything: Sequence[Parameter]) -> tuple[str]:
     if not visible:
         return ("the target has no parameters at all",)
     if isinstance(part, Glob):
-        hint = near(part.pattern, [p.name for p in visible] + [p.native_name for p in visible])
-        inside = part.pattern.strip("./").replace(".", "/") + "/"
-        if any(name.startswith(inside) for p in visible for name in (p.name, *p.aliases)):
-            return (f"{part!r} is a layer, and no parameter\nFix: where={inside + '*'!r} for all that it has",)
-        if is_glob(part.pattern) and any(glob_matcher(part.pattern)(p.native_name) for p in visible):
-            hint += f"\nIt does match native names: native({part.pattern!r})"
-        return (f"{part!r} matches no neutral name\n{hint}",)
+        return (explain_name(repr(part), part.pattern, visible),)
     if isinstance(part, Objects):
         problem = f"{part!r}: none of the target's parameters is one of its {len(part.keys)} parameters"
         return (f"{problem}\nFix: a part of the target itself, or a name: {visible[0].name!r}",)

@@ -34,7 +34,7 @@ def shorten_names(names: Sequence[str], width: int, dots: str = "…") -> list[s
     Example:
         >>> from xweights.core.short_names import shorten_names
         >>> shorten_names(["encoder/layers/0/attention/query/kernel", "encoder/layers/1/attention/query/kernel"], 24)
-        ['…/0/…/query/kernel', '…/1/…/query/kernel']
+        ['encoder/…/0/…/kernel', 'encoder/…/1/…/kernel']
     """
     counts = Counter(part for name in names for part in set(name.split("/")[:-1]))
     shortened = [name if len(name) <= width else _drop_parts(name, width, counts, dots) for name in names]

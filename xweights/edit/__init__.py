@@ -6,6 +6,7 @@ from typing import Any
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter, register_io
 from xweights.core.public_calls import told_of_refusals
+from xweights.core.registry import loaded
 
 
 def _read(parameter: Parameter) -> Array:
@@ -26,6 +27,8 @@ def connect_parameters() -> None:
 
 
 def _tell_ranks(name: str, arguments: Sequence[Any], keywords: Mapping[str, Any], error: Exception) -> None:
+    if not loaded():  # files and NumPy: there are no ranks
+        return
     from xweights.edit.refusals import tell_ranks
 
     tell_ranks(name, arguments, keywords, error)

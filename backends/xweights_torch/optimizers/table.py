@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from xweights_torch.newer import Muon
+from xweights_torch.tables.newer import Muon
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import xweights as xw  # noqa: E402
 from xweights.core.backend import HasState  # noqa: E402
 from xweights.errors import NotBuiltError, RefusedFileError, ShapeError, WriteError, XweightsError  # noqa: E402
 from xweights_torch import backend  # noqa: E402
-from xweights_torch.spellings import respell  # noqa: E402
+from xweights_torch.tables.spellings import respell  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*")
 

@@ -39,6 +39,9 @@ class Part(str, Enum):
     MAGNITUDE = "lora_magnitude_vector"
     BIAS = "lora_B.bias"
 
+    def __str__(self) -> str:  # StrEnum is new in Python 3.11
+        return self.value
+
 
 _PARTS = {part.value: part for part in Part if part is not Part.BIAS}
 
