@@ -7,6 +7,7 @@ import re
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import wrong_calls
 
@@ -81,6 +82,15 @@ def test_the_texts_are_those_of_the_snapshot(outcomes: dict[str, BaseException |
         SNAPSHOT.write_text(page, encoding="utf-8")
     assert len(texts) >= 150
     assert SNAPSHOT.read_text(encoding="utf-8") == page, "Fix: XWEIGHTS_WRITE_PAGE=1 pytest tests/errors"
+
+
+def test_a_wrong_call_is_answered_in_the_words_of_the_function_that_was_called() -> None:
+    """Also where that calls other public functions, whichever of them was used before."""
+    w = {"w": np.ones(2)}
+    xw.diff(w, w)  # from here on diff() answers for itself, as equal() does
+    for call, name in ((xw.plot_diff, "plot_diff"), (xw.diff, "diff"), (xw.plot_diff, "plot_diff")):
+        with pytest.raises(xw.ArgumentError, match=rf"^names= of {name}\(\) is of the wrong kind\n"):
+            call(w, w, names=3.5)
 
 
 def _settled(text: str) -> str:

@@ -94,6 +94,7 @@ def guard(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             for tell in told_of_refusals:
                 tell(name, args, kwargs, wrong if better is None else better)
             if better is not None:
+                vars(better)["explains"] = vars(wrong).get("explains", wrong)
                 raise better from (None if isinstance(wrong, TypeError) and not _entered(wrong) else wrong)
             raise
 
@@ -113,6 +114,10 @@ def explain(
     wrong: Exception, function: Callable[..., Any], name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> XweightsError | None:
     """Return the error that says what is wrong with the arguments; None if ``wrong`` says it, or something else is."""
+    explained = vars(wrong).get("explains")
+    if explained is not None:
+        # By a public function that this one calls, in the words of that one.
+        return explain(explained, function, name, args, kwargs)
     if isinstance(wrong, XweightsError):
         if wrong.args and isinstance(wrong.args[0], str):
             wrong.args = (shorten(wrong.args[0]), *wrong.args[1:])
