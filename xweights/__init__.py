@@ -42,8 +42,6 @@ _TABLE = {
     "files.edit.edit": "edit_file EditReport",
     "files.load": "Checkpoint load parts",
     "files.save": "convert save",
-    "hub.export": "export_hf",
-    "hub.load_folder": "import_hf",
     "inspection.checksum": "checksum",
     "inspection.diff": "diff equal",
     "inspection.plots": "plot plot_diff",
@@ -64,6 +62,8 @@ _TABLE = {
     "optimizers.state": "OptimizerGroup OptimizerState",
     "optimizers.training_state": "get_training_state set_training_state TrainingState",
     "optimizers.verify": "verify_handoff",
+    "porting.hub.export": "export_hf",
+    "porting.hub.load_folder": "import_hf",
     "porting.plan": "plan_port",
     "porting.port": "port",
     "porting.reports": "PortPlan PortReport VerifyReport",
@@ -99,6 +99,7 @@ __all__ = sorted(_HOME)  # noqa: PLE0605 - a list, made of the table
 former_paths.install()
 openers.register_opener(lambda path, **options: import_module("xweights.files.load").load(path, **options))
 openers.register_writer(lambda *given: import_module("xweights.files.edit.write_through").write_through(*given))
+openers.register_model_folder(lambda *a, **b: import_module("xweights.files.model_folder").ModelFolder(*a, **b))
 
 
 def __getattr__(name: str) -> Any:

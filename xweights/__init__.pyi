@@ -67,8 +67,6 @@ from xweights.files.load import load as load
 from xweights.files.load import parts as parts
 from xweights.files.save import convert as convert
 from xweights.files.save import save as save
-from xweights.hub.export import export_hf as export_hf
-from xweights.hub.load_folder import import_hf as import_hf
 from xweights.inspection.checksum import checksum as checksum
 from xweights.inspection.diff import diff as diff
 from xweights.inspection.diff import equal as equal
@@ -101,6 +99,8 @@ from xweights.optimizers.training_state import TrainingState as TrainingState
 from xweights.optimizers.training_state import get_training_state as get_training_state
 from xweights.optimizers.training_state import set_training_state as set_training_state
 from xweights.optimizers.verify import verify_handoff as verify_handoff
+from xweights.porting.hub.export import export_hf as export_hf
+from xweights.porting.hub.load_folder import import_hf as import_hf
 from xweights.porting.plan import plan_port as plan_port
 from xweights.porting.port import port as port
 from xweights.porting.reports import PortPlan as PortPlan

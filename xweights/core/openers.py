@@ -1,4 +1,4 @@
-"""How rooms above the core open what only they can read: paths of files."""
+"""How rooms that don't know files open what only those can: paths."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 Opener = Callable[..., Any]
 _openers: list[Opener] = []
 _writers: list[Callable[..., Any]] = []
+_folders: list[Callable[..., ModelFolder]] = []
 
 
 @runtime_checkable
@@ -29,6 +30,13 @@ class HasParts(Protocol):
     def __xweights_part__(self, part: str | None = None) -> Part: ...
 
 
+class ModelFolder(Protocol):
+    """The place of a folder of settings and weights that is going to be written."""
+
+    def write(self, settings: str, target: Any, prove: Callable[[str], None]) -> None:
+        """Write both; ``prove`` gets a folder that has them, and if it raises nothing is left behind."""
+
+
 def register_opener(opener: Opener) -> None:
     """Have ``opener`` return the target behind a path, which has ``__xweights_parameters__``."""
     _openers[:] = [opener]
@@ -37,6 +45,17 @@ def register_opener(opener: Opener) -> None:
 def register_writer(writer: Callable[..., Any]) -> None:
     """Have ``writer`` call a function with the file behind a path as a target, and write what that wrote."""
     _writers[:] = [writer]
+
+
+def register_model_folder(folder: Callable[..., ModelFolder]) -> None:
+    """Have ``folder`` return the place of a folder of settings and weights."""
+    _folders[:] = [folder]
+
+
+def open_model_folder(path: Any, *, overwrite: bool) -> ModelFolder:
+    """Return the place of a folder of settings and weights; raise FileAccessError if it can't be written."""
+    (folder,) = _folders
+    return folder(path, overwrite=overwrite)
 
 
 def write_file(path: Any, write: Callable[[Any], Any]) -> Any:

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from xweights.errors import BackendMissingError, PortError, TargetError, XweightsError, got_expected, near
-from xweights.porting.hubs import Twins
+from xweights.porting.hub.protocol import Twins
 from xweights_keras.hub.families import FAMILIES, Family, UnmappedError, find_family, list_lost, map_back, map_settings
 from xweights_keras.hub.folders import check_folder, damaged_config, read_config
 from xweights_keras.hub.samples import convert_sample, draw_sample
 
 
 class KerasHub:
-    """The hub of keras_hub (see ``xweights.porting.hubs.Hub``)."""
+    """The hub of keras_hub (see ``xweights.porting.hub.protocol.Hub``)."""
 
     name = "keras_hub"
 

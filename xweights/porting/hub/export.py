@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from xweights.errors import FileAccessError, PortError, Problems
-from xweights.files.io.atomic import replace_file, sync_folder
-from xweights.files.io.open_file import inaccessible
-from xweights.files.io.transaction import transaction
-from xweights.files.save import save
-from xweights.hub.hubs import find_hub
-from xweights.porting.hubs import Twins
+from xweights.core.openers import open_model_folder
+from xweights.errors import PortError, Problems
+from xweights.porting.hub.find import find_hub
+from xweights.porting.hub.protocol import Twins
 from xweights.porting.matching.outputs import compare_outputs
 from xweights.porting.matching.samples import SilentWatcher
 from xweights.porting.port import port
 from xweights.porting.protocol import porting_for
 from xweights.porting.reports import PortReport
-
-SETTINGS, WEIGHTS = "config.json", "model.safetensors"
 
 
 def export_hf(
@@ -62,9 +54,8 @@ def export_hf(
         ...
         xweights.errors.TargetError: only a model of a hub has settings that can be mapped
     """
-    path = Path(folder).absolute()
     hub = find_hub(model)
-    _check_place(path, overwrite)
+    place = open_model_folder(folder, overwrite=overwrite)
     twins = hub.make_twin(model, sample, settings or {})
     outputs = {theirs: ours for ours, theirs in twins.outputs.items()} if twins.outputs else None
     report = port(
@@ -75,32 +66,12 @@ def export_hf(
         outputs=outputs,
         attributes="ignore" if ignore_settings else "check",
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
-            made = Path(temporary) / "folder"
-            made.mkdir()
-            with replace_file(str(made / SETTINGS)) as file:
-                file.write(twins.settings.encode())
-            save(twins.twin, made / WEIGHTS, metadata={"format": "pt"})
-            _prove(hub.read_twin(twins, str(made)), twins, outputs if report.ok else None, to_twin=not report.ok)
-            _check_place(path, overwrite)
-            _put_in_place(made, path)
-    except OSError as cause:
-        if isinstance(cause, FileAccessError):
-            raise
-        raise inaccessible(str(path), cause, "write it") from cause
+
+    def prove(made: str) -> None:
+        _prove(hub.read_twin(twins, made), twins, outputs if report.ok else None, to_twin=not report.ok)
+
+    place.write(twins.settings, twins.twin, prove)
     return replace(report, notes=(*report.notes, *twins.notes))
-
-
-def _check_place(path: Path, overwrite: bool) -> None:
-    problems = Problems("this folder can't be written, and nothing was changed")
-    if path.exists() and not path.is_dir():
-        problems.add(FileAccessError, f"{path} is a file", fix="name a folder")
-    for name in () if overwrite or problems else (SETTINGS, WEIGHTS):
-        if (path / name).exists():
-            problems.add(FileAccessError, f"{path / name} exists", fix="overwrite=True, or another folder")
-    problems.check()
 
 
 def _prove(loaded: Any, twins: Twins, outputs: Mapping[str, str] | None, *, to_twin: bool) -> None:
@@ -117,15 +88,3 @@ def _prove(loaded: Any, twins: Twins, outputs: Mapping[str, str] | None, *, to_t
         if error > limit:
             problems.add(PortError, f"the output {name!r} differs after loading (error {error:.1e})")
     problems.check()
-
-
-def _put_in_place(made: Path, path: Path) -> None:
-    """Give the new files their names: the folder's by one rename, or both files together in a folder that exists."""
-    if not path.exists():
-        made.replace(path)
-        sync_folder(str(path))
-        return
-    with transaction(str(path.resolve() / SETTINGS)) as changes:
-        for name in (SETTINGS, WEIGHTS):
-            with changes.replace(str(path.resolve() / name)) as file, (made / name).open("rb") as source:
-                shutil.copyfileobj(source, file.file, 1 << 20)

@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 from typing import Any, cast
 
 from xweights.errors import TargetError, got_expected
-from xweights.porting.hubs import Hub
+from xweights.porting.hub.protocol import Hub
 
 GROUP = "xweights.hubs"
 

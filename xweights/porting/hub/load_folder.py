@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from xweights.errors import ArgumentError, BackendMissingError
-from xweights.hub.hubs import load_hubs
+from xweights.porting.hub.find import load_hubs
 from xweights.porting.port import port
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import xweights as xw
-from xweights.hub import hubs
-from xweights.porting.hubs import Twins
+from xweights.porting.hub import find, load_folder
+from xweights.porting.hub.protocol import Twins
 
 torch = pytest.importorskip("torch", reason="needs torch")
 keras = pytest.importorskip("keras", reason="needs keras")
@@ -48,8 +48,9 @@ class ToyHub:
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
     hub = ToyHub()
-    monkeypatch.setattr(hubs, "load_hubs", lambda: (hub,))
-    monkeypatch.setattr("xweights.hub.load_folder.load_hubs", lambda: (hub,))
+    monkeypatch.setattr(find, "load_hubs", lambda: (hub,))
+    # Imported above: imported from here on, it would keep this hub for all tests after.
+    monkeypatch.setattr(load_folder, "load_hubs", lambda: (hub,))
     return hub
 
 
