@@ -20,7 +20,6 @@ from xweights.core.plan import Plan, Selection
 from xweights.core.selection import WhereLike
 from xweights.edit.guards import alone, defer_interrupts, keys_from
 from xweights.edit.load_report import LoadReport
-from xweights.edit.read import select_kept
 
 
 def write_plainly(
@@ -29,8 +28,10 @@ def write_plainly(
     """Write arrays that fit the selected parameters one to one; return None, with nothing done, for any others."""
     if type(values) not in (Params, dict) or not values:
         return None
-    selection = select_kept(plan, where)
-    if selection is None or (not hold_registry.is_empty() and hold_registry.are_held(selection.identities)):
+    if plan.outline is None:
+        return None
+    selection = plan.select(where)
+    if not hold_registry.is_empty() and hold_registry.are_held(selection.identities):
         return None
     if selection.choice.singles or len(values) != len(selection.choice.likes):
         return None
