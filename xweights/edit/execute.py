@@ -47,13 +47,7 @@ def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Ar
     by_dtype = rule.by_dtype
     ahead = operands_ahead(rule, chosen) if rule.takes_long else {}
     for parameter in chosen:
-        reason = parameter.refusal(writing=True)
-        if reason is not None:
-            problems.add(WriteError, f"{parameter.name!r} can't be written: {reason}")
-            continue
-        reason = parameter.edit_refusal()
-        if reason is not None:
-            add_edit_refusal(problems, parameter, reason)
+        if add_refusal(problems, parameter, writing=True):
             continue
         try:
             rule.check(parameter)
@@ -67,6 +61,19 @@ def prepare(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[tuple[Ar
             problems.add(type(wrong), str(wrong))
     problems.check()
     return prepared
+
+
+def add_refusal(problems: Problems, parameter: Parameter, *, writing: bool) -> bool:
+    """Add why a parameter can't be written (or read), or its layer wouldn't obey; return whether there is a reason."""
+    reason = parameter.refusal(writing=writing)
+    if reason is not None:
+        problems.add(WriteError, f"{parameter.name!r} can't be {'written' if writing else 'read'}: {reason}")
+        return True
+    reason = parameter.edit_refusal()
+    if reason is not None:
+        add_edit_refusal(problems, parameter, reason)
+        return True
+    return False
 
 
 def add_edit_refusal(problems: Problems, parameter: Parameter, reason: str) -> None:

@@ -22,9 +22,9 @@ from xweights.core.groups import Group
 from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike, select
 from xweights.core.shards import Shard
-from xweights.edit.execute import add_edit_refusal, edit_parameter, is_foreign
+from xweights.edit.execute import add_refusal, edit_parameter, is_foreign
 from xweights.edit.guards import alone, defer_interrupts, enter_guards, keys_of, order_fallible_first, undo_on_error
-from xweights.errors import Problems, SelectionError, WriteError, XweightsError
+from xweights.errors import Problems, SelectionError, XweightsError
 from xweights.rules.base import Rule
 from xweights.rules.elementwise import Add, Fill
 from xweights.rules.initializers import Init
@@ -96,13 +96,7 @@ def prepare_blocks(rule: Rule, chosen: Sequence[Parameter], call: str) -> list[B
     blocks: list[Block] = []
     operands_of: dict[Any, Operands] = {}
     for position, p in enumerate(chosen):
-        reason = p.refusal(writing=True)
-        if reason is not None:
-            problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
-            continue
-        reason = p.edit_refusal()
-        if reason is not None:
-            add_edit_refusal(problems, p, reason)
+        if add_refusal(problems, p, writing=True):
             continue
         try:
             rule.check(p)

@@ -22,9 +22,9 @@ from xweights.core.protocols import Ops
 from xweights.core.registry import backend_for
 from xweights.core.selection import DEFAULT_KERNELS, WhereLike, select
 from xweights.core.targets import open_target
-from xweights.edit.execute import add_edit_refusal
+from xweights.edit.execute import add_refusal
 from xweights.edit.guards import enter_guards
-from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, WriteError, XweightsError
+from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, XweightsError
 from xweights.rules.base import FLOAT64, need_floating
 from xweights.rules.norms import FLOAT32, Per, matrix_of, need_matrix, per_axes
 from xweights.training.releasable import Releasable, count_of
@@ -372,13 +372,7 @@ def _select(target: Any, rule: Penalty, where: WhereLike | None) -> list[Paramet
     if not chosen:
         problems.add(SelectionError, "the target has no parameters at all")
     for p in chosen:
-        reason = p.refusal(writing=False)
-        if reason is not None:
-            problems.add(WriteError, f"{p.name!r} can't be read: {reason}")
-            continue
-        reason = p.edit_refusal()
-        if reason is not None:
-            add_edit_refusal(problems, p, reason)
+        if add_refusal(problems, p, writing=False):
             continue
         try:
             rule.operands(p)
