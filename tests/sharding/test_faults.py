@@ -59,6 +59,13 @@ def disagree(rank: int) -> dict[str, Any]:
             if rank == 1:
                 raise KeyError("only here")
 
+    averages = xw.average(model, decay=0.5, attach=False)
+
+    def updated() -> Any:
+        if rank == 1:
+            averages.update()
+        return averages
+
     found = {
         "other arguments": caught(lambda: xw.scale(model, of(2.0, 3.0))),
         "another seed": caught(lambda: xw.noise(model, 0.1, seed=rank)),
@@ -74,6 +81,9 @@ def disagree(rank: int) -> dict[str, Any]:
         ),
         "a function that raises": caught(lambda: xw.apply(model, fails_here, where="*")),
         "a block that raises": caught(rollback),
+        "averages on one rank": caught(of(lambda: averages.params, lambda: xw.checksum(model))),
+        "averages copied on one rank": caught(of(lambda: averages.copy_to(model), lambda: xw.checksum(model))),
+        "averages of other steps": caught(lambda: updated().params),
         "a hold": caught(lambda: xw.hold(model, xw.Clip(-0.01, 0.01), where=of(UP, "nix"))),
     }
     found["unchanged"] = all(map(torch.equal, blocks(model), before))
@@ -99,6 +109,9 @@ def found() -> list[dict[str, Any]]:
         ("other values", RankError, "arguments of set_params"),
         ("other parameters", RankError, "parameters of scale"),
         ("another call", RankError, "the call that they make"),
+        ("averages on one rank", RankError, "the call that they make"),
+        ("averages copied on one rank", RankError, "the call that they make"),
+        ("averages of other steps", RankError, "rank 1: updates=1"),
         ("no such name", SelectionError, "on rank 1: where='upp/kernel'"),
         ("a bad bound", ArgumentError, "on rank 1: low is greater"),
         ("a bad number", NonfiniteError, "on rank 1: factor= isn't finite"),

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from xweights.core import attachments, hold_registry
-from xweights.core.agreement import shard_of
+from xweights.core.agreement import Vote, shard_of
 from xweights.core.backend import StepState
 from xweights.core.blocks import blocks
 from xweights.core.casting import cast_exactly, is_number
@@ -24,11 +24,11 @@ from xweights.core.parameter import Parameter
 from xweights.core.params import Params
 from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
 from xweights.core.targets import open_eagerly, tracing
-from xweights.edit.execute import add_edit_refusal
+from xweights.edit.execute import add_refusal
 from xweights.edit.guards import defer_interrupts, enter_guards
 from xweights.edit.read import check_readable
 from xweights.edit.write import set_params
-from xweights.errors import ArgumentError, DtypeError, HoldError, Problems, TraceError, WriteError
+from xweights.errors import ArgumentError, DtypeError, HoldError, Problems, TraceError
 from xweights.training.hold_shards import choose_blocks
 from xweights.training.hooks import ExpectsOptimizer, TrainingChange, training_for
 from xweights.training.releasable import Releasable, count_of, refer_to
@@ -104,8 +104,12 @@ class Averages(Releasable):
     def params(self) -> Params:
         """The averages as Params: float32 for narrower dtypes, else of the parameter's dtype.
 
-        Of a sharded model whole arrays, gathered, so to be asked for on every rank.
+        Of a sharded model whole arrays, gathered, so to be asked for on every rank; RankError if another rank makes
+        another call, or has averaged another number of steps.
         """
+        with Vote(self._wholes, "averages.params", writing=False) as vote:
+            vote.agree(f"updates={self.updates}", self.updates)
+            vote.open(self._wholes)
         averages = {
             p.name: p.layout.to_neutral(_gather(p, a)) for p, a in zip(self._wholes, self._averages, strict=True)
         }
@@ -338,13 +342,7 @@ def _check_decay(decay: Any) -> float:
 def _check_writable(chosen: Sequence[Parameter]) -> None:
     problems = Problems("averages of these could not be swapped in")
     for p in chosen:
-        reason = p.refusal(writing=True)
-        if reason is not None:
-            problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
-            continue
-        reason = p.edit_refusal()
-        if reason is not None:
-            add_edit_refusal(problems, p, reason)
+        add_refusal(problems, p, writing=True)
     problems.check()
 
 
