@@ -12,6 +12,7 @@ pytest.importorskip("torch", reason="FSDP is PyTorch's")
 if not hasattr(os, "fork"):
     pytest.skip("ranks are forked processes", allow_module_level=True)
 
+import numpy as np
 import torch
 from ranks import run_ranks
 from torch import nn
@@ -24,6 +25,7 @@ import xweights as xw
 from xweights.errors import TargetError, WriteError
 
 BATCH = torch.arange(20).reshape(4, 5)
+KEPT = np.arange(8 * 18).reshape(8, 18) % 3 > 0
 
 
 def evaluate(model: Any) -> None:
@@ -168,6 +170,37 @@ def test_one_rank_is_a_world_like_any_other():
     assert answer["no aliases"]
     assert answer["checksum"] == xw.checksum(model)
     assert answer["masks"] == sum(int(mask.sum()) for mask in masks.values())
+
+
+def train_held(model: Any) -> str:
+    """Take a step under holds, of which some look at the whole of what FSDP2 cuts, and return the checksum."""
+    held = [
+        xw.hold(model, xw.Mask(KEPT), where="up/kernel"),
+        xw.hold(model, xw.MaxNorm(0.4, per="in"), where="down/kernel"),
+        xw.hold(model, xw.SpectralNorm(0.5), where="head/kernel"),
+        xw.freeze(model, where="emb/embeddings", entries=(slice(3, 9),)),
+        xw.freeze(model, where="conv/*"),
+    ]
+    before = xw.get_params(model, where=["emb/embeddings", "conv/kernel"])
+    step(model)
+    for one in held:
+        one.check()
+    after = xw.get_params(model)
+    assert np.array_equal(after["conv/kernel"], before["conv/kernel"])
+    assert np.array_equal(after["emb/embeddings"][3:9], before["emb/embeddings"][3:9])
+    assert not np.array_equal(after["emb/embeddings"], before["emb/embeddings"])
+    assert not after["up/kernel"][~KEPT].any()
+    return xw.checksum(model)
+
+
+def train_one_rank(rank: int) -> str:
+    model = small()
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    return train_held(model)
+
+
+def test_a_world_of_one_rank_holds_and_freezes_as_a_model_that_nobody_sharded():
+    assert run_ranks(1, train_one_rank) == [train_held(small())]
 
 
 def run_fsdp1(rank: int, keep: bool) -> dict[str, Any]:
