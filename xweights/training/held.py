@@ -69,7 +69,10 @@ class Hold(Releasable):
                 held_rules.apply()
 
     def check(self) -> None:
-        """Raise StaleTrainFunctionError if a training step went by without the rule, HoldError if it isn't true."""
+        """Raise StaleTrainFunctionError if a training step went by without the rule, HoldError if it isn't true.
+
+        Of a sharded model each rank looks at its own block, and hears nothing of the others.
+        """
         super().check()
         problems = Problems("a held rule is not true")
         for held_rules in self._held:
