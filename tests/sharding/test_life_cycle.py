@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from ranks import run_ranks
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Partial
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from worlds import blocks, shard, small
 
 import xweights as xw
@@ -115,6 +115,13 @@ def run_kinds(rank: int) -> dict[str, Any]:
     summand = nn.Module()
     summand.w = nn.Parameter(DTensor.from_local(torch.ones(4), mesh, [Partial()]))
     found["partial"] = refusal(lambda: xw.scale(summand, 2.0, where="w"))
+    crossed = nn.Module()
+    crossed.w = nn.Parameter(distribute_tensor(torch.ones(4, 2), DeviceMesh("cpu", [1, 0]), [Shard(0)]))
+    found["crossed"] = refusal(lambda: xw.set_params(crossed, {"w": np.ones((4, 2), np.float32)}))
+    copied = nn.Module()
+    copied.w = nn.Parameter(distribute_tensor(torch.ones(4, 2), DeviceMesh("cpu", [1, 0]), [Replicate()]))
+    xw.scale(copied, 2.0, where="w")
+    found["crossed copies"] = float(copied.w.to_local().sum())
     wide = nn.Linear(3, 2, dtype=torch.float64)
     narrow = nn.Linear(3, 2, dtype=torch.bfloat16)
     for layer in (wide, narrow):
@@ -126,7 +133,7 @@ def run_kinds(rank: int) -> dict[str, Any]:
     return found
 
 
-def test_mixed_precision_tied_meta_and_partial_parameters():
+def test_mixed_precision_tied_meta_and_partial_parameters_and_crossed_ranks():
     model = small()
     xw.scale(model, 2.0)
     alike = []
@@ -142,6 +149,8 @@ def test_mixed_precision_tied_meta_and_partial_parameters():
         assert "to_empty" in answer["meta"]
         assert answer["materialized"] == 1.0
         assert "redistribute" in answer["partial"]
+        assert "as init_device_mesh makes it" in answer["crossed"]
+        assert answer["crossed copies"] == 16.0
         assert answer["dtypes"] == alike
 
 

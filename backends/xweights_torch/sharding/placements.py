@@ -72,7 +72,17 @@ def _understand(
                 "Fix: p.redistribute(placements=[Replicate()]) before the call"
             )
             return reason, None
-    ranges = ranges_at(shape, tuple(mesh.shape), _splits_of(placements), tuple(coordinate))
+    splits = _splits_of(placements)
+    if any(dist.get_rank(mesh.get_group(i)) != coordinate[i] for i in _cutting(mesh, splits)):
+        # torch 2.13 cuts by the place in the sorted group, and tells another: of a mesh [[0, 3], [2, 1]] it makes a
+        # DTensor whose full_tensor() has two of four blocks twice.
+        reason = (
+            "its mesh has the ranks in another order than their groups, so that torch itself takes one block for\n"
+            f"another: {str(mesh.mesh.tolist())[:200]}\n"
+            "Fix: a mesh whose ranks rise along each dimension, as init_device_mesh makes it"
+        )
+        return reason, None
+    ranges = ranges_at(shape, tuple(mesh.shape), splits, tuple(coordinate))
     return None, tuple(last - first for first, last in ranges)
 
 
@@ -81,6 +91,11 @@ def _splits_of(placements: Sequence[Any]) -> Splits:
         (placement.dim, type(placement).__name__ == "_StridedShard") if hasattr(placement, "dim") else None
         for placement in placements
     )
+
+
+def _cutting(mesh: Any, splits: Splits) -> tuple[int, ...]:
+    """Return the mesh dimensions along which entries lie on several ranks."""
+    return tuple(i for i, split in enumerate(splits) if split is not None and mesh.shape[i] > 1)
 
 
 @lru_cache(maxsize=65536)
@@ -115,7 +130,7 @@ def read_shard(tensor: Any, layout: Layout, group: Group) -> Shard:
 def _shard_at(mesh: Any, placements: tuple[Any, ...], shape: tuple[int, ...], layout: Layout, group: Group) -> Shard:
     # Meshes are equal by their ranks; the group is another object once there are new process groups.
     sizes, splits = tuple(mesh.shape), _splits_of(placements)
-    cutting = tuple(i for i, split in enumerate(splits) if split is not None and sizes[i] > 1)
+    cutting = _cutting(mesh, splits)
     groups = tuple(
         group_of_parts(tuple(mesh.get_group(i) for i in cutting if splits[i][0] == axis))  # type: ignore[index]
         for axis in range(len(shape))
