@@ -18,12 +18,12 @@ from xweights.core.parameter import Parameter
 from xweights.errors import RankError
 
 _MOST_KEPT = 64
-_settled: OrderedDict[tuple[int, bytes], list[bool]] = OrderedDict()
+_settled: OrderedDict[tuple[Group, bytes], list[bool]] = OrderedDict()
 
 
 def knows_owners(group: Group, parameters: Sequence[Parameter]) -> bool:
     """Return whether :func:`settle_owners` has the answer on this rank already."""
-    return (id(group), _digest(parameters)) in _settled
+    return (group, _digest(parameters)) in _settled
 
 
 def settle_owners(group: Group, parameters: Sequence[Parameter], *, known: bool) -> list[bool]:
@@ -32,7 +32,7 @@ def settle_owners(group: Group, parameters: Sequence[Parameter], *, known: bool)
     ``known`` must be True only if all ranks know: they compare ``Vote.flags``. Raises RankError if the blocks of the
     ranks don't make up the parameters.
     """
-    key = (id(group), _digest(parameters))
+    key = (group, _digest(parameters))
     if not known or key not in _settled:
         own = np.zeros((len(parameters), 2), np.int64)
         for position, p in enumerate(parameters):
