@@ -159,6 +159,7 @@ REFUSED = {
     "a repeat to fewer": (A.Repeat("in", 2), xw.ShapeError, "can't make 2 of the 3"),
     "a pad to fewer": (A.Pad("in", 2), xw.ShapeError, "can't make 2 of the 3"),
     "a position beyond": (A.Take("in", [0, 3]), xw.ShapeError, "wants the position 3"),
+    "a slice beyond": (A.Take("in", slice(5, 9)), xw.ShapeError, "takes none of the 3 entries"),
     "another grid": (A.Resample((2, 2), (3, 3)), xw.ShapeError, "isn't for 'kernel'"),
     "no vocabulary": (A.Rows(), xw.LayoutError, "none that is a vocabulary's"),
     "a class": (A.Sum, xw.ArgumentError, "the class Sum"),

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from xweights.cli.option_values import parse_slice
+
 _CALL = re.compile(r"(?P<name>[a-z]+)(?:\((?P<arguments>[^()]*)\))?")
 _HELP = "sum(in), mean(in), repeat(in, 3), take(in, 0:3), pad(out, 10), resample(14x14, 16x16, skip=1), leave"
 
@@ -59,9 +61,6 @@ def _value(text: str) -> Any:
         return int(text)
     if re.fullmatch(r"\d{1,18}(x\d{1,18})+", text):
         return tuple(map(int, text.split("x")))
-    match = re.fullmatch(r"(-?\d{1,18})?:(-?\d{1,18})?(?::(-?\d{1,18}))?", text)
-    if match is not None:
-        return slice(*(None if bound is None else int(bound) for bound in match.groups()))
     if text in ("yes", "true", "no", "false"):
         return text in ("yes", "true")
-    return text
+    return parse_slice(text) or text

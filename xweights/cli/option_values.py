@@ -56,10 +56,16 @@ def _parse_index(part: str, option: str, text: str) -> Any:
     # Python itself refuses to read numbers of more than 4,300 digits.
     if re.fullmatch(r"-?\d{1,18}", part):
         return int(part)
-    match = _SLICE.fullmatch(part)
-    if match is None:
+    found = parse_slice(part)
+    if found is None:
         raise _error(option, "an index of whole numbers and slices, as in [0,:3]=1.5", text)
-    return slice(*(None if bound is None else int(bound) for bound in match.groups()))
+    return found
+
+
+def parse_slice(text: str) -> slice | None:
+    """Parse ``:3`` or ``0:9:2``; None for anything else."""
+    match = _SLICE.fullmatch(text)
+    return None if match is None else slice(*(None if bound is None else int(bound) for bound in match.groups()))
 
 
 def parse_pattern(text: str, option: str) -> tuple[int, int, str]:

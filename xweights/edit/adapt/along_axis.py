@@ -219,7 +219,14 @@ class Take(Adapter):
 
     def check(self, shape: Shape, wanted: Wanted) -> Shape:
         axis = find_axis(self.axis, shape, wanted, self)
-        return with_length(shape, axis, len(self._positions(shape[axis], wanted)))
+        taken = len(self._positions(shape[axis], wanted))
+        # Python cuts a slice off at the end, so that one beyond it is empty: in a file, nothing else would say so.
+        if shape[axis] and not taken and wanted.length(axis, len(shape)) != 0:
+            raise ShapeError(
+                f"{self} takes none of the {shape[axis]} entries of {wanted.name!r} along its axis\n"
+                "Fix: Take(axis, indices) of entries that are there"
+            )
+        return with_length(shape, axis, taken)
 
     def __call__(self, array: Array, wanted: Wanted) -> Array:
         axis = find_axis(self.axis, array.shape, wanted, self)
