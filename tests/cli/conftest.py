@@ -6,7 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,26 @@ def run(place: Path) -> Callable[..., Any]:
         return CliRunner().invoke(app, list(words), catch_exceptions=False)
 
     return command
+
+
+@pytest.fixture
+def contents(place: Path) -> Callable[[], dict[str, bytes]]:
+    """Return what is in the files of the folder now."""
+    return lambda: {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+
+
+@pytest.fixture
+def refused(run: Callable[..., Any], contents: Callable[[], dict[str, bytes]]) -> Callable[[Sequence[str], str], None]:
+    """Run a command that is refused with a message that holds a fact, and leaves every file as it is."""
+
+    def check(words: Sequence[str], fact: str) -> None:
+        before = contents()
+        shown = run(*words)
+        assert shown.exit_code == 2
+        assert fact in shown.stderr, shown.stderr
+        assert contents() == before
+
+    return check
 
 
 @pytest.fixture

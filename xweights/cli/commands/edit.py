@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from xweights.cli.targets import weight_file
 
 if TYPE_CHECKING:
     from xweights.files.edit.edit import EditReport
+    from xweights.rules.base import Rule
 
 File = Annotated[
     str, typer.Argument(help="a weight file; FILE#PART is a part of a training run's file", show_default=False)
@@ -23,6 +25,7 @@ Scope = Annotated[
     Literal["each", "global"], typer.Option(help="of each parameter by itself, or of all selected ones together")
 ]
 _EDITS = "edits"
+_VALUES = {"Fill": "value", "SetEntries": "value", "Scale": "factor", "Add": "delta"}
 
 
 def _record_edit(ctx: typer.Context, param: Any, value: list[str] | None) -> list[str] | None:
@@ -58,6 +61,7 @@ def edit(
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE", help="edits from a .yaml or .json file, before those of the options")
     ] = None,
+    allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="take NaN and infinity, too")] = False,
     where: Where = None,
     out: Out = None,
     dry_run: DryRun = False,
@@ -79,7 +83,25 @@ def edit(
         options = "--set, --scale, --add, --clip, --max-norm, --noise, --prune or --recipe"
         raise ArgumentError(f"nothing is to be done\nFix: {options}")
     steps += [(_make_rule(name, text, per, seed, scope), chosen) for name, text in edits]
+    if not allow_nonfinite:
+        _refuse_nonfinite([rule for rule, _ in steps])
     _edit(file, steps, out, dry_run, json)
+
+
+def _refuse_nonfinite(rules: Sequence[Rule]) -> None:
+    """Raise for NaN and infinity in edits whose verbs refuse them; all other rules do it themselves."""
+    from xweights.core.values import refuse_nonfinite
+    from xweights.errors import NonfiniteError, Problems
+
+    problems = Problems("the weights would not be finite, and nothing was changed")
+    for number, rule in enumerate(rules, 1):
+        name = _VALUES.get(type(rule).__name__, "")
+        try:
+            refuse_nonfinite(getattr(rule, name, None), f"edit {number}: {name}", allow=False)
+        except NonfiniteError as wrong:
+            fact, _, _ = str(wrong).partition("\nFix: ")
+            problems.add(NonfiniteError, fact, fix="--allow-nonfinite, if that is meant")
+    problems.check()
 
 
 def _edit(file: str, steps: Any, out: Path | None, dry_run: bool, json: bool) -> None:
