@@ -81,6 +81,13 @@ def test_the_same_weights_in_several_formats_are_one_set_and_safetensors_is_pref
     assert xw.load("f").path == "f/pytorch_model.bin"
 
 
+@pytest.mark.parametrize("size", ["1 GB", 0, 1.5, True])
+def test_shards_of_no_size_are_refused_and_nothing_is_written(size: Any) -> None:
+    with pytest.raises(xw.ArgumentError, match=r"shard_bytes= is a whole number >= 1\ngot: "):
+        xw.save(ARRAYS, "model.safetensors.index.json", shard_bytes=size)
+    assert not list(Path().iterdir())
+
+
 def test_an_index_stands_for_its_shards() -> None:
     xw.save(ARRAYS, "model.safetensors.index.json", shard_bytes=10)
     assert len(list(Path().glob("model-*-of-*.safetensors"))) == 2

@@ -222,6 +222,13 @@ def test_a_schedule_is_for_pruning() -> None:
         xw.hold({"w": np.ones(2)}, xw.Clip(0, 1), where="w", schedule=xw.OneShot())
 
 
+def test_an_optimizer_where_nothing_is_held_is_refused_before_anything_is_pruned() -> None:
+    weights = {"a/kernel": np.ones(2)}
+    with pytest.raises(xw.ArgumentError, match=r"nothing is held here\nFix: hold=True"):
+        xw.prune(weights, fraction=0.5, optimizer=object())
+    assert weights["a/kernel"].all()
+
+
 def test_a_schedule_that_grows_needs_a_share_to_grow_to() -> None:
     with pytest.raises(xw.ArgumentError, match="needs fraction= or count="):
         xw.prune({"a/kernel": np.ones(2)}, threshold=0.5, schedule=xw.Cubic(0, 5))

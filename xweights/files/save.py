@@ -13,6 +13,7 @@ from xweights.core.parameter import Parameter
 from xweights.core.registry import backend_for
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import is_path, open_target
+from xweights.edit.adapt.base import check_count
 from xweights.edit.adapting import Adapt
 from xweights.edit.read import check_readable, effective_array
 from xweights.edit.serve import work_on_one_rank
@@ -66,6 +67,7 @@ def save(
     """
     if names not in (None, "neutral", "native"):
         raise ArgumentError(f'names= is "neutral" or "native"\ngot: {names!r}')
+    check_count(shard_bytes, "shard_bytes=", least=1)
     everything = open_target(target)
     options: dict[str, Any] = {"where": where, "names": names, "metadata": metadata, "shard_bytes": shard_bytes}
     with Vote(everything, "save", writing=False) as vote:

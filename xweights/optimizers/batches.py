@@ -37,6 +37,8 @@ def batches(
     for name, value, least in (("count", count, 1), ("size", size, 1), ("skip", skip, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ArgumentError(f"{name}= is a whole number >= {least}\ngot: {value!r}")
+    if epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0):
+        raise ArgumentError(f"epochs= is a whole number >= 0, or None for no end\ngot: {epochs!r}")
     if drop_last and size > count:
         raise ArgumentError(f"drop_last=True leaves no batch\ncount: {count}\nsize:  {size}")
     return _batches(count, size, seed, epochs, drop_last, skip)
@@ -76,5 +78,10 @@ def dropout_mask(shape: tuple[int, ...], rate: float, *, seed: int, name: str, s
     check_seed(seed)
     if not is_number(rate) or not 0 <= rate < 1:
         raise ArgumentError(f"rate= is a number, 0 <= rate < 1\ngot: {rate!r}")
+    if not isinstance(name, str):
+        raise ArgumentError(f"name= is the name of a layer\ngot: {name!r}")
+    # 1.0 and a tensor are other texts than 1, and the masks would be those of another key without a word.
+    if isinstance(step, bool) or not isinstance(step, (int, np.integer)):
+        raise ArgumentError(f"step= is a whole number\ngot: {step!r}\nFix: int(step)")
     draws: Any = generator(seed, name, step).random(shape, dtype=np.float32)
     return np.where(draws < np.float32(rate), np.float32(0), np.float32(1 / (1 - rate)))

@@ -257,5 +257,8 @@ def _attach(hold: Hold, target: Any, optimizer: Any, after_step: Callable[[Any],
             hold._attachments.append(attachment)
             after_step = None  # one framework counts the steps
     if optimizer is not None and not hold._attachments:
-        raise HoldError("optimizer= was given, and nothing here is trained by an optimizer that can be attached to")
+        raise HoldError(
+            "optimizer= was given, and nothing here is trained by an optimizer that can be attached to\n"
+            "Fix: leave optimizer= out, and call held.apply() after each step"
+        )
     hold.manual = not hold._attachments

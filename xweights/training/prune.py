@@ -14,6 +14,7 @@ from xweights.edit.apply import bind_line, run
 from xweights.edit.execute import execute, prepare
 from xweights.edit.grouped import edit_groups
 from xweights.edit.shards import has_shards
+from xweights.errors import ArgumentError
 from xweights.rules.base import where_of
 from xweights.rules.elementwise import Mask
 from xweights.rules.norms import Per, Scope
@@ -138,6 +139,10 @@ def prune(
     rule = Prune(fraction, count, threshold, scope, per, pattern, block, score)
     if schedule is not None:
         check_schedule(schedule)
+    if optimizer is not None and not hold and schedule is None:
+        raise ArgumentError(
+            "optimizer= is for a hold, and nothing is held here\nFix: hold=True or schedule=, or leave optimizer= out"
+        )
     where = where_of(rule, where, "prune")
     opened = open_for_editing(target, bind_line=partial(bind_line, rule, where))
     if opened.tracing:
