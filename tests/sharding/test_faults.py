@@ -84,6 +84,11 @@ def disagree(rank: int) -> dict[str, Any]:
         "averages on one rank": caught(of(lambda: averages.params, lambda: xw.checksum(model))),
         "averages copied on one rank": caught(of(lambda: averages.copy_to(model), lambda: xw.checksum(model))),
         "averages of other steps": caught(lambda: updated().params),
+        "a random hold": caught(lambda: xw.hold(model, of(xw.Clip(-1, 1), xw.Noise(0.1, seed=0)), where=UP)),
+        "a misnamed freeze": caught(lambda: xw.freeze(model, **of({}, {"entry": 3}))),
+        "a misnamed snapshot": caught(lambda: xw.snapshot(model, **of({}, {"only": UP}))),
+        "a misnamed transaction": caught(lambda: xw.transaction(model, **of({}, {"only": UP})).__enter__()),
+        "a misnamed save": caught(lambda: xw.save(model, "never.npz", **of({}, {"names_of": 3}))),
         "a hold": caught(lambda: xw.hold(model, xw.Clip(-0.01, 0.01), where=of(UP, "nix"))),
     }
     found["unchanged"] = all(map(torch.equal, blocks(model), before))
@@ -116,6 +121,11 @@ def found() -> list[dict[str, Any]]:
         ("a bad bound", ArgumentError, "on rank 1: low is greater"),
         ("a bad number", NonfiniteError, "on rank 1: factor= isn't finite"),
         ("a misnamed argument", ArgumentError, "on rank 1: scale() has no argument 'scope'"),
+        ("a random hold", ArgumentError, "on rank 1: Noise(std=0.1) is random"),
+        ("a misnamed freeze", ArgumentError, "on rank 1: freeze() has no argument 'entry'"),
+        ("a misnamed snapshot", ArgumentError, "on rank 1: snapshot() has no argument 'only'"),
+        ("a misnamed transaction", ArgumentError, "on rank 1: transaction() has no argument 'only'"),
+        ("a misnamed save", ArgumentError, "on rank 1: save() has no argument 'names_of'"),
         ("a hold", SelectionError, "on rank 1: where='nix'"),
         ("NaN", NonfiniteError, "on rank 1: prune can't be done"),
     ],

@@ -11,11 +11,12 @@ from xweights.core.parameter import Parameter
 from xweights.core.targets import open_target
 from xweights.errors import XweightsError
 
-READING = frozenset({"get_params", "stats", "checksum", "diff", "equal"})
+READING = frozenset({"checksum", "diff", "equal", "get_params", "save", "snapshot", "stats", "transaction"})
 WRITING = frozenset(
     {
-        "add", "apply", "average", "bind", "clip", "clip_norm", "fill", "init", "mask", "max_norm", "multiply_lr",
-        "noise", "non_negative", "prune", "scale", "set_entries", "set_params", "spectral_norm", "unit_norm",
+        "add", "apply", "average", "bind", "clip", "clip_norm", "fill", "freeze", "hold", "init", "mask", "max_norm",
+        "multiply_lr", "noise", "non_negative", "prune", "scale", "set_entries", "set_params", "spectral_norm",
+        "unit_norm",
     }
 )  # fmt: skip
 
