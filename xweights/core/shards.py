@@ -133,13 +133,7 @@ class Shard:
 
     def _pad(self, block: Array) -> Array:
         """Return the bytes of a block in stored order, with zeros up to the size of the largest one."""
-        raw = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
-        most = max(self._sizes) * block.dtype.itemsize
-        if raw.size == most:
-            return raw
-        padded = np.zeros(most, np.uint8)
-        padded[: raw.size] = raw
-        return padded
+        return pad_bytes(block, max(self._sizes) * block.dtype.itemsize)
 
     def _join(self, parts: Sequence[Array], dtype: np.dtype[Any]) -> Array:
         assert self.ranges_of is not None
@@ -201,6 +195,16 @@ class Shard:
                 return None
             found[cut] = (first // max(inner, 1), last // max(inner, 1))
         return tuple(found)
+
+
+def pad_bytes(block: Array, size: int) -> Array:
+    """Return the bytes of a block with zeros up to a size: collectives want equal ones of all ranks."""
+    raw = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
+    if raw.size == size:
+        return raw
+    padded = np.zeros(size, np.uint8)
+    padded[: raw.size] = raw
+    return padded
 
 
 @runtime_checkable

@@ -76,7 +76,7 @@ def work_on_one_rank(group: Group | None, chosen: Sequence[Parameter], work: Cal
         Outcome(group).settle(None)
         return
     served = [
-        p.replace(storage=ServedStorage(p, _reader(group, chosen, position))) for position, p in enumerate(chosen)
+        p.replace(storage=ServedStorage(p, reader_of(group, chosen, position))) for position, p in enumerate(chosen)
     ]
     try:
         work(served)
@@ -93,14 +93,16 @@ def announce(group: Group, wanted: int, worker: int = WORKER) -> int:
     return int(group.all_gather(np.array([wanted], np.int64))[worker][0])
 
 
-def _reader(group: Group, chosen: Sequence[Parameter], position: int) -> Callable[[], Array]:
+def reader_of(group: Group, chosen: Sequence[Parameter], position: int, worker: int = WORKER) -> Callable[[], Array]:
+    """Return what reads one whole parameter on the worker, with a collective where other ranks have blocks of it."""
+
     def read() -> Array:
         p = chosen[position]
         shard = shard_of(p)
         if shard is None or shard.is_whole:
             return (p if shard is None else local_parameter(p, shard)).read().copy(order="K")
-        announce(group, position)
-        whole = join_read(group, p)
+        announce(group, position, worker)
+        whole = join_read(group, p, worker)
         assert whole is not None
         return whole
 

@@ -18,11 +18,11 @@ from xweights.core.dtypes import Array
 from xweights.core.groups import SINGLE, Group
 from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike, select
-from xweights.core.shards import Ranges
+from xweights.core.shards import Ranges, pad_bytes
 from xweights.core.targets import open_target
 from xweights.edit.guards import defer_interrupts, enter_guards
 from xweights.edit.load_report import LoadReport
-from xweights.edit.serve import DONE, ServedStorage, announce, join_read
+from xweights.edit.serve import DONE, ServedStorage, announce, join_read, reader_of
 from xweights.edit.shards import local_parameter
 from xweights.errors import ArgumentError, got_expected
 
@@ -88,7 +88,11 @@ class _Scattering:
 
     def _lead(self, set_all: SetAll) -> LoadReport:
         served = [
-            p.replace(storage=ServedStorage(p, self._reader(position), self._writer(position)))
+            p.replace(
+                storage=ServedStorage(
+                    p, reader_of(self.group, self.everything, position, self.worker), self._writer(position)
+                )
+            )
             for position, p in enumerate(self.everything)
         ]
         try:
@@ -113,19 +117,6 @@ class _Scattering:
     def _announce(self, wanted: int) -> int:
         return announce(self.group, wanted, self.worker)
 
-    def _reader(self, position: int) -> Callable[[], Array]:
-        def read() -> Array:
-            p = self.everything[position]
-            shard = shard_of(p)
-            if shard is None or shard.is_whole:
-                return self.blocks[position].read().copy(order="K")
-            self._announce(position)
-            whole = join_read(self.group, p, self.worker)
-            assert whole is not None
-            return whole
-
-        return read
-
     def _writer(self, position: int) -> Callable[[Array], None]:
         def write(value: Array) -> None:
             self._announce(len(self.everything) + position)
@@ -140,7 +131,7 @@ class _Scattering:
         most = max(sizes) * block.dtype.itemsize
         parts = None
         if whole is not None:
-            parts = [_padded(whole[tuple(slice(*own) for own in ranges[position])], most) for ranges in self.ranges]
+            parts = [pad_bytes(whole[tuple(slice(*own) for own in ranges[position])], most) for ranges in self.ranges]
         raw = self.group.scatter(parts, np.empty(most, np.uint8), self.worker)
         if position not in self.kept:
             self.kept[position] = block.backup()
@@ -163,12 +154,3 @@ class _Scattering:
     def _split(self, numbers: Sequence[int]) -> list[Ranges]:
         pairs = iter(zip(numbers[::2], numbers[1::2], strict=True))
         return [tuple(next(pairs) for _ in p.layout.stored) for p in self.everything]
-
-
-def _padded(block: Array, size: int) -> Array:
-    raw = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
-    if raw.size == size:
-        return raw
-    padded = np.zeros(size, np.uint8)
-    padded[: raw.size] = raw
-    return padded
