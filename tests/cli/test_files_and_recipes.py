@@ -48,6 +48,8 @@ def test_a_part_of_a_run_becomes_a_file_of_its_own(run: Run) -> None:
     assert {row["part"]: row["kind"] for row in json.loads(run("parts", "run.ckpt", "--json").stdout)} == {
         "model": "weights", "ema": "weights"
     }  # fmt: skip
+    numbers = {"kind": "weights", "arrays": 2, "entries": 9}
+    assert json.loads(run("show", "run.ckpt", "--json").stdout) == [{"part": p, **numbers} for p in ("model", "ema")]
     assert run("extract", "run.ckpt#ema", "ema.pt").exit_code == 0
     assert torch.equal(torch.load("ema.pt")["weight"], average.weight)
     assert run("extract", "run.ckpt", "both.pt").exit_code == 2

@@ -26,19 +26,28 @@ def parts(targets: Targets, json: Json = False) -> None:
 
     Any of them can be named behind the file, as in run.ckpt#ema, wherever a file is read.
     """
-    found: list[dict[str, Any]] = []
-    for text in targets:
-        found += [
-            {"file": text, "part": part.name, "kind": part.kind, "arrays": len(part.arrays), "entries": part.entries}
-            for part in getattr(load_target(text), "parts", [])
-        ]
+    found = [{"file": text} | part for text in targets for part in list_parts(load_target(text))]
     if json:
         show_json(found)
         return
-    several = len(targets) > 1
-    rows = [[*([one["file"]] if several else []), one["part"] or "(all)", one["kind"], f"{one['arrays']:,}",
-             f"{one['entries']:,}"] for one in found]  # fmt: skip
-    show_table([*(["file"] if several else []), "part", "kind", "arrays", "entries"], rows)
+    show_parts(found, *(["file"] if len(targets) > 1 else []))
+
+
+def list_parts(opened: Any) -> list[dict[str, Any]]:
+    """Return name, kind, arrays and entries of each part of a file; none of a model."""
+    return [
+        {"part": part.name, "kind": part.kind, "arrays": len(part.arrays), "entries": part.entries}
+        for part in getattr(opened, "parts", [])
+    ]
+
+
+def show_parts(found: Sequence[dict[str, Any]], *before: str) -> None:
+    """Print a table of parts."""
+    rows = [
+        [*map(one.get, before), one["part"] or "(all)", one["kind"], f"{one['arrays']:,}", f"{one['entries']:,}"]
+        for one in found
+    ]
+    show_table([*before, "part", "kind", "arrays", "entries"], rows)
 
 
 def checksum(targets: Targets, where: Where = None, json: Json = False) -> None:

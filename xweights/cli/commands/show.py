@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xweights.cli.commands.files import list_parts, show_parts
 from xweights.cli.options import Json, Targets, Where, parse_where
 from xweights.cli.output import progress_bar, show_json, show_table
 from xweights.cli.targets import load_target
@@ -38,18 +39,18 @@ def _show(target: str, where: list[str] | None, quick: bool, json: bool) -> list
     from xweights.inspection.histograms import zeros_in
 
     opened = load_target(target)
-    parts = getattr(opened, "parts", [])
+    parts = list_parts(opened)
     if len(parts) > 1:
-        rows = [[p.name, p.kind, f"{len(p.arrays):,}", f"{p.entries:,}"] for p in parts]
-        weights = sum(p.kind == "weights" for p in parts)
-        if opened.part is None and weights != 1:
-            if json:
-                return [dict(zip(("part", "kind", "arrays", "entries"), row, strict=True)) for row in rows]
-            show_table(["part", "kind", "arrays", "entries"], rows)
-            typer.echo(f"{len(parts)} parts, {weights} of them with weights\nFix: {target}#{parts[0].name}")
+        weights = sum(part["kind"] == "weights" for part in parts)
+        unclear = opened.part is None and weights != 1
+        if unclear and json:
+            return parts
+        if not json:
+            show_parts(parts)
+        if unclear:
+            typer.echo(f"{len(parts)} parts, {weights} of them with weights\nFix: {target}#{parts[0]['part']}")
             return []
         if not json:
-            show_table(["part", "kind", "arrays", "entries"], rows)
             typer.echo("")
     chosen = parameters(opened, where=parse_where(where))
     zeros: list[int | None] = [None] * len(chosen)
