@@ -6,7 +6,7 @@ Names come from attribute paths, roles and axes from the layer table.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from xweights.core.plan import Plan
 from xweights.errors import LayoutError, NotBuiltError, Problems, TargetError
 from xweights_torch.dtypes import numpy_dtype
 from xweights_torch.layers import rows_of
-from xweights_torch.outline import ModuleOutline, outline_module, with_handle
+from xweights_torch.outline import ModuleOutline, outline_module, watch_places, with_handle
 from xweights_torch.parametrized import COMPUTED
 from xweights_torch.sharding.find import are_ranks_running, find_storages
 from xweights_torch.sharding.life_cycle import reshard
@@ -94,6 +94,10 @@ class ModuleAdapter:
         else:
             self._outlines[target] = outline
         return Plan(lambda: parameters, outline, [p.handle for p in parameters])
+
+    def watch_places(self, target: nn.Module, parameters: Sequence[Parameter]) -> Callable[[], list[str]]:
+        """Return a function that names the parameters that were replaced, by themselves or with their layer."""
+        return watch_places(target, parameters)
 
     def _walk(self, target: nn.Module) -> list[Parameter]:
         facts, arrays, computed = walk(target)

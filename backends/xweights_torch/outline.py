@@ -176,3 +176,46 @@ def with_handle(like: Parameter, storage: Storage, handle: Any) -> Parameter:
     parameter.storage = storage
     parameter.handle = handle
     return parameter
+
+
+def watch_places(target: nn.Module, parameters: Sequence[Parameter]) -> Callable[[], list[str]]:
+    """Return a function that names those parameters whose tensor is no longer reached from the target as it was.
+
+    After ``model[0] = nn.Linear(...)`` the tensor is still where it was in the former layer, which nobody calls.
+    """
+    parents: dict[int, list[tuple[nn.Module, str, nn.Module]]] = {}
+    for module in target.modules():
+        for key, child in module._modules.items():
+            if child is not None:
+                parents.setdefault(id(child), []).append((module, key, child))
+    # Each link once, and without keeping a module alive; with the parameters beneath it, for the message.
+    links: dict[tuple[int, str], tuple[Any, str, Any, list[str]]] = {}
+    places: list[tuple[dict[str, Any], str, str, torch.Tensor, str]] = []
+    for p in parameters:
+        if not isinstance(p.handle, TensorHandle):
+            continue
+        places += [(vars(one.owner), f"_{one.table}s", one.key, one.tensor, p.name) for one in p.handle.places]
+        above = [link for place in p.handle.places for link in parents.get(id(place.owner), ())]
+        seen = set()
+        while above:
+            module, key, child = above.pop()
+            if (id(module), key) in seen:
+                continue
+            seen.add((id(module), key))
+            link = (weakref.ref(module), key, weakref.ref(child), list[str]())
+            links.setdefault((id(module), key), link)[3].append(p.name)
+            above += parents.get(id(module), ())
+    watched = list(links.values())
+
+    def find_replaced() -> list[str]:
+        # A loop, 0.5 microseconds a parameter: reading all places at once in C was no faster, as memory is what it
+        # waits for.
+        replaced = [name for owner, table, key, tensor, name in places if owner[table].get(key) is not tensor]
+        for parent, key, child, names in watched:
+            module = parent()
+            # A model that is gone altogether has no other layer in its place.
+            if module is not None and module._modules.get(key) is not child():
+                replaced += names
+        return list(dict.fromkeys(replaced))
+
+    return find_replaced

@@ -212,6 +212,14 @@ class KeepsPlans(Protocol):
         """Return the plan of a target with an outline that is true of it now; None where none can be kept."""
 
 
+@runtime_checkable
+class WatchesPlaces(Protocol):
+    """An adapter of targets whose arrays, or the layers that have them, can be replaced by others."""
+
+    def watch_places(self, target: Any, parameters: Sequence[Parameter]) -> Callable[[], list[str]]:
+        """Return a cheap function that names the parameters that the target has no more, for each call of a bind."""
+
+
 def group_key(p: Parameter) -> tuple[GroupStorage, Hashable] | None:
     """Return the group that a parameter belongs to, None if it goes by itself."""
     storage: Any = p.storage

@@ -12,7 +12,7 @@ from xweights.core.mappings import mapping_parameters
 from xweights.core.numpy_backend import NumpyStorage
 from xweights.core.openers import open_path
 from xweights.core.parameter import Parameter
-from xweights.core.plan import KeepsPlans, Plan
+from xweights.core.plan import KeepsPlans, Plan, WatchesPlaces
 from xweights.core.registry import backend_for, installed_backends, loaded, roots
 from xweights.errors import TargetError, UseBindError, XweightsError
 
@@ -77,6 +77,17 @@ def _plan_of_adapter(target: Any, bind_line: BindLine) -> Plan | None:
         return None
     refuse_in_trace(target, bind_line)
     return adapter.plan(target)
+
+
+def watch_places(target: Any, parameters: Sequence[Parameter]) -> list[Callable[[], list[str]]]:
+    """Return functions that name those parameters of a target whose layer or array was replaced since."""
+    if isinstance(target, (list, tuple)):
+        return [watch for item in target for watch in watch_places(item, parameters)]
+    if isinstance(target, (Parameter, Mapping)) or is_path(target):
+        return []
+    backend = backend_for(target)
+    adapter = None if backend is None else backend.adapter(target)
+    return [adapter.watch_places(target, parameters)] if isinstance(adapter, WatchesPlaces) else []
 
 
 class Opened(NamedTuple):

@@ -16,7 +16,7 @@ from xweights.core.parameter import Parameter
 from xweights.core.protocols import Storage
 from xweights.core.registry import backend_for
 from xweights.core.selection import WhereLike, select
-from xweights.core.targets import open_target
+from xweights.core.targets import open_target, watch_places
 from xweights.edit.execute import as_rule, is_foreign, prepare
 from xweights.edit.grouped import BoundGroups, bind_groups
 from xweights.edit.shards import has_shards, prepare_blocks
@@ -53,6 +53,7 @@ def bind(target: Any, rule: Rule | Callable[[Any], Any], *, where: WhereLike) ->
     bound = Bound(rule, chosen, prepare(rule, chosen, f"bind {rule!r}"))
     handles = {id(p.handle) for p in chosen}
     bound._places = [place for place in replaceable_entries(target) if id(place[2]) in handles]
+    bound._watches = watch_places(target, chosen)
     return bound
 
 
@@ -133,6 +134,8 @@ class Bound:
         )
         # The entries of mappings at which the arrays are: `weights["b"] = other` replaces the array itself.
         self._places: list[tuple[MutableMapping[str, Any], str, Any]] = []
+        # Functions that name the parameters that were replaced in modules.
+        self._watches: list[Callable[[], list[str]]] = []
         self._drawn = not rule.random
         self._storages = tuple({id(p.storage): p.storage for p in chosen}.values())
         self._run = self._edit_all
@@ -157,7 +160,7 @@ class Bound:
 
     def __call__(self) -> None:
         """Edit the parameters now. Traceable."""
-        if self._places and (self._backend is None or self._backend.tracing() == "no"):
+        if (self._places or self._watches) and (self._backend is None or self._backend.tracing() == "no"):
             self._check_places()
         if self.rule.random:
             self._use_draw()
@@ -165,9 +168,10 @@ class Bound:
 
     def _check_places(self) -> None:
         problems = Problems("what was bound can't be done any more, and nothing was changed")
-        for mapping, key, array in self._places:
-            if mapping.get(key) is not array:
-                problems.add(WriteError, f"{key!r} was replaced since it was bound", fix="bind again")
+        replaced = [key for mapping, key, array in self._places if mapping.get(key) is not array]
+        replaced += [name for watch in self._watches for name in watch()]
+        for name in dict.fromkeys(replaced):
+            problems.add(WriteError, f"{name!r} was replaced since it was bound", fix="bind again")
         problems.check()
 
     def _edit_groups(self) -> None:

@@ -356,3 +356,42 @@ def test_a_bound_step_outlives_its_model() -> None:
         weight.zero_()
     step()
     assert weight.unique().tolist() == [2.0]
+
+
+BOUND = {
+    "a clip": xw.Clip(-0.1, 0.1),
+    "noise": xw.Noise(0.1, seed=0),
+    "a norm": xw.MaxNorm(0.1, "out"),
+    "a function": lambda w: w * 0.5,
+}
+REPLACED = {
+    "a parameter": lambda model: setattr(model[1][0], "weight", nn.Parameter(torch.ones(3, 3))),
+    "a layer": lambda model: model[1].__setitem__(0, nn.Linear(3, 3)),
+    "the layers around it": lambda model: model.__setitem__(1, nn.ModuleList([nn.Linear(3, 3)])),
+    "a layer that was taken out": lambda model: model[1].__delitem__(0),
+}
+
+
+@pytest.mark.parametrize("replaced", REPLACED)
+@pytest.mark.parametrize("rule", BOUND)
+def test_a_bound_step_never_writes_to_what_the_model_has_no_more(rule: str, replaced: str) -> None:
+    model = nn.ModuleList([nn.Linear(3, 3), nn.ModuleList([nn.Linear(3, 3)])])
+    step = xw.bind(model, BOUND[rule], where="*/kernel")
+    former = [model[0].weight, model[1][0].weight]
+    before = [p.detach().clone() for p in former]
+    REPLACED[replaced](model)
+    if rule == "noise":
+        step.draw(1)
+    with pytest.raises(xw.WriteError, match="'1/0/kernel' was replaced since it was bound"):
+        step()
+    assert all(torch.equal(p, old) for p, old in zip(former, before, strict=True))
+
+
+def test_a_bound_step_keeps_no_layer_alive_that_it_does_not_edit() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    step = xw.bind(model, xw.Clip(-0.1, 0.1), where="0/kernel")
+    other = weakref.ref(model[1])
+    model[1] = nn.Linear(3, 3)
+    step()
+    gc.collect()
+    assert other() is None
