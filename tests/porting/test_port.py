@@ -442,3 +442,22 @@ def test_layers_tied_in_the_target_and_not_in_the_source_are_refused():
     zoo.fill(k, 0)
     x = np.random.default_rng(0).normal(size=(4, 5)).astype("float32")
     assert_refused(k, t, match="shared in the target", sample=x)
+
+
+@pytest.mark.parametrize("direction", ["to_torch", "to_keras"])
+def test_without_a_sample_a_layer_that_may_change_the_order_of_channels_is_a_choice(direction: str) -> None:
+    """PixelShuffle and depth_to_space order channels differently: the port was wrong without a word."""
+
+    class DepthToSpace(keras.layers.Layer):
+        def call(self, x):
+            _, h, w, c = x.shape
+            pixels = keras.ops.reshape(x, (-1, h, w, 2, 2, c // 4))
+            return keras.ops.reshape(keras.ops.transpose(pixels, (0, 1, 3, 2, 4, 5)), (-1, 2 * h, 2 * w, c // 4))
+
+    in_keras = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Conv2D(12, 3, padding="same"), DepthToSpace()])
+    in_torch = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3, padding=1), torch.nn.PixelShuffle(2))
+    models = (in_keras, in_torch) if direction == "to_torch" else (in_torch, in_keras)
+    before = xw.checksum(models[1])
+    with pytest.raises(xw.PortError, match="may change the order of what it is given: pass sample="):
+        xw.port(*models)
+    assert xw.checksum(models[1]) == before

@@ -20,6 +20,8 @@ from xweights.porting.session import Run
 from xweights.porting.units import VECTORS, LayerUnit, can_pair
 
 Allowed = Callable[[LayerUnit, LayerUnit], bool]
+# Layers without weights that change the order of channels, or that nobody knows.
+_MAY_REARRANGE = ("rearrange", "unknown")
 _SPATIAL = frozenset({"conv", "conv_transpose"})
 
 
@@ -81,6 +83,12 @@ def plan_pairs(
             for unit in source.units
             if id(unit) not in taken and unit.form not in open_forms
         ]
+    ambiguous += [
+        f"{record.path!r} may change the order of what it is given: pass sample="
+        for traced in (source, target)
+        for record in traced.records
+        if not record.parameters and record.attributes.get("does") in _MAY_REARRANGE
+    ]
     without_axes = [
         pair for pair in pairs if "other" in (pair.source.kind, pair.target.kind) and _has_axes(pair.target)
     ]

@@ -120,7 +120,8 @@ def plain_of(layer: Any) -> dict[str, Any]:
         if name in PLAIN:
             does, names = PLAIN[name]
             return {"does": does, **{neutral: getattr(layer, native) for native, neutral in names.items()}}
-    return {"does": type(layer).__name__}
+    own = type(layer).__module__.startswith("keras.") and not isinstance(layer, keras.layers.Lambda)
+    return {"does": type(layer).__name__ if own else "unknown"}
 
 
 def refusal(layer: Any, kind: str) -> str | None:

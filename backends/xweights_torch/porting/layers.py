@@ -57,6 +57,9 @@ WEIGHTLESS: dict[type[nn.Module], tuple[str, Mapping[str, str]]] = {
     nn.AvgPool2d: ("average_pool", {"padding": "padding"}),
     nn.ZeroPad2d: ("zero_padding", {"padding": "padding"}),
     nn.Upsample: ("upsample", {"mode": "mode"}),
+    nn.PixelShuffle: ("rearrange", {}),
+    nn.PixelUnshuffle: ("rearrange", {}),
+    nn.ChannelShuffle: ("rearrange", {}),
 }
 
 
@@ -121,7 +124,8 @@ def weightless_attributes(module: nn.Module) -> dict[str, Any]:
         if base in WEIGHTLESS:
             does, names = WEIGHTLESS[base]
             return {"does": does, **{neutral: getattr(module, native) for native, neutral in names.items()}}
-    return {"does": type(module).__name__}
+    own = type(module).__module__.startswith("torch.")
+    return {"does": type(module).__name__ if own else "unknown"}
 
 
 def refusal_reason(module: Any, kind: str) -> str | None:
