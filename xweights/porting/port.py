@@ -32,6 +32,7 @@ from xweights.porting.matching.samples import SilentWatcher
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.plan import plan_pairs
 from xweights.porting.progress import show_progress
+from xweights.porting.rectifiers import check_rectifiers
 from xweights.porting.refusal import (
     CANT,
     FAILED,
@@ -244,6 +245,8 @@ def _port_with_sample(
             problems = Problems(_WRONG)
             problems.add(PortError, f"every layer agrees and the output {worst!r} doesn't (error {errors[worst]:.1e})")
             problems.throw()
+        if ok and attributes != "ignore":
+            check_rectifiers(run, sample, matching, pairs)
     else:
         notes.append("the outputs were not compared, because a part of the target was left out")
     first_found = findings[0] if findings else None

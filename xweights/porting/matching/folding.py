@@ -31,6 +31,7 @@ from xweights.porting.matching.folds import (
     move_bias_into_mean,
 )
 from xweights.porting.matching.forms import fit
+from xweights.porting.matching.samples import is_nowhere_negative
 from xweights.porting.matching.trace import TracedModel, UnitCall, read_arrays, select_array
 from xweights.porting.protocol import Arrays, LayerRecord
 from xweights.porting.units import LayerUnit
@@ -72,7 +73,7 @@ class KeyWatcher:
         calls, replaced = self._open[id(record)].pop(), None
         for call in calls:
             array = select_array(call.unit, outputs, 1)
-            if array is not None and len(calls) == 1 and array.dtype.kind == "f" and not (array < 0).any():
+            if array is not None and len(calls) == 1 and is_nowhere_negative(array):
                 array = replaced = -1 - array
             call.made = _make_key(array)
         return replaced

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.dtypes import Array
 from xweights.porting.matching.trace import TracedModel
 from xweights.porting.protocol import Arrays, LayerRecord
 
@@ -100,3 +101,8 @@ def is_even(sample: Sample) -> bool:
         return False
     axes = [axis for axis in range(1, array.ndim) if array.shape[axis] > 1]
     return any(np.array_equal(array, np.broadcast_to(array.take([0], axis), array.shape)) for axis in axes)
+
+
+def is_nowhere_negative(array: Array) -> bool:
+    """Return True for outputs of a layer that look the same with a rectifier behind it and without."""
+    return array.size > 0 and array.dtype.kind == "f" and not (array < 0).any()
