@@ -27,7 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parent))
 LIMIT = int(os.environ.get("XWEIGHTS_LIMIT", "150"))  # seconds
 TOLERANCE = 1e-3
-PRELOADED = ("timm", "torchvision", "transformers", "keras_hub", "torch._dynamo", "torch.export._trace")
+PRELOADED = ("timm", "transformers", "keras_hub", "torch._dynamo", "torch.export._trace")
 
 
 def measure(framework, make, pipe):
@@ -163,9 +163,12 @@ def outcomes(framework, models):
     """Yield the row of each model."""
     import keras
     import torch
+    from pairs.making import load_torchvision
 
     import xweights as xw
 
+    with contextlib.suppress(ImportError):
+        load_torchvision()  # before others import it
     for package in (*PRELOADED, "torch", "keras"):
         with contextlib.suppress(ImportError):
             importlib.import_module(package)

@@ -1,9 +1,10 @@
 """Inject faults into ported twins and count verify's findings.
 
-    python tests/porting/mutate.py [--public | --zoo] [--only NAME,NAME] [--write docs/porting.md]
+    python tests/porting/mutate.py [--public | --zoo] [--only NAME,NAME] [--cells FOLDER] [--write docs/porting.md]
 
 Half of the faults go into the twins of the tests' zoo, half into public models: the torch side of the pairs of
 tests/porting/pairs, whose Keras side was ported into it. Those whose packages aren't installed are left out.
+With ``--cells`` the rows of each pair are kept in a folder, and a pair that is there isn't run again.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def public_pairs(only=()):
     return ordered
 
 
-def judge_public(count=COUNT, only=()):
+def judge_public(count=COUNT, only=(), cells=None):
     """Yield a row for each fault in public models: each pair in a process of its own, rare kinds first."""
     from pairs import run
 
@@ -116,12 +117,24 @@ def judge_public(count=COUNT, only=()):
     left = count
     for place, name in enumerate(names):
         quota = -(-left // (len(names) - place))
-        rows = in_a_process(name, dict(kinds), quota)
+        rows = kept(cells, name, lambda name=name, quota=quota: in_a_process(name, dict(kinds), quota))
         kinds.update(row[0] for row in rows if row[0] not in ("no fault", "not ported"))
         left -= sum(row[0] not in ("no fault", "not ported") for row in rows)
         yield from rows
         if left <= 0:
             return
+
+
+def kept(cells, name, make):
+    """Return the rows of a pair from the folder, or make them and keep them there."""
+    path = Path(cells, f"{name}.json") if cells else None
+    if path is not None and path.exists():
+        return [tuple(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    rows = make()
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    return rows
 
 
 def in_a_process(name, kinds, quota):
@@ -223,13 +236,13 @@ def main():
     parser.add_argument("--zoo", action="store_true", help="only the zoo")
     parser.add_argument("--only", default="", help="these pairs of public models")
     parser.add_argument("--count", type=int, default=COUNT)
-    parser.add_argument("--json", help="where rows are kept")
+    parser.add_argument("--cells", help="the folder where the rows of each pair are kept")
     parser.add_argument("--write", help="the page whose table is written")
     options = parser.parse_args()
     parts = {}
     if not options.zoo:  # first, as nothing may have been computed before the processes are forked
         only = tuple(filter(None, options.only.split(",")))
-        parts["public models"] = list(judge_public(options.count, only))
+        parts["public models"] = list(judge_public(options.count, only, options.cells))
     if not options.public:
         parts["the zoo"] = list(judge(choose(options.count)))
     lines = []
@@ -240,8 +253,6 @@ def main():
     for row in (row for rows in parts.values() for row in rows):
         if not all(row[2:5]):
             print("missed:", row)
-    if options.json:
-        Path(options.json).write_text(json.dumps(parts, indent=1), encoding="utf-8")
     if options.write:
         page = Path(options.write)
         text = page.read_text(encoding="utf-8")

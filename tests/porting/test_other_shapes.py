@@ -245,6 +245,17 @@ def test_a_table_of_positions_may_have_rows_before_the_first(offset):
     np.testing.assert_array_equal(after[:offset], before[:offset])
 
 
+@pytest.mark.parametrize("rows", [1, -2])
+def test_rows_of_such_a_table_that_are_shifted_are_named(rows):
+    k, t = functional((5, 6), KerasPositions(), L.Dense(4)), TorchPositions()
+    k.layers[1].table.assign(images(10, 6))
+    xw.port(k, t, sample=images(2, 5, 6))
+    with torch.no_grad():
+        t.table.weight.copy_(t.table.weight.roll(rows, 0))
+    found = xw.verify(k, t, sample=images(2, 5, 6)).first_divergence
+    assert (found.layer, found.word, found.cause) == ("table", "rows", f"its rows are shifted by {rows}")
+
+
 class KerasFused(keras.layers.Layer):
     """Query, key and value of each head in one einsum, as keras_hub's GPT-NeoX and BLOOM have them."""
 

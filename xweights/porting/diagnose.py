@@ -152,6 +152,9 @@ def _diagnose_weights(
             shifts = {int(shift) for shift in (rows - np.arange(rows.size)) % rows.size}
             moved = f"shifted by {shifts.pop()}" if len(shifts) == 1 else "in another order"
             return "rows", f"its rows are {moved}"
+        shift = _find_shift(value, actual)
+        if shift:
+            return "rows", f"its rows are shifted by {shift}"
         if not actual.any():
             return "weights", f"its {role} is all zero: left at its start"
     for name, confused in _iter_confusions(value):
@@ -249,6 +252,20 @@ def _find_order(value: Array, actual: Array, axis: int) -> Array | None:
     if -1 in order or len(set(order)) != len(order) or order == sorted(order):
         return None
     return np.asarray(order)
+
+
+def _find_shift(value: Array, actual: Array) -> int:
+    """Return by how many rows a table is shifted whose ends have no twin, 0 if it isn't."""
+    changed = np.flatnonzero((value != actual).any(axis=1))
+    if len(changed) < 2 or value.shape != actual.shape:
+        return 0
+    middle = changed[len(changed) // 2]
+    for place in np.flatnonzero((value == actual[middle]).all(axis=1)):
+        shift = int(middle - place)
+        moved = changed[np.isin(changed - shift, changed)]
+        if len(moved) > 1 and np.array_equal(actual[moved], value[moved - shift]):
+            return shift
+    return 0
 
 
 def _iter_flat_orders(size: int, matching: Matching) -> Iterator[Array]:
