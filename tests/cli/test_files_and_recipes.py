@@ -104,6 +104,48 @@ def test_adapters_are_parsed_as_they_are_written_in_python() -> None:
     }
 
 
+VOCABULARIES = {
+    "old.txt": "<s>\ncat\ndog\n",
+    "old.json": '["<s>", "cat", "dog"]',
+    "rows.json": '{"cat": 1, "dog": 2, "<s>": 0}',
+    "tokenizer.json": '{"model": {"vocab": {"<s>": 0, "cat": 1}}, "added_tokens": [{"id": 2, "content": "dog"}]}',
+    "unigram.json": '{"model": {"vocab": [["<s>", 0.0], ["cat", -2.5], ["dog", -3.5]]}}',
+}
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_rows_of_a_vocabulary_go_where_their_tokens_are(run: Run, place: Path, name: str) -> None:
+    (place / name).write_text(VOCABULARIES[name])
+    (place / "new.txt").write_text("<s>\na\ndog\ncat")
+    table = xw.Params({"embed/embeddings": np.arange(6.0).reshape(3, 2)}, axes={"embed/embeddings": ("vocab", "dim")})
+    xw.save(table, "table.npz")
+    words = f"embed/*=rows({name}, new=new.txt, init=normal, std=0.5, seed=3)"
+    ran = run("convert", "table.npz", "grown.npz", "--adapt", words if "txt" not in name else words.replace("new=", ""))
+    assert ran.exit_code == 0, ran.stderr
+    rows = xw.adapt.Rows(["<s>", "cat", "dog"], ["<s>", "a", "dog", "cat"], init="normal", std=0.5, seed=3)
+    xw.convert("table.npz", "expected.npz", adapt={"embed/*": rows})
+    assert xw.equal("grown.npz", "expected.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "cause"),
+    [
+        ("v.json", "{", "JSONDecodeError"),
+        ("v.json", '{"a": "b"}', "a row is a whole number"),
+        ("v.json", "[]", "it has no tokens"),
+        ("v.json", "[[1]]", "is no text"),
+        ("v.json", '{"model": {}}', "'vocab'"),
+        ("v.json", "3", "neither a list"),
+        ("v.txt", "a\nb\na", "a token comes twice"),
+        ("v.model", "", "its ending is .model"),
+    ],
+)
+def test_what_is_no_vocabulary_is_refused(refused: Refused, place: Path, name: str, text: str, cause: str) -> None:
+    (place / name).write_text(text)
+    refused(["convert", "a.npz", "c.npz", "--adapt", f"dense/*=rows({name}, {name})"], cause)
+    refused(["convert", "a.npz", "c.npz", "--adapt", f"dense/*=rows({name}, {name})"], f"'{name}' is no vocabulary")
+
+
 WRITING = {
     "edit": ["edit", "a.npz", "--scale", "2"],
     "prune": ["prune", "a.npz", "--fraction", "0.5"],

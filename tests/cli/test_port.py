@@ -102,6 +102,14 @@ def test_a_part_is_ported_with_pinned_names(run: Run) -> None:
     assert report["remains"] == ["dense/kernel", "dense/bias"]
 
 
+def test_a_part_of_the_source_is_ported(run: Run) -> None:
+    words = ["port", "nets:in_keras", "nets:in_torch", "--where", "conv/*", "--where-source", "conv/*"]
+    assert json.loads(run(*words, "--sample", "x.npy", "--json").stdout)["unused"] == ["out/kernel", "out/bias"]
+    assert "--plan takes no --where-source" in run(*words, "--plan").stderr
+    wrong = run(*words[:-1], "cnov/*", "--sample", "x.npy")
+    assert (wrong.exit_code, "where_source='cnov/*' selects nothing" in wrong.stderr) == (2, True)
+
+
 def test_samples_of_several_inputs_are_positional_or_named(place: Path) -> None:
     from xweights.cli.targets import load_sample
 

@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from xweights.cli.option_values import parse_slice
+from xweights.cli.vocabularies import read_vocabulary
 
 _CALL = re.compile(r"(?P<name>[a-z]+)(?:\((?P<arguments>[^()]*)\))?")
-_HELP = "sum(in), mean(in), repeat(in, 3), take(in, 0:3), pad(out, 10), resample(14x14, 16x16, skip=1), leave"
+_NUMBER = re.compile(r"-?(\d+\.\d*|\.?\d+)(e-?\d{1,3})?", re.ASCII)
+_HELP = (
+    "sum(in), mean(in), repeat(in, 3), take(in, 0:3), pad(out, 10), resample(14x14, 16x16, skip=1), "
+    "rows(old.json, new.json), leave"
+)
 
 
 def parse_adapters(texts: Sequence[str] | None) -> dict[str, Any] | None:
@@ -34,7 +39,7 @@ def _adapter(text: str, name: str, arguments: str) -> Any:
 
     kinds: dict[str, Any] = {
         "sum": adapt.Sum, "mean": adapt.Mean, "repeat": adapt.Repeat, "take": adapt.Take, "pad": adapt.Pad,
-        "resample": adapt.Resample, "leave": adapt.Leave,
+        "resample": adapt.Resample, "rows": adapt.Rows, "leave": adapt.Leave,
     }  # fmt: skip
     if name not in kinds:
         raise ArgumentError(f"--adapt {text}: there is no {name}()\n{near(name, kinds)}\nFix: one of {_HELP}")
@@ -48,6 +53,9 @@ def _adapter(text: str, name: str, arguments: str) -> Any:
             positional.append(_value(part))
     if name == "take" and len(positional) > 1 and not isinstance(positional[1], slice):
         positional = [positional[0], positional[1:]]
+    if name == "rows":
+        positional = [read_vocabulary(str(one)) for one in positional]
+        named |= {key: read_vocabulary(str(named[key])) for key in ("old", "new") if key in named}
     try:
         return kinds[name](*positional, **named)
     except XweightsError as wrong:
@@ -59,6 +67,8 @@ def _adapter(text: str, name: str, arguments: str) -> Any:
 def _value(text: str) -> Any:
     if re.fullmatch(r"-?\d{1,18}", text):
         return int(text)
+    if _NUMBER.fullmatch(text):
+        return float(text)
     if re.fullmatch(r"\d{1,18}(x\d{1,18})+", text):
         return tuple(map(int, text.split("x")))
     if text in ("yes", "true", "no", "false"):

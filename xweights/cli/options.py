@@ -52,7 +52,7 @@ Adapters = Annotated[
     typer.Option(
         "--adapt",
         metavar="GLOB=HOW",
-        help="bring arrays to another shape: 'stem/kernel=sum(in)', mean, repeat, take, pad, resample, leave",
+        help="bring arrays to another shape: 'stem/kernel=sum(in)', mean, repeat, take, pad, resample, rows, leave",
         show_default=False,
     ),
 ]

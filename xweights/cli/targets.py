@@ -78,14 +78,14 @@ def load_file(path: Path) -> Any:
     from xweights.files.load import load
 
     path, part = split_part(path)
-    # A checkpoint may be several files whose names begin with its path, or match it as a glob.
-    if (
-        not path.exists()
-        and not any(path.parent.glob(f"{escape(path.name)}.*"))
-        and not any(path.parent.glob(path.name))
-    ):
+    if not _is_checkpoint(path):
         raise missing_file_error(path)
     return load(path, part=part)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Return whether there is a file, or several whose names begin with the path, or match it as a glob."""
+    return path.exists() or any(path.parent.glob(f"{escape(path.name)}.*")) or any(path.parent.glob(path.name or "."))
 
 
 def split_part(path: Path) -> tuple[Path, str | None]:
@@ -103,9 +103,15 @@ def weight_file(text: str) -> tuple[Path, str | None]:
         fix = f"xweights convert {text} w.safetensors, and edit that"
         raise ArgumentError(f"what is edited is a file\ngot: {text!r}, a model in Python code\nFix: {fix}")
     path, part = split_part(path)
-    if not path.exists():
+    if not _is_checkpoint(path):
         raise missing_file_error(path)
     return path, part
+
+
+def count_file_bytes(path: Path) -> int:
+    """Return about how many bytes a checkpoint has: a file, a folder, or the files that a glob matches."""
+    files = path.iterdir() if path.is_dir() else [path] if path.exists() else path.parent.glob(path.name)
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def count_bytes(target: Any) -> int:

@@ -9,17 +9,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from xweights.cli import option_values
-from xweights.cli.options import DryRun, Json, Out, Where, parse_where
-from xweights.cli.output import file_progress, need_folder, show_json, show_table
+from xweights.cli.options import DryRun, Json, Where, parse_where
+from xweights.cli.output import file_progress, show_json, show_table
+from xweights.cli.several import all_or_none, name_of, results_beside
 from xweights.cli.streams import say_saved, trial_path
-from xweights.cli.targets import weight_file
+from xweights.cli.targets import count_file_bytes, weight_file
 
 if TYPE_CHECKING:
     from xweights.files.edit.edit import EditReport
     from xweights.rules.base import Rule
 
-File = Annotated[
-    str, typer.Argument(help="a weight file; FILE#PART is a part of a training run's file", show_default=False)
+Files = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FILE...", help="weight files; FILE#PART is a part of a training run's file", show_default=False
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", metavar="FILE", help="the file to write, or a folder to write all into", show_default=False
+    ),
 ]
 Scope = Annotated[
     Literal["each", "global"], typer.Option(help="of each parameter by itself, or of all selected ones together")
@@ -44,7 +54,7 @@ def _edit_option(metavar: str, text: str, name: str = "") -> Any:
 
 def edit(
     ctx: typer.Context,
-    file: File,
+    files: Files,
     set_to: Annotated[
         list[str] | None,
         _edit_option("VALUE", "set all entries, or some: [0,:3]=1.5 by position, [in=0,out=:3]=1.5 by axis", "--set"),
@@ -67,9 +77,10 @@ def edit(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Edit the weights in a file, one array in memory at a time; several edits are done in the order given.
+    """Edit the weights in files, one array in memory at a time; several edits are done in the order given.
 
-    The file itself is replaced, as a whole or not at all, unless --out names another. Without --where an edit changes
+    A file itself is replaced, as a whole or not at all, unless --out names another; of several files, none is replaced
+    before all are written. Without --where an edit changes
     what it changes in the library: trainable floating-point parameters, and for --prune and --max-norm kernels and
     embeddings.
     """
@@ -85,7 +96,7 @@ def edit(
     steps += [(_make_rule(name, text, per, seed, scope), chosen) for name, text in edits]
     if not allow_nonfinite:
         _refuse_nonfinite([rule for rule, _ in steps])
-    _edit(file, steps, out, dry_run, json)
+    _edit(files, steps, out, dry_run, json)
 
 
 def _refuse_nonfinite(rules: Sequence[Rule]) -> None:
@@ -104,16 +115,40 @@ def _refuse_nonfinite(rules: Sequence[Rule]) -> None:
     problems.check()
 
 
-def _edit(file: str, steps: Any, out: Path | None, dry_run: bool, json: bool) -> None:
-    """Edit a file with (rule, where) pairs, or a copy of it that nobody keeps."""
+def _edit(files: Sequence[str], steps: Any, out: Path | None, dry_run: bool, json: bool) -> None:
+    """Edit files with (rule, where) pairs, or copies of them that nobody keeps."""
     from xweights.files.edit.edit import edit_file
 
-    path, part = weight_file(file)
-    need_folder(out)
-    size = path.stat().st_size
-    with trial_path(out or path, dry_run) as written, file_progress(written, size, f"editing {file}"):
-        report = edit_file(path, steps, out=written if dry_run else out, part=part)
-    _print_report(report, json, str(out or path), dry_run)
+    opened = [weight_file(file) for file in files]
+    results = results_beside(files, out)
+    reports: dict[str, EditReport] = {}
+    with all_or_none(files, dry_run=dry_run):
+        for file, (path, part), result in zip(files, opened, results, strict=True):
+            with (
+                name_of(file, files),
+                trial_path(result or path, dry_run) as written,
+                file_progress(written, count_file_bytes(path), f"editing {file}"),
+            ):
+                reports[file] = edit_file(path, steps, out=written if dry_run else result, part=part)
+    shown = {file: str(result or path) for file, (path, _), result in zip(files, opened, results, strict=True)}
+    if json:
+        found = {file: _describe(report, shown[file], dry_run) for file, report in reports.items()}
+        show_json(next(iter(found.values())) if len(files) == 1 else found)
+        return
+    for position, (file, report) in enumerate(reports.items()):
+        if len(files) > 1:
+            typer.echo(f"{'' if not position else chr(10)}{file}:")
+        show_table(["name", "entries changed"], [[name, f"{count:,}"] for name, count in report.changed.items()])
+    if len(files) > 1:
+        typer.echo("")
+    for path in shown.values():
+        say_saved(Path(path), dry_run=dry_run)
+
+
+def _describe(report: EditReport, path: str, dry_run: bool) -> dict[str, Any]:
+    in_place = report.in_place and not dry_run
+    shown = {"path": path, "in_place": in_place, "changed": report.changed}
+    return shown | ({"dry_run": True} if dry_run else {})
 
 
 def _make_rule(name: str, text: str, per: str, seed: int | None, scope: Any) -> Any:
@@ -139,7 +174,7 @@ def _make_rule(name: str, text: str, per: str, seed: int | None, scope: Any) -> 
 
 
 def prune(
-    file: File,
+    files: Files,
     fraction: Annotated[float | None, typer.Option(help="the share of entries to drop, 0 to 1")] = None,
     count: Annotated[int | None, typer.Option(help="how many entries to drop")] = None,
     threshold: Annotated[float | None, typer.Option(help="drop what is not larger than this")] = None,
@@ -151,9 +186,10 @@ def prune(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Set the smallest weights in a file to zero: kernels and embeddings, unless --where says otherwise.
+    """Set the smallest weights in files to zero: kernels and embeddings, unless --where says otherwise.
 
-    The file itself is replaced, as a whole or not at all, unless --out names another.
+    A file itself is replaced, as a whole or not at all, unless --out names another; of several files, none is replaced
+    before all are written.
     """
     from xweights.rules.pruning import Prune
 
@@ -166,15 +202,4 @@ def prune(
         per=option_values.parse_axes(per),
         scope=scope,
     )
-    _edit(file, [(rule, parse_where(where, None))], out, dry_run, json)
-
-
-def _print_report(report: EditReport, json: bool, path: str, dry_run: bool) -> None:
-    if json:
-        in_place = report.in_place and not dry_run
-        show_json(
-            {"path": path, "in_place": in_place, "changed": report.changed} | ({"dry_run": True} if dry_run else {})
-        )
-        return
-    show_table(["name", "entries changed"], [[name, f"{count:,}"] for name, count in report.changed.items()])
-    say_saved(Path(path), dry_run=dry_run)
+    _edit(files, [(rule, parse_where(where, None))], out, dry_run, json)

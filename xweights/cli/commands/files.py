@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xweights.cli.options import DryRun, Format, Json, NamePairs, Targets, Where, parse_names, parse_where
-from xweights.cli.output import file_progress, need_folder, progress_bar, show_json, show_table
+from xweights.cli.output import file_progress, progress_bar, show_json, show_table
+from xweights.cli.several import all_or_none, name_of, results_in
 from xweights.cli.streams import output_path, say_saved, trial_path
 from xweights.cli.targets import count_bytes, load_target
 
@@ -17,8 +18,13 @@ if TYPE_CHECKING:
     from xweights.core.parameter import Parameter
     from xweights.files.io.arrays_to_write import ArrayToWrite
 
-File = Annotated[str, typer.Argument(help="a weight file; FILE#PART: one of its parts; - is stdin", show_default=False)]
-OutFile = Annotated[Path, typer.Argument(help="the file to write; its ending sets the format; - is stdout")]
+Files = Annotated[
+    list[str],
+    typer.Argument(metavar="FILE...", help="weight files; FILE#PART: a part of one; - is stdin", show_default=False),
+]
+OutFile = Annotated[
+    Path, typer.Argument(help="the file to write, whose ending sets the format; a folder for several; - is stdout")
+]
 
 
 def parts(targets: Targets, json: Json = False) -> None:
@@ -67,18 +73,18 @@ def checksum(targets: Targets, where: Where = None, json: Json = False) -> None:
 
 
 def extract(
-    file: File,
+    files: Files,
     out: OutFile,
     where: Where = None,
     format: Format = None,
     dry_run: DryRun = False,
 ) -> None:
     """Write a part of a file, or some of its parameters, to a file of their own: run.ckpt#ema, --where 'encoder/*'."""
-    _write(file, out, format, dry_run, lambda chosen: [_keep(p) for p in chosen], parse_where(where))
+    _write(files, out, format, dry_run, lambda chosen: [_keep(p) for p in chosen], parse_where(where))
 
 
 def cast(
-    file: File,
+    files: Files,
     out: OutFile,
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="DTYPE", help="as float16, bfloat16, float32, float8_e4m3fn")
@@ -102,11 +108,11 @@ def cast(
         picked = {id(p) for p in select(everything, chosen_where) if is_floating(p.dtype)}
         return [_cast(p, wanted) if id(p) in picked else _keep(p) for p in everything]
 
-    _write(file, out, format, dry_run, change)
+    _write(files, out, format, dry_run, change)
 
 
 def rename(
-    file: File,
+    files: Files,
     out: OutFile,
     names: NamePairs = None,
     format: Format = None,
@@ -118,29 +124,34 @@ def rename(
     pairs = parse_names(names)
     if pairs is None:
         raise ArgumentError("nothing is to be renamed\nFix: --names 'model.*=encoder.*'")
-    _write(file, out, format, dry_run, lambda chosen: _renamed(chosen, pairs))
+    _write(files, out, format, dry_run, lambda chosen: _renamed(chosen, pairs))
 
 
-def _write(file: str, out: Path, format_name: str | None, dry_run: bool, change: Any, where: Any = ...) -> None:
-    """Write what ``change`` makes of the parameters of a file."""
+def _write(
+    files: Sequence[str], out: Path, format_name: str | None, dry_run: bool, change: Any, where: Any = ...
+) -> None:
+    """Write what ``change`` makes of the parameters of each file."""
     from xweights.core.selection import select
     from xweights.core.targets import open_target
     from xweights.edit.read import check_readable
     from xweights.files.save import write_arrays
 
-    if str(out) != "-":
-        need_folder(out)
-    opened = load_target(file)
-    chosen = select(open_target(opened), where)
-    check_readable(chosen)
-    arrays = change(chosen)
-    with (
-        output_path(out, format_name) as path,
-        trial_path(path, dry_run) as written,
-        file_progress(written, count_bytes(opened), f"writing {out}"),
-    ):
-        write_arrays(arrays, written)
-    say_saved(out, dry_run=dry_run)
+    results = results_in(files, out, format_name)
+    with all_or_none(files, dry_run=dry_run):
+        for file, result in zip(files, results, strict=True):
+            with name_of(file, files):
+                opened = load_target(file)
+                chosen = select(open_target(opened), where)
+                check_readable(chosen)
+                arrays = change(chosen)
+                with (
+                    output_path(result, None if out.is_dir() else format_name) as path,
+                    trial_path(path, dry_run) as written,
+                    file_progress(written, count_bytes(opened), f"writing {result}"),
+                ):
+                    write_arrays(arrays, written)
+    for result in results:
+        say_saved(result, dry_run=dry_run)
 
 
 def _key(p: Parameter) -> str:

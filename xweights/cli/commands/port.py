@@ -35,6 +35,12 @@ def port(
     ] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="where the report is saved: .md or .json")] = None,
     where: Where = None,
+    where_source: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHERE", help="which parameters of the source may be used, as for --where", show_default=False
+        ),
+    ] = None,
     names: NamePairs = None,
     attributes: Annotated[
         Literal["check", "fix", "ignore"],
@@ -53,6 +59,10 @@ def port(
 
     if plan and (out is not None or sample is not None or sample_target is not None):
         raise ArgumentError("--plan touches nothing and calls no model\nFix: leave out --out and --sample, or --plan")
+    if plan and where_source:
+        raise ArgumentError(
+            "--plan takes no --where-source\nFix: leave it out, or port with --sample and without --out"
+        )
     if report is not None and report.suffix not in (".md", ".json"):
         raise ArgumentError(f"--report ends in .md or .json\ngot: {str(report)!r}")
     need_folder(out, report)
@@ -78,7 +88,8 @@ def port(
             with hide_progress():
                 result = move(
                     source_model, target_model, sample=source_input, sample_target=target_input,
-                    where=parse_where(where), names=parse_names(names), attributes=attributes, fold=fold,
+                    where=parse_where(where), where_source=parse_where(where_source), names=parse_names(names),
+                    attributes=attributes, fold=fold,
                 )  # fmt: skip
             if out is not None:
                 from xweights.files.save import save

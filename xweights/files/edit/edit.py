@@ -29,8 +29,9 @@ from xweights.files.edit.rewrite import (
     rewrite,
     rewrite_shards,
 )
-from xweights.files.formats.table import find_format, format_of
+from xweights.files.formats.table import SEVERAL, find_format, format_of
 from xweights.files.io.arrays_to_write import ArrayToWrite, array_to_write
+from xweights.files.io.atomic import are_replaced_together
 from xweights.files.io.open_file import refused
 from xweights.files.load import Checkpoint, load
 from xweights.files.save import write_arrays
@@ -107,10 +108,11 @@ def edit_file(
         destination = source if out is None else os.fspath(out)
         fmt = find_format(checkpoint.format)
         if out is None and not fmt.editable:
-            raise refused(source, f"{fmt.name} files are only read", fix="out=, in another format")
+            kind = "shards without an index" if fmt.name == SEVERAL else f"{fmt.name} files"
+            raise refused(source, f"{kind} are only read", fix="out=, in another format")
         parameters = checkpoint.__xweights_parameters__()
         steps = Steps(_list_edits(rule, where), parameters)
-        if out is None:
+        if out is None and not are_replaced_together():
             counts = set_entries_in_place(source, steps, checkpoint.records, durable=durable)
             if counts is not None:
                 return EditReport(source, counts, in_place=True)

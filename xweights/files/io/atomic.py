@@ -14,6 +14,7 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,8 @@ from xweights.files.io.open_file import inaccessible, refused
 _TEMPORARY_NAME = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.xweights-tmp")
 # Seconds that certainly suffice between creating a temporary file and locking it.
 GRACE = 60.0
+# Inside of replace_together: (temporary file, path, descriptor that keeps its lock, whether to sync the folder).
+_waiting: ContextVar[list[tuple[str, str, int, bool]] | None] = ContextVar("waiting", default=None)
 
 
 class Replacement:
@@ -56,9 +59,13 @@ def replace_file(path: str, *, durable: bool = True) -> Iterator[Replacement]:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            waiting = _waiting.get()
+            if waiting is None:
+                os.replace(temporary, path)
+            else:
+                waiting.append((temporary, path, os.dup(file.fileno()), durable))
         temporary = ""
-        if durable:
+        if durable and waiting is None:
             sync_folder(path)
     except OSError as cause:
         if isinstance(cause, CheckpointError):
@@ -68,6 +75,42 @@ def replace_file(path: str, *, durable: bool = True) -> Iterator[Replacement]:
         if temporary:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def replace_together() -> Iterator[None]:
+    """Replace no file before all that are written in this block are complete, and none if it fails.
+
+    Each takes its place by a rename of its own, one after the other: only a crash in that moment leaves some replaced.
+    """
+    waiting: list[tuple[str, str, int, bool]] = []
+    token = _waiting.set(waiting)
+    folders = {}
+    try:
+        yield
+        while waiting:
+            temporary, path, descriptor, durable = waiting[0]
+            try:
+                os.replace(temporary, path)
+            except OSError as cause:
+                raise inaccessible(path, cause, "write it") from cause
+            del waiting[0]
+            os.close(descriptor)
+            if durable:
+                folders[os.path.dirname(path)] = path
+        for path in folders.values():
+            sync_folder(path)
+    finally:
+        _waiting.reset(token)
+        for temporary, _, descriptor, _ in waiting:
+            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def are_replaced_together() -> bool:
+    """Return whether files are only replaced once all of them are written."""
+    return _waiting.get() is not None
 
 
 def count_written_bytes(path: str) -> int:

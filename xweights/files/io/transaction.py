@@ -21,6 +21,7 @@ from xweights.errors import CheckpointError
 from xweights.files.io.atomic import (
     GRACE,
     Replacement,
+    are_replaced_together,
     create_temporary,
     lock,
     permissions_of,
@@ -171,6 +172,9 @@ class Transaction:
 @contextlib.contextmanager
 def transaction(path: str, *, durable: bool = True) -> Iterator[Transaction]:
     """Yield a transaction beside ``path``, whose name its journal bears; it is committed if the block succeeds."""
+    if are_replaced_together():
+        reason = "a checkpoint of several files is changed by itself"
+        raise refused(path, reason, fix="a call of its own for it, and one for all other files")
     changes = Transaction(path, durable=durable)
     try:
         yield changes
