@@ -18,16 +18,22 @@ RIGHT = (
     "autoencoder",
     "conditional_discriminator",
     "cyclegan_block",
+    "decoder_layer",
+    "denoising_block",
     "dueling_dqn",
     "fasttext_bag",
     "gan_generator",
+    "gated_mlp",
     "nerf",
     "recommender",
+    "scans_3d",
+    "seq2seq",
     "super_resolution",
+    "temporal_convolutions",
     "video_cnn_gru",
     "wide_and_deep",
 )
-DIFFERENT = ("denoising_autoencoder",)
+DIFFERENT = ("denoising_autoencoder", "gru_reset_before")
 
 
 def build(name, direction):

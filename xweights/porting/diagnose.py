@@ -23,6 +23,11 @@ from xweights.porting.reports import Finding
 from xweights.porting.units import RECURRENT, LayerUnit, translate
 
 Arrays = Mapping[str, Array]
+# The two kinds of GRU have equal shapes, and no weights that make one the other.
+_RESETS = {
+    "gru": "resets after its product (reset_after=True)",
+    "gru_reset_before": "resets before its product (reset_after=False)",
+}
 
 
 def diagnose(divergence: Divergence, matching: Matching, pairs: Sequence[Pair]) -> Finding:
@@ -298,8 +303,18 @@ def _diagnose_between(
                 return pair.target.path, "padding", f"{divergence.text}: {text.partition(': pass')[0]}"
         return layer, "outputs", f"{divergence.text}, and every layer before it agrees"
     if divergence.call is None:
-        return layer, "pairing", f"the source has no layer of this kind and shape left: {_describe_form(unit)}"
+        other = _describe_other_gru(unit, matching)
+        return layer, "pairing", other or f"the source has no layer of this kind and shape left: {_describe_form(unit)}"
     return layer, "input", "it isn't given what its twin is given: something without weights before it differs"
+
+
+def _describe_other_gru(unit: LayerUnit | None, matching: Matching) -> str:
+    """Return that the source has a GRU of the other kind where the target has this one, empty if it hasn't."""
+    if unit is None or unit.kind not in _RESETS:
+        return ""
+    others = (other for other in matching.source.units if other.kind in _RESETS and other.kind != unit.kind)
+    twin = next((other for other in others if other.form[1:] == unit.form[1:]), None)
+    return "" if twin is None else f"it {_RESETS[unit.kind]}, its twin {twin.path!r} {_RESETS[twin.kind]}"
 
 
 def _describe_form(unit: LayerUnit | None) -> str:
