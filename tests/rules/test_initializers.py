@@ -257,3 +257,20 @@ def test_parameters_an_initializer_can_not_fill_are_refused(name, shape, dtype, 
 def test_a_seed_is_required() -> None:
     with pytest.raises(TypeError):
         xw.init({"kernel": np.ones((2, 2))}, "zeros")
+
+
+@pytest.mark.parametrize(
+    ("initializer", "options"),
+    [
+        ("normal", {"std": 1e5}),
+        ("truncated_normal", {"std": 6e4}),
+        ("uniform", {"low": -1e5, "high": 1e5}),
+        ("orthogonal", {"gain": 1e6}),
+        ("variance_scaling", {"scale": 1e12}),
+    ],
+)
+def test_numbers_that_the_dtype_cannot_hold_are_refused_and_nothing_is_written(initializer, options) -> None:
+    weights = xw.Params({"a/kernel": np.ones((30, 40), np.float16)}, axes={"a/kernel": ("in", "out")})
+    with pytest.raises(xw.DtypeError, match="overflows float16"):
+        xw.init(weights, initializer, seed=0, where=..., **options)
+    assert (weights["a/kernel"] == 1).all()

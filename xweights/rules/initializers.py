@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from xweights.core.blocks import BLOCK
-from xweights.core.casting import as_number, cast_exactly, check_finite, round_to
+from xweights.core.casting import as_number, cast_exactly, check_finite, largest, round_to
 from xweights.core.dtypes import Array, is_floating
 from xweights.core.names import Names, renamer
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
 from xweights.core.selection import DEFAULT_KERNELS
 from xweights.core.values import host_array, need_axes, operand
-from xweights.errors import ArgumentError, LayoutError, ShapeError, near
+from xweights.errors import ArgumentError, DtypeError, LayoutError, ShapeError, near
 from xweights.rules.base import Rule, need_floating
 from xweights.rules.noise import check_seed, drawing_dtype, generator
 
@@ -123,11 +123,11 @@ def _draw(name: str, parameter: Parameter, source: np.random.Generator, options:
         make = _normal if name == "normal" else _truncated_normal
         return make(source, parameter, options.get("mean", 0.0), options.get("std", 0.05))
     if name == "orthogonal":
-        return round_to(_orthogonal(parameter, source, options.get("gain", 1.0)), parameter.dtype)
+        return _round(_orthogonal(parameter, source, options.get("gain", 1.0)), parameter)
     if name == "identity":
         if len(shape) != 2:
             raise ShapeError(f"'identity' needs a matrix\n{parameter.name!r} has the shape {shape}")
-        return round_to(np.eye(*shape) * float(options.get("gain", 1.0)), parameter.dtype)
+        return _round(np.eye(*shape) * float(options.get("gain", 1.0)), parameter)
     scale, mode, distribution = VARIANCE_SCALING.get(name, (1.0, "fan_in", "truncated_normal"))
     scale, mode = float(options.get("scale", scale)), options.get("mode", mode)
     distribution = options.get("distribution", distribution)
@@ -202,8 +202,22 @@ def _fill(p: Parameter, draw: Callable[[Array], Any], shift: float, scale: float
         draw(part)
         np.multiply(part, scale, out=product, dtype=np.float64)
         np.add(product, shift, out=product)
-        out[...] = round_to(product, p.dtype)
+        out[...] = _round(product, p)
     return filled
+
+
+def _round(drawn: Array, p: Parameter) -> Array:
+    """Return what was drawn, rounded once to the dtype of a parameter; refuse numbers that it can't hold."""
+    rounded = round_to(drawn, p.dtype)
+    if not np.isfinite(rounded).all():
+        furthest = drawn.flat[int(np.argmax(np.abs(drawn)))]
+        raise DtypeError(
+            f"{p.name!r}: what was drawn overflows {p.dtype.name}\n"
+            f"got:      {float(furthest):.6g}\n"
+            f"expected: at most {largest(p.dtype):.6g}\n"
+            "Fix: a smaller std=, scale= or gain=, or narrower limits"
+        )
+    return rounded
 
 
 def _orthogonal(parameter: Parameter, source: Any, gain: float) -> Array:
