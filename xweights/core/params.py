@@ -127,14 +127,8 @@ class Params(Mapping[str, Array]):
             layout,
         )
 
-    def with_arrays(self, arrays: dict[str, Array]) -> Params:
-        """Return other arrays under the same names, with the axes, roles and gates of these.
-
-        Example:
-            >>> import numpy as np, xweights as xw
-            >>> xw.Params({"b": np.ones(2)}, axes={"b": ("out",)}).with_arrays({"b": np.zeros(2)}).axes["b"]
-            ('out',)
-        """
+    def _with_arrays(self, arrays: dict[str, Array]) -> Params:
+        """Return arrays under the same names, which nobody checks, with the axes, roles and gates of these."""
         return Params._made(arrays, dict(self._axes), dict(self._roles), dict(self._gates), self.layout)
 
     _packed = False  # True where the arrays are masks as bits

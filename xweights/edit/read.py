@@ -139,7 +139,7 @@ def get_params(
     like = selection.choice.notes.get(("params", layout))
     if like is None:
         like = selection.choice.notes["params", layout] = Params.of(likes, {}, layout=layout)
-    return like.with_arrays(arrays)
+    return like._with_arrays(arrays)
 
 
 def select_kept(plan: Plan, where: WhereLike) -> Selection | None:
