@@ -82,3 +82,20 @@ def test_each_step_counts_in_the_version_of_each_tensor() -> None:
     before = [p._version for p in model.parameters()]
     optimizer.step()
     assert all(p._version > version for p, version in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("rule", [xw.Clip(-0.1, 0.1), xw.Keep(), xw.Fill(0.1)], ids=repr)
+@pytest.mark.parametrize(("before", "after"), [("float32", "float16"), ("bfloat16", "float16")])
+def test_weights_of_a_dtype_that_the_rule_cannot_hold_are_named(rule: xw.Rule, before: str, after: str) -> None:
+    # Of the second pair torch would take the bits of one for the other's: the clip let 1.6 through.
+    model = nn.Sequential(nn.Linear(3, 2)).to(getattr(torch, before))
+    held = xw.hold(model, rule, where="0/kernel")
+    model.to(getattr(torch, after))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    with pytest.raises(xw.HoldError, match=f"(?s)'0/kernel'.*got: +{after}.*expected: {before}.*Fix: release"):
+        optimizer.step()
+    held.release()
+    xw.hold(model, rule, where="0/kernel")
+    optimizer.step()

@@ -18,6 +18,7 @@ from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
 from xweights.core.registry import backend_for
 from xweights.edit.execute import edit_parameter
+from xweights.errors import HoldError, got_expected
 from xweights.rules.base import Function, Rule
 from xweights.rules.constraints import Keep
 from xweights.rules.elementwise import Mask
@@ -132,9 +133,28 @@ class HeldRules:
 
     def _apply(self) -> None:
         p = self.parameter
+        if self.backend is None or self.backend.tracing() == "no":
+            self._refuse_another_dtype()
         with p.storage.guard(), np.errstate(all="ignore"):
             for held_rule in self.rules:
                 edit_parameter(held_rule.rule, p, held_rule.operands, None)
+
+    def _refuse_another_dtype(self) -> None:
+        """Raise if the weights have become of a dtype that the operands don't fit into, as after ``model.half()``."""
+        p = self.parameter
+        # Not p.read(), which would copy an array from its device at each step.
+        dtype = p.native().dtype
+        now = getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
+        if now == p.dtype.name or np.can_cast(p.dtype, np.dtype(now)):
+            return
+        # torch views a bfloat16 number as float16 without a word, and refuses other widths by an error of its own.
+        for held_rule in self.rules:
+            if any(operand.dtype == p.dtype for operand in held_rule.operands):
+                raise HoldError(
+                    f"{p.name!r} isn't of the dtype any more in which {held_rule.rule!r} holds it\n"
+                    f"{got_expected(now, p.dtype.name)}\n"
+                    "Fix: release() before the model is cast, and hold again after it"
+                )
 
     def apply_native(self) -> None:
         """Edit the framework's own tensor, by its ops alone, for steps that can't trace a verb."""
