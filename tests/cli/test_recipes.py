@@ -89,6 +89,21 @@ def test_a_recipe_that_is_unclear_is_refused_and_nothing_is_written(refused: Ref
     refused(["merge", "--recipe", "bad.yaml", "--out", "c.npz"], fact)
 
 
+@pytest.mark.parametrize("noise", ["0.1", "{std: 0.1}", "[0.1]"])
+def test_noise_in_a_recipe_needs_a_seed_as_it_does_everywhere(refused: Refused, place: Path, noise: str) -> None:
+    pytest.importorskip("yaml", reason="PyYAML isn't installed")
+    (place / "bad.yaml").write_text(f"edits: [{{noise: {noise}}}]")
+    refused(["edit", "a.npz", "--recipe", "bad.yaml"], "edit 1: noise is drawn from a seed")
+
+
+def test_units_of_several_axes_are_a_list_in_a_recipe(run: Run, place: Path) -> None:
+    (place / "edits.json").write_text('{"edits": [{"max_norm": {"max": 0.1, "per": ["in", "out"]}}]}')
+    assert run("edit", "a.npz", "--recipe", "edits.json", "-w", "conv/kernel", "-o", "c.npz").exit_code == 0
+    expected = xw.get_params("a.npz")
+    xw.max_norm(expected, 0.1, per=("in", "out"), where="conv/kernel")
+    assert xw.equal("c.npz", expected)
+
+
 @pytest.mark.parametrize("where", ["[]", "[3]", "3", "{conv: 1}", "''"])
 def test_an_edit_whose_selection_is_none_is_refused(refused: Refused, place: Path, where: str) -> None:
     pytest.importorskip("yaml", reason="PyYAML isn't installed")

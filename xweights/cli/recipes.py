@@ -310,6 +310,7 @@ def edit_recipe(path: Path, default_where: Any) -> list[tuple[Any, Any]]:
 
 def _rule(name: str, value: Any) -> Any:
     from xweights import api
+    from xweights.errors import ArgumentError
 
     if name == "set":
         return api.SetEntries(*value) if isinstance(value, tuple) else api.Fill(value)
@@ -317,10 +318,12 @@ def _rule(name: str, value: Any) -> Any:
         "fill": api.Fill, "scale": api.Scale, "add": api.Add, "clip": api.Clip, "max_norm": api.MaxNorm,
         "noise": api.Noise, "prune": api.Prune,
     }  # fmt: skip
+    if name == "noise" and not (isinstance(value, dict) and "seed" in value):
+        raise ArgumentError("noise is drawn from a seed\nFix: noise: {std: 0.01, seed: 0}")
     if isinstance(value, dict):
-        if name == "prune" and isinstance(value.get("pattern"), list):
-            value = value | {"pattern": tuple(value["pattern"])}
-        return kinds[name](**value)
+        # YAML and JSON have no tuples.
+        tuples = {key: tuple(value[key]) for key in ("pattern", "per") if isinstance(value.get(key), list)}
+        return kinds[name](**value | tuples)
     if isinstance(value, list):
         return kinds[name](*value)
     if name == "max_norm":
