@@ -91,10 +91,12 @@ def guard(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             raise  # Dynamo, which traces this too, would stumble over what follows
         except Exception as wrong:
             better = explain(wrong, function, name, args, kwargs)
+            if better is not None:
+                # With the notes on the first one: ranks that have heard of it must not be told once more.
+                vars(better).update({"explains": wrong} | vars(wrong))
             for tell in told_of_refusals:
                 tell(name, args, kwargs, wrong if better is None else better)
             if better is not None:
-                vars(better)["explains"] = vars(wrong).get("explains", wrong)
                 raise better from (None if isinstance(wrong, TypeError) and not _entered(wrong) else wrong)
             raise
 

@@ -102,17 +102,13 @@ def handoff(
 
 def _refuse_fold(refusal: PortError) -> HandoffError:
     """Return the refusal of a hand-off between models of which one is folded."""
-    problems = Problems("this hand-off can't be made, and both sides are as they were")
-    problems.add(
-        HandoffError,
-        "the weights can only be ported with fold=True, and an optimizer's moments don't fold: what is one array in "
-        f"one model is computed from several in the other\n{str(refusal).splitlines()[1].strip(' -')}",
-        fix="xw.port(source, target, sample=..., fold=True), and a new optimizer",
+    cause = str(refusal).splitlines()[1].strip(" -")  # suggest_fold's own line
+    return HandoffError(
+        "this hand-off can't be made, and both sides are as they were\n"
+        "  - the weights can only be ported with fold=True, and an optimizer's moments don't fold: what is one array "
+        f"in one model is computed from several in the other\n    {cause}\n"
+        "Fix: xw.port(source, target, sample=..., fold=True), and a new optimizer"
     )
-    try:
-        problems.throw()
-    except HandoffError as error:
-        return error
 
 
 @dataclass
