@@ -19,6 +19,7 @@ def products(seed=0, length=7, width=16, groups=4):
 
 PLAIN = Attention(4, 0.5)
 TURNED = Attention(4, 0.5, causal=True, base=1e4)
+CAPPED = replace(TURNED, base=2e6, cap=50.0)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,9 @@ TURNED = Attention(4, 0.5, causal=True, base=1e4)
         (TURNED, replace(TURNED, base=23456.0), "rotation", "10000 against 23456"),
         (TURNED, replace(TURNED, interleaved=True), "rotation", "halves against neighbours"),
         (TURNED, replace(TURNED, base=None), "rotation", "aren't rotated"),
+        (CAPPED, replace(CAPPED, scale=0.25), "scale", "0.5 against 0.25"),
+        (CAPPED, replace(CAPPED, cap=None), "scale", "capped at 50 against not at all"),
+        (TURNED, replace(TURNED, cap=3.0), "scale", "not at all against capped at 3"),
     ],
 )
 @pytest.mark.parametrize("groups", [4, 2])

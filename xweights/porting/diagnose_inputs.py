@@ -71,6 +71,19 @@ def _list_dense_before(call: UnitCall, matching: Matching) -> list[Array]:
     return [output for output in outputs if output is not None and output.ndim == 2 and output.shape[0] == rows]
 
 
+def _normalize(outputs: Sequence[Array], call: UnitCall, matching: Matching) -> list[Array]:
+    """Return each output, or what a norm that is given it makes of it, as of queries and keys."""
+    found = list(outputs)
+    for one in matching.calls:
+        if one.unit.kind not in ("rms_norm", "layer_norm") or one.input is None or one.output is None:
+            continue
+        for place, output in enumerate(outputs):
+            sizes = {output.size, one.input.size, one.output.size}
+            if one.number < call.number and len(sizes) == 1 and np.array_equal(one.input.ravel(), output.ravel()):
+                found[place] = one.output.reshape(output.shape)
+    return found
+
+
 def _diagnose_attention(divergence: Divergence, matching: Matching) -> tuple[str, str] | None:
     """Return the setting in which two attentions differ, whose outputs two twins are given."""
     call, got = divergence.call, divergence.output
@@ -81,11 +94,13 @@ def _diagnose_attention(divergence: Divergence, matching: Matching) -> tuple[str
     if examples < 1 or call.input.shape[0] % examples or length > LONGEST:
         return None
     width = call.input.shape[1]
-    outputs = [output[:length] for output in _list_dense_before(call, matching)[-3:]]
+    before = _list_dense_before(call, matching)[-3:]
+    outputs = [output[:length] for output in before]
     heads = matching.list_heads(width)
     products: list[Product] = []
     if len(outputs) == 3 and outputs[1].shape == outputs[2].shape:
-        products += [(outputs[0], outputs[1], outputs[2]), (outputs[0], outputs[2], outputs[1])]
+        query, key, value = (output[:length] for output in _normalize(before, call, matching))
+        products += [(outputs[0], outputs[1], outputs[2]), (outputs[0], outputs[2], outputs[1]), (query, key, value)]
     if outputs and outputs[-1].shape[1] == 3 * width:
         first, second, third = np.split(outputs[-1], 3, axis=1)
         products.append((first, second, third))

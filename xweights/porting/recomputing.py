@@ -17,20 +17,28 @@ from xweights.porting.matching.similarity import distance
 
 # Rounding of sums that another library makes in another order, and of an angle in 32 bits.
 _LIMIT = 1e-4
-_BASES = (1e4, 5e5, 1e6)
+_BASES = (1e4, 5e5, 1e6, 1e5, 2e6, 5e6, 1e7)
+# Of scores: Gemma 2 has one.
+_CAPS: tuple[float | None, ...] = (None, 50.0, 30.0)
 # Longer sequences than this cost seconds.
 LONGEST = 512
+# So many tokens show what attention with a causal mask is: they don't see the others.
+_ENOUGH = 64
+
+
+Product = tuple[Array, Array, Array]
 
 
 @dataclass(frozen=True)
 class Attention:
-    """How attention is computed. ``base``: that of the rotation of positions, None without one."""
+    """How attention is computed. ``base``: that of the rotation of positions; ``cap``: that of scores; or None."""
 
     heads: int
     scale: float
     causal: bool = False
     base: float | None = None
     interleaved: bool = False
+    cap: float | None = None
 
     def compute(self, query: Array, key: Array, value: Array) -> Array:
         """Return the values (length, heads * size), averaged by how well their keys fit the queries."""
@@ -43,11 +51,19 @@ class Attention:
             queries, keys = (_rotate(array, self.base, self.interleaved) for array in (queries, keys))
         keys, values = (np.repeat(array, self.heads // groups, axis=0) for array in (keys, values))
         scores = queries @ keys.swapaxes(1, 2) * self.scale
+        if self.cap is not None:
+            scores = np.tanh(scores / self.cap) * self.cap
         if self.causal:
             scores = np.where(np.tril(np.ones(scores.shape[1:], bool)), scores, -np.inf)
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         averaged: Array = scores / scores.sum(axis=-1, keepdims=True) @ values
         return averaged.swapaxes(0, 1).reshape(len(query), -1)
+
+    def distance(self, product: Product, output: Array) -> float:
+        """Return how far an output is from what is computed so."""
+        length = min(_ENOUGH, len(output)) if self.causal else len(output)
+        query, key, value = (array[:length] if self.causal else array for array in product)
+        return distance(self.compute(query, key, value), output[:length])
 
 
 def _rotate(array: Array, base: float, interleaved: bool) -> Array:
@@ -58,9 +74,6 @@ def _rotate(array: Array, base: float, interleaved: bool) -> Array:
     )
     turned = first * np.cos(angles) - second * np.sin(angles), second * np.cos(angles) + first * np.sin(angles)
     return np.stack(turned, axis=-1).reshape(array.shape) if interleaved else np.concatenate(turned, axis=-1)
-
-
-Product = tuple[Array, Array, Array]
 
 
 def explain_attention(
@@ -79,7 +92,7 @@ def explain_attention(
             continue
         wide = (product[0].astype(np.float64), product[1].astype(np.float64), product[2].astype(np.float64))
         for how in _iter_attentions(wide, heads):
-            if distance(how.compute(*wide), expected) <= _LIMIT:
+            if how.distance(wide, expected) <= _LIMIT:
                 return _explain(how, wide, got)
     return None
 
@@ -88,24 +101,28 @@ def _iter_attentions(product: Product, heads: Sequence[int]) -> Iterator[Attenti
     query, key, value = product
     rotations: list[tuple[float | None, bool]] = [(None, False)]
     rotations += [(base, interleaved) for interleaved in (False, True) for base in _BASES]
-    for count, causal, (base, interleaved) in itertools.product(heads, (False, True), rotations):
+    for cap, causal, count, (base, interleaved) in itertools.product(_CAPS, (True, False), heads, rotations):
         size = query.shape[1] // count
         if query.shape[1] % count or key.shape[1] % size or count % (key.shape[1] // size):
             continue
         if value.shape[1] % (key.shape[1] // size) or (causal and len(query) != len(key)) or (base and size % 2):
             continue
         for scale in (size**-0.5, 1.0, 1 / size):
-            yield Attention(count, scale, causal, base, interleaved)
+            yield Attention(count, scale, causal, base, interleaved, cap)
 
 
 def _explain(how: Attention, product: Product, got: Array) -> tuple[str, str] | None:
     def error(other: Attention) -> float:
-        return distance(other.compute(*product), got)
+        return other.distance(product, got)
 
     other = replace(how, causal=not how.causal)
     if len(product[0]) == len(product[1]) and error(other) <= _LIMIT:
         masks = ["a causal mask" if one.causal else "no mask" for one in (how, other)]
         return "mask", f"attention before it differs: {masks[0]} against {masks[1]}"
+    cap = _minimize(lambda cap: error(replace(how, cap=cap)), 50.0) if how.cap is None else None
+    if error(replace(how, cap=cap)) <= _LIMIT:
+        said = ["not at all" if one is None else f"capped at {one:.3g}" for one in (how.cap, cap)]
+        return "scale", f"attention before it differs: its products are {said[0]} against {said[1]}"
     scale = _minimize(lambda scale: error(replace(how, scale=scale)), how.scale)
     if error(replace(how, scale=scale)) <= _LIMIT:
         return "scale", f"attention before it differs: the scale of its products is {how.scale:.4g} against {scale:.4g}"
