@@ -270,7 +270,8 @@ def handoff(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Inject 400 faults into ported twins and public models, and write what verify says of them into docs/porting.md.
 
-    Then try to mislead ports of public pairs. Names after `--` are pairs, of which the faults are printed only.
+    Then try to mislead ports of public pairs. Names after `--` are pairs, of which the faults are printed only. The
+    rows of each pair are kept in .nox/faults, and a pair that is there isn't run again.
     """
     everything = Everything(session)
     beside = str(everything.home / "pairs")
@@ -280,7 +281,8 @@ def faults(session: nox.Session) -> None:
         only = ",".join(session.posargs)
         everything.run("python", "tests/porting/mutate.py", "--public", "--only", only, env=env)
         return
-    everything.run("python", "tests/porting/mutate.py", "--write", "docs/porting.md", env=env)
+    where = ("--cells", str(everything.home / "faults"), "--write", "docs/porting.md")
+    everything.run("python", "tests/porting/mutate.py", *where, env=env)
     everything.run(*PYTEST, "tests/porting/test_silence_of_pairs.py", env={**WHEEL_IS_TESTED, **env})
 
 

@@ -65,17 +65,34 @@ def choose(count=COUNT):
     return taken
 
 
-def judge(taken):
+def kept(cells, name, make):
+    """Return the rows of a pair from the folder, or make them and keep them there."""
+    path = Path(cells, f"{name}.json") if cells else None
+    if path is not None and path.exists():
+        return [tuple(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    rows = make()
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    return rows
+
+
+def judge(taken, cells=None):
     """Yield (kind, pair, detected, layer right, cause right, report) for each fault; alarms on right ports."""
     for name, numbers in taken.items():
-        source, target, sample, _, options = sides(PAIRS[name], "to_torch")
-        xw.port(source, target, sample=sample, **options)
-        options = {**options, "sample": sample}
-        if not xw.verify(source, target, **options).ok:
-            yield "no fault", name, True, False, False, "a false alarm"
-        faults = list(faults_in(target))
-        for number in sorted(numbers):
-            yield judge_fault(faults[number], name, source, target, options)
+        yield from kept(cells, name, lambda name=name, numbers=numbers: list(judge_pair(name, numbers)))
+
+
+def judge_pair(name, numbers):
+    """Yield the rows of one pair of the zoo."""
+    source, target, sample, _, options = sides(PAIRS[name], "to_torch")
+    xw.port(source, target, sample=sample, **options)
+    options = {**options, "sample": sample}
+    if not xw.verify(source, target, **options).ok:
+        yield "no fault", name, True, False, False, "a false alarm"
+    faults = list(faults_in(target))
+    for number in sorted(numbers):
+        yield judge_fault(faults[number], name, source, target, options)
 
 
 def judge_fault(fault, name, source, target, options):
@@ -123,18 +140,6 @@ def judge_public(count=COUNT, only=(), cells=None):
         yield from rows
         if left <= 0:
             return
-
-
-def kept(cells, name, make):
-    """Return the rows of a pair from the folder, or make them and keep them there."""
-    path = Path(cells, f"{name}.json") if cells else None
-    if path is not None and path.exists():
-        return [tuple(row) for row in json.loads(path.read_text(encoding="utf-8"))]
-    rows = make()
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(rows), encoding="utf-8")
-    return rows
 
 
 def in_a_process(name, kinds, quota):
@@ -239,12 +244,16 @@ def main():
     parser.add_argument("--cells", help="the folder where the rows of each pair are kept")
     parser.add_argument("--write", help="the page whose table is written")
     options = parser.parse_args()
+
+    def folder(name):
+        return options.cells and Path(options.cells, name)
+
     parts = {}
     if not options.zoo:  # first, as nothing may have been computed before the processes are forked
         only = tuple(filter(None, options.only.split(",")))
-        parts["public models"] = list(judge_public(options.count, only, options.cells))
+        parts["public models"] = list(judge_public(options.count, only, folder("public")))
     if not options.public:
-        parts["the zoo"] = list(judge(choose(options.count)))
+        parts["the zoo"] = list(judge(choose(options.count), folder("zoo")))
     lines = []
     for name, rows in parts.items():
         faults = [row for row in rows if row[0] not in ("no fault", "not ported")]
