@@ -537,3 +537,41 @@ def test_variants_of_an_activation_that_differ_by_less_than_the_tolerance_are_sa
     report = xw.port(Activated(nn.GELU()), Activated(nn.GELU("tanh")), sample=0.5 * images(4, 6))
     assert "differs: gelu against gelu by tanh, by less than the tolerance" in report.notes[0]
     assert not xw.port(Activated(nn.GELU()), Activated(nn.GELU()), sample=images(4, 6)).notes
+
+
+class TorchSequence(nn.Module):
+    """A recurrent layer or attention over a sequence, a convolution along it, and a dense layer."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.along, self.head = inner, nn.Conv1d(6, 6, 3, padding=1), nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.inner(x)[0] if isinstance(self.inner, nn.RNNBase) else self.inner(x, x, x)[0]
+        return self.head(torch.relu(self.along(x.transpose(1, 2))).transpose(1, 2))
+
+
+class KerasSelfAttention(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.inner = L.MultiHeadAttention(2, 3)
+
+    def call(self, x):
+        return self.inner(x, x)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (lambda: L.Bidirectional(L.LSTM(3, return_sequences=True)),
+         lambda: nn.LSTM(6, 3, batch_first=True, bidirectional=True)),
+        (lambda: L.GRU(6, return_sequences=True), lambda: nn.GRU(6, 6, batch_first=True)),
+        (KerasSelfAttention, lambda: nn.MultiheadAttention(6, 2, batch_first=True)),
+    ],
+)  # fmt: skip
+def test_sequences_may_have_one_step(ours, theirs):
+    assert_ported_both_ways(
+        lambda: functional((1, 6), ours(), L.Conv1D(6, 3, padding="same", activation="relu"), L.Dense(4)),
+        lambda: TorchSequence(theirs()),
+        images(2, 1, 6),
+    )

@@ -347,6 +347,46 @@ def test_an_order_that_no_reshape_and_transpose_of_the_channels_makes_is_refused
     assert all(torch.equal(before[name], value) for name, value in t.state_dict().items())
 
 
+class Shuffle(L.Layer):
+    """The channel shuffle of ShuffleNet."""
+
+    def call(self, x):
+        _, h, w, c = x.shape
+        return ops.reshape(ops.swapaxes(ops.reshape(x, (-1, h, w, 3, c // 3)), 3, 4), (-1, h, w, c))
+
+
+def make_shuffled():
+    parts = L.Conv2D(12, 1), L.ReLU(), Shuffle(), L.Conv2D(6, 3, groups=3)
+    return keras.Sequential([keras.Input((5, 5, 3)), *parts])
+
+
+class Shuffled(nn.Module):
+    def __init__(self, groups):
+        super().__init__()
+        self.groups = groups
+        self.first, self.second = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 6, 3, groups=3)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        return self.second(x if self.groups is None else nn.functional.channel_shuffle(x, self.groups))
+
+
+@pytest.mark.parametrize("groups", [3, None])
+def test_channels_that_both_models_shuffle_or_only_one(groups):
+    x = floats(2, 5, 5, 3)
+    reports = port_both_ways(make_shuffled, lambda: Shuffled(groups), x, np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+    assert ("in another order" in reports[0].entries[0].evidence) == (groups is None)
+
+
+def test_channels_that_are_shuffled_in_other_groups_are_refused_as_another_order():
+    k, t = make_shuffled(), Shuffled(4)
+    randomize(k, t)
+    before = {name: value.clone() for name, value in t.state_dict().items()}
+    with pytest.raises(xw.errors.PortError, match="the same numbers in another order"):
+        xw.port(k, t, sample=floats(2, 5, 5, 3))
+    assert all(torch.equal(before[name], value) for name, value in t.state_dict().items())
+
+
 class Averaged(nn.Module):
     def __init__(self, mode="mean"):
         super().__init__()

@@ -132,8 +132,8 @@ def _diagnose_numbers(divergence: Divergence) -> tuple[str, str] | None:
                 f"it is given {got.shape[1:-1]} where its twin is given {expected.shape[1:-1]}: padding differs",
             )
         return "input", f"it is given {got.shape} where its twin is given {expected.shape}"
-    if got.ndim == 2 and np.allclose(np.sort(got, axis=1), np.sort(expected, axis=1), rtol=1e-4, atol=1e-5):
-        return "flatten", "it is given the same numbers in another order: flattened or joined otherwise"
+    if got.ndim > 1 and np.allclose(np.sort(got, axis=-1), np.sort(expected, axis=-1), rtol=1e-4, atol=1e-5):
+        return "flatten", "it is given the same numbers in another order: flattened, joined or shuffled otherwise"
     if divergence.error < 0.05:
         return "activation", "it is given nearly the same: an activation variant (gelu by tanh or erf), or another eps"
     return "activation", "it is given other numbers: the activation or padding before it differs"
