@@ -12,7 +12,7 @@ if not hasattr(os, "fork"):
     pytest.skip("ranks are forked processes", allow_module_level=True)
 
 import numpy as np
-import torch.distributed as dist
+from counting import Counting
 from ranks import run_ranks
 from worlds import WORLDS, shard, small
 
@@ -37,23 +37,6 @@ CALLS: dict[str, Any] = {
     "noise": lambda m: xw.noise(m, 0.1, seed=0, where="up/kernel"),
     "checksum": lambda m: xw.checksum(m, where="up/kernel"),
 }
-
-
-class Counting:
-    """The collectives of torch.distributed, counted with the bytes that this rank hands in."""
-
-    def __init__(self) -> None:
-        self.calls: list[int] = []
-        for name in ("all_gather", "all_reduce", "gather", "scatter", "broadcast"):
-            setattr(dist, name, self.counted(getattr(dist, name), name))
-
-    def counted(self, function: Any, name: str) -> Any:
-        def counting(*args: Any, **kwargs: Any) -> Any:
-            tensor = args[1] if name == "all_gather" else args[0]
-            self.calls.append(tensor.numel() * tensor.element_size())
-            return function(*args, **kwargs)
-
-        return counting
 
 
 def count(rank: int, world: str) -> dict[str, list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from xweights.core.agreement import Outcome, Vote
 from xweights.core.names import Names, renamer
 from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike, select
@@ -16,6 +17,7 @@ from xweights.optimizers.remap import rename_parameters
 from xweights.optimizers.reports import HandoffReport
 from xweights.optimizers.saved import find_saved, is_saved, open_saved
 from xweights.optimizers.state import OptimizerState
+from xweights.optimizers.state_shards import cut_parameters, cut_state, describe_state, read_agreed
 
 
 def get_optimizer(
@@ -76,7 +78,7 @@ def read_optimizer(
     if not is_saved(side.optimizer):
         if part is not None or rule is not None or where is not None:
             raise ArgumentError("part=, rule= and where= are for a file, and this is no path of one")
-        return backend.read(side, own, step)
+        return read_agreed(own, lambda blocks: backend.read(side, blocks, step), "get_optimizer")
     outside = [name for name in ("scheduler", "clip", "ema") if getattr(side, name) is not None]
     if outside:
         raise HandoffError(f"{outside[0]}= goes with a live optimizer, and this one is in a file\n"
@@ -141,10 +143,46 @@ def set_optimizer(
         >>> type(xw.set_optimizer(model, None, state).optimizer).__name__
         'ForeignOptimizer'
     """
-    if grade not in ("exact", "stock"):
-        raise ArgumentError(f'grade= is "exact" or "stock"\ngot: {grade!r}')
     backend = optimizing_for(model, "model")
     own = parameters(model)
+    with Vote(own, "set_optimizer", writing=True) as vote:
+        vote.agree(describe_state(state), grade, state, names)
+        blocks = cut_parameters(vote.open(own))
+        state = _fit(backend, model, own, optimizer, state, grade, names)
+        local = cut_state(state, blocks)
+        route = backend.plan(local, [block.local for block in blocks], optimizer, grade)
+        problems = Problems("this optimizer can't be written, and nothing was changed")
+        for text in route.refusals:
+            problems.add(HandoffError, text)
+        problems.check()
+    restore = backend.backup(optimizer)
+    written = None
+    try:
+        with Outcome(vote.group):
+            written = backend.write(Training(model, optimizer), local, [block.local for block in blocks], route, grade)
+    except BaseException:
+        if written is not None:  # another rank could not
+            written.release()
+        restore()
+        raise
+    training = Training(model, written.optimizer, written.scheduler, ema=written.ema)
+    left = [p.name for p in backend.trained_order(model, own) if p.trainable and p.name not in set(state.names)]
+    notes = (*route.notes, *state.notes, *note_untrained(left, "the state doesn't have it"))
+    return HandoffReport(training, grade, route.parts, None, state.updates, notes, (written.release,))
+
+
+def _fit(
+    backend: Optimizing,
+    model: Any,
+    own: Sequence[Parameter],
+    optimizer: Any,
+    state: OptimizerState,
+    grade: Grade,
+    names: Names | None,
+) -> OptimizerState:
+    """Return a state under the names of a model's parameters; raise with everything that doesn't fit them."""
+    if grade not in ("exact", "stock"):
+        raise ArgumentError(f'grade= is "exact" or "stock"\ngot: {grade!r}')
     state = place_saved(backend, model, own, state, optimizer)
     rename = renamer(names)
     state = rename_parameters(state, {rename(p.name): p.name for p in own}) if names else state
@@ -161,20 +199,7 @@ def set_optimizer(
             text = f"the slots of {name!r} are of another dtype\ngot:      {state.dtypes[name]}"
             problems.add(HandoffError, f"{text}\nexpected: {known[name].dtype.name}", fix="state.with_dtype(...)")
     problems.check()
-    route = backend.plan(state, own, optimizer, grade)
-    for text in route.refusals:
-        problems.add(HandoffError, text)
-    problems.check()
-    restore = backend.backup(optimizer)
-    try:
-        written = backend.write(Training(model, optimizer), state, own, route, grade)
-    except BaseException:
-        restore()
-        raise
-    training = Training(model, written.optimizer, written.scheduler, ema=written.ema)
-    left = [p.name for p in backend.trained_order(model, own) if p.trainable and p.name not in set(state.names)]
-    notes = (*route.notes, *state.notes, *note_untrained(left, "the state doesn't have it"))
-    return HandoffReport(training, grade, route.parts, None, state.updates, notes, (written.release,))
+    return state
 
 
 def note_untrained(names: Sequence[str], why: str) -> list[str]:

@@ -18,7 +18,7 @@ from xweights.rules.tying import Tied, TiedShare
 from xweights.training.held import Hold, begin, refuse_statistics
 from xweights.training.hold_shards import agree_on_blocks
 from xweights.training.hooks import native_of
-from xweights.training.prune_hold import hold_pruned
+from xweights.training.prune_hold import hold_pruned, hold_pruned_blocks
 from xweights.training.sparsity_schedule import SparsitySchedule
 
 
@@ -66,6 +66,8 @@ def hold(
     )
     if has_shards(everything) and not isinstance(rule, (Prune, Tied)) and schedule is None:
         return _hold_blocks(target, rule, everything, where, optimizer)
+    if has_shards(everything) and isinstance(rule, Prune):
+        return hold_pruned_blocks(target, rule, everything, where, schedule, optimizer)
     chosen = select(everything, where)
     if isinstance(rule, Prune):
         return hold_pruned(target, rule, chosen, schedule, optimizer)

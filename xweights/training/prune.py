@@ -19,7 +19,7 @@ from xweights.rules.base import where_of
 from xweights.rules.elementwise import Mask
 from xweights.rules.norms import Per, Scope
 from xweights.rules.pruning import Pattern, Prune, Score, host_masks
-from xweights.training.prune_hold import PruneHold, hold_pruned
+from xweights.training.prune_hold import PruneHold, hold_pruned, hold_pruned_blocks
 from xweights.training.prune_shards import prune_shards
 from xweights.training.sparsity_schedule import SparsitySchedule, check_schedule
 
@@ -148,8 +148,10 @@ def prune(
     if opened.tracing:
         run(target, rule, where=where, call="prune")
         return None
-    if not hold and schedule is None and has_shards(opened.parameters):
-        return prune_shards(rule, opened.parameters, where)
+    if has_shards(opened.parameters):
+        if not hold and schedule is None:
+            return prune_shards(rule, opened.parameters, where)
+        return hold_pruned_blocks(target, rule, opened.parameters, where, schedule, optimizer)
     selection = opened.plan.select(where)
     chosen = selection.parameters
     if hold or schedule is not None:

@@ -15,19 +15,26 @@ from typing import Any
 import numpy as np
 
 from xweights.core import hold_registry
+from xweights.core.agreement import Outcome, Vote, group_of, open_shard, shard_of
 from xweights.core.backend import StepState
 from xweights.core.dispatch import ops_for
 from xweights.core.dtypes import Array
+from xweights.core.groups import Group
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
+from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_target
-from xweights.errors import ArgumentError, HoldError, Problems, StaleTrainFunctionError, TraceError
+from xweights.edit.guards import defer_interrupts
+from xweights.edit.shards import local_parameter, prepare_blocks
+from xweights.errors import ArgumentError, StaleTrainFunctionError, TraceError
 from xweights.rules.constraints import Keep
 from xweights.rules.elementwise import Mask
 from xweights.rules.pruning import Prune, host_masks
+from xweights.rules.shards import cut_operand
 from xweights.training.held import Hold, Members, begin, refuse_statistics
 from xweights.training.held_rules import HeldRules, copy_in_stored_order
 from xweights.training.hooks import CountsSteps
+from xweights.training.prune_shards import refuse_lost, select_masks
 from xweights.training.sparsity_schedule import OneShot, SparsitySchedule
 
 
@@ -48,8 +55,15 @@ class PruneHold(Hold):
         [0. 0. 3. 4.]
     """
 
-    def __init__(self, rule: Prune, schedule: SparsitySchedule, chosen: Sequence[Parameter]) -> None:
+    def __init__(
+        self,
+        rule: Prune,
+        schedule: SparsitySchedule,
+        chosen: Sequence[Parameter],
+        wholes: Sequence[Parameter] | None = None,
+    ) -> None:
         super().__init__(_PrunedMask(rule), [])
+        self._wholes = wholes  # the parameters of which ``chosen`` are this rank's blocks; None where all of it is here
         self.prune, self.schedule = rule, schedule
         self.step = 0
         self._taken_back = 0  # steps that the optimizer has made, and that an undo took back
@@ -127,6 +141,8 @@ class PruneHold(Hold):
         elif rule.count is not None:
             rule = replace(rule, count=round(rule.count * share))
         frozen = [_frozen_entries(p) for p in self._chosen]
+        if self._wholes is not None:
+            return select_masks(rule, self._wholes, frozen, self.step)
         if state is None and all(entries is None for entries in frozen):
             return host_masks(rule, self._chosen)
         read = (lambda p: p.read()) if state is None else state.read
@@ -136,12 +152,7 @@ class PruneHold(Hold):
             for w, entries in zip(weights, frozen, strict=True)
         ]
         masks = host_masks(rule, _with_values(self._chosen, ranked))
-        problems = Problems("the schedule wants to prune what is frozen")
-        for p, w, entries, mask in zip(self._chosen, weights, frozen, masks, strict=True):
-            lost = 0 if entries is None else int((entries & ~mask & (w != 0)).sum())
-            if lost:
-                problems.add(HoldError, f"{p.name!r}: {lost} frozen entries", fix="unfreeze them, or prune less")
-        problems.check()
+        refuse_lost(self._chosen, weights, frozen, masks)
         return masks
 
     def _after_step(self) -> Callable[[Any], None] | None:
@@ -190,8 +201,7 @@ def hold_pruned(
     target: Any, rule: Prune, chosen: Sequence[Parameter], schedule: SparsitySchedule | None, optimizer: Any
 ) -> PruneHold:
     """Hold the entries that a rule prunes at zero, and return the hold."""
-    if schedule is not None and rule.fraction is None and rule.count is None and not isinstance(schedule, OneShot):
-        raise ArgumentError("a schedule that grows needs fraction= or count=, of which it takes a share")
+    _check_growing(rule, schedule)
     refuse_statistics(chosen)
     held = PruneHold(rule, schedule or OneShot(), chosen)
     for p in chosen:
@@ -200,15 +210,60 @@ def hold_pruned(
     held.selected(1.0)  # raises what the last step would
     if held.schedule.due(0):
         held.select()
-    begin(
-        held,
-        target,
-        chosen,
-        optimizer,
-        operands=lambda p: (held._masks[p.name],),
-        after_step=held._after_step(),
-    )
+    return _begin(held, target, optimizer)
+
+
+def hold_pruned_blocks(
+    target: Any,
+    rule: Prune,
+    everything: Sequence[Parameter],
+    where: WhereLike,
+    schedule: SparsitySchedule | None,
+    optimizer: Any,
+) -> PruneHold:
+    """Hold at zero, on this rank's blocks, the entries that a rule prunes; every rank makes this call, or none holds.
+
+    A step in which the masks grow makes the collectives of `prune`, any other one none.
+    """
+    with Vote(everything, "prune", writing=True) as vote:
+        vote.agree(f"{rule!r}, schedule={schedule!r}", rule, schedule)
+        wholes = vote.open(select(everything, where), copies=True)
+        hold_registry.check(wholes)
+        blocks = [block.local for block in prepare_blocks(rule, wholes, "prune")]
+        _check_growing(rule, schedule)
+        refuse_statistics(blocks)
+    held = PruneHold(rule, schedule or OneShot(), blocks, wholes)
+    hold_registry.refresh()
+    held.selected(1.0)  # raises what the last step would
+    if held.schedule.due(0):
+        held.select()
+    return _begin_agreed(held, target, optimizer, vote.group)
+
+
+def _check_growing(rule: Prune, schedule: SparsitySchedule | None) -> None:
+    if schedule is not None and rule.fraction is None and rule.count is None and not isinstance(schedule, OneShot):
+        raise ArgumentError("a schedule that grows needs fraction= or count=, of which it takes a share")
+
+
+def _begin(held: PruneHold, target: Any, optimizer: Any) -> PruneHold:
+    operands, chosen = (lambda p: (held._masks[p.name],)), held._chosen
+    begin(held, target, chosen, optimizer, operands=operands, after_step=held._after_step())
     held.written()
+    return held
+
+
+def _begin_agreed(held: PruneHold, target: Any, optimizer: Any, group: Group | None) -> PruneHold:
+    """Begin on all ranks, or on none."""
+    kept = [(block, block.backup()) for block in held._chosen]
+    try:
+        with Outcome(group):
+            _begin(held, target, optimizer)
+    except BaseException:
+        held.release()
+        with defer_interrupts():
+            for block, backup in kept:
+                block.restore(backup)
+        raise
     return held
 
 
@@ -221,12 +276,16 @@ def resume_pruned(
     masks: Mapping[str, Array],
 ) -> PruneHold:
     """Go on with the schedule of another hold where it stood, on the parameters that take the place of its own."""
-    held = PruneHold(rule, schedule, chosen)
+    group = group_of(chosen)
+    wholes = [open_shard(p) for p in chosen]
+    shards = [shard_of(p) for p in wholes]
+    blocks = [p if s is None else local_parameter(p, s) for p, s in zip(wholes, shards, strict=True)]
+    held = PruneHold(rule, schedule, blocks, None if group is None else wholes)
     held.step = step
-    held._masks = {p.name: copy_in_stored_order(masks[p.name], p) for p in chosen}
-    begin(held, target, chosen, None, operands=lambda p: (held._masks[p.name],), after_step=held._after_step())
-    held.written()
-    return held
+    for p, shard, block in zip(wholes, shards, blocks, strict=True):
+        mask = masks[p.name] if shard is None or shard.is_whole else cut_operand(masks[p.name], p, shard)
+        held._masks[p.name] = copy_in_stored_order(mask, block)
+    return _begin_agreed(held, target, None, group)
 
 
 def _digest(p: Parameter) -> bytes:

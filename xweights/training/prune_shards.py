@@ -7,13 +7,13 @@ gathered parameter at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from xweights.core import hold_registry, selection
-from xweights.core.agreement import Vote, shard_of
+from xweights.core.agreement import Outcome, Vote
 from xweights.core.dtypes import Array, is_half
 from xweights.core.groups import SINGLE, Group
 from xweights.core.owners import knows_owners, settle_owners
@@ -21,10 +21,11 @@ from xweights.core.parameter import Parameter
 from xweights.core.params import Params
 from xweights.core.selection import WhereLike
 from xweights.core.shards import Shard
+from xweights.core.targets import open_target
 from xweights.edit.execute import edit_parameter
 from xweights.edit.guards import defer_interrupts, enter_guards, undo_on_error
-from xweights.edit.shards import Block, prepare_blocks, whole_parameter
-from xweights.errors import NonfiniteError, Problems
+from xweights.edit.shards import Block, prepare_blocks
+from xweights.errors import HoldError, NonfiniteError, Problems
 from xweights.rules.elementwise import Mask
 from xweights.rules.order_statistics import MagnitudeBits, at_least, has_nan
 from xweights.rules.pruning import Prune, stream_masks
@@ -39,15 +40,11 @@ def prune_shards(rule: Prune, everything: Sequence[Parameter], where: WhereLike)
         chosen = vote.open(selection.select(everything, where), copies=True)
         hold_registry.check(chosen)
         blocks = prepare_blocks(rule, chosen, "prune")
-        by_magnitude = _is_by_magnitude(rule) and all(b.shard is None or b.shard.ranges is not None for b in blocks)
-        if by_magnitude:
-            _refuse_nan(blocks)
+        views = [_view(block) for block in blocks]
+        if _finds_threshold(rule, blocks):
+            _refuse_nan(blocks, views)
         vote.flag = vote.group is not None and knows_owners(vote.group, chosen)
-    group = vote.group or SINGLE
-    if by_magnitude:
-        masks = _masks_by_magnitude(rule, blocks, group, known=all(vote.flags))
-    else:
-        masks = _masks_of_wholes(rule, chosen)
+    masks = _select(rule, blocks, views, vote)
     fallible = [block.p for block in blocks if block.p.storage.fallible]
     guards = enter_guards([block.local for block in blocks])
     with defer_interrupts(), np.errstate(all="ignore"), guards, undo_on_error(fallible):
@@ -63,14 +60,60 @@ def prune_shards(rule: Prune, everything: Sequence[Parameter], where: WhereLike)
     )
 
 
+def select_masks(rule: Prune, chosen: Sequence[Parameter], frozen: Sequence[Array | None], step: int) -> list[Array]:
+    """Return the masks of this rank's blocks, and write nothing; all ranks make this call.
+
+    ``frozen``: for each block which entries count as the largest. Raises HoldError, on all ranks, if one of these
+    would be dropped.
+    """
+    with Vote(chosen, "prune by schedule", writing=True) as vote:
+        vote.agree(f"step {step}, {rule!r}", step, rule, [entries is None for entries in frozen])
+        vote.open(chosen)
+        blocks = prepare_blocks(rule, chosen, "prune by schedule")
+        views = [_view(block, entries) for block, entries in zip(blocks, frozen, strict=True)]
+        if _finds_threshold(rule, blocks):
+            _refuse_nan(blocks, views)
+        vote.flag = vote.group is not None and knows_owners(vote.group, chosen)
+    masks = _select(rule, blocks, views, vote)
+    if any(entries is not None for entries in frozen):
+        with Outcome(vote.group):
+            values = (block.local.layout.to_neutral(block.local.read()) for block in blocks)
+            refuse_lost([block.p for block in blocks], values, frozen, masks)
+    return masks
+
+
+def refuse_lost(
+    chosen: Sequence[Parameter], values: Iterable[Array], frozen: Sequence[Array | None], masks: Sequence[Array]
+) -> None:
+    """Raise HoldError if masks drop what is frozen, and isn't zero."""
+    problems = Problems("the schedule wants to prune what is frozen")
+    for p, w, entries, mask in zip(chosen, values, frozen, masks, strict=True):
+        lost = 0 if entries is None else int((entries & ~mask & (w != 0)).sum())
+        if lost:
+            problems.add(HoldError, f"{p.name!r}: {lost} frozen entries", fix="unfreeze them, or prune less")
+    problems.check()
+
+
+def _select(rule: Prune, blocks: Sequence[Block], views: Sequence[Array], vote: Vote) -> list[Array]:
+    """Return the masks of blocks whose values are ``views``, after the vote."""
+    if _finds_threshold(rule, blocks):
+        return _masks_by_magnitude(rule, blocks, views, vote.group or SINGLE, known=all(vote.flags))
+    return _masks_of_wholes(rule, blocks, views)
+
+
+def _finds_threshold(rule: Prune, blocks: Sequence[Block]) -> bool:
+    """Return whether masks are found without gathering anything."""
+    return _is_by_magnitude(rule) and all(b.shard is None or b.shard.ranges is not None for b in blocks)
+
+
 def _is_by_magnitude(rule: Prune) -> bool:
     return rule.score is None and rule.per is None and rule.block is None and rule.pattern is None
 
 
-def _refuse_nan(blocks: Sequence[Block]) -> None:
+def _refuse_nan(blocks: Sequence[Block], views: Sequence[Array]) -> None:
     problems = Problems("prune can't be done, and nothing was changed")
-    for block in blocks:
-        if has_nan(_view(block)):
+    for block, view in zip(blocks, views, strict=True):
+        if has_nan(view):
             problems.add(
                 NonfiniteError,
                 f"{block.p.name!r} has NaN, which is neither small nor large",
@@ -79,20 +122,32 @@ def _refuse_nan(blocks: Sequence[Block]) -> None:
     problems.check()
 
 
-def _view(block: Block) -> Array:
-    """Return this rank's block in neutral order, with at least one axis."""
+def _view(block: Block, frozen: Array | None = None) -> Array:
+    """Return this rank's block in neutral order, with at least one axis; frozen entries as the largest."""
     local = block.local
     view = local.layout.to_neutral(local.read())
+    if frozen is not None:
+        view = np.where(frozen, np.asarray(np.inf, view.dtype), view)
     return view if view.shape else view.reshape(1)
 
 
-def _masks_of_wholes(rule: Prune, chosen: Sequence[Parameter]) -> list[Array]:
+def _masks_of_wholes(rule: Prune, blocks: Sequence[Block], views: Sequence[Array]) -> list[Array]:
     """Return the masks of this rank's blocks, selected on one gathered parameter at a time."""
-    mask_of = stream_masks(rule, chosen, lambda position: whole_parameter(chosen[position]))
+
+    def whole(position: int) -> Parameter:
+        block = blocks[position]
+        local, p, shard = block.local, block.p, block.shard
+        own = local.layout.to_stored(views[position].reshape(local.shape))
+        value = p.layout.to_neutral(own if shard is None else shard.gather(own))
+        params = Params({p.name: value}, axes={p.name: p.axes}, roles={p.name: p.role}, gates={p.name: p.gates})
+        return open_target(params)[0]
+
+    mask_of = stream_masks(rule, [block.p for block in blocks], whole)
     masks = []
-    for position, p in enumerate(chosen):
-        mask, shard = mask_of(position, whole_parameter(p)), shard_of(p)
-        masks.append(mask if shard is None or shard.is_whole else cut_operand(mask, p, shard).copy())
+    for position, block in enumerate(blocks):
+        mask = mask_of(position, whole(position))
+        is_here = block.shard is None or block.shard.is_whole
+        masks.append(mask if is_here else cut_operand(mask, block.p, block.shard).copy())  # type: ignore[arg-type]
     return masks
 
 
@@ -104,8 +159,9 @@ class _Pool(NamedTuple):
     total: int
 
 
-def _masks_by_magnitude(rule: Prune, blocks: Sequence[Block], group: Group, *, known: bool) -> list[Array]:
-    views = [_view(block) for block in blocks]
+def _masks_by_magnitude(
+    rule: Prune, blocks: Sequence[Block], views: Sequence[Array], group: Group, *, known: bool
+) -> list[Array]:
     shapes = [block.local.shape for block in blocks]
     if rule.threshold is not None:
         kept = [at_least(view, rule.bound_above(view.dtype), absolute=True) for view in views]

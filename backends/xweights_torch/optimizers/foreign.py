@@ -14,6 +14,7 @@ from xweights.optimizers.rules.array_math import Composed
 from xweights.optimizers.rules.scalars import HostNumbers
 from xweights.optimizers.rules.updates import NON_ELEMENTWISE_RULES, apply_update
 from xweights_torch.dtypes import numpy_dtype
+from xweights_torch.sharding.beside import block_beside, block_of
 
 
 class TorchMath(Composed):
@@ -184,11 +185,14 @@ class ForeignOptimizer(Optimizer):
             )
         order = None if group["orders"] is None else group["orders"][index]
         names = [name for name in state if name not in _OWN]
-        slots = {name: _permute(state[name], order) for name in names}
+        slots = {name: _permute(block_of(state[name]), order) for name in names}
         # Scalar slots are passed as floats: the rule reads them again for every block.
         scalars = {name: slot.item() for name, slot in slots.items() if name == "product"}
         for w, grad, block_slots in _iter_blocks(
-            group["rule"], _permute(p.detach(), order), _permute(p.grad, order), slots
+            group["rule"],
+            _permute(block_of(p.detach()), order),
+            _permute(block_beside(p.grad, p, "a gradient"), order),
+            slots,
         ):
             new, new_slots = apply_update(group["rule"], _MATH, numbers[key], w, grad, {**block_slots, **scalars})
             if new is not w:

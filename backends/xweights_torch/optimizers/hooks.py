@@ -27,6 +27,7 @@ from xweights.optimizers.rules.scalars import HostNumbers
 from xweights.optimizers.state import Clipping, OptimizerGroup, OptimizerState, scale_momentum_by_lr
 from xweights_torch.dtypes import numpy_dtype
 from xweights_torch.optimizers.foreign import ForeignOptimizer
+from xweights_torch.sharding.beside import block_beside, block_of, whole_norms
 from xweights_torch.training.holds import plain_python
 
 _hooks_by_optimizer: WeakKeyDictionary[Optimizer, OptimizerHooks] = WeakKeyDictionary()
@@ -86,9 +87,10 @@ class OptimizerHooks:
             )
         state = self.state
         members = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
-        grads = [p.grad for group_members in members for p in group_members]
-        if not grads:
+        wholes = [p.grad for group_members in members for p in group_members]
+        if not wholes:
             return
+        grads = [block_beside(p.grad, p, "a gradient") for group_members in members for p in group_members]
         if state.micro_steps > 1:
             torch._foreach_div_(grads, float(state.micro_steps))
         if state.clip is not None:
@@ -97,7 +99,7 @@ class OptimizerHooks:
                 for neutral, group_members in zip(state.groups, members, strict=True)
                 for _ in group_members
             ]
-            clip_(grads, state.clip, times)
+            clip_(grads, state.clip, times, wholes)
         self._average(state.micro_steps - 1 - self.micro_done)
         for index, (group, neutral_group) in enumerate(zip(optimizer.param_groups, state.groups, strict=True)):
             if state.schedule is not None:
@@ -114,11 +116,12 @@ class OptimizerHooks:
             numbers = HostNumbers(hyper, neutral_group.variant, t=self.updates + 1, lr=lr, dtype=dtype)
             if "decay" in remedies and group["weight_decay"]:
                 decay = numbers.cast("weight_decay") * lr
+                weights = [block_of(p) for p in members]
                 if neutral_group.variant.get("decays") == "factor":
-                    torch._foreach_mul_(members, 1.0 - decay)
+                    torch._foreach_mul_(weights, 1.0 - decay)
                 else:
                     # One pass; the difference of two took 0.4 ms of a step of 8.
-                    torch._foreach_add_(members, members, alpha=-decay)
+                    torch._foreach_add_(weights, weights, alpha=-decay)
                 swapped["weight_decay"] = 0.0
             if "eps" in remedies:
                 swapped |= _adam_hyper(numbers, hyper, self.updates + 1)
@@ -133,7 +136,7 @@ class OptimizerHooks:
     def _offset(self, neutral_group: OptimizerGroup, numbers: HostNumbers, members: list[Any]) -> dict[str, Any]:
         slot, _, shrinking = OFFSETS[neutral_group.rule]
         eps = float(neutral_group.hyper["epsilon"])
-        values = [self.optimizer.state[p][slot] for p in members]
+        values = [block_of(self.optimizer.state[p][slot]) for p in members]
         torch._foreach_add_(values, eps * (1.0 / neutral_group.hyper[shrinking] - 1.0))
         if neutral_group.rule == "rmsprop":
             return {"eps": 0.0}
@@ -141,11 +144,11 @@ class OptimizerHooks:
         return {"lr": numbers.lr / correction}
 
     def _rescale(self, index: int, lr: float, members: list[Any], swapped: dict[str, Any]) -> None:
-        buffers = [self.optimizer.state[p]["momentum_buffer"] for p in members]
+        buffers = [block_of(self.optimizer.state[p]["momentum_buffer"]) for p in members]
         torch._foreach_mul_(buffers, self.last_lrs[index] / (lr or 1.0))
         if lr == 0:
             # The momentum continues by itself, and nothing is added to it.
-            torch._foreach_mul_([p.grad for p in members], 0.0)
+            torch._foreach_mul_([block_of(p.grad) for p in members], 0.0)
             swapped["lr"] = 1.0
 
     @torch.no_grad()
@@ -205,16 +208,17 @@ def _adam_hyper(numbers: HostNumbers, hyper: Mapping[str, Any], t: int) -> dict[
     return {"lr": lr, "eps": hyper["epsilon"] / math.sqrt(second_correction)}
 
 
-def clip_(grads: list[torch.Tensor], clip: Clipping, times: Sequence[int]) -> None:
+def clip_(grads: list[torch.Tensor], clip: Clipping, times: Sequence[int], wholes: Sequence[torch.Tensor]) -> None:
     """Clip gradients in place, as the source framework of the experiment does.
 
-    ``times``: how often each counts in the global norm: twice where the source has the parameter twice.
+    ``times``: how often each counts in the global norm: twice where the source has the parameter twice. ``wholes``:
+    what the gradients are this rank's blocks of.
     """
     if clip.kind == "value":
         torch._foreach_clamp_min_(grads, -clip.limit)
         torch._foreach_clamp_max_(grads, clip.limit)
         return
-    norms = list(torch._foreach_norm(grads))
+    norms = whole_norms(list(torch._foreach_norm(grads)), wholes)
     if clip.kind == "global_norm":
         counted = [norm if count == 1 else norm * count**0.5 for norm, count in zip(norms, times, strict=True)]
         norms = [torch.linalg.vector_norm(torch.stack(counted))] * len(norms)

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from xweights.core.agreement import refuse_shards
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, Problems, XweightsError, near
@@ -24,6 +23,7 @@ from xweights_torch.optimizers.foreign import ForeignOptimizer
 from xweights_torch.optimizers.hooks import OptimizerHooks, hooks_of
 from xweights_torch.optimizers.schedules import read_scheduler
 from xweights_torch.optimizers.table import CLASSES, OptimizerRow, native_of, value_of
+from xweights_torch.sharding.beside import block_beside, block_of
 from xweights_torch.storage import tensor_of
 
 # States written into optimizers, by optimizer, with a fingerprint: slots may have been converted on the way.
@@ -45,7 +45,6 @@ class StateReading:
 
 def read_state(side: Training, parameters: Sequence[Parameter], step: int | None) -> OptimizerState:
     """Return the state of an optimizer of PyTorch; see ``Optimizing.read``."""
-    refuse_shards(parameters, "the optimizer's state")
     optimizer = side.optimizer
     problems = Problems("this optimizer can't be read, and nothing was changed")
     if not isinstance(optimizer, Optimizer):
@@ -110,8 +109,8 @@ def fingerprint(optimizer: Optimizer) -> str:
         for p in group["params"]:
             for key, value in optimizer.state.get(p, {}).items():
                 digest.update(key.encode())
-                digest.update(np.ascontiguousarray(host_view(value)).tobytes() if value is not None else b"")
-            digest.update(b"" if p.grad is None else np.ascontiguousarray(host_view(p.grad)).tobytes())
+                digest.update(b"" if value is None else np.ascontiguousarray(host_view(block_of(value))).tobytes())
+            digest.update(b"" if p.grad is None else np.ascontiguousarray(host_view(block_of(p.grad))).tobytes())
     return digest.hexdigest()
 
 
@@ -209,7 +208,8 @@ def _step_count(state: Mapping[str, Any]) -> int:
 
 
 def _read_value(parameter: Parameter, value: torch.Tensor, slot: str) -> Array:
-    array = np.array(host_view(value.detach()))
+    own = block_beside(value.detach(), tensor_of(parameter.handle), f"{slot} of {parameter.name!r}")
+    array = np.array(host_view(own))
     if array.ndim == 0 or (slot in ("row", "column") and array.ndim != len(parameter.layout.order)):
         return array
     if slot in ("row", "column"):

@@ -15,7 +15,6 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from xweights.core.agreement import refuse_shards
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.optimizers.protocol import (
@@ -27,6 +26,7 @@ from xweights.optimizers.protocol import (
     embedding_gradient_parts,
 )
 from xweights.optimizers.rules.slots import slots_of
+from xweights.optimizers.rules.updates import NON_ELEMENTWISE_RULES
 from xweights.optimizers.state import OptimizerGroup, OptimizerState, unscale_momentum_by_lr
 from xweights_torch.dtypes import from_host
 from xweights_torch.optimizers.foreign import ForeignOptimizer
@@ -34,6 +34,7 @@ from xweights_torch.optimizers.hooks import OFFSETS, OptimizerHooks, hooks_of
 from xweights_torch.optimizers.read import ORIGINALS, averaged_pairs, fingerprint
 from xweights_torch.optimizers.schedules import make_scheduler
 from xweights_torch.optimizers.table import CLASSES, OptimizerRow, arguments, class_for
+from xweights_torch.sharding.beside import is_cut, put_beside
 from xweights_torch.storage import tensor_of
 
 _RULES = frozenset(row.rule for row in CLASSES.values())
@@ -81,7 +82,6 @@ def need_of(state: OptimizerState, group: OptimizerGroup) -> GroupNeed:
 
 def plan_route(state: OptimizerState, parameters: Sequence[Parameter], optimizer: Any, grade: str) -> Route:
     """Return how a state gets into an optimizer; see ``Optimizing.plan``."""
-    refuse_shards(parameters, "the optimizer's state")
     needs = [need_of(state, group) for group in state.groups]
     parts, refusals = [], []
     kinds = {need.native.kind for need in needs if need.native is not None and not need.shim}
@@ -109,9 +109,26 @@ def plan_route(state: OptimizerState, parameters: Sequence[Parameter], optimizer
                 f"the optimizer given is {type(optimizer).__name__}, and {required.__name__} is needed\n"
                 "Fix: pass None in its place, and take the one in the report"
             )
+    if any(is_cut(tensor_of(p.handle)) for p in parameters):
+        refusals += _refuse_on_shards(state, shim=shim)
     needs_hooks = any(need.remedies for need in needs) or any("hook" in part.grade for part in surroundings)
     kind = "shim" if shim else "hook" if needs_hooks else "stock"
     return Route(kind, tuple(parts), tuple(dict.fromkeys(refusals)))
+
+
+def _refuse_on_shards(state: OptimizerState, *, shim: bool) -> list[str]:
+    """Return why a state can't go on where each rank has a part of the parameters."""
+    joint = [group.rule for group in state.groups if shim and group.rule in NON_ELEMENTWISE_RULES]
+    refusals = [
+        f"{rule} looks at whole arrays in each step, and each rank has a part of them\nFix: a rule of torch's own"
+        for rule in dict.fromkeys(joint)
+    ]
+    if state.moving is not None:
+        refusals.append(
+            "a moving average is kept in a copy of the model (AveragedModel), and a sharded one can't be copied\n"
+            "Fix: dataclasses.replace(state, moving=None), and xweights.average(model, decay=...)"
+        )
+    return refusals
 
 
 def _class(need: GroupNeed) -> type[Optimizer]:
@@ -226,7 +243,7 @@ def _fill_slots(
     tensor = tensor_of(p.handle)
     slots = state.slots[p.name]
     if "accumulated" in slots:
-        tensor.grad = _to_stored(p, slots["accumulated"], "accumulated").to(tensor.device)
+        tensor.grad = put_beside(_to_stored(p, slots["accumulated"], "accumulated"), tensor)
     if route.kind == "shim":
         table = {slot: slot for slot in slots if slot not in ("accumulated", "average")}
         counts = True
@@ -244,7 +261,7 @@ def _fill_slots(
         value = slots[slot]
         if route.kind != "shim":
             value = _to_stock_value(group, slot, value, need)
-        native_slots[native] = _to_stored(p, value, slot).to(tensor.device)
+        native_slots[native] = put_beside(_to_stored(p, value, slot), tensor)
 
 
 def _to_stock_value(group: OptimizerGroup, slot: str, value: Array, need: GroupNeed) -> Array:
