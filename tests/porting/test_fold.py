@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import xweights as xw
+from xweights.porting.matching import scaling
 
 torch = pytest.importorskip("torch", reason="needs torch")
 keras = pytest.importorskip("keras", reason="needs keras")
@@ -248,3 +249,83 @@ def test_a_handoff_through_a_folded_port_is_refused_by_name():
     with pytest.raises(xw.HandoffError, match="moments don't fold"):
         xw.handoff((t, optimizer), (k, None), sample=x, step=0)
     assert all(np.array_equal(kept, v.numpy()) for kept, v in zip(before, k.weights, strict=True))
+
+
+def scaled_keras(*first, padding="valid", bias=True):
+    return keras.Sequential(
+        [keras.Input((8, 8, 3)), *first, L.Conv2D(4, 3, padding=padding, use_bias=bias), L.ReLU(), L.Conv2D(2, 1)]
+    )
+
+
+def unscaled_torch(padding=0, *, bias=True):
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=padding, bias=bias), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+
+def port_scaled(k, t, x, *, to_torch):
+    """Fill both, port with folding, and return the report after the outputs were compared."""
+    fill_keras(k), fill_torch(t)
+    moved = np.ascontiguousarray(np.moveaxis(x, -1, 1)) if x.ndim == 4 else x
+    report = xw.port(k, t, sample=x, fold=True) if to_torch else xw.port(t, k, sample=moved, fold=True)
+    got, expected = run_torch(t, x), run_keras(k, x)
+    np.testing.assert_allclose(np.moveaxis(got, 1, -1) if x.ndim == 4 else got, expected, rtol=1e-4, atol=1e-4)
+    return report
+
+
+SCALINGS = [
+    lambda: L.Rescaling(1 / 255),
+    lambda: L.Rescaling(1 / 127.5, -1.0),
+    lambda: L.Rescaling([0.01, 0.02, 0.03], [1.0, 2.0, 3.0]),
+    lambda: L.Normalization(mean=[100.0, 110.0, 120.0], variance=[50.0, 60.0, 70.0]),
+]
+
+
+@pytest.mark.parametrize("to_torch", [True, False])
+@pytest.mark.parametrize("make", SCALINGS)
+def test_a_scaling_of_the_input_that_only_one_model_has_is_folded(make, to_torch):
+    report = port_scaled(scaled_keras(make()), unscaled_torch(), images() * 50 + 128, to_torch=to_torch)
+    assert len(report.folded) == 1
+    assert "scaled" in report.folded[0]
+
+
+@pytest.mark.parametrize("to_torch", [True, False])
+def test_zeros_around_an_image_are_no_obstacle_to_a_scaling_without_an_offset(to_torch):
+    k = scaled_keras(L.Rescaling(1 / 255), padding="same", bias=False)
+    assert port_scaled(k, unscaled_torch(1, bias=False), images() * 50, to_torch=to_torch).folded
+
+
+def test_a_scaling_before_a_dense_layer_is_folded():
+    k = keras.Sequential([keras.Input((3,)), L.Rescaling(0.5, 1.0), L.Dense(4, activation="tanh"), L.Dense(2)])
+    t = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    assert port_scaled(k, t, images()[0, 0], to_torch=True).folded
+
+
+def test_without_folding_a_scaling_of_the_input_is_named_and_the_way_out_said():
+    k, t = fill_keras(scaled_keras(L.Rescaling(1 / 255))), fill_torch(unscaled_torch())
+    before = state(t)
+    with pytest.raises(xw.PortError, match=r"(?s)scales its input.*scaled otherwise: 255 times.*\nFix: fold=True \("):
+        xw.port(k, t, sample=images() * 50)
+    assert all(torch.equal(before[name], value) for name, value in t.state_dict().items())
+
+
+@pytest.mark.parametrize("to_torch", [True, False])
+def test_an_offset_that_zeros_around_the_image_do_not_have_is_refused(to_torch):
+    k, t = fill_keras(scaled_keras(L.Rescaling(0.1, -1.0), padding="same")), fill_torch(unscaled_torch(1))
+    source, target, x = (k, t, images()) if to_torch else (t, k, np.ascontiguousarray(np.moveaxis(images(), -1, 1)))
+    with pytest.raises(xw.PortError, match="not right"):
+        xw.port(source, target, sample=x, fold=True)
+
+
+def test_an_offset_without_a_place_for_it_is_refused():
+    k, t = fill_keras(scaled_keras(L.Rescaling(0.1, -1.0))), fill_torch(unscaled_torch(bias=False))
+    with pytest.raises(xw.PortError, match="bias"):
+        xw.port(k, t, sample=images(), fold=True)
+
+
+def test_rows_too_few_to_prove_a_factor_of_each_channel_prove_none():
+    """Two rows are those of any other by some factor and offset of each of their columns."""
+    given, wanted = (np.random.default_rng(seed).normal(size=(2, 5)).astype("float32") for seed in (0, 1))
+    assert scaling.find_scaling(given, wanted) is None
+    assert scaling.find_scaling(given, given) is None
+    found = scaling.find_scaling(given, 3 * given + 1)
+    np.testing.assert_allclose(found.factor, 3, rtol=1e-6)
+    np.testing.assert_allclose(found.offset, 1, rtol=1e-6)

@@ -12,6 +12,7 @@ from xweights.core.dtypes import Array
 from xweights.porting.causes import find_activations
 from xweights.porting.matching.matching import Matching
 from xweights.porting.matching.pairs import Divergence
+from xweights.porting.matching.scaling import SCALED, find_scaling
 from xweights.porting.matching.trace import UnitCall
 from xweights.porting.recomputing import LONGEST, Product, explain_attention
 
@@ -134,6 +135,9 @@ def _diagnose_numbers(divergence: Divergence) -> tuple[str, str] | None:
         return "input", f"it is given {got.shape} where its twin is given {expected.shape}"
     if got.ndim > 1 and np.allclose(np.sort(got, axis=-1), np.sort(expected, axis=-1), rtol=1e-4, atol=1e-5):
         return "flatten", "it is given the same numbers in another order: flattened, joined or shuffled otherwise"
+    scaling = find_scaling(expected, got)
+    if scaling is not None:
+        return "input", f"{SCALED}: {scaling.describe()}"
     if divergence.error < 0.05:
         return "activation", "it is given nearly the same: an activation variant (gelu by tanh or erf), or another eps"
     return "activation", "it is given other numbers: the activation or padding before it differs"

@@ -9,6 +9,7 @@ from xweights.core.parameter import Parameter
 from xweights.errors import PortError, XweightsError
 from xweights.porting.matching.matching import Matching
 from xweights.porting.matching.pairs import Pair
+from xweights.porting.matching.scaling import SCALED
 from xweights.porting.refusal import name_some
 from xweights.porting.reports import PortReport
 
@@ -34,11 +35,12 @@ def suggest_fold(
     """Return the refusal with ``fold=True`` as its fix if the port was tried so and is right, else None.
 
     ``attempt`` ports, proves and puts everything back. It is called only if the models have unequal numbers of norms,
-    or a bias has no place.
+    a bias has no place, or one model scales its input.
     """
     counts = [sum(p.role.endswith(_VARIANCES) for p in parameters) for parameters in models]
     text = str(refusal)
-    if not any(counts) or (counts[0] == counts[1] and " bias" not in text):
+    norms = any(counts) and (counts[0] != counts[1] or " bias" in text)
+    if not norms and SCALED not in text:
         return None
     try:
         report, _, _ = attempt(attributes="fix" if attributes == "check" else attributes, fold=True, keep=False)
@@ -48,7 +50,8 @@ def suggest_fold(
         return None
     more = ', attributes="fix"' if any(difference.fixed for difference in report.differences) else ""
     headline, *lines = text.splitlines()
-    cause = f"  - one model has norms or biases folded that the other has apart: {name_some(report.folded, 1)}"
+    said = "has norms or biases folded that the other has apart" if norms else "scales its input, and the other doesn't"
+    cause = f"  - one model {said}: {name_some(report.folded, 1)}"
     fix = f"Fix: fold=True{more} (it was tried, and the two models then agree)"
     found = [line for line in lines if not line.startswith("Fix: ")][: _MOST_LINES - 3]
     return type(refusal)("\n".join([headline, cause, *found, fix]))

@@ -9,6 +9,7 @@ nothing. Which is right, the numbers decide as everywhere.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,14 +30,18 @@ from xweights.porting.matching.folds import (
     is_foldable,
     make_idle,
     move_bias_into_mean,
+    read_norm,
 )
 from xweights.porting.matching.forms import fit
 from xweights.porting.matching.samples import is_nowhere_negative
+from xweights.porting.matching.scaling import find_scaling
 from xweights.porting.matching.trace import TracedModel, UnitCall, read_arrays, select_array
 from xweights.porting.protocol import Arrays, LayerRecord
 from xweights.porting.units import LayerUnit
 
 _Key = tuple[int, int, bytes]
+# A model has no more inputs than this, as a rule.
+_FIRST = 4
 
 
 @dataclass(eq=False)
@@ -53,10 +58,12 @@ class KeyWatcher:
     """A watcher that keeps a digest of what goes in and out of layers and norms that may be folded.
 
     An output that is nowhere negative is replaced by one that is: else no rectifier behind it would show.
+    ``first`` are the layers that are called first, with their inputs: those that may be given the model's own.
     """
 
     def __init__(self, traced: TracedModel) -> None:
         self.calls: list[_KeyedCall] = []
+        self.first: list[tuple[LayerUnit, Array]] = []
         self._traced = traced
         self._open: dict[int, list[list[_KeyedCall]]] = {}
 
@@ -64,7 +71,10 @@ class KeyWatcher:
         """Note a call, with its input."""
         units = [unit for unit in self._traced.by_record.get(id(record), ()) if unit.call in inputs]
         units = [unit for unit in units if unit.kind in OUTPUTS or unit.kind in NORMS]
-        calls = [_KeyedCall(unit, _make_key(select_array(unit, inputs, 0))) for unit in units]
+        given = [(unit, select_array(unit, inputs, 0)) for unit in units]
+        if len(self.first) < _FIRST:
+            self.first += [(unit, np.array(array)) for unit, array in given if _may_scale(unit) and array is not None]
+        calls = [_KeyedCall(unit, _make_key(array)) for unit, array in given]
         self.calls += calls
         self._open.setdefault(id(record), []).append(calls)
 
@@ -118,6 +128,7 @@ class Folding:
         self._source, self._target = Links(keyed, probed.calls), Links(target_probed.calls, target_probed.calls)
         self._layers = [unit for unit in units if unit.kind in OUTPUTS]
         self._norms = [unit for unit in units if id(unit) in self._target.owners]
+        self._first = target_probed.first
         self._made: dict[tuple[object, ...], LayerUnit] = {}
         self.folds: dict[int, Fold] = {}
         self.calls = [replace(call, number=number) for number, call in enumerate(self._list_calls(calls))]
@@ -153,6 +164,8 @@ class Folding:
             yield call
             yield from self._list_folded(call, before, behind)
             yield from self._list_without_bias(call, behind)
+            if before is None and _may_scale(layer):
+                yield from self._list_scaled(call)
 
     def _list_folded(self, call: UnitCall, before: UnitCall | None, behind: UnitCall | None) -> Iterator[UnitCall]:
         """Yield the calls of a layer with the norms beside it folded into it."""
@@ -166,7 +179,10 @@ class Folding:
                     origins.append(last.unit)
                     texts.append(last.unit.path)
                 if first is not None and call.input is not None and first.input is not None:
-                    unit, given = fold_before(first.unit, unit), first.input.reshape(call.input.shape)
+                    unit, given = (
+                        fold_before(partial(read_norm, first.unit), unit),
+                        first.input.reshape(call.input.shape),
+                    )
                     origins.insert(0, first.unit)
                     texts.insert(0, first.unit.path)
                 text = f"{' and '.join(texts)} folded into {call.unit.path}"
@@ -174,6 +190,17 @@ class Folding:
                 fits = partial(self._has_norms, *wanted)
                 unit = self._keep(Fold(unit, tuple(origins), text, fits), ("folded", *map(id, origins)))
                 yield UnitCall(unit, call.number, given, made)
+
+    def _list_scaled(self, call: UnitCall) -> Iterator[UnitCall]:
+        """Yield the calls of a layer into which a scaling of its input is folded that only one model has."""
+        layer = call.unit
+        for unit, given in self._first:
+            scaling = find_scaling(given, call.input) if call.input is not None and fit(layer, unit) else None
+            if scaling is not None:
+                text = f"{layer.path}, whose input is scaled: {scaling.describe()}"
+                scaled = fold_before(scaling.read, layer)
+                fold = Fold(scaled, (layer,), text, partial(operator.is_, unit))
+                yield UnitCall(self._keep(fold, ("scaled", id(layer), id(unit))), call.number, given, call.output)
 
     def _has_norms(self, before: bool | None, behind: bool | None, target: LayerUnit) -> bool:
         """Return whether a layer of the target has a norm before and behind it, as wanted (None: either way)."""
@@ -275,6 +302,10 @@ def count_norms(traced: TracedModel) -> tuple[int, int]:
 
 def _may_fold(unit: LayerUnit) -> bool:
     return unit.kind in OUTPUTS or unit.kind in NORMS
+
+
+def _may_scale(unit: LayerUnit) -> bool:
+    return unit.kind in ("dense", "conv")
 
 
 def _make_key(array: Array | None) -> _Key | None:

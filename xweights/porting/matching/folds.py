@@ -66,8 +66,11 @@ def fold_behind(layer: LayerUnit, norm: LayerUnit) -> LayerUnit:
     return replace(layer, slices=slices)
 
 
-def fold_before(norm: LayerUnit, layer: LayerUnit) -> LayerUnit:
-    """Return a layer with the norm before it folded into it; a convolution that pads doesn't compute the same."""
+def fold_before(read: Callable[[], tuple[Array, Array]], layer: LayerUnit) -> LayerUnit:
+    """Return a layer with a norm before it folded into it; a convolution that pads doesn't compute the same.
+
+    ``read`` returns the numbers that the norm multiplies with and adds.
+    """
 
     def spread(values: Array) -> Array:
         """Return one number for each input as the kernel has its inputs: (inputs of a group, outputs)."""
@@ -76,11 +79,11 @@ def fold_before(norm: LayerUnit, layer: LayerUnit) -> LayerUnit:
         return np.repeat(values.reshape(groups, channels).T, filters // groups, axis=1)
 
     def scale_kernel(_: Array) -> Array:
-        kernel, (factor, _offset) = read_arrays(layer)["kernel"], read_norm(norm)
+        kernel, (factor, _offset) = read_arrays(layer)["kernel"], read()
         return _cast(kernel * spread(factor), kernel)
 
     def add_bias(_: Array) -> Array:
-        arrays, (_factor, offset) = read_arrays(layer), read_norm(norm)
+        arrays, (_factor, offset) = read_arrays(layer), read()
         kernel = arrays["kernel"].astype(np.float64)
         moved = (kernel * spread(offset)).reshape(-1, kernel.shape[-1]).sum(axis=0)
         return _cast(arrays.get("bias", 0.0) + moved, arrays["kernel"])
@@ -88,7 +91,7 @@ def fold_before(norm: LayerUnit, layer: LayerUnit) -> LayerUnit:
     kernel, width = layer.slices["kernel"], count_outputs(layer)
     slices = {
         "kernel": ParamSlice(kernel.parameter, kernel.shape, view=scale_kernel),
-        "bias": ParamSlice(_statistic(norm), (width,), view=add_bias),
+        "bias": ParamSlice(kernel.parameter, (width,), view=add_bias),
     }
     return replace(layer, slices=slices)
 
