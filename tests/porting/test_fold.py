@@ -321,6 +321,13 @@ def test_an_offset_without_a_place_for_it_is_refused():
         xw.port(k, t, sample=images(), fold=True)
 
 
+def test_an_activation_that_is_a_factor_and_an_offset_on_this_sample_is_not_folded():
+    k = keras.Sequential([keras.Input((3,)), L.Dense(4, activation="hard_sigmoid"), L.Dense(2)])
+    t = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with pytest.raises(xw.PortError, match="not right"):
+        xw.port(fill_keras(k), fill_torch(t), sample=0.1 * images()[0, 0], fold=True)
+
+
 def test_rows_too_few_to_prove_a_factor_of_each_channel_prove_none():
     """Two rows are those of any other by some factor and offset of each of their columns."""
     given, wanted = (np.random.default_rng(seed).normal(size=(2, 5)).astype("float32") for seed in (0, 1))

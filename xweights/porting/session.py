@@ -31,7 +31,7 @@ from xweights.porting.matching.attempt import Attempt
 from xweights.porting.matching.folding import Folding, KeyWatcher
 from xweights.porting.matching.matching import Matching, allow_all
 from xweights.porting.matching.outputs import OutputMap
-from xweights.porting.matching.samples import target_samples
+from xweights.porting.matching.samples import list_arrays, target_samples
 from xweights.porting.matching.search import run_attempt, settle
 from xweights.porting.matching.trace import Recorder, TracedModel, read_arrays, trace_model
 from xweights.porting.matching.transfer import Writer
@@ -229,7 +229,8 @@ class Run:
                 except PortError as wrong:
                     self._failed = self._failed or wrong
                     continue
-                folding = Folding(calls, probe, watcher, self.target.units)
+                samples = list_arrays((sample, target_sample))
+                folding = Folding(calls, probe, watcher, self.target.units, samples)
             yield Matching(
                 source=self.source,
                 target=self.target,

@@ -13,6 +13,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ from xweights.porting.matching.folds import (
 )
 from xweights.porting.matching.forms import fit
 from xweights.porting.matching.samples import is_nowhere_negative
-from xweights.porting.matching.scaling import find_scaling
+from xweights.porting.matching.scaling import find_scaling, is_input
 from xweights.porting.matching.trace import TracedModel, UnitCall, read_arrays, select_array
 from xweights.porting.protocol import Arrays, LayerRecord
 from xweights.porting.units import LayerUnit
@@ -122,13 +123,19 @@ class Folding:
     """The folds of two models: the source's calls with those of folded units among them, and what may be paired."""
 
     def __init__(
-        self, calls: Sequence[UnitCall], probed: KeyWatcher, target_probed: KeyWatcher, units: Sequence[LayerUnit]
+        self,
+        calls: Sequence[UnitCall],
+        probed: KeyWatcher,
+        target_probed: KeyWatcher,
+        units: Sequence[LayerUnit],
+        samples: Sequence[Any] = (),
     ) -> None:
         keyed = [_KeyedCall(c.unit, _make_key(c.input), _make_key(c.output), c) for c in calls if _may_fold(c.unit)]
         self._source, self._target = Links(keyed, probed.calls), Links(target_probed.calls, target_probed.calls)
         self._layers = [unit for unit in units if unit.kind in OUTPUTS]
         self._norms = [unit for unit in units if id(unit) in self._target.owners]
         self._first = target_probed.first
+        self._samples = samples
         self._made: dict[tuple[object, ...], LayerUnit] = {}
         self.folds: dict[int, Fold] = {}
         self.calls = [replace(call, number=number) for number, call in enumerate(self._list_calls(calls))]
@@ -195,8 +202,11 @@ class Folding:
         """Yield the calls of a layer into which a scaling of its input is folded that only one model has."""
         layer = call.unit
         for unit, given in self._first:
-            scaling = find_scaling(given, call.input) if call.input is not None and fit(layer, unit) else None
-            if scaling is not None:
+            if call.input is None or not fit(layer, unit):
+                continue
+            scaling = find_scaling(given, call.input)
+            # Elsewhere a function that isn't linear may look like a factor, on this sample.
+            if scaling is not None and (is_input(given, self._samples) or is_input(call.input, self._samples)):
                 text = f"{layer.path}, whose input is scaled: {scaling.describe()}"
                 scaled = fold_before(scaling.read, layer)
                 fold = Fold(scaled, (layer,), text, partial(operator.is_, unit))

@@ -50,20 +50,21 @@ def target_samples(source: TracedModel, target: TracedModel, sample: Sample, sam
             yield moved
 
 
-def _list_arrays(sample: Sample) -> list[Any]:
+def list_arrays(sample: Sample) -> list[Any]:
+    """Return the arrays of a sample."""
     if isinstance(sample, Mapping):
-        return [array for value in sample.values() for array in _list_arrays(value)]
+        return [array for value in sample.values() for array in list_arrays(value)]
     if isinstance(sample, (tuple, list)):
-        return [array for value in sample for array in _list_arrays(value)]
+        return [array for value in sample for array in list_arrays(value)]
     return [sample] if hasattr(sample, "ndim") else []
 
 
 def _largest_rank(sample: Sample) -> int:
-    return max((array.ndim for array in _list_arrays(sample)), default=0)
+    return max((array.ndim for array in list_arrays(sample)), default=0)
 
 
 def _has_rank(sample: Sample, rank: int) -> bool:
-    return any(array.ndim == rank for array in _list_arrays(sample))
+    return any(array.ndim == rank for array in list_arrays(sample))
 
 
 def _map_arrays(sample: Sample, move: Callable[[Any], Any]) -> Sample:
@@ -82,7 +83,7 @@ def _move_channels(array: Any, first: bool, rank: int) -> Any:
 
 
 def _are_equal(first: Sample, second: Sample) -> bool:
-    first_arrays, second_arrays = _list_arrays(first), _list_arrays(second)
+    first_arrays, second_arrays = list_arrays(first), list_arrays(second)
     return all(
         a is b or (a.shape == b.shape and np.array_equal(a, b))
         for a, b in zip(first_arrays, second_arrays, strict=True)
