@@ -219,3 +219,11 @@ class ShardedStorage(Protocol):
 
     def local(self, handle: Any) -> tuple[Any, Any]:
         """Return the storage and the handle of this rank's block as an array of its own."""
+
+
+@runtime_checkable
+class SlicedStorage(Protocol):
+    """A storage that reads a block of an array without the rest of it, such as that of a file."""
+
+    def block(self, handle: Any, ranges: Sequence[Range]) -> tuple[Any, Any] | None:
+        """Return the storage and the handle of a block, by its range along each stored axis; None where it can't."""

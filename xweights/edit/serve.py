@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.agreement import Outcome, shard_of
+from xweights.core.agreement import Outcome, is_voted, shard_of
 from xweights.core.dtypes import Array
 from xweights.core.groups import Group
 from xweights.core.parameter import Parameter
@@ -20,6 +20,8 @@ from xweights.core.protocols import BaseStorage
 from xweights.edit.shards import local_parameter
 
 DONE = -1
+# The worker wants a piece of work from every rank.
+JOIN = -2
 WORKER = 0
 
 
@@ -65,14 +67,25 @@ class ServedStorage(BaseStorage):
         pass
 
 
-def work_on_one_rank(group: Group | None, chosen: Sequence[Parameter], work: Callable[[list[Parameter]], None]) -> None:
-    """Call ``work`` with parameters to read on the first rank of the group; if it raises, all ranks do."""
+def work_on_one_rank(
+    group: Group | None,
+    chosen: Sequence[Parameter],
+    work: Callable[[list[Parameter]], None],
+    join: Callable[[], None] | None = None,
+) -> None:
+    """Call ``work`` with parameters to read on the first rank of the group; if it raises, all ranks do.
+
+    ``join`` is what the others do when the first announces JOIN.
+    """
     if group is None:
         work(list(chosen))
         return
     if group.rank != WORKER:
         while (wanted := announce(group, DONE)) != DONE:
-            join_read(group, chosen[wanted])
+            if wanted != JOIN:
+                join_read(group, chosen[wanted])
+            elif join is not None:
+                join()
         Outcome(group).settle(None)
         return
     served = [
@@ -81,6 +94,8 @@ def work_on_one_rank(group: Group | None, chosen: Sequence[Parameter], work: Cal
     try:
         work(served)
     except BaseException as error:
+        if is_voted(error):
+            raise  # the others know of it, and wait for nothing any more
         announce(group, DONE)
         Outcome(group).settle(error)
         raise

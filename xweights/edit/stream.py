@@ -32,10 +32,22 @@ _WORTH_A_THREAD = 4 << 20
 
 
 class StreamedValue:
-    """One value in another target, and the parameter that it is written to."""
+    """One value in another target, and the parameter that it is written to.
 
-    def __init__(self, value: Parameter, p: Parameter, layout: LayoutName | None) -> None:
+    ``is_block``: both are one rank's part. ``reads_once``: it is checked as it is written, and not before.
+    """
+
+    def __init__(
+        self,
+        value: Parameter,
+        p: Parameter,
+        layout: LayoutName | None,
+        *,
+        is_block: bool = False,
+        reads_once: bool = False,
+    ) -> None:
         self.value, self.p = value, p
+        self.is_block, self.reads_once = is_block, reads_once
         if layout is None and value.axes is None and not p.layout.is_identity:
             raise LayoutError(
                 f"{value.name!r} has no axis names, and {p.name!r} isn't stored in neutral order\n"
@@ -53,6 +65,8 @@ class StreamedValue:
     def is_checked_late(self) -> bool:
         """True if the value is checked as it is written: reading it means unpacking it, which also may fail then."""
         storage = self.value.storage
+        if self.is_block:
+            return self.reads_once
         return isinstance(storage, UnpackingStorage) and storage.unpacks(self.value.handle)
 
     def check(self, *, cast: bool, allow_nonfinite: bool) -> None:
@@ -85,13 +99,15 @@ class StreamedValue:
     def write(self, *, cast: bool, allow_nonfinite: bool) -> None:
         """Write the value into its parameter; what is wrong with it is raised here only if it is checked late."""
         p = self.p
-        if self.is_checked_late:
-            p.write(self._fit_to_parameter(self._check_array(self._read(), cast=cast, allow_nonfinite=allow_nonfinite)))
-            return
-        native = self._visible_memory()
+        native = None if self.is_checked_late and not self.is_block else self._visible_memory()
         if native is not None:
             self._fill(native)
+            if self.is_checked_late:
+                self._check_array(native, cast=cast, allow_nonfinite=allow_nonfinite)
             p.commit(native, native)
+            return
+        if self.is_checked_late:
+            p.write(self._fit_to_parameter(self._check_array(self._read(), cast=cast, allow_nonfinite=allow_nonfinite)))
             return
         array = self._fit_to_parameter(self._read())
         if array.dtype != p.dtype:
@@ -100,7 +116,8 @@ class StreamedValue:
 
     def _visible_memory(self) -> Array | None:
         """Return the parameter's own memory, if the value can be read straight into it."""
-        if isinstance(self.value.storage, StreamingStorage) and self._has_same_order() and not is_shared(self.p):
+        alike = self.value.dtype == self.p.dtype and self.is_stored_alike
+        if isinstance(self.value.storage, StreamingStorage) and alike and not is_shared(self.p):
             native = self.p.native()
             if isinstance(native, np.ndarray) and native.flags.writeable and native.flags.c_contiguous:
                 return native
@@ -115,12 +132,13 @@ class StreamedValue:
     def is_plain(self) -> bool:
         """True if several threads may read this and other values."""
         storage = self.value.storage
-        return isinstance(storage, UnpackingStorage) and storage.is_plain(self.value.handle)
+        return not self.is_block and isinstance(storage, UnpackingStorage) and storage.is_plain(self.value.handle)
 
-    def _has_same_order(self) -> bool:
-        """Return whether both are stored in the same order and dtype."""
+    @property
+    def is_stored_alike(self) -> bool:
+        """True if both are stored in the same order."""
         target_layout, source_layout = self.p.layout, self.value.layout
-        if self.value.dtype != self.p.dtype or target_layout.stored != source_layout.stored:
+        if target_layout.stored != source_layout.stored:
             return False
         if self.order == "native":
             return True
@@ -134,6 +152,8 @@ class StreamedValue:
     def fallible(self) -> bool:
         """True if reading can still fail after the check: the parameters are then backed up."""
         storage = self.value.storage
+        if self.is_block:
+            return self.reads_once
         return isinstance(storage, StreamingStorage) and storage.may_fail(self.value.handle)
 
 

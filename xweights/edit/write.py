@@ -20,6 +20,7 @@ from xweights.core.selection import WhereLike, select
 from xweights.core.targets import is_path, open_kept, open_target
 from xweights.core.values import fit_value, host_array
 from xweights.edit.adapting import Adapt, adapted_pair, read_adapters, refuse_unused, suggest_adapters
+from xweights.edit.cut_sources import cut_sources
 from xweights.edit.find_values import check_tied, find_values
 from xweights.edit.guards import (
     alone,
@@ -204,6 +205,7 @@ def _set_all(
             alike = [(pair, p) for pair, p, _ in misfits]
             suggested = "" if position else suggest_adapters(alike, chosen, order, values)
             problems.add(ShapeError, f"{text}{suggested}", fix='mismatched="skip" to leave them out')
+        sources = cut_sources(sources, allow_nonfinite=allow_nonfinite)
         if not allow_nonfinite:
             scan_on_threads(sources)
         for late in (False, True):
@@ -225,7 +227,7 @@ def _set_all(
         defer_interrupts(),
         enter_guards([*chosen, *targets]),
         undo_on_error(risky),
-        Outcome(vote.group if unsure else None),
+        Outcome(vote.group if unsure or any(source.is_block for source in sources) else None),
     ):
         for position in order_fallible_first(homes):
             homes[position].write(arrays[position][0])

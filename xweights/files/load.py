@@ -23,6 +23,7 @@ from xweights.errors import (
 )
 from xweights.files.formats import table
 from xweights.files.formats.pt_tensors import merge_aliases
+from xweights.files.io.blocks import make_block
 from xweights.files.io.limits import Limits
 from xweights.files.io.metadata import ArrayMetadata
 from xweights.files.io.open_file import OpenFile, damaged, refused
@@ -91,6 +92,11 @@ class FileStorage(BaseStorage):
     def is_plain(self, handle: Record) -> bool:
         """Return whether the array is plain bytes that nothing else checks: several threads may read them."""
         return isinstance(handle.location, ByteRange) and handle.location.verify is None
+
+    def block(self, handle: Record, ranges: Sequence[tuple[int, int]]) -> tuple[FileStorage, Record] | None:
+        """Return the storage and the record of a block; None where the array can only be read as a whole."""
+        block = make_block(handle, tuple(ranges))
+        return None if block is None else (self, block)
 
     def trainable(self, handle: Record) -> bool:
         return handle.metadata.trainable

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from xweights.core.agreement import Vote, is_shared
+from xweights.core.agreement import Outcome, Vote, is_shared
 from xweights.core.backend import FileLayout, HasState, NamesFiles
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
@@ -19,6 +19,7 @@ from xweights.edit.read import check_readable, effective_array
 from xweights.edit.serve import work_on_one_rank
 from xweights.errors import ArgumentError
 from xweights.files.adapted import adapt_arrays
+from xweights.files.formats import dcp
 from xweights.files.formats.sharded import SHARD_BYTES
 from xweights.files.formats.table import format_of
 from xweights.files.io.arrays_to_write import ArrayToWrite, StateValues, array_to_write
@@ -26,6 +27,7 @@ from xweights.files.io.atomic import replace_file
 from xweights.files.io.open_file import refused
 from xweights.files.io.records import Record
 from xweights.files.load import load
+from xweights.files.placing import Placing
 from xweights.files.whole_model import save_model
 
 Names = Literal["neutral", "native"]
@@ -68,14 +70,37 @@ def save(
     if names not in (None, "neutral", "native"):
         raise ArgumentError(f'names= is "neutral" or "native"\ngot: {names!r}')
     check_count(shard_bytes, "shard_bytes=", least=1)
+    path = _find_path(path)
     everything = open_target(target)
     options: dict[str, Any] = {"where": where, "names": names, "metadata": metadata, "shard_bytes": shard_bytes}
     with Vote(everything, "save", writing=False) as vote:
         vote.agree("save", str(path), names, metadata, shard_bytes)
         chosen = vote.open(select(everything, where))
         check_readable(chosen)
-    # Of a sharded model one rank writes, and the others send it their blocks.
-    work_on_one_rank(vote.group, chosen, lambda chosen: _save(target, chosen, path, **options, durable=durable))
+    fmt = format_of(os.fspath(path))
+    if fmt.write_blocks is not None:
+        with Outcome(vote.group):
+            if metadata:
+                raise refused(os.fspath(path), f"a {fmt.name} folder has no place for metadata")
+            arrays, _, state = _list_arrays(target, chosen, path, where, names, None)
+            _check_arrays(arrays, path, state)
+        fmt.write_blocks(os.fspath(path), arrays, durable, vote.group)
+        return
+    placing = Placing(vote.group, chosen, durable=durable) if vote.group is not None and fmt.places else None
+    # Of a sharded model one rank writes the file, and the others their blocks of it, or send them where they can't.
+    work_on_one_rank(
+        vote.group,
+        chosen,
+        lambda chosen: _save(target, chosen, path, **options, durable=durable, placing=placing),
+        None if placing is None else placing.join,
+    )
+
+
+def _find_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Return the path of the metadata of a folder of torch.distributed.checkpoint, and any other path as it is."""
+    text = os.fspath(path)
+    is_folder = text.endswith(os.sep) or os.path.isfile(os.path.join(text, dcp.ENDING))
+    return os.path.join(text, dcp.ENDING) if is_folder else path
 
 
 def _save(
@@ -88,23 +113,34 @@ def _save(
     metadata: Mapping[str, str] | None,
     shard_bytes: int,
     durable: bool,
+    placing: Placing | None,
 ) -> None:
     if format_of(os.fspath(path)).name == "keras":
         save_model(target, path, where=where, names=names, metadata=metadata, durable=durable)
         return
+    arrays, texts, state = _list_arrays(target, chosen, path, where, names, metadata)
+    write_arrays(arrays, path, metadata=texts, shard_bytes=shard_bytes, durable=durable, state=state, placing=placing)
+
+
+def _list_arrays(
+    target: Any,
+    chosen: Sequence[Parameter],
+    path: str | os.PathLike[str],
+    where: WhereLike,
+    names: Names | None,
+    metadata: Mapping[str, str] | None,
+) -> tuple[list[ArrayToWrite], Mapping[str, str] | None, StateValues | None]:
+    """Return what the file will hold: arrays, further texts, and what else its framework's own file would."""
     if where is ... and names != "neutral":
         state = _read_state(target, chosen)
         if state is not None:
             texts = {**state.texts, **(metadata or {})} if format_of(os.fspath(path)).keeps_metadata else metadata
-            write_arrays(
-                state.arrays, path, metadata=texts, shard_bytes=shard_bytes, durable=durable, state=state.values
-            )
-            return
+            return state.arrays, texts, state.values
     arrays = _lay_out(target, chosen, path) if names is None else None
     if arrays is None:
         keys = keys_of(target, chosen, names)
         arrays = [array_to_write(p, key=key) for p, key in zip(chosen, keys, strict=True)]
-    write_arrays(arrays, path, metadata=metadata, shard_bytes=shard_bytes, durable=durable)
+    return arrays, metadata, None
 
 
 def convert(
@@ -150,6 +186,7 @@ def write_arrays(
     shard_bytes: int = SHARD_BYTES,
     durable: bool = True,
     state: StateValues | None = None,
+    placing: Placing | None = None,
 ) -> None:
     """Write arrays to a file one after the other.
 
@@ -160,10 +197,37 @@ def write_arrays(
         shard_bytes: The largest size of a shard, if ``path`` is an index.
         durable: As for :func:`xweights.save`.
         state: What else a framework's own file of these arrays would hold.
+        placing: Where ranks write their own blocks.
     """
     file = os.fspath(path)
     fmt = format_of(file)
-    if fmt.write is None and fmt.write_shards is None:
+    _check_arrays(arrays, path, state)
+    if placing is not None:
+        arrays = placing.take(arrays)
+    complete = _do_nothing if placing is None else placing.complete
+    if fmt.write_blocks is not None:
+        fmt.write_blocks(file, arrays, durable, None)
+    elif fmt.write_shards is not None:
+        fmt.write_shards(file, arrays, dict(metadata or {}), durable, shard_bytes, complete)
+    elif fmt.write_state is not None and state is not None and not metadata:
+        with replace_file(file, durable=durable) as sink:
+            fmt.write_state(sink, arrays, state)
+    elif fmt.write is not None:
+        with replace_file(file, durable=durable) as sink:
+            fmt.write(sink, arrays, dict(metadata or {}))
+            sink.file.flush()
+            complete()
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _check_arrays(arrays: Sequence[ArrayToWrite], path: str | os.PathLike[str], state: StateValues | None) -> None:
+    """Refuse what the format of a file can't hold, before anything is written."""
+    file = os.fspath(path)
+    fmt = format_of(file)
+    if fmt.write is None and fmt.write_shards is None and fmt.write_blocks is None:
         whole = "a .keras file is a whole model, and these are arrays alone"
         reason = whole if fmt.name == "keras" else f"{fmt.name} files are only read"
         raise refused(file, reason, fix="save as .safetensors, .npz, .pt or .weights.h5")
@@ -177,14 +241,6 @@ def write_arrays(
             key=next(iter(state.values)),
             fix='save as .pt, or names="neutral", which writes the parameters alone',
         )
-    if fmt.write_shards is not None:
-        fmt.write_shards(file, arrays, dict(metadata or {}), durable, shard_bytes)
-    elif fmt.write_state is not None and state is not None and not metadata:
-        with replace_file(file, durable=durable) as sink:
-            fmt.write_state(sink, arrays, state)
-    elif fmt.write is not None:
-        with replace_file(file, durable=durable) as sink:
-            fmt.write(sink, arrays, dict(metadata or {}))
 
 
 class _StateToWrite(NamedTuple):

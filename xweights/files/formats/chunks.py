@@ -10,8 +10,11 @@ import numpy as np
 
 from xweights.core.dtypes import Array
 from xweights.core.layout import Shape
+from xweights.core.shards import Ranges
+from xweights.files.io.blocks import make_block
 from xweights.files.io.open_file import damaged
 from xweights.files.io.records import Record
+from xweights.files.io.runs import cut_relative, intersect
 
 _MOST = 4096
 
@@ -50,6 +53,22 @@ class JoinedChunks:
                 part = _read_rows(chunk.record, begin - chunk.start[0], end - chunk.start[0])
                 rows[(slice(begin - first, end - first), *_cut(chunk)[1:])] = part
         out[...] = rows.reshape(-1)[start - first * row : start - first * row + out.size]
+
+    def read_block(self, record: Record, ranges: Ranges, out: Array) -> None:
+        for chunk in self.chunks:
+            own = tuple((first, first + n) for first, n in zip(chunk.start, chunk.record.shape, strict=True))
+            shared = intersect(ranges, own)
+            if shared is None:
+                continue
+            part = out[cut_relative(shared, tuple(first for first, _ in ranges))]
+            wanted = tuple((first - at, last - at) for (first, last), at in zip(shared, chunk.start, strict=True))
+            block = make_block(chunk.record, wanted)
+            if block is None:
+                part[...] = chunk.record.read()[tuple(slice(*own) for own in wanted)]
+            elif part.flags.c_contiguous:
+                block.read_into(part.reshape(-1))
+            else:
+                part[...] = block.read()
 
 
 def _cut(chunk: Chunk) -> tuple[slice, ...]:

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from xweights.core.dtypes import Array
 from xweights.core.layout import Shape
+from xweights.core.shards import Ranges
 from xweights.files.formats import pt
 from xweights.files.formats.chunks import Chunk, JoinedChunks, check_chunks
+from xweights.files.formats.dcp_metadata import NOTE
 from xweights.files.formats.pt_names import DTYPES, Name, OpaqueObject
 from xweights.files.formats.pt_pickle import describe
+from xweights.files.formats.safetensors import json_object, parse_metadata
 from xweights.files.formats.sharded import resolve_beside
 from xweights.files.io import journal
+from xweights.files.io.blocks import make_block
 from xweights.files.io.dtypes import dtype_from_name
 from xweights.files.io.limits import Limits
 from xweights.files.io.metadata import ArrayMetadata
@@ -67,6 +71,14 @@ class _SavedTensor:
     def read_into(self, record: Record, out: Array, start: int) -> None:
         self._find(record).read_into(out, start)
 
+    def read_block(self, record: Record, ranges: Ranges, out: Array) -> None:
+        found = self._find(record)
+        block = make_block(found, ranges)
+        if block is None:
+            out[...] = found.read()[tuple(slice(*own) for own in ranges)]
+        else:
+            block.read_into(out.reshape(-1))
+
     def _find(self, record: Record) -> Record:
         found = pt.read(self.region, self.limits).records
         if len(found) != 1 or found[0].dtype != record.dtype or found[0].shape != record.shape:
@@ -94,11 +106,13 @@ class _Reader:
         self.fields = _fields_of(described, "metadata.Metadata")
         self.data: dict[str, OpenFile] = {}
         self.places = dict(self._iter_places())
+        self.notes = self._read_notes()
 
     def make_index(self) -> Index:
         """Return the index of all tensors; ``tree`` has them where they were in the dict that was saved."""
         records: list[Record] = []
         ignored: list[str] = []
+        position_of: dict[str, int] = {}
         paths = self._read_paths()
         tree: dict[Any, Any] = {}
         for key, stored in _dict(self.fields["state_dict_metadata"]).items():
@@ -106,7 +120,13 @@ class _Reader:
                 raise TypeError(f"a name of a tensor is {shorten(key)}")
             value: Any = _OTHER
             if _is(stored, "metadata.TensorStorageMetadata"):
+                tied_to = self.notes.get(key)
+                if isinstance(tied_to, str) and tied_to in position_of:
+                    first = records[position_of[tied_to]]
+                    records[position_of[tied_to]] = replace(first, metadata=first.metadata.with_alias(key))
+                    continue
                 value = self._make_record(key, stored.state)
+                position_of[key] = len(records)
                 records.append(value)
             else:
                 ignored.append(key)
@@ -115,6 +135,12 @@ class _Reader:
         files = [self.file, *self.data.values()]
         folder = os.path.dirname(self.file.path) or "."
         return Index(folder, "torch distributed", records, files, ignored=ignored, tree=tree if nested else None)
+
+    def _read_notes(self) -> dict[str, Any]:
+        """Return what xweights noted of each array when it wrote the folder."""
+        noted = self.fields.get("planner_data")
+        text = noted.get(NOTE) if isinstance(noted, dict) else None
+        return json_object(self.file.path, text.encode(), f"its note {NOTE!r}") if isinstance(text, str) else {}
 
     def _read_paths(self) -> dict[str, tuple[Any, ...]]:
         """Return where each value was in the nested dicts: the planner's note of how it flattened them."""
@@ -137,7 +163,8 @@ class _Reader:
         blocks = [(_shape(chunk["offsets"]), _shape(chunk["sizes"])) for chunk in chunks]
         check_chunks(self.file.path, key, shape, blocks)
         joined = [Chunk(start, self._find_chunk(key, start, sizes, dtype)) for start, sizes in blocks]
-        record = Record(key, dtype, shape, ArrayMetadata.plain(key, shape, dtype), JoinedChunks(joined))
+        metadata = parse_metadata(self.file.path, self.notes.get(key), key, shape, dtype)
+        record = Record(key, dtype, shape, metadata, JoinedChunks(joined))
         self.limits.check(self.file.path, record)
         return record
 

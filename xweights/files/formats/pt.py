@@ -106,13 +106,25 @@ def write_state(sink: Sink, arrays: Sequence[ArrayToWrite], state: StateValues) 
     }
     pickler = _StatePickler(sink)
     pickled = pickler.pickle(arrays, state)
+    metadata_by_key = {key: fields for key, fields in metadata_by_key.items() if fields}
+    texts = compact_json(metadata_by_key).encode() if metadata_by_key else None
+    _write_archive(sink, pickled, pickler.arrays, texts)
+
+
+def write_tensor(sink: Sink, array: ArrayToWrite) -> None:
+    """Write an array as ``torch.save`` writes a tensor that isn't in a dict."""
+    pickler = _StatePickler(sink)
+    _write_archive(sink, b"\x80\x02" + pickler.tensor(array) + b".", pickler.arrays, None)
+
+
+def _write_archive(sink: Sink, pickled: bytes, arrays: Sequence[ArrayToWrite], texts: bytes | None) -> None:
     with zipfile.ZipFile(sink.file, "w", zipfile.ZIP_STORED) as archive:
         _write_member(archive, "data.pkl", pickled)
         _write_member(archive, "byteorder", b"little")
         _write_member(archive, "version", b"3\n")
-        if metadata_by_key := {key: fields for key, fields in metadata_by_key.items() if fields}:
-            _write_member(archive, _METADATA_MEMBER, compact_json(metadata_by_key).encode())
-        for position, array in enumerate(pickler.arrays):
+        if texts is not None:
+            _write_member(archive, _METADATA_MEMBER, texts)
+        for position, array in enumerate(arrays):
             info = zipfile.ZipInfo(f"archive/data/{position}")
             wide = array.nbytes >= 1 << 31
             begin = sink.file.tell() + 30 + len(info.filename) + _PAD.size + 20 * wide
@@ -146,7 +158,7 @@ class _StatePickler:
         order = [key for key in state.order if key in pickled]
         out = [b"\x80\x02ccollections\nOrderedDict\n)R("]
         for key in dict.fromkeys((*order, *pickled)):
-            out += [_pickle_text(key), pickled[key]]
+            out += [pickle_text(key), pickled[key]]
         out.append(b"u")
         if state.attributes:
             out += [self.value(dict(state.attributes), "its attributes", 0), b"b"]
@@ -163,15 +175,15 @@ class _StatePickler:
         count = math.prod(shape) if typed else array.nbytes
         out += [
             b"(",
-            _pickle_text("storage"),
+            pickle_text("storage"),
             kind.encode(),
-            _pickle_text(str(len(self.arrays))),
-            _pickle_text("cpu"),
-            _pickle_integer(count),
+            pickle_text(str(len(self.arrays))),
+            pickle_text("cpu"),
+            pickle_integer(count),
             b"tQ",
         ]
         out += [
-            _pickle_integer(0),
+            pickle_integer(0),
             _pickle_integers(shape),
             _pickle_integers(c_strides(shape)),
             b"\x89ccollections\nOrderedDict\n)R",
@@ -197,14 +209,14 @@ class _StatePickler:
         if value is None or kind is bool:
             return b"N" if value is None else b"\x88" if value else b"\x89"
         if kind is int and value.bit_length() < 2000:  # the longest integer of protocol 2 that torch reads
-            return _pickle_integer(value)
+            return pickle_integer(value)
         if kind is float:
             return b"G" + struct.pack(">d", value)
         if kind is str:
-            return _pickle_text(value)
+            return pickle_text(value)
         if kind in (bytes, bytearray):
             # Protocol 2 has no bytes.
-            code = b"c_codecs\nencode\n(" + _pickle_text(value.decode("latin1")) + _pickle_text("latin1") + b"tR"
+            code = b"c_codecs\nencode\n(" + pickle_text(value.decode("latin1")) + pickle_text("latin1") + b"tR"
             return code if kind is bytes else b"cbuiltins\nbytearray\n(" + code + b"tR"
         if kind in _CONTAINERS:
             what = "values that contain themselves, or are nested too deeply"
@@ -228,12 +240,14 @@ _UNTYPED = frozenset(
 )
 
 
-def _pickle_text(text: str) -> bytes:
+def pickle_text(text: str) -> bytes:
+    """Return a text in protocol 2."""
     data = text.encode("utf-8", "surrogatepass")
     return b"X" + struct.pack("<I", len(data)) + data
 
 
-def _pickle_integer(number: int) -> bytes:
+def pickle_integer(number: int) -> bytes:
+    """Return a whole number in protocol 2."""
     if -(1 << 31) <= number < 1 << 31:
         return b"J" + struct.pack("<i", number)
     data = number.to_bytes(max(number.bit_length() // 8 + 1, 9), "little", signed=True)
@@ -241,4 +255,4 @@ def _pickle_integer(number: int) -> bytes:
 
 
 def _pickle_integers(numbers: tuple[int, ...]) -> bytes:
-    return b"(" + b"".join(map(_pickle_integer, numbers)) + b"t"
+    return b"(" + b"".join(map(pickle_integer, numbers)) + b"t"

@@ -197,5 +197,11 @@ def write(sink: Sink, arrays: Sequence[ArrayToWrite], metadata: dict[str, str]) 
         raise sink.cannot(None, f"the names take {len(text):,} bytes, and a header has at most {MAX_HEADER:,}")
     sink.write(len(text).to_bytes(8, "little") + text)
     for array in ordered:
+        if array.place is not None:
+            end = sink.file.tell() + array.nbytes
+            array.place(sink, sink.file.tell())
+            sink.file.truncate(end)
+            sink.file.seek(end)
+            continue
         for part in array.iter_checked():
             sink.write(little_endian_bytes(part))

@@ -191,9 +191,17 @@ def _check_groups(path: str, weight_map: Mapping[str, Any], shard: str, index: I
 
 
 def write(
-    path: str, arrays: Sequence[ArrayToWrite], metadata: dict[str, str], durable: bool, shard_bytes: int = SHARD_BYTES
+    path: str,
+    arrays: Sequence[ArrayToWrite],
+    metadata: dict[str, str],
+    durable: bool,
+    shard_bytes: int = SHARD_BYTES,
+    complete: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write arrays as a sharded safetensors checkpoint whose index is ``path``."""
+    """Write arrays as a sharded safetensors checkpoint whose index is ``path``.
+
+    ``complete`` is called when all that is written here is written, and before any file is replaced.
+    """
     path = _find_place(path)
     folder, stem = os.path.dirname(path), os.path.basename(path).removesuffix(ENDING)
     if not arrays:
@@ -212,6 +220,7 @@ def write(
         index = compact_json({"metadata": {**metadata, "total_size": total}, "weight_map": weight_map})
         with changes.replace(path) as sink:
             sink.write(index.encode())
+        complete()
         changes.remove(lambda: _list_shards(path))
 
 

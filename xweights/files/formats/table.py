@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xweights.core.groups import Group
 from xweights.errors import DamagedFileError, near
 from xweights.files.formats import (
     dcp,
+    dcp_write,
     gguf_file,
     h5,
     keras_archive,
@@ -39,7 +41,8 @@ from xweights.files.io.records import Index, Record
 Reader = Callable[[OpenFile, Limits], Index]
 Writer = Callable[[Sink, Sequence[ArrayToWrite], dict[str, str]], None]
 StateWriter = Callable[[Sink, Sequence[ArrayToWrite], StateValues], None]
-FolderWriter = Callable[[str, Sequence[ArrayToWrite], dict[str, str], bool, int], None]
+FolderWriter = Callable[[str, Sequence[ArrayToWrite], dict[str, str], bool, int, Callable[[], None]], None]
+BlockWriter = Callable[[str, Sequence[ArrayToWrite], bool, Group | None], None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Format:
     """One format: the endings of its files, its reader and its writer (None: only read).
 
     ``write_shards`` replaces ``write`` where a checkpoint consists of several files. ``write_state`` is the writer of a
-    format that also holds values that are no arrays.
+    format that also holds values that are no arrays. ``write_blocks`` is called on every rank of a sharded model, and
+    each writes its own. ``places``: arrays lie where they are as plain bytes, so that ranks can write into one file.
     """
 
     name: str
@@ -56,7 +60,9 @@ class Format:
     write: Writer | None = None
     write_shards: FolderWriter | None = None
     write_state: StateWriter | None = None
+    write_blocks: BlockWriter | None = None
     keeps_metadata: bool = False
+    places: bool = False
     editable: bool = True
 
 
@@ -66,16 +72,23 @@ def _read_nothing(file: OpenFile, limits: Limits) -> Index:
 
 SEVERAL = "several files"
 FORMATS = (
-    Format("sharded safetensors", (sharded.ENDING,), sharded.read, write_shards=sharded.write, keeps_metadata=True),
+    Format(
+        "sharded safetensors",
+        (sharded.ENDING,),
+        sharded.read,
+        write_shards=sharded.write,
+        keeps_metadata=True,
+        places=True,
+    ),
     Format("sharded h5", (sharded.H5_ENDING,), sharded.read_h5),
     Format("sharded pt", (sharded.PT_ENDING,), sharded.read_pt),
-    Format("safetensors", (safetensors.ENDING,), safetensors.read, safetensors.write, keeps_metadata=True),
+    Format("safetensors", (safetensors.ENDING,), safetensors.read, safetensors.write, keeps_metadata=True, places=True),
     Format("npz", (npz.ENDING,), npz.read, npz.write),
     Format("keras", (keras_archive.ENDING,), keras_archive.read),
     Format("h5", h5.ENDINGS, h5.read, h5.write),
     Format("tensorflow", (tf_checkpoint.ENDING,), tf_checkpoint.read, editable=False),
     Format("saved model", (saved_model.ENDING,), saved_model.read, editable=False),
-    Format("torch distributed", (dcp.ENDING,), dcp.read, editable=False),
+    Format("torch distributed", (dcp.ENDING,), dcp.read, write_blocks=dcp_write.write, editable=False),
     Format("onnx", (onnx_file.ENDING,), onnx_file.read, editable=False),
     Format("gguf", (gguf_file.ENDING,), gguf_file.read, editable=False),
     Format("msgpack", (msgpack_file.ENDING,), msgpack_file.read, editable=False),

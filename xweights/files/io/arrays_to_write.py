@@ -24,7 +24,8 @@ class ArrayToWrite:
 
     ``pieces()`` is called once, when it is this array's turn, and yields consecutive parts in C order, one or many, so
     that nothing larger than a part need be in memory. ``aliases`` are further keys of the array (tied weights), for
-    the formats that can say so.
+    the formats that can say so. ``parameter`` is the one whose present values it has, if it is one. ``place(sink, at)``
+    notes that others will write the bytes of the array from this offset on.
     """
 
     key: str
@@ -33,6 +34,8 @@ class ArrayToWrite:
     metadata: ArrayMetadata | None
     pieces: Callable[[], Iterable[Array]]
     aliases: tuple[str, ...] = ()
+    parameter: Parameter | None = None
+    place: Callable[[Sink, int], None] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -71,9 +74,13 @@ class StateValues:
 
 
 class Sink(Protocol):
-    """The file that a format writes into; it will replace the old one."""
+    """The file that a format writes into; it will replace the old one.
+
+    ``temporary`` is its path until then.
+    """
 
     path: str
+    temporary: str
     file: BinaryIO
 
     def write(self, data: Any) -> int:
@@ -105,6 +112,7 @@ def array_to_write(
         ArrayMetadata.of(p),
         pieces or (lambda: _iter_values(p, dtype)),
         aliases,
+        p if pieces is None else None,
     )
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from xweights.core.dtypes import Array
 from xweights.core.layout import Shape
+from xweights.core.shards import Ranges
 from xweights.files.io.metadata import ArrayMetadata
 from xweights.files.io.open_file import PIECE, OpenFile, byte_view
+from xweights.files.io.runs import list_runs
 
 _PAGE, _LINE = 4096, 64
+# Bytes of a run of entries below which runs are read together with what is between them.
+SMALLEST_READ = 64
 
 
 class DataLocation(Protocol):
@@ -28,6 +32,14 @@ class DataLocation(Protocol):
 
     def read_into(self, record: Record, out: Array, start: int) -> None:
         """Fill a flat array with the entries from ``start`` on, counted in C order."""
+
+
+@runtime_checkable
+class SlicedLocation(Protocol):
+    """A location that reads a block of an array without the rest of it."""
+
+    def read_block(self, record: Record, ranges: Ranges, out: Array) -> None:
+        """Fill a C-contiguous array with the entries in these ranges along each stored axis."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,6 +154,18 @@ class ByteRange:
         else:
             out[...] = self.read(record).reshape(-1)[start : start + out.size]
 
+    def read_block(self, record: Record, ranges: Ranges, out: Array) -> None:
+        if out.size == record.size:
+            self.read_into(record, out.reshape(-1), 0)
+        elif self.strides is not None:
+            out[...] = self.read(record)[tuple(slice(*own) for own in ranges)]
+        elif out.size:
+            if self.verify is not None:
+                self.verify(self.offset, None)
+            read_runs(self.file, self.offset, record, ranges, out)
+            if self.swapped:
+                out.byteswap(inplace=True)
+
     def _read(self, offset: int, out: Array, record: Record) -> None:
         if not out.size:
             return
@@ -175,6 +199,36 @@ class Index:
         """Close the files."""
         for file in self.files:
             file.close()
+
+
+def read_runs(file: OpenFile, offset: int, record: Record, ranges: Ranges, out: Array) -> None:
+    """Fill a C-contiguous array with a block of plain bytes: one read for each run of entries that lie together."""
+    flat = out.reshape(-1)
+    step, starts, length = list_runs(record.shape, ranges)
+    if length * flat.itemsize >= SMALLEST_READ or len(starts) == 1:
+        for position, start in enumerate(starts):
+            part = flat[position * length : (position + 1) * length]
+            file.read_into(offset + start * flat.itemsize, part, key=record.key)
+        return
+    # Runs so short that reading what is between them takes less time than asking for each.
+    most = max(1, PIECE // (step * flat.itemsize))
+    at = 0
+    while at < len(starts):
+        count = _count_together(starts[at : at + most], step)
+        spanned = np.empty((count - 1) * step + length, flat.dtype)
+        file.read_into(offset + starts[at] * flat.itemsize, spanned, key=record.key)
+        strides = (step * flat.itemsize, flat.itemsize)
+        runs = np.lib.stride_tricks.as_strided(spanned, (count, length), strides)
+        flat[at * length : (at + count) * length].reshape(count, length)[...] = runs
+        at += count
+
+
+def _count_together(starts: Sequence[int], step: int) -> int:
+    """Return how many of the first runs are one step apart."""
+    count = 1
+    while count < len(starts) and starts[count] - starts[count - 1] == step:
+        count += 1
+    return count
 
 
 def little_endian_bytes(part: Array) -> memoryview:
