@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,10 +36,12 @@ class MergeInput:
     read_as: Mapping[str, Parameter] = field(default_factory=dict)
     _native_aliases: dict[Hashable, tuple[str, ...]] | None = None
 
-    def open(self, problems: Problems) -> None:
+    def open(self, problems: Problems, view: Callable[[Parameter], Parameter] | None = None) -> None:
+        """Open the target; ``view`` returns the parameter to read in the place of one that several ranks hold."""
         try:
             self.target = open_part(self.target, self.part)
-            self.replace_parameters(open_target(self.target))
+            found = open_target(self.target)
+            self.replace_parameters(found if view is None else list(map(view, found)))
         except XweightsError as wrong:
             problems.add(type(wrong), f"{self.label}: {wrong}")
             self.replace_parameters([])

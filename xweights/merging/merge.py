@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
+from xweights.core import hold_registry
+from xweights.core.agreement import Vote, open_shard
 from xweights.core.layout import LayoutName
 from xweights.core.names import Names
+from xweights.core.parameter import Parameter
 from xweights.core.params import Params
 from xweights.core.selection import WhereLike
 from xweights.core.targets import tracing
 from xweights.edit.adapting import Adapt
+from xweights.edit.load_report import Adapted
+from xweights.edit.serve import work_on_one_rank
 from xweights.edit.write import set_params
 from xweights.errors import ArgumentError, LayoutError, Problems, TraceError
 from xweights.merging.engine import MergeEngine, find_unit_axes
 from xweights.merging.groups import Group
-from xweights.merging.inputs import has_parts, list_inputs, settle_names
+from xweights.merging.inputs import MergeInput, has_parts, list_inputs, settle_names
 from xweights.merging.methods import Method
 from xweights.merging.options import Settings, find_method
 from xweights.merging.outputs import merge_in_memory, stream_out
 from xweights.merging.pairing import group_parameters
 from xweights.merging.prefixes import read_prefixes
 from xweights.merging.report import MergeReport
+from xweights.merging.shards import View, list_shared, merge_on_ranks, serve_by
 from xweights.merging.ties import separate_ties
 
 
@@ -164,34 +170,115 @@ def merge(
     if rest not in ("keep", "drop"):
         raise ArgumentError(f'rest= is "keep" or "drop"\ngot: {rest!r}')
     spec = find_method(method)
-    inputs = list_inputs(targets, base, into, names, part)
-    if any(tracing(merge_input.target) for merge_input in inputs):
-        raise TraceError("merging reads values on the host\nFix: call it before or after the compiled step")
-    problems = Problems("these can't be merged, and nothing was changed")
-    for merge_input in inputs:
-        merge_input.open(problems)
-    problems.check()
-    if part is not None and not any(has_parts(merge_input.target) for merge_input in inputs):
-        raise ArgumentError(f"part= names a part of a training run's file, and none of these has any\ngot: {part!r}")
-    settle_names(inputs, problems)
-    readings = read_prefixes(inputs, problems)
-    problems.check()
-    separate_ties(inputs)
-    _check_counts(spec, method, len(targets), base, problems)
-    settings = Settings(spec, options, len(targets), inputs[0].parameters, problems)
-    groups, adapted = group_parameters(inputs, len(targets), where, layout, cast, problems, adapt)
-    if spec.units:
-        _check_unit_axes(groups, options.get("per"), problems)
-    problems.check()
-    engine = MergeEngine(spec, settings, problems, allow_nonfinite)
+    asked = _Asked(spec, method, targets, base, into, where, names, layout, part, cast, adapt, options)
+    shared = list_shared([*targets, base, into])
+    if shared:
+        return _merge_shared(asked, shared, out, rest, allow_nonfinite=allow_nonfinite, durable=durable)
+    prepared = _prepare(asked, allow_nonfinite=allow_nonfinite)
     if out is not None:
-        return replace(stream_out(engine, groups, inputs[0], out, durable, rest, readings), adapted=adapted)
-    result = merge_in_memory(engine, groups, named_by_into=into is not None)
-    problems.check()
+        return prepared.write_file(out, rest, durable=durable)
+    result = merge_in_memory(prepared.engine, prepared.groups, named_by_into=into is not None)
+    prepared.engine.problems.check()
     if into is None:
         return result
     set_params(into, result, strict=False, allow_nonfinite=allow_nonfinite)
     return None
+
+
+@dataclass
+class _Asked:
+    """What a call of `merge` asks for."""
+
+    spec: Method
+    method: str
+    targets: Sequence[Any]
+    base: Any
+    into: Any
+    where: WhereLike
+    names: Any
+    layout: LayoutName | None
+    part: str | None
+    cast: bool
+    adapt: Any
+    options: dict[str, Any]
+
+
+@dataclass
+class _Prepared:
+    """A merge of which everything has been checked that follows from names, shapes and dtypes."""
+
+    engine: MergeEngine
+    groups: Sequence[Group]
+    first: MergeInput
+    readings: Mapping[str, str]
+    adapted: Mapping[str, Mapping[str, Adapted]]
+
+    def write_file(self, out: str | os.PathLike[str], rest: str, *, durable: bool) -> MergeReport:
+        """Stream the result to a file."""
+        report = stream_out(self.engine, self.groups, self.first, out, durable, rest, self.readings)
+        return replace(report, adapted=self.adapted)
+
+
+def _prepare(asked: _Asked, *, allow_nonfinite: bool, view: View | None = None) -> _Prepared:
+    """Open everything, pair it, and raise all that is wrong; ``view``: see `MergeInput.open`."""
+    inputs = list_inputs(asked.targets, asked.base, asked.into, asked.names, asked.part)
+    if any(tracing(merge_input.target) for merge_input in inputs):
+        raise TraceError("merging reads values on the host\nFix: call it before or after the compiled step")
+    problems = Problems("these can't be merged, and nothing was changed")
+    for merge_input in inputs:
+        merge_input.open(problems, view)
+    problems.check()
+    if asked.part is not None and not any(has_parts(merge_input.target) for merge_input in inputs):
+        raise ArgumentError(
+            f"part= names a part of a training run's file, and none of these has any\ngot: {asked.part!r}"
+        )
+    settle_names(inputs, problems)
+    readings = read_prefixes(inputs, problems)
+    problems.check()
+    separate_ties(inputs)
+    count = len(asked.targets)
+    _check_counts(asked.spec, asked.method, count, asked.base, problems)
+    settings = Settings(asked.spec, asked.options, count, inputs[0].parameters, problems)
+    groups, adapted = group_parameters(inputs, count, asked.where, asked.layout, asked.cast, problems, asked.adapt)
+    if asked.spec.units:
+        _check_unit_axes(groups, asked.options.get("per"), problems)
+    problems.check()
+    engine = MergeEngine(asked.spec, settings, problems, allow_nonfinite)
+    return _Prepared(engine, groups, inputs[0], readings, adapted)
+
+
+def _merge_shared(
+    asked: _Asked,
+    shared: Sequence[Parameter],
+    out: str | os.PathLike[str] | None,
+    rest: str,
+    *,
+    allow_nonfinite: bool,
+    durable: bool,
+) -> Params | MergeReport | None:
+    """Merge where some of the models are on several ranks, which all make this call."""
+    with Vote(shared, "merge", writing=True) as vote:
+        plain = (asked.names, asked.layout, asked.part, asked.cast, allow_nonfinite, rest, durable)
+        shown = f"{asked.method}, {len(asked.targets)} targets, out={out!r}, {asked.options}"
+        vote.agree(shown, shown, len(asked.targets), asked.base is None, asked.into is None, *plain)
+        opened = vote.open(shared)
+        prepared = _prepare(asked, allow_nonfinite=allow_nonfinite, view=open_shard)
+        if asked.into is not None:
+            hold_registry.check([group.into for group in prepared.groups if group.into is not None])
+    ranks = vote.group
+    assert ranks is not None
+    if out is None:
+        return merge_on_ranks(prepared.engine, prepared.groups, ranks, has_into=asked.into is not None)
+    reports: list[MergeReport] = []
+
+    def write(served: list[Parameter]) -> None:
+        view = serve_by(shared, served)
+        reports.append(
+            _prepare(asked, allow_nonfinite=allow_nonfinite, view=view).write_file(out, rest, durable=durable)
+        )
+
+    work_on_one_rank(ranks, opened, write)
+    return reports[0] if reports else MergeReport(os.fspath(out), len(prepared.groups), readings=prepared.readings)
 
 
 def _check_counts(method: Method, name: str, count: int, base: Any, problems: Problems) -> None:
