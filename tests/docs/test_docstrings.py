@@ -44,6 +44,8 @@ def missing_frameworks(test: doctest.DocTest) -> list[str]:
     ]
     if any("xw.plot" in example.source for example in test.examples):
         wanted.append("matplotlib")
+    if any("xw.import_hf" in example.source for example in test.examples):
+        wanted.append("transformers")
     return [name for name in wanted if importlib.util.find_spec(name) is None]
 
 

@@ -81,7 +81,11 @@ def test_the_texts_are_those_of_the_snapshot(outcomes: dict[str, BaseException |
     if os.environ.get("XWEIGHTS_WRITE_PAGE"):
         SNAPSHOT.write_text(page, encoding="utf-8")
     assert len(texts) >= 150
-    assert SNAPSHOT.read_text(encoding="utf-8") == page, "Fix: XWEIGHTS_WRITE_PAGE=1 pytest tests/errors"
+    # What needs a package that isn't installed here says only that.
+    absent = {label for label, wrong in outcomes.items() if isinstance(wrong, xw.BackendMissingError)}
+    assert _sections(SNAPSHOT.read_text(encoding="utf-8"), absent) == _sections(page, absent), (
+        "Fix: XWEIGHTS_WRITE_PAGE=1 pytest tests/errors"
+    )
 
 
 def test_a_wrong_call_is_answered_in_the_words_of_the_function_that_was_called() -> None:
@@ -91,6 +95,11 @@ def test_a_wrong_call_is_answered_in_the_words_of_the_function_that_was_called()
     for call, name in ((xw.plot_diff, "plot_diff"), (xw.diff, "diff"), (xw.plot_diff, "plot_diff")):
         with pytest.raises(xw.ArgumentError, match=rf"^names= of {name}\(\) is of the wrong kind\n"):
             call(w, w, names=3.5)
+
+
+def _sections(page: str, absent: set[str]) -> list[str]:
+    parts = re.split(r"(?m)^## ", page)
+    return [part for part in parts if part.partition("\n")[0] not in absent]
 
 
 def _settled(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -153,8 +154,12 @@ def test_a_keras_model_is_filled_from_a_file(ending: str) -> None:
         model.save(path)
     elif ending == "safetensors":
         xw.save(model, path)
+    elif ending == "weights.json":
+        if "max_shard_size" not in inspect.signature(model.save_weights).parameters:
+            pytest.skip("this release of Keras saves no shards")
+        model.save_weights(path, max_shard_size=1e-6)
     else:
-        model.save_weights(path, **({"max_shard_size": 1e-6} if ending == "weights.json" else {}))
+        model.save_weights(path)
     xw.set_params(other, path)
     assert xw.equal(model, other)
 

@@ -204,12 +204,13 @@ def test_names_are_shown_as_they_are() -> None:
 
 
 def draw_svg(figure: Any) -> str:
-    """Draw a figure as SVG with its text as text; a warning while drawing is an error."""
+    """Draw a figure as SVG with its text as text; a warning while drawing is an error, but for deprecations."""
     import matplotlib as mpl
 
     out = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # what other packages call of one another
         figure.savefig(out, format="svg")
     return re.sub(r"<metadata>.*?</metadata>", "", out.getvalue(), flags=re.DOTALL)
 

@@ -215,6 +215,7 @@ def test_a_penalty_counts_before_the_first_fit_and_as_a_context() -> None:
         before = keras_gradients(model, l2=1.0)[0]
         np.testing.assert_allclose(model.train_on_batch(x, y), before, rtol=1e-5)
         added.check()
+    model.reset_metrics()  # Keras 3.9 returns the mean of all steps since then
     assert model.train_on_batch(x, y) == 0.0
     assert not model.losses
 

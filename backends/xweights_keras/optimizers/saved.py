@@ -109,13 +109,13 @@ def _find_settings(saved: SavedOptimizer, model: Any, rule: Any) -> tuple[Any, s
             f"its name: {saved.tree['name']}\n"
             "Fix: rule=keras.optimizers.AdamW(...), made as the saved one was; or compile the model with it"
         )
-    # Keras numbers the optimizers of one process.
+    # Keras numbers the optimizers of one process; older releases call AdamW adamw, newer ones adam_w.
     title = re.sub(r"_\d+$", "", str(saved.tree["name"]))
-    known = {_snake(name) for name in CLASSES}
-    if title in known and title != _snake(type(like).__name__):
+    wanted = type(like).__name__
+    if title.replace("_", "") in {name.lower() for name in CLASSES} - {wanted.lower()}:
         raise HandoffError(
             f"{saved.label} was written by another class\ngot:      {title}\n"
-            f"expected: {_snake(type(like).__name__)}\nFix: rule=, an optimizer made as the saved one was"
+            f"expected: {wanted}\nFix: rule=, an optimizer made as the saved one was"
         )
     whose = "rule=" if given is not None else "the optimizer of the model"
     settings = like.get_config()
@@ -126,10 +126,6 @@ def _class_name(rule: Any) -> str:
     if isinstance(rule, str):
         return rule
     return (rule if isinstance(rule, type) else type(rule)).__name__
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()
 
 
 def _check_config(saved: SavedOptimizer, config: Mapping[str, Any]) -> tuple[type[Any], dict[str, Any]]:

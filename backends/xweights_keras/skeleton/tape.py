@@ -293,11 +293,9 @@ def recording(tape: Tape) -> Iterator[None]:
             return make
 
         # A layer that is entered may return what no node can hold, and its model keeps no trace of this call.
-        replace(
-            sys.modules[keras.Layer.__module__],
-            "Node",
-            lambda old: lambda *args, **kwargs: None if is_on() else old(*args, **kwargs),
-        )
+        home = sys.modules[keras.Layer.__module__]
+        if hasattr(home, "Node"):  # older releases make none there
+            replace(home, "Node", lambda old: lambda *args, **kwargs: None if is_on() else old(*args, **kwargs))
         replace(keras.Operation, "symbolic_call", symbolic)
         replace(keras.Layer, "symbolic_call", symbolic)
         for name in _ARITHMETIC:

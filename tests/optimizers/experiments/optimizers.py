@@ -79,9 +79,9 @@ TORCH = {
     "Adafactor": partial(T.Adafactor, lr=0.02),
     "Adafactor, decay": partial(T.Adafactor, lr=0.02, weight_decay=0.02),
 }
-# For the model whose weights have two axes only.
+# For the model whose weights have two axes only. Older releases lack it, which is seen when it is made.
 MUON = {
-    "Muon": partial(T.Muon, lr=0.02),
-    "Muon, match_rms_adamw": partial(T.Muon, lr=0.02, adjust_lr_fn="match_rms_adamw"),
-    "Muon, no nesterov": partial(T.Muon, lr=0.02, nesterov=False, weight_decay=0.0),
+    "Muon": lambda *args, **kwargs: T.Muon(*args, lr=0.02, **kwargs),
+    "Muon, match_rms_adamw": lambda *args, **kwargs: T.Muon(*args, lr=0.02, adjust_lr_fn="match_rms_adamw", **kwargs),
+    "Muon, no nesterov": lambda *args, **kwargs: T.Muon(*args, lr=0.02, nesterov=False, weight_decay=0.0, **kwargs),
 }

@@ -44,7 +44,7 @@ def _record_edit(ctx: typer.Context, param: Any, value: list[str] | None) -> lis
         ctx.meta.setdefault(_EDITS, []).append(
             (param.name, option_values.single_value(value, f"--{param.name.replace('_', '-')}"))
         )
-    return value
+    return value or []  # older releases of typer ask for its length
 
 
 def _edit_option(metavar: str, text: str, name: str = "") -> Any:
