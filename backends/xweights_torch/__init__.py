@@ -74,6 +74,11 @@ class TorchBackend(TorchTrainingHooks):
     def match_state(self, file_keys: Iterable[str], target: Any, *, state: State | None = None) -> StateMatch | None:
         return match_state(file_keys, target, _MODULES, state) if isinstance(target, nn.Module) else None
 
+    def plain_twin(self, target: Any, arrays: Mapping[Any, Array]) -> Any:
+        from xweights_torch.sharding.twins import copy_plain, identity_of
+
+        return copy_plain(target, {identity_of(p.handle): array for p, array in arrays.items()})
+
     def respell(self, keys: Iterable[str], wanted: Iterable[str]) -> Mapping[str, str]:
         return respell(keys, wanted)
 

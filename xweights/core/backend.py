@@ -75,6 +75,14 @@ class HoldAttachment(Attachment, Protocol):
 
 
 @runtime_checkable
+class CopiesPlainly(Protocol):
+    """An optional protocol of backends whose models may lie on several ranks."""
+
+    def plain_twin(self, target: Any, arrays: Mapping[Parameter, Array]) -> Any:
+        """Return a copy of a model on this process alone; ``arrays``: the whole values of parameters that are cut."""
+
+
+@runtime_checkable
 class Regularizing(Protocol):
     """An optional protocol of backends whose models compute their own training loss (Keras' ``fit``)."""
 

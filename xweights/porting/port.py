@@ -22,12 +22,11 @@ from xweights.porting.attributes import compare_plain_layers, compare_settings
 from xweights.porting.diagnose import diagnose, note_variants
 from xweights.porting.folded import describe_folds, suggest_fold
 from xweights.porting.holds import check_holds, report_rules
+from xweights.porting.left_over import list_unpaired, note_rows
 from xweights.porting.matching.attempt import Attempt
-from xweights.porting.matching.forms import fit
 from xweights.porting.matching.matching import Matching
 from xweights.porting.matching.outputs import OutputMap, compare_outputs, list_uncompared
 from xweights.porting.matching.pairs import Divergence, Pair
-from xweights.porting.matching.rows import is_written
 from xweights.porting.matching.samples import SilentWatcher
 from xweights.porting.matching.transfer import Writer
 from xweights.porting.plan import plan_pairs
@@ -38,7 +37,6 @@ from xweights.porting.refusal import (
     FAILED,
     FIX,
     list_hard,
-    name_some,
     refuse_findings,
     refuse_losses,
     refuse_settings,
@@ -46,6 +44,7 @@ from xweights.porting.refusal import (
 )
 from xweights.porting.reports import Difference, Finding, PortEntry, PortReport
 from xweights.porting.session import Run
+from xweights.porting.shards import find_sharded, port_on_ranks
 from xweights.porting.units import UNPERMUTED, LayerUnit
 
 Attributes = Literal["check", "fix", "ignore"]
@@ -66,6 +65,7 @@ def port(
     attributes: Attributes = "check",
     outputs: OutputMap = None,
     fold: bool = False,
+    on_rank: int | Literal["all"] = "all",
 ) -> PortReport:
     """Move the weights of a model into its twin in another framework, and prove it by comparing the two forwards.
 
@@ -85,6 +85,8 @@ def port(
             of the target's output.
         fold: Fold a batch norm into the layer beside it where only the source has one, write a norm that changes
             nothing where only the target has one, and move a bias into the norm behind it where it has no other place.
+        on_rank: The rank that has the other model, if one of them lies on several ranks: the others pass None in its
+            place, and get a report without entries. Default: every rank has it. The port is proved on a whole copy.
 
     Exact: exactly the same bits, except that two biases of one framework are added where the other has only one.
     What is folded is close (rtol 1e-5 in float32), and the report lists it.
@@ -102,6 +104,14 @@ def port(
         >>> np.array_equal(target[0].weight.detach().numpy(), np.transpose(source.get_weights()[0]))
         True
     """
+    sharded = find_sharded(source, target)
+    if sharded or on_rank != "all":
+        call = partial(
+            port, sample=sample, sample_target=sample_target, where=where, where_source=where_source, names=names,
+            attributes=attributes, outputs=outputs, fold=fold,
+        )  # fmt: skip
+        agreed = (where, where_source, names, fold, sample if on_rank == "all" else None)
+        return port_on_ranks(source, target, sharded, on_rank, call, attributes, *agreed)
     options = (sample, sample_target, where, names)
     try:
         with show_progress():
@@ -227,8 +237,8 @@ def _port_with_sample(
         for finding in findings
         if finding.layer not in tolerated and not (tolerated and finding.place != "output")
     ]
-    unpaired, notes = _list_unpaired(run, attempt)
-    notes += [*note_variants(attempt.suspects, matching), *_note_rows(pairs)]
+    unpaired, notes = list_unpaired(run, attempt)
+    notes += [*note_variants(attempt.suspects, matching), *note_rows(pairs)]
     refused = [] if attributes == "ignore" else blocking
     _refuse(attempt, refused, unexplained, unpaired, fix)
     got = run.call(run.target, matching.sample, SilentWatcher(), "target")
@@ -305,54 +315,6 @@ def _fix_settings(run: Run, differing: Sequence[Difference], fixed: dict[tuple[s
         fixed[key] = replace(difference, fixed=True)
         run.undo.append((record, difference.name, difference.got))
     return any_fixed
-
-
-def _list_unpaired(run: Run, attempt: Attempt) -> tuple[list[LayerUnit], list[str]]:
-    """Return the units of the target that need a twin and have none, and notes on what one of the models has more."""
-    written = {hold_registry.identity(p) for pair in attempt.pairs.values() for p in pair.target.parameters}
-    # Zero is right for a table that the source doesn't have, not for one whose twin this sample doesn't call.
-    zeroed = [] if attempt.divergences else attempt.zeroed
-    zeroed = [unit for unit in zeroed if not any(fit(left, unit) for left in attempt.unused)]
-    written |= {hold_registry.identity(p) for unit in zeroed for p in unit.parameters}
-    unpaired = [
-        unit
-        for unit in run.target.units
-        if id(unit) not in attempt.pairs
-        and id(unit) not in run.skipped
-        and not is_written(unit, attempt.pairs.values(), written)
-    ]
-    # What no output needs stays as it is, unless the source has something left that may belong there.
-    spare = [unit for unit in unpaired if id(unit) not in attempt.called and attempt.outputs]
-    spare = [unit for unit in spare if not any(fit(left, unit) for left in attempt.unused)]
-    notes = [f"{unit.path} isn't in the source, and is zero" for unit in zeroed]
-    if spare:
-        run.remains = tuple(dict.fromkeys((*run.remains, *(p.name for unit in spare for p in unit.parameters))))
-        shown = name_some([unit.path for unit in spare], 8)
-        notes.append(f"not in the source, and no compared output needs it, so it was kept: {shown}")
-    if attempt.unused and not attempt.divergences:
-        shown = name_some([unit.path for unit in attempt.unused], 8)
-        notes.append(f"in the source, and no compared output needs it, so it went nowhere: {shown}")
-    return [unit for unit in unpaired if unit not in spare], notes
-
-
-def _note_rows(pairs: Sequence[Pair]) -> list[str]:
-    """Return a note on each table of which some rows are no twins of any in the other one."""
-    notes = []
-    for pair in pairs:
-        notes += [
-            f"{row.path} is always added, and is now a part of {pair.target.path}: exact up to a rounding"
-            for row in pair.absorbed
-        ]
-        if pair.permutation.shift is None:
-            continue
-        first_source, first_target = pair.permutation.shift
-        lengths = [next(iter(unit.slices.values())).shape[0] for unit in (pair.source, pair.target)]
-        moved = min(lengths[0] - first_source, lengths[1] - first_target)
-        if moved < lengths[1]:
-            notes.append(f"{lengths[1] - moved} of {lengths[1]} rows of {pair.target.path} have no twin and were kept")
-        if moved < lengths[0]:
-            notes.append(f"{lengths[0] - moved} of {lengths[0]} rows of {pair.source.path} have no twin")
-    return notes
 
 
 def _make_report(

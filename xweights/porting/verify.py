@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,10 +21,17 @@ from xweights.porting.port import list_differences, make_entry
 from xweights.porting.progress import show_progress
 from xweights.porting.reports import Finding, VerifyReport
 from xweights.porting.session import Run
+from xweights.porting.shards import find_sharded, verify_on_ranks
 
 
 def verify(
-    source: Any, target: Any, *, sample: Any, sample_target: Any = None, outputs: OutputMap = None
+    source: Any,
+    target: Any,
+    *,
+    sample: Any,
+    sample_target: Any = None,
+    outputs: OutputMap = None,
+    on_rank: int | Literal["all"] = "all",
 ) -> VerifyReport:
     """Compare two models layer by layer on a sample, in inference mode, without changing them.
 
@@ -34,6 +42,7 @@ def verify(
         sample_target: Input of the target: likewise, or a function of ``sample``.
         outputs: Which output of the target corresponds to which of the source: ``{target's: source's}``, or a
             function of the target's output.
+        on_rank: The rank that has the other model, if one of them lies on several ranks: as for :func:`xweights.port`.
 
     The report names the first layer that diverges and the likely cause. Rounding is distinguished from errors by
     repeating the comparison in float64, where the models can be copied.
@@ -48,6 +57,10 @@ def verify(
         >>> report.ok, report.first_divergence.layer, report.first_divergence.cause
         (False, '0', 'eps 1e-05 against 0.001')
     """
+    sharded = find_sharded(source, target)
+    if sharded or on_rank != "all":
+        call = partial(verify, sample=sample, sample_target=sample_target, outputs=outputs)
+        return verify_on_ranks(source, target, sharded, on_rank, call, sample if on_rank == "all" else None)
     with show_progress():
         report, sample_target = _compare(source, target, sample, sample_target, outputs)
         if report.ok and report.max_error < 1e-5:
