@@ -126,10 +126,12 @@ from xweights.rules.norms import ClipNorm as ClipNorm
 from xweights.rules.norms import MaxNorm as MaxNorm
 from xweights.rules.norms import SpectralNorm as SpectralNorm
 from xweights.rules.norms import UnitNorm as UnitNorm
+from xweights.rules.penalties import Penalty as Penalty
 from xweights.rules.pruning import Prune as Prune
 from xweights.rules.tying import Tied as Tied
 from xweights.training.averages import Averages as Averages
 from xweights.training.averages import average as average
+from xweights.training.bound_penalties import BoundPenalty as BoundPenalty
 from xweights.training.freeze import Freeze as Freeze
 from xweights.training.freeze import freeze as freeze
 from xweights.training.freeze import unfreeze as unfreeze
@@ -138,8 +140,6 @@ from xweights.training.hold import hold as hold
 from xweights.training.learning_rates import Multipliers as Multipliers
 from xweights.training.learning_rates import multiply_lr as multiply_lr
 from xweights.training.penalties import AddedPenalty as AddedPenalty
-from xweights.training.penalties import BoundPenalty as BoundPenalty
-from xweights.training.penalties import Penalty as Penalty
 from xweights.training.penalties import add_penalty as add_penalty
 from xweights.training.penalties import bind_penalty as bind_penalty
 from xweights.training.penalties import penalty as penalty

@@ -50,7 +50,7 @@ def run_all(rank: int, world: str | None) -> dict[str, Any]:
             try:
                 held = xw.prune(model, optimizer=optimizer, **options)
             except XweightsError as error:
-                found[name, frozen] = str(error).partition("the schedule wants")[2]
+                found[name, frozen] = "wants to prune what is frozen" in str(error)
                 continue
             for number in range(5):
                 step(model, optimizer, number)
@@ -71,7 +71,7 @@ def test_pruned_training_has_the_bits_of_one_process(world):
         wrong = [
             key
             for key, value in expected.items()
-            if (answer[key] != value if isinstance(value, str) else not xw.equal(answer[key], value))
+            if (answer[key] != value if isinstance(value, bool) else not xw.equal(answer[key], value))
         ]
         assert not wrong
         assert set(answer) == set(expected)

@@ -25,7 +25,7 @@ def is_cut(tensor: Any) -> bool:
 def block_beside(value: torch.Tensor, parameter: torch.Tensor, what: str) -> torch.Tensor:
     """Return this rank's block of a value; raise HandoffError for one that isn't cut as its parameter is."""
     if not value.ndim or not (is_dtensor(value) or is_dtensor(parameter)):
-        return value
+        return block_of(value)
     own, other = _placement_of(parameter), _placement_of(value)
     if own != other:
         raise HandoffError(
@@ -36,9 +36,12 @@ def block_beside(value: torch.Tensor, parameter: torch.Tensor, what: str) -> tor
 
 
 def put_beside(block: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Return a block as a tensor that is cut as a parameter is, on its device."""
-    if not block.ndim or not is_dtensor(parameter):
-        return block.to(parameter.device)
+    """Return the block of a slot as a tensor that is cut as its parameter is; a single number as it is."""
+    return cut_as(block, parameter) if block.ndim and is_dtensor(parameter) else block.to(parameter.device)
+
+
+def cut_as(block: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Return a block as a DTensor that is cut as a parameter is."""
     beside = torch.empty_like(parameter.detach(), dtype=block.dtype)
     with torch.no_grad():
         local_of(beside).copy_(block)

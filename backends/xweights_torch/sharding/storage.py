@@ -20,6 +20,7 @@ from xweights.core.shards import Shard
 from xweights.errors import WriteError
 from xweights_torch.checks import packed_reason, refusal_reason
 from xweights_torch.dtypes import from_host, host_view
+from xweights_torch.sharding.beside import cut_as
 from xweights_torch.sharding.life_cycle import reshard
 from xweights_torch.sharding.placements import local_of, placement_reason, read_shard
 from xweights_torch.storage import (
@@ -129,7 +130,12 @@ class ShardStorage(TensorStorage):
         raise WriteError(_CLOSED)
 
     def tracked(self, handle: Handle) -> torch.Tensor:
-        raise WriteError(_CLOSED)
+        if not self.is_open:
+            raise WriteError(_CLOSED)
+        return tensor_of(handle)
+
+    def beside(self, handle: Handle, block: torch.Tensor) -> torch.Tensor:
+        return cut_as(block, tensor_of(handle))
 
     def commit(self, handle: Handle, native: Any, value: Any) -> None:
         raise WriteError(_CLOSED)
