@@ -40,6 +40,7 @@ FOREIGN: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.9, "clip": ("value", 0.3), "weight_decay": 0.1, "coupled": True},
 }
 
+KEPT = np.arange(8 * 18).reshape(8, 18) % 3 > 0
 RATE = xw.schedule("inverse_time", 0.1, steps=1, decay=1.0)
 
 
@@ -106,6 +107,52 @@ def run_all(rank: int, world: str, expected: dict[str, Any], file: str) -> dict[
     ]
     found["foreign"] = run_foreign(shard(small(), world))
     return found
+
+
+def with_rules(model: Any) -> Any:
+    """Attach something of every kind, and return the optimizer."""
+    optimizer = make("AdamW", model)
+    xw.hold(model, xw.Mask(KEPT), where="up/kernel", optimizer=optimizer)
+    xw.freeze(model, where="emb/embeddings", entries=(slice(3, 9),), optimizer=optimizer)
+    xw.freeze(model, where="conv/*")
+    xw.prune(model, fraction=0.6, schedule=xw.Cubic(0, 6, every=2), where="down/kernel", optimizer=optimizer)
+    xw.multiply_lr(model, {"head/*": 0.5}, optimizer=optimizer)
+    xw.average(model, decay=0.9, optimizer=optimizer)
+    return optimizer
+
+
+def run_training(model: Any) -> tuple[Any, Any]:
+    """Return the training state after two steps, and the weights after two more."""
+    optimizer = with_rules(model)
+    step(model, optimizer)
+    state = xw.get_training_state(model, optimizer)
+    step(model, optimizer, first=2)
+    return state, xw.get_params(model)
+
+
+def resume(rank: int, world: str, expected: tuple[Any, Any], file: str) -> dict[str, Any]:
+    state, _ = run_training(shard(small(), world))
+    own, wanted = ([getattr(a, "entries", getattr(a, "values", {})) for a in s.attached] for s in (state, expected[0]))
+    model = shard(small(4), world)
+    optimizer = make("AdamW", model, lr=0.5)
+    report = xw.set_training_state(model, optimizer, xw.TrainingState.load(file))
+    step(model, optimizer, first=2)
+    return {
+        "slots": not expected[0].optimizer.diff(state.optimizer),
+        "attached": list(map(str, state.attached)) == list(map(str, expected[0].attached)),
+        "arrays": all(np.array_equal(a[n], b[n]) for a, b in zip(own, wanted, strict=True) for n in b),
+        "goes on": xw.equal(model, expected[1]),
+        "held": len(report.held) == len(state.attached),
+    }
+
+
+@pytest.mark.parametrize("world", ["fsdp2-2", pytest.param("2d-4", marks=pytest.mark.thorough)])
+def test_a_training_state_of_one_process_goes_on_in_many_and_is_read_back(world, tmp_path):
+    expected = run_training(small())
+    file = str(tmp_path / "run.safetensors")
+    expected[0].save(file)
+    for answer in run_ranks(WORLDS[world], resume, world, expected, file):
+        assert [name for name, good in answer.items() if not good] == []
 
 
 WORLDS_HERE = ["fsdp2-2", *(pytest.param(w, marks=pytest.mark.thorough) for w in ("ddp-2", "tp-2", "2d-4", "hsdp-4"))]

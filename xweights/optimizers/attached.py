@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from xweights.core import attachments
+from xweights.core.agreement import Vote
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, Problems, near
 from xweights.optimizers.held_rules import freeze_untrained, held_owners, is_counter, keeps_all, masks_of
+from xweights.optimizers.state_shards import Block, cut_parameters, gather_array
 from xweights.rules.base import Rule
 from xweights.rules.constraints import Keep
 from xweights.rules.elementwise import Mask
@@ -84,7 +86,31 @@ Attached = HeldRule | Factors | AveragedWeights
 
 
 def describe(own: Sequence[Parameter]) -> tuple[Attached, ...]:
-    """Return what is attached to the training of a model, in the order in which it is applied; ``own``: all of it."""
+    """Return what is attached to the training of a model, in the order in which it is applied; ``own``: all of it.
+
+    Of a sharded model with whole arrays, gathered after the ranks have compared what they have.
+    """
+    with Vote(own, "get_training_state", writing=False) as vote:
+        blocks = {block.whole.name: block for block in cut_parameters(vote.open(own))}
+        found = _describe(own)
+        rows = [(str(record), record.names, list(_arrays_of(record))) for record in found]
+        vote.agree("; ".join(row[0] for row in rows) or "nothing attached", rows)
+    return tuple(_gather(record, blocks) for record in found)
+
+
+def _arrays_of(record: Attached) -> Mapping[str, Array]:
+    return getattr(record, "entries", None) or getattr(record, "values", None) or {}
+
+
+def _gather(record: Attached, blocks: Mapping[str, Block]) -> Attached:
+    """Return a record with whole arrays, from one with those of this rank's blocks."""
+    whole = {name: gather_array(value, blocks[name]) for name, value in _arrays_of(record).items()}
+    if isinstance(record, HeldRule):
+        return replace(record, entries=whole)
+    return replace(record, values=whole) if isinstance(record, AveragedWeights) else record
+
+
+def _describe(own: Sequence[Parameter]) -> tuple[Attached, ...]:
     names = {p.identity(): p.name for p in own}
     found: list[Attached] = [
         _describe_hold(owner, held, masks_of(owner, own)) for owner, held in held_owners(own).items()

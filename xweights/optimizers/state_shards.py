@@ -63,7 +63,8 @@ def gather_state(state: OptimizerState, blocks: Sequence[Block]) -> OptimizerSta
         return state
     by_name = {block.whole.name: block for block in blocks}
     slots = {
-        name: {slot: _gather(value, by_name[name]) for slot, value in own.items()} for name, own in state.slots.items()
+        name: {slot: gather_array(value, by_name[name]) for slot, value in own.items()}
+        for name, own in state.slots.items()
     }
     return replace(state, slots=slots)
 
@@ -91,7 +92,8 @@ def _list_slots(state: OptimizerState) -> list[tuple[str, str, str, int]]:
     ]
 
 
-def _gather(value: Array, block: Block) -> Array:
+def gather_array(value: Array, block: Block) -> Array:
+    """Return the whole of an array in neutral order, of which ``value`` is this rank's block."""
     if block.shard is None or value.ndim == 0:
         return value
     whole = block.shard.gather(block.local.layout.to_stored(value))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from xweights.core import attachments
+from xweights.core.agreement import Vote
 from xweights.core.names import Names, renamer
 from xweights.core.params import Params
 from xweights.edit.read import get_params, parameters
@@ -29,7 +30,7 @@ from xweights.optimizers.attached import (
     without_counters,
 )
 from xweights.optimizers.get_set import get_optimizer, set_optimizer
-from xweights.optimizers.protocol import Part, Training, optimizing_for
+from xweights.optimizers.protocol import Grade, Part, Training, optimizing_for
 from xweights.optimizers.reports import HandoffReport
 from xweights.optimizers.saved import open_saved
 from xweights.optimizers.state import OptimizerState
@@ -190,6 +191,13 @@ def set_training_state(
         >>> xw.set_training_state(b, None, xw.get_training_state(a)).held
         (<Hold Clip(low=-1, high=1) on 1 parameter>,)
     """
+    return write_training_state(model, optimizer, state, names=names)
+
+
+def write_training_state(
+    model: Any, optimizer: Any, state: TrainingState, *, names: Names | None = None, grade: Grade = "exact"
+) -> HandoffReport:
+    """Do what :func:`set_training_state` does; ``grade``: that of :func:`set_optimizer`."""
     backend = optimizing_for(model, "model")
     if not isinstance(state, TrainingState):
         fix = "xw.TrainingState.load(path) for a file; xw.set_params for weights alone"
@@ -197,10 +205,13 @@ def set_training_state(
     own = parameters(model)
     renamed = renamer(names)
     to_model = {renamed(p.name): p.name for p in own}
-    attached = without_counters(rename(state.attached, to_model), own)
-    problems = Problems("this training state can't be set, and nothing was changed")
-    check_fit(attached, own, problems)
-    problems.check()
+    with Vote(own, "set_training_state", writing=True) as vote:
+        vote.agree(repr(state), [str(record) for record in state.attached], names)
+        vote.open(own)
+        attached = without_counters(rename(state.attached, to_model), own)
+        problems = Problems("this training state can't be set, and nothing was changed")
+        check_fit(attached, own, problems)
+        problems.check()
     undo = [backend.backup(optimizer)]
     parts = [Part("weights", "exact", "set to the bit")]
     try:
@@ -214,7 +225,7 @@ def set_training_state(
             held = attach_rules(attached, model, own, trained)
             report = HandoffReport(Training(model, optimizer), "exact", tuple(parts))
             if state.optimizer is not None:
-                report = set_optimizer(model, optimizer, state.optimizer, names=names)
+                report = set_optimizer(model, optimizer, state.optimizer, names=names, grade=grade)
                 undo += report._release
             others = attach_others(attached, model, report.optimizer)
     except BaseException:
