@@ -53,7 +53,7 @@ def port_on_ranks(
 
     ``agreed`` are arguments that every rank has to pass alike.
     """
-    work = _Work("port", sharded, on_rank, (attributes, *agreed))
+    work = WorkOnCopies("port", sharded, on_rank, (attributes, *agreed))
     is_target = any(model is target for model in sharded)
     with work.vote:
         work.open()
@@ -82,7 +82,7 @@ def verify_on_ranks(
     *agreed: Any,
 ) -> VerifyReport:
     """Compare with a copy of each model that lies on several ranks."""
-    work = _Work("verify", sharded, on_rank, agreed)
+    work = WorkOnCopies("verify", sharded, on_rank, agreed)
     with work.vote:
         work.open()
     return work.run(source, target, call, VerifyReport(entries=(), ok=True, max_error=0.0))
@@ -106,7 +106,7 @@ def _copy(model: Any, values: Mapping[Parameter, Array]) -> Any:
     return backend.plain_twin(model, values)
 
 
-class _Work:
+class WorkOnCopies:
     """One call, in which all ranks take part."""
 
     def __init__(self, call: str, sharded: Sequence[Any], on_rank: Any, agreed: tuple[Any, ...]) -> None:
