@@ -29,6 +29,7 @@ from xweights.files.edit.rewrite import (
     rewrite,
     rewrite_shards,
 )
+from xweights.files.edit.rewrite_folder import can_rewrite_folder, rewrite_folder
 from xweights.files.formats.table import SEVERAL, find_format, format_of
 from xweights.files.io.arrays_to_write import ArrayToWrite, array_to_write
 from xweights.files.io.atomic import are_replaced_together
@@ -126,6 +127,8 @@ def edit_file(
             repack(checkpoint, steps, edit, destination, durable=durable)
         elif same_format and can_repack_archive(checkpoint):
             repack_archive(checkpoint, steps, edit, destination, durable=durable)
+        elif out is None and can_rewrite_folder(checkpoint):
+            rewrite_folder(checkpoint, steps, edit, durable=durable)
         elif out is None and can_rewrite_shards(checkpoint, steps):
             rewrite_shards(checkpoint, steps, edit, changed, durable=durable)
         else:

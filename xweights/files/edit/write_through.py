@@ -12,6 +12,7 @@ from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.files.edit.replace_arrays import Touched, can_replace_arrays, replace_arrays
 from xweights.files.edit.rewrite import can_rewrite_shards, rewrite_shards
+from xweights.files.edit.rewrite_folder import can_rewrite_folder, rewrite_folder
 from xweights.files.formats.table import find_format
 from xweights.files.io.open_file import refused
 from xweights.files.io.records import Record
@@ -85,7 +86,9 @@ def write_through(path: str | os.PathLike[str], write: Callable[[Any], Result]) 
         pending = target.storage.pending
         values = {at: pending[id(p.handle)] for at, p in enumerate(parameters) if id(p.handle) in pending}
         steps = Touched(checkpoint, values)
-        if can_replace_arrays(checkpoint, checkpoint.path):
+        if can_rewrite_folder(checkpoint):
+            rewrite_folder(checkpoint, steps, values.__getitem__, durable=True)
+        elif can_replace_arrays(checkpoint, checkpoint.path):
             replace_arrays(
                 checkpoint, {at: _return(value) for at, value in values.items()}, checkpoint.path, durable=True
             )

@@ -19,7 +19,7 @@ from xweights.core.layout import Shape
 from xweights.core.shards import Ranges
 from xweights.files.formats import pt
 from xweights.files.formats.chunks import Chunk, JoinedChunks, check_chunks
-from xweights.files.formats.dcp_metadata import NOTE
+from xweights.files.formats.dcp_metadata import NOTE, Contents, StoredArray, StoredChunk
 from xweights.files.formats.pt_names import DTYPES, Name, OpaqueObject
 from xweights.files.formats.pt_pickle import describe
 from xweights.files.formats.safetensors import json_object, parse_metadata
@@ -28,7 +28,7 @@ from xweights.files.io import journal
 from xweights.files.io.blocks import make_block
 from xweights.files.io.dtypes import dtype_from_name
 from xweights.files.io.limits import Limits
-from xweights.files.io.metadata import ArrayMetadata
+from xweights.files.io.metadata import ArrayMetadata, compact_json
 from xweights.files.io.open_file import OpenFile, damaged, refused, shorten
 from xweights.files.io.records import Index, Record
 
@@ -98,6 +98,18 @@ def read(file: OpenFile, limits: Limits) -> Index:
         raise damaged(file.path, f"its metadata isn't made as it should be: {shorten(str(wrong))}") from None
 
 
+def read_contents(path: str) -> Contents:
+    """Return what a folder's metadata says, to write it again; refuse what couldn't be written as it was."""
+    file = journal.open_recovered(path)
+    try:
+        described = describe(file.read(0, file.size), path, Limits())
+        return _Reader(file, Limits(), described).list_contents()
+    except (TypeError, KeyError, AttributeError) as wrong:
+        raise damaged(path, f"its metadata isn't made as it should be: {shorten(str(wrong))}") from None
+    finally:
+        file.close()
+
+
 class _Reader:
     """Reader of the metadata of one folder."""
 
@@ -135,6 +147,27 @@ class _Reader:
         files = [self.file, *self.data.values()]
         folder = os.path.dirname(self.file.path) or "."
         return Index(folder, "torch distributed", records, files, ignored=ignored, tree=tree if nested else None)
+
+    def list_contents(self) -> Contents:
+        """Return the places of all arrays and values."""
+        arrays: list[StoredArray] = []
+        values: dict[str, StoredChunk] = {}
+        for key, stored in _dict(self.fields["state_dict_metadata"]).items():
+            if not _is(stored, "metadata.TensorStorageMetadata"):
+                values[key] = self._find_place(key, None, ())
+                continue
+            fields = _dict(stored.state)
+            blocks = [_dict(_fields_of(chunk, "metadata.ChunkStorageMetadata")) for chunk in fields["chunks"]]
+            chunks = [self._find_place(key, _shape(block["offsets"]), _shape(block["sizes"])) for block in blocks]
+            dtype = self._find_dtype(key, fields["properties"]).name
+            arrays.append(StoredArray(key, dtype, _shape(fields["size"]), chunks))
+        return Contents(arrays, values, self._read_paths(), compact_json(self.notes))
+
+    def _find_place(self, key: str, start: Shape | None, shape: Shape) -> StoredChunk:
+        where = self.places.get((key, start), self.places.get((key, None)))
+        if where is None or where.get("transform_descriptors"):
+            raise refused(self.file.path, "its data is transformed, or in no file, and isn't written again", key=key)
+        return StoredChunk(start or (), shape, where["relative_path"], where["offset"], where["length"])
 
     def _read_notes(self) -> dict[str, Any]:
         """Return what xweights noted of each array when it wrote the folder."""

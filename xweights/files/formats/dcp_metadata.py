@@ -6,8 +6,8 @@ each array.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from xweights.core.layout import Shape
@@ -40,9 +40,33 @@ class StoredArray:
     chunks: Sequence[StoredChunk]
 
 
-def pickle_metadata(arrays: Sequence[StoredArray], note: str) -> bytes:
-    """Return the contents of ``.metadata``; ``note`` is ours, in JSON."""
-    return _Pickler().pickle(arrays, note)
+@dataclass(frozen=True)
+class Contents:
+    """What a folder's metadata says.
+
+    Attributes:
+        arrays: The arrays, in their order.
+        values: The place of each value that is no array, by its key.
+        paths: Where each key was in the nested dicts that were saved.
+        note: Our own note on the arrays, in JSON.
+    """
+
+    arrays: Sequence[StoredArray]
+    values: Mapping[str, StoredChunk] = field(default_factory=dict)
+    paths: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
+    note: str = "{}"
+
+    @property
+    def files(self) -> set[str]:
+        """The data files that it names."""
+        return {chunk.file for array in self.arrays for chunk in array.chunks} | {
+            chunk.file for chunk in self.values.values()
+        }
+
+
+def pickle_metadata(contents: Contents) -> bytes:
+    """Return the bytes of ``.metadata``."""
+    return _Pickler().pickle(contents)
 
 
 Write = Callable[[], None]
@@ -55,23 +79,28 @@ class _Pickler:
         self.out: list[bytes] = [b"\x80\x02"]
         self.memo: dict[tuple[str, str], int] = {}
 
-    def pickle(self, arrays: Sequence[StoredArray], note: str) -> bytes:
+    def pickle(self, contents: Contents) -> bytes:
         def describe() -> None:
-            for array in arrays:
+            for array in contents.arrays:
                 self.text(array.key)
                 self.describe(array)
+            for key in contents.values:
+                self.text(key)
+                self.name(_METADATA, "BytesStorageMetadata")
+                self.out.append(b")\x81")
 
         def note_paths() -> None:
-            for array in arrays:
-                self.text(array.key)
-                self.text(array.key)
-                self.out.append(b"\x85")
-            self.out += [pickle_text(NOTE), pickle_text(note)]
+            for key in (*(array.key for array in contents.arrays), *contents.values):
+                self.text(key)
+                self.path(contents.paths.get(key, (key,)))
+            self.out += [pickle_text(NOTE), pickle_text(contents.note)]
 
         def place() -> None:
-            for array in arrays:
+            for array in contents.arrays:
                 for at, chunk in enumerate(array.chunks):
-                    self.place(array, at, chunk)
+                    self.place(array.key, at, chunk)
+            for key, chunk in contents.values.items():
+                self.place(key, None, chunk)
 
         self.new(
             _METADATA,
@@ -109,15 +138,12 @@ class _Pickler:
             chunks=partial(self.many, b"](", chunks, b"e"),
         )
 
-    def place(self, array: StoredArray, at: int, chunk: StoredChunk) -> None:
-        """Write a chunk's name, and its place."""
-        self.new(
-            _METADATA,
-            "MetadataIndex",
-            fqn=partial(self.text, array.key),
-            index=partial(self.integer, at),
-            offset=partial(self.size, chunk.start),
-        )
+    def place(self, key: str, at: int | None, chunk: StoredChunk) -> None:
+        """Write a chunk's name, and its place; ``at`` is its number, None for a value that is no array."""
+        name: dict[str, Write] = {"fqn": partial(self.text, key)}
+        if at is not None:
+            name |= {"index": partial(self.integer, at), "offset": partial(self.size, chunk.start)}
+        self.new(_METADATA, "MetadataIndex", **name)
         self.new(
             _FILES,
             "_StorageInfo",
@@ -130,10 +156,16 @@ class _Pickler:
         """Write an object of a class with these fields."""
         self.name(module, kind)
         self.out.append(b")\x81}(")
-        for field, write in fields.items():
-            self.text(field)
+        for name, write in fields.items():
+            self.text(name)
             write()
         self.out.append(b"ub")
+
+    def path(self, words: Sequence[str | int]) -> None:
+        self.out.append(b"(")
+        for word in words:
+            self.text(word) if isinstance(word, str) else self.integer(word)
+        self.out.append(b"t")
 
     def many(self, begin: bytes, write: Write, end: bytes) -> None:
         self.out.append(begin)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -23,7 +24,7 @@ from xweights.core.shards import Ranges
 from xweights.edit.shards import local_parameter
 from xweights.errors import CheckpointError
 from xweights.files.formats import pt
-from xweights.files.formats.dcp_metadata import StoredArray, StoredChunk, pickle_metadata
+from xweights.files.formats.dcp_metadata import Contents, StoredArray, StoredChunk, pickle_metadata
 from xweights.files.io.arrays_to_write import ArrayToWrite
 from xweights.files.io.atomic import lock, replace_file, sync_folder
 from xweights.files.io.metadata import compact_json
@@ -43,7 +44,7 @@ def write(path: str, arrays: Sequence[ArrayToWrite], durable: bool, group: Group
     data = _DataFile(folder, ranks.rank, number)
     is_unnamed = True
     try:
-        with Outcome(group):
+        with Outcome(group), _naming(data.path):
             places = data.write(arrays, owned, durable=durable)
         # From here on the first rank may name this file, whatever this rank gets to know of that.
         is_unnamed = False
@@ -55,7 +56,7 @@ def write(path: str, arrays: Sequence[ArrayToWrite], durable: bool, group: Group
     finally:
         data.close(remove=is_unnamed)
     if ranks.rank == 0:
-        _remove_former(folder, number)
+        _remove_former(folder, {f"__{rank}_{number}.distcp" for rank in range(ranks.size)})
 
 
 def _begin(folder: str) -> int:
@@ -71,11 +72,44 @@ def _find_data(folder: str) -> Iterator[re.Match[str]]:
     return (match for name in os.listdir(folder) if (match := _DATA_NAME.fullmatch(name)))
 
 
-def _remove_former(folder: str, number: int) -> None:
+def replace_values(
+    path: str, contents: Contents, values: Mapping[str, tuple[Callable[[], Array], Sequence[str]]], *, durable: bool
+) -> None:
+    """Replace some arrays of the folder whose ``.metadata`` is ``path``, and leave everything else where it is.
+
+    ``values``: by key, the function that returns the whole array, and the further keys that it has.
+    """
+    folder = os.path.dirname(path) or "."
+    number = _begin(folder)
+    data = _DataFile(folder, 0, number)
+    is_unnamed = True
+    try:
+        places: dict[str, StoredChunk] = {}
+        with _naming(data.path):
+            for array in contents.arrays:
+                if array.key in values:
+                    value, aliases = values[array.key]
+                    begin, length = data.append(array.key, value())
+                    chunk = StoredChunk((0,) * len(array.shape), array.shape, data.name, begin, length)
+                    places |= dict.fromkeys((array.key, *aliases), chunk)
+            data.sync(durable=durable)
+        arrays = [
+            replace(array, chunks=[places[array.key]]) if array.key in places else array for array in contents.arrays
+        ]
+        replaced = replace(contents, arrays=arrays)
+        is_unnamed = False
+        with replace_file(path, durable=durable) as sink:
+            sink.write(pickle_metadata(replaced))
+    finally:
+        data.close(remove=is_unnamed)
+    _remove_former(folder, replaced.files)
+
+
+def _remove_former(folder: str, kept: Collection[str]) -> None:
     """Remove the data files that the metadata names no more, but for those that somebody is writing."""
     with contextlib.suppress(OSError):
         for match in _find_data(folder):
-            if int(match["save"]) == number:
+            if match.string in kept:
                 continue
             name = os.path.join(folder, match.string)
             with contextlib.suppress(OSError), open(name, "rb") as file:
@@ -93,35 +127,34 @@ def _list_owned(arrays: Sequence[ArrayToWrite], group: Group | None) -> list[boo
     return [owners.get(at, group.rank == 0) for at in range(len(arrays))]
 
 
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Raise what the system refuses as FileAccessError."""
+    try:
+        yield
+    except OSError as cause:
+        if isinstance(cause, CheckpointError):
+            raise
+        raise inaccessible(path, cause, "write it") from cause
+
+
 class _DataFile:
     """The data file of one rank, locked until all is done."""
 
     def __init__(self, folder: str, rank: int, number: int) -> None:
-        self.path = os.path.join(folder, f"__{rank}_{number}.distcp")
+        self.name = f"__{rank}_{number}.distcp"
+        self.path = os.path.join(folder, self.name)
         self.file: BinaryIO | None = None
 
     def write(self, arrays: Sequence[ArrayToWrite], owned: Sequence[bool], *, durable: bool) -> Array:
         """Write this rank's blocks; return for each array (offset, length, first and last index of each axis)."""
-        try:
-            if any(owned):
-                self.file = open(self.path, "xb", buffering=1 << 16)  # noqa: SIM115 - closed when all ranks are done
-                lock(self.file.fileno(), wait=False)
-            numbers: list[int] = []
-            for array, is_owned in zip(arrays, owned, strict=True):
-                numbers += self._write_block(array) if is_owned else [0] * (2 + 2 * len(array.shape))
-            if self.file is not None:
-                self.file.flush()
-                if durable:
-                    os.fsync(self.file.fileno())
-                    sync_folder(self.path)
-            return np.array(numbers, np.int64)
-        except OSError as cause:
-            if isinstance(cause, CheckpointError):
-                raise
-            raise inaccessible(self.path, cause, "write it") from cause
+        numbers: list[int] = []
+        for array, is_owned in zip(arrays, owned, strict=True):
+            numbers += self._write_block(array) if is_owned else [0] * (2 + 2 * len(array.shape))
+        self.sync(durable=durable)
+        return np.array(numbers, np.int64)
 
     def _write_block(self, array: ArrayToWrite) -> list[int]:
-        assert self.file is not None
         p = array.parameter
         shard = None if p is None else shard_of(p)
         ranges: Ranges = tuple((0, length) for length in array.shape)
@@ -133,9 +166,27 @@ class _DataFile:
             block = ArrayToWrite(array.key, array.dtype, shard.shape, None, lambda: [values])
         if not block.nbytes and array.nbytes:
             return [0] * (2 + 2 * len(array.shape))
+        return [*self._append(block), *(end for span in ranges for end in span)]
+
+    def append(self, key: str, value: Array) -> tuple[int, int]:
+        """Write an array; return where it begins, and its length."""
+        return self._append(ArrayToWrite(key, value.dtype, value.shape, None, lambda: [value]))
+
+    def _append(self, array: ArrayToWrite) -> tuple[int, int]:
+        if self.file is None:
+            self.file = open(self.path, "xb", buffering=1 << 16)  # noqa: SIM115 - closed when all ranks are done
+            lock(self.file.fileno(), wait=False)
         begin = self.file.tell()
-        pt.write_tensor(_Part(self.file, self.path, begin), block)
-        return [begin, self.file.tell() - begin, *(end for span in ranges for end in span)]
+        pt.write_tensor(_Part(self.file, self.path, begin), array)
+        return begin, self.file.tell() - begin
+
+    def sync(self, *, durable: bool) -> None:
+        """Have the system take what was written, and wait until it is on disk."""
+        if self.file is not None:
+            self.file.flush()
+            if durable:
+                os.fsync(self.file.fileno())
+                sync_folder(self.path)
 
     def close(self, *, remove: bool) -> None:
         """Close the file; ``remove`` it where nothing names it."""
@@ -189,7 +240,8 @@ def _describe(arrays: Sequence[ArrayToWrite], every: Sequence[Array], number: in
         array.key: array.metadata.as_json(array.key, array.dtype) for array in arrays if array.metadata is not None
     }
     notes |= {alias: array.key for array in arrays for alias in array.aliases}
-    return pickle_metadata(stored, compact_json({key: noted for key, noted in notes.items() if noted}))
+    note = compact_json({key: noted for key, noted in notes.items() if noted})
+    return pickle_metadata(Contents(stored, note=note))
 
 
 def _read_place(numbers: Sequence[int], file: str) -> StoredChunk:

@@ -88,7 +88,7 @@ FORMATS = (
     Format("h5", h5.ENDINGS, h5.read, h5.write),
     Format("tensorflow", (tf_checkpoint.ENDING,), tf_checkpoint.read, editable=False),
     Format("saved model", (saved_model.ENDING,), saved_model.read, editable=False),
-    Format("torch distributed", (dcp.ENDING,), dcp.read, write_blocks=dcp_write.write, editable=False),
+    Format("torch distributed", (dcp.ENDING,), dcp.read, write_blocks=dcp_write.write),
     Format("onnx", (onnx_file.ENDING,), onnx_file.read, editable=False),
     Format("gguf", (gguf_file.ENDING,), gguf_file.read, editable=False),
     Format("msgpack", (msgpack_file.ENDING,), msgpack_file.read, editable=False),
