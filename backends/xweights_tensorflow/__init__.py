@@ -17,6 +17,7 @@ from xweights.core.registry import roots
 from xweights.errors import TargetError, TraceError
 from xweights_tensorflow.adapter import ModuleAdapter, keras_2_error
 from xweights_tensorflow.graphs import CompiledStep
+from xweights_tensorflow.mirrored import storage_for
 from xweights_tensorflow.ops import TensorFlowOps
 from xweights_tensorflow.storage import VARIABLES, host_view
 
@@ -42,7 +43,7 @@ class TensorFlowBackend:
 
     def storage(self, variable: Any) -> Storage:
         if isinstance(variable, tf.Variable):
-            return VARIABLES
+            return storage_for(variable)
         raise TargetError(
             "only a variable of TensorFlow can be edited in place\n"
             f"got:      {type(variable).__module__}.{type(variable).__qualname__}\n"
@@ -51,7 +52,7 @@ class TensorFlowBackend:
 
     def to_host(self, value: Any) -> Array:
         if isinstance(value, tf.Variable):
-            return VARIABLES.read(value)
+            return storage_for(value).read(value)
         if tf.is_symbolic_tensor(value):
             raise TraceError(
                 f"the values of {value.name!r} aren't known while a tf.function is traced\n"

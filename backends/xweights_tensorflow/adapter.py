@@ -18,7 +18,7 @@ from xweights.core.layout import plain_layout
 from xweights.core.parameter import Parameter
 from xweights.core.registry import backend_for, roots
 from xweights.errors import TargetError
-from xweights_tensorflow.storage import VARIABLES
+from xweights_tensorflow.mirrored import storage_for
 
 LONE = "parameter"
 """The name of a variable that is a target by itself."""
@@ -75,15 +75,15 @@ class _FoundVariable:
 
 
 def _parameter(name: str, native: str, variable: Any, aliases: tuple[str, ...]) -> Parameter:
-    shape = variable.shape
+    shape, storage = variable.shape, storage_for(variable)
     if not shape.is_fully_defined():
-        shape = VARIABLES.read(variable).shape  # made with shape=None: the shape of its present value
+        shape = storage.read(variable).shape  # made with shape=None: the shape of its present value
     return Parameter(
         name=name,
         native_name=native,
         layout=plain_layout(tuple(shape)),
         dtype=np.dtype(variable.dtype.as_numpy_dtype),
-        storage=VARIABLES,
+        storage=storage,
         handle=variable,
         aliases=aliases,
     )

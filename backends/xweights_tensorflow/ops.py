@@ -25,7 +25,8 @@ from xweights.core.layout import Shape
 from xweights.core.numpy_backend import NumpyOps
 from xweights.errors import TraceError
 from xweights_tensorflow.graphs import any_gpu, has_outside, is_settled, lift, mark_settled, runtime_zero
-from xweights_tensorflow.storage import VARIABLES, copy_to_tensor, host_view
+from xweights_tensorflow.mirrored import storage_for
+from xweights_tensorflow.storage import copy_to_tensor, host_view
 
 HOST = NumpyOps()
 _BITS = {1: tf.int8, 2: tf.int16, 4: tf.int32, 8: tf.int64}
@@ -206,10 +207,10 @@ class TensorFlowOps:
         return lift(lambda: tf.Variable(value, trainable=False))
 
     def refill(self, buffer: Any, value: Array) -> None:
-        VARIABLES.write(buffer, value)
+        storage_for(buffer).write(buffer, value)  # one made in the scope of a strategy has several copies
 
     def current(self, buffer: Any) -> Any:
-        return VARIABLES.native_array(buffer)
+        return storage_for(buffer).native_array(buffer)
 
 
 def _once_differentiable(function: Callable[..., Any], *tensors: Any) -> Any:

@@ -93,11 +93,8 @@ class VariableStorage(BaseStorage):
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
         if self._initialized.get(id(handle)) is handle:
             return None
-        if isinstance(handle, tf.distribute.DistributedValues) or hasattr(handle, "layout"):
-            return (
-                "it is distributed over several devices, which is not supported yet; edit the model before it is "
-                "distributed, or outside of the strategy's scope"
-            )
+        if hasattr(handle, "layout"):
+            return "it is a DTensor of TensorFlow, which isn't supported; edit the model before it is distributed"
         if not hasattr(handle, "handle"):
             return "it is a reference variable of TensorFlow 1; make it with tf.Variable in eager code"
         if not tf.executing_eagerly():

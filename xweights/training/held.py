@@ -77,11 +77,16 @@ class Hold(Releasable):
         problems = Problems("a held rule is not true")
         for held_rules in self._held:
             if any(held_rule.owner is self for held_rule in held_rules.rules):
+                p = held_rules.parameter
+                reason = p.refusal(writing=False)
+                if reason is not None:
+                    problems.add(HoldError, f"{p.name!r} can't be read: {reason}")
+                    continue
                 wrong = held_rules.find_violation()
                 if wrong is not None:
                     problems.add(
                         HoldError,
-                        f"{held_rules.parameter.name!r} doesn't satisfy {wrong}",
+                        f"{p.name!r} doesn't satisfy {wrong}",
                         fix="call held.apply() after your update",
                     )
         problems.check()

@@ -165,7 +165,8 @@ class _FinalizeWithHolds:
     def __call__(self, variables: Any) -> None:
         self.former(variables)
         for chain in self.chains:
-            chain.apply()
+            if chain.parameter.handle._value is not None:  # on JAX it is lost in a step that raises, and fit ends here
+                chain.apply()
 
 
 def _run_after_averaging(optimizer: Any, chains: Sequence[HeldChain], *, add: bool) -> None:

@@ -145,6 +145,7 @@ class LayerCall:
         self.stopped: Counter[int | None] = Counter()  # by variable; None: all training
         self.variables: dict[int, Any] = {}
         self.owners: list[object] = []
+        self.running = 0  # the replicas of tf.distribute, each a thread, may be in here at once
         functools.update_wrapper(self, layer.call)
         object.__setattr__(layer, "call", self)
 
@@ -154,10 +155,12 @@ class LayerCall:
         unassigned = [self.variables[key] for key in self.stopped if key is not None and self.stopped[key]]
         for variable in unassigned:
             object.__setattr__(variable, "assign", lambda value: value)
+        self.running += 1
         try:
             return self.former(*args, **kwargs)
         finally:
-            for variable in unassigned:
+            self.running -= 1
+            for variable in () if self.running else unassigned:
                 object.__delattr__(variable, "assign")
 
     def drop(self, key: int | None) -> None:

@@ -6,6 +6,7 @@ constraints and the optimizer's own averages (EMA) run after them, as they shoul
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +27,8 @@ class OptimizerPatch:
         self.factors: dict[int, tuple[Parameter, float]] = {}
         self.owners: dict[int, object] = {}  # the handles of the factors, which live as long
         self.traced = 0
-        self._saved: dict[int, Any] = {}
+        # By thread: each replica of tf.distribute makes its step in one of its own, and they wait for each other in it.
+        self._saved: dict[int, dict[int, Any]] = {}
         self.former = {name: getattr(optimizer, name) for name in _METHODS}
         for name, method in zip(_METHODS, (self._all, self._first, self._last), strict=True):
             object.__setattr__(optimizer, name, method)
@@ -46,19 +48,18 @@ class OptimizerPatch:
 
     def _first(self, variables: Any) -> None:
         """Replace ``_apply_weight_decay``, the first part of a step that changes a weight."""
-        self._saved = {}
+        self._saved[threading.get_ident()] = saved = {}
         for variable in variables:
             p, factor = self.factors.get(_key(variable), (None, 1.0))
             if p is not None and factor != 1.0:
                 with p.storage.guard():
-                    self._saved[_key(variable)] = keras.ops.copy(p.native(tensor=True))
+                    saved[_key(variable)] = keras.ops.copy(p.native(tensor=True))
         self.former["_apply_weight_decay"](variables)
 
     def _last(self, grads: Any, variables: Any, learning_rate: Any) -> None:
         """Replace ``_backend_update_step``, the last part."""
         self.former["_backend_update_step"](grads, variables, learning_rate)
-        saved, self._saved = self._saved, {}
-        for key, old in saved.items():
+        for key, old in self._saved.pop(threading.get_ident(), {}).items():
             p, factor = self.factors[key]
             with p.storage.guard():
                 native = p.native(tensor=True)

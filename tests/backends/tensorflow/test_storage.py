@@ -209,10 +209,13 @@ def test_an_ordinary_variable_is_not_refused():
         assert backend.storage(variable).refusal(variable, writing=True) is None
 
 
-def test_a_distributed_variable_is_refused_until_distribution_is_supported():
+def test_a_variable_of_one_replica_is_no_reason_to_refuse():
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
         variable = tf.Variable([1.0])
-    assert "distributed" in backend.storage(variable).refusal(variable, writing=True)
+    storage = backend.storage(variable)
+    assert storage.refusal(variable, writing=True) is None
+    storage.write(variable, np.array([2.0], np.float32))
+    assert storage.read(variable).tolist() == [2.0]
 
 
 def test_a_variable_without_a_value_is_refused():
