@@ -35,8 +35,8 @@ class JaxStorage(KerasStorage):
             return None if get_stateless_scope() is not None else _leaked(handle)
         if value.is_deleted():
             return "its buffer was handed over to a compiled step (donated) and no longer exists"
-        if len(value.sharding.device_set) > 1:
-            return f"it is spread over {len(value.sharding.device_set)} devices, which isn't supported yet"
+        if not value.is_fully_addressable:
+            return f"it is spread over the devices of {jax.process_count()} processes"
         declared = str(handle._dtype)
         if declared == "float64" and str(value.dtype) != declared:
             fix = "call jax.config.update('jax_enable_x64', True) before the model is made"
@@ -91,7 +91,7 @@ class JaxStorage(KerasStorage):
                 "        bound()\n"
                 "    new = [scope.get_current_value(v) for v in model.weights]"
             )
-        handle.assign(value)
+        self._assign(handle, value)
 
     def guard(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -106,7 +106,7 @@ class JaxStorage(KerasStorage):
         if host is not None and value.is_deleted():
             self.write(handle, host)
         else:
-            handle.assign(value)
+            self._assign(handle, value)
 
     def _hand_over(self, handle: Any, buffer: Array) -> None:
         old = raw_value(handle)
@@ -118,6 +118,14 @@ class JaxStorage(KerasStorage):
             # An array that is committed to no device stays so: a committed one makes jitted steps compile again.
             new = jax.device_put(buffer)
         handle.assign(new)
+
+    @staticmethod
+    def _assign(handle: Any, value: Any) -> None:
+        old = raw_value(handle)
+        if not _is_tracer(old) and not _is_tracer(value) and len(old.sharding.device_set) > 1:
+            # Keras does this for a variable with a layout of its own; the compiler may have chosen another sharding.
+            value = jax.device_put(value, old.sharding)
+        handle.assign(value)
 
 
 def _leaked(variable: Any) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -219,16 +216,14 @@ def test_integers_cannot_be_trained() -> None:
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a strategy of TensorFlow")
-def test_a_mirrored_variable_is_refused() -> None:
+def test_a_variable_with_one_replica_is_edited() -> None:
     import tensorflow as tf
 
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
         layer = L.Dense(2)
         layer.build((None, 2))
-    before = keras.ops.convert_to_numpy(layer.kernel).tobytes()
-    with pytest.raises(xw.WriteError, match="distributed"):
-        xw.scale(layer, 0.0)
-    assert keras.ops.convert_to_numpy(layer.kernel).tobytes() == before
+    xw.fill(layer, 2.0)
+    assert (keras.ops.convert_to_numpy(layer.kernel) == 2.0).all()
 
 
 @on_jax
@@ -238,24 +233,3 @@ def test_an_array_that_was_donated_is_refused() -> None:
     layer.kernel.value.delete()
     with pytest.raises(xw.WriteError, match="donated"):
         xw.scale(layer, 0.0)
-
-
-SHARDED = """
-import jax, keras
-import xweights as xw
-jax.config.update("jax_num_cpu_devices", 2)
-mesh = keras.distribution.DeviceMesh((2,), ("batch",), keras.distribution.list_devices("cpu"))
-keras.distribution.set_distribution(keras.distribution.DataParallel(device_mesh=mesh))
-layer = keras.layers.Dense(2)
-layer.build((None, 2))
-try:
-    xw.scale(layer, 0.0)
-except xw.WriteError as error:
-    print(error)
-"""
-
-
-@on_jax
-def test_an_array_on_several_devices_is_refused() -> None:
-    said = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, check=True)
-    assert "spread over 2 devices" in said.stdout
