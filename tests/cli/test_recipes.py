@@ -14,6 +14,63 @@ import xweights as xw
 Run = Callable[..., Any]
 Refused = Callable[[Sequence[str], str], None]
 
+EDITS = """
+edits:
+  - scale: 0.5
+    where: conv/*
+  - clip: [-0.2, 0.2]
+  - prune: {fraction: 0.5, scope: global}
+  - set: "[0,0]=3"
+    where: dense/kernel
+  - noise: {std: 0.1, seed: 0}
+    where: [role:bias, ~conv/*]
+"""
+
+
+def test_a_recipe_of_edits_is_the_verbs_in_their_order(run: Run, place: Path) -> None:
+    pytest.importorskip("yaml", reason="PyYAML isn't installed")
+    (place / "edits.yaml").write_text(EDITS)
+    expected = xw.get_params("a.npz")
+    xw.scale(expected, 0.5, where="conv/*")
+    xw.clip(expected, -0.2, 0.2)
+    xw.prune(expected, fraction=0.5, scope="global")
+    xw.set_entries(expected, (0, 0), 3.0, where="dense/kernel")
+    xw.noise(expected, 0.1, seed=0, where="dense/bias")
+    ran = run("edit", "a.npz", "--recipe", "edits.yaml", "--out", "edited.npz")
+    assert ran.exit_code == 0, ran.stderr
+    assert xw.equal("edited.npz", expected)
+
+
+MERGE = """
+models:
+  - model: start.npz
+  - model: a.npz
+    parameters: {weight: 0.7, density: 0.5}
+  - model: b.npz
+    parameters:
+      weight: [{filter: conv, value: 0.1}, {value: 0.9}]
+      density: 0.5
+merge_method: ties
+base_model: start.npz
+parameters: {normalize: true, int8_mask: true, lambda: 0.9}
+"""
+
+
+def test_a_recipe_of_mergekit_is_the_merge_that_it_says(run: Run, place: Path) -> None:
+    pytest.importorskip("yaml", reason="PyYAML isn't installed")
+    start = xw.get_params("a.npz")
+    xw.noise(start, 0.1, seed=5)
+    xw.save(start, "start.npz")
+    (place / "merge.yaml").write_text(MERGE)
+    ran = run("merge", "--recipe", "merge.yaml", "--out", "merged.npz")
+    assert ran.exit_code == 0, ran.stderr
+    weights = {"*": (0.7, 0.9), "conv/*": (0.7, 0.1)}
+    expected = xw.merge(
+        ["a.npz", "b.npz"], "ties", base="start.npz", weights=weights, density=(0.5, 0.5), normalize=True, scale=0.9
+    )
+    assert xw.equal("merged.npz", expected)
+
+
 OVERLAPPING = """
 models:
   - model: a.npz
@@ -54,6 +111,22 @@ def test_a_recipe_that_draws_takes_its_seed_from_the_command_line_and_rescales_a
 
 
 UNCLEAR = {
+    "no models": ("merge_method: linear", "models: is a list"),
+    "a method of another kind": ("models: [a.npz, b.npz]\nmerge_method: passthrough", "isn't among the methods"),
+    "a gradient over no layers": (
+        "models: [a.npz, b.npz]\nmerge_method: slerp\nparameters: {t: [0, 1]}", "none with a number in its name"
+    ),
+    "a dtype": ("models: [a.npz, b.npz]\ndtype: bfloat16", "xweights cast"),
+    "a misspelt key": ("model: [a.npz]", "Near names: 'models'"),
+    "a misspelt setting": ("models: [a.npz, b.npz]\nparameters: {wieght: 1}", "'weight'"),
+    "half of the weights": ("models: [{model: a.npz, parameters: {weight: 1}}, b.npz]", "missing in some"),
+    "a list": ("- a", "is no recipe"),
+    "no YAML": ("a: [", "is no YAML"),
+    "code": ("models: !!python/object/apply:os.system ['touch ran']", "is no YAML"),
+    "a billion laughs": ("\n".join(["a: &a [x,x,x,x,x,x,x,x,x,x]", *(
+        f"{name}: &{name} [{','.join(['*' + chr(ord(name) - 1)] * 10)}]" for name in "bcdefghi"
+    )]), "more than 20,000 values"),
+    "a file that isn't there": ("models: [a.npz, nowhere.npz]", "there is no file 'nowhere.npz'"),
     "code of Python": ("models: ['nets:arrays', a.npz]", "a recipe names files, and runs no code"),
     "a switch of one model": (
         "models: [{model: a.npz, parameters: {normalize: true}}, b.npz]", "normalize is one for all models"
@@ -160,3 +233,70 @@ def test_a_dry_run_into_a_pipe_writes_nothing(run: Run, place: Path) -> None:
     assert ran.exit_code == 0, ran.stderr
     assert ran.stdout == ""
     assert "dry run: nothing was written" in ran.stderr
+
+
+LAYERS = 5
+SLICES = """
+slices:
+  - sources:
+      - {model: one.npz, layer_range: [0, 5]}
+      - {model: two.npz, layer_range: [0, 5]}
+    parameters:
+      t: [{filter: attn, value: [0, 0.5, 1]}]
+merge_method: slerp
+base_model: one.npz
+parameters:
+  t: [{filter: mlp, value: [1, 0]}, {value: 0.25}]
+"""
+
+
+def save_stacks(place: Path, layers: int = LAYERS) -> None:
+    """Save one.npz and two.npz with numbered layers."""
+    names = ["embed.weight", *(f"layers.{i}.{part}.weight" for i in range(layers) for part in ("attn", "mlp"))]
+    for seed, name in enumerate(("one", "two")):
+        rng = np.random.default_rng(seed)
+        xw.save({one: rng.normal(size=(3, 4)) for one in (*names, "head.weight")}, place / f"{name}.npz")
+
+
+def test_a_slice_with_all_layers_is_a_merge_whose_numbers_go_from_layer_to_layer(run: Run, place: Path) -> None:
+    pytest.importorskip("yaml", reason="PyYAML isn't installed")
+    save_stacks(place)
+    (place / "merge.yaml").write_text(SLICES)
+    ran = run("merge", "--recipe", "merge.yaml", "--out", "merged.npz")
+    assert ran.exit_code == 0, ran.stderr
+    t = {"*": 0.25}
+    t |= {f"layers.{i}.attn.weight": i / (LAYERS - 1) for i in range(LAYERS)}
+    t |= {f"layers.{i}.mlp.weight": 1 - i / (LAYERS - 1) for i in range(LAYERS)}
+    assert xw.equal("merged.npz", xw.merge(["one.npz", "two.npz"], "slerp", t=t))
+
+
+STACKED = {
+    "another order": (SLICES.replace("slices:", "slices:\n  - sources: [{model: one.npz, layer_range: [0, 5]}]"),
+                      "2 slices put layers into another order"),
+    "layers of other places": (SLICES.replace("two.npz, layer_range: [0, 5]", "two.npz, layer_range: [5, 10]"),
+                               "each layer keeps its place"),
+    "some of the layers": (SLICES.replace("[0, 5]", "[0, 4]"), "isn't all of the model's layers"),
+    "no sources": ("slices: [a.npz]", "slices: is a list of - sources:"),
+    "models, too": (SLICES + "models: [one.npz]", "models: and slices: exclude each other"),
+    "a gradient outside of layers": (SLICES.replace("{value: 0.25}", "{value: [0, 1]}"), "'embed.weight' is in none"),
+    "a residual": (SLICES.replace("    parameters:", "    residual_weight: 1\n    parameters:"), "residual_weight"),
+    "modules": ("modules: {text: {models: [one.npz]}}", "modules: are models in one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_slices_that_move_layers_are_refused_by_name(refused: Refused, place: Path, name: str) -> None:
+    pytest.importorskip("yaml", reason="PyYAML isn't installed")
+    save_stacks(place)
+    text, fact = STACKED[name]
+    (place / "bad.yaml").write_text(text)
+    refused(["merge", "--recipe", "bad.yaml", "--out", "c.npz"], fact)
+
+
+def test_a_gradient_over_two_stacks_or_over_layers_without_a_first_is_refused(refused: Refused, place: Path) -> None:
+    pytest.importorskip("yaml", reason="PyYAML isn't installed")
+    (place / "merge.yaml").write_text("models: [u.npz, u.npz]\nmerge_method: slerp\nparameters: {t: [0, 1]}")
+    xw.save({"encoder.0.w": np.ones(2), "decoder.0.w": np.ones(2)}, "u.npz")
+    refused(["merge", "--recipe", "merge.yaml", "--out", "c.npz"], "decoder.*, encoder.*")
+    xw.save({"layers.1.w": np.ones(2)}, "u.npz")
+    refused(["merge", "--recipe", "merge.yaml", "--out", "c.npz"], "aren't numbered from 0 on")

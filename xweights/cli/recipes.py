@@ -6,30 +6,19 @@ Merges are read in mergekit's format as far as it says what can be done here; wh
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xweights.cli.recipe_settings import NOTHING_HERE, RESCALED, join_settings, read_settings, read_slices
+
 if TYPE_CHECKING:
-    from xweights.core.parameter import Parameter
     from xweights.errors import Problems
 
 _LARGEST = 1 << 20  # bytes
 _MOST_NODES = 20_000  # with aliases, a few lines of YAML may stand for billions
 METHODS = {"linear": "average", "nuslerp": "", "passthrough": ""}
-# mergekit's name of a setting, and ours.
-SETTINGS = {
-    "weight": "weights", "density": "density", "lambda": "scale", "gamma": "gamma", "epsilon": "epsilon", "t": "t",
-    "normalize": "normalize", "rescale": "rescale",
-}  # fmt: skip
-_PER_MODEL = ("weight", "density", "gamma", "epsilon")
-_SWITCHES = ("normalize", "rescale")
-# mergekit scales what it keeps until the sum of magnitudes is the same as before.
-_RESCALED = "l1"
 _RESCALING = ("dare_linear", "dare_ties", "della", "della_linear")  # unless a recipe says otherwise
-_NOTHING_HERE = ("int8_mask", "tokenizer_source", "tokenizer", "chat_template")
 _EDITS = ("set", "fill", "scale", "add", "clip", "max_norm", "noise", "prune")
 
 
@@ -81,13 +70,14 @@ def _nodes(content: Any) -> Iterator[None]:
 
 
 def merge_recipe(path: Path) -> dict[str, Any]:
-    """Return ``targets``, ``method``, ``base`` and the options of a merge that a recipe describes."""
+    """Return ``targets``, ``method``, ``base``, ``layers`` and the options of a merge that a recipe describes."""
     from xweights.errors import ArgumentError, Problems, near
 
     recipe = read_recipe(path)
     problems = Problems(f"{str(path)!r} can't be merged as it is")
     known = (
         "models",
+        "slices",
         "merge_method",
         "base_model",
         "parameters",
@@ -95,20 +85,25 @@ def merge_recipe(path: Path) -> dict[str, Any]:
         "out_dtype",
         "where",
         "names",
-        *_NOTHING_HERE,
+        *NOTHING_HERE,
     )
     for key in recipe:
-        if key in ("slices", "modules"):
-            fix = "merge the models whole, or choose parameters with where:"
-            problems.add(ArgumentError, f"{key}: layers of models in another order are no merge of weights", fix=fix)
+        if key == "modules":
+            fix = "a recipe for each, with where:"
+            problems.add(ArgumentError, "modules: are models in one, which aren't told apart here", fix=fix)
         elif key not in known:
             problems.add(ArgumentError, f"{key}: isn't known\n{near(key, known)}")
     for key in ("dtype", "out_dtype"):
         if recipe.get(key) is not None:
             fix = f"leave it out; afterwards: xweights cast MERGED --dtype {recipe[key]}"
             problems.add(ArgumentError, f"{key}: a merge keeps the dtype of the first model", fix=fix)
-    models = recipe.get("models")
-    if not isinstance(models, list) or not models:
+    models, shared, layers = recipe.get("models"), recipe.get("parameters") or {}, None
+    if "slices" in recipe:
+        if models is not None:
+            problems.add(ArgumentError, "models: and slices: exclude each other", fix="leave one out")
+        models, of_slice, layers = read_slices(recipe["slices"], problems)
+        shared = join_settings(of_slice, shared)
+    elif not isinstance(models, list) or not models:
         problems.add(ArgumentError, "models: is a list of - model: FILE")
         models = []
     method = recipe.get("merge_method", "linear")
@@ -129,7 +124,7 @@ def merge_recipe(path: Path) -> dict[str, Any]:
             continue
         targets.append(_resolve(entry["model"], path, problems))
         settings.append(entry.get("parameters") or {})
-    options = _settings(recipe.get("parameters") or {}, settings, problems)
+    options = read_settings(shared, settings, problems)
     if isinstance(base, str):
         if ours in ("slerp", "lerp"):
             # There the base is the model at t = 0.
@@ -140,14 +135,14 @@ def merge_recipe(path: Path) -> dict[str, Any]:
     elif base is not None:
         problems.add(ArgumentError, f"base_model: is the name of a file\ngot: {base!r:.80}")
     if ours in _RESCALING:
-        options.setdefault("rescale", _RESCALED)
+        options.setdefault("rescale", RESCALED)
     names = recipe.get("names")
     texts = [*names, *names.values()] if isinstance(names, dict) else [names]
     if names is not None and not all(isinstance(text, str) for text in texts):
         problems.add(ArgumentError, f"names: are GLOB: GLOB, the first model's first\ngot: {names!r:.80}")
     where = _texts(recipe.get("where"), "where:", problems)
     problems.check()
-    return {"targets": targets, "method": ours, "where": where, "names": names} | options
+    return {"targets": targets, "method": ours, "where": where, "names": names, "layers": layers} | options
 
 
 def _texts(value: Any, what: str, problems: Problems) -> list[str] | None:
@@ -172,107 +167,6 @@ def _resolve(name: str, recipe: Path, problems: Problems) -> str:
         fix = "xweights convert PACKAGE.MODULE:FACTORY w.safetensors, and name that file"
         problems.add(ArgumentError, f"a recipe names files, and runs no code\ngot: {name!r:.80}", fix=fix)
     return str(beside) if not Path(name).exists() and beside.exists() else name
-
-
-def _settings(shared: Any, of_models: Sequence[Any], problems: Problems) -> dict[str, Any]:
-    from xweights.errors import ArgumentError, near
-
-    options: dict[str, Any] = {}
-    if not all(isinstance(one, dict) for one in (shared, *of_models)):
-        problems.add(ArgumentError, "parameters: are NAME: VALUE")
-        return options
-    for key in dict.fromkeys(key for one in (shared, *of_models) for key in one):
-        if key in _NOTHING_HERE:
-            continue
-        if key not in SETTINGS:
-            problems.add(ArgumentError, f"parameters: {key} isn't known\n{near(str(key), SETTINGS)}")
-        elif key not in _PER_MODEL and key not in shared:
-            fix = f"parameters: {{{key}: ...}} beside models:, not inside"
-            problems.add(ArgumentError, f"parameters: {key} is one for all models", fix=fix)
-        elif key in _SWITCHES:
-            if shared[key] not in (True, False):
-                problems.add(ArgumentError, f"parameters: {key} is true or false\ngot: {shared[key]!r:.80}")
-            options[SETTINGS[key]] = bool(shared[key]) if key == "normalize" else _RESCALED if shared[key] else None
-        elif any(key in one for one in of_models):
-            if key not in shared and not all(key in one for one in of_models):
-                problems.add(ArgumentError, f"parameters: {key} is missing in some of the models", fix="give all one")
-            # What a model's own conditions leave open is as parameters: beside models: says.
-            said = [shared[key]] if key in shared else []
-            own = [[*([one[key]] if key in one else []), *said] for one in of_models]
-            options[SETTINGS[key]] = _numbers(key, own, problems, single=False)
-        else:
-            options[SETTINGS[key]] = _numbers(key, [[shared[key]]], problems, single=True)
-    return options
-
-
-@dataclass(frozen=True)
-class ByFilter:
-    """Numbers that depend on a parameter: of each model's conditions, the first whose filter is in the name counts.
-
-    An empty filter is in every name.
-    """
-
-    setting: str
-    of_models: tuple[tuple[tuple[str, float], ...], ...]
-    single: bool
-
-    def __call__(self, p: Parameter) -> float | tuple[float, ...]:
-        from xweights.errors import SelectionError
-
-        names = (p.native_name, *p.native_aliases)
-        found: list[float] = []
-        for conditions in self.of_models:
-            numbers = [number for part, number in conditions if any(part in name for name in names)]
-            if not numbers:
-                raise SelectionError(
-                    f"parameters: {self.setting} says nothing for {p.native_name!r}\n"
-                    "Fix: end its list with - value: NUMBER, which counts where no filter does"
-                )
-            found.append(numbers[0])
-        return found[0] if self.single else tuple(found)
-
-    def check(self, parameters: Sequence[Parameter]) -> None:
-        """Raise for filters that are in no name, which are misspelt."""
-        from xweights.errors import Problems, SelectionError, near
-
-        names = [name for p in parameters for name in (p.native_name, *p.native_aliases)]
-        problems = Problems(f"parameters: {self.setting} can't be followed, and nothing was merged")
-        for part in dict.fromkeys(part for conditions in self.of_models for part, _ in conditions):
-            if not any(part in name for name in names):
-                problems.add(SelectionError, f"filter: {part!r} is in no name\n{near(part, names)}")
-        problems.check()
-
-
-def _numbers(key: str, of_models: Sequence[Sequence[Any]], problems: Problems, *, single: bool) -> Any:
-    conditions = [tuple(pair for value in values for pair in _conditions(key, value, problems)) for values in of_models]
-    if all(first and first[0][0] == "" for first in conditions):
-        numbers = tuple(first[0][1] for first in conditions)
-        return numbers[0] if single else numbers
-    return ByFilter(key, tuple(conditions), single)
-
-
-def _conditions(key: str, value: Any, problems: Problems) -> list[tuple[str, float]]:
-    """Return (filter, number) pairs; an empty filter is in every name."""
-    from xweights.core.casting import is_number
-    from xweights.errors import ArgumentError
-
-    entries = value if isinstance(value, list) else [{"value": value}]
-    pairs: list[tuple[str, float]] = []
-    for one in entries:
-        name: Any = one.get("filter") if isinstance(one, dict) else None
-        number: Any = one.get("value") if isinstance(one, dict) else None
-        if is_number(number) and (name is None or isinstance(name, str)) and not set(one) - {"filter", "value"}:
-            with suppress(OverflowError):  # a whole number of 400 digits
-                # As in mergekit: * is any name, and everything else is a part of one.
-                pairs.append(("" if name in (None, "*") else name, float(number)))
-    if not pairs or len(pairs) < len(entries):
-        fix = "a number, or a list of filter: and value:"
-        problems.add(
-            ArgumentError,
-            f"parameters: {key} can't be understood (a gradient over layers?)\ngot: {value!r:.80}",
-            fix=fix,
-        )
-    return pairs
 
 
 def edit_recipe(path: Path, default_where: Any) -> list[tuple[Any, Any]]:

@@ -88,7 +88,8 @@ def merge(
 
     Numbers are one for all, one for each target (1,2), or WHERE=NUMBERS, repeated; the last match counts.
     """
-    from xweights.cli.recipes import ByFilter, merge_recipe
+    from xweights.cli.recipe_settings import ByFilter, check_layers
+    from xweights.cli.recipes import merge_recipe
     from xweights.edit.read import parameters
     from xweights.errors import ArgumentError
     from xweights.merging.inputs import open_part
@@ -106,6 +107,7 @@ def merge(
     if rescale is not None:
         options["rescale"] = None if rescale == "none" else rescale
     targets = list(targets or [])
+    layers = None
     if recipe is not None:
         read = merge_recipe(recipe)
         given = [one for one in ("targets", "method", "base") if _is_given(ctx, one)]
@@ -117,14 +119,17 @@ def merge(
             raise ArgumentError(f"a recipe says this itself\ngot: {words} beside --recipe {recipe}\nFix: leave one out")
         options |= read
         targets, method, base = options.pop("targets"), options.pop("method"), options.pop("base", None)
+        layers = options.pop("layers")
         where, pairs = options.pop("where") or where, options.pop("names")
         name_pairs = pairs or name_pairs
     if not targets:
         raise ArgumentError("nothing is to be merged\nFix: xweights merge a.npz b.npz -o c.npz, or --recipe merge.yaml")
     opened = [open_part(load_target(target), part) for target in targets]
-    for option in options.values():
+    if layers is not None:
+        check_layers([parameters(one) for one in opened], layers)
+    for name, option in options.items():
         if isinstance(option, ByFilter):
-            option.check(parameters(opened[0]))
+            options[name] = option.bind(parameters(opened[0]))
     start = None if base is None else open_part(load_target(base), part)
     with trial_path(out, dry_run) as written, file_progress(written, count_bytes(opened[0]), f"merging into {out}"):
         report = merge_targets(

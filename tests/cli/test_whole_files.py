@@ -1,4 +1,4 @@
-"""The commands that write and look at whole files, recipes, pipes, dry runs, and streams that can't show everything."""
+"""The commands that write and look at whole files, pipes, dry runs, and streams that can't show everything."""
 
 from __future__ import annotations
 
@@ -239,92 +239,6 @@ def test_the_names_in_a_file_are_completed(place: Path) -> None:
     assert offered("a.npz", "role:") == ["role:kernel", "role:bias"]
     (place / "lie.npz").write_bytes(b"no zip")
     assert offered("lie.npz", "con") == []
-
-
-EDITS = """
-edits:
-  - scale: 0.5
-    where: conv/*
-  - clip: [-0.2, 0.2]
-  - prune: {fraction: 0.5, scope: global}
-  - set: "[0,0]=3"
-    where: dense/kernel
-  - noise: {std: 0.1, seed: 0}
-    where: [role:bias, ~conv/*]
-"""
-
-
-def test_a_recipe_of_edits_is_the_verbs_in_their_order(run: Run, place: Path) -> None:
-    pytest.importorskip("yaml", reason="PyYAML isn't installed")
-    (place / "edits.yaml").write_text(EDITS)
-    expected = xw.get_params("a.npz")
-    xw.scale(expected, 0.5, where="conv/*")
-    xw.clip(expected, -0.2, 0.2)
-    xw.prune(expected, fraction=0.5, scope="global")
-    xw.set_entries(expected, (0, 0), 3.0, where="dense/kernel")
-    xw.noise(expected, 0.1, seed=0, where="dense/bias")
-    ran = run("edit", "a.npz", "--recipe", "edits.yaml", "--out", "edited.npz")
-    assert ran.exit_code == 0, ran.stderr
-    assert xw.equal("edited.npz", expected)
-
-
-MERGE = """
-models:
-  - model: start.npz
-  - model: a.npz
-    parameters: {weight: 0.7, density: 0.5}
-  - model: b.npz
-    parameters:
-      weight: [{filter: conv, value: 0.1}, {value: 0.9}]
-      density: 0.5
-merge_method: ties
-base_model: start.npz
-parameters: {normalize: true, int8_mask: true, lambda: 0.9}
-"""
-
-
-def test_a_recipe_of_mergekit_is_the_merge_that_it_says(run: Run, place: Path) -> None:
-    pytest.importorskip("yaml", reason="PyYAML isn't installed")
-    start = xw.get_params("a.npz")
-    xw.noise(start, 0.1, seed=5)
-    xw.save(start, "start.npz")
-    (place / "merge.yaml").write_text(MERGE)
-    ran = run("merge", "--recipe", "merge.yaml", "--out", "merged.npz")
-    assert ran.exit_code == 0, ran.stderr
-    weights = {"*": (0.7, 0.9), "conv/*": (0.7, 0.1)}
-    expected = xw.merge(
-        ["a.npz", "b.npz"], "ties", base="start.npz", weights=weights, density=(0.5, 0.5), normalize=True, scale=0.9
-    )
-    assert xw.equal("merged.npz", expected)
-
-
-BAD_RECIPES = {
-    "no models": ("merge_method: linear", "models: is a list"),
-    "slices": ("models: [{model: a.npz}]\nslices: []", "slices: layers"),
-    "a method of another kind": ("models: [a.npz, b.npz]\nmerge_method: passthrough", "isn't among the methods"),
-    "a gradient": ("models: [a.npz, b.npz]\nmerge_method: slerp\nparameters: {t: [0, 1]}", "gradient over layers"),
-    "a dtype": ("models: [a.npz, b.npz]\ndtype: bfloat16", "xweights cast"),
-    "a misspelt key": ("model: [a.npz]", "Near names: 'models'"),
-    "a misspelt setting": ("models: [a.npz, b.npz]\nparameters: {wieght: 1}", "'weight'"),
-    "half of the weights": ("models: [{model: a.npz, parameters: {weight: 1}}, b.npz]", "missing in some"),
-    "a list": ("- a", "is no recipe"),
-    "no YAML": ("a: [", "is no YAML"),
-    "code": ("models: !!python/object/apply:os.system ['touch ran']", "is no YAML"),
-    "a billion laughs": ("\n".join(["a: &a [x,x,x,x,x,x,x,x,x,x]", *(
-        f"{name}: &{name} [{','.join(['*' + chr(ord(name) - 1)] * 10)}]" for name in "bcdefghi"
-    )]), "more than 20,000 values"),
-    "a file that isn't there": ("models: [a.npz, nowhere.npz]", "there is no file 'nowhere.npz'"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BAD_RECIPES)
-def test_a_recipe_that_can_not_be_followed_is_refused_and_nothing_is_written(
-    refused: Refused, place: Path, name: str
-) -> None:
-    pytest.importorskip("yaml", reason="PyYAML isn't installed")
-    text, fact = BAD_RECIPES[name]
-    (place / "bad.yaml").write_text(text)
-    refused(["merge", "--recipe", "bad.yaml", "--out", "c.npz"], fact)
 
 
 WRONG = {
