@@ -18,7 +18,7 @@ from xweights.rules.entries import check_index, resolve_entries
 
 
 @keras.saving.register_keras_serializable(package="xweights")
-class SetEntries(keras.Layer):  # type: ignore[misc]
+class SetEntries(keras.Layer):  # type: ignore[misc] # Keras has no types
     """A layer that sets single entries, rows or blocks of an activation to ``value``, for each example of the batch.
 
     The index is that of :func:`xweights.set_entries`, for the axes after the batch axis. No gradient reaches an entry

@@ -15,7 +15,7 @@ from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 
 
-class _Listing(H5IOStore):  # type: ignore[misc]
+class _Listing(H5IOStore):  # type: ignore[misc] # Keras has no types
     """A store that lists the keys and values given to it, and writes nothing."""
 
     def __init__(self) -> None:

@@ -87,7 +87,7 @@ class ComputedParameter:
                 return _detach_copy(parametrization.compute_weight(self.module))
             if isinstance(parametrization, SpectralNorm):
                 return _detach_copy(parametrization.compute_weight(self.module, do_power_iteration=False))
-            return _detach_copy(parametrization.apply_mask(self.module))  # type: ignore[no-untyped-call]
+            return _detach_copy(parametrization.apply_mask(self.module))  # type: ignore[no-untyped-call] # PyTorch's
 
     def differentiable(self) -> torch.Tensor:
         """Return the value of eval mode, through which gradients reach the inputs."""
@@ -176,7 +176,7 @@ class ComputedParameter:
         stored: Any = value
         for module in reversed(parametrization):
             try:
-                stored = module.right_inverse(stored)  # type: ignore[operator]
+                stored = module.right_inverse(stored)  # type: ignore[operator] # a module, or a function
             except NotImplementedError as cause:
                 raise WriteError(
                     f"{type(module).__name__} can't be inverted as it is set up: {cause}\n"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy._core.umath import clip as clip_ufunc  # type: ignore[attr-defined]
+from numpy._core.umath import clip as clip_ufunc  # type: ignore[attr-defined] # not in NumPy's types
 
 from xweights.core.blocks import BLOCK, copy_into
 from xweights.core.dtypes import Array, is_half

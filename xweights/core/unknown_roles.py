@@ -68,5 +68,5 @@ def _outside() -> int:
     """Return the number of frames from the caller's to the first that isn't of this package."""
     level, frame = 1, sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0].startswith("xweights"):
-        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
+        level, frame = level + 1, frame.f_back  # type: ignore[assignment] # the loop ends before None
     return level

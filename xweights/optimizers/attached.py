@@ -258,7 +258,7 @@ def _rename_rule(rule: Rule, own: Sequence[str], names: Mapping[str, str]) -> Ru
     if not by_name:
         return rule
     changes = {key: {names.get(n, n): v for n, v in value.items()} for key, value in by_name.items()}
-    return replace(rule, **changes)  # type: ignore[type-var]
+    return replace(rule, **changes)  # type: ignore[type-var] # every rule is a dataclass
 
 
 def _count(names: Sequence[str]) -> str:

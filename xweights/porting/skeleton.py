@@ -202,7 +202,7 @@ def _is_ported(model: Any, code: str, writer: Describing, sample: Any) -> bool:
     space: dict[str, Any] = {}
     try:
         # The code is the writer's own; names and numbers of the model are in it as identifiers and literals only.
-        exec(compile(code, "<skeleton>", "exec"), space)  # noqa: S102
+        exec(compile(code, "<skeleton>", "exec"), space)  # noqa: S102 - code that was written here, to be proved
         twin = space["Twin"]()
         for least_rank in (4, 3, 99):  # channels of images are moved; those of sequences may be; or none
             with contextlib.suppress(Exception):

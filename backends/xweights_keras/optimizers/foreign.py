@@ -125,7 +125,7 @@ class TracedNumbers:
 
 
 @keras.saving.register_keras_serializable(package="xweights")
-class ForeignOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
+class ForeignOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc] # Keras has no types
     """An optimizer with another framework's update rule, which Keras lacks; it can be compiled and saved.
 
     ``groups``: for each group a dict of ``rule``, ``hyper``, ``variant``, ``factor`` and ``slots`` (names and initial

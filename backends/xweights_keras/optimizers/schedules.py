@@ -117,7 +117,7 @@ def make_schedule(schedule: LRSchedule) -> Any:
 
 
 @keras.saving.register_keras_serializable(package="xweights")
-class NeutralRate(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+class NeutralRate(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc] # no types
     """A neutral schedule for Keras optimizers; computed in float64 where Keras' backend has it.
 
     Example:

@@ -12,7 +12,7 @@ from typing import Any
 try:
     import lightning.pytorch as lightning
 except ImportError:  # the package of before has another name
-    import pytorch_lightning as lightning  # type: ignore[no-redef]
+    import pytorch_lightning as lightning  # type: ignore[no-redef] # the same package's older name
 
 from xweights.training.while_training import WhileTraining, average, freeze, hold, hold_pruned, multiply_lr
 

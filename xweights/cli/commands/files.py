@@ -177,7 +177,7 @@ def _cast(p: Parameter, dtype: Any) -> ArrayToWrite:
     array = _keep(p)
     # They have neither infinity nor NaN: ml_dtypes makes their largest number of everything beyond it.
     saturates = dtype.name.startswith(("float4", "float6"))
-    largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+    largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call] # ml_dtypes has no types
 
     def pieces() -> Iterable[Any]:
         for piece in array.pieces():

@@ -153,7 +153,7 @@ class _Machine:
     def name_from_stack(self) -> None:
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise ValueError("it has a name that is no text")  # noqa: TRY004
+            raise ValueError("it has a name that is no text")  # noqa: TRY004 - the file's fault, not the caller's
         self.name(module, name)
 
     def tuple(self, count: int | None) -> None:

@@ -200,7 +200,7 @@ def _make_array_record(file: OpenFile, key: str, described: PickledArray) -> Rec
     try:
         stored = np.dtype(described.dtype)
         if stored.kind not in "biufc" or stored.itemsize * math.prod(described.shape) != len(described.data):
-            raise ValueError("its bytes don't fit its shape")  # noqa: TRY301
+            raise ValueError("its bytes don't fit its shape")  # noqa: TRY301 - told with the others below
         order: Literal["F", "C"] = "F" if described.fortran else "C"
         flat = np.frombuffer(described.data, stored) if described.data else np.empty(0, stored)
         array = flat.reshape(described.shape, order=order)

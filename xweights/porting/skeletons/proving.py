@@ -47,7 +47,7 @@ def prove(reading: Reading, written: Written, twins: Twins, sample: Any) -> None
         try:
             if twin is None:
                 # The code is the writer's own; names and numbers of the model are identifiers and literals in it.
-                exec(compile(written.code, "<skeleton>", "exec"), space)  # noqa: S102
+                exec(compile(written.code, "<skeleton>", "exec"), space)  # noqa: S102 - code that was written here
                 twin = space["Twin"]()
                 twins.run_twin(twin, inputs)
             twins.fill_twin(twin, _converted(written, arrays if weights is None else weights))
