@@ -575,3 +575,34 @@ def test_sequences_may_have_one_step(ours, theirs):
         lambda: TorchSequence(theirs()),
         images(2, 1, 6),
     )
+
+
+class KerasLayerScale(keras.layers.Layer):
+    def build(self, shape):
+        self.inner = L.Dense(shape[-1])
+        self.gamma = self.add_weight(shape=(shape[-1],), initializer="ones", name="gamma")
+        self.inner.build(shape)
+
+    def call(self, x):
+        return x + self.gamma * self.inner(x)
+
+
+class TorchLayerScale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.gamma = nn.Linear(6, 6), nn.Parameter(torch.ones(6))
+
+    def forward(self, x):
+        return x + self.gamma * self.inner(x)
+
+
+@pytest.mark.parametrize("to_torch", [True, False])
+def test_a_scale_may_be_as_small_as_layer_scale_begins(to_torch):
+    k, t = functional((5, 6), KerasLayerScale(), KerasLayerScale()), nn.Sequential(TorchLayerScale(), TorchLayerScale())
+    randomize(k, t)
+    source, target = (k, t) if to_torch else (t, k)
+    for number, p in enumerate(xw.parameters(source, where="*gamma")):
+        p.assign(1e-6 * (1 + images(6, seed=number)))
+    assert xw.port(source, target, sample=images(2, 5, 6)).ok
+    for one, other in zip(k.layers[1:], t, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(one.gamma), other.gamma.detach().numpy())

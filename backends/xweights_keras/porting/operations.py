@@ -24,6 +24,8 @@ from xweights_keras.porting.layers import tensor_like, to_host
 from xweights_keras.porting.probing import move_back, move_last, table_shape
 from xweights_keras.porting.products import KernelShape, recover_input
 
+# By so many units in the last place of the largest number a difference of two sums is off.
+_ROUNDING = 8
 # Where a layer is called once more and goes another way than it did when it was observed.
 _UNSEEN = (ProbeError, ValueError, IndexError)
 
@@ -138,6 +140,17 @@ class Operation:
         if self.kind == "conv":
             return np.moveaxis(array, self.start, -1)
         return self._drop_repeats(move_last(array, self.start, self.length), array.shape)
+
+    def refine(self, result: Array, given: Array | None, array: Array) -> Array:
+        """Return the output of a scale in all its digits: beside what is added to it, a small one has few of them."""
+        if not self.residual or self.kind != "multiply" or given is None or given.shape != result.shape:
+            return result
+        scale = to_host(self.variables["gamma"])
+        if scale is None or scale.size != given.shape[-1]:
+            return result
+        product: Array = (given * scale.reshape(-1)).astype(result.dtype)
+        rounding = _ROUNDING * np.finfo(np.float32).eps * float(np.abs(array).max(initial=0))
+        return product if np.abs(product - result).max(initial=0) <= rounding / abs(self.factor) else result
 
     def restore(self, value: Array, like: Array, rest: Array | None) -> Array | None:
         """Return a neutral output as it stands at the point; None if it doesn't fit."""
@@ -284,7 +297,7 @@ class Performer:
         try:
             leaf = frame.evaluate([], point.call)[point.tensor]
             array, rest = to_host(leaf), operation.read_rest(frame)
-            result = None if array is None else operation.read_output(array, rest)
+            result = None if array is None else operation.refine(operation.read_output(array, rest), given, array)
         except _UNSEEN:
             array = result = None
         value = self._watcher.leave(record, {"": result})
