@@ -22,7 +22,7 @@ from xweights.core.targets import is_path, open_target
 from xweights.edit.read import get_params
 from xweights.edit.shards import local_parameter
 from xweights.edit.write import set_params
-from xweights.errors import ArgumentError, PortError, Problems, got_expected
+from xweights.errors import ArgumentError, PortError, Problems, XweightsError, got_expected
 from xweights.porting.reports import PortReport, VerifyReport
 
 Report = TypeVar("Report", PortReport, VerifyReport)
@@ -30,14 +30,17 @@ Report = TypeVar("Report", PortReport, VerifyReport)
 
 def find_sharded(*models: Any) -> list[Any]:
     """Return the models of which other ranks have parts."""
-    return [
-        model
-        for model in models
-        if model is not None
-        and not is_path(model)
-        and not isinstance(model, Mapping)
-        and any(shard is not None and not shard.is_whole for shard in map(shard_of, open_target(model)))
-    ]
+    return [model for model in models if _is_sharded(model)]
+
+
+def _is_sharded(model: Any) -> bool:
+    if model is None or is_path(model) or isinstance(model, Mapping):
+        return False
+    try:
+        shards = map(shard_of, open_target(model))
+    except XweightsError:
+        return False  # whoever wants its layers says what it is
+    return any(shard is not None and not shard.is_whole for shard in shards)
 
 
 def port_on_ranks(
@@ -132,9 +135,7 @@ class WorkOnCopies:
         """Return the report of a call on copies; ``empty`` on ranks that have nothing to compare."""
         group = self.vote.group
         assert group is not None
-        arrays = [
-            {p: whole for p in found if (whole := self._read(p, group)) is not None} for found in self.parameters
-        ]
+        arrays = [{p: whole for p in found if (whole := self._read(p, group)) is not None} for found in self.parameters]
         report = empty
         with Outcome(group) as outcome:
             outcome.call = self.vote.call
