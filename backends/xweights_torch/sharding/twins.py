@@ -16,6 +16,8 @@ from xweights_torch.sharding.placements import is_dtensor, local_of
 from xweights_torch.storage import tensor_of
 
 _SHARDING = "torch.distributed"
+# Under such names a module keeps what fully_shard and its like know of it; what has one of these can't be copied.
+_STATE = "__composable_api_"
 
 
 def copy_plain(model: nn.Module, arrays: Mapping[int, Array]) -> nn.Module:
@@ -31,7 +33,8 @@ def copy_plain(model: nn.Module, arrays: Mapping[int, Array]) -> nn.Module:
         kind = _plain_class(type(module))
         memo[id(module)] = kind.__new__(kind)
     for module in modules:
-        memo[id(module)].__dict__.update({name: _copy_value(name, value, memo) for name, value in vars(module).items()})
+        kept = {name: value for name, value in vars(module).items() if not name.startswith(_STATE)}
+        memo[id(module)].__dict__.update({name: _copy_value(name, value, memo) for name, value in kept.items()})
     twin: nn.Module = memo[id(model)]
     return twin
 
