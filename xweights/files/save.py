@@ -50,7 +50,8 @@ def save(
 
     Args:
         target: Model, layer, module, variable, checkpoint, mapping of arrays, or a list of these.
-        path: Path of the file; an existing file is replaced.
+        path: Path of the file; an existing file is replaced. One that ends in ``/`` is a folder of
+            torch.distributed.checkpoint. Of a sharded model every rank makes the call, with the same path.
         where: Which parameters. Default: all.
         names: The keys in the file: "neutral" names, or the framework's own ("native"). Default: whichever other
             readers of such files expect: native for frameworks with state dicts, else neutral.
