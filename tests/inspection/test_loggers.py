@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import xweights as xw
 KEYS = ("norm", "mean", "std", "sparsity")
 
 
-def rows() -> list[dict]:
+def rows() -> list[dict[str, Any]]:
     weights = {"a/kernel": np.array([[3.0, 0.0], [0.0, 4.0]], "f4"), "b": np.array([1 + 2j])}
     return xw.stats(weights).as_dicts()
 
@@ -26,14 +27,14 @@ def test_statistics_are_python_s_own_numbers_which_json_takes() -> None:
 
 
 def test_tensorboard_reads_back_what_was_written(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="tensorboard isn't installed")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    reader = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard isn't installed"
+    )
     tensorboard = pytest.importorskip("torch.utils.tensorboard", reason="torch isn't installed")
     with tensorboard.SummaryWriter(tmp_path) as writer:
         for key in KEYS:
             writer.add_scalar(f"a/kernel/{key}", rows()[0][key], 7)
-    read = EventAccumulator(str(tmp_path)).Reload()
+    read = reader.EventAccumulator(str(tmp_path)).Reload()
     for key in KEYS:
         (event,) = read.Scalars(f"a/kernel/{key}")
         assert (event.step, event.value) == (7, pytest.approx(rows()[0][key]))

@@ -43,7 +43,8 @@ def _tokens_in(content: Any) -> dict[str, int]:
         content = rows | {one["content"]: one["id"] for one in content.get("added_tokens", [])}
     if not all(type(row) is int for row in content.values()):
         raise ValueError("a row is a whole number")
-    return content
+    tokens: dict[str, int] = content
+    return tokens
 
 
 def _rows_of(tokens: list[Any]) -> dict[str, int]:

@@ -141,8 +141,8 @@ def _edit(files: Sequence[str], steps: Any, out: Path | None, dry_run: bool, jso
         show_table(["name", "entries changed"], [[name, f"{count:,}"] for name, count in report.changed.items()])
     if len(files) > 1:
         typer.echo("")
-    for path in shown.values():
-        say_saved(Path(path), dry_run=dry_run)
+    for written_path in shown.values():
+        say_saved(Path(written_path), dry_run=dry_run)
 
 
 def _describe(report: EditReport, path: str, dry_run: bool) -> dict[str, Any]:
