@@ -42,6 +42,7 @@ def test_a_recipe_of_edits_is_the_verbs_in_their_order(run: Run, place: Path) ->
 
 
 MERGE = """
+dtype: float32
 models:
   - model: start.npz
   - model: a.npz

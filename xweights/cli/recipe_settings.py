@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -141,6 +141,19 @@ def check_layers(models: Sequence[Sequence[Parameter]], layers: int) -> None:
             raise ShapeError(
                 "slices: layer_range: isn't all of the model's layers\n"
                 f"{got_expected(f'[0, {layers}]', f'[0, {found}]')}\nFix: merge the models whole, as models:"
+            )
+
+
+def check_dtypes(parameters: Sequence[Parameter], dtypes: Mapping[str, Any]) -> None:
+    """Raise if a recipe wants another dtype than the first model has, which a merge keeps."""
+    from xweights.errors import ArgumentError, got_expected
+
+    found = ", ".join(sorted({p.dtype.name for p in parameters if p.floating}))
+    for key, wanted in dtypes.items():
+        if found and wanted != found:
+            raise ArgumentError(
+                f"{key}: a merge keeps the dtype of the first model\n{got_expected(str(wanted), found)}\n"
+                f"Fix: leave it out; afterwards: xweights cast MERGED --dtype {wanted}"
             )
 
 

@@ -70,7 +70,7 @@ def _nodes(content: Any) -> Iterator[None]:
 
 
 def merge_recipe(path: Path) -> dict[str, Any]:
-    """Return ``targets``, ``method``, ``base``, ``layers`` and the options of a merge that a recipe describes."""
+    """Return targets, method, base, where, names, layers, dtypes and the options of a merge that a recipe describes."""
     from xweights.errors import ArgumentError, Problems, near
 
     recipe = read_recipe(path)
@@ -93,10 +93,6 @@ def merge_recipe(path: Path) -> dict[str, Any]:
             problems.add(ArgumentError, "modules: are models in one, which aren't told apart here", fix=fix)
         elif key not in known:
             problems.add(ArgumentError, f"{key}: isn't known\n{near(key, known)}")
-    for key in ("dtype", "out_dtype"):
-        if recipe.get(key) is not None:
-            fix = f"leave it out; afterwards: xweights cast MERGED --dtype {recipe[key]}"
-            problems.add(ArgumentError, f"{key}: a merge keeps the dtype of the first model", fix=fix)
     models, shared, layers = recipe.get("models"), recipe.get("parameters") or {}, None
     if "slices" in recipe:
         if models is not None:
@@ -142,7 +138,10 @@ def merge_recipe(path: Path) -> dict[str, Any]:
         problems.add(ArgumentError, f"names: are GLOB: GLOB, the first model's first\ngot: {names!r:.80}")
     where = _texts(recipe.get("where"), "where:", problems)
     problems.check()
-    return {"targets": targets, "method": ours, "where": where, "names": names, "layers": layers} | options
+    dtypes = {key: recipe[key] for key in ("dtype", "out_dtype") if recipe.get(key) is not None}
+    return {
+        "targets": targets, "method": ours, "where": where, "names": names, "layers": layers, "dtypes": dtypes
+    } | options  # fmt: skip
 
 
 def _texts(value: Any, what: str, problems: Problems) -> list[str] | None:

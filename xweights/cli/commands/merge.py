@@ -88,7 +88,7 @@ def merge(
 
     Numbers are one for all, one for each target (1,2), or WHERE=NUMBERS, repeated; the last match counts.
     """
-    from xweights.cli.recipe_settings import ByFilter, check_layers
+    from xweights.cli.recipe_settings import ByFilter, check_dtypes, check_layers
     from xweights.cli.recipes import merge_recipe
     from xweights.edit.read import parameters
     from xweights.errors import ArgumentError
@@ -107,7 +107,8 @@ def merge(
     if rescale is not None:
         options["rescale"] = None if rescale == "none" else rescale
     targets = list(targets or [])
-    layers = None
+    layers: int | None = None
+    dtypes: dict[str, Any] = {}
     if recipe is not None:
         read = merge_recipe(recipe)
         given = [one for one in ("targets", "method", "base") if _is_given(ctx, one)]
@@ -119,7 +120,7 @@ def merge(
             raise ArgumentError(f"a recipe says this itself\ngot: {words} beside --recipe {recipe}\nFix: leave one out")
         options |= read
         targets, method, base = options.pop("targets"), options.pop("method"), options.pop("base", None)
-        layers = options.pop("layers")
+        layers, dtypes = options.pop("layers"), options.pop("dtypes")
         where, pairs = options.pop("where") or where, options.pop("names")
         name_pairs = pairs or name_pairs
     if not targets:
@@ -127,6 +128,7 @@ def merge(
     opened = [open_part(load_target(target), part) for target in targets]
     if layers is not None:
         check_layers([parameters(one) for one in opened], layers)
+    check_dtypes(parameters(opened[0]), dtypes)
     for name, option in options.items():
         if isinstance(option, ByFilter):
             options[name] = option.bind(parameters(opened[0]))
