@@ -89,6 +89,32 @@ def test_a_torch_module_that_calls_functions_is_written_and_proved(make, sample,
     assert all(len(part) == 6 for part in (output.values() if isinstance(output, dict) else [output]))
 
 
+class SelfAttention(nn.Module):
+    def __init__(self, masked):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+        self.mask = nn.Transformer.generate_square_subsequent_mask(5) if masked else None
+
+    def forward(self, x):
+        y, _ = self.attention(x, x, x, attn_mask=self.mask, need_weights=False)
+        return torch.sin(self.head(x + y))  # no layer: it is recorded
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_keeps_the_batch_first_and_is_ported_into(masked):
+    torch.manual_seed(0)
+    module, x = SelfAttention(masked).eval(), normals(2, 5, 8)
+    usual = nn.MultiheadAttention.forward
+    code = xw.skeleton(module, "keras", sample=x)
+    assert nn.MultiheadAttention.forward is usual
+    assert "(1, 0, 2)" not in code
+    twin = twin_of(code)
+    twin(x)
+    assert xw.port(module, twin, sample=x).ok
+    with torch.no_grad():
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(twin(x)), module(torch.from_numpy(x)).numpy(), atol=1e-5)
+
+
 class Scaled(L.Layer):
     def build(self, shape):
         self.table = self.add_weight(shape=(9, shape[-1]), name="table")

@@ -111,11 +111,40 @@ def _evaluated(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextlib.contextmanager
+def _attending_batch_first() -> Iterator[None]:
+    """Let self-attention that is given batches first keep them there: torch turns them around and back."""
+    usual = nn.MultiheadAttention.forward
+
+    def forward(
+        self: Any, query: Any, key: Any, value: Any, key_padding_mask: Any = None, need_weights: bool = True,
+        attn_mask: Any = None, average_attn_weights: bool = True, is_causal: bool = False,
+    ) -> Any:  # fmt: skip
+        same = query is key and key is value and query.dim() == 3 and self.batch_first
+        known = self.in_proj_weight is not None and self.bias_k is None and not self.add_zero_attn
+        masked = attn_mask is not None and (attn_mask.dim() != 2 or attn_mask.dtype == torch.bool)
+        if not (same and known) or masked or key_padding_mask is not None or need_weights:
+            return usual(
+                self, query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            )
+        packed = nn.functional.linear(query, self.in_proj_weight, self.in_proj_bias)
+        parts = (part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in packed.chunk(3, -1))
+        attended = nn.functional.scaled_dot_product_attention(*parts, attn_mask)
+        return self.out_proj(attended.transpose(1, 2).flatten(2)), None
+
+    nn.MultiheadAttention.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.MultiheadAttention.forward = usual  # type: ignore[method-assign]
+
+
 def _read(called: _Called, sample: Any) -> list[Operation]:
     args, kwargs = _arguments(sample)
     keys = list(kwargs) if kwargs else ([None] if len(args) == 1 else list(range(len(args))))
     try:
-        program = torch.export.export(called, args, kwargs, strict=False)
+        with _attending_batch_first():
+            program = torch.export.export(called, args, kwargs, strict=False)
         operations = _operations(program, keys)
     except PortError:
         raise

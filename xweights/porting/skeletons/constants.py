@@ -23,9 +23,9 @@ def code_of_array(array: Array) -> str | None:
     flat = array.ravel()
     if flat.size and (flat == flat[0]).all():
         return f"np.full({array.shape}, {_number(flat[0])}, {dtype!r})"
-    if flat.size > 2 and array.dtype.kind in "iuf":
+    if flat.size > 2 and array.dtype.kind in "iu":
         steps = np.arange(flat.size, dtype=array.dtype) * (flat[1] - flat[0]) + flat[0]
-        if np.array_equal(steps, flat) and array.dtype.kind in "iu":
+        if np.array_equal(steps, flat):
             return _shaped(f"np.arange({flat[0]}, {flat[-1] + (flat[1] - flat[0])}, {flat[1] - flat[0]})", array)
     if array.ndim >= 2:
         matrix = array.reshape(-1, array.shape[-1])
