@@ -1,14 +1,12 @@
 """Adapter for Keras targets: models, layers and single variables.
 
-The parameters of a model are cached, with a weak reference to it, as long as its layers, variables and attribute paths
-stay the same.
+What is known of a model is kept as long as it is as it was: see ``outline``.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import keras
@@ -16,40 +14,48 @@ import keras
 from xweights.core.layer_rows import on_change
 from xweights.core.layout import Layout, plain_layout
 from xweights.core.parameter import Parameter
+from xweights.core.plan import Plan
 from xweights.errors import LayoutError, NotBuiltError, Problems
 from xweights_keras.naming import is_made_up
+from xweights_keras.outline import LayerOutline, outline_layer
 from xweights_keras.parts import find_parts
-from xweights_keras.storage.base import dtype_of
-from xweights_keras.storage.choose import storage_for
+from xweights_keras.storage.base import dtype_of, in_compiled_step
+from xweights_keras.storage.choose import kind_of, storage_for
 from xweights_keras.storage.refreshing import Refreshing
-from xweights_keras.walk import FoundWeight, Walk, is_keras, join, signature
+from xweights_keras.walk import FoundWeight, Walk, is_keras, join
 
 
 class KerasAdapter:
     """Finder of the weights of a ``keras.Model``, ``keras.Layer`` or ``keras.Variable``."""
 
     def __init__(self) -> None:
-        self._cache: weakref.WeakKeyDictionary[Any, tuple[list[Any], list[Parameter]]] = weakref.WeakKeyDictionary()
-        on_change(self._cache.clear)
+        self._outlines: weakref.WeakKeyDictionary[Any, LayerOutline] = weakref.WeakKeyDictionary()
+        on_change(self._outlines.clear)
 
     def parameters(self, target: Any) -> Sequence[Parameter]:
-        if isinstance(target, keras.Variable):
-            parameters = [_single_parameter(target)]
-        else:
-            now = signature(target)
-            cached = self._cached(target)
-            if cached is None or cached[0] != now:
-                cached = (now, _walk(target))
-                with suppress(TypeError):  # a layer that defines its own equality and no hash
-                    self._cache[target] = cached
-            parameters = list(cached[1])
-        return parameters
+        plan = self.plan(target)
+        return [_single_parameter(target)] if plan is None else plan.everything
 
-    def _cached(self, target: Any) -> tuple[list[Any], list[Parameter]] | None:
-        try:
-            return self._cache.get(target)
-        except TypeError:
+    def plan(self, target: Any) -> Plan | None:
+        """Return the plan of a layer; what is kept of it is checked, and made again if it isn't true any more."""
+        if isinstance(target, keras.Variable):
             return None
+        try:
+            outline = self._outlines.get(target)
+        except TypeError:  # a layer that defines its own equality and no hash
+            parameters = _walk(target)
+            return Plan(lambda: parameters)
+        plan = None if outline is None else outline.open()
+        if plan is None:
+            parameters = _walk(target)
+            # What a step that is being compiled sees isn't true after it.
+            outline = None if in_compiled_step() else outline_layer(target, parameters)
+            if outline is None:
+                self._outlines.pop(target, None)
+            else:
+                self._outlines[target] = outline
+            plan = Plan(lambda: parameters, outline, [p.handle for p in parameters])
+        return Plan(lambda: plan.everything) if plan.outline is not None and in_compiled_step() else plan
 
 
 def _walk(target: Any) -> list[Parameter]:
@@ -61,7 +67,7 @@ def _walk(target: Any) -> list[Parameter]:
     _check_initialised([(weight.name, weight.variable) for weight in walk.weights.values()], target)
     statistics = frozenset(walk.statistics)
     parts = find_parts((weight.owner, weight.variable) for weight in walk.weights.values())
-    storages: dict[type[Any], Any] = {}
+    storages: dict[Any, Any] = {}
     refreshing: dict[int, Refreshing] = {}
     parameters = []
     misfits = Problems("declared rows don't fit the arrays of their layers")
@@ -69,7 +75,7 @@ def _walk(target: Any) -> list[Parameter]:
         if weight.variable is None:
             parameters.append(_module_parameter(weight))
             continue
-        kind = type(weight.variable._value)
+        kind = kind_of(weight.variable)
         if kind not in storages:
             storages[kind] = storage_for(weight.variable, target, statistics, parts)
         storage: Any = storages[kind]

@@ -54,6 +54,11 @@ def name_layers(layers: Iterable[Any]) -> Iterator[tuple[str, Any]]:
         yield path, layer
 
 
+def is_internal(attribute: str) -> bool:
+    """Return whether Keras or its backend keeps an attribute for itself."""
+    return attribute in _INTERNAL or attribute.startswith("_self_")
+
+
 def find_attribute_paths(layer: Any, wanted: set[int]) -> dict[int, list[str]]:
     """Return the attribute paths, shortest first, of the objects of ``wanted`` (ids) that a layer holds.
 
@@ -64,7 +69,7 @@ def find_attribute_paths(layer: Any, wanted: set[int]) -> dict[int, list[str]]:
     attributes = [*space.items(), *space.get("_modules", {}).items()]  # Keras layers are modules on torch
     paths_by_id: dict[int, list[str]] = {}
     for key, value in attributes:
-        if key not in _INTERNAL and not key.startswith("_self_"):
+        if not is_internal(key):
             _search(value, key, wanted, paths_by_id, depth=0)
     for paths in paths_by_id.values():
         paths.sort(key=lambda path: path.count("/"))

@@ -212,35 +212,3 @@ def make_unique(name: str, taken: Iterable[str]) -> str:
         number += 1
         unique = f"{name}_{number}"
     return unique
-
-
-def signature(layer: Any) -> list[Any]:
-    """Return a list that differs if weights or names do: ids of layers and variables, and attribute paths.
-
-    It costs a small part of a walk, because a layer without inner layers has nothing else to look at.
-    """
-    parts: list[Any] = []
-    _sign(layer, parts, set())
-    return parts
-
-
-def _sign(layer: Any, parts: list[Any], above: set[int]) -> None:
-    parts.append(id(layer))
-    parts.extend(map(id, layer._trainable_variables))
-    parts.append(None)
-    parts.extend(map(id, layer._non_trainable_variables))
-    inside = layer._layers
-    if not inside or id(layer) in above:
-        return
-    above.add(id(layer))
-    if is_graph(layer):
-        inside = [*layer.layers, *inside]
-    elif spec_of(layer) is None:
-        paths = find_attribute_paths(layer, {id(child) for child in inside})
-        parts.extend(path for child in inside for path in paths.get(id(child), ()))
-    seen: set[int] = set()
-    for child in inside:
-        if id(child) not in seen:
-            seen.add(id(child))
-            _sign(child, parts, above)
-    above.discard(id(layer))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import tensorflow as tf
 
 from xweights.core.layout import plain_layout
 from xweights.core.parameter import Parameter
+from xweights.core.plan import Outline, Plan, group_key
 from xweights.core.registry import backend_for, roots
 from xweights.errors import TargetError
 from xweights_tensorflow.mirrored import storage_for
@@ -34,6 +36,7 @@ class ModuleAdapter:
     def __init__(self) -> None:
         # The parameters returned for a module, to be reused: making 1,000 handles costs as much as reading them.
         self._known: weakref.WeakKeyDictionary[Any, dict[str, Parameter]] = weakref.WeakKeyDictionary()
+        self._outlines: weakref.WeakKeyDictionary[Any, tuple[list[Parameter], Outline]] = weakref.WeakKeyDictionary()
 
     def parameters(self, target: Any) -> Sequence[Parameter]:
         if isinstance(target, tf.Variable):
@@ -63,6 +66,22 @@ class ModuleAdapter:
         cache.clear()
         cache.update(parameters)
         return list(parameters.values())
+
+    def plan(self, target: Any) -> Plan:
+        """Return the plan of a module, with what is kept as long as its parameters are the same objects."""
+        parameters = list(self.parameters(target))
+        # The parameters of Keras objects inside are made anew each time.
+        is_plain = tf.executing_eagerly() and all(isinstance(p.handle, tf.Variable) for p in parameters)
+        if isinstance(target, tf.Variable) or not is_plain:
+            return Plan(lambda: parameters)
+        try:
+            known, outline = self._outlines.get(target, ([], None))
+        except TypeError:  # a module without a hash
+            return Plan(lambda: parameters)
+        if outline is None or len(known) != len(parameters) or not all(map(is_, known, parameters)):
+            outline = Outline([p.with_handle(None) for p in parameters], [group_key(p) for p in parameters])
+            self._outlines[target] = (parameters, outline)
+        return Plan(lambda: parameters, outline, [p.handle for p in parameters])
 
 
 class _FoundVariable:

@@ -21,9 +21,9 @@ from tensorflow import raw_ops
 
 from xweights.core.blocks import copy_into
 from xweights.core.dtypes import Array
-from xweights.core.protocols import BaseStorage
 from xweights.errors import TraceError, WriteError
 from xweights_tensorflow.graphs import mark_settled
+from xweights_tensorflow.grouped import VariableGroups
 
 ALIGNMENT = 64
 """TensorFlow takes over host memory that is aligned to this many bytes, and copies any other."""
@@ -76,7 +76,7 @@ def _aligned_copy(value: Array) -> Array:
     return copy
 
 
-class VariableStorage(BaseStorage):
+class VariableStorage(VariableGroups):
     """Storage of variables: eagerly by raw ops, in a graph so that the order of effects is kept."""
 
     replaces = True

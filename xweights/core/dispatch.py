@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from xweights.core.layout import Layout
 from xweights.core.numpy_backend import NumpyOps
-from xweights.core.protocols import Ops
+from xweights.core.protocols import Ops, Storage
 from xweights.core.registry import backend_for
 from xweights.errors import TraceError
 
@@ -37,3 +38,28 @@ def to_stored(ops: Ops, neutral: Any, layout: Layout) -> Any:
     if layout.is_identity:
         return neutral
     return ops.reshape(ops.transpose(neutral, layout.inverse), layout.stored)
+
+
+def edit_each(
+    storage: Storage,
+    edit: Callable[..., Any],
+    handles: Sequence[Any],
+    operands: Sequence[Any],
+    positions: Iterable[int],
+    *,
+    tensor: bool = False,
+) -> None:
+    """Edit arrays of a group one after the other, as `GroupStorage.apply_group` does all of them."""
+    shared: dict[int, Any] = {}
+    for position in positions:
+        native = storage.native_array(handles[position], tensor=tensor)
+        ops = ops_for(native)
+        own = []
+        for number, operand in enumerate(operands):
+            if isinstance(operand, list):
+                own.append(ops.constant(operand[position], native))
+            else:
+                if number not in shared:
+                    shared[number] = ops.constant(operand, native)
+                own.append(shared[number])
+        storage.commit(handles[position], native, edit(native, ops, *own))

@@ -196,6 +196,9 @@ class Storage(Protocol):
 class GroupStorage(Protocol):
     """A storage that edits many arrays in one call; one without it edits them one after the other."""
 
+    replaces: bool
+    """As for :class:`Storage`."""
+
     def group_key(self, handle: Any) -> Hashable | None:
         """Return what the arrays of one group share beyond their dtype (a device), None for one that goes by itself.
 

@@ -11,7 +11,7 @@ import numpy as np
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.core.plan import Group, Selection, group_key
-from xweights.core.protocols import Ops
+from xweights.core.protocols import GroupStorage, Ops
 from xweights.edit.execute import execute, is_foreign, prepare
 from xweights.edit.guards import alone, copy_aliased, defer_interrupts, keys_from, keys_of
 from xweights.errors import Problems, WriteError, XweightsError, got_expected
@@ -97,6 +97,11 @@ def _in_stored_order(
     ]
 
 
+def keep_views(storage: GroupStorage, handles: Sequence[Any]) -> list[Array] | None:
+    """Return views of arrays that are edited again and again, None where an edit gives them other memory."""
+    return None if storage.replaces else storage.read_group(handles)
+
+
 class BoundGroups:
     """The parameters of a bound rule, in groups, with everything looked up: what eager code runs.
 
@@ -115,7 +120,7 @@ class BoundGroups:
 
     def _remember(self) -> None:
         self._states = self._read_states()
-        self._views = [group.storage.read_group(own) for group, own in zip(self._groups, self._handles, strict=True)]
+        self._views = [keep_views(group.storage, own) for group, own in zip(self._groups, self._handles, strict=True)]
         self._keys = keys_of(self._chosen)
 
     def _read_states(self) -> list[list[Any]]:

@@ -67,7 +67,13 @@ class _Expected(NamedTuple):
 
 def _expect(selection: Selection) -> _Expected:
     likes = selection.choice.likes
-    homes = selection.read()
+    # A storage that replaces buffers never writes into one that others may still read.
+    homes = [
+        view
+        for group in selection.choice.groups
+        if not group.storage.replaces
+        for view in group.storage.read_group(selection.handles(group.positions))
+    ]
     starts, ends = _spans(homes)
     order = np.argsort(starts)
     return _Expected(
@@ -141,6 +147,8 @@ def _are_finite(arrays: Sequence[Array]) -> bool:
 
 def _are_aliased(arrays: Sequence[Array], expected: _Expected) -> bool:
     """Return whether a value may share memory with a parameter: it would change before it is read."""
+    if not expected.starts.size:
+        return False
     if not all(array.flags.forc for array in arrays):
         return True
     starts, ends = _spans(arrays)

@@ -14,7 +14,7 @@ from xweights.core.backend import HeldChain
 from xweights.core.plan import group_key
 from xweights.core.protocols import GroupStorage
 from xweights.edit.execute import is_foreign
-from xweights.edit.grouped import edit_of
+from xweights.edit.grouped import edit_of, keep_views
 from xweights.training.held_rules import HeldRule, HeldRules, count_changes
 
 
@@ -38,7 +38,7 @@ class _HeldGroup:
             ]
             self.operands = [list(values) for values in zip(*each, strict=True)]
         self.state = self.storage.group_state(self.handles)
-        self.views = self.storage.read_group(self.handles)
+        self.views = keep_views(self.storage, self.handles)
 
 
 class HeldGroups:

@@ -14,18 +14,21 @@ from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from xweights.core.dtypes import Array
 from xweights.errors import TraceError
 from xweights_jax.ops import tracing
-from xweights_keras.storage.base import KerasStorage, missing, raw_value
+from xweights_keras.storage.base import missing, raw_value
+from xweights_keras.storage.grouped import JaxGroups
 
 # From this size on, a second copy costs more than the call (measured: device_put takes 0.1 ms longer than jnp.array).
 _LARGE = 1 << 20
 
 
-class JaxStorage(KerasStorage):
+class JaxStorage(JaxGroups):
     """Storage that reads through views and writes through ``assign``.
 
     JAX takes over a NumPy array without copying if it is aligned to 64 bytes, so it always gets a private buffer,
     whatever the source.
     """
+
+    replaces = True
 
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
         value = raw_value(handle)

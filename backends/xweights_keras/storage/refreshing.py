@@ -26,6 +26,9 @@ class Refreshing:
         reason: str | None = self.inner.refusal(handle, writing=writing)
         return reason
 
+    def group_key(self, handle: Any) -> None:
+        return None  # one by one: the copy is renewed after each
+
     def write(self, handle: Any, value: Array) -> None:
         self.inner.write(handle, value)
         self._refresh_layer()

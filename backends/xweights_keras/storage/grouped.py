@@ -1,0 +1,140 @@
+"""Many Keras variables on JAX, read, written and edited in a few compiled calls.
+
+A call of a compiled function costs more than the work on a small array, so each takes a batch of arrays. It is compiled
+once for each rule, dtype and shape, which takes as long as editing a thousand small arrays on the host: the first are
+edited that way, and large ones always are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from operator import attrgetter, methodcaller
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from keras.src.backend.common.stateless_scope import get_stateless_scope
+
+from xweights.core.dispatch import edit_each, ops_for
+from xweights.core.dtypes import Array
+from xweights.core.expressions import Expression, record, replay
+from xweights_keras.storage.base import KerasStorage
+
+# Arrays of this many bytes and more are edited on the host: a call costs little beside them.
+LARGE = 1 << 18
+# How many arrays of one shape are edited on the host, by one rule, until compiled code has saved what it costs.
+ENOUGH = 1_000
+# How many arrays one call takes: of 1,000 arrays of 10,000 entries 25 at a time are clipped in half the time of one.
+_BATCH = 25
+
+_counts: dict[Hashable, int] = {}
+_compiled: dict[Hashable, Any] = {}
+_facts = (type, attrgetter("dtype"), attrgetter("shape"), methodcaller("is_deleted"))
+
+
+class JaxGroups(KerasStorage):
+    """The methods of :class:`~xweights.core.protocols.GroupStorage` for variables on JAX; a base of their storage."""
+
+    def group_key(self, handle: Any) -> Hashable | None:
+        value = handle._value
+        if get_stateless_scope() is not None or not isinstance(value, jax.Array) or isinstance(value, jax.core.Tracer):
+            return None
+        if value.is_deleted() or value.dtype.isbuiltin != 1 or value.dtype.kind not in "fiu":
+            return None
+        devices = tuple(value.devices())
+        return devices if len(devices) == 1 and devices[0].platform == "cpu" else None
+
+    def group_state(self, handles: Sequence[Any]) -> list[Hashable]:
+        values = [handle._value for handle in handles]
+        if not all(isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) for value in values):
+            return ["traced"] * len(values)
+        facts = zip(*(map(fact, values) for fact in _facts), strict=True)
+        if _is_one_device():
+            return list(facts)
+        return [(*own, frozenset(value.devices())) for own, value in zip(facts, values, strict=True)]
+
+    def read_group(self, handles: Sequence[Any]) -> list[Array]:
+        if get_stateless_scope() is not None:
+            return [self.read(handle) for handle in handles]
+        return [np.asarray(handle._value).view() for handle in handles]
+
+    def write_group(self, handles: Sequence[Any], values: Sequence[Array]) -> None:
+        for position in _edit_compiled(_COPY, handles, [list(values)]):
+            self.write(handles[position], values[position])
+
+    def apply_group(
+        self,
+        edit: Callable[..., Any],
+        handles: Sequence[Any],
+        operands: Sequence[Any],
+        views: Sequence[Array] | None = None,
+    ) -> None:
+        left = _edit_compiled(record(edit, len(operands)), handles, operands)
+        edit_each(self, edit, handles, operands, left, tensor=get_stateless_scope() is not None)
+
+
+def _edit_compiled(expression: Expression, handles: Sequence[Any], operands: Sequence[Any]) -> Sequence[int]:
+    """Edit small arrays in batches of one shape, where there are enough of it; return the positions of all others."""
+    everything = range(len(handles))
+    if get_stateless_scope() is not None:
+        return everything
+    are_lists = [isinstance(operand, list) for operand in operands]
+    lists = [operand for operand in operands if isinstance(operand, list)]
+    alike: dict[Hashable, list[int]] = {}
+    for position in everything:
+        value = handles[position]._value
+        if value.nbytes < LARGE and all(arrays[position].shape == value.shape for arrays in lists):
+            alike.setdefault((value.shape, value.dtype), []).append(position)
+    done: set[int] = set()
+    for shape, positions in alike.items():
+        key = (expression, *are_lists, shape)
+        _counts[key] = _counts.get(key, 0) + len(positions)
+        if _counts[key] < ENOUGH:
+            continue
+        kind = (expression, *are_lists)
+        if kind not in _compiled:
+            _compiled[kind] = _compile(expression, are_lists)
+        _run(_compiled[kind], [handles[position] for position in positions], operands, positions)
+        done.update(positions)
+    return [position for position in everything if position not in done]
+
+
+def _run(compiled: Any, handles: Sequence[Any], operands: Sequence[Any], positions: Sequence[int]) -> None:
+    ends = [*range(_BATCH, len(handles) + 1, _BATCH)]
+    ends += range(len(handles) // _BATCH * _BATCH + 1, len(handles) + 1)
+    new: list[Any] = []
+    for end in ends:
+        batch = slice(len(new), end)
+        own = [
+            [operand[position] for position in positions[batch]] if isinstance(operand, list) else operand
+            for operand in operands
+        ]
+        new += compiled([handle._value for handle in handles[batch]], *own)
+    if any(isinstance(operand, list) for operand in operands):
+        # JAX may still read the caller's arrays, which may change as soon as this returns.
+        jax.block_until_ready(new)
+    for handle, value in zip(handles, new, strict=True):
+        handle._direct_assign(value)
+
+
+# New memory with the entries of an operand.
+_COPY: Expression = ("copy", 0)
+
+
+def _compile(expression: Expression, are_lists: Sequence[bool]) -> Any:
+    """Return a compiled function of a list of arrays, and of numbers for all of them or a list for each operand."""
+
+    def edit_all(ws: list[Any], *operands: Any) -> list[Any]:
+        new = []
+        for at, w in enumerate(ws):
+            own = [operand[at] if is_list else operand for operand, is_list in zip(operands, are_lists, strict=True)]
+            new.append(jnp.copy(own[0]) if expression == _COPY else replay(expression, w, ops_for(w), own))
+        return new
+
+    return jax.jit(edit_all)
+
+
+def _is_one_device() -> bool:
+    devices = jax.devices()
+    return len(devices) == 1 and devices[0].platform == "cpu"
