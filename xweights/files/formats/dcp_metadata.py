@@ -76,7 +76,8 @@ class _Pickler:
     """Writes one pickle of protocol 2, in order, and remembers names and classes."""
 
     def __init__(self) -> None:
-        self.out: list[bytes] = [b"\x80\x02"]
+        # One buffer: a list of its pieces would take thirty times as much memory.
+        self.out = bytearray(b"\x80\x02")
         self.memo: dict[tuple[str, str], int] = {}
 
     def pickle(self, contents: Contents) -> bytes:
@@ -87,13 +88,13 @@ class _Pickler:
             for key in contents.values:
                 self.text(key)
                 self.name(_METADATA, "BytesStorageMetadata")
-                self.out.append(b")\x81")
+                self.out += b")\x81"
 
         def note_paths() -> None:
             for key in (*(array.key for array in contents.arrays), *contents.values):
                 self.text(key)
                 self.path(contents.paths.get(key, (key,)))
-            self.out += [pickle_text(NOTE), pickle_text(contents.note)]
+            self.out += pickle_text(NOTE) + pickle_text(contents.note)
 
         def place() -> None:
             for array in contents.arrays:
@@ -108,22 +109,22 @@ class _Pickler:
             state_dict_metadata=partial(self.many, b"}(", describe, b"u"),
             planner_data=partial(self.many, b"}(", note_paths, b"u"),
             storage_data=partial(self.many, b"}(", place, b"u"),
-            storage_meta=lambda: self.out.append(b"N"),
+            storage_meta=partial(self.out.extend, b"N"),
         )
-        return b"".join([*self.out, b"."])
+        return bytes(self.out + b".")
 
     def describe(self, array: StoredArray) -> None:
         """Write an array's dtype, shape and chunks."""
 
         def properties() -> None:
             self.name(_METADATA, "TensorProperties")
-            self.out.append(b")\x81(")
+            self.out += b")\x81("
             self.name("torch", array.dtype)
             self.name("torch.serialization", "_get_layout")
             self.text("torch.strided")
-            self.out.append(b"\x85R\x89")
+            self.out += b"\x85R\x89"
             self.name(_METADATA, "_MEM_FORMAT_ENCODING")
-            self.out += [pickle_integer(0), b"\x85R\x89tb"]
+            self.out += pickle_integer(0) + b"\x85R\x89tb"
 
         def chunks() -> None:
             for chunk in array.chunks:
@@ -155,29 +156,29 @@ class _Pickler:
     def new(self, module: str, kind: str, **fields: Write) -> None:
         """Write an object of a class with these fields."""
         self.name(module, kind)
-        self.out.append(b")\x81}(")
+        self.out += b")\x81}("
         for name, write in fields.items():
             self.text(name)
             write()
-        self.out.append(b"ub")
+        self.out += b"ub"
 
     def path(self, words: Sequence[str | int]) -> None:
-        self.out.append(b"(")
+        self.out += b"("
         for word in words:
             self.text(word) if isinstance(word, str) else self.integer(word)
-        self.out.append(b"t")
+        self.out += b"t"
 
     def many(self, begin: bytes, write: Write, end: bytes) -> None:
-        self.out.append(begin)
+        self.out += begin
         write()
-        self.out.append(end)
+        self.out += end
 
     def integer(self, number: int) -> None:
-        self.out.append(pickle_integer(number))
+        self.out += pickle_integer(number)
 
     def size(self, shape: Shape) -> None:
         self.name("torch", "Size")
-        self.out += [b"(", *map(pickle_integer, shape), b"t\x85R"]
+        self.out += b"".join([b"(", *map(pickle_integer, shape), b"t\x85R"])
 
     def name(self, module: str, name: str) -> None:
         self.remember((module, name), f"c{module}\n{name}\n".encode())
@@ -190,6 +191,6 @@ class _Pickler:
         at = self.memo.get(key)
         if at is None:
             at = self.memo[key] = len(self.memo)
-            self.out += [pickled, b"r", at.to_bytes(4, "little")]
+            self.out += pickled + b"r" + at.to_bytes(4, "little")
         else:
-            self.out.append(b"h" + bytes([at]) if at < 256 else b"j" + at.to_bytes(4, "little"))
+            self.out += b"h" + bytes([at]) if at < 256 else b"j" + at.to_bytes(4, "little")
