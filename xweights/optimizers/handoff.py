@@ -18,6 +18,7 @@ from xweights.edit.undo import snapshot
 from xweights.errors import ArgumentError, HandoffError, PortError, Problems
 from xweights.optimizers.biases import find_joined_biases
 from xweights.optimizers.get_set import check_step, note_untrained, read_optimizer
+from xweights.optimizers.handoff_shards import handoff_on_ranks
 from xweights.optimizers.held_rules import Carried, carry_factors_and_averages, carry_rules
 from xweights.optimizers.protocol import Grade, Optimizing, Part, Training, optimizing_for, to_training
 from xweights.optimizers.remap import remap_state
@@ -29,6 +30,7 @@ from xweights.porting.matching.pairs import Pair
 from xweights.porting.port import Attributes, port_models
 from xweights.porting.reports import PortReport
 from xweights.porting.session import Run
+from xweights.porting.shards import find_sharded
 
 
 def handoff(
@@ -76,6 +78,13 @@ def handoff(
     source_side, target_side = to_training(source, "source"), to_training(target, "target")
     if source_side.model is target_side.model:
         raise HandoffError("source and target are the same model\nFix: xw.set_optimizer exchanges its optimizer")
+    sharded = find_sharded(source_side.model, target_side.model)
+    if sharded:
+        options = {"sample": sample, "sample_target": sample_target, "attributes": attributes, "outputs": outputs}
+        call = partial(handoff, grade=grade, step=step, names=names, **options)
+        return handoff_on_ranks(
+            source_side, target_side, sharded, call, grade, step, names, sample, sample_target, attributes
+        )
     backends = optimizing_for(source_side.model, "source"), optimizing_for(target_side.model, "target")
     state = None
     if grade != "weights":

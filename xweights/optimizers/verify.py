@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from xweights.core.dtypes import Array
 from xweights.edit.read import get_params, parameters
 from xweights.errors import ArgumentError, PortError
 from xweights.optimizers.attached import Factors, attach_others, attach_rules, describe
+from xweights.optimizers.handoff_shards import verify_on_ranks
 from xweights.optimizers.protocol import Optimizing, Training, optimizing_for, to_training
 from xweights.optimizers.remap import remap_weights
 from xweights.optimizers.reports import HandoffProof, Row, Trained
@@ -26,6 +28,7 @@ from xweights.porting.matching.samples import target_samples
 from xweights.porting.plan import plan_pairs
 from xweights.porting.protocol import porting_for
 from xweights.porting.session import Run
+from xweights.porting.shards import find_sharded
 from xweights.rules.noise import generator
 
 Batch = tuple[Any, Any]
@@ -80,6 +83,13 @@ def verify_handoff(
         raise ArgumentError("batches= is empty")
     steps = len(batches) if steps is None else steps
     source_side, target_side = to_training(source, "source"), to_training(target, "target")
+    sharded = find_sharded(source_side.model, target_side.model)
+    if sharded:
+        call = partial(
+            verify_handoff, batches=batches, loss=loss, steps=steps, step=step, sample_target=sample_target,
+            dtypes=dtypes, compiled=compiled, limit=limit,
+        )  # fmt: skip
+        return verify_on_ranks(source_side, target_side, sharded, call, step, steps, batches, tuple(dtypes), limit)
     backends = optimizing_for(source_side.model, "source"), optimizing_for(target_side.model, "target")
     states = (
         backends[0].read(source_side, parameters(source_side.model), step),
