@@ -170,6 +170,7 @@ class ForeignOptimizer(Optimizer):
         return loss
 
     def _update(self, group: dict[str, Any], index: int, p: torch.Tensor, numbers: dict[Any, HostNumbers]) -> None:
+        assert p.grad is not None
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
