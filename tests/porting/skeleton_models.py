@@ -48,7 +48,7 @@ def _timm(name):
         fixed = next((size for end, size in SIZES.items() if name.endswith(end)), None)
         if fixed is None:
             fixed = {"inception_v3": 96, "halonet26t": 256, "lambda_resnet26t": 256}.get(
-                name, 224 if name in ("levit_128s", "coat_tiny", "visformer_tiny") else 64
+                name, 224 if name in ("levit_128s", "coat_tiny", "visformer_tiny", "efficientformer_l1") else 64
             )
         return timm.create_model(name, pretrained=False, num_classes=10, **NARROW.get(name, {})), image(fixed)
 

@@ -85,6 +85,7 @@ def port(
             of the target's output.
         fold: Fold a batch norm into the layer beside it where only the source has one, write a norm that changes
             nothing where only the target has one, and move a bias into the norm behind it where it has no other place.
+            A scaling of the input that only one model has is folded into the layer that is given the input.
         on_rank: The rank that has the other model, if one of them lies on several ranks: the others pass None in its
             place, and get a report without entries. Default: every rank has it. The port is proved on a whole copy.
 
