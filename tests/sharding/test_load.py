@@ -80,7 +80,7 @@ def load_all(rank: int, world: str, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "world", ["2d-4", *(pytest.param(w, marks=pytest.mark.thorough) for w in ("fsdp2-2", "fsdp2-4", "tp-2", "hsdp-4"))]
+    "world", ["tp-2", *(pytest.param(w, marks=pytest.mark.thorough) for w in ("fsdp2-2", "fsdp2-4", "2d-4", "hsdp-4"))]
 )
 def test_each_rank_reads_its_share_once(world, tmp_path):
     model = wide(0)

@@ -157,16 +157,62 @@ def test_a_rank_that_is_killed_leaves_the_old_file_or_the_new_one(ending, victim
         assert len(list((tmp_path / "model.dcp").iterdir())) == 2
 
 
+def save_onto_a_full_disk(rank: int, path: str, full: int, moment: str, is_apart: bool) -> Any:
+    """Save other weights; on one rank the disk is full."""
+    model = shard(small(1), "fsdp2-2")
+
+    def fail(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    if rank == full:
+        setattr(os, moment, fail)
+    if is_apart and rank == 1:
+        hide_temporaries()
+    try:
+        xw.save(model, path, shard_bytes=1000)
+    except xw.XweightsError as error:
+        return isinstance(error, xw.FileAccessError), str(error)
+    return "saved"
+
+
+@pytest.mark.parametrize(
+    ("ending", "full", "moment", "is_apart"),
+    [
+        ("safetensors", 1, "pwrite", False),
+        ("dcp/", 1, "fsync", False),
+        ("safetensors", 0, "pwrite", True),
+        pytest.param("safetensors.index.json", 1, "fsync", False, marks=pytest.mark.thorough),
+        pytest.param("safetensors", 0, "replace", False, marks=pytest.mark.thorough),
+        pytest.param("dcp/", 0, "replace", False, marks=pytest.mark.thorough),
+    ],
+)
+def test_a_full_disk_of_one_rank_is_an_error_of_all_and_leaves_the_old_file(ending, full, moment, is_apart, tmp_path):
+    path = f"{tmp_path}/model.{ending}"
+    xw.save(small(), path, shard_bytes=1000)
+    before = {file.name for file in tmp_path.rglob("*")}
+    for is_access, text in run_ranks(2, save_onto_a_full_disk, path, full, moment, is_apart):
+        assert is_access
+        assert "No space left" in text
+    assert xw.equal(path, small())
+    after = {file.name for file in tmp_path.rglob("*")}
+    assert {name for name in after - before if not name.endswith(".distcp")} == set()
+
+
+def hide_temporaries() -> None:
+    """Have this rank not see what the first one writes."""
+    opened = os.open
+
+    def lost(path: Any, *args: Any, **kwargs: Any) -> int:
+        return opened(f"{path}.gone" if "tmp" in str(path) else path, *args, **kwargs)
+
+    os.open = lost
+
+
 def save_apart(rank: int, folder: Path) -> Any:
     """Save where only the first rank sees the file, as on disks of its own."""
     model = shard(small(), "fsdp2-2")
     if rank == 1:
-        opened = os.open
-
-        def lost(path: Any, *args: Any, **kwargs: Any) -> int:
-            return opened(f"{path}.gone" if "tmp" in str(path) else path, *args, **kwargs)
-
-        os.open = lost
+        hide_temporaries()
     xw.save(model, folder / "apart.safetensors")
     return True
 

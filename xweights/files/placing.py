@@ -65,7 +65,9 @@ class Placing:
         owns = settle_owners(self.group, [self.chosen[position] for position, _, _ in self.placed], known=False)
         with ExitStack() as stack:
             opened = [_open(file) for file in self.files]
-            stack.callback(lambda: [os.close(descriptor) for descriptor in opened if descriptor is not None])
+            for descriptor in opened:
+                if descriptor is not None:
+                    stack.callback(os.close, descriptor)
             all_see = self.group.all_reduce(np.array([None not in opened], np.int64), "min")
             if not int(all_see[0]):
                 self._send_blocks(opened)
@@ -101,18 +103,28 @@ class Placing:
 
     def _send_blocks(self, opened: Sequence[int | None]) -> None:
         """Gather one parameter after the other on the rank whose file it is."""
+        failed: OSError | None = None
         for position, file, offset in self.placed:
             whole = join_read(self.group, self.chosen[position])
-            if whole is not None:
-                descriptor = opened[file]
-                assert descriptor is not None
+            descriptor = opened[file]
+            if whole is None or descriptor is None or failed is not None:
+                continue  # the others send what they have all the same
+            try:
                 _write_at(descriptor, little_endian_bytes(_with_native_bytes(whole)), offset)
-        self._sync(opened)
+            except OSError as cause:
+                failed = inaccessible(self.files[file], cause, "write it")
+        with Outcome(self.group):
+            if failed is not None:
+                raise failed
+            self._sync(opened)
 
     def _sync(self, opened: Sequence[int | None]) -> None:
-        for descriptor in opened:
-            if self.durable and descriptor is not None:
-                os.fsync(descriptor)
+        for path, descriptor in zip(self.files, opened, strict=True):
+            try:
+                if self.durable and descriptor is not None:
+                    os.fsync(descriptor)
+            except OSError as cause:
+                raise inaccessible(path, cause, "write it") from cause
 
 
 def _open(path: str) -> int | None:

@@ -89,7 +89,7 @@ class _Result:
         self.shard = shard if shard is not None and not shard.is_whole else None
         self.ranges = self._find_ranges() if engine.method.linear else None
         self.parts = [_Part(member, group, self.ranges, self.shard) for member in group.all_members]
-        self.array = np.empty(0)
+        self.array: Array = np.empty(0)
 
     @property
     def gathers(self) -> bool:
