@@ -38,6 +38,8 @@ _OBJECTS = (keras.Layer, keras.Variable, keras.DTypePolicy)
 _INTERNAL = frozenset(key for key in vars(keras.Layer(name="any")) if key.startswith("_")) - {"_trainable"}
 
 _type: Callable[[Any], Any] = type
+_space: Callable[[Any], Any] = vars
+_get: Callable[..., Any] = dict.get
 # New in Python 3.11, and twice as fast as its stand-in.
 _call: Callable[..., Any] = getattr(operator, "call", lambda function, *arguments: function(*arguments))
 # A function in C that returns None.
@@ -70,9 +72,9 @@ class LayerOutline(Outline):
         self._paths = [_find_paths(layers[at]) for at in self._searched]
         variables = [p.handle for p in parameters]
         self._variables = list(map(weakref.ref, variables))
-        self._facts = list(map(_facts, map(vars, variables)))
+        self._facts = list(map(_facts, map(_space, variables)))
         self._natives = (
-            [] if keras.backend.backend() == "jax" else list(map(_reference, map(_value, map(vars, variables))))
+            [] if keras.backend.backend() == "jax" else list(map(_reference, map(_value, map(_space, variables))))
         )
         members: dict[int, tuple[GroupStorage, list[int]]] = {}
         for position, key in enumerate(self.keys):
@@ -114,7 +116,7 @@ class LayerOutline(Outline):
         )
 
     def _have_same_variables(self, variables: list[Any]) -> bool:
-        spaces = list(map(vars, variables))
+        spaces = list(map(_space, variables))
         return (
             list(map(_facts, spaces)) == self._facts
             and (not self._natives or _are_same(self._natives, list(map(_value, spaces))))
@@ -155,14 +157,14 @@ def _iter_layers(target: Any) -> Iterator[Any]:
 
 def _spaces_of(layers: list[Any]) -> list[dict[str, Any]]:
     """Return the attributes of layers. On torch a layer is a module, and has its layers in `_modules`."""
-    spaces = list(map(vars, layers))
-    modules = [inner for inner in map(dict.get, spaces, repeat("_modules")) if inner]
+    spaces = list(map(_space, layers))
+    modules = [inner for inner in map(_get, spaces, repeat("_modules")) if inner]
     return spaces + modules if modules else spaces
 
 
 def _read_lists(layers: list[Any]) -> tuple[list[int], list[Any]]:
     """Return the variables and layers that layers keep, and how many each has of each kind."""
-    lists = list(chain.from_iterable(map(_lists, map(vars, layers))))
+    lists = list(chain.from_iterable(map(_lists, map(_space, layers))))
     return list(map(len, lists)), list(chain.from_iterable(lists))
 
 
@@ -204,5 +206,5 @@ def _reference(value: Any) -> Callable[[], Any]:
     return _nothing if value is None else weakref.ref(value)
 
 
-def _are_same(references: list[Callable[[], Any]], now: Sequence[Any]) -> bool:
+def _are_same(references: Sequence[Callable[[], Any]], now: Sequence[Any]) -> bool:
     return len(references) == len(now) and all(map(is_, map(_call, references), now))

@@ -9,7 +9,7 @@ always are. Inside of a graph all go one by one.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -18,7 +18,7 @@ from tensorflow import raw_ops
 from xweights.core.dispatch import edit_each, ops_for
 from xweights.core.dtypes import Array
 from xweights.core.expressions import Expression, record, replay
-from xweights.core.protocols import BaseStorage, Ops
+from xweights.core.protocols import BaseStorage, Ops, Storage
 
 try:
     from tensorflow.python.eager.context import context
@@ -57,7 +57,7 @@ class VariableGroups(BaseStorage):
 
     def read_group(self, handles: Sequence[Any]) -> list[Array]:
         if execute is None or not tf.executing_eagerly():
-            return [self.read(handle) for handle in handles]
+            return [_whole(self).read(handle) for handle in handles]
         count = len(handles)
         attributes = ("N", count, "dtypes", [handle.dtype.as_datatype_enum for handle in handles])
         resources = [handle.handle for handle in handles]
@@ -66,7 +66,7 @@ class VariableGroups(BaseStorage):
 
     def write_group(self, handles: Sequence[Any], values: Sequence[Array]) -> None:
         for handle, value in zip(handles, values, strict=True):
-            self.write(handle, value)
+            _whole(self).write(handle, value)
 
     def apply_group(
         self,
@@ -79,7 +79,12 @@ class VariableGroups(BaseStorage):
         if tf.executing_eagerly():
             left = _edit_in_loops(edit, handles, operands)
             self.edits += len(handles) - len(left)
-        edit_each(self, edit, handles, operands, left)
+        edit_each(_whole(self), edit, handles, operands, left)
+
+
+def _whole(storage: VariableGroups) -> Storage:
+    """Return a storage as what it is: a class that has these methods and all others."""
+    return cast("Storage", storage)
 
 
 def _edit_in_loops(edit: Callable[..., Any], handles: Sequence[Any], operands: Sequence[Any]) -> Sequence[int]:

@@ -138,20 +138,16 @@ class Bound:
         self._watches: list[Callable[[], list[str]]] = []
         self._drawn = not rule.random
         self._storages = tuple({id(p.storage): p.storage for p in chosen}.values())
-        self._run = self._edit_all
         self._backend: Backend | None = None
-        self._groups: BoundGroups | None = None
+        self._groups: BoundGroups | None = None if rules is not None else bind_groups(rule, chosen, prepared)
+        self._run = self._edit_all if self._groups is None else self._edit_groups
         if len(self._storages) == 1:
             backend = self._backend = backend_for(self._steps[0].native_array())
             if backend is None:
-                self._run = self._edit_quietly
+                self._run = self._edit_quietly if self._groups is None else self._edit_groups
             elif not is_foreign(rule):
-                self._run = backend.compiled(self._edit_all)
-        # A backend that compiles a bound step has a faster way than the arrays one by one.
-        if rules is None and self._run in (self._edit_all, self._edit_quietly):
-            self._groups = bind_groups(rule, chosen, prepared)
-            if self._groups is not None:
-                self._run = self._edit_groups
+                # What a backend compiles is traced, and has the arrays one by one; until then they go in groups.
+                self._run = backend.compiled(self._run)
         if rule.joint and len({step.ops.name for step in self._steps}) > 1:
             raise ArgumentError(
                 f"{rule!r} looks at all parameters together, and these are of several frameworks\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from operator import attrgetter, methodcaller
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from keras.src.backend.common.stateless_scope import get_stateless_scope
 from xweights.core.dispatch import edit_each, ops_for
 from xweights.core.dtypes import Array
 from xweights.core.expressions import Expression, record, replay
+from xweights.core.protocols import Storage
 from xweights_keras.storage.base import KerasStorage
 
 # Arrays of this many bytes and more are edited on the host: a call costs little beside them.
@@ -28,6 +29,7 @@ ENOUGH = 1_000
 # How many arrays one call takes: of 1,000 arrays of 10,000 entries 25 at a time are clipped in half the time of one.
 _BATCH = 25
 
+_wait_for: Any = jax.block_until_ready
 _counts: dict[Hashable, int] = {}
 _compiled: dict[Hashable, Any] = {}
 _facts = (type, attrgetter("dtype"), attrgetter("shape"), methodcaller("is_deleted"))
@@ -56,12 +58,12 @@ class JaxGroups(KerasStorage):
 
     def read_group(self, handles: Sequence[Any]) -> list[Array]:
         if get_stateless_scope() is not None:
-            return [self.read(handle) for handle in handles]
+            return [_whole(self).read(handle) for handle in handles]
         return [np.asarray(handle._value).view() for handle in handles]
 
     def write_group(self, handles: Sequence[Any], values: Sequence[Array]) -> None:
         for position in _edit_compiled(_COPY, handles, [list(values)]):
-            self.write(handles[position], values[position])
+            _whole(self).write(handles[position], values[position])
 
     def apply_group(
         self,
@@ -71,7 +73,12 @@ class JaxGroups(KerasStorage):
         views: Sequence[Array] | None = None,
     ) -> None:
         left = _edit_compiled(record(edit, len(operands)), handles, operands)
-        edit_each(self, edit, handles, operands, left, tensor=get_stateless_scope() is not None)
+        edit_each(_whole(self), edit, handles, operands, left, tensor=get_stateless_scope() is not None)
+
+
+def _whole(storage: JaxGroups) -> Storage:
+    """Return a storage as what it is: a class that has these methods and all others."""
+    return cast("Storage", storage)
 
 
 def _edit_compiled(expression: Expression, handles: Sequence[Any], operands: Sequence[Any]) -> Sequence[int]:
@@ -113,7 +120,7 @@ def _run(compiled: Any, handles: Sequence[Any], operands: Sequence[Any], positio
         new += compiled([handle._value for handle in handles[batch]], *own)
     if any(isinstance(operand, list) for operand in operands):
         # JAX may still read the caller's arrays, which may change as soon as this returns.
-        jax.block_until_ready(new)
+        _wait_for(new)
     for handle, value in zip(handles, new, strict=True):
         handle._direct_assign(value)
 
