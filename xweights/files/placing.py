@@ -23,6 +23,7 @@ from xweights.core.owners import settle_owners
 from xweights.core.parameter import Parameter
 from xweights.edit.serve import JOIN, WORKER, announce, join_read
 from xweights.edit.shards import local_parameter
+from xweights.errors import CheckpointError
 from xweights.files.io.arrays_to_write import ArrayToWrite, Sink
 from xweights.files.io.dtypes import to_native_byteorder
 from xweights.files.io.open_file import inaccessible
@@ -103,7 +104,7 @@ class Placing:
 
     def _send_blocks(self, opened: Sequence[int | None]) -> None:
         """Gather one parameter after the other on the rank whose file it is."""
-        failed: OSError | None = None
+        failed: CheckpointError | None = None
         for position, file, offset in self.placed:
             whole = join_read(self.group, self.chosen[position])
             descriptor = opened[file]
