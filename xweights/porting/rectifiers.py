@@ -43,7 +43,7 @@ class _Shift:
 
     def leave(self, record: LayerRecord, outputs: Arrays) -> Array | None:
         """Return the moved output of a unit that is to be moved."""
-        units = self._traced.by_record.get(id(record), ())
+        units = self._traced.by_record.get(id(record), [])
         key = self._keys.get(id(units[0])) if len(units) == 1 else None
         array = None if key is None else select_array(units[0], outputs, 1)
         if key is None or array is None:
