@@ -46,6 +46,7 @@ def get_optimizer(
             settings are taken where the file has none (Keras' ``.weights.h5``).
         where: Of a file of PyTorch: which parameters the optimizer had, in the model's order.
 
+    On a sharded model every rank makes the call, and gets whole slots.
     Exact: exactly the same bits of every slot, in neutral order.
     Raises NotBuiltError for an optimizer without slots, HandoffError for one of another model, of an unknown class, or
     with slots missing, and for a file whose positions don't fit, with the list; DamagedFileError, RefusedFileError,
@@ -133,8 +134,9 @@ def set_optimizer(
         grade: "exact"; or "stock": only if one of the framework's own classes continues without help.
         names: ``{"0/*": "dense/0/*"}`` if names differ (model's glob: state's glob).
 
+    On a sharded model every rank makes the call with the same state, and fills the slots of its blocks.
     Exact: exactly the same bits where the rule is the framework's own; else see :func:`handoff`.
-    Raises HandoffError with every cause; the optimizer is then as it was.
+    Raises HandoffError with every cause; the optimizer is then as it was, on every rank.
 
     Example:
         >>> import torch, xweights as xw

@@ -61,6 +61,7 @@ def handoff(
         attributes: "check", "fix" or "ignore" settings that are no weights and differ.
         outputs: Which output is which.
 
+    If a side lies on several ranks, every rank makes the call, on plain copies; then each takes its blocks.
     Close (rtol 1e-5 in float32, 1e-12 in float64, after 20 steps): the floor is what the order of additions leaves
     open, and :func:`verify_handoff` measures it. The slots themselves are moved to the bit.
     Raises HandoffError, PortError, NotBuiltError (all causes at once); both sides are then as they were.
