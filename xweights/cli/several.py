@@ -21,7 +21,9 @@ def results_beside(files: Sequence[str], out: Path | None) -> list[Path | None]:
     for text in files:
         path = split_part(Path(text))[0].resolve()
         if first.setdefault(path, text) != text or list(files).count(text) > 1:
-            raise ArgumentError(f"one file is named twice\ngot: {first[path]} and {text}\nFix: one call after the other")
+            raise ArgumentError(
+                f"one file is named twice\ngot: {first[path]} and {text}\nFix: one call after the other"
+            )
     if out is None:
         return [None] * len(files)
     if len(files) == 1 and not out.is_dir():
