@@ -105,7 +105,7 @@ class KerasBackend(KerasTraining):
 
     def file_layout(self, target: Any) -> list[tuple[str, Parameter | Array]]:
         """Return (key, parameter or array) for everything that Keras expects in an HDF5 file of this model."""
-        from xweights_keras.h5_layout import file_layout
+        from xweights_keras.files.h5_layout import file_layout
 
         return file_layout(target, list(self._adapter.parameters(target)))
 
@@ -117,7 +117,7 @@ class KerasBackend(KerasTraining):
 
     def save_model(self, target: Any, file: BinaryIO) -> None:
         """Write a model to a ``.keras`` archive with Keras' own saver."""
-        from xweights_keras.archive import save_model
+        from xweights_keras.files.archive import save_model
 
         save_model(target, file)
 
