@@ -20,7 +20,7 @@ from xweights_keras.naming import is_made_up
 from xweights_keras.outline import LayerOutline, outline_layer
 from xweights_keras.parts import find_parts
 from xweights_keras.storage.base import dtype_of, in_compiled_step
-from xweights_keras.storage.choose import storage_for
+from xweights_keras.storage.choose import kind_of, storage_for
 from xweights_keras.storage.refreshing import Refreshing
 from xweights_keras.walk import FoundWeight, Walk, is_keras, join
 
@@ -67,7 +67,7 @@ def _walk(target: Any) -> list[Parameter]:
     _check_initialised([(weight.name, weight.variable) for weight in walk.weights.values()], target)
     statistics = frozenset(walk.statistics)
     parts = find_parts((weight.owner, weight.variable) for weight in walk.weights.values())
-    storages: dict[type[Any], Any] = {}
+    storages: dict[Any, Any] = {}
     refreshing: dict[int, Refreshing] = {}
     parameters = []
     misfits = Problems("declared rows don't fit the arrays of their layers")
@@ -75,7 +75,7 @@ def _walk(target: Any) -> list[Parameter]:
         if weight.variable is None:
             parameters.append(_module_parameter(weight))
             continue
-        kind = type(weight.variable._value)
+        kind = kind_of(weight.variable)
         if kind not in storages:
             storages[kind] = storage_for(weight.variable, target, statistics, parts)
         storage: Any = storages[kind]

@@ -70,6 +70,15 @@ def outcome_of(process: subprocess.Popen[str], seconds: float) -> dict[str, str]
     return results
 
 
+def run_example(word: str) -> None:
+    """Run the example of docs/sharded.md that has a word in it, where there are pages."""
+    page = HERE.parents[1] / "docs" / "sharded.md"
+    if page.exists():
+        codes = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+        (code,) = (code for code in codes if word in code)
+        exec(compile(code, page.name, "exec"), {"__name__": "page"})
+
+
 def report(names: dict[str, Any], kind: str = "check", only: str = "") -> None:
     """Run every check of a kind, and print what became of them. ``only``: those with this text in their names."""
     results = {}

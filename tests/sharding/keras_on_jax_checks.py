@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import keras
 import numpy as np
-from fresh_process import report
+from fresh_process import report, run_example
 from keras_calls import BATCH, GOAL, UP, compare, reads, small, writes
 
 import xweights as xw
@@ -230,6 +230,13 @@ def check_models_are_ported_between_one_device_and_four() -> None:
     xw.scale(model, 0.5)
     xw.port(model, plain, sample=BATCH[:2])
     assert np.asarray(plain.up.kernel).tobytes() == shards(model.up.kernel)[0].tobytes()
+
+
+def check_the_example_of_the_page_runs() -> None:
+    try:
+        run_example("keras.distribution.ModelParallel")
+    finally:
+        keras.distribution.set_distribution(None)
 
 
 if __name__ == "__main__":

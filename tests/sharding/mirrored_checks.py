@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from fresh_process import report
+from fresh_process import report, run_example
 from keras_calls import BATCH, GOAL, UP, compare, reads, refused, small, writes
 
 import xweights as xw
@@ -370,6 +370,10 @@ def check_a_variable_of_parameter_servers_or_one_central_device_is_refused() -> 
     if type(central).__module__.endswith("ps_values"):
         with refused(xw.WriteError, "ParameterServerStrategy"):
             xw.scale(central, 0.5)
+
+
+def check_the_example_of_the_page_runs() -> None:
+    run_example("tf.distribute")
 
 
 if __name__ == "__main__":

@@ -67,6 +67,10 @@ class KerasStorage(BaseStorage):
         value = None if layer is None else effective_value(layer, handle)
         return None if value is None else np.asarray(keras.ops.convert_to_numpy(value))
 
+    def step_refusal(self, handle: Any) -> str | None:
+        """Return why a compiled step can't hold a variable to a rule: it has all of it, and this process a part."""
+        return None
+
     def is_part(self, handle: Any) -> bool:
         layer = self.parts[id(handle)]() if id(handle) in self.parts else None
         return layer is not None and is_factor(layer, handle)

@@ -8,6 +8,7 @@ bound rule becomes part of a ``jax.jit`` step. Storages use the raw value: ``var
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import keras
@@ -24,6 +25,10 @@ def storage_for(
 ) -> Storage:
     """Return a storage for variables like this one. ``root`` is the model whose ``trainable`` counts."""
     if keras.backend.backend() == "jax":
+        if _is_of_processes(variable):
+            from xweights_keras.storage.jax_processes import ProcessStorage
+
+            return ProcessStorage(root, statistics, parts)
         from xweights_keras.storage.jax import JaxStorage
 
         return JaxStorage(root, statistics, parts)
@@ -34,3 +39,13 @@ def storage_for(
             "expected: tensorflow, jax or torch (KERAS_BACKEND, or ~/.keras/keras.json)"
         )
     return DelegatingStorage(backend.storage(variable._value), root, statistics, parts)
+
+
+def kind_of(variable: Any) -> Hashable:
+    """Return what variables have in common that one storage reads and writes."""
+    return type(variable._value), keras.backend.backend() == "jax" and _is_of_processes(variable)
+
+
+def _is_of_processes(variable: Any) -> bool:
+    """Return whether other processes of ``jax.distributed`` have devices of a variable's array, too."""
+    return not getattr(variable._value, "is_fully_addressable", True)

@@ -17,7 +17,7 @@ from xweights.core.backend import HeldChain
 from xweights.core.dispatch import ops_for
 from xweights.errors import HoldError, Problems, StaleTrainFunctionError
 from xweights_keras.training.step_counter import count_steps
-from xweights_keras.training.trainers import Trainers, iterations_of, owning_models, owns
+from xweights_keras.training.trainers import Trainers, iterations_of, owning_models, owns, refuse_parts
 
 
 class HeldConstraint(keras.constraints.Constraint):  # type: ignore[misc] # Keras before 3.14 takes no other
@@ -134,6 +134,7 @@ def attach(
     chains: Sequence[HeldChain], target: Any, optimizer: Any, after_step: Callable[[Any], None] | None
 ) -> KerasAttachment:
     """Attach held rules as constraints; compiled train functions are made again, and optimizers keep their state."""
+    refuse_parts([chain.parameter for chain in chains], "these can't be held")
     trainers = owning_models(target, [chain.parameter.handle for chain in chains], optimizer)
     if after_step is not None and not trainers.models:
         raise HoldError(

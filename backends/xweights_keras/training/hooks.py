@@ -17,7 +17,7 @@ from xweights.core.parameter import Parameter
 from xweights.errors import ArgumentError, HoldError, Problems, StaleTrainFunctionError
 from xweights_keras.training.optimizer_patch import OptimizerPatch, ensure_patch, find_patch, keys_of
 from xweights_keras.training.step_counter import StepSubscription, count_steps, updates_of
-from xweights_keras.training.trainers import Trainers, innermost, iterations_of, owning_models
+from xweights_keras.training.trainers import Trainers, innermost, iterations_of, owning_models, refuse_parts
 
 
 class KerasTraining:
@@ -82,6 +82,7 @@ class KerasTraining:
         self, parameters: Sequence[Parameter], call: Callable[[StepState | None], None], *, target: Any, optimizer: Any
     ) -> StepFollower | None:
         model = target if isinstance(target, keras.Model) else None
+        refuse_parts(parameters, "these can't be averaged while they train")
         if optimizer is not None and optimizer is not getattr(model, "optimizer", None):
             raise HoldError(
                 "in Keras, averages follow the optimizer that the model was compiled with\n"

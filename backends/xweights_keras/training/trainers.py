@@ -14,7 +14,9 @@ from typing import Any
 
 import keras
 
-from xweights.errors import HoldError
+from xweights.core.parameter import Parameter
+from xweights.errors import HoldError, Problems
+from xweights_keras.storage.base import KerasStorage
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,17 @@ def owning_models(target: Any, variables: Iterable[Any], optimizer: Any = None) 
 def owns(optimizer: Any, variable: Any) -> bool:
     """Return True if a built optimizer updates a variable."""
     return any(trained is variable for trained in optimizer._trainable_variables)
+
+
+def refuse_parts(parameters: Iterable[Parameter], what: str) -> None:
+    """Raise HoldError for parameters of which this process has a part, and a compiled step all."""
+    problems = Problems(f"{what}, and nothing was changed")
+    for p in parameters:
+        reason = p.storage.step_refusal(p.handle) if isinstance(p.storage, KerasStorage) else None
+        if reason is not None:
+            text, _, fix = reason.partition("\nFix: ")
+            problems.add(HoldError, f"{p.name!r}: {text}", fix=fix)
+    problems.check()
 
 
 def innermost(optimizer: Any) -> Any:
