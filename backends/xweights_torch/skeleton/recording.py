@@ -128,8 +128,9 @@ def _attending_batch_first() -> Iterator[None]:
                 self, query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
         packed = nn.functional.linear(query, self.in_proj_weight, self.in_proj_bias)
-        parts = (part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in packed.chunk(3, -1))
-        attended = nn.functional.scaled_dot_product_attention(*parts, attn_mask)
+        heads = (*query.shape[:2], self.num_heads, self.head_dim)
+        query, key, value = (part.reshape(heads).transpose(1, 2) for part in packed.chunk(3, -1))
+        attended = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2)), None
 
     nn.MultiheadAttention.forward = forward  # type: ignore[method-assign]
