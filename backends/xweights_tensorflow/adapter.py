@@ -8,9 +8,9 @@ module are unknown: None.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -82,6 +82,63 @@ class ModuleAdapter:
             outline = Outline([p.with_handle(None) for p in parameters], [group_key(p) for p in parameters])
             self._outlines[target] = (parameters, outline)
         return Plan(lambda: parameters, outline, [p.handle for p in parameters])
+
+    def watch_places(self, target: Any, parameters: Sequence[Parameter]) -> Callable[[], list[str]]:
+        """Return a function that names the parameters that were replaced, by themselves or with a module above.
+
+        Keras refuses to replace what a built layer has.
+        """
+        places: list[_Place] = []
+        _find_places(target, {id(p.handle): p.name for p in parameters}, set(), places)
+
+        def find_replaced() -> list[str]:
+            replaced: list[str] = []
+            for place in places:
+                holder = place.holder()
+                if holder is None:
+                    continue  # a module that is gone altogether has nothing else in its place
+                now = {key: child for key, _, child in _children(holder)}
+                for key, child, names in place.items:
+                    if now.get(key) is not child():
+                        replaced += names
+            return replaced
+
+        return find_replaced
+
+
+class _Place(NamedTuple):
+    """A module or container, and what it has of the watched: the key, the child, and the names below it."""
+
+    holder: Callable[[], Any]
+    items: list[tuple[str, Callable[[], Any], list[str]]]
+
+
+def _find_places(value: Any, watched: Mapping[int, str], above: set[int], places: list[_Place]) -> list[str]:
+    """Collect the places of watched variables below ``value``; return their names."""
+    if isinstance(value, tf.Variable):
+        return [watched[id(value)]] if id(value) in watched else []
+    if _is_keras(value):
+        backend = backend_for(value)
+        adapter = None if backend is None else backend.adapter(value)
+        return [
+            watched[id(p.handle)] for p in (adapter.parameters(value) if adapter else ()) if id(p.handle) in watched
+        ]
+    if not isinstance(value, _HOLDERS) or id(value) in above:
+        return []
+    above.add(id(value))
+    below = [(key, child, _find_places(child, watched, above, places)) for key, _, child in _children(value)]
+    above.remove(id(value))
+    items = [(key, _reference(child), names) for key, child, names in below if names]
+    if items:
+        places.append(_Place(_reference(value), items))
+    return [name for _, _, names in items for name in names]
+
+
+def _reference(value: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(value)
+    except TypeError:  # a list, a dict
+        return lambda: value
 
 
 class _FoundVariable:

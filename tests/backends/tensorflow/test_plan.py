@@ -95,3 +95,33 @@ def test_functions_that_run_eagerly_go_one_by_one(monkeypatch: pytest.MonkeyPatc
     finally:
         tf.config.run_functions_eagerly(False)
     assert net.layers[0].numpy().tolist() == [2.0, -4.0]
+
+
+REPLACED: dict[str, tuple[Callable[[Net], object], str]] = {
+    "a variable": (lambda net: setattr(net, "kernel", tf.Variable([[7.0, 8.0]])), "kernel"),
+    "a variable in a list": (lambda net: net.layers.__setitem__(1, tf.Variable([7.0])), "layers/1"),
+    "a list": (lambda net: setattr(net, "layers", list(net.layers[:1])), "layers/1"),
+    "a module": (lambda net: setattr(net, "inner", Net()), "inner/bias"),
+    "a deleted variable": (lambda net: delattr(net, "kernel"), "kernel"),
+}
+
+
+@pytest.mark.parametrize("replaced", REPLACED)
+def test_a_bound_step_never_writes_to_what_the_module_has_no_more(replaced: str) -> None:
+    net = Net()
+    step = xw.bind(net, xw.Fill(2.0), where=...)
+    former = {p.name: p.handle for p in xw.parameters(net)}
+    before = {name: variable.numpy() for name, variable in former.items()}
+    change, name = REPLACED[replaced]
+    change(net)
+    with pytest.raises(xw.WriteError, match=f"'{name}' was replaced since it was bound"):
+        step()
+    assert all(np.array_equal(former[name].numpy(), array) for name, array in before.items())
+
+
+def test_a_bound_step_minds_no_other_variables() -> None:
+    net = Net()
+    step = xw.bind(net, xw.Fill(2.0), where="kernel")
+    net.inner, net.layers = Net(), []
+    step()
+    assert (net.kernel.numpy() == 2).all()
