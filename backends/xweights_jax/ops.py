@@ -7,6 +7,7 @@ Rules that keep the bits the same everywhere (each was measured, and is tested):
 * ``jnp.clip`` turns -0.0 into a bound that is 0.0, so clip is two selections.
 * XLA widens halves to move them, which quietens signalling NaNs: they are moved as integers.
 * Without JAX's 64-bit mode float64 exists inside ``jax.enable_x64`` only, also while tracing: every op runs in it.
+  Before JAX 0.7.2 constants need help to stay 64 bits wide (:mod:`xweights_jax.older`); no newer JAX is changed by it.
 * Measures run on the host in eager code, by the same code as for NumPy: the same bits, from a view.
 """
 
@@ -24,6 +25,7 @@ from jax.experimental import io_callback
 from xweights.core.dtypes import Array, is_floating
 from xweights.core.layout import Shape
 from xweights.core.numpy_backend import NumpyOps
+from xweights_jax import older
 
 try:
     from jax._src.core import trace_state_clean as _is_top_level
@@ -57,7 +59,12 @@ def _in_x64(method: Method) -> Method:
         with x64():
             return method(*arguments)
 
-    return cast("Method", run)
+    @functools.wraps(method)
+    def run_on_older_jax(*arguments: Any) -> Any:
+        with x64():
+            return method(*(jax.tree.map(older.widened, arguments) if tracing() else arguments))
+
+    return cast("Method", run_on_older_jax if older.NARROWS_CONSTANTS else run)
 
 
 class HostBuffer:
@@ -95,7 +102,7 @@ class JaxOps:
 
     @_in_x64
     def keep(self, x: Any, mask: Any) -> Any:
-        return _select(mask, x, jnp.zeros((), x.dtype))
+        return _select(mask, x, _constant(0, x.dtype))
 
     @_in_x64
     def choose(self, x: Any, mask: Any, y: Any) -> Any:
@@ -129,7 +136,9 @@ class JaxOps:
         if _is_on_host(x):
             return jnp.array(HOST.largest_singular_value(np.asarray(x)))
         if 0 in x.shape:
-            return jnp.zeros((), jnp.float64)
+            return _constant(0, np.float64)
+        if older.NARROWS_CONSTANTS and tracing():
+            return older.measured_on_host(HOST.largest_singular_value, x)
         return jnp.max(jnp.linalg.svd(x.astype(jnp.float64), compute_uv=False))
 
     @_in_x64
@@ -218,6 +227,12 @@ class JaxOps:
         return io_callback(lambda: buffer.value, _ShapeDtypeStruct(buffer.value.shape, buffer.value.dtype))
 
 
+def _constant(number: int, dtype: Any) -> Any:
+    if older.NARROWS_CONSTANTS and tracing():
+        return older.widened(np.asarray(number, dtype))
+    return jnp.asarray(number, dtype)
+
+
 def _bits(x: Any) -> Any:
     return jax.lax.bitcast_convert_type(x, _BITS[x.dtype.itemsize]) if is_floating(x.dtype) else x
 
@@ -238,7 +253,7 @@ def _from_moved_bits(bits: Any, dtype: Any) -> Any:
 def _opaque_zero(bits: Any) -> Any:
     """Return zeros that a compiler can't fold: no square is 5 modulo 8."""
     # LLVM proves that bit 1 of a square is 0 and would fold the fence; it doesn't for three bits combined.
-    seven, five = (jnp.asarray(number, bits.dtype) for number in (7, 5))
+    seven, five = (_constant(number, bits.dtype) for number in (7, 5))
     return ((bits * bits & seven) == five).astype(bits.dtype)
 
 
@@ -262,16 +277,16 @@ def _sort_key(x: Any) -> Any:
     bits = _bits(x)
     info = np.iinfo(bits.dtype)
     # A float's bits are sign and magnitude: for a negative number min - bits is the negative of the magnitude.
-    key = jnp.where(bits < 0, jnp.asarray(info.min, bits.dtype) - bits, bits)
-    return jnp.where(jnp.isnan(x), jnp.asarray(info.max, bits.dtype), key)
+    key = jnp.where(bits < _constant(0, bits.dtype), _constant(info.min, bits.dtype) - bits, bits)
+    return jnp.where(jnp.isnan(x), _constant(info.max, bits.dtype), key)
 
 
 def _to_half(x: Any, dtype: Any) -> Any:
     """Return float64 in a half type with the bits of NumPy's cast."""
     if dtype == np.float16:
         # NumPy rounds once; via float32 it is right only if that step rounds to odd: truncate, and mark lost bits.
-        lost = np.int64((1 << 29) - 1)
+        lost, none, last = (_constant(number, np.int64) for number in ((1 << 29) - 1, 0, 1 << 29))
         bits = _bits(x)
-        odd = jnp.where((bits & lost) != 0, np.int64(1 << 29), np.int64(0))
+        odd = jnp.where((bits & lost) != none, last, none)
         x = _unbits((bits & ~lost) | odd, np.dtype(np.float64))
     return x.astype(jnp.float32).astype(dtype)
