@@ -48,4 +48,8 @@ def kind_of(variable: Any) -> Hashable:
 
 def _is_of_processes(variable: Any) -> bool:
     """Return whether other processes of ``jax.distributed`` have devices of a variable's array, too."""
-    return not getattr(variable._value, "is_fully_addressable", True)
+    import jax
+
+    # A tracer that was left in a variable raises when it is asked for devices (JAX 0.6 and 0.7).
+    value = variable._value
+    return not isinstance(value, jax.core.Tracer) and not getattr(value, "is_fully_addressable", True)
