@@ -7,7 +7,7 @@ So constants come into the step as halves, and are joined there; what makes such
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from xweights.core.dtypes import Array
 
 NARROWS_CONSTANTS: bool = jax.__version_info__ < (0, 7, 2)
+_TWO_HALVES: Any = cast("Any", jax.ShapeDtypeStruct)((2,), np.uint32)
 
 
 def widened(value: Any) -> Any:
@@ -32,7 +33,7 @@ def measured_on_host(measure: Callable[[Array], Array], x: Any) -> Any:
     halves = jax.lax.bitcast_convert_type(x.astype(np.float64), np.uint32)
     number = jax.pure_callback(
         lambda of: _halves(measure(np.asarray(of).view(np.float64)[..., 0])),
-        jax.ShapeDtypeStruct((2,), np.uint32),
+        _TWO_HALVES,
         halves,
         vmap_method="sequential",
     )
