@@ -104,7 +104,7 @@ KERAS_CALLS: dict[str, tuple[Callable[[Any], object], dict[str, float]]] = {
     "clip": (lambda case: xw.clip(case.model, -1, 1), {"tensorflow": 14, "jax": 18, "torch": 3}),
     "mask": (lambda case: xw.mask(case.model, case.masks), {"tensorflow": 36, "jax": 29, "torch": 13}),
     "get_params": (lambda case: xw.get_params(case.model), {"tensorflow": 6, "jax": 7, "torch": 4}),
-    "set_params": (lambda case: xw.set_params(case.model, case.params), {"tensorflow": 14, "jax": 21, "torch": 6}),
+    "set_params": (lambda case: xw.set_params(case.model, case.params), {"tensorflow": 16, "jax": 21, "torch": 6}),
 }
 
 

@@ -47,8 +47,11 @@ def run_checks(file: str, *arguments: str, seconds: float = 300, **settings: str
 def start(file: str, *arguments: str, **settings: str) -> subprocess.Popen[str]:
     """Start a process that runs the checks of a file."""
     settings = {"TF_CPP_MIN_LOG_LEVEL": "3", "OMP_NUM_THREADS": "1"} | settings
+    # Named in full, since a file's own folder may not be looked into (PYTHONSAFEPATH).
+    program = f"import runpy, sys; sys.path.append({str(HERE)!r}); sys.argv = sys.argv[1:]; "
+    program += "runpy.run_path(sys.argv[0], run_name='__main__')"
     return subprocess.Popen(
-        [sys.executable, str(HERE / file), *arguments],
+        [sys.executable, "-c", program, str(HERE / file), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

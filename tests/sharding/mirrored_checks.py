@@ -372,7 +372,7 @@ def check_a_variable_of_parameter_servers_or_one_central_device_is_refused() -> 
             xw.scale(central, 0.5)
 
 
-def check_the_example_of_the_page_runs() -> None:
+def page_the_example_of_the_page_runs() -> None:
     run_example("tf.distribute")
 
 

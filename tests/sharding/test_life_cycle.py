@@ -235,28 +235,10 @@ def test_fsdp1_is_refused_but_for_its_full_parameters(keep):
         assert answer["kept"]
 
 
-def stepped(model: Any) -> torch.optim.Optimizer:
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
-    model(BATCH).backward()
-    optimizer.step()
-    return optimizer
-
-
-def adam_state() -> Any:
-    model = small()
-    return xw.get_optimizer(model, stepped(model))
-
-
 UNBUILT = {
-    "hold of a prune": lambda model, _: xw.prune(model, fraction=0.5, hold=True),
-    "penalty": lambda model, _: xw.penalty(model, l2=0.1),
-    "merge": lambda model, _: xw.merge([model, small()]),
     "a hold over a cut axis": lambda model, _: xw.hold(model, xw.MaxNorm(1.0, per="in"), where="up/kernel"),
-    "optimizer state": lambda model, _: xw.get_optimizer(model, stepped(model)),
-    "another optimizer state": lambda model, _: xw.set_optimizer(model, stepped(model), adam_state()),
     "effective_params": lambda model, _: xw.effective_params(model),
     "plot": lambda model, _: xw.plot(model),
-    "port": lambda model, _: xw.port(small(), model),
 }
 
 
