@@ -19,7 +19,8 @@ from jax.experimental import multihost_utils
 from xweights.core.dtypes import Array
 from xweights.core.groups import How
 from xweights.core.shards import Ranges
-from xweights.errors import RankError
+from xweights.errors import RankError, TraceError
+from xweights_jax.ops import tracing
 
 SECONDS = 300.0
 """How long a process waits for the others to make the same call."""
@@ -39,6 +40,11 @@ class ProcessGroup:
     def all_gather(self, array: Array) -> list[Array]:
         if not array.nbytes:
             return [array] * self.size
+        if tracing():
+            raise TraceError(
+                "the processes of jax.distributed agree on the host, and JAX traces this call\n"
+                "Fix: make the call outside of jax.jit and jax.grad"
+            )
         # As bytes, since JAX has no 64-bit numbers unless that is switched on.
         raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         _wait_for_others()

@@ -23,7 +23,7 @@ def run_both(folder: Path, kind: str) -> list[dict[str, str]]:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     started = [start(FILE, str(rank), address, str(folder), kind, **SETTINGS) for rank in BOTH]
     try:
-        return [outcome_of(process, 300) for process in started]
+        return [outcome_of(process, 300 if kind == "check" else 600) for process in started]
     finally:
         for process in started:
             process.kill()

@@ -43,6 +43,16 @@ def _is_sharded(model: Any) -> bool:
     return any(shard is not None and not shard.is_whole for shard in shards)
 
 
+def refuse_uncopied(model: Any, what: str) -> None:
+    """Raise PortError for a model of which other ranks have parts, and whose backend can't copy it as a plain one."""
+    if _is_sharded(model) and not isinstance(backend_for(model), CopiesPlainly):
+        raise PortError(
+            f"{what} runs the model, and of this one other ranks have parts\n"
+            "Fix: a model that isn't distributed, with its weights: "
+            "xweights.set_params(plain, xweights.get_params(model))"
+        )
+
+
 def port_on_ranks(
     source: Any,
     target: Any,
@@ -100,13 +110,21 @@ def _refuse_holds(target: Any) -> None:
 
 
 def _copy(model: Any, values: Mapping[Parameter, Array]) -> Any:
+    return _copies_plainly(model).plain_twin(model, values)
+
+
+def _copies_plainly(model: Any) -> CopiesPlainly:
+    """Return the backend of a model that lies on several ranks; raise PortError if it can't copy it as a plain one."""
     backend = backend_for(model)
     if not isinstance(backend, CopiesPlainly):
         raise PortError(
             "this model lies on several ranks, and its backend can't copy it as a plain one\n"
-            "Fix: make the call before the model is sharded"
+            "Fix: make the call on a model that isn't distributed, with its weights before "
+            "(xweights.set_params(plain, xweights.get_params(model)))\n"
+            "or after it (xweights.set_params(model, xweights.get_params(plain))); "
+            "get_optimizer and set_optimizer take the optimizer's state along"
         )
-    return backend.plain_twin(model, values)
+    return backend
 
 
 class WorkOnCopies:
@@ -126,6 +144,8 @@ class WorkOnCopies:
         if self.on_rank != "all" and (isinstance(self.on_rank, bool) or self.on_rank not in group.ranks):
             expected = f'"all", or one of the ranks that hold the model: {", ".join(map(str, group.ranks[:16]))}'
             raise ArgumentError(f"on_rank= is no rank of this model\n{got_expected(self.on_rank, expected)}")
+        for model in self.sharded:
+            _copies_plainly(model)
         self.vote.agree(f"on_rank={self.on_rank}", self.on_rank, len(self.sharded), *self.agreed)
         flat = self.vote.open([p for found in self.parameters for p in found])
         ends = np.cumsum([len(found) for found in self.parameters]).tolist()

@@ -18,6 +18,7 @@ from xweights.core.registry import backend_for, installed_backends, load
 from xweights.errors import ArgumentError, PortError, Problems, XweightsError
 from xweights.porting.port import port
 from xweights.porting.protocol import porting_for
+from xweights.porting.shards import refuse_uncopied
 from xweights.porting.skeletons.graph import Graph, Reading
 from xweights.porting.skeletons.patterns import find_layers
 from xweights.porting.skeletons.proving import prove
@@ -187,6 +188,7 @@ def skeleton(model: Any, framework: str, *, sample: Any = None, verify: bool = T
     writer = _find_describer(load(framework), "written")
     if sample is None:
         return _write_layers(model, reader, writer, None)
+    refuse_uncopied(model, "a skeleton with a sample")
     # Layers of both frameworks say more than what they compute: they come first where the model is ported into them.
     try:
         code = _write_layers(model, reader, writer, sample)

@@ -162,7 +162,12 @@ def add_penalty(
             f"nothing here puts together a loss by itself: got a {type(model).__name__}\n"
             f"Fix: in the training step: loss = loss + {_call_line('penalty', rule, where)}"
         )
-    chosen = _choose(_open(model, rule, where), rule, where)
+    everything = _open(model, rule, where)
+    with Vote(everything, "add_penalty", writing=True) as vote:
+        vote.agree(repr(rule), rule)
+        chosen = vote.open(_select(everything, where))
+        _check(chosen, rule)
+        _refuse_cut(chosen)
     parts = {id(p): BoundPenalty(rule, [p]) for p in chosen}
     return AddedPenalty(rule, chosen, backend.regularize(chosen, lambda p, x: parts[id(p)].of([x]), target=model))
 
@@ -180,6 +185,19 @@ def _choose(everything: Sequence[Parameter], rule: Penalty, where: WhereLike | N
 
 def _select(everything: Sequence[Parameter], where: WhereLike | None) -> list[Parameter]:
     return select(everything, DEFAULT_KERNELS if where is None else where)
+
+
+def _refuse_cut(chosen: Sequence[Parameter]) -> None:
+    """Refuse parameters of which other ranks have parts: a compiled step has all of each, and a term its block."""
+    problems = Problems("this can't be added to the loss of the model, and nothing was changed")
+    for p in chosen:
+        if is_cut(p):
+            problems.add(
+                HoldError,
+                f"{p.name!r} is cut between processes, and the compiled step sees all of it at once",
+                fix="leave it out with where=, and give its layer a regularizer of Keras when you make it",
+            )
+    problems.check()
 
 
 def _check(chosen: Sequence[Parameter], rule: Penalty) -> None:

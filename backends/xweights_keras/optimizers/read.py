@@ -19,6 +19,7 @@ from xweights_keras.optimizers.embedding_gradients import add_rows_variant
 from xweights_keras.optimizers.foreign import ForeignOptimizer
 from xweights_keras.optimizers.schedules import read_schedule
 from xweights_keras.optimizers.table import CLASSES, OptimizerRow, native_of, variant_of
+from xweights_keras.storage.slots import read_slot
 from xweights_keras.training.holds import foreign_constraint
 
 _CLIPS = {"clipnorm": "norm", "global_clipnorm": "global_norm", "clipvalue": "value"}
@@ -183,7 +184,7 @@ def _read_slots(
 
 
 def _read_value(p: Parameter, variable: Any, slot: str) -> Array:
-    array = np.array(keras.ops.convert_to_numpy(variable))
+    array = read_slot(variable, p)
     if slot in ("row", "column"):
         # Keras drops the averaged axis; here it is kept, with length 1.
         if array.ndim < len(p.shape):

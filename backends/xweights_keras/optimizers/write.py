@@ -29,6 +29,7 @@ from xweights_keras.optimizers.embedding_gradients import rows_of
 from xweights_keras.optimizers.foreign import ForeignOptimizer
 from xweights_keras.optimizers.schedules import make_schedule
 from xweights_keras.optimizers.table import CLASSES, OptimizerRow, class_for, native_of, variant_of
+from xweights_keras.storage.slots import back_up_slot, write_slot
 
 _CLIPS = {"norm": "clipnorm", "global_norm": "global_clipnorm", "value": "clipvalue"}
 
@@ -340,22 +341,20 @@ def _fill_slots(optimizer: Any, state: OptimizerState, p: Parameter, position: i
 
 
 def _assign_slot(variable: Any, p: Parameter, value: Array) -> None:
-    shape = tuple(variable.shape)
     stored = p.layout.to_stored(value) if value.ndim and value.size == p.size else value
-    variable.assign(np.asarray(stored).reshape(shape))
+    write_slot(variable, p, np.asarray(stored))
 
 
 def backup(optimizer: Any) -> Callable[[], None]:
     """Return a function that restores an optimizer; see ``Optimizing.backup``."""
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         return lambda: None
-    values = [(v, np.array(keras.ops.convert_to_numpy(v))) for v in optimizer.variables]
     product = getattr(optimizer, "_u_product", None)
-    if product is not None:
-        values.append((product, np.array(keras.ops.convert_to_numpy(product))))
+    variables = [*optimizer.variables, *([] if product is None else [product])]
+    restores = [back_up_slot(variable) for variable in variables]
 
     def restore() -> None:
-        for variable, value in values:
-            variable.assign(value)
+        for restore_slot in restores:
+            restore_slot()
 
     return restore

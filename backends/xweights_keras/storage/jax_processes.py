@@ -6,7 +6,7 @@ devices are all of this process is read and written as in :mod:`xweights_keras.s
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from copy import copy
 from functools import lru_cache
 from typing import Any
@@ -18,7 +18,7 @@ from xweights.core.dtypes import Array
 from xweights.core.groups import SINGLE
 from xweights.core.layout import Layout, plain_layout
 from xweights.core.shards import Ranges, Shard
-from xweights.errors import WriteError
+from xweights.errors import HandoffError, WriteError
 from xweights_jax.processes import cut_axes, process_group, ranges_of_processes
 from xweights_keras.parts import Parts
 from xweights_keras.storage.base import raw_value
@@ -51,12 +51,12 @@ class ProcessStorage(JaxStorage):
     def shard(self, handle: Any, layout: Layout) -> Shard:
         value = handle._value
         whole = tuple((0, length) for length in layout.stored)
-        if not _is_global(value):
+        if not is_global(value):
             return Shard(layout, whole, SINGLE)
         return _shard_of(value.sharding, layout)
 
     def local(self, handle: Any) -> tuple[Any, Any]:
-        if not _is_global(handle._value):
+        if not is_global(handle._value):
             return self, handle
         if "block" not in self._others:
             self._others["block"] = block = BlockStorage(None, self.statistics, self.parts)
@@ -71,7 +71,7 @@ class ProcessStorage(JaxStorage):
 
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
         value = raw_value(handle)
-        if not _is_global(value) or value.is_deleted():
+        if not is_global(value) or value.is_deleted():
             return super().refusal(handle, writing=writing)
         ranges = ranges_of_processes(value.sharding, tuple(value.shape))
         if isinstance(ranges, str):
@@ -82,13 +82,13 @@ class ProcessStorage(JaxStorage):
         return _step_refusal(handle._value)
 
     def read(self, handle: Any) -> Array:
-        if not _is_global(raw_value(handle)):
+        if not is_global(raw_value(handle)):
             return super().read(handle)
         shard, block = self._open(handle), _read_block(handle._value)
         return block if shard.is_whole else shard.gather(block)
 
     def write(self, handle: Any, value: Array) -> None:
-        if not _is_global(raw_value(handle)):
+        if not is_global(raw_value(handle)):
             super().write(handle, value)
         else:
             _write_block(handle, self._open(handle).cut_stored(value))
@@ -100,25 +100,25 @@ class ProcessStorage(JaxStorage):
         return shard
 
     def native_array(self, handle: Any, *, tensor: bool = False) -> Any:
-        if not _is_global(raw_value(handle)):
+        if not is_global(raw_value(handle)):
             return super().native_array(handle, tensor=tensor)
         self._open(handle)
         storage, _ = self.local(handle)
         return storage.native_array(handle, tensor=tensor)
 
     def commit(self, handle: Any, native: Any, value: Any) -> None:
-        if not _is_global(raw_value(handle)):
+        if not is_global(raw_value(handle)):
             super().commit(handle, native, value)
         else:
             _write_block(handle, np.asarray(value))
 
     def backup(self, handle: Any) -> Any:
-        if not _is_global(raw_value(handle)):
+        if not is_global(raw_value(handle)):
             return super().backup(handle)
         return _back_up_block(handle)
 
     def restore(self, handle: Any, kept: Any) -> None:
-        if not _is_global(raw_value(handle)):
+        if not is_global(raw_value(handle)):
             super().restore(handle, kept)
         else:
             _write_block(handle, kept[1])
@@ -132,7 +132,7 @@ class BlockStorage(JaxStorage):
 
     def refusal(self, handle: Any, *, writing: bool) -> str | None:
         value = raw_value(handle)
-        if not _is_global(value) or value.is_deleted():
+        if not is_global(value) or value.is_deleted():
             return super().refusal(handle, writing=writing)
         return None
 
@@ -141,20 +141,20 @@ class BlockStorage(JaxStorage):
 
     def read(self, handle: Any) -> Array:
         value = raw_value(handle)
-        return _read_block(value) if _is_global(value) else super().read(handle)
+        return _read_block(value) if is_global(value) else super().read(handle)
 
     def write(self, handle: Any, value: Array) -> None:
         _write_block(handle, value)
 
     def native_array(self, handle: Any, *, tensor: bool = False) -> Any:
         value = raw_value(handle)
-        if not _is_global(value):
+        if not is_global(value):
             return super().native_array(handle, tensor=tensor)
         block = np.array(_read_block(value))
         return jax.device_put(block, jax.local_devices()[0]) if tensor else block
 
     def commit(self, handle: Any, native: Any, value: Any) -> None:
-        if _is_global(raw_value(handle)):
+        if is_global(raw_value(handle)):
             _write_block(handle, np.asarray(value))
         else:
             super().commit(handle, native, value)
@@ -177,7 +177,7 @@ class _Gathered:
         self._value = value
 
 
-def _is_global(value: Any) -> bool:
+def is_global(value: Any) -> bool:
     """Return whether other processes have devices of an array, too."""
     return isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and not value.is_fully_addressable
 
@@ -196,7 +196,7 @@ def _shard_of(sharding: Any, layout: Layout) -> Shard:
 
 
 def _step_refusal(value: Any) -> str | None:
-    if not _is_global(value) or _own_ranges(value) == tuple((0, length) for length in value.shape):
+    if not is_global(value) or _own_ranges(value) == tuple((0, length) for length in value.shape):
         return None
     return (
         f"it is cut between {jax.process_count()} processes, and the compiled step sees all of it at once\n"
@@ -242,6 +242,52 @@ def _within(index: Any, ranges: Ranges, shape: tuple[int, ...]) -> tuple[slice, 
         slice(part.indices(length)[0] - first, part.indices(length)[1] - first)
         for part, (first, _), length in zip(index, ranges, shape, strict=True)
     )
+
+
+def read_slot_block(variable: Any, handle: Any, name: str) -> Array:
+    """Return what this process has of an optimizer's variable for the parameter ``name``, whose variable is given."""
+    _refuse_other_cut(variable, handle, name)
+    value = variable._value
+    return np.array(_read_block(value) if is_global(value) else np.asarray(value))
+
+
+def write_slot_block(variable: Any, handle: Any, name: str, block: Array) -> None:
+    """Write what this process has of an optimizer's variable."""
+    _refuse_other_cut(variable, handle, name)
+    if not is_global(variable._value):
+        variable.assign(block.reshape(tuple(variable.shape)))
+        return
+    lengths = [last - first for first, last in _own_ranges(variable._value)]
+    _write_block(variable, block.reshape(lengths).astype(variable._value.dtype, copy=False))
+
+
+def back_up_devices(variable: Any) -> Callable[[], None]:
+    """Return a function that gives the devices of this process what they have of a variable now."""
+    old = variable._value
+    kept = [(np.array(part.data), part.device) for part in old.addressable_shards]
+
+    def restore() -> None:
+        parts = [jax.device_put(value.copy(), device) for value, device in kept]
+        variable.assign(jax.make_array_from_single_device_arrays(old.shape, old.sharding, parts))
+
+    return restore
+
+
+def _refuse_other_cut(variable: Any, handle: Any, name: str) -> None:
+    if tuple(variable.shape) and _ranges_of_all(variable._value) != _ranges_of_all(handle._value):
+        raise HandoffError(
+            f"the optimizer's {variable.path!r} isn't cut between the processes of jax.distributed as {name!r} is\n"
+            "Fix: an optimizer of Keras' own whose slots have the shapes of their parameters (Adam, SGD), made while\n"
+            "the distribution is set; or its state before the model is distributed"
+        )
+
+
+def _ranges_of_all(value: Any) -> Any:
+    """Return the blocks of all processes; None if each has all of an array."""
+    if not is_global(value):
+        return None
+    ranges = ranges_of_processes(value.sharding, tuple(value.shape))
+    return ranges if isinstance(ranges, str) or len(set(ranges)) > 1 else None
 
 
 def _back_up_block(handle: Any) -> Any:

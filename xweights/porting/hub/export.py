@@ -16,6 +16,7 @@ from xweights.porting.matching.samples import SilentWatcher
 from xweights.porting.port import port
 from xweights.porting.protocol import porting_for
 from xweights.porting.reports import PortReport
+from xweights.porting.shards import refuse_uncopied
 
 
 def export_hf(
@@ -55,6 +56,7 @@ def export_hf(
         xweights.errors.TargetError: only a model of a hub has settings that can be mapped
     """
     hub = find_hub(model)
+    refuse_uncopied(model, "an export")
     place = open_model_folder(folder, overwrite=overwrite)
     twins = hub.make_twin(model, sample, settings or {})
     outputs = {theirs: ours for ours, theirs in twins.outputs.items()} if twins.outputs else None
