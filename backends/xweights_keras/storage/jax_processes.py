@@ -19,10 +19,10 @@ from xweights.core.groups import SINGLE
 from xweights.core.layout import Layout, plain_layout
 from xweights.core.shards import Ranges, Shard
 from xweights.errors import HandoffError, WriteError
-from xweights_jax.processes import cut_axes, process_group, ranges_of_processes
 from xweights_keras.parts import Parts
 from xweights_keras.storage.base import raw_value
 from xweights_keras.storage.jax import JaxStorage
+from xweights_keras.storage.jax_groups import cut_axes, process_group, ranges_of_processes
 
 
 class ProcessStorage(JaxStorage):
