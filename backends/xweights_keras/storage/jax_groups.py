@@ -20,7 +20,7 @@ from xweights.core.dtypes import Array
 from xweights.core.groups import How
 from xweights.core.shards import Ranges
 from xweights.errors import RankError, TraceError
-from xweights_jax.ops import tracing
+from xweights_keras.storage.jax import tracing
 
 SECONDS = 300.0
 """How long a process waits for the others to make the same call."""
