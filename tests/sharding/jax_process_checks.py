@@ -22,9 +22,9 @@ from jax.experimental import multihost_utils  # noqa: E402
 from keras_calls import BATCH, GOAL, UP, compare, other, reads, refused, small, writes  # noqa: E402
 
 import xweights as xw  # noqa: E402
-from xweights_jax import processes  # noqa: E402
+from xweights_keras.storage import jax_groups  # noqa: E402
 
-processes.SECONDS = 20.0
+jax_groups.SECONDS = 20.0
 FOLDER = Path(tempfile.mkdtemp())
 KEPT = np.arange(8 * 18).reshape(8, 18) % 3 > 0
 
@@ -393,7 +393,7 @@ def slow_copies_are_ported_handed_over_and_written_as_code() -> None:
 
 def check_a_process_that_does_not_come_is_not_waited_for() -> None:  # the last: the barriers differ after it
     model = distributed(model_parallel)
-    processes.SECONDS = 2.0
+    jax_groups.SECONDS = 2.0
     if RANK == 0:
         with refused(xw.RankError, "Fix: make the call in every process"):
             xw.scale(model, 0.5)

@@ -13,7 +13,7 @@ from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from xweights.core.dtypes import Array
 from xweights.errors import TraceError
-from xweights_jax.ops import tracing as tracing  # for jax_groups, too: one module of Keras knows JAX' backend
+from xweights_jax.ops import tracing as tracing  # noqa: PLC0414 - jax_groups takes it from here
 from xweights_keras.storage.base import missing, raw_value
 from xweights_keras.storage.grouped import JaxGroups
 
