@@ -120,6 +120,7 @@ def check_every_call_that_reads_gives_the_values_of_blocks_on_two_by_two_devices
 
 def fit_under_holds(make: Callable[[], Any], optimizer: Callable[[], Any]) -> None:
     model = compiled(make, optimizer)
+    xw.scale(model, 10, where="conv/kernel")  # beyond the bound, at which some entries then stay
     before, placed = xw.get_params(model), shardings(model)
     xw.hold(model, xw.Mask(KEPT), where=UP)
     held = xw.hold(model, xw.Clip(-0.3, 0.3), where="conv/kernel")

@@ -90,6 +90,7 @@ def check_calls_in_the_scope_of_the_strategy_do_the_same() -> None:
 
 def fit_under_holds(optimizer: str, **options: Any) -> None:
     model = compiled(mirrored(), optimizer, **options)
+    xw.scale(model, 10, where="conv/kernel")  # beyond the bound, at which some entries then stay
     before = xw.get_params(model)
     xw.hold(model, xw.Mask(KEPT), where=UP)
     held = xw.hold(model, xw.Clip(-0.3, 0.3), where="conv/kernel")
