@@ -120,10 +120,9 @@ def check_every_call_that_reads_gives_the_values_of_blocks_on_two_by_two_devices
 
 def fit_under_holds(make: Callable[[], Any], optimizer: Callable[[], Any]) -> None:
     model = compiled(make, optimizer)
-    xw.scale(model, 10, where="conv/kernel")  # beyond the bound, at which some entries then stay
     before, placed = xw.get_params(model), shardings(model)
     xw.hold(model, xw.Mask(KEPT), where=UP)
-    held = xw.hold(model, xw.Clip(-0.3, 0.3), where="conv/kernel")
+    held = xw.hold(model, xw.Clip(-0.01, 0.01), where="conv/kernel")  # a step is longer: some end at a bound
     xw.freeze(model, where="emb/embeddings", entries=(slice(3, 9),))
     xw.freeze(model, where="head/*")
     fit(model, make)
@@ -133,7 +132,7 @@ def fit_under_holds(make: Callable[[], Any], optimizer: Callable[[], Any]) -> No
     )
     assert np.array_equal(up, np.where(KEPT, up, np.float32(0)))
     assert not np.array_equal(up[KEPT], before[UP][KEPT])
-    assert np.abs(conv).max() == np.float32(0.3)
+    assert np.abs(conv).max() == np.float32(0.01)
     assert emb[3:9].tobytes() == before["emb/embeddings"][3:9].tobytes()
     assert not np.array_equal(emb[:3], before["emb/embeddings"][:3])
     assert head.tobytes() == before["head/kernel"].tobytes()
