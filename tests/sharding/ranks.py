@@ -18,6 +18,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from xweights.errors import XweightsError
+
 # Far more than a test takes, as a fork of a process with every framework in it is slow beside other work.
 SECONDS = 180
 
@@ -88,3 +90,21 @@ def _read_all(ranks: list[tuple[int, int]]) -> list[tuple[bool, Any]]:
         os.close(pipe)
         answers.append(pickle.loads(received[pipe]) if pipe not in waiting and received[pipe] else (False, "it hung"))
     return answers
+
+
+def check_that_all_raised(answers: list[dict[str, Any]], what: str, kind: str, text: str) -> None:
+    """Check that on each rank the error under a name, (type, text), is of a type and has a text in it."""
+    for answer in answers:
+        assert answer[what] is not None, what
+        assert kind in answer[what][0]
+        assert text in answer[what][1]
+
+
+def caught(call: Any) -> Any:
+    """Return the error that a call raises, with its text; None if it raises nothing."""
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - the test looks at what it is
+        kinds = [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, XweightsError)]
+        return kinds or [type(error).__name__], str(error)
+    return None

@@ -14,23 +14,13 @@ if not hasattr(os, "fork"):
 
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
+from ranks import caught, run_ranks
 from worlds import blocks, shard, small
 
 import xweights as xw
-from xweights.errors import ArgumentError, NonfiniteError, RankError, SelectionError, ShapeError, XweightsError
+from xweights.errors import ArgumentError, NonfiniteError, RankError, SelectionError, ShapeError
 
 UP = "up/kernel"
-
-
-def caught(call: Any) -> Any:
-    """Return the error that a call raises, with its text; None if it raises nothing."""
-    try:
-        call()
-    except Exception as error:  # noqa: BLE001 - the test looks at what it is
-        kinds = [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, XweightsError)]
-        return kinds or [type(error).__name__], str(error)
-    return None
 
 
 class Only:

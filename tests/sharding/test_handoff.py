@@ -16,12 +16,11 @@ if not hasattr(os, "fork"):
 
 import numpy as np
 import torch
-from ranks import run_ranks
+from ranks import caught, check_that_all_raised, run_ranks
 from worlds import WORLDS, blocks, shard, small
 
 import xweights as xw
 from xweights.core.attachments import handles_on
-from xweights.errors import XweightsError
 
 SAMPLE = np.arange(20).reshape(4, 5)
 KEPT = np.arange(8 * 18).reshape(8, 18) % 3 > 0
@@ -84,14 +83,6 @@ def test_an_experiment_goes_on_with_the_bits_that_it_would_have_had(world):
         assert [name for name, good in answer.items() if not good] == []
 
 
-def caught(call: Any) -> Any:
-    try:
-        call()
-    except Exception as error:  # noqa: BLE001 - the test looks at what it is
-        return [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, XweightsError)], str(error)
-    return None
-
-
 def squared(outputs: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     return (outputs - expected).square().mean()
 
@@ -149,10 +140,7 @@ def found() -> list[dict[str, Any]]:
     ],
 )
 def test_all_ranks_raise_the_same_error_for(what, kind, text, found):
-    for answer in found:
-        assert answer[what] is not None, what
-        assert kind in answer[what][0]
-        assert text in answer[what][1]
+    check_that_all_raised(found, what, kind, text)
 
 
 def test_a_refused_handoff_leaves_the_target_as_it_was(found):

@@ -15,7 +15,7 @@ if not hasattr(os, "fork"):
 import numpy as np
 import torch
 from counting import Counting
-from ranks import run_ranks
+from ranks import check_that_all_raised, run_ranks
 from worlds import WORLDS, blocks, shard, small
 
 import xweights as xw
@@ -248,10 +248,7 @@ def found() -> list[dict[str, Any]]:
     ],
 )
 def test_all_ranks_raise_the_same_error_for(what, kind, text, found):
-    for answer in found:
-        assert answer[what] is not None, what
-        assert kind in answer[what][0]
-        assert text in answer[what][1]
+    check_that_all_raised(found, what, kind, text)
 
 
 def test_a_refused_state_changes_no_slot_on_any_rank(found):

@@ -14,11 +14,10 @@ if not hasattr(os, "fork"):
 import numpy as np
 import torch
 from counting import Counting
-from ranks import run_ranks
+from ranks import caught, check_that_all_raised, run_ranks
 from worlds import WORLDS, shard, small
 
 import xweights as xw
-from xweights.errors import XweightsError
 
 TERMS: dict[str, dict[str, Any]] = {
     "l1": {"l1": 0.1},
@@ -87,14 +86,6 @@ def test_a_penalty_has_the_value_and_the_gradients_of_one_process(world):
         assert [name for name, good in answer.items() if not good] == []
 
 
-def caught(call: Any) -> Any:
-    try:
-        call()
-    except Exception as error:  # noqa: BLE001 - the test looks at what it is
-        return [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, XweightsError)], str(error)
-    return None
-
-
 def disagree(rank: int) -> dict[str, Any]:
     model = shard(small(), "fsdp2-2")
     here = rank == 1
@@ -136,10 +127,7 @@ def found() -> list[dict[str, Any]]:
     ],
 )
 def test_all_ranks_raise_the_same_error_for(what, kind, text, found):
-    for answer in found:
-        assert answer[what] is not None, what
-        assert kind in answer[what][0]
-        assert text in answer[what][1]
+    check_that_all_raised(found, what, kind, text)
 
 
 def test_a_bound_penalty_makes_one_collective_of_8_bytes_a_term_and_none_backwards(found):

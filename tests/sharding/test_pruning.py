@@ -13,7 +13,7 @@ if not hasattr(os, "fork"):
 
 import torch
 from counting import Counting
-from ranks import run_ranks
+from ranks import caught, check_that_all_raised, run_ranks
 from worlds import WORLDS, blocks, shard, small
 
 import xweights as xw
@@ -80,14 +80,6 @@ def test_pruned_training_has_the_bits_of_one_process(world):
         assert set(answer) == set(expected)
 
 
-def caught(call: Any) -> Any:
-    try:
-        call()
-    except Exception as error:  # noqa: BLE001 - the test looks at what it is
-        return [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, XweightsError)], str(error)
-    return None
-
-
 def disagree(rank: int) -> dict[str, Any]:
     model = shard(small(), "fsdp2-2")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=False)
@@ -144,10 +136,7 @@ def found() -> list[dict[str, Any]]:
     ],
 )
 def test_all_ranks_raise_the_same_error_for(what, kind, text, found):
-    for answer in found:
-        assert answer[what] is not None, what
-        assert kind in answer[what][0]
-        assert text in answer[what][1]
+    check_that_all_raised(found, what, kind, text)
 
 
 def test_a_refused_pruning_changes_and_holds_nothing(found):
