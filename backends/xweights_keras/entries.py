@@ -75,7 +75,7 @@ class SetEntries(keras.Layer):  # type: ignore[misc] # Keras has no types
 
 
 @keras.saving.register_keras_serializable(package="xweights")
-class EntriesInitializer(keras.initializers.Initializer):  # type: ignore[misc]
+class EntriesInitializer(keras.initializers.Initializer):  # type: ignore[misc] # Keras has no types
     """An initializer that starts single entries, rows or blocks at ``value``, and all others with ``base``.
 
     Args:

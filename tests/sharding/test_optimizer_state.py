@@ -15,11 +15,10 @@ if not hasattr(os, "fork"):
 import numpy as np
 import torch
 from counting import Counting
-from ranks import check_that_all_raised, run_ranks
+from ranks import caught, check_that_all_raised, run_ranks
 from worlds import WORLDS, blocks, shard, small
 
 import xweights as xw
-from xweights.errors import XweightsError
 
 # PyTorch's own classes, beside Adafactor and Rprop: these can't step a DTensor.
 CLASSES: dict[str, dict[str, Any]] = {
@@ -174,14 +173,6 @@ def test_slots_have_the_bits_of_one_process_and_training_goes_on(world, tmp_path
         assert {name: lines for name, lines in answer.items() if lines} == {}
 
 
-def kind_of(call: Any) -> Any:
-    try:
-        call()
-    except Exception as error:  # noqa: BLE001 - the test looks at what it is
-        return [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, XweightsError)], str(error)
-    return None
-
-
 def disagree(rank: int) -> dict[str, Any]:
     model, other = shard(small(), "fsdp2-2"), shard(small(1), "fsdp2-2")
     optimizer, stranger = make("AdamW", model), make("AdamW", other)
@@ -191,21 +182,21 @@ def disagree(rank: int) -> dict[str, Any]:
     before = [getattr(value, "_local_tensor", value).clone() for value in slots]
     here = rank == 1
     found = {
-        "a stranger": kind_of(lambda: xw.get_optimizer(model, stranger if here else optimizer)),
-        "another step": kind_of(lambda: xw.get_optimizer(model, optimizer, step=3 if here else 2)),
-        "another call": kind_of(lambda: xw.checksum(model) if here else xw.get_optimizer(model, optimizer)),
-        "another state": kind_of(
+        "a stranger": caught(lambda: xw.get_optimizer(model, stranger if here else optimizer)),
+        "another step": caught(lambda: xw.get_optimizer(model, optimizer, step=3 if here else 2)),
+        "another call": caught(lambda: xw.checksum(model) if here else xw.get_optimizer(model, optimizer)),
+        "another state": caught(
             lambda: xw.set_optimizer(model, optimizer, replace(state, updates=7) if here else state)
         ),
-        "another optimizer": kind_of(
+        "another optimizer": caught(
             lambda: xw.set_optimizer(model, torch.optim.SGD(model.parameters(), 0.1) if here else optimizer, state)
         ),
-        "a grade": kind_of(lambda: xw.set_optimizer(model, optimizer, state, grade="stuck" if here else "exact")),
-        "adafactor": kind_of(
+        "a grade": caught(lambda: xw.set_optimizer(model, optimizer, state, grade="stuck" if here else "exact")),
+        "adafactor": caught(
             lambda: xw.set_optimizer(model, None, xw.optimizer_state(model, "adafactor", learning_rate=0.1))
         ),
-        "lamb": kind_of(lambda: xw.set_optimizer(model, None, xw.optimizer_state(model, "lamb", learning_rate=0.1))),
-        "an average": kind_of(
+        "lamb": caught(lambda: xw.set_optimizer(model, None, xw.optimizer_state(model, "lamb", learning_rate=0.1))),
+        "an average": caught(
             lambda: xw.set_optimizer(
                 model, None, xw.optimizer_state(model, "adam", learning_rate=0.1, ema_momentum=0.9)
             )
@@ -213,7 +204,7 @@ def disagree(rank: int) -> dict[str, Any]:
     }
     if here:
         del optimizer.state[next(iter(model.parameters()))]["exp_avg"]
-    found["a lost slot"] = kind_of(lambda: xw.get_optimizer(model, optimizer))
+    found["a lost slot"] = caught(lambda: xw.get_optimizer(model, optimizer))
     xw.set_optimizer(model, optimizer, state)
     now = [value for p in model.parameters() for value in optimizer.state[p].values()]
     found["unchanged"] = all(map(torch.equal, before, [getattr(value, "_local_tensor", value) for value in now]))

@@ -42,7 +42,7 @@ class _Reached(BaseException):
         self.point, self.leaves = point, leaves
 
 
-class _ReadingScope(keras.StatelessScope):  # type: ignore[misc]
+class _ReadingScope(keras.StatelessScope):  # type: ignore[misc] # Keras has no types
     """A scope that notes which variables are read."""
 
     def __init__(self) -> None:
@@ -237,7 +237,7 @@ def flatten(value: Any) -> list[Any]:
 def keep_signature(call: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that stands for another, and that inspection takes for it."""
     call.__name__ = getattr(function, "__name__", "call")
-    call.__wrapped__ = function  # type: ignore[attr-defined]
+    call.__wrapped__ = function  # type: ignore[attr-defined] # as functools.wraps does
     return call
 
 
