@@ -21,7 +21,7 @@ from xweights.core.plan import Plan
 from xweights.errors import LayoutError, NotBuiltError, Problems, TargetError
 from xweights_torch.dtypes import numpy_dtype
 from xweights_torch.layers import rows_of
-from xweights_torch.outline import ModuleOutline, outline_module, watch_places, with_handle
+from xweights_torch.outline import ModuleOutline, outline_module, watch_places
 from xweights_torch.parametrized import COMPUTED
 from xweights_torch.sharding.find import are_ranks_running, find_storages
 from xweights_torch.sharding.life_cycle import reshard
@@ -106,14 +106,14 @@ class ModuleAdapter:
         for number, is_computed, refusing, like in self._plan(target, facts):
             refused = refusing
             if is_computed:
-                parameters.append(with_handle(like, refused or COMPUTED, computed[number]))
+                parameters.append(like.with_handle(computed[number], refused or COMPUTED))
                 continue
             slot = arrays[number]
             own: TensorStorage = CPU if slot.tensor.is_cpu else DEVICE
             if shared is not None:
                 # What is whole inside of FSDP1's context isn't refused.
                 own, refused = shared[number] or own, None
-            parameters.append(with_handle(like, refused or own, slot))
+            parameters.append(like.with_handle(slot, refused or own))
         return parameters
 
     def _plan(self, target: nn.Module, facts: list[ModuleFacts]) -> tuple[PlannedParameter, ...]:

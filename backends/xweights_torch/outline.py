@@ -23,7 +23,6 @@ from torch import nn
 
 from xweights.core.parameter import Parameter
 from xweights.core.plan import Outline, Plan, group_key
-from xweights.core.protocols import Storage
 from xweights_torch.layers import spec_of
 from xweights_torch.parametrized import find_computed
 from xweights_torch.storage import PLACE_FACTS, TensorHandle, TensorStorage
@@ -92,7 +91,7 @@ class ModuleOutline(Outline):
         for like, places in zip(self.likes, self._places, strict=True):
             handles = [TensorHandle(tensors[at], modules[owner], table, key) for at, owner, table, key in places]
             handles[0].tied = tuple(handles[1:])
-            parameters.append(with_handle(like, like.storage, handles[0]))
+            parameters.append(like.with_handle(handles[0]))
         return parameters
 
 
@@ -157,25 +156,6 @@ def _reference(value: Any) -> Callable[[], Any]:
 
 def _are_same(references: list[Callable[[], Any]], now: list[Any]) -> bool:
     return len(references) == len(now) and all(map(is_, map(_call, references), now))
-
-
-def with_handle(like: Parameter, storage: Storage, handle: Any) -> Parameter:
-    """Return a copy of a parameter with another storage and handle."""
-    # Four times as fast as the constructor, which would run for each parameter at each call.
-    parameter = Parameter.__new__(Parameter)
-    parameter.name = like.name
-    parameter.native_name = like.native_name
-    parameter.role = like.role
-    parameter.layer = like.layer
-    parameter.gates = like.gates
-    parameter.aliases = like.aliases
-    parameter.native_aliases = like.native_aliases
-    parameter.layout = like.layout
-    parameter.dtype = like.dtype
-    parameter.hidden = like.hidden
-    parameter.storage = storage
-    parameter.handle = handle
-    return parameter
 
 
 def watch_places(target: nn.Module, parameters: Sequence[Parameter]) -> Callable[[], list[str]]:

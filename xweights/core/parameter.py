@@ -194,8 +194,8 @@ class Parameter:
         """Return a copy in which some of the attributes that the constructor takes are others."""
         return Parameter(**{name: getattr(self, name) for name in self.__slots__} | changes)
 
-    def with_handle(self, handle: Any) -> Parameter:
-        """Return a copy with another handle."""
+    def with_handle(self, handle: Any, storage: Storage | None = None) -> Parameter:
+        """Return a copy with another handle, and maybe another storage."""
         # A fifth of the time of `replace`, for each parameter of a kept plan at each call that looks at parameters.
         parameter = Parameter.__new__(Parameter)
         parameter.name = self.name
@@ -208,7 +208,7 @@ class Parameter:
         parameter.layout = self.layout
         parameter.dtype = self.dtype
         parameter.hidden = self.hidden
-        parameter.storage = self.storage
+        parameter.storage = self.storage if storage is None else storage
         parameter.handle = handle
         return parameter
 
