@@ -22,7 +22,7 @@ import keras
 
 from xweights.core.agreement import is_shared
 from xweights.core.parameter import Parameter
-from xweights.core.plan import Outline, Plan, group_key
+from xweights.core.plan import Outline, Plan, are_same, find_referred, group_key, refer_to
 from xweights.core.protocols import GroupStorage
 from xweights_keras.naming import find_attribute_paths, is_internal
 from xweights_keras.walk import is_graph, is_module_wrapper
@@ -42,8 +42,6 @@ _space: Callable[[Any], Any] = vars
 _get: Callable[..., Any] = dict.get
 # New in Python 3.11, and twice as fast as its stand-in.
 _call: Callable[..., Any] = getattr(operator, "call", lambda function, *arguments: function(*arguments))
-# A function in C that returns None.
-_nothing: Callable[[], Any] = [].clear
 
 
 class LayerOutline(Outline):
@@ -74,7 +72,7 @@ class LayerOutline(Outline):
         self._variables = list(map(weakref.ref, variables))
         self._facts = list(map(_facts, map(_space, variables)))
         self._natives = (
-            [] if keras.backend.backend() == "jax" else list(map(_reference, map(_value, map(_space, variables))))
+            [] if keras.backend.backend() == "jax" else list(map(refer_to, map(_value, map(_space, variables))))
         )
         members: dict[int, tuple[GroupStorage, list[int]]] = {}
         for position, key in enumerate(self.keys):
@@ -85,8 +83,8 @@ class LayerOutline(Outline):
 
     def open(self) -> Plan | None:
         """Return a plan on the variables that the model has now; None if anything is not as it was."""
-        layers: list[Any] = list(map(_call, self._layers))
-        variables: list[Any] = list(map(_call, self._variables))
+        layers: list[Any] = find_referred(self._layers)
+        variables: list[Any] = find_referred(self._variables)
         if _has_none(layers) or _has_none(variables) or list(map(_type, layers)) != self._types:
             return None
         if not self._have_same_attributes(layers) or not self._have_same_variables(variables):
@@ -106,12 +104,12 @@ class LayerOutline(Outline):
             return False
         plain = list(compress(values, self._are_plain))
         return (
-            _are_same(self._owned, owned)
-            and _are_same(self._objects, list(compress(values, self._are_objects)))
+            are_same(self._owned, owned)
+            and are_same(self._objects, list(compress(values, self._are_objects)))
             # Types first, since a variable or an array can't be compared with a number.
             and list(map(_type, plain)) == self._kinds
             and plain == self._plain
-            and all(_are_same(kept, layers[at].layers) for at, kept in zip(self._graphs, self._order, strict=True))
+            and all(are_same(kept, layers[at].layers) for at, kept in zip(self._graphs, self._order, strict=True))
             and all(_find_paths(layers[at]) == kept for at, kept in zip(self._searched, self._paths, strict=True))
         )
 
@@ -119,7 +117,7 @@ class LayerOutline(Outline):
         spaces = list(map(_space, variables))
         return (
             list(map(_facts, spaces)) == self._facts
-            and (not self._natives or _are_same(self._natives, list(map(_value, spaces))))
+            and (not self._natives or are_same(self._natives, list(map(_value, spaces))))
             and self._read_states(variables) == self._states
         )
 
@@ -200,11 +198,3 @@ def _is_plain(value: Any) -> bool:
 def _has_none(values: list[Any]) -> bool:
     # Not with `in`, for which variables would be compared with None, entry by entry.
     return any(map(is_, values, repeat(None)))
-
-
-def _reference(value: Any) -> Callable[[], Any]:
-    return _nothing if value is None else weakref.ref(value)
-
-
-def _are_same(references: Sequence[Callable[[], Any]], now: Sequence[Any]) -> bool:
-    return len(references) == len(now) and all(map(is_, map(_call, references), now))

@@ -11,18 +11,17 @@ sharded ones nothing is kept: they are walked at each call.
 
 from __future__ import annotations
 
-import operator
 import weakref
 from collections.abc import Callable, Sequence
 from itertools import chain
-from operator import is_, itemgetter, methodcaller
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from xweights.core.parameter import Parameter
-from xweights.core.plan import Outline, Plan, group_key
+from xweights.core.plan import Outline, Plan, are_same, find_referred, group_key, refer_to
 from xweights_torch.layers import spec_of
 from xweights_torch.parametrized import find_computed
 from xweights_torch.storage import PLACE_FACTS, TensorHandle, TensorStorage
@@ -41,8 +40,6 @@ _REGISTRIES = tuple(
 )
 _values: Any = dict.values  # half the time of methodcaller("values")
 _type: Callable[[Any], Any] = type
-# New in Python 3.11, and twice as fast as its stand-in.
-_call: Callable[[Any], Any] = getattr(operator, "call", methodcaller("__call__"))
 
 
 class ModuleOutline(Outline):
@@ -52,8 +49,8 @@ class ModuleOutline(Outline):
         super().__init__([p.replace(handle=None) for p in parameters], [group_key(p) for p in parameters])
         self._modules = [weakref.ref(module) for module in modules]
         self._structure = now.structure
-        self._children = [_reference(child) for child in now.children]
-        self._tensors = [_reference(tensor) for tensor in now.tensors]
+        self._children = [refer_to(child) for child in now.children]
+        self._tensors = [refer_to(tensor) for tensor in now.tensors]
         # Most layers have no settings that their names or axes depend on.
         specs = [spec_of(kind) for kind in map(_type, modules)]
         self._specs = [(at, spec) for at, spec in enumerate(specs) if spec and getattr(spec, "reads", True)]
@@ -70,11 +67,11 @@ class ModuleOutline(Outline):
 
     def open(self) -> Plan | None:
         """Return a plan on the tensors that the module has now; None if anything is not as it was."""
-        modules: list[Any] = list(map(_call, self._modules))
+        modules: list[Any] = find_referred(self._modules)
         now = None if None in modules else read_registries(modules)
         if now is None or now.structure != self._structure:
             return None
-        if not _are_same(self._children, now.children) or not _are_same(self._tensors, now.tensors):
+        if not are_same(self._children, now.children) or not are_same(self._tensors, now.tensors):
             return None
         live = [tensor for tensor in now.tensors if tensor is not None]
         try:
@@ -144,18 +141,6 @@ def _is_plain(modules: list[Any], now: Registries, parameters: Sequence[Paramete
         and {nn.Parameter, torch.Tensor}.issuperset(type(tensor) for tensor in now.tensors if tensor is not None)
         and all(type(p.storage) is TensorStorage and type(p.handle) is TensorHandle for p in parameters)
     )
-
-
-# A function in C that returns None, for a bias that a layer doesn't have: one in Python would be called 1,000 times.
-_nothing: Callable[[], Any] = [].clear
-
-
-def _reference(value: Any) -> Callable[[], Any]:
-    return _nothing if value is None else weakref.ref(value)
-
-
-def _are_same(references: list[Callable[[], Any]], now: list[Any]) -> bool:
-    return len(references) == len(now) and all(map(is_, map(_call, references), now))
 
 
 def watch_places(target: nn.Module, parameters: Sequence[Parameter]) -> Callable[[], list[str]]:
