@@ -60,7 +60,7 @@ def cases() -> dict[str, Callable[[], Any]]:
     layers = [keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2)]
     model = keras.Sequential(layers)
     model.compile("adam", "mse")
-    x = np.zeros((8, 4), np.float32)
+    x = np.random.default_rng(0).standard_normal((8, 4), np.float32)
     model.fit(x, np.zeros((8, 2), np.float32), verbose=0)
     path = Path(tempfile.mkdtemp()) / "weights.safetensors"
     xw.save(network, path)
