@@ -48,18 +48,20 @@ def write_plainly(
             group.storage.write_group(
                 selection.handles(group.positions), [stored[position] for position in group.positions]
             )
-    return LoadReport("values", taken={p.name: (p.name,) for p in choice.likes})
+    return LoadReport("values", taken=expected.taken.copy())
 
 
 class _Expected(NamedTuple):
     """What values in the order of a selection have to be, compared for all of them at once."""
 
     names: list[str]
+    taken: dict[str, tuple[str, ...]]
     axes: list[Axes | None]
     gates: list[tuple[str, ...] | None]
     dtypes: list[np.dtype[Any]]
     neutral: list[Shape]
     native: list[Shape]
+    orders: list[tuple[int, ...]] | None
     is_plain: bool
     starts: Array
     reach: Array
@@ -78,11 +80,13 @@ def _expect(selection: Selection) -> _Expected:
     order = np.argsort(starts)
     return _Expected(
         [p.name for p in likes],
+        {p.name: (p.name,) for p in likes},
         [p.layout.axes for p in likes],
         [p.gates for p in likes],
         [p.dtype for p in likes],
         [p.layout.shape for p in likes],
         [p.layout.stored for p in likes],
+        [p.layout.inverse for p in likes] if all(p.layout.split == p.layout.stored for p in likes) else None,
         _are_names_unique(selection) and all(home.flags.forc for home in homes),
         starts[order],
         np.maximum.accumulate(ends[order]),
@@ -111,10 +115,11 @@ def _fit_all(
         return None
     if [array.shape for array in arrays] != (expected.native if order == "native" else expected.neutral):
         return None
-    if order != "native":
-        layouts = [p.layout for p in selection.choice.likes]
-        arrays = [a if own.is_identity else own.to_stored(a) for a, own in zip(arrays, layouts, strict=True)]
-    return arrays
+    if order == "native":
+        return arrays
+    if expected.orders is not None:
+        return list(map(np.ndarray.transpose, arrays, expected.orders))
+    return [p.layout.to_stored(array) for array, p in zip(arrays, selection.choice.likes, strict=True)]
 
 
 def _agree(passed: list[Any], expected: list[Any]) -> bool:
@@ -133,14 +138,15 @@ def _are_names_unique(selection: Selection) -> bool:
 
 def _are_finite(arrays: Sequence[Array]) -> bool:
     """Return whether all entries are finite; False also if it takes a closer look to tell."""
+    dtypes = {array.dtype for array in arrays}
     with np.errstate(all="ignore"):
+        if all(dtype.char in "fd" and dtype.isnative for dtype in dtypes) and all(
+            array.flags.c_contiguous for array in arrays
+        ):
+            # A finite sum of squares rules out all others, and BLAS takes half the time of a comparison.
+            return all(map(math.isfinite, map(np.vdot, arrays, arrays)))
         for array in arrays:
-            if array.dtype.char in "fd" and array.dtype.isnative and array.flags.c_contiguous:
-                # A finite sum of squares rules out all others, and BLAS takes half the time of a comparison.
-                flat = array.reshape(-1)
-                if not math.isfinite(np.dot(flat, flat)):
-                    return False
-            elif array.dtype.kind not in "biu" and (is_half(array.dtype) or not np.isfinite(quick_sum(array))):
+            if array.dtype.kind not in "biu" and (is_half(array.dtype) or not np.isfinite(quick_sum(array))):
                 return False
     return True
 
