@@ -54,12 +54,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--threads", type=int, default=1, help="of torch and BLAS; TensorFlow keeps its own")
+    parser.add_argument("--processor", action="store_true", help="processor time, for a machine that does other work")
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
         _run_part(options.part, options.quick)
         return
+    if options.processor:
+        os.environ["XWEIGHTS_CLOCK"] = "processor"
     parts_to_run = options.only or list(PARTS)
     rows_by_part = {name: _in_process(name, options.quick, options.threads) for name in parts_to_run}
     for title, parts in TABLES.items():
