@@ -13,9 +13,11 @@ import numpy as np
 from xweights.core.backend import HeldChain
 from xweights.core.plan import group_key
 from xweights.core.protocols import GroupStorage
+from xweights.core.repeated_groups import repeat_edit
 from xweights.edit.execute import is_foreign
 from xweights.edit.grouped import edit_of, keep_views
 from xweights.training.held_rules import HeldRule, HeldRules, count_changes
+from xweights.training.hooks import native_of
 
 
 class _HeldGroup:
@@ -28,8 +30,8 @@ class _HeldGroup:
     def prepare(self) -> None:
         """Look everything up, when all members are known."""
         first, held_rule = self.members[0]
-        self.edit = edit_of(held_rule.rule, first.parameter)
-        self.handles = [chain.parameter.handle for chain, _ in self.members]
+        # The arrays themselves: an optimizer steps them, whether or not a module still has them.
+        self.handles = [native_of(chain.parameter) for chain, _ in self.members]
         self.operands: Sequence[Any] = held_rule.operands
         if not held_rule.rule.by_dtype:
             each = [
@@ -39,6 +41,7 @@ class _HeldGroup:
             self.operands = [list(values) for values in zip(*each, strict=True)]
         self.state = self.storage.group_state(self.handles)
         self.views = keep_views(self.storage, self.handles)
+        self.edit = repeat_edit(edit_of(held_rule.rule, first.parameter), self.views)
 
 
 class HeldGroups:

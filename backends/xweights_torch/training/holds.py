@@ -7,6 +7,7 @@ none with a post-hook.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -32,7 +33,9 @@ class HoldHooks:
     def __init__(self, optimizer: Optimizer | None) -> None:
         self.chains: dict[int, tuple[HeldChain, int]] = {}  # by tensor, with the number of holds
         self.after: list[tuple[int, Callable[[Any], None]]] = []  # the tensor whose steps count, and the callback
-        self._owned: tuple[tuple[int, ...], HeldGroups, set[int]] | None = None
+        self._owned: weakref.WeakKeyDictionary[Optimizer, tuple[list[int], HeldGroups, set[int]]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._hook = plain_python(self._run)
         self.handle = self._register(optimizer)
         self.optimizer = optimizer
@@ -56,7 +59,7 @@ class HoldHooks:
         for chain in chains:
             key = id(tensor_of(chain.parameter.handle))
             self.chains[key] = (chain, self.chains.get(key, (chain, 0))[1] + 1)
-        self._owned = None
+        self._owned.clear()
 
     def drop(self, chains: Sequence[HeldChain]) -> None:
         """Remove one hold from these rules, and the hook with the last one."""
@@ -67,7 +70,7 @@ class HoldHooks:
                 self.chains[key] = (chain, count)
             else:
                 del self.chains[key]
-        self._owned = None
+        self._owned.clear()
         if not self.chains:
             self.handle.remove()
             if self.other_optimizers is not None:
@@ -81,14 +84,16 @@ class HoldHooks:
                 call(None)
 
     def _groups_of(self, optimizer: Optimizer) -> tuple[HeldGroups, set[int]]:
-        # Cached for each optimizer and set of parameters: a loop over all of them costs as much as a rule.
-        key = (id(optimizer), *(id(group["params"]) for group in optimizer.param_groups))
-        key = (*key, *(len(group["params"]) for group in optimizer.param_groups))
-        if self._owned is None or self._owned[0] != key:
-            stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            chains = [chain for tensor, (chain, _) in self.chains.items() if tensor in stepped]
-            self._owned = (key, HeldGroups(chains), stepped)
-        return self._owned[1], self._owned[2]
+        # Kept for each optimizer, since two that step the parts of one model take turns; and compared one by one, in C,
+        # since a parameter may be replaced in its list.
+        parameters = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
+        stepped = list(map(id, parameters))
+        known = self._owned.get(optimizer)
+        if known is None or known[0] != stepped:
+            held = set(stepped)
+            chains = [chain for tensor, (chain, _) in self.chains.items() if tensor in held]
+            known = self._owned[optimizer] = (stepped, HeldGroups(chains), held)
+        return known[1], known[2]
 
 
 class OtherOptimizers:
