@@ -32,7 +32,6 @@ and one warning, UnknownRoleWarning (UserWarning): a default selection left out 
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
@@ -309,7 +308,7 @@ def shown(value: object) -> str:
     return text if value is None or isinstance(value, (list, tuple, dict)) else f"{text} ({kind.__qualname__})"
 
 
-_OWN = re.compile(r"xweights(_torch|_keras|_tensorflow|_jax)?(\.|$)")
+_OWN = r"xweights(_torch|_keras|_tensorflow|_jax)?(\.|$)"
 
 
 def user_traceback(traceback: TracebackType | None) -> TracebackType | None:
@@ -324,7 +323,7 @@ def user_traceback(traceback: TracebackType | None) -> TracebackType | None:
     while traceback is not None:
         frame = traceback.tb_frame
         module = frame.f_globals.get("__name__", "")
-        is_own = _OWN.match(module) is not None
+        is_own = re.match(_OWN, module) is not None
         # The guard stands before every public function; the user called what is behind it.
         if not is_own or not (own or module == "xweights.core.public_calls"):
             kept.append(traceback)
@@ -363,15 +362,17 @@ def got_expected(got: object, expected: object) -> str:
 
 def near(name: str, known: Iterable[str], *, limit: int = 3) -> str:
     """Return a line that suggests the known names nearest to ``name``, or else lists the first of them."""
+    from difflib import get_close_matches
+
     names = list(dict.fromkeys(known))
     if not names:
         return "There are no names to choose from."
     last = name.rsplit("/", 1)[-1].strip("*")
-    close = difflib.get_close_matches(name, names, n=limit, cutoff=0.5)
+    close = get_close_matches(name, names, n=limit, cutoff=0.5)
     close = close or [candidate for candidate in names if last and last in candidate][:limit]
     if not close:
         ends = dict.fromkeys(candidate.rsplit("/", 1)[-1] for candidate in names)
-        close = [f"*/{end}" for end in difflib.get_close_matches(last, ends, n=limit, cutoff=0.6)]
+        close = [f"*/{end}" for end in get_close_matches(last, ends, n=limit, cutoff=0.6)]
     if close:
         return "Near names: " + ", ".join(repr(candidate) for candidate in close)
     shown = ", ".join(repr(candidate) for candidate in names[:8])

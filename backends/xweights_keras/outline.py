@@ -20,8 +20,7 @@ from typing import Any
 
 import keras
 
-from xweights.core.agreement import is_shared
-from xweights.core.parameter import Parameter
+from xweights.core.parameter import Parameter, is_shared
 from xweights.core.plan import Outline, Plan, are_same, find_referred, group_key, refer_to
 from xweights.core.protocols import GroupStorage
 from xweights_keras.naming import find_attribute_paths, is_internal

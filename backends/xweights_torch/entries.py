@@ -17,9 +17,10 @@ from xweights.edit.apply import apply
 from xweights.edit.execute import prepare
 from xweights.edit.guards import undo_on_error
 from xweights.errors import ArgumentError, DtypeError, SelectionError, ShapeError
+from xweights.rules.base import Initializer
 from xweights.rules.entries import SetEntries as EntriesRule
 from xweights.rules.entries import check_index, placeholder_parameter, resolve_entries, resolve_index, value_at
-from xweights.rules.initializers import Init, Initializer
+from xweights.rules.initializers import Init
 from xweights_torch.dtypes import NUMPY_OF, from_host, host_view
 from xweights_torch.ops import without_negative_steps
 

@@ -17,8 +17,8 @@ from xweights import errors
 from xweights.core.digests import digest_bits, digest_of
 from xweights.core.dtypes import Array
 from xweights.core.groups import Group
-from xweights.core.parameter import Parameter
-from xweights.core.shards import Shard, ShardedStorage
+from xweights.core.parameter import Parameter, is_shared
+from xweights.core.shards import Shard
 from xweights.errors import RankError, WriteError, XweightsError, combine_kinds
 
 if TYPE_CHECKING:
@@ -29,15 +29,6 @@ AGREED, REFUSED, FAILED = range(3)
 COMPARED = ("call", "arguments", "parameters", "placements", "copies")
 _KINDS = 64
 _MOST_TEXT = 6000
-_sharded_types: dict[type[Any], bool] = {}
-
-
-def is_shared(p: Parameter) -> bool:
-    """Return whether several ranks hold a parameter, in parts or as copies that only change together."""
-    kind = type(p.storage)
-    if kind not in _sharded_types:
-        _sharded_types[kind] = isinstance(p.storage, ShardedStorage)
-    return _sharded_types[kind]
 
 
 def shard_of(p: Parameter) -> Shard | None:

@@ -14,12 +14,14 @@ Four small protocols, because they change for different reasons:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops, Storage
-from xweights.core.state import State, StateMatch
+
+if TYPE_CHECKING:
+    from xweights.core.state import State, StateMatch
 
 
 class Adapter(Protocol):

@@ -16,7 +16,7 @@ COUNTERS = frozenset({"num_batches_tracked", "count"})
 # In a file or a state dict also that of PyTorch's AveragedModel.
 SAVED_COUNTERS = COUNTERS | {"n_averaged"}
 # What the last part of a name alone shows to be no weight that is trained, whoever wrote the file.
-_NEVER_TRAINED = re.compile(
+_NEVER_TRAINED = (
     r"(running|moving)_(mean|var|variance)|num_batches_tracked|n_averaged|global_step|iterations|seed_generator_state"
     r"|\w*(weight|input|output|act|activation|kernel|key|value|k|v)_scales?(_inv)?|\w*zero_points?|qzeros|g_idx|SCB"
     r"|absmax|quant_map|nested_absmax|nested_quant_map|\w*amax_history\w*|\w+_mask|weight_u|_u|inv_freq"
@@ -25,7 +25,7 @@ _NEVER_TRAINED = re.compile(
 
 def is_never_trained(role: str) -> bool:
     """Return whether the last part of a name is one of a counter, a statistic, a mask or a scale of quantisation."""
-    return _NEVER_TRAINED.fullmatch(role) is not None
+    return re.fullmatch(_NEVER_TRAINED, role) is not None
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:

@@ -27,7 +27,7 @@ Size = int | str
 Gates = tuple[str, ...] | Mapping[str, tuple[str, ...]] | None
 
 # The words for what an array is for: Keras 3's where it has one. Others are unknown until a row declares them.
-_STANDARD = re.compile(
+_STANDARD = (
     r".*(kernel|bias|embeddings)(_[abkv]|_scale)?|gamma|beta|alpha|scale|token|moving_.*|renorm_.*|mean|variance|count|"
     r"num_batches_tracked|vector_u|concat_score_weight|parameter|state_decay|frequencies|quantization|range"
 )
@@ -138,7 +138,7 @@ def declared_rows(kind: type[Any]) -> LayerRows | None:
 def is_known_role(role: str) -> bool:
     """Return True for a standard word, or a role that some row declared."""
     if role not in _known:
-        _known[role] = role in _roles or _STANDARD.fullmatch(role) is not None
+        _known[role] = role in _roles or re.fullmatch(_STANDARD, role) is not None
     return _known[role]
 
 

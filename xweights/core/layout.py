@@ -23,7 +23,7 @@ LayoutName = Literal["neutral", "native"]
 Shape = tuple[int, ...]
 Axes = tuple[str, ...]
 
-_TOKEN = re.compile(r"\([^()]*\)|[^\s()]+")
+_TOKEN = r"\([^()]*\)|[^\s()]+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def layout_of(pattern: str, shape: Shape, **sizes: int) -> Layout:
 
 def _read(pattern: str, shape: Shape, sizes: dict[str, int]) -> Layout:
     stored, arrow, neutral = pattern.partition("->")
-    tokens = _TOKEN.findall(stored)
+    tokens = re.findall(_TOKEN, stored)
     if len(tokens) != len(shape):
         raise LayoutError(f"the pattern {pattern!r} has {len(tokens)} stored axes, the array {shape} has {len(shape)}")
     names: list[str] = []
@@ -137,7 +137,7 @@ def _read(pattern: str, shape: Shape, sizes: dict[str, int]) -> Layout:
 def read_names(pattern: str) -> Axes:
     """Return the neutral axes that a pattern names; raise LayoutError where its two sides contradict each other."""
     stored, arrow, neutral = pattern.partition("->")
-    tokens = _TOKEN.findall(stored)
+    tokens = re.findall(_TOKEN, stored)
     names = [part for token in tokens if token != "1" for part in token.strip("()").split()]
     axes = tuple(neutral.split()) if arrow else tuple(names)
     if "".join(tokens).replace(" ", "") != "".join(stored.split()) or sorted(axes) != sorted(names):

@@ -15,6 +15,7 @@ from xweights.core.shards import Shard, ShardedStorage
 Reader = Callable[["Parameter"], Array]
 Writer = Callable[["Parameter", Any], None]
 _io: list[Any] = []
+_sharded_types: dict[type[Any], bool] = {}
 
 
 def register_io(reader: Reader, writer: Writer) -> None:
@@ -226,3 +227,11 @@ class Parameter:
         frozen = "" if self.trainable else ", not trainable"
         tied = f", also {', '.join(self.aliases)}" if self.aliases else ""
         return f"<Parameter {self.name!r} ({axes}) = ({shape}) {self.dtype.name}{frozen}{tied}>"
+
+
+def is_shared(p: Parameter) -> bool:
+    """Return whether several ranks hold a parameter, in parts or as copies that only change together."""
+    kind = type(p.storage)
+    if kind not in _sharded_types:
+        _sharded_types[kind] = isinstance(p.storage, ShardedStorage)
+    return _sharded_types[kind]

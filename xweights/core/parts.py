@@ -30,9 +30,8 @@ _PARTS_OF_MODELS = frozenset(
     | {"actor"}
 )
 _OPTIMIZER = frozenset({"optim", "optimizer", "optimizers", "opt"})
-_SETTINGS = re.compile(
-    r"(hyper[_-]?param|hparams|config|args|callback|metric|histor|schedul|scaler|loops|criterion|loss|random|rng)",
-    re.IGNORECASE,
+_SETTINGS = (
+    r"(hyper[_-]?param|hparams|config|args|callback|metric|histor|schedul|scaler|loops|criterion|loss|random|rng)"
 )
 # The last words of the names that layers give their arrays.
 _ROLES = frozenset(
@@ -246,7 +245,9 @@ def _looks_like_weights(key: Any, tree: Any) -> bool:
         return False
     if _names_weights(key) or _PARTS_OF_MODELS & set(_words(key)):
         return True
-    return not _SETTINGS.search(str(key)) and bool({name.rsplit("/", 1)[-1] for name in arrays} & _ROLES)
+    return not re.search(_SETTINGS, str(key), re.IGNORECASE) and bool(
+        {name.rsplit("/", 1)[-1] for name in arrays} & _ROLES
+    )
 
 
 def _is_random_state(name: str, array: Any) -> bool:

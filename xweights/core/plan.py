@@ -13,12 +13,10 @@ from operator import is_, methodcaller
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from xweights.core import selection as predicates
-from xweights.core.agreement import is_shared
 from xweights.core.dtypes import Array
-from xweights.core.parameter import Parameter
+from xweights.core.parameter import Parameter, is_shared
 from xweights.core.protocols import GroupStorage
 from xweights.core.selection import DEFAULT_KERNELS, Where, WhereLike, select
-from xweights.core.unknown_roles import unknown_roles
 
 # New in Python 3.11, and twice as fast as its stand-in.
 _call: Callable[[Any], Any] = getattr(operator, "call", methodcaller("__call__"))
@@ -129,6 +127,8 @@ class Plan:
         key = _key_of(where)
         choice = None if key is None else outline.choices.get(key)
         if choice is None:
+            from xweights.core.unknown_roles import unknown_roles
+
             everything = self.everything
             chosen = {id(p) for p in select(everything, where)}
             positions = [position for position, p in enumerate(everything) if id(p) in chosen]

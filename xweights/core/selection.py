@@ -7,16 +7,14 @@ A name without wildcards may be neutral or native. Everything combines with ``&`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Union
 
 from xweights.core.dtypes import is_complex
 from xweights.core.identities import keys_of
 from xweights.core.names import NameIndex, find_named, glob_matcher, is_glob
 from xweights.core.parameter import Parameter
+from xweights.core.records import record
 from xweights.core.tied_names import all_layers_of, first_layer, refuse_contradictions
-from xweights.core.unknown_roles import warn_of_unknown_roles
-from xweights.core.unmatched_names import explain_name
 from xweights.errors import ArgumentError, Problems, SelectionError, got_expected, near, shown
 
 WhereLike = Union[str, "Where", Callable[[Parameter], bool], Iterable[Any], Parameter, Any]
@@ -59,7 +57,7 @@ class Where:
         return Except(self)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Everything(Where):
     """All parameters but hidden ones, which only an explicit name selects."""
 
@@ -70,7 +68,7 @@ class Everything(Where):
         return "..."
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Glob(Where):
     """Neutral names by glob; without a wildcard one name, neutral or native."""
 
@@ -86,7 +84,7 @@ class Glob(Where):
         return repr(self.pattern)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class NativeName(Where):
     """The framework's own names, by glob."""
 
@@ -102,7 +100,7 @@ class NativeName(Where):
         return f"native({self.pattern!r})"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Role(Where):
     """Roles, each by glob."""
 
@@ -115,7 +113,7 @@ class Role(Where):
         return f"role({', '.join(map(repr, self.names))})"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Layer(Where):
     """The i-th layer that has weights, or layers by glob."""
 
@@ -135,7 +133,7 @@ class Layer(Where):
         return f"layer({self.which!r})"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Trainable(Where):
     """Parameters that the framework would train, as of now."""
 
@@ -146,7 +144,7 @@ class Trainable(Where):
         return "trainable()"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Inexact(Where):
     """Floating-point and complex parameters: what training changes by small steps."""
 
@@ -154,7 +152,7 @@ class Inexact(Where):
         return not parameter.hidden and (parameter.floating or is_complex(parameter.dtype))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Predicate(Where):
     """Parameters for which a user's function is true."""
 
@@ -167,7 +165,7 @@ class Predicate(Where):
         return getattr(self.function, "__name__", repr(self.function))
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class These(Where):
     """Given parameters, by full neutral name."""
 
@@ -180,7 +178,7 @@ class These(Where):
         return repr(list(self.names))
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Objects(Where):
     """The parameters that a framework's own object has, a module, a layer, a variable or a tensor, by identity."""
 
@@ -194,7 +192,7 @@ class Objects(Where):
         return self.text
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Both(Where):
     """Parameters that two predicates both select."""
 
@@ -208,7 +206,7 @@ class Both(Where):
         return f"({self.left!r} & {self.right!r})"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Either(Where):
     """Parameters that any of several predicates selects."""
 
@@ -224,7 +222,7 @@ class Either(Where):
         return "(" + " | ".join(map(repr, self.these)) + ")"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Except(Where):
     """All parameters that aren't hidden, but those that a predicate selects, by whichever of their names."""
 
@@ -314,11 +312,14 @@ def to_where(value: WhereLike) -> Where:
     raise ArgumentError(f"where= can't be understood\n{got_expected(shown(value), expected)}{fix}")
 
 
-@dataclass(frozen=True, repr=False)
 class Default(Both):
     """The default of a verb's ``where=``, printed as the public expression that means nearly the same."""
 
-    words: str = "..."
+    words: str
+
+    def __init__(self, left: Where, right: Where, words: str) -> None:
+        super().__init__(left, right)
+        self.words = words
 
     def __repr__(self) -> str:
         return self.words
@@ -346,6 +347,8 @@ def select(everything: Sequence[Parameter], where: WhereLike) -> list[Parameter]
                 problems.add(SelectionError, *_explain_empty(part, everything))
         problems.check()
     if predicate is DEFAULT_KERNELS:
+        from xweights.core.unknown_roles import warn_of_unknown_roles
+
         warn_of_unknown_roles([p for p in everything if id(p) not in picked])
     return [p for p in everything if id(p) in picked]
 
@@ -379,6 +382,8 @@ def _explain_empty(part: Where, everything: Sequence[Parameter]) -> tuple[str]:
     if not visible:
         return ("the target has no parameters at all",)
     if isinstance(part, Glob):
+        from xweights.core.unmatched_names import explain_name
+
         return (explain_name(repr(part), part.pattern, visible),)
     if isinstance(part, Objects):
         problem = f"{part!r}: none of the target's parameters is one of its {len(part.keys)} parameters"

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xweights.core.mappings import mapping_parameters
 from xweights.core.numpy_backend import NumpyStorage
 from xweights.core.openers import open_path
 from xweights.core.parameter import Parameter
@@ -36,6 +35,8 @@ def open_target(target: Any, *, bind_line: BindLine = _any_bind_line) -> list[Pa
     if own is not None:
         return list(own(target))
     if isinstance(target, Mapping):
+        from xweights.core.mappings import mapping_parameters
+
         return mapping_parameters(target)
     if is_path(target):
         return open_path(target)

@@ -9,10 +9,8 @@ from typing import Any
 from xweights.core import hold_registry
 from xweights.core.selection import WhereLike
 from xweights.core.targets import open_for_editing
-from xweights.edit.bind import Bound
 from xweights.edit.execute import as_rule, execute, prepare
 from xweights.edit.grouped import edit_groups
-from xweights.edit.shards import edit_shards
 from xweights.errors import UseBindError
 from xweights.rules.base import Rule, where_of
 
@@ -53,6 +51,8 @@ def edit(target: Any, rule: Rule, where: WhereLike, call: str) -> None:
     line = partial(bind_line, rule, where)
     opened = open_for_editing(target, bind_line=line)
     if opened.plan.is_shared:
+        from xweights.edit.shards import edit_shards
+
         edit_shards(rule, opened.parameters, where, call)
         return
     selection = opened.plan.select(where)
@@ -68,6 +68,8 @@ def edit(target: Any, rule: Rule, where: WhereLike, call: str) -> None:
                 f"Fix: outside of the step:\n    {line()}\n"
                 "    ... before each step: bound.draw(step)    ... in the step: bound()"
             )
+        from xweights.edit.bind import Bound
+
         Bound(rule, chosen, prepare(rule, chosen, call))()
     elif not edit_groups(rule, selection, call):
         execute(rule, chosen, prepare(rule, chosen, call))

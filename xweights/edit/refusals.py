@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from xweights.core.agreement import Vote, is_shared, is_voted
-from xweights.core.parameter import Parameter
+from xweights.core.agreement import Vote, is_voted
+from xweights.core.parameter import Parameter, is_shared
 from xweights.core.targets import open_target
 from xweights.errors import XweightsError
 

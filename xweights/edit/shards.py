@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from xweights.core import hold_registry
-from xweights.core.agreement import Outcome, Vote, is_shared, shard_of
+from xweights.core.agreement import Outcome, Vote, shard_of
 from xweights.core.dtypes import Array, is_complex
 from xweights.core.groups import Group
-from xweights.core.parameter import Parameter
+from xweights.core.parameter import Parameter, is_shared
 from xweights.core.selection import WhereLike, select
 from xweights.core.shards import Shard
 from xweights.edit.execute import add_refusal, edit_parameter, is_foreign

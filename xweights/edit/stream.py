@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from xweights.core.agreement import is_shared
 from xweights.core.blocks import any_overlap
 from xweights.core.casting import cast_exactly, check_finite
 from xweights.core.dtypes import Array, is_complex, is_floating, is_half
 from xweights.core.layout import LayoutName
-from xweights.core.parameter import Parameter
+from xweights.core.parameter import Parameter, is_shared
 from xweights.core.protocols import StreamingStorage, UnpackingStorage
 from xweights.core.threads import count_threads, run_all
 from xweights.core.values import fit_value

@@ -15,11 +15,8 @@ from xweights.core.selection import WhereLike
 from xweights.core.values import refuse_nonfinite
 from xweights.edit.apply import run
 from xweights.errors import SelectionError
+from xweights.rules.base import Initializer, Per, Scope
 from xweights.rules.elementwise import Add, Clip, Fill, Mask, NonNegative, Scale
-from xweights.rules.entries import SetEntries
-from xweights.rules.initializers import Init, Initializer
-from xweights.rules.noise import Noise
-from xweights.rules.norms import ClipNorm, MaxNorm, Per, Scope, SpectralNorm, UnitNorm
 
 
 def fill(target: Any, value: Any, *, where: WhereLike | None = None, allow_nonfinite: bool = False) -> None:
@@ -119,6 +116,8 @@ def clip_norm(target: Any, max: float, *, scope: Scope = "each", where: WhereLik
         >>> w = {"b": np.array([3.0, 4.0])}; xw.clip_norm(w, 1.0); w["b"]
         array([0.6, 0.8])
     """
+    from xweights.rules.norms import ClipNorm
+
     run(target, ClipNorm(max, scope), where=where, call="clip_norm")
 
 
@@ -141,6 +140,8 @@ def max_norm(target: Any, max: float, *, per: Per, where: WhereLike | None = Non
         array([[0.6, 0.1],
                [0.8, 0.2]])
     """
+    from xweights.rules.norms import MaxNorm
+
     run(target, MaxNorm(max, per), where=where, call="max_norm")
 
 
@@ -160,6 +161,8 @@ def unit_norm(target: Any, *, per: Per, where: WhereLike | None = None) -> None:
         >>> xw.unit_norm(w, per="out"); w["d/kernel"].ravel()
         array([0.6, 0.8])
     """
+    from xweights.rules.norms import UnitNorm
+
     run(target, UnitNorm(per), where=where, call="unit_norm")
 
 
@@ -196,6 +199,8 @@ def spectral_norm(target: Any, max: float, *, where: WhereLike | None = None) ->
         >>> w = {"d/kernel": np.diag([4.0, 1.0])}; xw.spectral_norm(w, 2.0); w["d/kernel"].diagonal()
         array([2. , 0.5])
     """
+    from xweights.rules.norms import SpectralNorm
+
     run(target, SpectralNorm(max), where=where, call="spectral_norm")
 
 
@@ -230,6 +235,8 @@ def noise(
         >>> w = {"b": np.zeros(2, np.float32)}; xw.noise(w, 0.1, seed=0); bool(w["b"].all())
         True
     """
+    from xweights.rules.noise import Noise
+
     rule = Noise(std, low, high, seed, step, names)
     run(target, rule, where=where, call="noise")
 
@@ -266,6 +273,8 @@ def init(
         array([[1., 0.],
                [0., 1.]])
     """
+    from xweights.rules.initializers import Init
+
     run(target, Init(initializer, seed, options, names), where=where, call="init")
 
 
@@ -308,6 +317,8 @@ def set_entries(target: Any, index: Any, value: Any, *, where: WhereLike, allow_
         array([[1., 0.],
                [0., 0.]])
     """
+    from xweights.rules.entries import SetEntries
+
     refuse_nonfinite(value, "value", allow=allow_nonfinite)
     run(target, SetEntries(index, value), where=where, call="set_entries")
 

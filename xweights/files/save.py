@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from xweights.core.agreement import Outcome, Vote, is_shared
+from xweights.core.agreement import Outcome, Vote
 from xweights.core.backend import FileLayout, HasState, NamesFiles
 from xweights.core.dtypes import Array
-from xweights.core.parameter import Parameter
+from xweights.core.parameter import Parameter, is_shared
 from xweights.core.registry import backend_for
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import is_path, open_target

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from xweights.core import hold_registry
-from xweights.core.agreement import Outcome, is_cut, is_shared, open_shard, shard_of
+from xweights.core.agreement import Outcome, is_cut, open_shard, shard_of
 from xweights.core.dtypes import Array
 from xweights.core.groups import Group as Ranks
 from xweights.core.layout import plain_layout, reorder
 from xweights.core.openers import HasParts
-from xweights.core.parameter import Parameter
+from xweights.core.parameter import Parameter, is_shared
 from xweights.core.params import Params
 from xweights.core.shards import Ranges, Shard
 from xweights.core.targets import is_path, open_target

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from xweights.core import hold_registry
-from xweights.core.agreement import Outcome, Vote, is_shared, shard_of
+from xweights.core.agreement import Outcome, Vote, shard_of
 from xweights.core.backend import CopiesPlainly
 from xweights.core.dtypes import Array
 from xweights.core.groups import Group
-from xweights.core.parameter import Parameter
+from xweights.core.parameter import Parameter, is_shared
 from xweights.core.registry import backend_for
 from xweights.core.targets import is_path, open_target
 from xweights.edit.read import get_params

@@ -7,8 +7,8 @@ needs (numbers, masks, deltas) is prepared on the host by :meth:`Rule.operands`,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, ClassVar
+from dataclasses import fields, is_dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -17,11 +17,17 @@ from xweights.core.dtypes import Array, is_complex
 from xweights.core.numpy_backend import NumpyOps
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
+from xweights.core.records import record
 from xweights.core.selection import DEFAULT_EDITED, Where, WhereLike
 from xweights.core.values import operand
 from xweights.errors import ArgumentError, DtypeError, ShapeError
 
 FLOAT64 = np.dtype(np.float64)
+
+# What arguments of rules, and of their verbs, may be.
+Per = str | tuple[str, ...]
+Scope = Literal["each", "global"]
+Initializer = str | Callable[..., Any]
 
 
 class Rule:
@@ -137,7 +143,7 @@ def need_floating(parameter: Parameter, what: str) -> None:
         raise DtypeError(f"{what} is for floating-point parameters\n{parameter.name!r} is {parameter.dtype.name}")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@record(frozen=True, eq=False, repr=False)
 class Function(Rule):
     """A user's function of the native tensor, in neutral axis order. As exact as the function is."""
 

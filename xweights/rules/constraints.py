@@ -13,9 +13,9 @@ from xweights.core.protocols import Ops
 from xweights.core.selection import DEFAULT_KERNELS
 from xweights.core.values import need_axes
 from xweights.errors import SelectionError, ShapeError
-from xweights.rules.base import FLOAT64, Rule, need_floating
+from xweights.rules.base import FLOAT64, Per, Rule, need_floating
 from xweights.rules.entries import resolve_index
-from xweights.rules.norms import Per, per_axes
+from xweights.rules.norms import per_axes
 from xweights.rules.pruning import Prune
 
 

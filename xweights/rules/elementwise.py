@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from xweights.core.casting import is_number
 from xweights.core.dtypes import Array, is_complex
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
+from xweights.core.records import record
 from xweights.core.selection import DEFAULT_KERNELS
 from xweights.core.values import operand
 from xweights.errors import ArgumentError, DtypeError
@@ -29,7 +30,7 @@ class _Elementwise(Rule):
         return all(isinstance(value, (int, float, type(None))) for value in values)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@record(frozen=True, eq=False, repr=False)
 class Fill(_Elementwise):
     """Set every entry to ``value``. Exact.
 
@@ -48,7 +49,7 @@ class Fill(_Elementwise):
         return ops.fill(w, operands[0])
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@record(frozen=True, eq=False, repr=False)
 class Scale(_Elementwise):
     """Multiply by ``factor``, which is real also for complex weights. Exact.
 
@@ -83,7 +84,7 @@ class Scale(_Elementwise):
         return ops.multiply(w, operands[0])
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@record(frozen=True, eq=False, repr=False)
 class Add(_Elementwise):
     """Add ``delta``. Exact.
 
@@ -102,7 +103,7 @@ class Add(_Elementwise):
         return ops.add(w, operands[0])
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@record(frozen=True, eq=False, repr=False)
 class Clip(_Elementwise):
     """Bring every entry into [low, high]: ``where(w < low, low, where(w > high, high, w))``; NaN stays NaN. Exact.
 
@@ -142,7 +143,7 @@ class Clip(_Elementwise):
         return ops.clip(w, low, high)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@record(frozen=True, eq=False, repr=False)
 class NonNegative(_Elementwise):
     """Set negative entries to +0.0; -0.0 and NaN stay. Exact.
 
@@ -162,7 +163,7 @@ class NonNegative(_Elementwise):
         return ops.clip(w, operands[0], None)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@record(frozen=True, eq=False, repr=False)
 class Mask(Rule):
     """Keep the entries where ``keep`` is True; the others become +0.0, whatever they were. Exact.
 

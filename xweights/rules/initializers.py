@@ -22,7 +22,7 @@ from xweights.core.protocols import Ops
 from xweights.core.selection import DEFAULT_KERNELS
 from xweights.core.values import host_array, need_axes, operand
 from xweights.errors import ArgumentError, DtypeError, LayoutError, ShapeError, near
-from xweights.rules.base import Rule, need_floating
+from xweights.rules.base import Initializer, Rule, need_floating
 from xweights.rules.noise import check_seed, drawing_dtype, generator
 
 # Standard deviation of a standard normal truncated at two standard deviations.
@@ -47,8 +47,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "truncated_normal": ("mean", "std"), "orthogonal": ("gain",), "identity": ("gain",),
     "variance_scaling": ("scale", "mode", "distribution"), **dict.fromkeys(VARIANCE_SCALING, ()),
 }  # fmt: skip
-
-Initializer = str | Callable[..., Any]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +18,8 @@ from xweights.core.protocols import Ops
 from xweights.core.selection import DEFAULT_KERNELS
 from xweights.core.values import need_axes
 from xweights.errors import ArgumentError, LayoutError, ShapeError
-from xweights.rules.base import FLOAT64, Rule, need_floating
+from xweights.rules.base import FLOAT64, Per, Rule, Scope, need_floating
 
-Per = str | tuple[str, ...]
-Scope = Literal["each", "global"]
 FLOAT32 = np.dtype(np.float32)
 
 

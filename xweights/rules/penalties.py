@@ -18,8 +18,8 @@ from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
 from xweights.errors import ArgumentError
-from xweights.rules.base import FLOAT64, need_floating
-from xweights.rules.norms import Per, matrix_of, need_matrix, per_axes
+from xweights.rules.base import FLOAT64, Per, need_floating
+from xweights.rules.norms import matrix_of, need_matrix, per_axes
 
 
 @dataclass(frozen=True)

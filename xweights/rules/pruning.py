@@ -21,8 +21,8 @@ from xweights.core.protocols import Ops
 from xweights.core.selection import DEFAULT_KERNELS
 from xweights.core.values import need_axes, operand
 from xweights.errors import ArgumentError, LayoutError, NonfiniteError, ShapeError
-from xweights.rules.base import FLOAT64, Rule, need_floating
-from xweights.rules.norms import Per, Scope, per_axes
+from xweights.rules.base import FLOAT64, Per, Rule, Scope, need_floating
+from xweights.rules.norms import per_axes
 from xweights.rules.order_statistics import LazyArrays, at_least, drop_ties, has_nan, keep_largest, order_statistic
 
 Score = Callable[[Any], Any] | Mapping[str, Any]

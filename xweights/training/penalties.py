@@ -13,7 +13,7 @@ from xweights.core.selection import DEFAULT_KERNELS, WhereLike, select
 from xweights.core.targets import open_target
 from xweights.edit.execute import add_refusal
 from xweights.errors import HoldError, Problems, SelectionError, XweightsError
-from xweights.rules.norms import Per
+from xweights.rules.base import Per
 from xweights.rules.penalties import Penalty
 from xweights.training.bound_penalties import BoundPenalty
 from xweights.training.penalty_shards import ShardedPenalty

@@ -15,9 +15,8 @@ from xweights.edit.execute import execute, prepare
 from xweights.edit.grouped import edit_groups
 from xweights.edit.shards import has_shards
 from xweights.errors import ArgumentError
-from xweights.rules.base import where_of
+from xweights.rules.base import Per, Scope, where_of
 from xweights.rules.elementwise import Mask
-from xweights.rules.norms import Per, Scope
 from xweights.rules.pruning import Pattern, Prune, Score, host_masks
 from xweights.training.prune_hold import PruneHold, hold_pruned, hold_pruned_blocks
 from xweights.training.prune_shards import prune_shards

@@ -27,7 +27,8 @@ from xweights.edit.adapt.base import (
     with_length,
 )
 from xweights.errors import ArgumentError, ShapeError, WriteError, near
-from xweights.rules.initializers import OPTIONS, Init, Initializer, initial_weights
+from xweights.rules.base import Initializer
+from xweights.rules.initializers import OPTIONS, Init, initial_weights
 from xweights.rules.noise import generator
 
 _STORAGE = NumpyStorage()

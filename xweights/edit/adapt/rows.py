@@ -21,7 +21,7 @@ from xweights.edit.adapt.base import (
 )
 from xweights.edit.adapt.new_entries import NewEntries
 from xweights.errors import ArgumentError, LayoutError, SelectionError, ShapeError, got_expected
-from xweights.rules.initializers import Initializer
+from xweights.rules.base import Initializer
 
 Tokens = Mapping[Any, int] | Sequence[Any]
 RowsByIndex = Mapping[int, int] | Sequence[int | None]
