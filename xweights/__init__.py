@@ -99,9 +99,11 @@ _HOME = {
 __all__ = sorted(_HOME)  # noqa: PLE0605 - a list, made of the table
 
 former_paths.install()
-openers.register_opener(lambda path, **options: import_module("xweights.files.load").load(path, **options))
-openers.register_writer(lambda *given: import_module("xweights.files.edit.write_through").write_through(*given))
-openers.register_model_folder(lambda *a, **b: import_module("xweights.files.model_folder").ModelFolder(*a, **b))
+openers.register(
+    opener="xweights.files.load:load",
+    writer="xweights.files.edit.write_through:write_through",
+    model_folder="xweights.files.model_folder:ModelFolder",
+)
 
 
 def __getattr__(name: str) -> Any:

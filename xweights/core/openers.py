@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from xweights.core.parameter import Parameter
     from xweights.core.parts import Part
 
-Opener = Callable[..., Any]
-_openers: list[Opener] = []
-_writers: list[Callable[..., Any]] = []
-_folders: list[Callable[..., ModelFolder]] = []
+_homes: dict[str, str] = {}
 
 
 @runtime_checkable
@@ -37,31 +35,30 @@ class ModelFolder(Protocol):
         """Write both; ``prove`` gets a folder that has them, and if it raises nothing is left behind."""
 
 
-def register_opener(opener: Opener) -> None:
-    """Have ``opener`` return the target behind a path, which has ``__xweights_parameters__``."""
-    _openers[:] = [opener]
+def register(*, opener: str, writer: str, model_folder: str) -> None:
+    """Have these functions called, each as ``module:name``; they are imported when a path is opened first.
+
+    ``opener`` returns the target behind a path, which has ``__xweights_parameters__``. ``writer`` calls a function with
+    the file behind a path as a target, and writes what that wrote. ``model_folder`` returns the place of a folder of
+    settings and weights.
+    """
+    _homes.update(opener=opener, writer=writer, model_folder=model_folder)
 
 
-def register_writer(writer: Callable[..., Any]) -> None:
-    """Have ``writer`` call a function with the file behind a path as a target, and write what that wrote."""
-    _writers[:] = [writer]
-
-
-def register_model_folder(folder: Callable[..., ModelFolder]) -> None:
-    """Have ``folder`` return the place of a folder of settings and weights."""
-    _folders[:] = [folder]
+def _load(kind: str) -> Any:
+    module, _, name = _homes[kind].partition(":")
+    return getattr(import_module(module), name)
 
 
 def open_model_folder(path: Any, *, overwrite: bool) -> ModelFolder:
     """Return the place of a folder of settings and weights; raise FileAccessError if it can't be written."""
-    (folder,) = _folders
-    return folder(path, overwrite=overwrite)
+    folder: ModelFolder = _load("model_folder")(path, overwrite=overwrite)
+    return folder
 
 
 def write_file(path: Any, write: Callable[[Any], Any]) -> Any:
     """Return what ``write`` returns of the file behind a path as a target, all of whose writes go into it at once."""
-    (writer,) = _writers
-    return writer(path, write)
+    return _load("writer")(path, write)
 
 
 def open_path(path: Any) -> list[Parameter]:
@@ -71,5 +68,4 @@ def open_path(path: Any) -> list[Parameter]:
 
 def open_file(path: Any, **options: Any) -> Any:
     """Return the target behind a path."""
-    (opener,) = _openers
-    return opener(path, **options)
+    return _load("opener")(path, **options)
