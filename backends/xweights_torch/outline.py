@@ -38,6 +38,8 @@ _FACTS: tuple[Callable[[Any], Any], ...] = (
 _REGISTRIES = tuple(
     map(itemgetter, ("_parameters", "_buffers", "_modules", "_forward_pre_hooks", "_non_persistent_buffers_set"))
 )
+_SAVERS = {name: vars(nn.Module)[name] for name in ("state_dict", "_save_to_state_dict", "get_extra_state")}
+_STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks")
 _values: Any = dict.values  # half the time of methodcaller("values")
 _type: Callable[[Any], Any] = type
 
@@ -82,6 +84,16 @@ class ModuleOutline(Outline):
         if [spec.config(modules[at]) for at, spec in self._specs] != self._settings:
             return None
         return Plan(lambda: self._parameters(modules, live), self, [live[position] for position in self._first])
+
+    def saves_by_name(self) -> bool:
+        """Return whether ``state_dict()`` is torch's own, which no hook and no override changes."""
+        modules: list[Any] = find_referred(self._modules)
+        attributes = list(map(vars, modules))
+        return (
+            all(getattr(kind, name) is own for kind in set(map(_type, modules)) for name, own in _SAVERS.items())
+            and all(_SAVERS.keys().isdisjoint(own) for own in attributes)
+            and not any(own.get(hooks) for own in attributes for hooks in _STATE_HOOKS)
+        )
 
     def _parameters(self, modules: list[Any], tensors: list[Any]) -> list[Parameter]:
         parameters = []

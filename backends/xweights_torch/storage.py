@@ -225,6 +225,14 @@ class TensorStorage(BaseStorage):
             return host_view(value)
         return value.detach()
 
+    def memory(self, handle: TensorHandle | torch.Tensor) -> Array | None:
+        native = self.native_array(handle)
+        if isinstance(native, np.ndarray):
+            return native
+        # Of a half type, which NumPy computes with slowly: its bits are moved as fast as any.
+        is_visible = type(native) is torch.Tensor and native.is_cpu and not is_lazy_view(native)
+        return host_view(native) if is_visible else None
+
     def tracked(self, handle: TensorHandle | torch.Tensor) -> torch.Tensor:
         return tensor_of(handle)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
@@ -96,6 +97,27 @@ def test_calls_of_python_functions_per_parameter(name: str, case: Case, monkeypa
     call, most = CALLS[name]
     call(case)  # what is kept is made by the first call
     assert count_calls(lambda: call(case)) / COUNT <= most
+
+
+# Before files were streamed into a kept plan: 284 and 306.
+FILE_CALLS: dict[str, tuple[Any, float]] = {"saved by xweights": (None, 47), "a state dict": ("native", 36)}
+
+
+@pytest.mark.parametrize("name", FILE_CALLS)
+def test_calls_of_python_functions_per_parameter_that_is_read_from_a_file(
+    name: str, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hold_registry, "is_empty", lambda: True)
+    path = str(tmp_path / "w.safetensors")
+    if name == "a state dict":
+        pytest.importorskip("safetensors.torch", reason="safetensors isn't installed").save_file(
+            case.model.state_dict(), path
+        )
+    else:
+        xw.save(case.model, path, durable=False)
+    layout, most = FILE_CALLS[name]
+    xw.set_params(case.model, path, layout=layout)
+    assert count_calls(lambda: xw.set_params(case.model, path, layout=layout)) / COUNT <= most
 
 
 # Before there was a plan for Keras, these were on TensorFlow and JAX 92 and 119 for a clip, 88 and 117 for a mask, 27

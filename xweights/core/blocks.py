@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from itertools import accumulate, pairwise, product
 from typing import Any
 
 import numpy as np
 
-from xweights.core.dtypes import Array
+from xweights.core.dtypes import Array, is_complex, is_floating
 from xweights.core.layout import Shape
 
 # Entries handled at once where a temporary is needed: 256 KiB of float32 stays in the L2 cache. A full-size
@@ -94,6 +94,43 @@ def quick_sum(array: Array) -> Any:
             return np.dot(flat, flat)
         # Over all axes at once: NumPy then walks the array in memory order.
         return np.add.reduce(array, axis=None)
+
+
+def all_finite(flat: Array) -> bool:
+    """Return whether all entries of a flat array are finite, by the quickest exact way for its dtype."""
+    is_finite = finite_check(flat.dtype)
+    return is_finite is None or not flat.size or is_finite(flat)
+
+
+@lru_cache(maxsize=64)
+def finite_check(dtype: np.dtype[Any]) -> Callable[[Array], bool] | None:
+    """Return a function that tells whether all entries of a flat array are finite; None for numbers that always are."""
+    if not (is_floating(dtype) or is_complex(dtype)):
+        return None
+    if dtype.char in "fd" and dtype.isnative:
+        return _has_finite_squares
+    if dtype.itemsize == 2 and dtype.isnative:
+        return partial(_is_below_infinity, dtype)
+    return _has_no_other
+
+
+def _has_no_other(flat: Array) -> bool:
+    with np.errstate(all="ignore"):  # a signalling NaN of a small type
+        return bool(np.isfinite(flat).all())
+
+
+def _has_finite_squares(flat: Array) -> bool:
+    with np.errstate(all="ignore"):
+        # A finite sum of squares rules out others. BLAS takes two thirds of the time of a comparison.
+        return bool(np.isfinite(np.dot(flat, flat))) or _has_no_other(flat)
+
+
+def _is_below_infinity(dtype: np.dtype[Any], flat: Array) -> bool:
+    # As whole numbers those of NaN are above infinity's, of either sign. A mebibyte takes 0.03 ms, where np.isfinite
+    # takes 0.8 in float16 and 0.5 in bfloat16.
+    infinity, negative = map(int, np.array([np.inf, -np.inf], dtype).view(np.uint16))
+    bits = flat.view(np.uint16)
+    return bool(np.maximum.reduce(bits.view(np.int16)) < infinity and np.maximum.reduce(bits) < negative)
 
 
 def match_memory_order(model: Array, array: Array) -> Array:

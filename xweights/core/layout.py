@@ -79,7 +79,7 @@ class Layout:
 
 def plain_layout(shape: Shape, axes: Axes | None = None) -> Layout:
     """Return the layout of an array that is stored in neutral order."""
-    return _plain_layout(tuple(int(n) for n in shape), axes)
+    return _plain_layout(tuple(map(int, shape)), axes)
 
 
 @lru_cache(maxsize=4096)

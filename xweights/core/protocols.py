@@ -253,5 +253,30 @@ class UnpackingStorage(Protocol):
     def unpacks(self, handle: Any) -> bool:
         """Return whether reading means unpacking; it may then also fail after a check."""
 
+
+@runtime_checkable
+class PlainBytesStorage(Protocol):
+    """A storage whose arrays are plain bytes where :meth:`is_plain` says so: of a file, on any number of threads.
+
+    Those that lie side by side are read together: one read for 1,000 small arrays.
+    """
+
     def is_plain(self, handle: Any) -> bool:
-        """Return whether arrays may be read by several threads at once."""
+        """Return whether an array is plain bytes in stored order; the others are read one by one."""
+
+    def split(self, handles: Sequence[Any], count: int) -> list[list[int]]:
+        """Return the positions of plain arrays in up to ``count`` parts of about as many bytes, neighbours together."""
+
+    def pieces_together(self, handles: Sequence[Any]) -> Iterator[Array]:
+        """Yield all entries of plain arrays in any order, as flat arrays that are valid until the next one."""
+
+    def read_together(self, handles: Sequence[Any], outs: Sequence[Array]) -> None:
+        """Fill contiguous arrays with all entries of plain arrays, in stored order."""
+
+
+@runtime_checkable
+class MemoryStorage(Protocol):
+    """A storage that shows an array's own memory, whatever its ops work on, so that a file can be read into it."""
+
+    def memory(self, handle: Any) -> Array | None:
+        """Return the memory as a writable host array; None where there is none. ``commit`` it after a write."""

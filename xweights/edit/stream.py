@@ -6,28 +6,50 @@ the parameters; a log of what is overwritten, to undo it, would take as long, an
 reading means unpacking, and may fail at any time, everything is backed up anyway: such a value is read once, and
 checked as it is written.
 
-Plain bytes are checked and read by several threads, each an array at a time.
+Plain bytes are checked and read by several threads, each some of the arrays; those side by side in a file together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from xweights.core.blocks import any_overlap
+from xweights.core.blocks import all_finite, any_overlap, finite_check
 from xweights.core.casting import cast_exactly, check_finite
-from xweights.core.dtypes import Array, is_complex, is_floating, is_half
+from xweights.core.dtypes import Array
 from xweights.core.layout import LayoutName
 from xweights.core.parameter import Parameter, is_shared
-from xweights.core.protocols import StreamingStorage, UnpackingStorage
+from xweights.core.protocols import MemoryStorage, PlainBytesStorage, Storage, StreamingStorage, UnpackingStorage
 from xweights.core.threads import count_threads, run_all
 from xweights.core.values import fit_value
 from xweights.errors import LayoutError
 
 _WORTH_A_THREAD = 4 << 20
+# Parts for each thread, so that one that is slower leaves some to the others.
+_PARTS = 4
+
+
+class _Abilities(NamedTuple):
+    """Which of the optional protocols the storages of a type have."""
+
+    streams: bool
+    unpacks: bool
+    has_plain_bytes: bool
+    has_memory: bool
+
+
+_abilities: dict[type[Any], _Abilities] = {}
+
+
+def _abilities_of(storage: Storage) -> _Abilities:
+    kind = type(storage)
+    if kind not in _abilities:  # asking a protocol takes as long as reading a small array
+        protocols = (StreamingStorage, UnpackingStorage, PlainBytesStorage, MemoryStorage)
+        _abilities[kind] = _Abilities(*(issubclass(kind, protocol) for protocol in protocols))
+    return _abilities[kind]
 
 
 class StreamedValue:
@@ -63,10 +85,10 @@ class StreamedValue:
     @property
     def is_checked_late(self) -> bool:
         """True if the value is checked as it is written: reading it means unpacking it, which also may fail then."""
-        storage = self.value.storage
+        storage: Any = self.value.storage
         if self.is_block:
             return self.reads_once
-        return isinstance(storage, UnpackingStorage) and storage.unpacks(self.value.handle)
+        return bool(_abilities_of(storage).unpacks and storage.unpacks(self.value.handle))
 
     def check(self, *, cast: bool, allow_nonfinite: bool) -> None:
         """Raise if the values can't be stored unchanged: NaN, infinity, a cast that would change them."""
@@ -78,11 +100,12 @@ class StreamedValue:
 
     def _scan(self) -> bool:
         """Return whether all entries are finite."""
-        return not _may_be_nonfinite(self.value.dtype) or all(map(_is_finite, self._pieces()))
+        return finite_check(self.value.dtype) is None or all(map(all_finite, self._pieces()))
 
     def _pieces(self) -> Iterable[Array]:
-        storage = self.value.storage
-        return storage.pieces(self.value.handle) if isinstance(storage, StreamingStorage) else [self._read()]
+        storage: Any = self.value.storage
+        streams = _abilities_of(storage).streams
+        return storage.pieces(self.value.handle) if streams else [self.value.read().reshape(-1)]
 
     def _read(self) -> Array:
         return self.value.layout.to_neutral(self.value.read())
@@ -116,22 +139,18 @@ class StreamedValue:
     def _visible_memory(self) -> Array | None:
         """Return the parameter's own memory, if the value can be read straight into it."""
         alike = self.value.dtype == self.p.dtype and self.is_stored_alike
-        if isinstance(self.value.storage, StreamingStorage) and alike and not is_shared(self.p):
-            native = self.p.native()
-            if isinstance(native, np.ndarray) and native.flags.writeable and native.flags.c_contiguous:
-                return native
+        if alike and _abilities_of(self.value.storage).streams and not is_shared(self.p):
+            return visible_memory(self.p)
         return None
 
     def _fill(self, native: Array) -> None:
-        storage = self.value.storage
-        assert isinstance(storage, StreamingStorage)
+        storage: Any = self.value.storage
         storage.read_into(self.value.handle, native.reshape(-1))
 
     @property
     def is_plain(self) -> bool:
         """True if several threads may read this and other values."""
-        storage = self.value.storage
-        return not self.is_block and isinstance(storage, UnpackingStorage) and storage.is_plain(self.value.handle)
+        return not self.is_block and is_plain(self.value)
 
     @property
     def is_stored_alike(self) -> bool:
@@ -150,20 +169,84 @@ class StreamedValue:
     @property
     def fallible(self) -> bool:
         """True if reading can still fail after the check: the parameters are then backed up."""
-        storage = self.value.storage
+        storage: Any = self.value.storage
         if self.is_block:
             return self.reads_once
-        return isinstance(storage, StreamingStorage) and storage.may_fail(self.value.handle)
+        return bool(_abilities_of(storage).streams and storage.may_fail(self.value.handle))
+
+
+def is_plain(value: Parameter) -> bool:
+    """Return whether a value is plain bytes, which several threads may read, and many values together."""
+    storage: Any = value.storage
+    return bool(_abilities_of(storage).has_plain_bytes and storage.is_plain(value.handle))
+
+
+def visible_memory(p: Parameter) -> Array | None:
+    """Return a parameter's own memory, if its stored order can be written there from the first byte to the last."""
+    storage: Any = p.storage
+    memory = storage.memory(p.handle) if _abilities_of(storage).has_memory else p.native()
+    if isinstance(memory, np.ndarray) and memory.flags.writeable and memory.flags.c_contiguous:
+        return memory
+    return None
+
+
+def threads_for(nbytes: int) -> int:
+    """Return how many threads to read so many bytes on."""
+    # A thread takes as long to start as reading some hundred kilobytes.
+    return count_threads() if nbytes > _WORTH_A_THREAD else 1
+
+
+def find_finite(values: Sequence[Parameter], threads: int) -> set[int]:
+    """Return the positions of plain values that are finite; of what is read together, that is all or none.
+
+    Each thread looks at a piece of a mebibyte at a time, in its processor's cache.
+    """
+    finite: set[int] = set()
+
+    def scan(storage: PlainBytesStorage, part: list[int]) -> None:
+        if all(map(all_finite, storage.pieces_together([values[position].handle for position in part]))):
+            finite.update(part)
+
+    numbers = []
+    for position, value in enumerate(values):
+        if finite_check(value.dtype) is None:
+            finite.add(position)
+        else:
+            numbers.append(position)
+    run_all([partial(scan, storage, part) for storage, part in _parts(values, numbers, threads)], threads=threads)
+    return finite
+
+
+def fill_together(values: Sequence[Parameter], memories: Sequence[Array], threads: int) -> None:
+    """Read plain values into memory of their size; nothing is committed. Memory that overlaps is for one thread."""
+
+    def fill(storage: PlainBytesStorage, part: list[int]) -> None:
+        storage.read_together([values[at].handle for at in part], [memories[at] for at in part])
+
+    parts = _parts(values, range(len(values)), threads)
+    run_all([partial(fill, storage, part) for storage, part in parts], threads=threads)
+
+
+def _parts(
+    values: Sequence[Parameter], positions: Sequence[int], threads: int
+) -> Iterator[tuple[PlainBytesStorage, list[int]]]:
+    """Yield the positions in parts for the threads, each of one storage."""
+    by_storage: dict[int, list[int]] = {}
+    for position in positions:
+        by_storage.setdefault(id(values[position].storage), []).append(position)
+    for members in by_storage.values():
+        storage: Any = values[members[0]].storage
+        handles = [values[position].handle for position in members]
+        for part in storage.split(handles, threads * _PARTS) if threads > 1 else [range(len(members))]:
+            yield storage, [members[at] for at in part]
 
 
 def scan_on_threads(sources: Sequence[StreamedValue]) -> None:
     """Look through plain values on several threads; :meth:`StreamedValue.check` doesn't read the finite ones again."""
     plain = [source for source in sources if source.is_plain and source.value.dtype == source.p.dtype]
-
-    def scan(source: StreamedValue) -> None:
-        source._scanned = source._scan()
-
-    run_all([partial(scan, source) for source in plain], threads=_count_threads(plain))
+    values = [source.value for source in plain]
+    for position in find_finite(values, threads_for(sum(value.size * value.dtype.itemsize for value in values))):
+        plain[position]._scanned = True
 
 
 def fill_on_threads(sources: Sequence[StreamedValue]) -> list[StreamedValue]:
@@ -171,32 +254,14 @@ def fill_on_threads(sources: Sequence[StreamedValue]) -> list[StreamedValue]:
     filled: list[tuple[StreamedValue, Array]] = []
     left = []
     for source in sources:
-        native = source._visible_memory() if source.is_plain and not source.p.storage.fallible else None
-        if native is None:
+        memory = source._visible_memory() if source.is_plain and not source.p.storage.fallible else None
+        if memory is None:
             left.append(source)
         else:
-            filled.append((source, native))
-    overlap = any_overlap([native for _, native in filled])
-    threads = 1 if overlap else _count_threads([source for source, _ in filled])
-    run_all([partial(source._fill, native) for source, native in filled], threads=threads)
-    for source, native in filled:
-        source.p.commit(native, native)
+            filled.append((source, memory))
+    memories = [memory for _, memory in filled]
+    threads = 1 if any_overlap(memories) else threads_for(sum(memory.nbytes for memory in memories))
+    fill_together([source.value for source, _ in filled], memories, threads)
+    for source, memory in filled:
+        source.p.commit(memory, memory)
     return left
-
-
-def _count_threads(sources: Sequence[StreamedValue]) -> int:
-    # A thread takes as long to start as reading some hundred kilobytes.
-    size = sum(source.p.size * source.p.dtype.itemsize for source in sources)
-    return count_threads() if size > _WORTH_A_THREAD else 1
-
-
-def _may_be_nonfinite(dtype: np.dtype[Any]) -> bool:
-    return is_floating(dtype) or is_complex(dtype)
-
-
-def _is_finite(part: Array) -> bool:
-    if is_half(part.dtype) or part.dtype.char not in "fd":
-        return bool(np.isfinite(part).all())
-    with np.errstate(all="ignore"):
-        # A finite sum of squares rules out others; BLAS takes half the time of a comparison.
-        return bool(np.isfinite(np.dot(part, part)) or np.isfinite(part).all())

@@ -13,7 +13,7 @@ from xweights.core.casting import cast_exactly, check_finite
 from xweights.core.dtypes import Array
 from xweights.core.layout import LayoutName
 from xweights.core.names import Names
-from xweights.core.openers import HasParts, write_file
+from xweights.core.openers import HasParts, open_file, write_file
 from xweights.core.parameter import Parameter
 from xweights.core.params import Params
 from xweights.core.selection import WhereLike, select
@@ -36,6 +36,7 @@ from xweights.edit.load_report import Adapted, LoadReport
 from xweights.edit.pairing import Pair
 from xweights.edit.sources import open_name
 from xweights.edit.stream import StreamedValue, fill_on_threads, scan_on_threads
+from xweights.edit.stream_groups import stream_plainly
 from xweights.edit.write_groups import write_plainly
 from xweights.edit.write_on_rank import set_params_on
 from xweights.errors import ArgumentError, LayoutError, Problems, ShapeError, WriteError, XweightsError
@@ -121,7 +122,10 @@ def set_params(
         return set_params_on(target, on_rank, where, set_all, *options_alike)
     plan = open_kept(target)
     if plan is not None and names is None and part is None and adapt is None:
-        written = write_plainly(plan, values, where, layout, allow_nonfinite=allow_nonfinite)
+        if is_path(values) and plan.outline is not None:
+            values = open_file(values)
+        plainly = stream_plainly if isinstance(values, HasParts) else write_plainly
+        written = plainly(plan, values, where, layout, allow_nonfinite=allow_nonfinite)
         if written is not None:
             return written
     return set_all(open_target(target) if plan is None else plan.everything)

@@ -3,109 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.core.parts import Part, find_parts, parts_named, show_parts
-from xweights.core.protocols import BaseStorage
 from xweights.errors import (
     ArgumentError,
     RefusedFileError,
     SelectionError,
-    WriteError,
     XweightsError,
     combine_kinds,
     near,
 )
 from xweights.files.formats import table
 from xweights.files.formats.pt_tensors import merge_aliases
-from xweights.files.io.blocks import make_block
 from xweights.files.io.limits import Limits
 from xweights.files.io.metadata import ArrayMetadata
 from xweights.files.io.open_file import OpenFile, damaged, refused
-from xweights.files.io.records import ByteRange, Index, Record
+from xweights.files.io.records import Index, Record
+from xweights.files.io.storage import FILE
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
-
-_READ_ONLY = "it is in a file\nFix: xweights.edit_file(path, rule, where=...), or get_params and save"
-
-
-class FileStorage(BaseStorage):
-    """Storage of arrays in files: read one at a time, never written through a verb. A handle is a Record."""
-
-    fallible = True
-    fresh = True
-
-    def identity(self, handle: Record) -> Hashable:
-        return id(handle)
-
-    def refusal(self, handle: Record, *, writing: bool) -> str | None:
-        return _READ_ONLY if writing else None
-
-    def read(self, handle: Record) -> Array:
-        return handle.read()
-
-    def write(self, handle: Record, value: Array) -> None:
-        raise WriteError(_READ_ONLY)
-
-    def native_array(self, handle: Record, *, tensor: bool = False) -> Any:
-        return handle.read()
-
-    def tracked(self, handle: Record) -> Any:
-        return handle.read()
-
-    def commit(self, handle: Record, native: Any, value: Any) -> None:
-        raise WriteError(_READ_ONLY)
-
-    def guard(self) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def backup(self, handle: Record) -> Any:
-        raise WriteError(_READ_ONLY)
-
-    def restore(self, handle: Record, kept: Any) -> None:
-        raise WriteError(_READ_ONLY)
-
-    def pieces(self, handle: Record) -> Iterator[Array]:
-        """Yield the entries in stored order, as flat arrays that are valid until the next one."""
-        return handle.pieces()
-
-    def read_into(self, handle: Record, out: Array) -> None:
-        """Fill a flat, contiguous array with all entries in stored order."""
-        handle.read_into(out)
-
-    def may_fail(self, handle: Record) -> bool:
-        """Return whether reading may find damage that opening didn't: a wrong checksum or bad compressed data."""
-        location = handle.location
-        verify = location.verify if isinstance(location, ByteRange) else None
-        return not isinstance(location, ByteRange) or (verify is not None and not getattr(verify, "sound", False))
-
-    def unpacks(self, handle: Record) -> bool:
-        """Return whether reading the array means unpacking it: decompressing, decoding, joining."""
-        return not isinstance(handle.location, ByteRange)
-
-    def is_plain(self, handle: Record) -> bool:
-        """Return whether the array is plain bytes that nothing else checks: several threads may read them."""
-        return isinstance(handle.location, ByteRange) and handle.location.verify is None
-
-    def block(self, handle: Record, ranges: Sequence[tuple[int, int]]) -> tuple[FileStorage, Record] | None:
-        """Return the storage and the record of a block; None where the array can only be read as a whole."""
-        block = make_block(handle, tuple(ranges))
-        return None if block is None else (self, block)
-
-    def trainable(self, handle: Record) -> bool:
-        return handle.metadata.trainable
-
-    def set_trainable(self, handle: Record, flag: bool) -> None:
-        raise WriteError(_READ_ONLY)
-
-
-FILE = FileStorage()
 
 
 class Checkpoint:

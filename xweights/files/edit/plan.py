@@ -14,7 +14,7 @@ from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike, select
 from xweights.edit.execute import as_rule, edit_parameter, is_foreign, prepare
 from xweights.files.io.records import Record
-from xweights.files.load import FileStorage
+from xweights.files.io.storage import FileStorage
 from xweights.rules.base import Rule, where_of
 from xweights.rules.order_statistics import LazyArrays
 from xweights.rules.pruning import Prune, stream_masks

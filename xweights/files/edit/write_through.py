@@ -16,7 +16,8 @@ from xweights.files.edit.rewrite_folder import can_rewrite_folder, rewrite_folde
 from xweights.files.formats.table import find_format
 from xweights.files.io.open_file import refused
 from xweights.files.io.records import Record
-from xweights.files.load import Checkpoint, FileStorage, load
+from xweights.files.io.storage import FileStorage
+from xweights.files.load import Checkpoint, load
 
 Result = TypeVar("Result")
 

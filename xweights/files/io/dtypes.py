@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ PLAIN = frozenset(
 )
 
 
+@lru_cache(maxsize=64)
 def dtype_from_name(name: str) -> np.dtype[Any]:
     """Return a dtype of NumPy or ml_dtypes by its name."""
     if name in PLAIN:

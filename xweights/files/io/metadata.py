@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,7 @@ class ArrayMetadata:
         """Return the metadata that follows from a key, a shape and a dtype alone."""
         role = last_part(key)
         layer = key[: len(key) - len(role)].rstrip("/.")
-        trainable = (is_floating(dtype) or is_complex(dtype)) and not is_never_trained(role)
-        return cls(key, role, layer, plain_layout(shape), trainable, native=key)
+        return cls(key, role, layer, plain_layout(shape), _is_trained(role, dtype), native=key)
 
     def with_alias(self, key: str) -> ArrayMetadata:
         """Return the metadata of an array that the file has under one key more."""
@@ -102,18 +102,8 @@ class ArrayMetadata:
         split = tuple(fields.get("split", shape))
         order = tuple(fields.get("order", range(len(split))))
         axes = tuple(fields["axes"]) if "axes" in fields else None
-        if split != shape and (math.prod(split) != math.prod(shape) or not _can_split(shape, split)):
-            raise ValueError(f"its note splits the shape {shape} into {split}")
-        if sorted(order) != list(range(len(split))):
-            raise ValueError(f"its note orders {len(split)} axes as {order}")
-        if axes is not None and (len(axes) != len(split) or len(set(axes)) != len(axes)):
-            raise ValueError(f"its note names the axes {axes} of {len(split)}")
         outputs = tuple(fields["outputs"]) if "outputs" in fields else None
-        layout = (
-            Layout(shape, split, order, axes, outputs)
-            if axes is not None or split != shape or order
-            else plain_layout(shape)
-        )
+        layout = _make_layout(shape, split, order, axes, outputs)
         name = fields.get("name", key)
         default = ArrayMetadata.plain(name, shape, dtype)
         return cls(
@@ -126,6 +116,27 @@ class ArrayMetadata:
             aliases=tuple(fields.get("aliases", ())),
             native=fields.get("native", key),
         )
+
+
+@lru_cache(maxsize=64)  # 1,000 arrays have a few layouts; no more is kept of what a file says
+def _make_layout(
+    shape: Shape, split: Shape, order: tuple[int, ...], axes: tuple[str, ...] | None, outputs: tuple[str, ...] | None
+) -> Layout:
+    """Return the layout that a note describes; raise ValueError if it doesn't fit the shape."""
+    if split != shape and (math.prod(split) != math.prod(shape) or not _can_split(shape, split)):
+        raise ValueError(f"its note splits the shape {shape} into {split}")
+    if sorted(order) != list(range(len(split))):
+        raise ValueError(f"its note orders {len(split)} axes as {order}")
+    if axes is not None and (len(axes) != len(split) or len(set(axes)) != len(axes)):
+        raise ValueError(f"its note names the axes {axes} of {len(split)}")
+    if axes is not None or split != shape or order:
+        return Layout(shape, split, order, axes, outputs)
+    return plain_layout(shape)
+
+
+@lru_cache(maxsize=64)  # 1,000 arrays have a few roles and one dtype
+def _is_trained(role: str, dtype: np.dtype[Any]) -> bool:
+    return (is_floating(dtype) or is_complex(dtype)) and not is_never_trained(role)
 
 
 def _can_split(shape: Shape, split: Shape) -> bool:

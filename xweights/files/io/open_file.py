@@ -13,7 +13,7 @@ import os
 import stat
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,8 +23,9 @@ from xweights.errors import CheckpointError, DamagedFileError, FileAccessError, 
 
 # Bytes per step where data only passes through: few enough for the second-level cache.
 PIECE = 1 << 20
-# Linux reads and writes at most 2 GiB less a page at once.
+# Linux reads and writes at most 2 GiB less a page at once, and into 1,024 places.
 _MAX_READ = 1 << 30
+_MOST_PLACES = 1024
 
 _READ_FLAGS = os.O_RDONLY
 for _flag in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY"):  # those that the system has
@@ -125,6 +126,41 @@ class OpenFile:
         if out.size:
             self._fill(offset, byte_view(out).data, key)
 
+    def read_into_all(self, offset: int, outs: Sequence[Array]) -> None:
+        """Fill C-contiguous arrays, one after the other, with the bytes from ``offset`` on: one read for many."""
+        views = [byte_view(out).data for out in outs if out.size]
+        first = 0
+        while first < len(views):
+            last, size = first, 0
+            while last < len(views) and last - first < _MOST_PLACES and size < _MAX_READ:
+                size += len(views[last])
+                last += 1
+            if last - first == 1 or not hasattr(os, "preadv"):
+                self._fill(offset, views[first], None)
+                got = len(views[first])
+            else:
+                got = self._read_places(offset, views[first:last])
+            offset += got
+            while first < last and got >= len(views[first]):
+                got -= len(views[first])
+                first += 1
+            if got:
+                views[first] = views[first][got:]
+
+    def _read_places(self, offset: int, views: list[memoryview]) -> int:
+        self._check_open()
+        try:
+            got = os.preadv(self.descriptor, views, offset)
+        except OSError as cause:
+            raise inaccessible(self.path, cause, "read it") from None
+        if not got:
+            raise damaged(self.path, "it became shorter while it was read")
+        return got
+
+    def _check_open(self) -> None:
+        if not self._close.alive:
+            raise refused(self.path, "it has been closed", fix="load it again")
+
     def check_inside(self, offset: int, count: int, key: str | None = None) -> None:
         """Raise DamagedFileError unless the file has all of these bytes."""
         if offset < 0 or count < 0 or offset + count > self.size:
@@ -143,8 +179,7 @@ class OpenFile:
             raise inaccessible(self.path, cause, "read it") from None
 
     def _read_some(self, offset: int, out: memoryview) -> int:
-        if not self._close.alive:
-            raise refused(self.path, "it has been closed", fix="load it again")
+        self._check_open()
         if hasattr(os, "preadv"):
             return os.preadv(self.descriptor, [out], offset)
         with self._lock:

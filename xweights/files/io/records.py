@@ -80,17 +80,6 @@ class Record:
         if out.size:
             self.location.read_into(self, out, start)
 
-    def _allocate_buffer(self, entries: int) -> Array:
-        """Return new memory that lies in a page where the first entry lies in a page of the file, or just before.
-
-        The kernel takes three times as long to copy to an address that, in its page, is up to 64 bytes after the source
-        (16 MB: 7.5 ms, and 2.6 ms anywhere else): the processor mistakes what it reads for what it has just written.
-        """
-        offset = self.location.offset if isinstance(self.location, ByteRange) else 0
-        space = np.empty(entries * self.dtype.itemsize + 2 * _PAGE, np.uint8)
-        start = (offset // _LINE * _LINE - space.ctypes.data) % _PAGE
-        return space[start : start + entries * self.dtype.itemsize].view(self.dtype)
-
     def pieces(self, entries: int | None = None) -> Iterator[Array]:
         """Yield all entries in C order as flat arrays that are valid until the next one (they share one buffer)."""
         step = entries or max(1, PIECE // self.dtype.itemsize)
@@ -98,7 +87,9 @@ class Record:
             flat = self.read().reshape(-1)
             yield from (flat[start : start + step] for start in range(0, self.size, step))
             return
-        buffer = self._allocate_buffer(min(step, self.size))
+        offset = self.location.offset if isinstance(self.location, ByteRange) else 0
+        _, space = allocate_buffer(min(step, self.size) * self.dtype.itemsize, offset)
+        buffer = space.view(self.dtype)
         for start in range(0, self.size, step):
             part = buffer[: min(step, self.size - start)]
             self.read_into(part, start)
@@ -199,6 +190,19 @@ class Index:
         """Close the files."""
         for file in self.files:
             file.close()
+
+
+def allocate_buffer(nbytes: int, offset: int, space: Array | None = None) -> tuple[Array, Array]:
+    """Return memory, and so many bytes of it for what lies at ``offset`` of a file; ``space`` is memory to use again.
+
+    They begin where, in a page, the first byte lies in a page of the file, or just before. The kernel takes three times
+    as long to copy to an address that, in its page, is up to 64 bytes after the source (16 MB: 7.5 ms, and 2.6 ms
+    anywhere else): the processor mistakes what it reads for what it has just written.
+    """
+    if space is None:
+        space = np.empty(nbytes + 2 * _PAGE, np.uint8)
+    start = (offset // _LINE * _LINE - space.ctypes.data) % _PAGE
+    return space, space[start : start + nbytes]
 
 
 def read_runs(file: OpenFile, offset: int, record: Record, ranges: Ranges, out: Array) -> None:
