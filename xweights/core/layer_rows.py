@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from xweights.core.entry_points import entry_points_of
 from xweights.core.layer_table import Entry
 from xweights.core.layout import read_names
 from xweights.errors import ArgumentError, LayoutError, Problems, got_expected
@@ -258,9 +259,7 @@ def _carried(name: str, carried: Any) -> LayerRows:
 def _load_shipped(root: str) -> None:
     global _points
     if _points is None:
-        from importlib.metadata import entry_points
-
-        _points = {point.name: point for point in entry_points(group=GROUP)}
+        _points = entry_points_of(GROUP)
     point = _points.pop(root, None)
     if point is None:
         return

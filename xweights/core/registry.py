@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from xweights.core.backend import Backend
+from xweights.core.entry_points import entry_points_of
 from xweights.errors import BackendBrokenError, BackendMissingError
 
 GROUP = "xweights.backends"
@@ -125,9 +126,7 @@ def _versions(framework: str) -> str:
 def _entry_points() -> dict[str, Any]:
     global _points
     if _points is None:
-        from importlib.metadata import entry_points
-
-        _points = {point.name: point for point in entry_points(group=GROUP)}
+        _points = entry_points_of(GROUP)
     return _points
 
 
