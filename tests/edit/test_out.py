@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -102,3 +104,46 @@ def test_out_that_shares_memory_with_itself_or_with_the_target_is_refused() -> N
     columns = np.zeros((4, 2))
     xw.get_params(target, out=xw.Params({"a": columns[:, 0], "b": columns[:, 1]}))
     assert np.array_equal(columns.T, [*target.values()])
+
+
+def test_out_that_shares_memory_with_a_module_is_refused_each_time() -> None:
+    target = module()
+    out = xw.get_params(target)
+    xw.get_params(target, out=out)
+    arrays = dict(out)
+    weight = target[0].weight.detach().numpy().T
+    before = {name: array.copy() for name, array in xw.get_params(target).items()}
+    for shared in (weight, weight[::-1][::-1]):
+        with pytest.raises(xw.WriteError, match="shares memory"):
+            xw.get_params(target, out=xw.Params({**arrays, "0/kernel": shared}))
+    twice = {**arrays, "1/gamma": arrays["1/beta"]}
+    with pytest.raises(xw.WriteError, match="shares memory"):
+        xw.get_params(target, out=xw.Params(twice))
+    assert xw.equal(xw.get_params(target), xw.Params(before))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda params: pickle.loads(pickle.dumps(params))])
+def test_a_copy_of_filled_params_has_memory_of_its_own(copied: Any) -> None:
+    target = module()
+    first = xw.get_params(target)
+    xw.set_params(target, first)  # finds out where the arrays are
+    xw.get_params(target, out=first)
+    second = copied(first)
+    xw.fill(target, 0.5)
+    xw.get_params(target, out=second)
+    assert xw.equal(second, xw.get_params(target))
+    assert not xw.equal(first, second)
+
+
+def test_values_whose_memory_has_become_a_parameter_are_written_as_they_were() -> None:
+    """Params remember where their arrays are, and a module may take them over between two calls."""
+    torch = pytest.importorskip("torch", reason="PyTorch isn't installed")
+    target = torch.nn.Sequential(torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 3, bias=False))
+    values = xw.get_params(target)
+    xw.set_params(target, values)
+    expected = {name: array.copy() for name, array in values.items()}
+    # The first layer now lives in the memory of the second one's values.
+    target[0].weight = torch.nn.Parameter(torch.from_numpy(values["1/kernel"].T))
+    xw.set_params(target, values)
+    assert np.array_equal(xw.get_params(target)["0/kernel"], expected["0/kernel"])
+    assert np.array_equal(xw.get_params(target)["1/kernel"], expected["1/kernel"])

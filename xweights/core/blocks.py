@@ -165,6 +165,14 @@ def any_overlap(arrays: Sequence[Array]) -> bool:
     return any(end > start for (_, end), (start, _) in pairwise(spans))
 
 
+def find_spans(arrays: Iterable[Array]) -> tuple[Array, Array]:
+    """Return the addresses at which these arrays, each of them contiguous, begin and end."""
+    arrays = list(arrays)
+    # NumPy has no quicker way to ask for an address: a microsecond each.
+    starts = np.array([array.__array_interface__["data"][0] for array in arrays], np.int64)
+    return starts, starts + np.array([array.nbytes for array in arrays], np.int64)
+
+
 def _span(array: Array) -> tuple[int, int]:
     if array.flags.forc:  # the common case, in a sixth of the time
         start = array.__array_interface__["data"][0]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from xweights.core.blocks import find_spans
 from xweights.core.casting import as_number
 from xweights.core.dtypes import Array
 from xweights.core.layout import Axes, LayoutName
@@ -132,6 +133,7 @@ class Params(Mapping[str, Array]):
         return Params._made(arrays, dict(self._axes), dict(self._roles), dict(self._gates), self.layout)
 
     _packed = False  # True where the arrays are masks as bits
+    _spans: tuple[Array, Array] | None = None
     # NumPy's own numbers then defer to Params in arithmetic.
     __array_ufunc__ = None
 
@@ -151,6 +153,16 @@ class Params(Mapping[str, Array]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._arrays
+
+    def _find_spans(self) -> tuple[Array, Array] | None:
+        """Return where the arrays begin and end in memory, which never changes; None where one isn't contiguous."""
+        if self._spans is None and not self._packed and all(array.flags.forc for array in self._arrays.values()):
+            self._spans = find_spans(self._arrays.values())
+        return self._spans
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the arrays, here or in another process, is elsewhere.
+        return {name: value for name, value in vars(self).items() if name != "_spans"}
 
     # Mapping's own views look each name up again.
     def values(self) -> ValuesView[Array]:

@@ -18,6 +18,7 @@ from xweights.core.readings import words_of
 from xweights.core.selection import WhereLike, select
 from xweights.core.tables import render_html
 from xweights.core.targets import open_eagerly, open_kept, open_target
+from xweights.edit.one_to_one import fill_plainly
 from xweights.errors import (
     ArgumentError,
     DtypeError,
@@ -122,7 +123,8 @@ def get_params(
         stored = [p.read() if copy else p.read().view() for p in likes]
         is_own = [p.storage.fresh for p in likes]
     if out is not None:
-        fill_params(out, likes, stored, layout)
+        if selection is None or not fill_plainly(out, selection, stored, layout):
+            fill_params(out, likes, stored, layout)
         return out
     if copy:
         # K order: a copy in the stored order is one memcpy; its neutral view costs nothing.

@@ -33,11 +33,11 @@ from xweights.edit.guards import (
 )
 from xweights.edit.idle_factors import find_idle_factors, refuse_missing_factors
 from xweights.edit.load_report import Adapted, LoadReport
+from xweights.edit.one_to_one import write_plainly
 from xweights.edit.pairing import Pair
 from xweights.edit.sources import open_name
 from xweights.edit.stream import StreamedValue, fill_on_threads, scan_on_threads
 from xweights.edit.stream_groups import stream_plainly
-from xweights.edit.write_groups import write_plainly
 from xweights.edit.write_on_rank import set_params_on
 from xweights.errors import ArgumentError, LayoutError, Problems, ShapeError, WriteError, XweightsError
 

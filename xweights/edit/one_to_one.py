@@ -1,6 +1,7 @@
-"""Write arrays by full name into a target whose plan is kept: the plain case of `set_params`, in a few passes.
+"""Values by full name for a target whose plan is kept: the plain cases of `set_params` and of `get_params(out=)`.
 
-Whatever isn't plain is left to `set_params` itself, which finds out what is meant, or what is wrong.
+Each fact is compared for all arrays at once. Whatever isn't plain is left to the general way, which looks at one array
+after the other and finds out what is meant, or what is wrong.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xweights.core import hold_registry
-from xweights.core.blocks import quick_sum
+from xweights.core.blocks import copy_into, find_spans, quick_sum
 from xweights.core.dtypes import Array, is_half
 from xweights.core.layout import Axes, LayoutName, Shape
 from xweights.core.params import Params
@@ -36,19 +37,48 @@ def write_plainly(
     if selection.choice.singles or len(values) != len(selection.choice.likes):
         return None
     choice = selection.choice
-    if "expected" not in choice.notes:
-        choice.notes["expected"] = _expect(selection)
-        choice.notes["keys"] = keys_from(selection.identities)
-    expected: _Expected = choice.notes["expected"]
+    expected = _expect(selection)
     stored = _fit_all(values, selection, layout, expected)
-    if stored is None or not (allow_nonfinite or _are_finite(stored)) or _are_aliased(stored, expected):
+    if stored is None or not (allow_nonfinite or _are_finite(stored)):
         return None
+    if expected.starts.size and _may_be_aliased(
+        values._find_spans() if isinstance(values, Params) else _spans(stored), expected
+    ):
+        return None
+    if "keys" not in choice.notes:
+        choice.notes["keys"] = keys_from(selection.identities)
     with alone(choice.notes["keys"]), defer_interrupts():
         for group in choice.groups:
             group.storage.write_group(
                 selection.handles(group.positions), [stored[position] for position in group.positions]
             )
     return LoadReport("values", taken=expected.taken.copy())
+
+
+def fill_plainly(out: Params, selection: Selection, stored: Sequence[Array], layout: LayoutName) -> bool:
+    """Copy values in stored order into Params that fit them one to one; return False, with nothing done, for others."""
+    choice = selection.choice
+    if out.layout != layout or layout == "native" or choice.singles or list(out) != [p.name for p in choice.likes]:
+        return False
+    expected = _expect(selection)
+    homes = _fit_all(out, selection, layout, expected)
+    spans = out._find_spans()
+    if homes is None or spans is None or not all(home.flags.writeable for home in homes):
+        return False
+    # Where an edit gives the parameters other memory, it isn't known where their values are.
+    kept = not any(group.storage.replaces for group in choice.groups)
+    if _overlap(spans) or (kept and _may_be_aliased(spans, expected)):
+        return False
+    if not kept:
+        others = _spans(stored)
+        if others is None or _overlap((np.append(spans[0], others[0]), np.append(spans[1], others[1]))):
+            return False
+    for home, value in zip(homes, stored, strict=True):
+        if home.strides == value.strides:
+            home[...] = value  # 0.3 us less than np.copyto
+        else:
+            copy_into(home, value)
+    return True
 
 
 class _Expected(NamedTuple):
@@ -68,6 +98,15 @@ class _Expected(NamedTuple):
 
 
 def _expect(selection: Selection) -> _Expected:
+    """Return what is expected of values for this selection: found out once, and kept with its plan."""
+    notes = selection.choice.notes
+    if "expected" not in notes:
+        notes["expected"] = _find_expected(selection)
+    expected: _Expected = notes["expected"]
+    return expected
+
+
+def _find_expected(selection: Selection) -> _Expected:
     likes = selection.choice.likes
     # A storage that replaces buffers never writes into one that others may still read.
     homes = [
@@ -76,7 +115,7 @@ def _expect(selection: Selection) -> _Expected:
         if not group.storage.replaces
         for view in group.storage.read_group(selection.handles(group.positions))
     ]
-    starts, ends = _spans(homes)
+    starts, ends = find_spans(homes)
     order = np.argsort(starts)
     return _Expected(
         [p.name for p in likes],
@@ -151,18 +190,24 @@ def _are_finite(arrays: Sequence[Array]) -> bool:
     return True
 
 
-def _are_aliased(arrays: Sequence[Array], expected: _Expected) -> bool:
+_Spans = tuple[Array, Array]
+
+
+def _may_be_aliased(spans: _Spans | None, expected: _Expected) -> bool:
     """Return whether a value may share memory with a parameter: it would change before it is read."""
-    if not expected.starts.size:
-        return False
-    if not all(array.flags.forc for array in arrays):
+    if spans is None:
         return True
-    starts, ends = _spans(arrays)
+    starts, ends = spans
     # The last home that begins before the end of a value; those before it may reach further.
     at = np.searchsorted(expected.starts, ends) - 1
     return bool(np.any((at >= 0) & (expected.reach[at] > starts)))
 
 
-def _spans(arrays: Sequence[Array]) -> tuple[Array, Array]:
-    starts = np.array([array.__array_interface__["data"][0] for array in arrays], np.int64)
-    return starts, starts + np.array([array.nbytes for array in arrays], np.int64)
+def _overlap(spans: _Spans) -> bool:
+    """Return whether two of these arrays may share memory."""
+    order = np.argsort(spans[0])
+    return bool(np.any(spans[1][order][:-1] > spans[0][order][1:]))
+
+
+def _spans(arrays: Sequence[Array]) -> _Spans | None:
+    return find_spans(arrays) if all(array.flags.forc for array in arrays) else None
