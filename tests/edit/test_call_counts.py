@@ -62,6 +62,7 @@ class Case:
     def __init__(self) -> None:
         self.model = torch.nn.Sequential(*[torch.nn.Linear(2, 3, bias=False) for _ in range(COUNT)])
         self.params = xw.get_params(self.model)
+        self.out = xw.get_params(self.model)
         self.masks = {name: array > 0 for name, array in self.params.items()}
         self.deltas = {name: np.ones_like(array) for name, array in self.params.items()}
         kernels = {"where": "*/kernel"}
@@ -81,7 +82,13 @@ CALLS: dict[str, tuple[Callable[[Case], object], float]] = {
     "bound mask": (lambda case: case.mask(), 1.2),
     "get_params": (lambda case: xw.get_params(case.model), 1.5),
     "get_params(copy=False)": (lambda case: xw.get_params(case.model, copy=False), 1.5),
+    "get_params(out=)": (lambda case: xw.get_params(case.model, out=case.out), 1.5),
     "set_params": (lambda case: xw.set_params(case.model, case.params), 4.5),
+    "set_params(allow_nonfinite=True)": (
+        lambda case: xw.set_params(case.model, case.params, allow_nonfinite=True),
+        0.5,
+    ),
+    "prune": (lambda case: xw.prune(case.model, fraction=0.5, scope="global"), 12),
 }
 
 

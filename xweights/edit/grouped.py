@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -38,19 +37,28 @@ def edit_groups(rule: Rule, selection: Selection, call: str) -> bool:
         return False
     if operands is None:
         return False
+    apply_to_groups(rule, selection, operands, lambda: execute(rule, singles, prepared) if singles else None)
+    return True
+
+
+def apply_to_groups(
+    rule: Rule,
+    selection: Selection,
+    operands: Sequence[Sequence[Any]],
+    before: Callable[[], None] = lambda: None,
+) -> None:
+    """Edit the groups of a selection with operands that are checked: for each group numbers, or lists of arrays.
+
+    ``before`` edits what is in no group. It may fail, and undoes itself then; the groups can't.
+    """
+    choice = selection.choice
     if "keys" not in choice.notes:
         choice.notes["keys"] = keys_from(selection.identities)
-    with ExitStack() as stack:
-        stack.enter_context(alone(choice.notes["keys"]))
-        stack.enter_context(defer_interrupts())
-        stack.enter_context(np.errstate(all="ignore"))
-        # Those that may fail come first, and are undone if they do.
-        if singles:
-            execute(rule, singles, prepared)
+    with alone(choice.notes["keys"]), defer_interrupts(), np.errstate(all="ignore"):
+        before()
         for group, values in zip(choice.groups, operands, strict=True):
             edit = edit_of(rule, choice.likes[group.positions[0]])
             group.storage.apply_group(edit, selection.handles(group.positions), values)
-    return True
 
 
 def edit_of(rule: Rule, like: Parameter) -> Callable[..., Any]:
@@ -80,12 +88,13 @@ def _find_operands(rule: Rule, selection: Selection) -> list[Sequence[Any]] | No
             return None
     if any(value.dtype != np.bool_ for value in each[0]):
         each = copy_aliased(selection.parameters, each)
-    return [_in_stored_order(group, parameters, each) for group in choice.groups]
+    return [in_stored_order(group, parameters, each) for group in choice.groups]
 
 
-def _in_stored_order(
+def in_stored_order(
     group: Group, parameters: Sequence[Parameter], operands: Sequence[tuple[Array, ...]]
 ) -> list[list[Array]]:
+    """Return a list for each operand of the parameters in a group, of its arrays in stored order."""
     layouts = [parameters[position].layout for position in group.positions]
     each = zip(*[operands[position] for position in group.positions], strict=True)
     return [
@@ -172,7 +181,7 @@ def bind_groups(rule: Rule, chosen: Sequence[Parameter], prepared: Sequence[tupl
         return BoundGroups(rule, chosen, choice.groups, [prepared[group.positions[0]] for group in choice.groups])
     # Copies, since the caller's arrays may change later; in stored order, so that nothing is transposed at each call.
     operands = [
-        [[np.array(value, order="C") for value in values] for values in _in_stored_order(group, chosen, prepared)]
+        [[np.array(value, order="C") for value in values] for values in in_stored_order(group, chosen, prepared)]
         for group in choice.groups
     ]
     return BoundGroups(rule, chosen, choice.groups, operands)

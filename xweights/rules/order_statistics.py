@@ -68,9 +68,10 @@ def keep_largest(
 def _keep_largest(arrays: Sequence[Array], drop: int, absolute: bool, suspect: Callable[[], object]) -> list[Array]:
     edge, below, equal = order_statistic(arrays, drop, absolute=absolute, suspect=suspect)
     ties = drop - below
+    scratch = np.empty(BLOCK, arrays[0].dtype)
+    masks = [at_least(array, edge, absolute=absolute, strictly=ties == equal, scratch=scratch) for array in arrays]
     if ties == equal:
-        return [at_least(array, edge, absolute=absolute, strictly=True) for array in arrays]
-    masks = [at_least(array, edge, absolute=absolute) for array in arrays]
+        return masks
     for array, mask in zip(arrays, masks, strict=True):
         ties -= drop_ties(array, mask, edge, ties, absolute=absolute)
     return masks
@@ -82,15 +83,21 @@ def drop_ties(array: Array, mask: Array, edge: Any, most: int, *, absolute: bool
     for block in blocks(array.shape):
         if dropped == most:
             break
+        equal = _magnitude(array[block], absolute) == edge
+        if not equal.any():  # of most blocks, in a quarter of the time that finding none takes
+            continue
         # Blocks come in C order of the neutral array, and so do the indices inside a block.
-        first = tuple(index[: most - dropped] for index in np.nonzero(_magnitude(array[block], absolute) == edge))
+        first = tuple(index[: most - dropped] for index in np.nonzero(equal))
         mask[block][first] = False
         dropped += len(first[0])
     return dropped
 
 
-def at_least(array: Array, edge: Any, *, absolute: bool, strictly: bool = False) -> Array:
-    """Return ``magnitude >= edge`` (or ``>``) as a mask with the memory order of the array."""
+def at_least(array: Array, edge: Any, *, absolute: bool, strictly: bool = False, scratch: Array | None = None) -> Array:
+    """Return ``magnitude >= edge`` (or ``>``) as a mask with the memory order of the array.
+
+    ``scratch`` has room for the magnitudes of a small array; with new memory for each the mask takes 1.3 times as long.
+    """
     mask = np.empty_like(array, dtype=np.bool_, order="K")
     compare = np.greater if strictly else np.greater_equal
     # In its own width: a float64 edge may be between two float32 numbers.
@@ -98,7 +105,11 @@ def at_least(array: Array, edge: Any, *, absolute: bool, strictly: bool = False)
     edge = edge.astype(np.float32) if is_half(edge.dtype) else edge
     if array.flags.forc and array.size <= BLOCK:  # by far the most arrays, in a third of the time
         way: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
-        compare(_magnitude(array.reshape(-1, order=way), absolute), edge, out=mask.reshape(-1, order=way))
+        flat, kept = array.reshape(-1, order=way), mask.reshape(-1, order=way)
+        if scratch is None or not absolute or scratch.dtype != array.dtype or is_half(array.dtype):
+            compare(_magnitude(flat, absolute), edge, out=kept)
+        else:
+            compare(np.abs(flat, out=scratch[: flat.size]), edge, out=kept)
         return mask
     # Walked in memory order, which for a transposed view isn't the order of its axes.
     order = stored_order(array)
@@ -201,18 +212,21 @@ def sample_entries(arrays: Sequence[Array], count: int) -> Array:
 
 def _sample(arrays: Sequence[Array], absolute: bool, count: int = SAMPLE) -> Array:
     """Return a sample of the entries of all arrays; which entries it has affects only the speed."""
-    ends = np.cumsum(_sizes(arrays))
+    sizes = np.asarray(_sizes(arrays))
+    ends = np.cumsum(sizes)
     positions = np.sort(np.random.Generator(np.random.Philox(0)).integers(0, ends[-1], count))
     cuts = np.searchsorted(positions, ends)
-    # Magnitudes are taken of all picked entries together: there may be a thousand arrays.
+    # Within their arrays; for all together, as there may be a thousand of these.
+    positions -= np.repeat(ends - sizes, np.diff(cuts, prepend=0))
     picked: dict[np.dtype[Any], list[Array]] = {}
     first = 0
-    for array, cut, end in zip(arrays, cuts.tolist(), ends.tolist(), strict=True):
+    for array, cut in zip(arrays, cuts.tolist(), strict=True):
         if cut > first:
-            stored, flat = as_stored(array), positions[first:cut] - (end - array.size)
-            entries = stored[flat] if stored.ndim == 1 else stored[np.unravel_index(flat, stored.shape)]
+            stored, flat = as_stored(array), positions[first:cut]
+            entries = stored.take(flat) if stored.ndim == 1 else stored[np.unravel_index(flat, stored.shape)]
             picked.setdefault(entries.dtype, []).append(entries)
             first = cut
+    # Magnitudes are taken of all picked entries together, too.
     pieces = [_magnitude(np.concatenate(alike), absolute) for alike in picked.values()]
     wide = np.result_type(*(_comparison_dtype(dtype) for dtype in picked))
     return np.concatenate([part.astype(wide, copy=False) for part in pieces])
@@ -229,6 +243,10 @@ def _parts(arrays: Sequence[Array], absolute: bool) -> Iterator[Array]:
     for array in arrays:
         # Order doesn't matter for counting: walk the array in memory order.
         flat = as_stored(array)
+        if absolute and flat.ndim == 1 and flat.size <= PART - filled and flat.dtype == wide:
+            np.abs(flat, out=scratch[filled : filled + flat.size])  # the common case, in half the time
+            filled += flat.size
+            continue
         for cut in blocks(flat.shape, PART):
             part = flat[cut]
             if part.size > PART - filled and filled:

@@ -104,6 +104,12 @@ class Prune(Rule):
         limit = () if self.threshold is None else (self.bound_above(self._score_dtype(parameter)),)
         return limit if self.score is None or callable(self.score) else (*limit, read_score(self.score, parameter))
 
+    @property
+    def by_dtype(self) -> bool:
+        """True where entries are compared by their magnitudes, so that only the dtype matters to what is checked."""
+        chosen = (self.per, self.pattern, self.block, self.score)
+        return all(one is None for one in chosen) and (self.count is None or self.scope == "global")
+
     def _score_dtype(self, parameter: Parameter) -> np.dtype[Any]:
         """Return the dtype in which scores are compared: the weights' own, unless scores are computed."""
         return parameter.dtype if self.per is None and self.block is None and self.score is None else FLOAT64
@@ -246,9 +252,16 @@ def _block_units(block: Mapping[str, int], p: Parameter) -> tuple[tuple[int, ...
     return tuple(shape), tuple(fine), tuple(others)
 
 
-def host_masks(rule: Prune, parameters: Sequence[Parameter]) -> list[Array]:
-    """Return the bool mask of each parameter in neutral order, True = kept, selected on the host."""
-    scores = [_host_score(rule, p) for p in parameters]
+def host_masks(rule: Prune, parameters: Sequence[Parameter], arrays: Sequence[Array] | None = None) -> list[Array]:
+    """Return the bool mask of each parameter in neutral order, True = kept, selected on the host.
+
+    ``arrays`` are the weights in neutral order, where they were read before.
+    """
+    if arrays is None:
+        arrays = [p.layout.to_neutral(p.read()) for p in parameters]
+    scores = (
+        list(arrays) if rule.by_dtype else [_host_score(rule, p, w) for p, w in zip(parameters, arrays, strict=True)]
+    )
     absolute = rule.score is None and rule.per is None and rule.block is None
 
     def refuse_any_nan() -> None:
@@ -269,7 +282,7 @@ def host_masks(rule: Prune, parameters: Sequence[Parameter]) -> list[Array]:
         kept = [joined[position[i]] for i in range(len(order))]
     else:
         kept = [keep_largest([score], rule.dropped(score.size), absolute=absolute)[0] for score in scores]
-    return [spread_mask(rule, mask, p) for mask, p in zip(kept, parameters, strict=True)]
+    return kept if rule.by_dtype else [spread_mask(rule, mask, p) for mask, p in zip(kept, parameters, strict=True)]
 
 
 def stream_masks(
@@ -287,7 +300,7 @@ def stream_masks(
     sizes = [math.prod(rule.units(parameters[i])[0]) for i in order]
 
     def score_of(p: Parameter) -> Array:
-        score = _host_score(rule, p)
+        score = _host_score(rule, p, p.layout.to_neutral(p.read()))
         _refuse_nan(score, p)
         return score if score.shape else score.reshape(1)
 
@@ -332,8 +345,7 @@ def _refuse_nan(score: Array, p: Parameter) -> None:
         )
 
 
-def _host_score(rule: Prune, p: Parameter) -> Array:
-    w = p.layout.to_neutral(p.read())
+def _host_score(rule: Prune, p: Parameter, w: Array) -> Array:
     shape, fine, others = rule.units(p)
     if rule.score is not None:
         if callable(rule.score):

@@ -8,13 +8,13 @@ from typing import Any, Literal, overload
 
 from xweights.core import hold_registry
 from xweights.core.params import Params
+from xweights.core.plan import Selection
 from xweights.core.selection import WhereLike
 from xweights.core.targets import open_for_editing
 from xweights.edit.apply import bind_line, run
 from xweights.edit.execute import execute, prepare
-from xweights.edit.grouped import edit_groups
-from xweights.edit.shards import has_shards
-from xweights.errors import ArgumentError
+from xweights.edit.grouped import apply_to_groups, edit_groups, in_stored_order
+from xweights.errors import ArgumentError, XweightsError
 from xweights.rules.base import Per, Scope, where_of
 from xweights.rules.elementwise import Mask
 from xweights.rules.pruning import Pattern, Prune, Score, host_masks
@@ -147,11 +147,15 @@ def prune(
     if opened.tracing:
         run(target, rule, where=where, call="prune")
         return None
-    if has_shards(opened.parameters):
+    if opened.plan.is_shared:
         if not hold and schedule is None:
             return prune_shards(rule, opened.parameters, where)
         return hold_pruned_blocks(target, rule, opened.parameters, where, schedule, optimizer)
     selection = opened.plan.select(where)
+    if not hold and schedule is None:
+        masks = _prune_groups(rule, selection)
+        if masks is not None:
+            return masks
     chosen = selection.parameters
     if hold or schedule is not None:
         hold_registry.check(chosen)
@@ -159,8 +163,33 @@ def prune(
         return hold_pruned(target, rule, chosen, schedule, optimizer)
     hold_registry.check(chosen)
     prepare(rule, chosen, "prune")
-    masks = dict(zip((p.name for p in chosen), host_masks(rule, chosen), strict=True))
-    if not edit_groups(Mask(masks), selection, "prune"):
-        execute(Mask(masks), chosen, [(masks[p.name],) for p in chosen])
+    kept = dict(zip((p.name for p in chosen), host_masks(rule, chosen), strict=True))
+    if not edit_groups(Mask(kept), selection, "prune"):
+        execute(Mask(kept), chosen, [(kept[p.name],) for p in chosen])
     hold_registry.reapply(chosen)
-    return Params.of(chosen, masks)
+    return Params.of(chosen, kept)
+
+
+def _prune_groups(rule: Prune, selection: Selection) -> Params | None:
+    """Prune parameters that are all in groups; return None, with nothing done, where each has to be looked at.
+
+    Whatever is wrong with one of them is found by looking at each.
+    """
+    choice = selection.choice
+    if choice.singles or not choice.groups or not rule.by_dtype:
+        return None
+    if not hold_registry.is_empty() and hold_registry.are_held(selection.identities):
+        return None
+    try:
+        for group in choice.groups:
+            like = choice.likes[group.positions[0]]
+            rule.check(like)
+            rule.operands(like)
+        likes = choice.likes
+        arrays = [p.layout.to_neutral(array) for p, array in zip(likes, selection.read(), strict=True)]
+        masks = host_masks(rule, likes, arrays)
+    except XweightsError:
+        return None
+    operands = [in_stored_order(group, likes, [(mask,) for mask in masks]) for group in choice.groups]
+    apply_to_groups(Mask({}), selection, operands)
+    return Params.of(likes, {p.name: mask for p, mask in zip(likes, masks, strict=True)})
