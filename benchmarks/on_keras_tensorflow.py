@@ -11,16 +11,20 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from shapes import Shape, arrays, keras_model, masks, name_values, shapes
+from shapes import Shape, arrays, keras_model, masks, name_values, shapes_with_bert
 from tensorflow import raw_ops
 from timing import Memory, Timing, compare
 
 import xweights as xw
 
+# Checking all values before the first is written reads them once more.
+GOAL_CHECKED = {"many": 1.5, "bert": 1.4, "mid": 1.3}
+GOALS_BOUND = {"many": 1.2, "mid": 1.15}
+
 
 def rows(quick: bool) -> Iterator[Timing | Memory]:
     """Yield the rows."""
-    for shape in shapes(quick):
+    for shape in shapes_with_bert(quick):
         model = keras_model(shape)
         yield from _time_reads(model, shape)
         yield from _time_writes(model, shape)
@@ -49,7 +53,7 @@ def _time_reads(model: Any, shape: Shape) -> Iterator[Timing]:
         "get_params()", "keras-tensorflow", shape.name,
         lambda: xw.get_params(model),
         {"the same, .copy()": lambda: [np.asarray(raw_read(v.value)).copy() for v in model.weights]},
-        1.15, idiom=("get_weights", model.get_weights), idiom_goal=2.0 if shape.name == "many" else None,
+        1.2, idiom=("get_weights", model.get_weights), idiom_goal=2.0 if shape.name == "many" else None,
     )  # fmt: skip
 
 
@@ -58,7 +62,7 @@ def _time_writes(model: Any, shape: Shape) -> Iterator[Timing]:
         values = arrays(shape, offset=offset)
         named = name_values(model, values)
         misaligned = arrays(shape, offset=4)  # these can be passed as they are
-        for options, goal in (({"allow_nonfinite": True}, 1.2), ({}, 1.7)):
+        for options, goal in (({"allow_nonfinite": True}, 1.2), ({}, GOAL_CHECKED[shape.name])):
             how = "allow_nonfinite=True" if options else "checked"
             yield compare(
                 f"set_params({how}){suffix}", "keras-tensorflow", shape.name,
@@ -128,6 +132,8 @@ def _time_edits(model: Any, shape: Shape) -> Iterator[Timing]:
 
 def _time_compiled_steps(model: Any, shape: Shape) -> Iterator[Timing]:
     """Yield rules inside a tf.function against the same step written by hand; tracing isn't timed."""
+    if shape.name == "bert":
+        return
     # XLA helps where memory is the limit; it takes minutes to compile 1,000 variables.
     jit = shape.name == "mid"
     variables = [v.value for v in model.trainable_weights]
@@ -148,10 +154,12 @@ def _time_compiled_steps(model: Any, shape: Shape) -> Iterator[Timing]:
         f"clip in a tf.function{suffix}", "keras-tensorflow", shape.name, step,
         {"tf.function by hand": lambda: peer(low, high)}, 1.15, idiom=("get, np.clip, set", idiom), idiom_goal=15.0,
     )  # fmt: skip
-    if jit:
-        while bound._run._step is None:  # it compiles itself once its eager calls have cost as much
+    # It compiles itself once its eager calls have cost as much as compiling.
+    for _ in range(400):
+        if bound._run._step is None:
             bound()
-        yield compare(
-            "clip, bound, called again and again", "keras-tensorflow", shape.name, bound,
-            {"tf.function by hand": lambda: peer(low, high)}, 1.15, idiom=("get, np.clip, set", idiom), idiom_goal=15.0,
-        )  # fmt: skip
+    yield compare(
+        "clip, bound, called again and again", "keras-tensorflow", shape.name, bound,
+        {"tf.function by hand": lambda: peer(low, high)}, GOALS_BOUND[shape.name],
+        idiom=("get, np.clip, set", idiom), idiom_goal=15.0,
+    )  # fmt: skip

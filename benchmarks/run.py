@@ -28,6 +28,7 @@ PARTS = {
     "torch": {},
     "drawing": {},
     "keras_tensorflow": {"KERAS_BACKEND": "tensorflow"},
+    "keras_jax": {"KERAS_BACKEND": "jax"},
     "keras_torch": {"KERAS_BACKEND": "torch"},
     "holds_torch": {},
     "holds_keras": {"KERAS_BACKEND": "tensorflow"},
@@ -39,7 +40,7 @@ PARTS = {
 }
 # The tables of RESULTS.md, each with its parts.
 TABLES = {
-    "tables": ("imports", "torch", "drawing", "keras_tensorflow", "keras_torch", "memory"),
+    "tables": ("imports", "torch", "drawing", "keras_tensorflow", "keras_jax", "keras_torch", "memory"),
     "holds": ("holds_torch", "holds_keras"),
     "porting": ("porting",),
     "files": ("files",),
@@ -115,7 +116,7 @@ def machine(threads: int) -> str:
     """Return the machine and versions on which the numbers depend."""
     from importlib.metadata import version
 
-    names = ("numpy", "torch", "tensorflow-cpu", "keras")
+    names = ("numpy", "torch", "tensorflow-cpu", "keras", "jax")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
     return f"{os.cpu_count()} cores, OMP_NUM_THREADS={threads}, Python {sys.version.split()[0]}, {versions}."
 
