@@ -782,6 +782,7 @@ def memory(field: str) -> int:
 def read_corpus(folder: Path) -> None:
     """Read each file in a fork, and write report.json."""
     import codecs
+    import difflib  # noqa: F401
 
     import h5py  # noqa: F401
     import ml_dtypes  # noqa: F401
