@@ -14,6 +14,7 @@ import pytest
 import xweights as xw
 from xweights.edit import write
 from xweights.files.io.open_file import OpenFile
+from xweights.files.io.storage import FileStorage
 
 torch = pytest.importorskip("torch", reason="PyTorch isn't installed")
 nn = torch.nn
@@ -189,6 +190,26 @@ def test_a_file_that_can_not_be_read_to_its_end_changes_nothing(
     with pytest.raises(xw.FileAccessError, match="read it: Input/output error"):
         xw.set_params(model, path)
     assert bits(model) == before
+
+
+@pytest.mark.parametrize("way", ["streamed", "long way"])
+def test_a_file_that_became_shorter_after_its_check_says_that_a_part_is_written(
+    way: str, slow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, model = make("layers", 0), make("layers", 1)
+    path = save(source, tmp_path / "w.safetensors", "neutral")
+    versions = [p._version for p in model.parameters()]
+    read_together = FileStorage.read_together
+
+    def shorten(self: FileStorage, handles: Any, outs: Any) -> None:
+        os.truncate(path, Path(path).stat().st_size - 100)
+        read_together(self, handles, outs)
+
+    monkeypatch.setattr(FileStorage, "read_together", shorten)
+    with pytest.raises(xw.DamagedFileError, match=r"(?s)became shorter.*a part of the parameters has its values"):
+        (xw.set_params if way == "streamed" else slow)(model, path)
+    # Autograd is told of what was overwritten.
+    assert all(p._version > version for p, version in zip(model.parameters(), versions, strict=True))
 
 
 def test_ctrl_c_in_the_middle_waits_until_all_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

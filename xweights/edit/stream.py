@@ -1,9 +1,11 @@
 """Stream values from one target into another, without an intermediate copy where their memory allows it.
 
 Each value is checked before anything is written, and read again for its write: straight into the parameter's memory if
-that is visible and both have the same order. A check in pieces that stay in the cache takes 0.7 of the time of filling
-the parameters; a log of what is overwritten, to undo it, would take as long, and the memory of the parameters. Where
-reading means unpacking, and may fail at any time, everything is backed up anyway: such a value is read once, and
+that is visible and both have the same order. A check in pieces that stay in the cache takes 0.7 to 0.9 of the time of
+filling the parameters. A log of what is overwritten, to undo it, would spare that pass and take the memory of the
+parameters: filling, check and log together take 2.1 of filling where that memory is new, and 1.4 where it is not.
+Mapping the file for its check would take 0.45, and end the process where a disk fails or somebody shortens the file.
+Where reading means unpacking, and may fail at any time, everything is backed up anyway: such a value is read once, and
 checked as it is written.
 
 Plain bytes are checked and read by several threads, each some of the arrays; those side by side in a file together.
@@ -25,7 +27,7 @@ from xweights.core.parameter import Parameter, is_shared
 from xweights.core.protocols import MemoryStorage, PlainBytesStorage, Storage, StreamingStorage, UnpackingStorage
 from xweights.core.threads import count_threads, run_all
 from xweights.core.values import fit_value
-from xweights.errors import LayoutError
+from xweights.errors import CheckpointError, LayoutError
 
 _WORTH_A_THREAD = 4 << 20
 # Parts for each thread, so that one that is slower leaves some to the others.
@@ -218,13 +220,20 @@ def find_finite(values: Sequence[Parameter], threads: int) -> set[int]:
 
 
 def fill_together(values: Sequence[Parameter], memories: Sequence[Array], threads: int) -> None:
-    """Read plain values into memory of their size; nothing is committed. Memory that overlaps is for one thread."""
+    """Read plain values into memory of their size; nothing is committed. Memory that overlaps is for one thread.
+
+    A file that could be read for its check, and can't be any more, leaves a part written: the error says so.
+    """
 
     def fill(storage: PlainBytesStorage, part: list[int]) -> None:
         storage.read_together([values[at].handle for at in part], [memories[at] for at in part])
 
     parts = _parts(values, range(len(values)), threads)
-    run_all([partial(fill, storage, part) for storage, part in parts], threads=threads)
+    try:
+        run_all([partial(fill, storage, part) for storage, part in parts], threads=threads)
+    except CheckpointError as error:
+        error.args = (f"{error}\nIt was whole when it was checked: a part of the parameters has its values already",)
+        raise
 
 
 def _parts(
@@ -261,7 +270,9 @@ def fill_on_threads(sources: Sequence[StreamedValue]) -> list[StreamedValue]:
             filled.append((source, memory))
     memories = [memory for _, memory in filled]
     threads = 1 if any_overlap(memories) else threads_for(sum(memory.nbytes for memory in memories))
-    fill_together([source.value for source, _ in filled], memories, threads)
-    for source, memory in filled:
-        source.p.commit(memory, memory)
+    try:
+        fill_together([source.value for source, _ in filled], memories, threads)
+    finally:  # what has been written counts, even where the file couldn't be read to its end
+        for source, memory in filled:
+            source.p.commit(memory, memory)
     return left
