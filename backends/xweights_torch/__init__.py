@@ -10,29 +10,27 @@ import torch
 from torch import nn
 
 from xweights.core import former_paths
-from xweights.core.backend import Adapter, HeldChain, HoldAttachment, Tracing
+from xweights.core.backend import Adapter, HeldChain, HoldAttachment, StepState, Tracing
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops, Storage
-from xweights.core.state import State, StateMatch
 from xweights.errors import TargetError
 from xweights_torch.adapter import ModuleAdapter, TensorAdapter
 from xweights_torch.checks import refusal_reason
 from xweights_torch.dtypes import host_view
-from xweights_torch.entries import SetEntries, init_entries_
 from xweights_torch.ops import TorchOps
 from xweights_torch.overlaid import merge_factors
 from xweights_torch.sharding.find import copy_reason
-from xweights_torch.state_dict import match_state, read_state
 from xweights_torch.storage import storage_of
 from xweights_torch.tables.spellings import respell
-from xweights_torch.training.holds import attach
-from xweights_torch.training.hooks import TorchTrainingHooks
 
 if TYPE_CHECKING:
+    from xweights.core.state import State, StateMatch
     from xweights.optimizers.protocol import Optimizing
     from xweights.porting.protocol import Porting
+    from xweights_torch.entries import SetEntries, init_entries_
     from xweights_torch.skeleton.describe import TorchDescribing
+    from xweights_torch.training import hooks
 
 __all__ = ["SetEntries", "TorchBackend", "backend", "init_entries_"]
 
@@ -44,7 +42,7 @@ _TENSORS = TensorAdapter()
 _OPS = TorchOps()
 
 
-class TorchBackend(TorchTrainingHooks):
+class TorchBackend:
     """Backend of PyTorch; see :class:`xweights.backend.Backend`.
 
     Example:
@@ -69,9 +67,13 @@ class TorchBackend(TorchTrainingHooks):
         return isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter)
 
     def state(self, target: Any) -> State | None:
+        from xweights_torch.state_dict import read_state
+
         return read_state(target, _MODULES) if isinstance(target, nn.Module) else None
 
     def match_state(self, file_keys: Iterable[str], target: Any, *, state: State | None = None) -> StateMatch | None:
+        from xweights_torch.state_dict import match_state
+
         return match_state(file_keys, target, _MODULES, state) if isinstance(target, nn.Module) else None
 
     def plain_twin(self, target: Any, arrays: Mapping[Any, Array]) -> Any:
@@ -108,7 +110,42 @@ class TorchBackend(TorchTrainingHooks):
         optimizer: Any,
         after_step: Callable[[Any], None] | None = None,
     ) -> HoldAttachment | None:
+        from xweights_torch.training.holds import attach
+
         return attach(chains, optimizer, after_step)
+
+    def is_statistic(self, parameter: Parameter) -> bool:
+        from xweights_torch.training.hooks import is_statistic
+
+        return is_statistic(parameter)
+
+    def freeze(
+        self,
+        parameters: Sequence[Parameter],
+        *,
+        target: Any,
+        optimizer: Any,
+        whole: bool,
+        inference: bool,
+        owner: object,
+    ) -> hooks.FrozenTensors:
+        from xweights_torch.training.hooks import freeze
+
+        return freeze(parameters, target=target, optimizer=optimizer, whole=whole, inference=inference, owner=owner)
+
+    def multiply(
+        self, pairs: Sequence[tuple[Parameter, float]], *, target: Any, optimizer: Any, owner: object
+    ) -> hooks.LRFactorsHandle:
+        from xweights_torch.training.hooks import multiply
+
+        return multiply(pairs, target=target, optimizer=optimizer, owner=owner)
+
+    def follow(
+        self, parameters: Sequence[Parameter], call: Callable[[StepState | None], None], *, target: Any, optimizer: Any
+    ) -> hooks.StepFollower | None:
+        from xweights_torch.training.hooks import follow
+
+        return follow(parameters, call, target=target, optimizer=optimizer)
 
     def merge_factors(self, parameters: Sequence[Parameter], target: Any) -> None:
         """Merge the active adapters of PEFT's layers into their bases, as PEFT itself does."""
@@ -142,6 +179,14 @@ def _inside_compiled_code() -> bool:
         return False
     # None: compiled code isn't running. False: it runs, and torch.compiler.disable lets plain code run inside of it.
     return get_eval_frame_callback() not in (None, False)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("SetEntries", "init_entries_"):
+        raise AttributeError(f"module 'xweights_torch' has no attribute {name!r}")
+    from xweights_torch import entries
+
+    return getattr(entries, name)
 
 
 backend = TorchBackend()

@@ -37,69 +37,72 @@ _OPS = TorchOps()
 _STATISTICS = ("running_mean", "running_var")
 
 
-class TorchTrainingHooks:
-    """Hooks into PyTorch's training, beyond holds (``xweights.training.hooks.TrainingHooks``)."""
+def is_statistic(parameter: Parameter) -> bool:
+    """Return whether a parameter is a buffer, which a forward pass changes."""
+    handle = parameter.handle
+    return isinstance(handle, TensorHandle) and handle.table == "buffer"
 
-    def is_statistic(self, parameter: Parameter) -> bool:
-        handle = parameter.handle
-        return isinstance(handle, TensorHandle) and handle.table == "buffer"
 
-    def freeze(
-        self,
-        parameters: Sequence[Parameter],
-        *,
-        target: Any,
-        optimizer: Any,
-        whole: bool,
-        inference: bool,
-        owner: object,
-    ) -> FrozenTensors:
-        statistics = [p for p in parameters if self.is_statistic(p)]
-        inference_modules = (
-            [module for p in parameters for module in _owners(p) if isinstance(module, _NormBase)] if inference else []
-        )
-        _check_freezable(statistics, inference_modules)
-        # DDP expects a gradient of everything that had one when it was wrapped; there the Keep hold has to suffice.
-        drop_gradients = whole and not isinstance(target, DistributedDataParallel)
-        without_gradients = (
-            [p for p in parameters if p.trainable or id(tensor_of(p.handle)) in _frozen] if drop_gradients else []
-        )
-        untracked = [(m, "track_running_stats") for p in statistics for m in _owners(p) if m not in inference_modules]
-        return FrozenTensors(
-            without_gradients, [*untracked, *((module, "training") for module in inference_modules)], owner
-        )
+def freeze(
+    parameters: Sequence[Parameter],
+    *,
+    target: Any,
+    optimizer: Any,
+    whole: bool,
+    inference: bool,
+    owner: object,
+) -> FrozenTensors:
+    """Exclude parameters from training: the backend's `freeze`."""
+    statistics = [p for p in parameters if is_statistic(p)]
+    inference_modules = (
+        [module for p in parameters for module in _owners(p) if isinstance(module, _NormBase)] if inference else []
+    )
+    _check_freezable(statistics, inference_modules)
+    # DDP expects a gradient of everything that had one when it was wrapped; there the Keep hold has to suffice.
+    drop_gradients = whole and not isinstance(target, DistributedDataParallel)
+    without_gradients = (
+        [p for p in parameters if p.trainable or id(tensor_of(p.handle)) in _frozen] if drop_gradients else []
+    )
+    untracked = [(m, "track_running_stats") for p in statistics for m in _owners(p) if m not in inference_modules]
+    return FrozenTensors(
+        without_gradients, [*untracked, *((module, "training") for module in inference_modules)], owner
+    )
 
-    def multiply(
-        self, pairs: Sequence[tuple[Parameter, float]], *, target: Any, optimizer: Any, owner: object
-    ) -> LRFactorsHandle:
-        if optimizer is None:
-            raise ArgumentError("in torch, multiply_lr needs the optimizer\nFix: optimizer=...")
-        unwrapped = unwrap_optimizer(optimizer)
-        owned = _parameter_ids(unwrapped)
-        factors = _lr_factors.get(id(unwrapped))
-        problems = Problems("these learning rates can't be multiplied, and nothing was changed")
-        for p, _ in pairs:
-            if id(tensor_of(p.handle)) not in owned:
-                problems.add(HoldError, f"{p.name!r} is not among the optimizer's parameters", fix="narrow factors=")
-            elif factors is not None and id(tensor_of(p.handle)) in factors.factors:
-                problems.add(HoldError, f"{p.name!r} has a factor already", fix="release() the former one")
-        problems.check()
-        if factors is None:
-            factors = _lr_factors[id(unwrapped)] = LRFactors(unwrapped)
-        return LRFactorsHandle(factors, pairs, owner)
 
-    def follow(
-        self, parameters: Sequence[Parameter], call: Callable[[StepState | None], None], *, target: Any, optimizer: Any
-    ) -> StepFollower | None:
-        trained = [p for p in parameters if isinstance(tensor_of(p.handle), nn.Parameter)]
-        if optimizer is None:
-            return StepFollower(trained[0], None, call) if trained else None
-        unwrapped = unwrap_optimizer(optimizer)
-        owned = _parameter_ids(unwrapped)
-        owned_parameters = [p for p in trained if id(tensor_of(p.handle)) in owned]
-        if not owned_parameters:
-            raise HoldError("this optimizer trains none of these parameters\nFix: pass the one that does")
-        return StepFollower(owned_parameters[0], unwrapped, call)
+def multiply(
+    pairs: Sequence[tuple[Parameter, float]], *, target: Any, optimizer: Any, owner: object
+) -> LRFactorsHandle:
+    """Have each step count a factor of times: the backend's `multiply`."""
+    if optimizer is None:
+        raise ArgumentError("in torch, multiply_lr needs the optimizer\nFix: optimizer=...")
+    unwrapped = unwrap_optimizer(optimizer)
+    owned = _parameter_ids(unwrapped)
+    factors = _lr_factors.get(id(unwrapped))
+    problems = Problems("these learning rates can't be multiplied, and nothing was changed")
+    for p, _ in pairs:
+        if id(tensor_of(p.handle)) not in owned:
+            problems.add(HoldError, f"{p.name!r} is not among the optimizer's parameters", fix="narrow factors=")
+        elif factors is not None and id(tensor_of(p.handle)) in factors.factors:
+            problems.add(HoldError, f"{p.name!r} has a factor already", fix="release() the former one")
+    problems.check()
+    if factors is None:
+        factors = _lr_factors[id(unwrapped)] = LRFactors(unwrapped)
+    return LRFactorsHandle(factors, pairs, owner)
+
+
+def follow(
+    parameters: Sequence[Parameter], call: Callable[[StepState | None], None], *, target: Any, optimizer: Any
+) -> StepFollower | None:
+    """Call a function after each step: the backend's `follow`."""
+    trained = [p for p in parameters if isinstance(tensor_of(p.handle), nn.Parameter)]
+    if optimizer is None:
+        return StepFollower(trained[0], None, call) if trained else None
+    unwrapped = unwrap_optimizer(optimizer)
+    owned = _parameter_ids(unwrapped)
+    owned_parameters = [p for p in trained if id(tensor_of(p.handle)) in owned]
+    if not owned_parameters:
+        raise HoldError("this optimizer trains none of these parameters\nFix: pass the one that does")
+    return StepFollower(owned_parameters[0], unwrapped, call)
 
 
 class FlagHooks:
