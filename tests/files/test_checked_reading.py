@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import xweights as xw
 from xweights.files.formats.npz import CompressedEntries
 from xweights.files.formats.zip_archive import Archive
 from xweights.files.io.open_file import PIECE
+from xweights.files.io.storage import FILE
 
 SHAPE = (300, 1000)  # two pieces
 
@@ -136,3 +138,47 @@ def test_reading_into_a_model_takes_a_piece_for_each_thread(tmp_path: Path, thre
     finally:
         tracemalloc.stop()
     assert peak < (1 + min(threads, 4)) * PIECE + (1 << 19)
+
+
+def test_where_the_system_reads_into_one_place_at_a_time_all_is_read(
+    tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, target = arrays(1), arrays(0)
+    path = write(tmp_path / "w.safetensors", new)
+    monkeypatch.delattr(os, "preadv")
+    xw.set_params(target, path)
+    assert all(np.array_equal(target[key], new[key]) for key in new)
+
+
+@pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8", ">i4"])
+def test_bytes_in_the_other_order_are_turned_for_the_check_and_for_the_write(
+    dtype: str, tmp_path: Path, threads: int
+) -> None:
+    h5py = pytest.importorskip("h5py", reason="HDF5 needs h5py")
+    new = {key: array.astype(dtype) for key, array in arrays(1).items()}
+    path = tmp_path / "w.h5"
+    with h5py.File(path, "w") as file:
+        for key, array in new.items():
+            file[key] = array
+    native = np.dtype(dtype).newbyteorder("=")
+    target = {key: array.astype(native) for key, array in arrays(0).items()}
+    xw.set_params(target, path)
+    assert all(np.array_equal(target[key], new[key]) for key in new)
+    if native.kind == "f":
+        with h5py.File(path, "r+") as file:
+            file["3/kernel"][-1, -1] = -np.inf
+        with pytest.raises(xw.NonfiniteError, match="'3/kernel' has 1 non-finite"):
+            xw.set_params(target, path)
+        assert all(np.array_equal(target[key], new[key]) for key in new)
+
+
+def test_arrays_of_many_sizes_and_none_are_divided_among_threads(tmp_path: Path, threads: int) -> None:
+    rng = np.random.default_rng(0)
+    sizes = [0, 1, 3_000_000, 0, 7, 200_000, 1_000_000, 0]
+    new = {f"{i}/bias": rng.standard_normal(size).astype(np.float32) for i, size in enumerate(sizes)}
+    target = {key: np.zeros_like(array) for key, array in new.items()}
+    xw.set_params(target, write(tmp_path / "w.safetensors", new))
+    assert all(np.array_equal(target[key], new[key]) for key in new)
+    parts = FILE.split(xw.load(tmp_path / "w.safetensors").records, 4)
+    assert sorted(position for part in parts for position in part) == list(range(len(sizes)))
+    assert 2 <= len(parts) <= 4
