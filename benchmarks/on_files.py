@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 import safetensors.torch
+import torch
 from timing import MIB, Memory, Timing, compare, extra_memory
 from torch import nn
 
@@ -28,6 +30,8 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
         shape = "2M" if quick else "50M"
         model = nn.Sequential(*[nn.Linear(400 if quick else 2048, 400 if quick else 2048) for _ in range(12)])
         yield from _time_loading(Path(folder), model, shape)
+        yield from _time_loading_half(Path(folder), 400 if quick else 2048, shape)
+        yield from _time_loading_many(Path(folder), 100 if quick else 1000)
         yield from _time_saving(Path(folder), model, shape)
         yield from _time_entry_edits(Path(folder), 16 * MIB if quick else 1024 * MIB, "16 MB" if quick else "1 GB")
 
@@ -37,17 +41,7 @@ def _time_loading(folder: Path, model: nn.Module, shape: str) -> Iterator[Timing
     safetensors.torch.save_file(model.state_dict(), path)
     arrays = {key: tensor.detach().numpy() for key, tensor in model.state_dict().items()}
 
-    def by_hand() -> None:
-        with Path(path).open("rb", buffering=0) as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-            for key, array in arrays.items():
-                file.seek(8 + length + header[key]["data_offsets"][0])
-                view = memoryview(array.reshape(-1).view(np.uint8))
-                done = 0
-                while done < len(view):
-                    done += file.readinto(view[done:])
-
+    by_hand = _read_by_hand(path, arrays)
     peers = {"seek, readinto": by_hand}
     unchecked = lambda: xw.set_params(model, path, layout="native", allow_nonfinite=True)  # noqa: E731
     idiom = ("safetensors.numpy.load_file", lambda: safetensors.numpy.load_file(path))
@@ -67,6 +61,48 @@ def _time_loading(folder: Path, model: nn.Module, shape: str) -> Iterator[Timing
     load = {"np.load, each array": lambda: [np.load(packed)[key] for key in half]}
     yield compare(
         "set_params(arrays, compressed .npz)", "numpy", size, lambda: xw.set_params(target, packed), load, None
+    )
+
+
+def _read_by_hand(path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> Callable[[], None]:
+    def read() -> None:
+        with Path(path).open("rb", buffering=0) as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            for key, array in arrays.items():
+                file.seek(8 + length + header[key]["data_offsets"][0])
+                view = memoryview(array.reshape(-1).view(np.uint8))
+                done = 0
+                while done < len(view):
+                    done += file.readinto(view[done:])
+
+    return read
+
+
+def _time_loading_half(folder: Path, size: int, shape: str) -> Iterator[Timing]:
+    model = nn.Sequential(*[nn.Linear(size, size) for _ in range(12)]).to(torch.bfloat16)
+    path = str(folder / "half.safetensors")
+    safetensors.torch.save_file(model.state_dict(), path)
+    arrays = {key: tensor.detach().view(torch.int16).numpy() for key, tensor in model.state_dict().items()}
+    peers = {"seek, readinto": _read_by_hand(path, arrays)}
+    checked = lambda: xw.set_params(model, path, layout="native")  # noqa: E731
+    yield compare("set_params(model, path), bfloat16", "torch", shape, checked, peers, 1.7, seconds=6)
+
+
+def _time_loading_many(folder: Path, count: int) -> Iterator[Timing]:
+    model = nn.Sequential(*[nn.Linear(20, 20, bias=False) for _ in range(count)])
+    path = str(folder / "many.safetensors")
+    safetensors.torch.save_file(model.state_dict(), path)
+
+    def by_hand() -> None:
+        state = model.state_dict()
+        with safetensors.safe_open(path, "pt") as file, torch.no_grad():
+            for key in file.keys():  # noqa: SIM118 - a safe_open is no mapping
+                state[key].copy_(file.get_tensor(key))
+
+    checked = lambda: xw.set_params(model, path, layout="native")  # noqa: E731
+    yield compare(
+        "set_params(model, path), small arrays", "torch", f"{count:,}", checked, {"safe_open, copy_": by_hand}, 1.25
     )
 
 
