@@ -133,6 +133,17 @@ def _is_below_infinity(dtype: np.dtype[Any], flat: Array) -> bool:
     return bool(np.maximum.reduce(bits.view(np.int16)) < infinity and np.maximum.reduce(bits) < negative)
 
 
+def are_surely_finite(arrays: Iterable[Array]) -> bool:
+    """Return whether all entries are finite; False also if it takes a closer look to tell."""
+    arrays = [array if array.flags.c_contiguous else array.transpose() for array in arrays]
+    if not all(array.flags.c_contiguous for array in arrays):
+        return False
+    if all(finite_check(dtype) is _has_finite_squares for dtype in {array.dtype for array in arrays}):
+        with np.errstate(all="ignore"):
+            return all(map(math.isfinite, map(np.vdot, arrays, arrays)))
+    return all(all_finite(array.reshape(-1)) for array in arrays)
+
+
 def match_memory_order(model: Array, array: Array) -> Array:
     """Return a copy of ``array`` with the memory order of ``model``, an array of the same shape."""
     copy = np.empty_like(model, dtype=array.dtype)

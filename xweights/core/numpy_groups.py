@@ -28,14 +28,14 @@ class NumpyGroupOps:
 
     def multiply(self, xs: list[Array], y: Any) -> list[Array]:
         if isinstance(y, list):
-            return [_ONE.multiply(x, other) for x, other in zip(xs, y, strict=True)]
+            return _edit_each(np.multiply, _ONE.multiply, xs, y)
         for x in xs:
             np.multiply(x, y, x)
         return xs
 
     def add(self, xs: list[Array], y: Any) -> list[Array]:
         if isinstance(y, list):
-            return [_ONE.add(x, other) for x, other in zip(xs, y, strict=True)]
+            return _edit_each(np.add, _ONE.add, xs, y)
         for x in xs:
             np.add(x, y, x)
         return xs
@@ -84,6 +84,16 @@ class NumpyGroupOps:
 
     def fence(self, xs: list[Array]) -> list[Array]:
         return xs
+
+
+def _edit_each(ufunc: Any, edit: Callable[[Array, Array], Array], xs: list[Array], ys: list[Array]) -> list[Array]:
+    """Edit arrays in place: by the bare ufunc where the two lie alike, which saves a microsecond; else in tiles."""
+    for x, y in zip(xs, ys, strict=True):
+        if x.strides == y.strides and x.shape == y.shape:
+            ufunc(x, y, x)
+        else:
+            edit(x, y)
+    return xs
 
 
 NUMPY_GROUP_OPS: Any = NumpyGroupOps()

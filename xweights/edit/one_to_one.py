@@ -1,4 +1,4 @@
-"""Values by full name for a target whose plan is kept: the plain cases of `set_params` and of `get_params(out=)`.
+"""Values by full name for a target whose plan is kept: plain `set_params`, `get_params(out=)`, and edits by arrays.
 
 Each fact is compared for all arrays at once. Whatever isn't plain is left to the general way, which looks at one array
 after the other and finds out what is meant, or what is wrong.
@@ -6,15 +6,14 @@ after the other and finds out what is meant, or what is wrong.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xweights.core import hold_registry
-from xweights.core.blocks import copy_into, find_spans, quick_sum
-from xweights.core.dtypes import Array, is_half
+from xweights.core.blocks import are_surely_finite, copy_into, find_spans
+from xweights.core.dtypes import Array
 from xweights.core.layout import Axes, LayoutName, Shape
 from xweights.core.params import Params
 from xweights.core.plan import Plan, Selection
@@ -39,7 +38,7 @@ def write_plainly(
     choice = selection.choice
     expected = _expect(selection)
     stored = _fit_all(values, selection, layout, expected)
-    if stored is None or not (allow_nonfinite or _are_finite(stored)):
+    if stored is None or not (allow_nonfinite or are_surely_finite(stored)):
         return None
     if expected.starts.size and _may_be_aliased(
         values._find_spans() if isinstance(values, Params) else _spans(stored), expected
@@ -79,6 +78,25 @@ def fill_plainly(out: Params, selection: Selection, stored: Sequence[Array], lay
         else:
             copy_into(home, value)
     return True
+
+
+def fit_operands(values: Any, dtype: np.dtype[Any] | None, selection: Selection) -> list[Array] | None:
+    """Return the operands of an edit, arrays by name, in stored order; None for any that don't fit one to one.
+
+    Args:
+        values: What was passed: Params or a mapping, or anything else.
+        dtype: Which they have; by default that of the weights, with which they then share no memory.
+        selection: The parameters to edit.
+    """
+    if type(values) not in (Params, dict) or not values or selection.choice.singles:
+        return None
+    expected = _expect(selection)
+    dtypes = expected.dtypes if dtype is None else [dtype] * len(expected.dtypes)
+    arrays = _fit_all(values, selection, "neutral", expected, dtypes)
+    if arrays is None or dtype is not None:
+        return arrays
+    spans = values._find_spans() if isinstance(values, Params) else _spans(arrays)
+    return None if _may_be_aliased(spans, expected) else arrays
 
 
 class _Expected(NamedTuple):
@@ -133,7 +151,11 @@ def _find_expected(selection: Selection) -> _Expected:
 
 
 def _fit_all(
-    values: Params | dict[str, Any], selection: Selection, layout: LayoutName | None, expected: _Expected
+    values: Params | dict[str, Any],
+    selection: Selection,
+    layout: LayoutName | None,
+    expected: _Expected,
+    dtypes: list[np.dtype[Any]] | None = None,
 ) -> list[Array] | None:
     """Return the values in stored order, in the order of the selection; None if one of them isn't as it should be."""
     names = expected.names
@@ -150,7 +172,7 @@ def _fit_all(
         arrays = [values[name] for name in names]
     else:
         return None
-    if set(map(type, arrays)) != {np.ndarray} or [array.dtype for array in arrays] != expected.dtypes:
+    if set(map(type, arrays)) != {np.ndarray} or [array.dtype for array in arrays] != (dtypes or expected.dtypes):
         return None
     if [array.shape for array in arrays] != (expected.native if order == "native" else expected.neutral):
         return None
@@ -175,26 +197,13 @@ def _are_names_unique(selection: Selection) -> bool:
     return all(len(owners[p.name]) == 1 for p in selection.choice.likes)
 
 
-def _are_finite(arrays: Sequence[Array]) -> bool:
-    """Return whether all entries are finite; False also if it takes a closer look to tell."""
-    dtypes = {array.dtype for array in arrays}
-    with np.errstate(all="ignore"):
-        if all(dtype.char in "fd" and dtype.isnative for dtype in dtypes) and all(
-            array.flags.c_contiguous for array in arrays
-        ):
-            # A finite sum of squares rules out all others, and BLAS takes half the time of a comparison.
-            return all(map(math.isfinite, map(np.vdot, arrays, arrays)))
-        for array in arrays:
-            if array.dtype.kind not in "biu" and (is_half(array.dtype) or not np.isfinite(quick_sum(array))):
-                return False
-    return True
-
-
 _Spans = tuple[Array, Array]
 
 
 def _may_be_aliased(spans: _Spans | None, expected: _Expected) -> bool:
     """Return whether a value may share memory with a parameter: it would change before it is read."""
+    if not expected.starts.size:
+        return False
     if spans is None:
         return True
     starts, ends = spans

@@ -71,6 +71,14 @@ class Rule:
         """True if :meth:`check` and :meth:`operands` look at a parameter's dtype only: called once for each dtype."""
         return False
 
+    @property
+    def operand_by_name(self) -> tuple[Any, np.dtype[Any] | None] | None:
+        """What was passed as the only operand and its dtype (None: the weights'), if an array of it needs no check.
+
+        That is, if :meth:`check` and :meth:`operands` accept every array of that dtype and of the parameter's shape.
+        """
+        return None
+
     def check(self, parameter: Parameter) -> None:
         """Raise the errors that :meth:`operands` doesn't find."""
 

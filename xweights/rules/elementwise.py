@@ -42,6 +42,10 @@ class Fill(_Elementwise):
 
     value: Any
 
+    @property
+    def operand_by_name(self) -> tuple[Any, np.dtype[Any] | None]:
+        return self.value, None
+
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
         return (operand(self.value, parameter, what="value"),)
 
@@ -60,6 +64,10 @@ class Scale(_Elementwise):
     """
 
     factor: Any
+
+    @property
+    def operand_by_name(self) -> tuple[Any, np.dtype[Any] | None]:
+        return self.factor, None
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
         factor = operand(self.factor, parameter, what="factor")
@@ -95,6 +103,10 @@ class Add(_Elementwise):
     """
 
     delta: Any
+
+    @property
+    def operand_by_name(self) -> tuple[Any, np.dtype[Any] | None]:
+        return self.delta, None
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
         return (operand(self.delta, parameter, what="delta"),)
@@ -176,6 +188,10 @@ class Mask(Rule):
     default_where = DEFAULT_KERNELS
     elementwise = True
     keep: Any
+
+    @property
+    def operand_by_name(self) -> tuple[Any, np.dtype[Any]]:
+        return self.keep, np.dtype(np.bool_)
 
     def operands(self, parameter: Parameter) -> tuple[Array, ...]:
         mask = operand(self.keep, parameter, what="keep", dtype=np.dtype(np.bool_))
