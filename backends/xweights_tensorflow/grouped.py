@@ -8,6 +8,7 @@ always are. Inside of a graph all go one by one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, cast
 
@@ -31,6 +32,9 @@ LARGE = 1 << 18
 # How many arrays are edited one by one, by one rule, until a loop has saved what its tracing costs. One with an operand
 # of its own counts three times.
 ENOUGH = 1_500
+# How many variables one turn of a loop edits. Against a graph of all 1,000, which takes 3 s to trace, the loop takes
+# 1.05 times as long that way, and 1.15 with one in each turn; it is traced in 0.13 s instead of 0.08.
+_TOGETHER = 25
 # Operands are copied into memory of this size, where each begins at an address that TensorFlow shares a slice from.
 _PIECE = 1 << 23
 _ALIGNMENT = 64
@@ -91,12 +95,13 @@ def _edit_in_loops(edit: Callable[..., Any], handles: Sequence[Any], operands: S
     """Edit the small variables of one dtype, if there are enough of them; return the positions of all others."""
     dtype = handles[0].dtype
     most = LARGE // dtype.size
-    sizes = [handle.shape.num_elements() for handle in handles]
+    shapes = [tuple(handle.shape) for handle in handles]
+    sizes = list(map(math.prod, shapes))
     arrays = [operand for operand in operands if isinstance(operand, list)]
     small = [
         position
-        for position, (handle, size) in enumerate(zip(handles, sizes, strict=True))
-        if size < most and all(values[position].shape == tuple(handle.shape) for values in arrays)
+        for position, (shape, size) in enumerate(zip(shapes, sizes, strict=True))
+        if size < most and all(values[position].shape == shape for values in arrays)
     ]
     if len(small) < 2 or tf.config.functions_run_eagerly():
         return range(len(handles))
@@ -123,17 +128,25 @@ def _make_loop(expression: Expression, kinds: tuple[Any, ...], dtype: Any) -> An
 
     def edit_all(resources: Any, *operands: Any) -> None:
         count = tf.shape(resources)[0]
+        many = count // _TOGETHER * _TOGETHER
 
-        def edit_one(at: Any) -> Any:
-            resource = resources[at]
-            w = raw_ops.ReadVariableOp(resource=resource, dtype=dtype)
-            pairs = list(zip(operands, kinds, strict=True))
-            own = [_slice(operand, at, w) if kind == "arrays" else operand for operand, kind in pairs]
-            ops = _LoopOps(ops_for(w), [operand for operand, kind in pairs if kind is True])
-            raw_ops.AssignVariableOp(resource=resource, value=replay(expression, w, ops, own))
-            return at + 1
+        def edit_some(at: Any, number: int) -> Any:
+            for offset, resource in enumerate(tf.unstack(resources[at : at + number], num=number)):
+                w = raw_ops.ReadVariableOp(resource=resource, dtype=dtype)
+                pairs = list(zip(operands, kinds, strict=True))
+                own = [_slice(operand, at + offset, w) if kind == "arrays" else operand for operand, kind in pairs]
+                ops = _LoopOps(ops_for(w), [operand for operand, kind in pairs if kind is True])
+                raw_ops.AssignVariableOp(resource=resource, value=replay(expression, w, ops, own))
+            return at + number
 
-        tf.while_loop(lambda at: at < count, edit_one, [0], parallel_iterations=1)
+        for end, number in ((many, _TOGETHER), (count, 1)):
+            start = tf.constant(0) if number > 1 else many
+            tf.while_loop(
+                lambda at, end=end: at < end,
+                lambda at, number=number: edit_some(at, number),
+                [start],
+                parallel_iterations=1,
+            )
 
     return tf.function(edit_all, autograph=False)
 
