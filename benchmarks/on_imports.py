@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 
@@ -46,5 +48,13 @@ def rows(quick: bool) -> Iterator[Timing | Memory]:
     )
 
 
+# What pip installs is compiled already, whatever the variables of this shell say.
+_COMPILED = tempfile.TemporaryDirectory(prefix="xweights_compiled_")
+_ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"} | {
+    "PYTHONPYCACHEPREFIX": _COMPILED.name
+}
+
+
 def _python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=_ENVIRONMENT)
+    return run.stdout

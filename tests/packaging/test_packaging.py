@@ -71,7 +71,7 @@ print(json.dumps({"modules": modules, "written": written, "patterns": patterns})
 NEEDED_BY_CLIP = {
     "xweights": {"core", "edit", "errors", "rules"},
     "xweights.core": {
-        "backend", "blocks", "casting", "dispatch", "dtypes", "entry_points", "former_paths", "groups", "hold_registry",
+        "blocks", "casting", "dispatch", "dtypes", "entry_points", "former_paths", "groups", "hold_registry",
         "identities", "layout", "names", "numpy_backend", "openers", "parameter", "plan", "protocols", "public_calls",
         "records", "registry", "selection", "shards", "targets", "threads", "tied_names", "values",
     },

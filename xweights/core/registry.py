@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xweights.core.backend import Backend
 from xweights.core.entry_points import entry_points_of
 from xweights.errors import BackendBrokenError, BackendMissingError
+
+if TYPE_CHECKING:
+    from xweights.core.backend import Backend
 
 GROUP = "xweights.backends"
 _DISTRIBUTION = "xweights-nn"
@@ -34,6 +36,8 @@ def register(framework: str, backend: Backend) -> None:
         >>> register.__name__
         'register'
     """
+    from xweights.core.backend import Backend
+
     if not isinstance(backend, Backend):
         missing = sorted(name for name in dir(Backend) if not name.startswith("_") and not hasattr(backend, name))
         raise BackendBrokenError(
@@ -88,6 +92,8 @@ def load(framework: str) -> Backend:
                 f"Fix: make `python -c 'import {framework}'` work, or reinstall with "
                 f"python -m pip install 'xweights-nn[{framework}]'"
             ) from cause
+        from xweights.core.backend import Backend
+
         if not isinstance(backend, Backend):
             raise BackendBrokenError(
                 f"{points[framework].value!r} is no backend\n"
