@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
+from typing import Any, NamedTuple
 
 from keras.src.utils.naming import to_snake_case
 
@@ -17,6 +18,9 @@ _INTERNAL = frozenset(
         "_parameters", "_seed_generators", "_torch_params", "_tracker", "_trainable_variables",
     }
 )  # fmt: skip
+
+_CONTAINERS = (dict, list, tuple)
+_DEEPEST = 8  # a list may contain itself
 
 _snake: dict[type[Any], str] = {}
 _numbered = re.compile(r"(.*?)_\d+")
@@ -59,16 +63,27 @@ def is_internal(attribute: str) -> bool:
     return attribute in _INTERNAL or attribute.startswith("_self_")
 
 
+class Places(NamedTuple):
+    """Where in a mapping or list the objects are that are searched for, and the same of each mapping or list in it."""
+
+    keys: list[Any]
+    ids: list[int]
+    inside: list[tuple[Any, Any]]
+
+
+def _attributes_of(layer: Any) -> list[tuple[str, Any]]:
+    space = vars(layer)
+    return [*space.items(), *space.get("_modules", {}).items()]  # Keras layers are modules on torch
+
+
 def find_attribute_paths(layer: Any, wanted: set[int]) -> dict[int, list[str]]:
     """Return the attribute paths, shortest first, of the objects of ``wanted`` (ids) that a layer holds.
 
     Paths of one length are in order of definition. The length goes first because torch stores layers apart from lists
     of layers, so it isn't known on every Keras backend which of the two was defined first.
     """
-    space = vars(layer)
-    attributes = [*space.items(), *space.get("_modules", {}).items()]  # Keras layers are modules on torch
     paths_by_id: dict[int, list[str]] = {}
-    for key, value in attributes:
+    for key, value in _attributes_of(layer):
         if not is_internal(key):
             _search(value, key, wanted, paths_by_id, depth=0)
     for paths in paths_by_id.values():
@@ -76,12 +91,37 @@ def find_attribute_paths(layer: Any, wanted: set[int]) -> dict[int, list[str]]:
     return paths_by_id
 
 
+def find_places(layer: Any, wanted: set[int]) -> Places:
+    """Return what :func:`find_attribute_paths` follows from, which is made and compared in a fifth of the time."""
+    return _read_places({key: value for key, value in _attributes_of(layer) if not is_internal(key)}, wanted, -1)
+
+
+def _read_places(container: Any, wanted: set[int], depth: int) -> Places:
+    keys: Sequence[Any]
+    if isinstance(container, tuple) and hasattr(container, "_asdict"):
+        container = container._asdict()
+    if isinstance(container, dict):
+        keys, items = [f"{key}" for key in container], list(container.values())
+    else:
+        keys, items = range(len(container)), container
+    ids = list(map(id, items))
+    are_wanted = list(map(wanted.__contains__, ids))
+    inside = []
+    if depth < _DEEPEST and any(issubclass(kind, _CONTAINERS) for kind in set(map(type, items))):
+        for key, item, is_wanted in zip(keys, items, are_wanted, strict=True):
+            if isinstance(item, _CONTAINERS) and not is_wanted:
+                found = _read_places(item, wanted, depth + 1)
+                if found.keys or found.inside:
+                    inside.append((key, found))
+    return Places(list(compress(keys, are_wanted)), list(compress(ids, are_wanted)), inside)
+
+
 def _search(value: Any, path: str, wanted: set[int], paths_by_id: dict[int, list[str]], *, depth: int) -> None:
     if id(value) in wanted:
         paths_by_id.setdefault(id(value), []).append(path)
         return
-    if depth > 8:
-        return  # a list that contains itself
+    if depth > _DEEPEST:
+        return
     items: Iterable[tuple[Any, Any]]
     if isinstance(value, dict):
         items = value.items()

@@ -43,6 +43,7 @@ class Net(keras.Model):
         self.attention.build((None, 5, 6), (None, 5, 6))
         self.head = dense()
         self.tied = dense()
+        self.note = self.graph.note = len
         replace_variable(self.tied, "_kernel", self.head.kernel)
         self.built = True
 
@@ -90,6 +91,29 @@ def move(net: Net) -> None:
 
 def alias(net: Net) -> None:
     net.other = net.head
+
+
+def alias_in_a_list(net: Net) -> None:
+    net.note = [net.head]
+
+
+def alias_of_a_layer_elsewhere(net: Net) -> None:
+    net.graph.note = net.graph.layers[0]
+
+
+def swap_names(net: Net) -> None:
+    """Let the second name of a layer be the first."""
+    layer = net.norm
+    net.second = layer
+    xw.get_params(net)
+    del net.norm
+    net.norm = layer
+
+
+def nest(net: Net) -> None:
+    net.nested = {"a": [net.blocks], "b": {"c": net.head}}
+    xw.get_params(net)
+    net.nested["b"]["c"] = net.tied
 
 
 def lora(net: Net) -> None:
@@ -149,6 +173,10 @@ CHANGES: dict[str, Callable[[Net], object]] = {
     "a layer of another class": lambda net: setattr(net, "norm", built(L.LayerNormalization(), 4)),
     "a layer's class is swapped": lambda net: setattr(net.head, "__class__", Renamed),
     "a layer has a second name": alias,
+    "a layer has a second name in a list": alias_in_a_list,
+    "a layer in a graph has a second name": alias_of_a_layer_elsewhere,
+    "a layer has its names in another order": swap_names,
+    "a layer in a mapping in a list": nest,
     "a layer moves": move,
     "layers change places": swap_layers,
     "layers change places in a list": swap_in_list,
@@ -230,6 +258,7 @@ COMMON = (
     "a layer is added to a list", "a layer is replaced", "a layer is replaced in a list", "a layer is deleted",
     "layers change places in a list", "a variable of another dtype", "a variable's value is replaced", "tied",
     "the model is frozen", "a variable is frozen", "LoRA", "LoRA, merged", "quantized",
+    "a layer has a second name in a list", "a layer has its names in another order",
 )  # fmt: skip
 
 
