@@ -13,7 +13,6 @@ from xweights.core.plan import Group, Selection, group_key
 from xweights.core.protocols import GroupStorage, Ops
 from xweights.edit.execute import execute, is_foreign, prepare
 from xweights.edit.guards import alone, copy_aliased, defer_interrupts, keys_from, keys_of
-from xweights.edit.one_to_one import fit_operands
 from xweights.errors import Problems, WriteError, XweightsError, got_expected
 from xweights.rules.base import Rule
 
@@ -80,9 +79,12 @@ def _find_operands(rule: Rule, selection: Selection) -> list[Sequence[Any]] | No
             rule.check(like)
         return [rule.operands(like) for like in first]
     named = rule.operand_by_name
-    arrays = None if named is None else fit_operands(*named, selection)
-    if arrays is not None:
-        return [[[arrays[position] for position in group.positions]] for group in choice.groups]
+    if named is not None:
+        from xweights.edit.one_to_one import fit_operands
+
+        arrays = fit_operands(*named, selection)
+        if arrays is not None:
+            return [[[arrays[position] for position in group.positions]] for group in choice.groups]
     parameters: Sequence[Parameter] = selection.parameters if rule.reads_weights else choice.likes
     each: list[tuple[Array, ...]] = []
     for p in parameters:
