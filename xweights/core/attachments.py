@@ -1,13 +1,20 @@
-"""Registry of what is attached to training: holds, freezes, learning-rate factors, averages; undo brings it back."""
+"""What is attached to training until it is released: holds, freezes, learning-rate factors, averages.
+
+Its base class, and the registry by which undo brings it back.
+"""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from itertools import count
-from typing import Any, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
 
 from xweights.core.parameter import Parameter
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 
 class Handle(Protocol):
@@ -42,3 +49,41 @@ def handles_on(parameters: Iterable[Parameter]) -> list[Any]:
     wanted = {p.identity() for p in parameters}
     known = [handle for _, handle in sorted(_handles.items())]
     return [handle for handle in known if any(p.identity() in wanted for p in handle.parameters)]
+
+
+class Releasable:
+    """A handle on something attached to training: `check` it, `release` it, or use it as a context manager."""
+
+    _attachments: list[Any]
+
+    def check(self) -> None:
+        """Raise StaleTrainFunctionError if a training step ran without it."""
+        for attachment in self._attachments:
+            attachment.check()
+
+    def release(self) -> None:
+        """Detach it from training. Calling it twice does nothing."""
+        attachments, self._attachments = self._attachments, []
+        for attachment in attachments:
+            attachment.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def refer_to(target: Any) -> Callable[[], Any]:
+    """Return a function that returns a target, or None once nobody has it any more."""
+    try:
+        return weakref.ref(target)
+    except TypeError:  # dicts and lists
+        return lambda: target
+
+
+def count_of(parameters: Sized) -> str:
+    """Return "1 parameter", "2 parameters"."""
+    return f"{len(parameters)} parameter{'s' * (len(parameters) != 1)}"

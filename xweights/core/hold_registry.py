@@ -20,8 +20,8 @@ class HeldEntry(Protocol):
     def apply(self) -> None:
         """Make every rule held on the parameter true now."""
 
-    def check(self) -> None:
-        """Raise if a training step ran without the rules."""
+    def attachments(self) -> list[Any]:
+        """Return what attaches the rules to training: their ``check`` raises if a step ran without them."""
 
     def written(self) -> None:
         """Note that xweights, not a training step, wrote to the parameter."""
@@ -106,8 +106,10 @@ def unregister(entry: HeldEntry) -> None:
 def check(parameters: Iterable[Parameter]) -> None:
     """Raise, before a write, if a hold on one of these isn't applied by its training."""
     refresh()
-    for entry in _entries_of(parameters):
-        entry.check()
+    attached = [attachment for entry in _entries_of(parameters) for attachment in entry.attachments()]
+    # Each once: one may attach a hold on 1,000 parameters, and looks at all of them.
+    for attachment in {id(attachment): attachment for attachment in attached}.values():
+        attachment.check()
 
 
 def reapply(parameters: Iterable[Parameter]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from xweights.core.entry_points import entry_points_of
 from xweights.errors import BackendBrokenError, BackendMissingError
 
 if TYPE_CHECKING:
     from xweights.core.backend import Backend
+    from xweights.core.parameter import Parameter
 
 GROUP = "xweights.backends"
 _DISTRIBUTION = "xweights-nn"
@@ -68,6 +69,26 @@ def backend_for(value: Any) -> Backend | None:
         framework = next((root for root in roots(kind) if root in names), None)
         _by_type[kind] = None if framework is None else load(framework)
     return _by_type[kind]
+
+
+@runtime_checkable
+class FindsTensor(Protocol):
+    """A handle that finds its native tensor in the place where the framework keeps it."""
+
+    @property
+    def tensor(self) -> Any:
+        """The native tensor."""
+
+
+def native_of(parameter: Parameter) -> Any:
+    """Return the native object of a parameter, whose type determines the backend."""
+    handle = parameter.handle
+    return handle.tensor if isinstance(handle, FindsTensor) else handle
+
+
+def backend_of(parameter: Parameter) -> Backend | None:
+    """Return the backend of the framework that a parameter belongs to, or None."""
+    return backend_for(native_of(parameter))
 
 
 def load(framework: str) -> Backend:

@@ -8,6 +8,7 @@ from typing import Any
 
 from xweights.core import attachments
 from xweights.core.agreement import Vote
+from xweights.core.attachments import Releasable
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.errors import HandoffError, Problems, near
@@ -24,7 +25,6 @@ from xweights.training.held import Hold
 from xweights.training.hold import hold
 from xweights.training.learning_rates import Multipliers, multiply_lr
 from xweights.training.prune_hold import PruneHold, resume_pruned
-from xweights.training.releasable import Releasable
 from xweights.training.sparsity_schedule import SparsitySchedule
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xweights.core import attachments, hold_registry
+from xweights.core.attachments import Releasable
 from xweights.core.dtypes import COUNTERS, Array
 from xweights.core.parameter import Parameter
 from xweights.edit.execute import is_foreign
@@ -28,7 +29,6 @@ from xweights.training.held_rules import HeldRules
 from xweights.training.hold import hold
 from xweights.training.learning_rates import Multipliers, multiply_lr
 from xweights.training.prune_hold import PruneHold, resume_pruned
-from xweights.training.releasable import Releasable
 from xweights.training.sparsity_schedule import OneShot
 
 

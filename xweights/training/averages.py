@@ -15,6 +15,7 @@ import numpy as np
 
 from xweights.core import attachments, hold_registry
 from xweights.core.agreement import Vote, shard_of
+from xweights.core.attachments import Releasable, count_of, refer_to
 from xweights.core.backend import StepState
 from xweights.core.blocks import blocks
 from xweights.core.casting import cast_exactly, is_number
@@ -31,7 +32,6 @@ from xweights.edit.write import set_params
 from xweights.errors import ArgumentError, DtypeError, HoldError, Problems, TraceError
 from xweights.training.hold_shards import choose_blocks
 from xweights.training.hooks import ExpectsOptimizer, TrainingChange, training_for
-from xweights.training.releasable import Releasable, count_of, refer_to
 
 Decay = float | Literal["swa"] | Callable[[int], float]
 

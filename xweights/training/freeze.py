@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from xweights.core import hold_registry
+from xweights.core.attachments import refer_to
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
@@ -21,7 +22,6 @@ from xweights.training.held import Hold, Members, begin
 from xweights.training.held_rules import HeldRules
 from xweights.training.hold_shards import agree_on_blocks
 from xweights.training.hooks import FrozenHandle, TrainingHooks, training_for
-from xweights.training.releasable import refer_to
 
 
 class Freeze(Hold):

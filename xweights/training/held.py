@@ -13,19 +13,18 @@ from typing import Any
 import numpy as np
 
 from xweights.core import attachments, hold_registry
+from xweights.core.attachments import Releasable, count_of, refer_to
 from xweights.core.backend import Backend, HoldAttachment
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
-from xweights.core.registry import backend_for
+from xweights.core.registry import backend_of
 from xweights.edit.execute import add_edit_refusal
-from xweights.edit.guards import enter_guards
 from xweights.errors import HoldError, Problems, WriteError, XweightsError
 from xweights.rules.base import Rule
 from xweights.rules.constraints import Keep
 from xweights.rules.tying import TiedShare
 from xweights.training.held_rules import HeldRule, HeldRules, copy_in_stored_order
-from xweights.training.hooks import native_of, training_for
-from xweights.training.releasable import Releasable, count_of, refer_to
+from xweights.training.hooks import training_for
 
 # The parameters of a hold, with the rule and the operands of each.
 Members = Mapping[Parameter, tuple[Rule, tuple[Array, ...]]]
@@ -178,11 +177,12 @@ def begin(
     operands: Callable[[Parameter], tuple[Array, ...]] | None = None,
     rule_of: Callable[[Parameter], Rule] | None = None,
     after_step: Callable[[Any], None] | None = None,
+    writable: frozenset[Parameter] = frozenset(),
 ) -> Hold:
     """Register a hold on its parameters and attach it, or change nothing.
 
     ``operands`` replaces the rule's own; they may change with ``after_step``. ``rule_of`` returns the rule of each
-    parameter, if they differ.
+    parameter, if they differ. ``writable``: of these a plan knows that they can be written, and that layers obey.
     """
     problems = Problems("this can't be held, and nothing was changed")
     hold._held = held = list[HeldRules]()
@@ -190,20 +190,8 @@ def begin(
     hold_registry.refresh()
     try:
         for p in chosen:
-            reason = p.refusal(writing=True)
-            if reason is not None:
-                problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
-                continue
-            if backend_for(native_of(p)) is None and not isinstance(p.handle, np.ndarray):
-                problems.add(
-                    HoldError, f"{p.name!r} is computed from other parameters", fix="remove the parametrization first"
-                )
-                continue
             rule = hold.rule if rule_of is None else rule_of(p)
-            # A part that stays as it is needs nothing from its layer: to freeze all but the factors is usual.
-            unmet = None if isinstance(rule, Keep) and rule.index is None else p.edit_refusal()
-            if unmet is not None:
-                add_edit_refusal(problems, p, unmet)
+            if p not in writable and _add_refusal(problems, p, rule):
                 continue
             try:
                 rule.check(p)
@@ -226,16 +214,30 @@ def begin(
         _attach(hold, target, optimizer, after_step)
         for held_rules in held:
             hold_registry.register(held_rules, keep=hold.manual)
-        with enter_guards(chosen):
-            for held_rules in held:
-                held_rules.apply()
-                for held_rule in held_rules.rules:
-                    held_rule.native_operands(held_rules.parameter)
+        for held_rules in held:
+            held_rules.apply()
+            held_rules.prepare_native()
     except BaseException:
         hold.release()
         raise
     attachments.register(hold)
     return hold
+
+
+def _add_refusal(problems: Problems, p: Parameter, rule: Rule) -> bool:
+    """Add why a rule can't be held on a parameter, whatever its values; return whether there is a reason."""
+    reason = p.refusal(writing=True)
+    if reason is not None:
+        problems.add(WriteError, f"{p.name!r} can't be written: {reason}")
+        return True
+    if backend_of(p) is None and not isinstance(p.handle, np.ndarray):
+        problems.add(HoldError, f"{p.name!r} is computed from other parameters", fix="remove the parametrization first")
+        return True
+    # A part that stays as it is needs nothing from its layer: to freeze all but the factors is usual.
+    unmet = None if isinstance(rule, Keep) and rule.index is None else p.edit_refusal()
+    if unmet is not None:
+        add_edit_refusal(problems, p, unmet)
+    return unmet is not None
 
 
 def _refuse_half_of_a_tie(held_rules: HeldRules, rule: Rule, chosen: Sequence[Parameter], problems: Problems) -> None:

@@ -13,11 +13,11 @@ import numpy as np
 from xweights.core.backend import HeldChain
 from xweights.core.plan import group_key
 from xweights.core.protocols import GroupStorage
+from xweights.core.registry import native_of
 from xweights.core.repeated_groups import repeat_edit
 from xweights.edit.execute import is_foreign
 from xweights.edit.grouped import edit_of, keep_views
 from xweights.training.held_rules import HeldRule, HeldRules, count_changes
-from xweights.training.hooks import native_of
 
 
 class _HeldGroup:

@@ -16,14 +16,13 @@ from xweights.core.dispatch import NUMPY_OPS, ops_for, to_neutral, to_stored
 from xweights.core.dtypes import Array, bits_differ, widen
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
-from xweights.core.registry import backend_for
+from xweights.core.registry import backend_for, backend_of
 from xweights.edit.execute import edit_parameter
 from xweights.errors import HoldError, got_expected
 from xweights.rules.base import Function, Rule
 from xweights.rules.constraints import Keep
 from xweights.rules.elementwise import Mask
 from xweights.rules.tying import TiedShare
-from xweights.training.hooks import native_of
 
 APPLIED_LAST = (Mask, Keep)
 
@@ -87,7 +86,7 @@ class HeldRules:
 
     def __init__(self, parameter: Parameter) -> None:
         self.parameter = parameter
-        self.backend = backend_for(native_of(parameter))
+        self.backend = backend_of(parameter)
         self._rules: list[HeldRule] = []
 
     @property
@@ -156,6 +155,12 @@ class HeldRules:
                     "Fix: release() before the model is cast, and hold again after it"
                 )
 
+    def prepare_native(self) -> None:
+        """Make the operands of the framework now, as tensors that a step doesn't have to make."""
+        with self.parameter.storage.guard():
+            for held_rule in self.rules:
+                held_rule.native_operands(self.parameter)
+
     def apply_native(self) -> None:
         """Edit the framework's own tensor, by its ops alone, for steps that can't trace a verb."""
         for tied in self._tied_rules():
@@ -192,12 +197,9 @@ class HeldRules:
                         ops_for(native).buffer(np.array(operand), native) for operand in held_rule.operands
                     )
 
-    def check(self) -> None:
-        """Raise if a training step went by without the rules."""
-        owners = {id(held_rule.owner): held_rule.owner for held_rule in self.rules}
-        for owner in owners.values():
-            for attachment in owner._attachments:
-                attachment.check()
+    def attachments(self) -> list[HoldAttachment]:
+        """Return what attaches the rules to training."""
+        return [attachment for held_rule in self.rules for attachment in held_rule.owner._attachments]
 
     def written(self) -> None:
         """Notify the holds that xweights wrote to the parameter, not a training step."""

@@ -6,18 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from xweights.core.parameter import Parameter
-from xweights.core.registry import backend_for
-from xweights.core.selection import WhereLike, select
-from xweights.core.targets import open_eagerly
+from xweights.core.registry import backend_of
+from xweights.core.selection import WhereLike
+from xweights.core.targets import open_plan, tracing
 from xweights.edit.execute import as_rule
-from xweights.edit.shards import has_shards
 from xweights.errors import ArgumentError
 from xweights.rules.base import Rule
 from xweights.rules.pruning import Prune
 from xweights.rules.tying import Tied, TiedShare
 from xweights.training.held import Hold, begin, refuse_statistics
 from xweights.training.hold_shards import agree_on_blocks
-from xweights.training.hooks import native_of
 from xweights.training.prune_hold import hold_pruned, hold_pruned_blocks
 from xweights.training.sparsity_schedule import SparsitySchedule
 
@@ -61,14 +59,15 @@ def hold(
         )
     if rule.joint and not isinstance(rule, (Tied, Prune)):
         raise ArgumentError(f"{rule!r} looks at several parameters together, and holds work on each by itself")
-    everything = open_eagerly(
-        target, ArgumentError("a hold can't begin inside a compiled step\nFix: hold before the step is traced")
-    )
-    if has_shards(everything) and not isinstance(rule, (Prune, Tied)) and schedule is None:
-        return _hold_blocks(target, rule, everything, where, optimizer)
-    if has_shards(everything) and isinstance(rule, Prune):
-        return hold_pruned_blocks(target, rule, everything, where, schedule, optimizer)
-    chosen = select(everything, where)
+    if tracing(target):
+        raise ArgumentError("a hold can't begin inside a compiled step\nFix: hold before the step is traced")
+    plan = open_plan(target)
+    if plan.is_shared and not isinstance(rule, (Prune, Tied)) and schedule is None:
+        return _hold_blocks(target, rule, plan.everything, where, optimizer)
+    if plan.is_shared and isinstance(rule, Prune):
+        return hold_pruned_blocks(target, rule, plan.everything, where, schedule, optimizer)
+    selection = plan.select(where)
+    chosen = selection.parameters
     if isinstance(rule, Prune):
         return hold_pruned(target, rule, chosen, schedule, optimizer)
     if schedule is not None:
@@ -76,11 +75,15 @@ def hold(
             f"a schedule says how much is pruned, and when\ngot: schedule={schedule!r} with {rule!r}\n"
             "Fix: hold Prune(...) with it, or leave it out"
         )
-    refuse_statistics(chosen)
+    choice = selection.choice
+    if "no statistics" not in choice.notes:
+        refuse_statistics(chosen)
+        choice.notes["no statistics"] = True
     if not isinstance(rule, Tied):
-        return begin(Hold(rule, []), target, chosen, optimizer)
+        writable = frozenset(chosen[position] for group in choice.groups for position in group.positions)
+        return begin(Hold(rule, []), target, chosen, optimizer, writable=writable)
     rule.check_all(chosen)
-    if len({getattr(backend_for(native_of(p)), "name", "") for p in chosen}) > 1:
+    if len({getattr(backend_of(p), "name", "") for p in chosen}) > 1:
         raise ArgumentError("parameters of several frameworks can't be tied\nFix: set_params after each step")
     shares = {id(p): TiedShare(rule, chosen, position) for position, p in enumerate(chosen)}
     return begin(Hold(rule, []), target, chosen, optimizer, rule_of=lambda p: shares[id(p)])

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from xweights.core.backend import StepState
 from xweights.core.parameter import Parameter
-from xweights.core.registry import backend_for
+from xweights.core.registry import backend_of
 
 
 class TrainingChange(Protocol):
@@ -88,22 +88,7 @@ class ExpectsOptimizer(Protocol):
         """Allow for the updates that an optimizer has made elsewhere."""
 
 
-@runtime_checkable
-class FindsTensor(Protocol):
-    """A handle that finds its native tensor in the place where the framework keeps it."""
-
-    @property
-    def tensor(self) -> Any:
-        """The native tensor."""
-
-
-def native_of(parameter: Parameter) -> Any:
-    """Return the native object of a parameter, whose type determines the backend."""
-    handle = parameter.handle
-    return handle.tensor if isinstance(handle, FindsTensor) else handle
-
-
 def training_for(parameter: Parameter) -> TrainingHooks | None:
     """Return the training hooks of a parameter's backend, or None."""
-    backend = backend_for(native_of(parameter))
+    backend = backend_of(parameter)
     return backend if isinstance(backend, TrainingHooks) else None

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from xweights.core import attachments
+from xweights.core.attachments import Releasable, count_of, refer_to
 from xweights.core.casting import as_number, is_number
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
@@ -21,7 +22,6 @@ from xweights.core.targets import open_eagerly
 from xweights.errors import ArgumentError, HoldError, Problems, SelectionError, WriteError, XweightsError
 from xweights.training.hold_shards import choose_blocks
 from xweights.training.hooks import TrainingChange, TrainingHooks, training_for
-from xweights.training.releasable import Releasable, count_of, refer_to
 
 
 class Multipliers(Releasable):

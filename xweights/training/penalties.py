@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xweights.core.agreement import Vote, is_cut
+from xweights.core.attachments import Releasable, count_of
 from xweights.core.backend import Attachment, Regularizing
 from xweights.core.parameter import Parameter
 from xweights.core.registry import backend_for
@@ -17,7 +18,6 @@ from xweights.rules.base import Per
 from xweights.rules.penalties import Penalty
 from xweights.training.bound_penalties import BoundPenalty
 from xweights.training.penalty_shards import ShardedPenalty
-from xweights.training.releasable import Releasable, count_of
 
 
 class AddedPenalty(Releasable):

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from inspect import signature
 from typing import Any, ClassVar
 
+from xweights.core.attachments import Releasable
 from xweights.core.public_calls import explain
 from xweights.errors import ArgumentError, HoldError
 from xweights.training.averages import Averages, average
@@ -14,7 +15,6 @@ from xweights.training.freeze import freeze
 from xweights.training.hold import hold
 from xweights.training.learning_rates import multiply_lr
 from xweights.training.prune import prune
-from xweights.training.releasable import Releasable
 
 __all__ = ["WhileTraining", "average", "freeze", "hold", "hold_pruned", "multiply_lr"]
 

@@ -17,7 +17,7 @@ from xweights.core.backend import HeldChain
 from xweights.core.dispatch import ops_for
 from xweights.errors import HoldError, Problems, StaleTrainFunctionError
 from xweights_keras.training.step_counter import count_steps
-from xweights_keras.training.trainers import Trainers, iterations_of, owning_models, owns, refuse_parts
+from xweights_keras.training.trainers import Trainers, ids_of_trained, iterations_of, owning_models, refuse_parts
 
 
 class HeldConstraint(keras.constraints.Constraint):  # type: ignore[misc] # Keras before 3.14 takes no other
@@ -86,14 +86,18 @@ class KerasAttachment:
     def check(self) -> None:
         """Raise if an optimizer has made steps without the constraints."""
         self.renew()
-        moved = [(optimizer, iterations_of(optimizer) - start) for optimizer, start in self.starts]
-        moved = [(optimizer, steps) for optimizer, steps in moved if steps]
+        made = [(optimizer, iterations_of(optimizer) - start) for optimizer, start in self.starts]
+        moved = [(ids_of_trained(optimizer), steps) for optimizer, steps in made if steps]
+        if not moved:
+            return
         problems = Problems("training went on without a hold")
         for chain, constraint, before in zip(self.chains, self.constraints, self.calls, strict=True):
             variable, name = chain.parameter.handle, chain.parameter.name
-            steps = sum(n for trainer, n in moved if owns(trainer, variable)) if chain.parameter.trainable else 0
             replaced = variable.constraint is not constraint
-            if steps and (replaced or constraint.calls == before):
+            if not replaced and constraint.calls != before:
+                continue
+            steps = sum(n for trained, n in moved if id(variable) in trained) if chain.parameter.trainable else 0
+            if steps:
                 why = "its constraint was replaced" if replaced else "the step was traced before the hold began"
                 problems.add(
                     StaleTrainFunctionError,
@@ -143,10 +147,12 @@ def attach(
             "Fix: pass the model that is fitted, and name the layer with where="
         )
     problems = Problems("this optimizer can't keep the hold, and nothing was changed")
+    built = [(known, ids_of_trained(known)) for known in trainers.optimizers if known.built]
     for chain in chains:
-        wrong = [known for known in trainers.optimizers if known.built and not owns(known, chain.parameter.handle)]
+        wrong = [known for known, trained in built if id(chain.parameter.handle) not in trained]
         # A layer may be part of several models; an optimizer that the caller named has to train all parameters.
-        if chain.parameter.trainable and wrong and (optimizer in wrong or len(wrong) == len(trainers.optimizers)):
+        misses = bool(wrong) and (optimizer in wrong or len(wrong) == len(trainers.optimizers))
+        if misses and chain.parameter.trainable:
             problems.add(
                 HoldError,
                 f"{chain.parameter.name!r} is not among the optimizer's variables",

@@ -51,9 +51,9 @@ def owning_models(target: Any, variables: Iterable[Any], optimizer: Any = None) 
     return Trainers(tuple(models), tuple(optimizers))
 
 
-def owns(optimizer: Any, variable: Any) -> bool:
-    """Return True if a built optimizer updates a variable."""
-    return any(trained is variable for trained in optimizer._trainable_variables)
+def ids_of_trained(optimizer: Any) -> frozenset[int]:
+    """Return the ids of the variables that a built optimizer updates."""
+    return frozenset(map(id, optimizer._trainable_variables))
 
 
 def refuse_parts(parameters: Iterable[Parameter], what: str) -> None:

@@ -15,7 +15,7 @@ from xweights.core.backend import Backend, MergesFactors
 from xweights.core.dtypes import Array
 from xweights.core.names import Names
 from xweights.core.parameter import Parameter
-from xweights.core.registry import backend_for
+from xweights.core.registry import backend_of
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_eagerly
 from xweights.edit.guards import defer_interrupts, enter_guards, order_fallible_first, undo_on_error
@@ -29,7 +29,6 @@ from xweights.merging.inputs import open_part
 from xweights.merging.lora.match import Change, find_changes, iter_nonfinite
 from xweights.merging.lora.read_adapter import read_adapter
 from xweights.merging.lora.report import LoraReport
-from xweights.training.hooks import native_of
 
 _TRACED = TraceError("merging reads values on the host\nFix: call it before or after the compiled step")
 
@@ -137,7 +136,7 @@ def _merge_own(target: Any, everything: Sequence[Parameter], where: WhereLike) -
     problems = Problems("these can't be merged, and nothing was changed")
     groups: dict[str, tuple[Backend, list[Parameter]]] = {}
     for p in chosen:
-        backend = backend_for(native_of(p))
+        backend = backend_of(p)
         merged = effective_array(p)
         if merged is None or not isinstance(backend, MergesFactors) or backend is None:
             reason = (p.edit_refusal() or "").partition("\nFix: ")[0]
