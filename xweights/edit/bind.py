@@ -17,11 +17,11 @@ from xweights.core.protocols import Storage
 from xweights.core.registry import backend_for
 from xweights.core.selection import WhereLike, select
 from xweights.core.targets import open_target, watch_places
-from xweights.edit.execute import as_rule, is_foreign, prepare
+from xweights.edit.execute import as_rule, prepare
 from xweights.edit.grouped import BoundGroups, bind_groups
 from xweights.edit.shards import has_shards, prepare_blocks
 from xweights.errors import ArgumentError, Problems, StaleDrawError, WriteError
-from xweights.rules.base import Rule
+from xweights.rules.base import Rule, is_foreign
 
 
 def bind(target: Any, rule: Rule | Callable[[Any], Any], *, where: WhereLike) -> Bound:

@@ -25,7 +25,7 @@ from xweights.edit.guards import (
     undo_on_error,
 )
 from xweights.errors import ArgumentError, Problems, SelectionError, WriteError, XweightsError
-from xweights.rules.base import Function, Rule
+from xweights.rules.base import Function, Rule, is_foreign
 
 
 def as_rule(rule: Rule | Callable[[Any], Any]) -> Rule:
@@ -103,11 +103,6 @@ def execute(rule: Rule, chosen: Sequence[Parameter], prepared: Sequence[tuple[Ar
         for position in positions:
             own_share = shared[position] if isinstance(shared, list) else shared
             edit_parameter(rule, chosen[position], prepared[position], own_share)
-
-
-def is_foreign(rule: Rule) -> bool:
-    """Return True for a rule from outside xweights, which may fail halfway and must run as it is."""
-    return type(rule).__module__.partition(".")[0] != __name__.partition(".")[0] or isinstance(rule, Function)
 
 
 def edit_parameter(rule: Rule, p: Parameter, operands: tuple[Array, ...], shared: Any) -> None:

@@ -11,10 +11,10 @@ from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.core.plan import Group, Selection, group_key
 from xweights.core.protocols import GroupStorage, Ops
-from xweights.edit.execute import execute, is_foreign, prepare
+from xweights.edit.execute import execute, prepare
 from xweights.edit.guards import alone, copy_aliased, defer_interrupts, keys_from, keys_of
 from xweights.errors import Problems, WriteError, XweightsError, got_expected
-from xweights.rules.base import Rule
+from xweights.rules.base import Rule, is_foreign
 
 
 def edit_groups(rule: Rule, selection: Selection, call: str) -> bool:

@@ -22,10 +22,10 @@ from xweights.core.groups import Group
 from xweights.core.parameter import Parameter, is_shared
 from xweights.core.selection import WhereLike, select
 from xweights.core.shards import Shard
-from xweights.edit.execute import add_refusal, edit_parameter, is_foreign
+from xweights.edit.execute import add_refusal, edit_parameter
 from xweights.edit.guards import alone, defer_interrupts, enter_guards, keys_of, order_fallible_first, undo_on_error
 from xweights.errors import Problems, SelectionError, XweightsError
-from xweights.rules.base import Rule
+from xweights.rules.base import Rule, is_foreign
 from xweights.rules.elementwise import Add, Fill
 from xweights.rules.initializers import Init
 from xweights.rules.noise import Noise

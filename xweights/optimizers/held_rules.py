@@ -13,11 +13,11 @@ from xweights.core import attachments, hold_registry
 from xweights.core.attachments import Releasable
 from xweights.core.dtypes import COUNTERS, Array
 from xweights.core.parameter import Parameter
-from xweights.edit.execute import is_foreign
 from xweights.errors import XweightsError
 from xweights.optimizers.protocol import Part
 from xweights.optimizers.remap import SlicePair, find_feeds, is_like, remap_mask, remap_weights
 from xweights.porting.matching.pairs import Pair
+from xweights.rules.base import is_foreign
 from xweights.rules.constraints import Keep
 from xweights.rules.constraints import Pattern as HeldPattern
 from xweights.rules.elementwise import Mask

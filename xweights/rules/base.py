@@ -186,3 +186,8 @@ class Function(Rule):
                 "Fix: cast inside the function"
             )
         return new
+
+
+def is_foreign(rule: Rule) -> bool:
+    """Return True for a rule from outside xweights, which may fail halfway and must run as it is."""
+    return type(rule).__module__.partition(".")[0] != __name__.partition(".")[0] or isinstance(rule, Function)

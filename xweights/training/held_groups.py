@@ -15,8 +15,8 @@ from xweights.core.plan import group_key
 from xweights.core.protocols import GroupStorage
 from xweights.core.registry import native_of
 from xweights.core.repeated_groups import repeat_edit
-from xweights.edit.execute import is_foreign
 from xweights.edit.grouped import edit_of, keep_views
+from xweights.rules.base import is_foreign
 from xweights.training.held_rules import HeldRule, HeldRules, count_changes
 
 

@@ -12,10 +12,10 @@ from xweights.core.dtypes import Array
 from xweights.core.mappings import NUMPY
 from xweights.core.parameter import Parameter
 from xweights.core.selection import WhereLike, select
-from xweights.edit.execute import as_rule, edit_parameter, is_foreign, prepare
+from xweights.edit.execute import as_rule, edit_parameter, prepare
 from xweights.files.io.records import Record
 from xweights.files.io.storage import FileStorage
-from xweights.rules.base import Rule, where_of
+from xweights.rules.base import Rule, is_foreign, where_of
 from xweights.rules.order_statistics import LazyArrays
 from xweights.rules.pruning import Prune, stream_masks
 
