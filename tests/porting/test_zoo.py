@@ -54,7 +54,7 @@ def check(source, target, sample, target_sample, options, dtype):
 def test_a_pair_is_ported_right(name, way):
     pair = PAIRS[name]
     if keras.backend.backend() not in pair.backends:
-        pytest.skip(f"Keras on {keras.backend.backend()} doesn't build it")
+        pytest.skip(f"Keras on {keras.backend.backend()} can't compute it")
     source, target, source_sample, target_sample, options = zoo.sides(pair, way)
     before = arrays(source)
     assert check(source, target, source_sample, target_sample, options, "float32") > 1e-2, (

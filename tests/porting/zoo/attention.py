@@ -71,7 +71,8 @@ def other_value(m, x):
     return m.out(join_heads(functional.scaled_dot_product_attention(q, k, v)))
 
 
-@pair(vectors(2, 5, 8))
+# Keras 3.15 on JAX can't call it: it reshapes the values to the size of the keys.
+@pair(vectors(2, 5, 8), backends=("tensorflow", "torch"))
 def attention_with_another_value_size():
     x = keras.Input((5, 8))
     k = keras.Model(x, L.MultiHeadAttention(2, 4, value_dim=3, output_shape=5)(x, x))
