@@ -13,6 +13,7 @@ from numpy._core.umath import clip as clip_ufunc  # type: ignore[attr-defined] #
 
 from xweights.core.blocks import BLOCK, copy_into
 from xweights.core.dtypes import Array, is_half
+from xweights.core.layout import Shape
 from xweights.core.numpy_backend import BITS, NumpyOps, NumpyStorage, clip_is_exact
 
 _ONE = NumpyOps()
@@ -61,12 +62,16 @@ class NumpyGroupOps:
         if bits is None:
             return [_ONE.keep(x, keep) for x, keep in zip(xs, masks, strict=True)]
         scratch = np.empty(BLOCK, bits)
+        wide_by_shape: dict[Shape, Array] = {}
         for x, keep in zip(xs, masks, strict=True):
             if x.size <= BLOCK and keep.shape == x.shape and x.flags.c_contiguous and keep.flags.c_contiguous:
                 # A small mask that is widened first costs 8.1 us for 10,000 entries, one that the product widens 10.2.
-                flat, wide = x.reshape(-1).view(bits), scratch[: x.size]
-                np.copyto(wide, keep.reshape(-1))
-                np.multiply(flat, wide, flat)
+                wide = wide_by_shape.get(x.shape)
+                if wide is None:
+                    wide = wide_by_shape[x.shape] = scratch[: x.size].reshape(x.shape)
+                wide[...] = keep
+                entries = x.view(bits)
+                np.multiply(entries, wide, entries)
             else:
                 _ONE.keep(x, keep)
         return xs
