@@ -64,6 +64,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch):
     functions: dict[object, object] = {}
     monkeypatch.setattr(module, "ENOUGH", 0)
     monkeypatch.setattr(module, "LARGE", 200)
+    if BACKEND == "jax":
+        monkeypatch.setattr(module, "ENOUGH_BYTES", 0)
     monkeypatch.setattr(module, "_compiled", functions)
     return functions
 
@@ -122,3 +124,101 @@ def test_variables_of_two_dtypes_and_a_number_for_all_of_them(compiled: dict[obj
     for name, expected in arrays.items():
         assert keras.ops.convert_to_numpy(getattr(layer, name)).tobytes() == expected.tobytes()
     assert compiled
+
+
+def _make_large(monkeypatch: pytest.MonkeyPatch) -> tuple[Stack, dict[str, np.ndarray]]:
+    """Return a layer whose variables are edited by compiled code one by one, each in the memory of the one before."""
+    if BACKEND != "jax":
+        pytest.skip("only JAX gives a variable another array at each edit")
+    groups = importlib.import_module("xweights_keras.storage.grouped")
+    monkeypatch.setattr(groups, "ENOUGH_BYTES", 0)
+    arrays = {f"w{n}": np.random.default_rng(n).standard_normal((256, 1030), np.float32) for n in range(7)}
+    layer = Stack({name: array.copy() for name, array in arrays.items()})  # Keras may share their memory
+    for _ in range(2):
+        xw.scale(layer, 0.5, where=...)
+        xw.scale(arrays, 0.5, where=...)
+    return layer, arrays
+
+
+def test_large_variables_take_the_memory_of_those_edited_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, arrays = _make_large(monkeypatch)
+    buffers = set()
+    for rule in (xw.Clip(-0.1, 0.2), xw.Mask({n: a > 0 for n, a in arrays.items()}), xw.Add(arrays), xw.Scale(3.0)):
+        before = {v._value.unsafe_buffer_pointer() for v in layer.variables}
+        xw.apply(layer, rule, where=...)
+        xw.apply(arrays, rule, where=...)
+        after = {v._value.unsafe_buffer_pointer() for v in layer.variables}
+        buffers |= before | after
+        # Four go into spare memory, and three into that of the first four.
+        assert len(before & after) == 3
+    assert len(buffers) == 7 + 4
+    assert all(getattr(layer, name)._value.__array__().tobytes() == a.tobytes() for name, a in arrays.items())
+
+
+def test_an_array_that_somebody_has_is_not_written_by_edits_of_large_variables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import jax
+
+    layer, arrays = _make_large(monkeypatch)
+    ways = {
+        "w0": lambda x: x,
+        "w1": lambda x: jax.device_put(x, jax.devices()[0]),
+        "w2": lambda x: x.addressable_shards[0].data,
+        "w3": np.asarray,
+        "w4": np.from_dlpack,
+        "w5": lambda x: memoryview(np.asarray(x)),
+    }
+    kept = {name: take(getattr(layer, name)._value) for name, take in ways.items()}
+    before = xw.snapshot(layer)
+    expected = {name: array.copy() for name, array in arrays.items()}
+    for _ in range(4):
+        xw.scale(layer, 0.5, where=...)
+        xw.clip(layer, -0.1, 0.1, where=...)
+    for name, value in kept.items():
+        assert np.asarray(value).tobytes() == expected[name].tobytes(), name
+    before.restore()
+    for name, array in expected.items():
+        assert np.asarray(getattr(layer, name)._value).tobytes() == array.tobytes()
+
+
+def test_an_alias_alone_keeps_the_buffer_of_a_large_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a snapshot or a view, which would keep the buffer as well."""
+    import jax
+
+    layer, arrays = _make_large(monkeypatch)
+    alias = jax.device_put(layer.w1._value, jax.devices()[0])
+    shard = layer.w2._value.addressable_shards[0].data
+    same = layer.w3._value
+    exported = np.from_dlpack(layer.w4._value)
+    for _ in range(3):
+        xw.scale(layer, 0.5, where=...)
+    for name, value in (("w1", alias), ("w2", shard), ("w3", same), ("w4", exported)):
+        assert np.asarray(value).tobytes() == arrays[name].tobytes(), name
+
+
+def test_large_variables_can_be_read_while_they_are_edited(monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    layer, _ = _make_large(monkeypatch)
+    wrong: list[Exception] = []
+    done = threading.Event()
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                for variable in layer.variables:
+                    value = np.array(variable._value)
+                    assert len(np.unique(value)) == 1
+        except (AssertionError, RuntimeError, ValueError) as error:
+            wrong.append(error)
+
+    xw.fill(layer, 1.0, where=...)
+    reader = threading.Thread(target=read)
+    reader.start()
+    for turn in range(30):
+        xw.fill(layer, float(turn), where=...)
+    done.set()
+    reader.join()
+    assert not wrong
+    assert all(np.all(np.asarray(variable._value) == 29.0) for variable in layer.variables)
