@@ -33,6 +33,13 @@ class HeldEntry(Protocol):
         """Bring the rules into the order of their holds."""
 
 
+class HasIdentities(Protocol):
+    """What knows the identities of its arrays, such as a selection."""
+
+    @property
+    def identities(self) -> Collection[Hashable]: ...
+
+
 _entries: weakref.WeakSet[Any] = weakref.WeakSet()
 # Held while that set changes or is listed, which one thread may do for its model while another does for its own.
 _listing = threading.RLock()
@@ -74,10 +81,12 @@ def is_empty() -> bool:
     return not _entries
 
 
-def are_held(identities: Collection[Hashable]) -> bool:
-    """Return whether any of the arrays with these identities is held."""
+def are_held(selection: HasIdentities) -> bool:
+    """Return whether any of the selected arrays is held."""
+    if is_empty():  # which arrays they are needn't be found out
+        return False
     refresh()
-    return any(identity in identities for identity in list(_by_identity))
+    return any(identity in selection.identities for identity in list(_by_identity))
 
 
 def find(parameter: Parameter) -> HeldEntry | None:

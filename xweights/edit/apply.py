@@ -56,7 +56,7 @@ def edit(target: Any, rule: Rule, where: WhereLike, call: str) -> None:
         edit_shards(rule, opened.parameters, where, call)
         return
     selection = opened.plan.select(where)
-    is_free = not opened.tracing and (hold_registry.is_empty() or not hold_registry.are_held(selection.identities))
+    is_free = not opened.tracing and not hold_registry.are_held(selection)
     if is_free and edit_groups(rule, selection, call):
         return
     chosen = selection.parameters

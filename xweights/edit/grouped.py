@@ -12,7 +12,7 @@ from xweights.core.parameter import Parameter
 from xweights.core.plan import Group, Selection, group_key
 from xweights.core.protocols import GroupStorage, Ops
 from xweights.edit.execute import execute, prepare
-from xweights.edit.guards import alone, copy_aliased, defer_interrupts, keys_from, keys_of
+from xweights.edit.guards import alone, copy_aliased, defer_interrupts, keys_of, keys_of_selection
 from xweights.errors import Problems, WriteError, XweightsError, got_expected
 from xweights.rules.base import Rule, is_foreign
 
@@ -52,9 +52,7 @@ def apply_to_groups(
     ``before`` edits what is in no group. It may fail, and undoes itself then; the groups can't.
     """
     choice = selection.choice
-    if "keys" not in choice.notes:
-        choice.notes["keys"] = keys_from(selection.identities)
-    with alone(choice.notes["keys"]), defer_interrupts(), np.errstate(all="ignore"):
+    with alone(keys_of_selection(selection)), defer_interrupts(), np.errstate(all="ignore"):
         before()
         for group, values in zip(choice.groups, operands, strict=True):
             edit = edit_of(rule, choice.likes[group.positions[0]])

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from xweights.core.blocks import aliased_values
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
+from xweights.core.plan import Selection
 from xweights.errors import WriteError
 
 
@@ -75,6 +76,15 @@ def keys_from(identities: Iterable[Hashable]) -> frozenset[Hashable]:
     """Return the same for the identities of parameters."""
     # Where it is an address with a shape and strides, another view of the same memory has the address, too.
     return frozenset(identity[0] if isinstance(identity, tuple) else identity for identity in identities)
+
+
+def keys_of_selection(selection: Selection) -> frozenset[Hashable]:
+    """Return the same for the selected parameters: found out once, and kept with their plan."""
+    notes = selection.choice.notes
+    if "keys" not in notes:
+        notes["keys"] = keys_from(selection.identities)
+    keys: frozenset[Hashable] = notes["keys"]
+    return keys
 
 
 @contextmanager

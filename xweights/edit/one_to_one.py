@@ -18,7 +18,7 @@ from xweights.core.layout import Axes, LayoutName, Shape
 from xweights.core.params import Params
 from xweights.core.plan import Plan, Selection
 from xweights.core.selection import WhereLike
-from xweights.edit.guards import alone, defer_interrupts, keys_from
+from xweights.edit.guards import alone, defer_interrupts, keys_of_selection
 from xweights.edit.load_report import LoadReport
 
 
@@ -31,7 +31,7 @@ def write_plainly(
     if plan.outline is None:
         return None
     selection = plan.select(where)
-    if not hold_registry.is_empty() and hold_registry.are_held(selection.identities):
+    if hold_registry.are_held(selection):
         return None
     if selection.choice.singles or len(values) != len(selection.choice.likes):
         return None
@@ -44,9 +44,7 @@ def write_plainly(
         values._find_spans() if isinstance(values, Params) else _spans(stored), expected
     ):
         return None
-    if "keys" not in choice.notes:
-        choice.notes["keys"] = keys_from(selection.identities)
-    with alone(choice.notes["keys"]), defer_interrupts():
+    with alone(keys_of_selection(selection)), defer_interrupts():
         for group in choice.groups:
             group.storage.write_group(
                 selection.handles(group.positions), [stored[position] for position in group.positions]

@@ -18,7 +18,7 @@ from xweights.core.parameter import Parameter
 from xweights.core.plan import Outline, Plan, Selection
 from xweights.core.protocols import MemoryStorage
 from xweights.core.selection import WhereLike
-from xweights.edit.guards import alone, defer_interrupts, enter_guards, keys_from
+from xweights.edit.guards import alone, defer_interrupts, enter_guards, keys_of_selection
 from xweights.edit.load_report import LoadReport
 from xweights.edit.stream import fill_together, find_finite, is_plain, threads_for, visible_memory
 
@@ -36,7 +36,7 @@ def stream_plainly(
     if by_name is None:
         return None
     selection = plan.select(where)
-    if not hold_registry.is_empty() and hold_registry.are_held(selection.identities):
+    if hold_registry.are_held(selection):
         return None
     values = _fit_all(by_name, selection.choice.likes, layout)
     homes = None if values is None else _find_homes(selection)
@@ -45,10 +45,7 @@ def stream_plainly(
     threads = threads_for(sum(home.nbytes for home in homes))
     if not allow_nonfinite and len(find_finite(values, threads)) < len(values):
         return None
-    notes = selection.choice.notes
-    if "keys" not in notes:
-        notes["keys"] = keys_from(selection.identities)
-    with alone(notes["keys"]), defer_interrupts():
+    with alone(keys_of_selection(selection)), defer_interrupts():
         _fill(selection, values, homes, threads)
     named_natively = by_name.native
     taken = {p.name: (p.native_name if named_natively else p.name,) for p in selection.choice.likes}

@@ -178,7 +178,7 @@ def _prune_groups(rule: Prune, selection: Selection) -> Params | None:
     choice = selection.choice
     if choice.singles or not choice.groups or not rule.by_dtype:
         return None
-    if not hold_registry.is_empty() and hold_registry.are_held(selection.identities):
+    if hold_registry.are_held(selection):
         return None
     try:
         for group in choice.groups:
