@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from test_call_counts import count_calls
 
 import xweights as xw
+from xweights.core import attachments, hold_registry
 
 torch = pytest.importorskip("torch", reason="PyTorch isn't installed")
+
+
+@pytest.fixture(autouse=True)
+def nothing_else_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the holds of other tests: each costs some calls, and which are alive depends on what ran before."""
+    monkeypatch.setattr(hold_registry, "_entries", weakref.WeakSet())
+    monkeypatch.setattr(hold_registry, "_by_identity", weakref.WeakValueDictionary())
+    monkeypatch.setattr(attachments, "_handles", weakref.WeakValueDictionary())
 
 
 def test_a_write_to_held_parameters_looks_at_each_of_them_once() -> None:
