@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from shapes import Shape, arrays, keras_model, masks, name_values, shapes_with_bert
-from timing import Memory, Timing, compare
+from timing import Memory, Timing
+from timing import compare as compare_with
 
 import xweights as xw
 
-compare = partial(compare, goal=1.2)
+compare = partial(compare_with, goal=1.2)
 
 
 def rows(quick: bool) -> Iterator[Timing | Memory]:

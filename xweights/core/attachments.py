@@ -76,7 +76,7 @@ class Releasable:
         self.release()
 
 
-def refer_to(target: Any) -> Callable[[], Any]:
+def refer_to_target(target: Any) -> Callable[[], Any]:
     """Return a function that returns a target, or None once nobody has it any more."""
     try:
         return weakref.ref(target)

@@ -86,7 +86,8 @@ def are_held(selection: HasIdentities) -> bool:
     if is_empty():  # which arrays they are needn't be found out
         return False
     refresh()
-    return any(identity in selection.identities for identity in list(_by_identity))
+    identities = selection.identities
+    return any(identity in identities for identity in list(_by_identity))
 
 
 def find(parameter: Parameter) -> HeldEntry | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from xweights.core import attachments, hold_registry
 from xweights.core.agreement import Vote, shard_of
-from xweights.core.attachments import Releasable, count_of, refer_to
+from xweights.core.attachments import Releasable, count_of, refer_to_target
 from xweights.core.backend import StepState
 from xweights.core.blocks import blocks
 from xweights.core.casting import cast_exactly, is_number
@@ -260,7 +260,7 @@ def average(
         ) as (chosen, wholes):  # fmt: skip
             _check_averaged(wholes)
             averages = Averages(chosen, wholes, decay, every)
-            averages._target, averages._optimizer = refer_to(target), optimizer
+            averages._target, averages._optimizer = refer_to_target(target), optimizer
             if attach:
                 averages._attach()
     except BaseException:

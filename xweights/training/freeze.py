@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from xweights.core import hold_registry
-from xweights.core.attachments import refer_to
+from xweights.core.attachments import refer_to_target
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
 from xweights.core.selection import DEFAULT_EDITED, WhereLike, select
@@ -190,7 +190,7 @@ def freeze(
             if moved:
                 frozen._statistics = _Statistics(frozen)
                 begin(frozen._statistics, target, moved, None, operands=operands)
-            frozen._target, frozen._optimizer, frozen._inference = refer_to(target), optimizer, inference
+            frozen._target, frozen._optimizer, frozen._inference = refer_to_target(target), optimizer, inference
             _freeze_natively(frozen, target, chosen)
     except BaseException:
         frozen.release()

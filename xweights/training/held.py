@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from xweights.core import attachments, hold_registry
-from xweights.core.attachments import Releasable, count_of, refer_to
+from xweights.core.attachments import Releasable, count_of, refer_to_target
 from xweights.core.backend import Backend, HoldAttachment
 from xweights.core.dtypes import Array
 from xweights.core.parameter import Parameter
@@ -186,7 +186,7 @@ def begin(
     """
     problems = Problems("this can't be held, and nothing was changed")
     hold._held = held = list[HeldRules]()
-    hold._target, hold._optimizer = refer_to(target), optimizer
+    hold._target, hold._optimizer = refer_to_target(target), optimizer
     hold_registry.refresh()
     try:
         for p in chosen:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from xweights.core import attachments
-from xweights.core.attachments import Releasable, count_of, refer_to
+from xweights.core.attachments import Releasable, count_of, refer_to_target
 from xweights.core.casting import as_number, is_number
 from xweights.core.parameter import Parameter
 from xweights.core.protocols import Ops
@@ -131,7 +131,7 @@ def multiply_lr(target: Any, factors: Mapping[Any, float], *, optimizer: Any = N
             rates = [factor for _, factor in pairs]
             multipliers = Multipliers({p.name: factor for p, factor in pairs}, [])
             multipliers._pairs = list(zip(blocks, rates, strict=True))
-            multipliers._target, multipliers._optimizer = refer_to(target), optimizer
+            multipliers._target, multipliers._optimizer = refer_to_target(target), optimizer
             multipliers._attach()
     except BaseException:
         if multipliers is not None:  # another rank can't

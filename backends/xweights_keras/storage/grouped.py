@@ -93,7 +93,7 @@ def _whole(storage: JaxGroups) -> Storage:
 
 
 def _edit_compiled(expression: Expression, handles: Sequence[Any], operands: Sequence[Any]) -> Sequence[int]:
-    """Edit small arrays in batches of one shape, where there are enough of it; return the positions of all others."""
+    """Edit arrays of one shape in batches, large ones one by one, if it pays; return the positions of all others."""
     everything = range(len(handles))
     if get_stateless_scope() is not None:
         return everything

@@ -127,9 +127,9 @@ def test_variables_of_two_dtypes_and_a_number_for_all_of_them(compiled: dict[obj
 
 
 def _make_large(monkeypatch: pytest.MonkeyPatch) -> tuple[Stack, dict[str, np.ndarray]]:
-    """Return a layer whose variables are edited by compiled code one by one."""
+    """Return a layer whose large variables are edited by compiled code one by one."""
     if BACKEND != "jax":
-        pytest.skip("only JAX gives a variable another array at each edit")
+        pytest.skip("large variables are edited by compiled code on JAX only")
     groups = importlib.import_module("xweights_keras.storage.grouped")
     monkeypatch.setattr(groups, "ENOUGH_BYTES", 0)
     arrays = {f"w{n}": np.random.default_rng(n).standard_normal((256, 1030), np.float32) for n in range(7)}
